@@ -1,0 +1,1 @@
+"""Microbenchmarks and comparisons: every speed is a ratio against a named baseline in one run."""

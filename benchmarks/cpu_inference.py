@@ -1,0 +1,110 @@
+"""RepLKNet-31B on the CPU: the TorchScript that is served against OpenVINO, ONNX Runtime and eager PyTorch.
+
+    python -m benchmarks.cpu_inference [--arch replknet_31b] [--batches 1,8] [--rounds 10]
+
+One process, the same weights, pixels uint8 in and logits out, all cores. A candidate whose logits differ from eager's is
+not timed. OpenVINO is measured in fp32, as the others are, and as it comes (bf16 where the processor has it).
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ALLOCATOR, interleaved, load_average_warning, versions, write_results
+
+FP32_TOLERANCE = 1e-3  # of the largest logit
+BF16_TOLERANCE = 1e-1
+
+
+def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callable[[Any], Any], float]]:
+    """name -> (pixels -> logits as numpy or Tensor, tolerance)."""
+    import onnxruntime
+    import openvino
+    import torch
+
+    from export.onnx import export_onnx
+    from export.torchscript import ServedBackbone, save_torchscript, trace_backbone
+    from models import ModelConfig, create_model, reparameterize
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    torch.jit.enable_onednn_fusion(True)
+    config = ModelConfig(arch=arch)
+    model = create_model(arch).eval()
+    deploy = reparameterize(model)
+    eager = ServedBackbone(deploy, config.mean, config.std)
+    save_torchscript(trace_backbone(eager, config.image_size), folder / "model.pt")
+    export_onnx(eager, config.image_size, folder / "model.onnx")
+    served = torch.jit.load(str(folder / "model.pt"))
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    latency = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    fp32 = core.compile_model(folder / "model.onnx", "CPU", {**latency, "INFERENCE_PRECISION_HINT": "f32"})
+    default = core.compile_model(folder / "model.onnx", "CPU", latency)
+    return {
+        "eager": (eager, FP32_TOLERANCE),
+        "Widefield TorchScript": (served, FP32_TOLERANCE),
+        "OpenVINO fp32": (lambda pixels: fp32(pixels.numpy())[0], FP32_TOLERANCE),
+        "ONNX Runtime": (lambda pixels: session.run(None, {"pixels": pixels.numpy()})[0], FP32_TOLERANCE),
+        "OpenVINO default precision": (lambda pixels: default(pixels.numpy())[0], BF16_TOLERANCE),
+    }
+
+
+def measure(arch: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
+    import torch
+
+    threads = len(os.sched_getaffinity(0))
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        runners = candidates(arch, Path(folder), threads)
+        for batch in batches:
+            generator = torch.Generator().manual_seed(batch)
+            pixels = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, generator=generator)
+            expected = runners["eager"][0](pixels)
+            for name, (run, tolerance) in runners.items():
+                error = float((torch.as_tensor(run(pixels)) - expected).abs().max() / expected.abs().max())
+                if not error <= tolerance:
+                    raise SystemExit(f"{name} differs from eager by {error:.2g} of the largest logit: no speed reported")
+            calls = {name: (lambda run=run: run(pixels)) for name, (run, _) in runners.items()}
+            timings = interleaved(calls, rounds)
+            baseline = timings["OpenVINO fp32"].median
+            for name, timing in timings.items():
+                ratio = round(timing.median / baseline, 3)
+                rows.append({"batch": batch, "runtime": name, "ms": timing, "ratio_to_openvino_fp32": ratio})
+                print(f"batch {batch:2}  {name:28} {timing.median:8.1f} ms  {ratio:5.2f} x OpenVINO fp32", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="replknet_31b")
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
+        os.environ.update(ALLOCATOR)  # read by the C library at start only
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_inference", *sys.argv[1:]])
+    warning = load_average_warning()
+    rows = measure(options.arch, [int(b) for b in options.batches.split(",")], options.rounds)
+    path = write_results(
+        f"cpu_inference_{options.arch}",
+        arch=options.arch,
+        image_size=224,
+        dtype="fp32",
+        versions=versions("torch", "openvino", "onnxruntime"),
+        environment=ALLOCATOR,
+        warning=warning,
+        rows=rows,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()

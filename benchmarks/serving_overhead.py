@@ -1,0 +1,126 @@
+"""What serving adds: one image at a time over gRPC through the ensemble, against the same work in one process.
+
+    python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
+
+The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with the
+same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready.
+"""
+
+import argparse
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import ALLOCATOR, interleaved, load_average_warning, versions, write_results
+
+IMAGE_SIZE = 224
+CROP_PCT = 0.875
+JPEG_BYTES = 120_000
+
+
+def photograph() -> bytes:
+    """A JPEG of about 120 kB: one of scikit-learn's photographs, enlarged."""
+    from PIL import Image
+
+    from export.parity import sample_photographs
+
+    image = Image.open(sample_photographs()[0]).convert("RGB").resize((960, 640))
+    best = b""
+    for quality in range(50, 96):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if abs(len(buffer.getvalue()) - JPEG_BYTES) < abs(len(best) - JPEG_BYTES):
+            best = buffer.getvalue()
+    return best
+
+
+def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
+    """Encoded bytes -> probabilities with no server between the steps."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.jit.enable_onednn_fusion(True)
+    preprocess = load_step(repository / "preprocess/1/model.py")
+    settings = preprocess.Settings(image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic")
+    (model,) = (repository / "backbone").glob("*/model.pt")
+    backbone = torch.jit.load(str(model))
+
+    def run(data: bytes) -> Any:
+        with torch.inference_mode():
+            return backbone(torch.from_numpy(preprocess.preprocess(data, settings).copy()).unsqueeze(0)).softmax(1)
+
+    return run
+
+
+def load_step(path: Path) -> Any:
+    """The preprocess step as a module, outside tritonserver."""
+    sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
+    spec = importlib.util.spec_from_file_location("preprocess_step", path)
+    assert spec is not None and spec.loader is not None
+    sys.modules["preprocess_step"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
+    from client import Classifier
+    from export.build import BuildOptions, build
+    from server import TritonServer
+
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository, threads=threads))
+        bare = bare_pipeline(repository, threads)
+        started = time.perf_counter()
+        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+            ready = time.perf_counter() - started
+            with Classifier(server.grpc_url) as grpc, Classifier(server.http_url, protocol="http") as http:
+                timings = interleaved(
+                    {
+                        "bare": lambda: bare(jpeg),
+                        "gRPC": lambda: grpc.classify(jpeg, top=5),
+                        "HTTP": lambda: http.classify(jpeg, top=5),
+                    },
+                    rounds,
+                    burst=11,
+                )
+    added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ("gRPC", "HTTP")}
+    ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
+    print(f"{arch}: bare {timings['bare'].median:.2f} ms, gRPC {added['gRPC']:+.2f} ms ({ratio:.3f}x), HTTP {added['HTTP']:+.2f} ms")
+    print(f"{arch}: ready in {ready:.1f} s", flush=True)
+    return {"arch": arch, "timings": timings, "added_ms": added, "grpc_ratio": ratio, "seconds_to_ready": round(ready, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", default="replknet_nano,replknet_31b")
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
+        os.environ.update(ALLOCATOR)  # what the server gives its own processes
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.serving_overhead", *sys.argv[1:]])
+    warning = load_average_warning()
+    threads = len(os.sched_getaffinity(0))
+    jpeg = photograph()
+    rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs.split(",")]
+    path = write_results(
+        "serving_overhead",
+        image=f"JPEG 960x640, {len(jpeg)} bytes",
+        image_size=IMAGE_SIZE,
+        threads=threads,
+        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
+        warning=warning,
+        rows=rows,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()

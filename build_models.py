@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Checkpoint -> model_repository/ for NVIDIA Triton Inference Server.
+
+    python build_models.py --weights runs/digits-nano
+    python build_models.py --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth --labels imagenet.txt
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from export.build import FORMATS, BuildOptions, build
+from export.torchscript import PRECISIONS
+
+
+def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", help="replknet_31b, _31l, _xl, _small or _nano; read from a checkpoint folder's config.json")
+    parser.add_argument("--weights", type=Path, help="checkpoint folder, .safetensors or .pth")
+    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
+    parser.add_argument("--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)")
+    parser.add_argument("--output", type=Path, default=Path("model_repository"))
+    parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
+    parser.add_argument("--version", type=int, help="version number (default: the next)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the backbone (default: all cores)")
+    parser.add_argument("--parity-images", type=Path, help="folder of images (default: scikit-learn's photographs)")
+    values = vars(parser.parse_args(arguments))
+    values["formats"] = tuple(part.strip() for part in values.pop("format").split(",") if part.strip())
+    return BuildOptions(**values)
+
+
+def main() -> int:
+    try:
+        report = build(parse_arguments())
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"build_models: {error}", file=sys.stderr)
+        return 1
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

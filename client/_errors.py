@@ -1,0 +1,99 @@
+"""Everything that can go wrong with a request, as one tree.
+
+ClassifierError
+├── InvalidImageError        the picture: missing, empty, of a wrong type or size, or the server cannot decode it
+├── ModelNotFoundError       the server has no model of that name
+├── ServerUnavailableError   no connection, or the server is not ready
+├── QueueFullError           the server refuses more work for now: try again later, or send fewer at a time
+├── DeadlineExceededError    no answer within the timeout
+├── InferenceError           the server failed on a good request; its log says why
+└── ProtocolError            the other side is no classifier that this client understands
+
+A wrong argument (a URL that is none, ``top=0``) is a `ValueError`; a closed `Classifier` raises `RuntimeError`.
+"""
+
+import re
+
+
+class ClassifierError(Exception):
+    """Base of all. `image` names the picture, where one is to blame or was being sent; None otherwise."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.image: str | None = None
+
+    @property
+    def message(self) -> str:
+        """What is wrong and what to do, without the picture's name."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return self.message if self.image is None else f"{self.image}: {self.message}"
+
+
+class InvalidImageError(ClassifierError):
+    pass
+
+
+class ModelNotFoundError(ClassifierError):
+    pass
+
+
+class ServerUnavailableError(ClassifierError):
+    pass
+
+
+class QueueFullError(ClassifierError):
+    pass
+
+
+class DeadlineExceededError(ClassifierError):
+    pass
+
+
+class InferenceError(ClassifierError):
+    pass
+
+
+class ProtocolError(ClassifierError):
+    pass
+
+
+# tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
+_MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|unable to parse|missing )", re.IGNORECASE)
+_NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
+
+
+def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:
+    """The typed error for a gRPC status name (``"NOT_FOUND"``) and the server's words."""
+    details = shorten(_NOISE.sub("", details))
+    kind, message = _classify(status, details, model, timeout)
+    return kind(f"{message} [{model} at {url}]")
+
+
+def shorten(words: str, limit: int = 300) -> str:
+    """The first line of what the other side says, which may hold a traceback or an image."""
+    line = words.strip().partition("\n")[0]
+    return line if len(line) <= limit else f"{line[:limit]}..."
+
+
+def _classify(status: str, details: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
+    lower = details.lower()
+    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and "timeout expired" in lower):
+        return DeadlineExceededError, f"no answer within {timeout:g} s: raise the timeout or send fewer at a time"
+    if "maximum queue size" in lower:
+        return QueueFullError, "the server's queue is full: try again later or send fewer at a time"
+    if status == "RESOURCE_EXHAUSTED" and "larger than max" in lower:
+        return InvalidImageError, f"the server takes no request that large ({details}): send a smaller file"
+    if status == "RESOURCE_EXHAUSTED":
+        return QueueFullError, f"the server is overloaded ({details}): try again later"
+    if status in ("UNAVAILABLE", "CANCELLED"):
+        remedy = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
+        return ServerUnavailableError, f"the server cannot be reached or is not ready ({details}): {remedy}"
+    if status == "NOT_FOUND" and "unknown model" in lower:
+        return ModelNotFoundError, f"the server has no model {model!r}: check the name, or the server's repository"
+    if status == "INVALID_ARGUMENT" and not _MISFIT.match(details):
+        return InvalidImageError, f"the server refuses the image: {details}"
+    if status in ("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS"):
+        return InferenceError, f"the server failed ({details}): its log says why"
+    return ProtocolError, f"the server refuses the request, {status} ({details}): check the address and the model"

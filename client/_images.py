@@ -1,0 +1,98 @@
+"""Whatever a caller calls an image -> encoded bytes, checked as far as can be without decoding."""
+
+import io
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from client._errors import InvalidImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Image"
+
+MAX_BYTES = 2**31 - 2**20  # a protobuf message ends at 2 GiB
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+def describe(image: Any) -> str:
+    """A name for messages."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return f"<{len(image)} bytes>"
+    if isinstance(image, np.ndarray):
+        return f"<array {image.dtype} {list(image.shape)}>"
+    if _is_pil(image):
+        return f"<PIL image {image.mode} {image.width} x {image.height}>"
+    return f"<{type(image).__name__}>"
+
+
+def encode(image: Any) -> bytes:
+    """Files and bytes as they are; a PIL image or an array as PNG, which loses nothing. Raises `InvalidImageError`."""
+    if isinstance(image, (str, os.PathLike)):
+        data = _read(Path(image))
+    elif isinstance(image, (bytes, bytearray, memoryview)):
+        data = bytes(image)
+    elif isinstance(image, np.ndarray):
+        data = _encode_array(image)
+    elif _is_pil(image):
+        data = _encode_pil(image)
+    else:
+        raise InvalidImageError(f"{type(image).__name__} is no image: give a path, bytes, a PIL image or a uint8 array")
+    if not data:
+        raise InvalidImageError("the image is empty (0 bytes)")
+    return data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise InvalidImageError("this is a folder: give its files one by one")
+        if path.exists() and not path.is_file():
+            raise InvalidImageError("this is not a regular file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise InvalidImageError(f"the file is {size} bytes, the limit is {MAX_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidImageError("no such file: check the path") from None
+    except (OSError, ValueError) as error:  # no permission, a null byte in the name
+        raise InvalidImageError(f"the file cannot be read ({error})") from error
+
+
+def _encode_array(array: np.ndarray) -> bytes:
+    if array.dtype != np.uint8:
+        raise InvalidImageError(f"the array is {array.dtype}: give uint8, 0 to 255")
+    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        hint = "; this looks like [3,H,W], transpose it" if array.ndim == 3 and array.shape[0] == 3 else ""
+        raise InvalidImageError(f"the array's shape is {list(array.shape)}: give [H,W,3], RGB{hint}")
+    return _encode_pil(_pillow().fromarray(np.ascontiguousarray(array)))
+
+
+def _encode_pil(image: Any) -> bytes:
+    try:
+        exif = image.getexif()  # its orientation: the answer is the same as for the file
+        if image.mode not in PNG_MODES:
+            image = image.convert("RGB")
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=1, exif=exif)
+        return buffer.getvalue()
+    except (OSError, SyntaxError, ValueError) as error:  # decoded only now, and the file is damaged or closed
+        raise InvalidImageError(f"the PIL image cannot be encoded ({error})") from error
+
+
+def _is_pil(image: Any) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # not imported: then nothing is a PIL image
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError:
+        raise InvalidImageError("an array is encoded with Pillow: pip install pillow, or give encoded bytes") from None
+    return PIL.Image

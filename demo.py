@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""The whole path on real handwritten digits: train, build, serve, classify, look. `make demo`, `make serve`."""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from client import Classifier, Prediction
+from server import ServerError, TritonServer
+
+CHECKPOINT = Path("runs/digits-nano")
+REPOSITORY = Path("model_repository")
+HELD_OUT = Path("data/digits/val")
+PICTURE = Path("runs/demo.png")
+THREADS = "2"  # said, so that the tracked config is the same on every machine
+
+console = Console()
+
+
+def train(checkpoint: Path = CHECKPOINT) -> None:
+    """Fine-tune the nano model on the digits, unless it is there."""
+    if (checkpoint / "model.safetensors").exists() and HELD_OUT.is_dir():
+        console.print(f"[dim]{checkpoint} is trained; remove it to train again[/]")
+        return
+    subprocess.run(
+        [sys.executable, "-m", "training.finetune", "--preset", "digits", "--output", str(checkpoint)], check=True
+    )
+
+
+def build(checkpoint: Path = CHECKPOINT, repository: Path = REPOSITORY) -> None:
+    """Write the model repository, unless it holds this checkpoint."""
+    if is_built(checkpoint, repository):
+        console.print(f"[dim]{repository} holds this checkpoint[/]")
+        return
+    command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(repository)]
+    subprocess.run([*command, "--threads", THREADS, "--parity-images", str(HELD_OUT)], check=True)
+
+
+def is_built(checkpoint: Path, repository: Path) -> bool:
+    versions = sorted((repository / "backbone").glob("[0-9]*/build.json"), key=lambda p: int(p.parent.name))
+    if not versions or not (versions[-1].parent / "model.pt").exists() or not (repository / "softmax/1/model.pt").exists():
+        return False
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    return json.loads(versions[-1].read_text())["weights_sha256"] == weights
+
+
+def held_out_images() -> list[tuple[Path, str]]:
+    """(file, true label) of every image that training did not see."""
+    return [(path, path.parent.name) for path in sorted(HELD_OUT.glob("*/*.png"))]
+
+
+def classify(server: TritonServer, protocol: str, paths: list[Path]) -> tuple[list[list[Prediction]], float]:
+    """Top-3 answers in order, and the seconds they took."""
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    with Classifier(url, protocol=protocol) as classifier:
+        started = time.perf_counter()
+        answers = [classifier.classify(path, top=3) for path in paths]
+        return answers, time.perf_counter() - started
+
+
+def show(images: list[tuple[Path, str]], answers: list[list[Prediction]], title: str) -> None:
+    table = Table("image", "truth", "1st", "2nd", "3rd", title=title)
+    for (path, truth), top in zip(images, answers, strict=True):
+        cells = [f"{p.label}  {p.probability:6.1%}" for p in top]
+        cells[0] = f"[{'green' if top[0].label == truth else 'red'}]{cells[0]}[/]"
+        table.add_row(str(path), truth, *cells)
+    console.print(table)
+
+
+def demo() -> int:
+    images = held_out_images()
+    paths = [path for path, _ in images]
+    shown = range(0, len(images), len(images) // 6)
+    results = {}
+    with TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=Path("runs/server.log")) as server:
+        console.print(f"tritonserver is ready: gRPC {server.grpc_url}, HTTP {server.http_url}")
+        for protocol in ("grpc", "http"):
+            answers, seconds = classify(server, protocol, paths)
+            correct = sum(top[0].label == truth for top, (_, truth) in zip(answers, images, strict=True))
+            results[protocol] = (answers, correct / len(images))
+            show([images[i] for i in shown], [answers[i] for i in shown], f"held-out digits over {protocol}")
+            console.print(
+                f"{protocol}: {correct} of {len(images)} held-out images right, [bold]{correct / len(images):.2%}[/]; "
+                f"{1000 * seconds / len(images):.1f} ms an image, one at a time\n"
+            )
+    answers, accuracy = results["grpc"]
+    same = answers == results["http"][0]
+    console.print("gRPC and HTTP gave the same answers" if same else "[red]gRPC and HTTP gave different answers[/]")
+    draw(images, answers)
+    console.print(f"look at {PICTURE}")
+    if accuracy < 0.97:
+        console.print(f"[red]served accuracy {accuracy:.2%} is below 97 %[/]")
+    return 0 if same and accuracy >= 0.97 else 1
+
+
+def draw(images: list[tuple[Path, str]], answers: list[list[Prediction]]) -> None:
+    """Every wrong answer and a spread of right ones, each with its three probabilities."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    wrong = [i for i, (_, truth) in enumerate(images) if answers[i][0].label != truth][:6]
+    right = [i for i in range(0, len(images), max(1, len(images) // 24)) if i not in wrong][: 24 - len(wrong)]
+    figure, grid = plt.subplots(4, 12, figsize=(15, 6.4), width_ratios=[1, 1.1] * 6)
+    for axes in grid.flat:
+        axes.axis("off")
+    for cell, index in enumerate(wrong + right):
+        picture, bars = grid[cell // 6][cell % 6 * 2], grid[cell // 6][cell % 6 * 2 + 1]
+        path, truth = images[index]
+        colour = "tab:green" if answers[index][0].label == truth else "tab:red"
+        picture.imshow(Image.open(path), cmap="gray_r", interpolation="nearest")
+        picture.set_title(f"truth {truth}", fontsize=9)
+        labels = [p.label for p in answers[index]]
+        bars.axis("on")
+        bars.barh(labels, [p.probability for p in answers[index]], color=[colour, "lightgray", "lightgray"])
+        bars.set(xlim=(0, 1.28), xticks=[])
+        bars.invert_yaxis()
+        bars.spines[["top", "right", "bottom"]].set_visible(False)
+        bars.tick_params(length=0, labelsize=9)
+        for row, prediction in enumerate(answers[index]):
+            bars.text(prediction.probability + 0.03, row, f"{prediction.probability:.0%}", va="center", fontsize=8)
+    correct = sum(answers[i][0].label == truth for i, (_, truth) in enumerate(images))
+    figure.suptitle(f"Held-out digits, answered by tritonserver: {correct} of {len(images)} right ({len(wrong)} wrong first)")
+    figure.tight_layout()
+    PICTURE.parent.mkdir(exist_ok=True)
+    figure.savefig(PICTURE, dpi=90)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="stay in the foreground until Ctrl-C; other options go to the server")
+    options, for_server = parser.parse_known_args()
+    os.chdir(Path(__file__).parent)
+    try:
+        train()
+        build()
+        if options.serve:
+            command = [sys.executable, "-m", "server", "--model-repository", str(REPOSITORY), *for_server]
+            os.execv(sys.executable, command)
+        return demo()
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # the step has said why
+    except ServerError as error:
+        console.print(f"[red]demo:[/] {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

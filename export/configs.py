@@ -1,0 +1,131 @@
+"""config.pbtxt of every model in the repository, written through tritonserver's own message definition."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+MAX_BATCH_SIZE = 16
+PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
+WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver reads a string tensor
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """What the four configs must agree on. Sizes in pixels."""
+
+    image_size: int
+    resize_size: int
+    interpolation: str
+    num_classes: int
+    threads: int
+    backbone_backend: str = "pytorch"
+    max_file_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 89_478_485  # Pillow's own bound: 256 MiB of RGB
+
+
+def _tensor(name: str, data_type: str, dims: list[int]) -> dict[str, Any]:
+    return {"name": name, "data_type": f"TYPE_{data_type}", "dims": dims}
+
+
+def _parameters(values: dict[str, object]) -> dict[str, Any]:
+    return {key: {"string_value": str(value)} for key, value in values.items()}
+
+
+def _warmup(inputs: dict[str, dict[str, Any]], batch_sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [{"name": f"batch_{size}", "batch_size": size, "inputs": inputs} for size in batch_sizes]
+
+
+def preprocess_config(spec: ServingSpec) -> str:
+    image = {"data_type": "TYPE_STRING", "dims": [1], "input_data_file": WARMUP_IMAGE}
+    return _text(
+        name="preprocess",
+        backend="python",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[_tensor("image", "STRING", [1])],
+        output=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
+        instance_group=[{"kind": "KIND_CPU", "count": PREPROCESS_INSTANCES}],
+        parameters=_parameters(
+            {
+                "image_size": spec.image_size,
+                "resize_size": spec.resize_size,
+                "interpolation": spec.interpolation,
+                "max_file_bytes": spec.max_file_bytes,
+                "max_pixels": spec.max_pixels,
+            }
+        ),
+        model_warmup=_warmup({"image": image}, (1,)),
+    )
+
+
+def backbone_config(spec: ServingSpec) -> str:
+    pixels = {"data_type": "TYPE_UINT8", "dims": [spec.image_size, spec.image_size, 3], "random_data": True}
+    return _text(
+        name="backbone",
+        backend=spec.backbone_backend,
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
+        output=[_tensor("logits", "FP32", [spec.num_classes])],
+        dynamic_batching={},
+        parameters=_libtorch_parameters(spec, spec.threads),
+        model_warmup=_warmup({"pixels": pixels}, (1, 2)),
+    )
+
+
+def softmax_config(spec: ServingSpec) -> str:
+    logits = {"data_type": "TYPE_FP32", "dims": [spec.num_classes], "random_data": True}
+    return _text(
+        name="softmax",
+        backend="pytorch",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[_tensor("logits", "FP32", [spec.num_classes])],
+        output=[_tensor("probabilities", "FP32", [spec.num_classes])],
+        instance_group=[{"kind": "KIND_CPU", "count": 1}],
+        parameters=_libtorch_parameters(spec, 1),
+        model_warmup=_warmup({"logits": logits}, (1, 2)),
+    )
+
+
+def classifier_config(spec: ServingSpec) -> str:
+    def step(model: str, source: dict[str, str], result: dict[str, str]) -> dict[str, Any]:
+        return {"model_name": model, "model_version": -1, "input_map": source, "output_map": result}
+
+    return _text(
+        name="classifier",
+        platform="ensemble",
+        max_batch_size=MAX_BATCH_SIZE,
+        input=[_tensor("image", "STRING", [1])],
+        output=[{**_tensor("probabilities", "FP32", [spec.num_classes]), "label_filename": "labels.txt"}],
+        ensemble_scheduling={
+            "step": [
+                step("preprocess", {"image": "image"}, {"pixels": "pixels"}),
+                step("backbone", {"pixels": "pixels"}, {"logits": "logits"}),
+                step("softmax", {"logits": "logits"}, {"probabilities": "probabilities"}),
+            ]
+        },
+    )
+
+
+CONFIGS = {
+    "preprocess": preprocess_config,
+    "backbone": backbone_config,
+    "softmax": softmax_config,
+    "classifier": classifier_config,
+}
+
+
+def interface(config: str) -> tuple[str, str, str]:
+    """Backend, inputs and outputs of a config.pbtxt: what every version of one model must share."""
+    message = text_format.Parse(config, model_config_pb2.ModelConfig())
+    return message.backend, str(message.input), str(message.output)
+
+
+def _libtorch_parameters(spec: ServingSpec, threads: int) -> dict[str, Any]:
+    """Thread counts are one for the whole server process and the first model's win: always said."""
+    return _parameters({"INFERENCE_MODE": "true", "INTRA_OP_THREAD_COUNT": threads, "INTER_OP_THREAD_COUNT": 1})
+
+
+def _text(**fields: Any) -> str:
+    config = json_format.ParseDict(fields, model_config_pb2.ModelConfig())
+    return text_format.MessageToString(config)

@@ -1,0 +1,63 @@
+"""The same backbone as ONNX: standard operators only, dynamic batch."""
+
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.torchscript import ServedBackbone
+
+OPSET = 18
+
+
+def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
+    """Write pixels [batch,S,S,3] uint8 -> logits [batch,classes] float32, checked by onnx.checker.
+
+    Raises `ValueError` for bf16 (ONNX Runtime's CPU provider has no bf16 convolution) and `RuntimeError` when an
+    operator outside the ONNX standard is left in the graph.
+    """
+    import onnx
+
+    if backbone.dtype == torch.bfloat16:
+        raise ValueError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            backbone,
+            (pixels,),
+            str(path),
+            input_names=["pixels"],
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            custom_translation_table={torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"} | {function.name for function in model.functions}
+    if foreign:
+        raise RuntimeError(f"{path}: operators outside the ONNX standard: {', '.join(sorted(foreign))}")
+
+
+def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
+    """widefield::depthwise_conv2d in ONNX's terms: Conv with a group a channel, then the activation."""
+    from onnxscript import opset18 as op
+
+    channels, _, kernel_height, kernel_width = weight.shape
+    pads = [kernel_height // 2, kernel_width // 2] * 2
+    output = op.Conv(input, weight, bias, group=int(channels), pads=pads)
+    if activation == "relu":
+        return op.Relu(output)
+    if activation == "gelu":
+        half, one, root = (op.CastLike(op.Constant(value_float=v), output) for v in (0.5, 1.0, math.sqrt(0.5)))
+        return op.Mul(op.Mul(output, half), op.Add(op.Erf(op.Mul(output, root)), one))
+    return output

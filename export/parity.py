@@ -1,0 +1,80 @@
+"""An exported graph must answer as the eager model does, on real photographs; a build that does not is refused."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+# The largest |logit difference| allowed, relative to the largest |logit|; half precisions keep 11 and 8 bits.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+class ParityError(RuntimeError):
+    """An exported graph and the eager model disagree."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was compared and how far apart it was."""
+
+    name: str
+    images: int
+    largest_difference: float
+    tolerance: float
+
+
+def sample_photographs() -> list[Path]:
+    """The photographs that scikit-learn's package carries, found without importing it."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("no images to check parity on: name a folder with --parity-images, or pip install scikit-learn")
+    return sorted((Path(spec.origin).parent / "datasets" / "images").glob("*.jpg"))
+
+
+def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
+    """Crops of real images, [count,S,S,3] uint8: from `folder`, or from scikit-learn's photographs."""
+    if folder is None:
+        paths = sample_photographs()
+    else:
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    paths = [paths[i * len(paths) // count] for i in range(count)] if len(paths) >= count else paths
+    crops = []
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        with Image.open(paths[index % len(paths)]) as opened:
+            image = opened.convert("RGB")
+        side = int(min(image.size) * generator.uniform(0.6, 1.0)) or 1
+        left = int(generator.integers(0, image.width - side + 1))
+        top = int(generator.integers(0, image.height - side + 1))
+        crop = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        crops.append(np.asarray(crop))
+    return torch.from_numpy(np.stack(crops))
+
+
+@torch.inference_mode()
+def check_parity(
+    name: str, reference: Callable[[Tensor], Tensor], candidate: Callable[[Tensor], Tensor], pixels: Tensor, precision: str
+) -> Parity:
+    """Compare logits at batch 1 and at the whole batch.
+
+    Raises `ParityError` naming the difference when it exceeds the tolerance of `precision`, or is not a number.
+    """
+    largest = 0.0
+    for batch in (pixels[:1], pixels):
+        expected = reference(batch).double()
+        difference = (candidate(batch).double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
+        if not difference <= TOLERANCE[precision]:  # also true of NaN
+            raise ParityError(
+                f"{name} differs from the eager model by {difference:.3g} of the largest logit at batch {len(batch)} "
+                f"(allowed in {precision}: {TOLERANCE[precision]:g}); the repository was left as it was"
+            )
+        largest = max(largest, float(difference))
+    return Parity(name, len(pixels), largest, TOLERANCE[precision])

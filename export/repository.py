@@ -1,0 +1,131 @@
+"""Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
+
+import ctypes
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from export.configs import CONFIGS, WARMUP_IMAGE, ServingSpec, interface
+from export.torchscript import save_torchscript, script_softmax
+
+PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1" / "model.py"
+KEPT_VERSIONS = 3
+
+
+class RepositoryError(RuntimeError):
+    """The repository could not be written; the one that was there is unchanged."""
+
+
+def write_repository(
+    output: Path,
+    spec: ServingSpec,
+    labels: list[str],
+    write_backbone: Callable[[Path], dict[str, Any]],
+    warmup_image: bytes,
+    version: int | None = None,
+) -> int:
+    """Add a backbone version to `output` and return its number; on any error `output` is as it was.
+
+    `write_backbone(folder)` writes the version's files and returns what build.json records. Earlier versions stay
+    (the newest three) while the input size and the classes are the same; otherwise they could not be served.
+    """
+    if len(labels) != spec.num_classes:
+        raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line a class is needed")
+    for index, label in enumerate(labels):
+        if not label.strip() or "\n" in label:
+            raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
+    with _moved_in_whole(output) as stage:
+        versions = _kept_versions(stage, spec, labels)
+        number = version or max(versions, default=0) + 1
+        if number in versions:
+            raise RepositoryError(f"{output}/backbone has a version {number} already: choose another --version or none")
+        folder = stage / "backbone" / str(number)
+        folder.mkdir(parents=True)
+        record = write_backbone(folder)
+        (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+        for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
+            shutil.rmtree(stage / "backbone" / str(stale))
+        _write_constant_parts(stage, spec, labels, warmup_image)
+    return number
+
+
+def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], warmup_image: bytes) -> None:
+    for name, config in CONFIGS.items():
+        (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
+        _replace(stage / name / "config.pbtxt", config(spec).encode())
+    _replace(stage / "classifier" / "labels.txt", ("\n".join(labels) + "\n").encode())
+    _replace(stage / "classifier" / "1" / ".gitkeep", b"")  # an ensemble needs a version folder, and it is empty
+    _replace(stage / "preprocess" / "1" / "model.py", PREPROCESS_SOURCE.read_bytes())
+    warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
+    warmup.parent.mkdir(exist_ok=True)
+    _replace(warmup, struct.pack("<I", len(warmup_image)) + warmup_image)  # a string element: its length, its bytes
+    softmax = stage / "softmax" / "1" / "model.pt"
+    softmax.unlink(missing_ok=True)  # a hard link to the repository in use: never written through
+    save_torchscript(script_softmax(), softmax)
+
+
+def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> list[int]:
+    """The versions that the new configs can still serve; the others are removed."""
+    backbone = stage / "backbone"
+    versions = sorted(int(p.name) for p in backbone.glob("[0-9]*") if p.is_dir()) if backbone.is_dir() else []
+    config = backbone / "config.pbtxt"
+    labels_file = stage / "classifier" / "labels.txt"
+    same = (
+        config.exists()
+        and labels_file.exists()
+        and interface(config.read_text()) == interface(CONFIGS["backbone"](spec))
+        and labels_file.read_text() == "\n".join(labels) + "\n"
+    )
+    if not same:
+        for stale in versions:
+            shutil.rmtree(backbone / str(stale))
+        return []
+    return versions
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a new file in the place of a hard link, never through it."""
+    if path.exists():
+        if path.read_bytes() == content:
+            return
+        path.unlink()
+    path.write_bytes(content)
+
+
+@contextmanager
+def _moved_in_whole(output: Path) -> Iterator[Path]:
+    """A staging folder beside `output`, holding hard links to what is there, exchanged with it at the end."""
+    output = output.resolve()
+    if output.exists() and not output.is_dir():
+        raise RepositoryError(f"{output} is a file: --output names a folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
+    stage.chmod(0o755)
+    try:
+        if output.exists():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)
+        yield stage
+        if output.exists():
+            _exchange(stage, output)
+        else:
+            stage.rename(output)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two folders in one step of the file system (renameat2, RENAME_EXCHANGE)."""
+    at_cwd, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) != 0:
+        code = ctypes.get_errno()
+        raise RepositoryError(
+            f"cannot move the new repository to {b}: {os.strerror(code)}. Is it a mount point? Build beside it and copy."
+        )

@@ -1,0 +1,65 @@
+"""A re-parameterised model as a TorchScript file that any libtorch >= 2.10 with the native library loads."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class ServedBackbone(nn.Module):
+    """Pixels [B,S,S,3] uint8 (RGB) -> logits [B,classes] float32; normalisation is inside.
+
+    The pixels' HWC order, permuted, is channels_last without a copy: the layout that the convolutions want.
+    """
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float], precision: str = "fp32") -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
+        self.dtype = PRECISIONS[precision]
+        self.model = model.eval().to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
+        shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("shift", shift.to(torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32)  # [B,3,S,S], channels_last
+        images = torch.addcmul(self.shift, images, self.scale).to(self.dtype)
+        return self.model(images).to(torch.float32)  # [B,classes]
+
+
+def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.ScriptModule:
+    """Traced and frozen: weights are constants, which oneDNN's graph fusion needs to pack them once.
+
+    Raises `RuntimeError` when the trace depends on the batch size it was made with.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
+    with torch.inference_mode(), torch.jit.optimized_execution(False):
+        traced = torch.jit.trace(backbone, pixels, check_trace=False)
+        traced = torch.jit.freeze(traced)
+        for batch in (1, 3):
+            sample = pixels[:1].expand(batch, -1, -1, -1).contiguous()
+            logits = traced(sample)
+            if logits.shape[0] != batch:
+                raise RuntimeError(f"the trace bakes in a batch size: {batch} images gave logits {list(logits.shape)}")
+    return traced
+
+
+def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    traced.save(str(path))
+
+
+class Softmax(nn.Module):
+    """Logits [B,classes] -> probabilities [B,classes], float32."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.softmax(logits, dim=1)
+
+
+def script_softmax() -> torch.jit.ScriptModule:
+    return torch.jit.freeze(torch.jit.script(Softmax().eval()))

@@ -1,0 +1,6 @@
+"""The operations that Widefield exists for. Importing this package registers `torch.ops.widefield`."""
+
+from kernels.depthwise_conv2d import depthwise_conv2d
+from kernels.native import native_library
+
+__all__ = ["depthwise_conv2d", "native_library"]

@@ -1,0 +1,5 @@
+"""Depthwise convolution with a large kernel, stride 1, "same" zero padding; bias and activation fused."""
+
+from kernels.depthwise_conv2d.op import depthwise_conv2d
+
+__all__ = ["depthwise_conv2d"]

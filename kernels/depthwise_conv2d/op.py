@@ -1,0 +1,143 @@
+"""widefield::depthwise_conv2d: its schema, checks, dispatch and gradients."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.native import load_native_library
+
+SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
+NAME = "widefield::depthwise_conv2d"
+ACTIVATIONS = ("none", "relu", "gelu")
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+_library = torch.library.Library("widefield", "FRAGMENT")
+
+
+def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """Depthwise convolution, stride 1, zero padding Kh//2 and Kw//2, then bias and activation.
+
+    Args:
+        input: [N,C,H,W], contiguous or channels_last (anything else is copied); float32, float16, bfloat16, float64.
+        weight: [C,1,Kh,Kw] of the input's dtype and device, Kh and Kw odd.
+        bias: [C] or None.
+        activation: "none", "relu" or "gelu" (the exact one, by erf).
+
+    Returns:
+        [N,C,H,W], the input's dtype and memory format. Sums are accumulated in float32 (float64 for float64).
+        Under autocast the arguments are cast as convolution's are.
+
+    Raises:
+        ValueError: naming the argument, its value and what is expected.
+    """
+    device = input.device.type
+    if input.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    check_arguments(input, weight, bias, activation)
+    return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
+
+
+def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+    """Raises `ValueError` for what the operation is not defined on."""
+    if input.dim() != 4:
+        raise ValueError(f"input has shape {list(input.shape)}: [N,C,H,W] is expected")
+    channels = input.shape[1]
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(f"weight has shape {list(weight.shape)}: [{channels},1,Kh,Kw] is expected")
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f"the kernel is {weight.shape[2]} x {weight.shape[3]}: both sides must be odd")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias has shape {list(bias.shape)}: [{channels}] is expected")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    for name, other in (("weight", weight), ("bias", bias)):
+        if other is not None and (other.dtype != input.dtype or other.device != input.device):
+            raise ValueError(f"{name} is {other.dtype} on {other.device}, input is {input.dtype} on {input.device}")
+    if not input.dtype.is_floating_point:
+        raise ValueError(f"input is {input.dtype}: a floating-point type is expected")
+
+
+def dense(input: Tensor) -> Tensor:
+    """The input itself where it is contiguous or channels_last, else a contiguous copy."""
+    if input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last):
+        return input
+    return input.contiguous()
+
+
+def _activate(output: Tensor, activation: str) -> Tensor:
+    return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
+
+
+def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
+
+
+def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """oneDNN's channels_last path, whatever the layout: in NCHW it is 40 times slower."""
+    source = dense(input)
+    output = _activate(_convolution(source.contiguous(memory_format=torch.channels_last), weight, bias), activation)
+    return torch.empty_like(source).copy_(output) if output.stride() != source.stride() else output
+
+
+def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    source = dense(input)
+    if source.dtype not in TRITON_DTYPES:
+        return _activate(_convolution(source, weight, bias), activation)
+    from kernels.depthwise_conv2d.kernel import launch
+
+    output = torch.empty_like(source)
+    if output.numel():
+        with torch.cuda.device(source.device):
+            bias = None if bias is None else bias.contiguous()
+            launch(source, weight.contiguous(), bias, output, activation)
+    return output
+
+
+def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    check_arguments(input, weight, bias, activation)
+    return torch.empty_like(dense(input))
+
+
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    input, weight, bias, activation = inputs
+    # ReLU's gradient is in the sign of the output; GELU's needs its argument, which backward computes anew.
+    kept = output if activation == "relu" else bias
+    ctx.save_for_backward(input, weight, kept)
+    ctx.activation, ctx.has_bias = activation, bias is not None  # type: ignore[attr-defined]
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, kept = ctx.saved_tensors  # type: ignore[attr-defined]
+    activation, has_bias = ctx.activation, ctx.has_bias  # type: ignore[attr-defined]
+    if activation == "relu":
+        grad = torch.where(kept > 0, grad, 0)
+    elif activation == "gelu":
+        before = torch.ops.widefield.depthwise_conv2d(input, weight, kept, "none")
+        grad = torch.ops.aten.gelu_backward(grad, before)
+    if input.device.type == "cpu":  # the fast path needs both in channels_last
+        input, grad = (t.contiguous(memory_format=torch.channels_last) for t in (input, grad))
+    channels, _, kernel_height, kernel_width = weight.shape
+    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], has_bias and ctx.needs_input_grad[2]]  # type: ignore[attr-defined]
+    padding = [kernel_height // 2, kernel_width // 2]
+    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad, input, weight, [channels], [1, 1], padding, [1, 1], False, [0, 0], channels, needed
+    )
+    return grad_input, grad_weight, grad_bias, None
+
+
+def _register() -> None:
+    """The native library, where it is loaded, brings the schema and the CPU; on CUDA Python compiles just in time."""
+    if not load_native_library():
+        _library.define(SCHEMA)
+        _library.impl("depthwise_conv2d", _cpu, "CPU")
+        _library.impl("depthwise_conv2d", _cuda, "CUDA")
+    else:
+        _library.impl("depthwise_conv2d", _cuda, "CUDA", allow_override=True)
+    torch.library.register_fake(NAME, _fake)
+    torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
+
+
+_register()

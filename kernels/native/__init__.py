@@ -1,0 +1,29 @@
+"""The library that carries the operations into processes without Python: found, and loaded, here."""
+
+import os
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).parent / "lib" / "libwidefield.so"
+
+
+def native_library() -> Path | None:
+    """Where the built library lies: $WIDEFIELD_LIBRARY, else kernels/native/lib; None when it is not built."""
+    path = Path(os.environ.get("WIDEFIELD_LIBRARY") or LIBRARY)
+    return path if path.is_file() else None
+
+
+def load_native_library() -> bool:
+    """Load it unless it is not built or WIDEFIELD_NATIVE=0. True when its operators are registered.
+
+    Raises `RuntimeError` when it was built for another PyTorch.
+    """
+    path = native_library()
+    if path is None or os.environ.get("WIDEFIELD_NATIVE") == "0":
+        return False
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} does not load into PyTorch {torch.__version__}: build it anew, make native") from error
+    return True

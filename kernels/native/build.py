@@ -1,0 +1,127 @@
+"""Builds kernels/native/lib/libwidefield.so with g++ alone: `python -m kernels.native.build`.
+
+No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only, and says so. Run by its path it does not
+import PyTorch unless there is something to build, nor an older library that may not fit.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OUTPUT = HERE / "lib" / "libwidefield.so"
+SOURCES = ("ops.cpp", "cuda_launch.cpp", "depthwise_conv2d_avx512.cpp")
+HEADERS = ("cuda_launch.h", "depthwise_conv2d_avx512.h")
+# 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)
+
+
+class BuildError(RuntimeError):
+    """The library could not be built; one that was there is unchanged."""
+
+
+def torch_folder() -> Path:
+    """The torch package's folder, found without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def fingerprint(torch: Path) -> str:
+    """Changes when a source, the compiler's flags, PyTorch or Triton does."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "build.py")]
+    for path in [*inputs, HERE.parent / "depthwise_conv2d" / "kernel.py", torch / "version.py"]:
+        digest.update(path.read_bytes())
+    digest.update(triton_version().encode())
+    return digest.hexdigest()
+
+
+def triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def build(output: Path = OUTPUT) -> str:
+    """Build unless the library is up to date; returns a line that says what was done. Raises `BuildError`."""
+    torch = torch_folder()
+    stamp = output.with_suffix(".stamp")
+    wanted = fingerprint(torch)
+    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return f"{output.name} is up to date"
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        raise BuildError("g++ is missing: sudo apt-get install g++")
+    started = time.perf_counter()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    kernels = compile_kernels(output.parent / "cubins")
+    seconds = time.perf_counter() - started
+    compile_library(compiler, torch, kernels, output)
+    stamp.write_text(wanted)
+    total = time.perf_counter() - started
+    gpu = f"{len(kernels)} cubins in {seconds:.0f} s" if kernels else "for the CPU only: Triton is not installed"
+    return f"built {output.name} in {total:.0f} s ({gpu}, {output.stat().st_size / 1e6:.1f} MB)"
+
+
+def compile_kernels(cache: Path) -> list:
+    if not triton_version():
+        return []
+    from kernels.native.aot import compile_all
+
+    return compile_all(cache)
+
+
+def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> None:
+    """One object a source, side by side; the finished library replaces the old one in one step."""
+    from kernels.native.aot import cubin_table
+
+    work = output.parent / f"build-{os.getpid()}"
+    work.mkdir()
+    try:
+        (work / "cubins.cpp").write_text(cubin_table(kernels))
+        sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
+        include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
+        objects = [work / f"{source.stem}.o" for source in sources]
+        commands = [[compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+        for command, process in zip(commands, processes, strict=True):
+            check(command, process.communicate()[1], process.returncode)
+        library = work / output.name
+        # libtorch is named as needed, so that LD_PRELOAD into a server without torch brings it in.
+        link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]
+        link += ["-ltorch_cpu", "-Wl,--as-needed", "-ltorch", "-lc10", "-ldl", "-pthread"]
+        done = subprocess.run(link, capture_output=True, text=True)
+        check(link, done.stderr, done.returncode)
+        library.replace(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check(command: list[str], errors: str, status: int) -> None:
+    if status != 0:
+        raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
+
+
+def main() -> int:
+    try:
+        print(build())
+    except BuildError as error:
+        print(f"native library: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["WIDEFIELD_NATIVE"] = "0"
+    sys.path.insert(0, str(HERE.parents[1]))
+    sys.exit(main())

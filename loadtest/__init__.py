@@ -1,0 +1,1 @@
+"""Load on a running server: ``python -m loadtest``, or locust with loadtest/locustfile.py."""

@@ -1,0 +1,193 @@
+"""Encoded image bytes -> pixels [S,S,3] uint8, RGB: the first step of the `classifier` ensemble.
+
+The evaluation transform of timm and torchvision, bit for bit: PIL's ``convert("RGB")``, the shorter side resized to
+`resize_size` with the aspect kept, the centre `image_size` square cut out. ``convert("RGB")`` drops alpha and converts
+CMYK naively: ImageFolder and timm's dataset gave the network just that in training, so the served network gets it too.
+JPEG's reduced-size decoding (``draft``) is left out: it is faster, and it changes the pixels.
+"""
+
+import io
+import json
+import re
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")
+READABLE = "JPEG, PNG, WebP, BMP or GIF"
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+COUNTED = re.compile(r"(\d+) pixels")  # in Pillow's own refusal
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {  # stored orientation -> what turns it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """The sender's mistake; the message says what, with the value, and what to send instead."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """From the parameters of config.pbtxt; sizes in pixels."""
+
+    image_size: int
+    resize_size: int
+    interpolation: str
+    max_file_bytes: int = 20 * 1024 * 1024
+    max_pixels: int = 89_478_485
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "resize_size", "max_file_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"parameter {name} is {getattr(self, name)}: it must be 1 or more")
+        if self.interpolation not in FILTERS:
+            raise ValueError(f'parameter interpolation is "{self.interpolation}": choose {" or ".join(FILTERS)}')
+
+
+def read_settings(config: dict[str, Any]) -> Settings:
+    """Raises `ValueError` for a parameter that is missing or not a number."""
+    values = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
+    known: dict[str, Any] = {}
+    for name in Settings.__dataclass_fields__:
+        if name not in values:
+            continue
+        if name != "interpolation" and not values[name].strip().isdigit():
+            raise ValueError(f'parameter {name} is "{values[name]}": it must be a whole number')
+        known[name] = values[name] if name == "interpolation" else int(values[name])
+    missing = {"image_size", "resize_size", "interpolation"} - known.keys()
+    if missing:
+        raise ValueError(f"parameters missing from config.pbtxt: {', '.join(sorted(missing))}")
+    return Settings(**known)
+
+
+def preprocess(data: bytes, settings: Settings) -> np.ndarray:
+    """Encoded bytes -> pixels [S,S,3] uint8. Raises `ImageError`, whatever is wrong with the bytes."""
+    if not data:
+        raise ImageError(f"the image is empty (0 bytes): send the bytes of a {READABLE} file")
+    if len(data) > settings.max_file_bytes:
+        raise ImageError(f"the image is {len(data)} bytes, the limit is {settings.max_file_bytes}: send a smaller file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with open_image(data, settings) as image:
+                image.load()  # the first frame
+                rgb = to_rgb(image)
+                turn = UPRIGHT.get(read_orientation(image))
+                upright = rgb if turn is None else rgb.transpose(turn)
+                return np.asarray(resize_and_crop(upright, settings))
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        count = COUNTED.search(str(error))
+        raise ImageError(
+            f"the image has {count.group(1) if count else 'too many'} pixels, "
+            f"the limit is {settings.max_pixels} in all: send a smaller image"
+        ) from error
+    except Exception as error:  # decoders raise nearly everything on bytes made to hurt them
+        raise ImageError(
+            f"the image cannot be decoded ({len(data)} bytes, {type(error).__name__}: {str(error)[:200]}): "
+            "the file is truncated or damaged, save it again"
+        ) from error
+
+
+def open_image(data: bytes, settings: Settings) -> Image.Image:
+    """Reads the header only; no pixel is decoded before its size is known to be within bounds."""
+    Image.MAX_IMAGE_PIXELS = settings.max_pixels
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        if data.startswith(MAGIC):
+            raise ImageError(
+                f"the image's header is truncated or damaged ({len(data)} bytes, it begins with {data[:8]!r}): "
+                "save it again"
+            ) from error
+        raise ImageError(f"not a {READABLE} image (it begins with {data[:8]!r}): send one of these formats") from error
+    check_pixels(image.size, settings.max_pixels, "the image is")
+    return image
+
+
+def check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
+    width, height = size
+    if width < 1 or height < 1 or width * height > limit:
+        raise ImageError(f"{what} {width} x {height} pixels, the limit is {limit} in all: send a smaller image")
+
+
+def read_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; damaged EXIF data is no reason to refuse the picture."""
+    try:
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """16-bit grey keeps its high byte, as PIL does with 16-bit colour; PIL's own conversion of it clips."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, settings: Settings) -> Image.Image:
+    """torchvision's Resize(resize_size) and CenterCrop(image_size), to its rounding; too small is padded with black."""
+    width, height = image.size
+    short = min(width, height)
+    size = (int(settings.resize_size * width / short), int(settings.resize_size * height / short))
+    if size != image.size:
+        check_pixels(size, settings.max_pixels, f"a {width} x {height} image, resized for the network, is")
+        image = image.resize(size, FILTERS[settings.interpolation])
+    crop = settings.image_size
+    left, right = padded_crop(size[0], crop)
+    top, bottom = padded_crop(size[1], crop)
+    return image.crop((left, top, right, bottom))  # PIL fills what lies outside with black
+
+
+def padded_crop(length: int, crop: int) -> tuple[int, int]:
+    """Start and end of the centre crop along one side; negative start: the side is padded."""
+    start = -((crop - length) // 2) if length < crop else round((length - crop) / 2)
+    return start, start + crop
+
+
+class TritonPythonModel:
+    """The Python backend's interface. A bad image fails its own request and no other."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        self.settings = read_settings(json.loads(args["model_config"]))
+        Image.init()  # the format plugins load now and not in the first request
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+            pixels = self._pixels(images)
+            return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
+        except ImageError as error:
+            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            failure = pb_utils.TritonError(f"preprocess failed: {type(error).__name__}: {error}")
+        return pb_utils.InferenceResponse(error=failure)
+
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        """Encoded images [B] -> pixels [B,S,S,3]."""
+        size = self.settings.image_size
+        pixels = np.empty((len(images), size, size, 3), dtype=np.uint8)
+        for index, data in enumerate(images):
+            try:
+                pixels[index] = preprocess(data, self.settings)
+            except ImageError as error:
+                raise ImageError(f"image {index} of {len(images)}: {error}") if len(images) > 1 else error from None
+        return pixels

@@ -1,0 +1,45 @@
+"""What a checkpoint says about itself beside its weights."""
+
+from dataclasses import dataclass, field
+
+from models.registry import ARCHITECTURES
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint is and how its images are prepared: config.json.
+
+    Sizes in pixels, mean and std on the 0..1 scale. What is left at 0 or empty is the architecture's own.
+    Raises `ValueError` for values that cannot be.
+    """
+
+    arch: str
+    num_classes: int = 1000
+    image_size: int = 0
+    crop_pct: float = 0.0
+    interpolation: str = "bicubic"
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    labels: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch {self.arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+        own = ARCHITECTURES[self.arch]
+        for name in ("image_size", "crop_pct", "mean", "std"):
+            value = getattr(self, name) or getattr(own, name)
+            object.__setattr__(self, name, list(value) if name in ("mean", "std") else value)
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes {self.num_classes}: at least 1 is needed")
+        if self.image_size < 32:
+            raise ValueError(f"image_size {self.image_size}: the model halves its input five times, 32 is the least")
+        if not 0.0 < self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct {self.crop_pct}: it is above 0 and at most 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
+        if self.labels is not None and len(self.labels) != self.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one a class is needed")

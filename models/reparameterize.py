@@ -1,0 +1,90 @@
+"""Structural re-parameterisation: what is linear in evaluation mode becomes one convolution.
+
+A batch norm in evaluation mode is y = scale * x + shift for each channel, with scale = gamma / sqrt(var + eps) and
+shift = beta - mean * scale. After a convolution it scales the output channels; before a 1 x 1 convolution without
+padding, or before a linear layer, it scales the input channels, and its shift becomes a bias. All sums are done in
+float64 and rounded once.
+"""
+
+from copy import deepcopy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Foldable = nn.Conv2d | nn.Linear
+
+
+def reparameterize(model: nn.Module) -> nn.Module:
+    """A deep copy of `model` in deploy form: branches merged, every batch norm folded, evaluation mode, frozen.
+
+    The logits equal those of `model.eval()`; batch statistics are never used, whatever mode `model` is in. The final
+    norm is folded into the head, so `forward_features` of the copy gives the features before that norm.
+
+    Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
+    running statistics.
+    """
+    convert = getattr(model, "reparameterize", None)
+    if convert is None:
+        raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")
+    deploy = deepcopy(model)
+    deploy.reparameterize()  # type: ignore[operator]
+    return deploy.eval().requires_grad_(False)
+
+
+def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """scale [C] and shift [C], float64, of a batch norm of any kind (SyncBatchNorm too) in evaluation mode."""
+    if bn.running_mean is None or bn.running_var is None:
+        raise ValueError(
+            f"{bn} keeps no running statistics, so it depends on the batch and cannot be folded: "
+            "train with track_running_stats=True"
+        )
+    scale = (bn.running_var.double() + bn.eps).rsqrt()  # [C]
+    if bn.weight is not None:
+        scale = scale * bn.weight.double()
+    shift = -bn.running_mean.double() * scale  # [C]
+    if bn.bias is not None:
+        shift = shift + bn.bias.double()
+    return scale, shift
+
+
+@torch.no_grad()
+def fold_after(conv: nn.Conv2d, bn: _BatchNorm) -> None:
+    """conv := bn(conv(.)), in place."""
+    scale, shift = batch_norm_affine(bn)
+    bias = shift if conv.bias is None else conv.bias.double() * scale + shift  # [C_out]
+    _assign(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), bias)
+
+
+@torch.no_grad()
+def fold_before(bn: _BatchNorm, layer: Foldable) -> None:
+    """layer := layer(bn(.)), in place; exact for a linear layer and for a 1 x 1 convolution without padding.
+
+    Raises `ValueError` for any other convolution: its zero padding would have to become -shift / scale.
+    """
+    if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or layer.padding != (0, 0) or layer.groups != 1):
+        raise ValueError(f"a batch norm before {layer} cannot be folded: only 1x1, unpadded and ungrouped is exact")
+    scale, shift = batch_norm_affine(bn)
+    weight = layer.weight.double()  # [C_out,C_in] or [C_out,C_in,1,1]
+    bias = weight.flatten(1) @ shift  # [C_out]
+    if layer.bias is not None:
+        bias = bias + layer.bias.double()
+    _assign(layer, weight * scale.view(1, -1, *[1] * (weight.dim() - 2)), bias)
+
+
+@torch.no_grad()
+def merge_branches(large: nn.Conv2d, small: nn.Conv2d | None) -> nn.Conv2d:
+    """One K x K depthwise convolution equal to the sum of two that have been folded; the small kernel is centred."""
+    weight, bias = large.weight.double(), cast(Tensor, large.bias).double()  # [C,1,K,K], [C]
+    if small is not None:
+        margin = (large.kernel_size[0] - small.kernel_size[0]) // 2
+        weight = weight + nn.functional.pad(small.weight.double(), [margin] * 4)
+        bias = bias + cast(Tensor, small.bias).double()
+    _assign(large, weight, bias)
+    return large
+
+
+def _assign(layer: Foldable, weight: Tensor, bias: Tensor) -> None:
+    layer.bias = nn.Parameter(bias.to(layer.weight))
+    layer.weight = nn.Parameter(weight.to(layer.weight))

@@ -1,0 +1,275 @@
+"""RepLKNet (Ding et al., "Scaling Up Your Kernels to 31x31", CVPR 2022), with the published checkpoints' keys.
+
+Training form: every convolution has a batch norm and no bias; a K x K depthwise convolution runs beside a small one.
+Published deploy form (`merge_branches()`): the two branches are one convolution, `large_kernel.lkb_reparam`.
+Deploy form (`reparameterize()`): every batch norm is folded as well, and
+
+    block(x) = x + pw2(depthwise_conv2d(relu(pw1(x)), weight, bias, "relu"))
+    ffn(x)   = x + pw2(gelu(pw1(x)))
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kernels import depthwise_conv2d
+from models.reparameterize import fold_after, fold_before, merge_branches
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch norm, activation; after `reparameterize()` a convolution with a bias and the activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels)
+        self.activation = activation or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.bn(self.conv(x)))
+
+    def reparameterize(self) -> None:
+        if isinstance(self.bn, _BatchNorm):
+            fold_after(self.conv, self.bn)
+            self.bn = nn.Identity()
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training a sample's branch is left out with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """K x K depthwise convolution beside a small one, each with its batch norm, summed; then ReLU. [B,C,h,w] both ways."""
+
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None, merged: bool = False) -> None:
+        super().__init__()
+        self.lkb_reparam: nn.Conv2d | None = None
+        self.small_conv: ConvBN | None = None
+        if merged:
+            self.lkb_reparam = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+            return
+        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels)
+        if small_kernel is not None:
+            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lkb_reparam is not None:
+            return depthwise_conv2d(x, self.lkb_reparam.weight, self.lkb_reparam.bias, "relu")
+        assert self.lkb_origin is not None
+        out = self.lkb_origin(x)
+        if self.small_conv is not None:
+            out = out + self.small_conv(x)
+        return torch.relu(out)
+
+    def reparameterize(self) -> None:
+        if self.lkb_reparam is not None:
+            return
+        assert self.lkb_origin is not None
+        self.lkb_origin.reparameterize()
+        if self.small_conv is not None:
+            self.small_conv.reparameterize()
+        small = None if self.small_conv is None else self.small_conv.conv
+        self.lkb_reparam = merge_branches(self.lkb_origin.conv, small)
+        self.lkb_origin = self.small_conv = None
+
+
+class RepLKBlock(nn.Module):
+    """Spatial mixing: 1 x 1, K x K depthwise, 1 x 1, with a residual. [B,C,h,w] both ways."""
+
+    def __init__(
+        self, channels: int, kernel_size: int, small_kernel: int | None, dw_ratio: float, drop_path: float, merged: bool
+    ) -> None:
+        super().__init__()
+        width = int(channels * dw_ratio)
+        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = ConvBN(channels, width, activation=nn.ReLU())
+        self.large_kernel = ReparamLargeKernelConv(width, kernel_size, small_kernel, merged)
+        self.pw2 = ConvBN(width, channels)
+        self.drop_path: nn.Module = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.pw1(self.prelkb_bn(x))  # [B,dw_ratio*C,h,w]
+        return x + self.drop_path(self.pw2(self.large_kernel(out)))
+
+    def reparameterize(self) -> None:
+        for part in (self.pw1, self.large_kernel, self.pw2):
+            part.reparameterize()
+        if isinstance(self.prelkb_bn, _BatchNorm):
+            fold_before(self.prelkb_bn, self.pw1.conv)
+        self.prelkb_bn = self.drop_path = nn.Identity()
+
+
+class ConvFFN(nn.Module):
+    """Channel mixing: two 1 x 1 convolutions around GELU, with a residual. [B,C,h,w] both ways."""
+
+    def __init__(self, channels: int, hidden: int, drop_path: float) -> None:
+        super().__init__()
+        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
+        self.pw1 = ConvBN(channels, hidden, activation=nn.GELU())
+        self.pw2 = ConvBN(hidden, channels)
+        self.drop_path: nn.Module = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.pw2(self.pw1(self.preffn_bn(x))))
+
+    def reparameterize(self) -> None:
+        self.pw1.reparameterize()
+        self.pw2.reparameterize()
+        if isinstance(self.preffn_bn, _BatchNorm):
+            fold_before(self.preffn_bn, self.pw1.conv)
+        self.preffn_bn = self.drop_path = nn.Identity()
+
+
+class RepLKNetStage(nn.Module):
+    """[RepLKBlock, ConvFFN] for each rate in `drop_paths`; a pair shares its rate."""
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        drop_paths: Sequence[float],
+        small_kernel: int | None,
+        dw_ratio: float,
+        ffn_ratio: float,
+        merged: bool,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for rate in drop_paths:
+            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate, merged))
+            self.blocks.append(ConvFFN(channels, int(channels * ffn_ratio), rate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class RepLKNet(nn.Module):
+    """Normalised images [B,3,H,W] -> logits [B,num_classes]. Height and width are divided by 4, 8, 16 and 32.
+
+    `layers`, `channels`, `kernel_sizes`: one entry a stage. `small_kernel`: size of the parallel branch, None for none.
+    `dw_ratio`: width of the depthwise convolution over `channels`. `drop_path_rate`: rate of the last block, growing
+    linearly from 0. `small_kernel_merged`: build the published deploy form. Raises `ValueError` for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        channels: Sequence[int],
+        kernel_sizes: Sequence[int],
+        small_kernel: int | None = 5,
+        dw_ratio: float = 1.0,
+        ffn_ratio: float = 4.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        small_kernel_merged: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(layers, channels, kernel_sizes, small_kernel, num_classes, drop_path_rate)
+        width = channels[0]
+        self.stem = nn.ModuleList(
+            [
+                ConvBN(in_channels, width, 3, stride=2, activation=nn.ReLU()),
+                ConvBN(width, width, 3, groups=width, activation=nn.ReLU()),
+                ConvBN(width, width, activation=nn.ReLU()),
+                ConvBN(width, width, 3, stride=2, groups=width, activation=nn.ReLU()),
+            ]
+        )
+        rates = torch.linspace(0, drop_path_rate, sum(layers), dtype=torch.float64, device="cpu").tolist()
+        self.stages = nn.ModuleList()
+        self.transitions = nn.ModuleList()
+        for i, depth in enumerate(layers):
+            stage_rates, rates = rates[:depth], rates[depth:]
+            self.stages.append(
+                RepLKNetStage(
+                    channels[i], kernel_sizes[i], stage_rates, small_kernel, dw_ratio, ffn_ratio, small_kernel_merged
+                )
+            )
+            if i + 1 < len(layers):
+                out = channels[i + 1]
+                self.transitions.append(
+                    nn.Sequential(
+                        ConvBN(channels[i], out, activation=nn.ReLU()),
+                        ConvBN(out, out, 3, stride=2, groups=out, activation=nn.ReLU()),
+                    )
+                )
+        self.norm: nn.Module = nn.BatchNorm2d(channels[-1])
+        self.head = nn.Linear(channels[-1], num_classes)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] -> [B,C,h,w] with h = ceil(H / 32); after the final norm, except in deploy form (the head has it)."""
+        x = images
+        for layer in self.stem:
+            x = layer(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i < len(self.transitions):
+                x = self.transitions[i](x)
+        return self.norm(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.forward_features(images).mean((2, 3)))  # [B,num_classes]
+
+    def merge_branches(self) -> None:
+        """Published deploy form, in place: only the K x K and the small branch, with their batch norms, become one."""
+        for module in self.modules():
+            if isinstance(module, ReparamLargeKernelConv):
+                module.reparameterize()
+
+    def reparameterize(self) -> None:
+        """Deploy form, in place: no batch norm is left. `models.reparameterize` does it on a copy."""
+        for module in list(self.modules()):
+            if isinstance(module, ConvBN | RepLKBlock | ConvFFN):
+                module.reparameterize()
+        if isinstance(self.norm, _BatchNorm):
+            fold_before(self.norm, self.head)  # the mean over positions commutes with an affine map
+        self.norm = nn.Identity()
+
+
+def _check(
+    layers: Sequence[int],
+    channels: Sequence[int],
+    kernel_sizes: Sequence[int],
+    small_kernel: int | None,
+    num_classes: int,
+    drop_path_rate: float,
+) -> None:
+    if not len(layers) == len(channels) == len(kernel_sizes) > 0:
+        raise ValueError(f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: one entry a stage each")
+    if min(*layers, *channels, *kernel_sizes) < 1:
+        raise ValueError(f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: 1 is the least")
+    for size in [*kernel_sizes, *([] if small_kernel is None else [small_kernel])]:
+        if size % 2 == 0:
+            raise ValueError(f"kernel size {size} is even: an odd size is needed to keep the height and width")
+    if small_kernel is not None and small_kernel > min(kernel_sizes):
+        raise ValueError(f"small_kernel {small_kernel} is larger than the kernel sizes {kernel_sizes}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes {num_classes}: at least 1 is needed")
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise ValueError(f"drop_path_rate {drop_path_rate}: it is a probability below 1")

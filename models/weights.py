@@ -1,0 +1,181 @@
+"""Checkpoints: a folder of model.safetensors and config.json, and the weight files that others publish."""
+
+import argparse
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.registry import create_model
+from models.replknet import ConvBN, RepLKNet
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+class WeightsError(ValueError):
+    """A checkpoint that does not fit or cannot be read; the message names the file and the first offending key."""
+
+
+def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
+    """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
+
+    Raises `ValueError` for a model whose batch norms are folded away: it could not be trained or loaded again.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
+    if any(isinstance(module.bn, nn.Identity) for module in convolutions):
+        raise ValueError("a re-parameterised model has no batch norms left: save the training form it was made from")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_checkpoint(folder: str | Path) -> tuple[RepLKNet, ModelConfig]:
+    """The model in evaluation mode, on the CPU, and its config. Raises `WeightsError`, `FileNotFoundError`."""
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG_FILE)
+    model = create_model(config.arch, config.num_classes)
+    load_weights(model, folder / WEIGHTS_FILE)
+    return model.eval(), config
+
+
+def load_weights(model: RepLKNet, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
+    """Load a .safetensors, .pth or .pt file into `model`, all of it or, on any error, nothing.
+
+    Files: a plain state dict, {"model": ...}, {"state_dict": ...}; `ema` takes "model_ema" in their place. Keys may
+    begin with "module." (DDP) or "_orig_mod." (torch.compile). A file in the published deploy form turns `model` into
+    that form. `skip_head` keeps the model's own classifier. Code in a pickle is never run.
+
+    Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
+    of another shape, another number of classes, NaN or infinity.
+    """
+    path = Path(path)
+    state = _unwrap(_read(path), path, ema)
+    target = model
+    if any(".lkb_reparam." in name for name in state):
+        target = deepcopy(model)
+        target.merge_branches()
+    expected = target.state_dict()
+    if skip_head:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+        state |= {name: tensor for name, tensor in expected.items() if name.startswith("head.")}
+    for name in expected.keys() - state.keys():
+        if name.endswith(".num_batches_tracked"):  # a counter that evaluation and momentum 0.1 never read
+            state[name] = expected[name]
+    state = _checked(state, expected, path)
+    if target is not model:
+        model.merge_branches()
+    model.load_state_dict(state)
+
+
+def _read(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} cannot be read ({error}): it is truncated or no safetensors file") from error
+    if path.suffix not in (".pth", ".pt"):
+        raise WeightsError(f"{path} is {path.suffix or 'without a suffix'}: weights are .safetensors, .pth or .pt")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers keep their arguments in it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise WeightsError(
+            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or holds objects that could run code; "
+            "save its state dict as .safetensors where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged"
+        ) from error
+
+
+def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
+    """The state dict inside a trainer's checkpoint, wrappers' prefixes taken off."""
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}: a state dict is needed")
+    if ema and not isinstance(content.get("model_ema"), Mapping):
+        raise WeightsError(f"{path} holds no 'model_ema': load it without ema")
+    for name in ("model_ema",) if ema else ("model", "state_dict"):
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    state = dict(content)
+    for prefix in WRAPPERS:
+        if state and all(str(name).startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}: a state dict holds tensors only")
+    return state
+
+
+def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """`state` in the model's dtypes, or `WeightsError` at the first key, in the model's order, that does not fit."""
+    head = "head.weight"
+    if head in state and head in expected and state[head].dim() == 2 and len(state[head]) != len(expected[head]):
+        raise WeightsError(
+            f"{path}: {head} has {len(state[head])} classes, the model has {len(expected[head])}: "
+            f"create the model with num_classes={len(state[head])}, or skip the head to train a new one"
+        )
+    folded = "stem.0.conv.bias" in state and "stem.0.conv.bias" not in expected
+    hint = ": it is a re-parameterised model, load the training form" if folded else ": it is of another model"
+    for name in expected:
+        if name not in state:
+            raise WeightsError(f"{path} has no {name!r}{hint}")
+    for name in state:
+        if name not in expected:
+            raise WeightsError(f"{path} has {name!r}, which the model has not{hint}")
+    checked = {}
+    for name, own in expected.items():
+        if state[name].shape != own.shape:
+            raise WeightsError(f"{path}: {name!r} is {list(state[name].shape)}, the model's is {list(own.shape)}{hint}")
+        checked[name] = state[name].to(own.dtype)
+        if not own.is_meta and not torch.isfinite(checked[name]).all():
+            raise WeightsError(f"{path}: {name!r} holds NaN or infinity: the run that wrote it diverged")
+    return checked
+
+
+def _read_config(path: Path) -> ModelConfig:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
+    known = [entry.name for entry in fields(ModelConfig)]
+    for name in [*(n for n in values if n not in known), *(n for n in known if n not in values)]:
+        raise WeightsError(f"{path}: {name!r} is {'unknown' if name in values else 'missing'}")
+    try:
+        return ModelConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then take its place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,76 @@
+"""python -m server: serves a model repository until Ctrl-C or SIGTERM."""
+
+import argparse
+import signal
+import sys
+import time
+
+from server.errors import ServerError
+from server.supervisor import TritonServer
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument("--model-repository", default="model_repository", metavar="FOLDER")
+    parser.add_argument("--host", default="127.0.0.1", help="address for HTTP and gRPC (default: this machine only)")
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="address for the metrics")
+    parser.add_argument("--http-port", type=int, default=8000, help="0 picks a free one")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one")
+    parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
+    parser.add_argument("--log-file", metavar="FILE", help="tritonserver's log (default: a private file, removed)")
+    parser.add_argument("--start-timeout", type=float, default=120.0, metavar="SECONDS")
+    parser.add_argument("--drain-seconds", type=int, default=30, metavar="SECONDS", help="for requests in flight")
+    parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
+    parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
+    parser.add_argument(
+        "--management-token", metavar="TOKEN", help="open the restricted interfaces to the header widefield-management"
+    )
+    parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing."""
+    options = vars(parse_arguments(arguments))
+    if options["host"] not in LOOPBACK:
+        say(
+            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication. "
+            "Put a proxy in front, and use a current container (deploy/) for production."
+        )
+    signal.signal(signal.SIGTERM, interrupt)
+    begun = time.monotonic()
+    server = TritonServer(options.pop("model_repository"), **options, on_event=say)
+    try:
+        with server:
+            say(f"ready after {time.monotonic() - begun:.1f} s")
+            print(f"  HTTP     http://{server.http_url}")
+            print(f"  gRPC     {server.grpc_url}")
+            print(f"  metrics  http://{server.metrics_url}/metrics")
+            print(f"try:  python -m client classify IMAGE --url {server.grpc_url} --protocol grpc", flush=True)
+            try:
+                server.wait()
+            except KeyboardInterrupt:
+                say("stopping: waiting for requests in flight (again to end at once)")
+    except KeyboardInterrupt:
+        server.stop(at_once=True)
+    except ServerError as error:
+        say(f"error: {error}")
+        return 1
+    say("stopped")
+    return 0
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def say(line: str) -> None:
+    print(f"server: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A real inference, from image bytes to probabilities: the only proof that every backend process is alive."""
+
+import http.client
+import json
+import struct
+import zlib
+from typing import Any
+
+SIDE = 32  # pixels
+
+
+class CanaryError(Exception):
+    """The server answered something else than probabilities."""
+
+
+class CanaryTimeoutError(CanaryError):
+    """No answer in time: hung, or busy with others."""
+
+
+def canary_png() -> bytes:
+    """A grey SIDE x SIDE picture, written without an image library."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)  # 8-bit RGB
+    rows = (b"\0" + b"\x80" * 3 * SIDE) * SIDE
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def classify_canary(address: str, model: str, timeout: float) -> None:
+    """One image through `model` over HTTP. Raises `CanaryError`, `CanaryTimeoutError`."""
+    element = canary_png()
+    body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor
+    image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(body)}}
+    header = json.dumps({"inputs": [image]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
+    answer = _request(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
+    if not answer.get("outputs"):
+        raise CanaryError(f"the canary image got no output: {answer}")
+
+
+def is_ready(address: str, timeout: float) -> bool:
+    """tritonserver's own opinion, which a dead backend process does not change."""
+    try:
+        _request(address, "GET", "/v2/health/ready", timeout)
+    except CanaryError:
+        return False
+    return True
+
+
+def success_count(address: str, model: str, timeout: float) -> int:
+    """Inferences that `model` has answered since the start. Raises `CanaryError`."""
+    statistics = _request(address, "GET", f"/v2/models/{model}/stats", timeout)
+    return sum(int(each["inference_stats"]["success"]["count"]) for each in statistics["model_stats"])
+
+
+def _request(
+    address: str,
+    method: str,
+    path: str,
+    timeout: float,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        text = response.read()
+    except TimeoutError as error:
+        raise CanaryTimeoutError(f"no answer to {path} in {timeout:g} s") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise CanaryError(f"{path}: {type(error).__name__}: {error}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise CanaryError(f"{path}: HTTP {response.status}: {text[:500].decode(errors='replace')}")
+    try:
+        return json.loads(text) if text else {}
+    except ValueError as error:
+        raise CanaryError(f"{path}: the answer is not JSON: {text[:100]!r}") from error

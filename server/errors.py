@@ -1,0 +1,33 @@
+"""What can go wrong with a server.
+
+ServerError
+├── InstallationError   tritonserver or something that it needs is missing, or of a wrong version
+├── RepositoryError      the model repository is missing, empty or not built
+├── PortInUseError            another process listens on a port that was asked for
+├── StartError           tritonserver ended, or did not answer a real inference in time
+└── GaveUpError               it kept failing after it had been ready, and the limit of restarts is reached
+"""
+
+
+class ServerError(RuntimeError):
+    """Base of all; the message is one line that says what is wrong and what to do."""
+
+
+class InstallationError(ServerError):
+    pass
+
+
+class RepositoryError(ServerError):
+    pass
+
+
+class PortInUseError(ServerError):
+    pass
+
+
+class StartError(ServerError):
+    pass
+
+
+class GaveUpError(ServerError):
+    pass

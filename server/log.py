@@ -1,0 +1,35 @@
+"""Finds in tritonserver's log why it did not start."""
+
+import re
+from pathlib import Path
+
+FAILED_LOAD = re.compile(r"""failed to load ('[^']+') version \d+: (?:\w+(?: \w+)?: )?(.*?)"?$""")
+ERROR_LINE = re.compile(r"^E\d{4} [^\]]*\] *\"?(.*?)\"?$")
+CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
+USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
+NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM")
+
+
+def read_from(path: Path, offset: int) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def failure_reasons(text: str, limit: int = 3) -> list[str]:
+    """At most `limit` lines: each model that failed and why, else the first errors, else tritonserver's last word."""
+    lines = [line for line in text.splitlines() if not any(noise in line for noise in NOISE)]
+    reasons: list[str] = []
+    for pattern in (USAGE, FAILED_LOAD, ERROR_LINE, CREATING):
+        matches = [match for match in (pattern.search(line) for line in lines) if match]
+        reasons = reasons or [": ".join(_first_line(group) for group in match.groups()) for match in matches]
+    last_words = [line.strip() for line in lines if line.strip() and line[0] not in "|+I"][-1:]
+    return list(dict.fromkeys(reasons or last_words))[:limit]
+
+
+def _first_line(message: str) -> str:
+    """A Python traceback's first line: tritonserver writes the others behind it, escaped."""
+    return message.split("\\n")[0].replace('\\"', '"').strip()

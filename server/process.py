@@ -1,0 +1,112 @@
+"""tritonserver as an operating-system process, behind its guard."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+GUARD = Path(__file__).resolve().parent / "guard.py"
+SPARE_SECONDS = 5  # from tritonserver's own exit timeout to SIGKILL
+
+
+class ServerProcess:
+    """One run of tritonserver: started, watched, drained. Its output is appended to `log`."""
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        log: Path,
+        runtime: Path,
+        shm_prefix: str,
+        drain_seconds: int,
+    ) -> None:
+        self.grace = drain_seconds + SPARE_SECONDS
+        self.backends: list[psutil.Process] = []
+        order = {
+            "command": command,
+            "environment": environment,
+            "grace": self.grace,
+            "runtime": str(runtime),
+            "shm_prefix": shm_prefix,
+        }
+        with log.open("ab") as output:
+            self.guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(GUARD)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
+            )
+        self._say(json.dumps(order) + "\n")
+
+    def exit_code(self) -> int | None:
+        return self.guard.poll()
+
+    def remember_backends(self) -> None:
+        """Call it when the server is ready: from then on each backend process must live."""
+        self.backends = self._descendants()[1:]
+
+    def dead_backend(self) -> str | None:
+        """The first backend process that has died, as words; None while all live."""
+        for backend in self.backends:
+            try:
+                dead = not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
+            except psutil.Error:
+                dead = True
+            if dead:
+                return f"backend process {backend.pid} died"
+        return None
+
+    def stop(self, at_once: threading.Event) -> None:
+        """Drains and waits for the end; `at_once`, when it is set meanwhile, ends the wait for requests in flight."""
+        self._say("stop\n")
+        deadline = time.monotonic() + self.grace + SPARE_SECONDS
+        while self.exit_code() is None:
+            if at_once.wait(0.05) or time.monotonic() > deadline:
+                self.kill()
+
+    def kill(self) -> None:
+        """At once, for a server that hangs."""
+        self._say("kill\n")
+        try:
+            self.guard.wait(SPARE_SECONDS * 2)
+        except subprocess.TimeoutExpired:
+            for process in self._descendants():
+                process.kill()
+            self.guard.kill()
+            self.guard.wait()
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.exit_code() is None:
+            self.kill()
+        self._close()
+
+    def _descendants(self) -> list[psutil.Process]:
+        """tritonserver first, then its backend processes."""
+        try:
+            return psutil.Process(self.guard.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+
+    def _say(self, words: str) -> None:
+        assert self.guard.stdin is not None  # made with PIPE
+        with contextlib.suppress(BrokenPipeError):  # the guard has ended
+            self.guard.stdin.write(words.encode())
+            self.guard.stdin.flush()
+
+    def _close(self) -> None:
+        if self.guard.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.guard.stdin.close()

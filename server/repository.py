@@ -1,0 +1,67 @@
+"""What the launcher must know of a model repository before tritonserver reads it."""
+
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.errors import RepositoryError
+
+CANARY_MODEL = "classifier"
+BUILD = "run build_models.py"
+OPERATOR_NAMESPACE = b"ops.widefield."
+
+
+@dataclass(frozen=True)
+class Repository:
+    path: Path
+    models: tuple[str, ...]
+    needs_library: str | None
+    """The first model that calls an operator of the native library, None where no model does."""
+
+    @property
+    def has_canary(self) -> bool:
+        return CANARY_MODEL in self.models
+
+
+def read_repository(path: str | Path) -> Repository:
+    """Raises `RepositoryError`: a folder that is missing or empty, a model without versions or without weights."""
+    root = Path(path).expanduser().absolute()
+    if not root.is_dir():
+        raise RepositoryError(f"model repository {root} does not exist: {BUILD}")
+    folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
+    if not folders:
+        raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
+    needs_library = None
+    for folder in folders:
+        versions = [version for version in folder.iterdir() if version.name.isdigit() and version.is_dir()]
+        if not versions:
+            raise RepositoryError(f"model {folder.name} in {root} has no version folder: {BUILD}")
+        newest = max(versions, key=lambda version: int(version.name))
+        weights = newest / _artifact(folder / "config.pbtxt")
+        if weights != newest and not weights.is_file():
+            raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
+        if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
+            needs_library = folder.name
+    return Repository(root, tuple(folder.name for folder in folders), needs_library)
+
+
+def _artifact(config: Path) -> str:
+    """The file that one version of the model must hold; empty for an ensemble or an unknown backend."""
+    text = config.read_text(errors="replace")
+    named = re.search(r'^\s*default_model_filename\s*:\s*"([^"]+)"', text, re.MULTILINE)
+    if named:
+        return named.group(1)
+    backend = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', text, re.MULTILINE)
+    kinds = {"pytorch": "model.pt", "pytorch_libtorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
+    return kinds.get(backend.group(1), "") if backend else ""
+
+
+def _calls_operator(weights: Path) -> bool:
+    """Whether a TorchScript archive's code names the native library's operators."""
+    try:
+        with zipfile.ZipFile(weights) as archive:
+            code = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+            return any(OPERATOR_NAMESPACE in archive.read(name) for name in code)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise RepositoryError(f"{weights} is damaged ({error}): {BUILD}") from error

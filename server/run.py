@@ -1,0 +1,97 @@
+"""One run of tritonserver: waits until it has proved itself, then watches it until it is no good any more."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.canary import CanaryError, CanaryTimeoutError, classify_canary, is_ready, success_count
+from server.errors import StartError
+from server.log import failure_reasons, read_from
+from server.process import ServerProcess
+from server.repository import CANARY_MODEL
+
+TICK = 0.5  # seconds between looks at the backend processes
+POLL = 0.05  # seconds between questions while starting
+MISSES = 3  # failed canaries in a row that mean a restart
+
+
+@dataclass
+class Run:
+    """`http`: the address to ask; `has_canary`: whether the repository serves a model for the canary image."""
+
+    process: ServerProcess
+    http: str
+    has_canary: bool
+    log: Path
+    log_offset: int
+    stopping: threading.Event
+
+    def await_ready(self, timeout: float) -> None:
+        """Returns after a real inference, or when asked to stop. Raises `StartError`."""
+        deadline = time.monotonic() + timeout
+        while not self.stopping.wait(POLL):
+            code = self.process.exit_code()
+            if code is not None:
+                raise StartError(self._explain(f"tritonserver ended with code {code}"))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise StartError(self._explain(f"tritonserver is not ready after {timeout:g} s"))
+            if not is_ready(self.http, min(left, 1.0)):
+                continue
+            try:
+                self._prove(left)
+            except CanaryError as error:
+                raise StartError(self._explain(f"the first inference failed, {error}")) from error
+            self.process.remember_backends()
+            return
+
+    def watch(self, interval: float, timeout: float) -> str:
+        """Returns why the server must be restarted, or "stopped" when asked to stop.
+
+        A canary that gets no answer in time while other answers go out is no reason: the server is busy, not hung.
+        """
+        misses = 0
+        answered = self._answered(timeout)
+        next_probe = time.monotonic() + interval
+        while not self.stopping.wait(TICK):
+            code = self.process.exit_code()
+            if code is not None:
+                return f"tritonserver ended with code {code}"
+            dead = self.process.dead_backend()
+            if dead:
+                return dead
+            if time.monotonic() < next_probe:
+                continue
+            before, reason = answered, ""
+            try:
+                self._prove(timeout)
+            except CanaryError as error:
+                reason = str(error)
+                answered = self._answered(timeout)
+                busy = isinstance(error, CanaryTimeoutError) and answered is not None and answered != before
+                misses = 0 if busy else misses + 1
+            else:
+                misses, answered = 0, self._answered(timeout)
+            if misses >= MISSES:
+                return f"the canary inference failed {misses} times, {reason}"
+            next_probe = time.monotonic() + (0 if misses else interval)
+        return "stopped"
+
+    def _prove(self, timeout: float) -> None:
+        if self.has_canary:
+            classify_canary(self.http, CANARY_MODEL, timeout)
+        elif not is_ready(self.http, timeout):
+            raise CanaryError("the server does not say ready")
+
+    def _answered(self, timeout: float) -> int | None:
+        """How many requests the canary's model has answered, None where nobody knows."""
+        if self.has_canary:
+            with contextlib.suppress(CanaryError):
+                return success_count(self.http, CANARY_MODEL, timeout)
+        return None
+
+    def _explain(self, what: str) -> str:
+        reasons = failure_reasons(read_from(self.log, self.log_offset))
+        return ": ".join([what, "; ".join(reasons)]) if reasons else what

@@ -1,0 +1,192 @@
+"""A server's private folder (backends, the libraries that the stub needs, the log) and the command that uses it."""
+
+import os
+import re
+import secrets
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.errors import InstallationError
+from server.locate import Installation
+from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
+from server.repository import Repository
+
+HERE = Path(__file__).resolve().parent
+DEFAULT_LIBRARY = HERE.parent / "kernels" / "native" / "lib" / "libwidefield.so"
+PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
+RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
+MANAGEMENT_HEADER = "widefield-management"
+SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
+SHM_GROWTH_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the server listens. Metrics have a host of their own: not all who may ask may look."""
+
+    host: str
+    metrics_host: str
+    http: int
+    grpc: int
+    metrics: int
+
+    def address(self, service: str) -> str:
+        """ "host:port" to connect to from this machine."""
+        host = self.metrics_host if service == "metrics" else self.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"[{host}]:{getattr(self, service)}" if ":" in host else f"{host}:{getattr(self, service)}"
+
+
+class Runtime:
+    """Made once a server, used again at every restart, removed at its end."""
+
+    def __init__(self, installation: Installation, repository: Repository, library: str | Path | None = None) -> None:
+        self.installation = installation
+        self.repository = repository
+        self.library = find_library(library, repository)
+        base = tempfile.gettempdir()
+        self.folder = Path(tempfile.mkdtemp(prefix="widefield-", dir=base if is_shell_safe(base) else "/tmp")).resolve()
+        self.shm_prefix = f"{self.folder.name}-"
+        try:
+            if installation.embedded:
+                self._assemble_backends()
+            self._write_preload_guard()
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def environment(self) -> dict[str, str]:
+        """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
+        values: dict[str, str] = {}
+        libraries = [str(self.folder / "lib")] if self.installation.embedded else []
+        native = self.installation.native_libtorch
+        if native is not None:
+            libraries.append(str(native))
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        if libraries:
+            values["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
+        if self.installation.embedded:
+            values["PATH"] = f"{python_folder()}:{os.environ.get('PATH', os.defpath)}"
+        if self.library is not None:
+            values["WIDEFIELD_LIBRARY"] = str(self.library)
+            if native is not None:
+                values["LD_PRELOAD"] = str(self.library)
+                values["BASH_ENV"] = str(self.folder / "unload.sh")
+        return values
+
+    def command(
+        self,
+        endpoints: Endpoints,
+        drain_seconds: int,
+        management_token: str | None = None,
+        extra: Sequence[str] = (),
+        gpu: bool | None = None,
+    ) -> list[str]:
+        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token."""
+        key = f"{MANAGEMENT_HEADER}={management_token or secrets.token_hex(16)}"
+        options = {
+            "model-repository": self._repository_path(),
+            "model-control-mode": "none",
+            "http-address": endpoints.host,
+            "http-port": endpoints.http,
+            "http-restricted-api": f"{RESTRICTED}:{key}",
+            "grpc-address": endpoints.host,
+            "grpc-port": endpoints.grpc,
+            "grpc-restricted-protocol": f"{RESTRICTED}:{key}",
+            "metrics-address": endpoints.metrics_host,
+            "metrics-port": endpoints.metrics,
+            "metrics-config": "summary_latencies=true",
+            "exit-timeout-secs": drain_seconds,
+        }
+        if not (has_gpu() if gpu is None else gpu):
+            options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
+        if self.installation.embedded:
+            options["backend-directory"] = str(self.folder / "backends")
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        arguments += [  # "python" speaks for the Python-based backends too
+            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
+            f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+            f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+        ]
+        return [str(self.installation.executable), "--disable-auto-complete-config", *arguments, *extra]
+
+    def _assemble_backends(self) -> None:
+        check_numpy()
+        check_python_on_path(python_folder())
+        stub = self.installation.stub(PYTHON_VERSION)
+        self._link_libpython()
+        python = self.folder / "backends" / "python"
+        pytorch = self.folder / "backends" / "pytorch"
+        for folder in (python, pytorch):
+            folder.mkdir(parents=True)
+        bundled = self.installation.backends / "python"
+        # A copy: tritonserver refuses a library whose real path lies outside the backend's folder.
+        shutil.copy2(bundled / "libtriton_python.so", python)
+        (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
+        (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
+        (pytorch / "model.py").symlink_to(HERE / "backends" / "pytorch" / "model.py")
+        check_stub_libraries(stub, {**os.environ, **self.environment()})
+
+    def _link_libpython(self) -> None:
+        """libpython alone: this Python's whole library folder could shadow the server's other libraries."""
+        folder = self.folder / "lib"
+        folder.mkdir()
+        name = f"libpython{PYTHON_VERSION}.so.1.0"
+        own = Path(sysconfig.get_config_var("LIBDIR") or "") / name
+        if own.is_file():
+            (folder / name).symlink_to(own)
+
+    def _write_preload_guard(self) -> None:
+        """bash starts the stubs, and reads this file first: LD_PRELOAD is for tritonserver itself."""
+        (self.folder / "unload.sh").write_text("unset LD_PRELOAD BASH_ENV\n")
+
+    def _repository_path(self) -> str:
+        path = str(self.repository.path)
+        if is_shell_safe(path):
+            return path
+        link = self.folder / "repository"
+        if not link.is_symlink():
+            link.symlink_to(self.repository.path)
+        return str(link)
+
+
+def find_library(
+    library: str | Path | None, repository: Repository, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """The native library: named, else $WIDEFIELD_LIBRARY, else where it is built; None where no model needs it.
+
+    Raises `InstallationError` when a library was named or is needed and is not there.
+    """
+    named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
+    path = Path(named).expanduser().absolute() if named is not None else DEFAULT_LIBRARY
+    if path.is_file():
+        return path
+    if named is not None:
+        raise InstallationError(f"native library {path} does not exist: run python -m kernels.native.build")
+    if repository.needs_library:
+        raise InstallationError(
+            f"model {repository.needs_library} needs {path.name}, not built yet: run python -m kernels.native.build"
+        )
+    return None
+
+
+def python_folder() -> Path:
+    """Where this Python's `python3` lies; not resolved, because a virtual environment's is a link."""
+    return Path(sys.executable).parent
+
+
+def is_shell_safe(path: str) -> bool:
+    return SHELL_SAFE.fullmatch(path) is not None
+
+
+def has_gpu() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()

@@ -1,0 +1,236 @@
+"""Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from server.errors import GaveUpError, ServerError, StartError
+from server.locate import find_tritonserver
+from server.preflight import check_ports, free_ports
+from server.process import ServerProcess
+from server.repository import read_repository
+from server.run import Run
+from server.runtime import Endpoints, Runtime
+
+PORT_TRIES = 3  # a free port can be taken between the choice and the bind
+SERVICES = ("http", "grpc", "metrics")
+
+
+class TritonServer:
+    """A tritonserver on this machine, as a context manager.
+
+    Args:
+        repository: the model repository's folder.
+        host, metrics_host: addresses to listen on.
+        http_port, grpc_port, metrics_port: 0 picks a free one.
+        library: the native operator library; None takes $WIDEFIELD_LIBRARY or the built one.
+        log_file: tritonserver's output; None keeps it in a private folder that is removed at a clean end.
+        start_timeout: seconds until the first real inference must have been answered.
+        probe_interval, probe_timeout: seconds between canary inferences, and for one.
+        max_restarts: within `restart_window` seconds; then it gives up.
+        drain_seconds: for the requests in flight when it stops.
+        management_token: opens the restricted interfaces to requests with the header widefield-management.
+        tritonserver_args: passed on as they are.
+        on_event: called with one line at every restart.
+
+    Raises:
+        ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        *,
+        host: str = "127.0.0.1",
+        metrics_host: str = "127.0.0.1",
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        library: str | Path | None = None,
+        log_file: str | Path | None = None,
+        start_timeout: float = 120.0,
+        probe_interval: float = 10.0,
+        probe_timeout: float = 10.0,
+        max_restarts: int = 5,
+        restart_window: float = 300.0,
+        drain_seconds: int = 30,
+        management_token: str | None = None,
+        tritonserver_args: Sequence[str] = (),
+        on_event: Callable[[str], None] | None = None,
+    ) -> None:
+        self.repository = repository
+        self.host, self.metrics_host = host, metrics_host
+        self.asked_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        self.library = library
+        self.log_file = Path(log_file).absolute() if log_file is not None else None
+        self.start_timeout = start_timeout
+        self.probe_interval, self.probe_timeout = probe_interval, probe_timeout
+        self.max_restarts, self.restart_window = max_restarts, restart_window
+        self.drain_seconds = drain_seconds
+        self.management_token = management_token
+        self.tritonserver_args = tuple(tritonserver_args)
+        self.on_event = on_event or (lambda line: None)
+        self.restarts = 0
+        self._error: ServerError | None = None
+        self._stopping = threading.Event()
+        self._at_once = threading.Event()
+        self._settled = threading.Event()  # ready for the first time, or failed
+        self._ready = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def http_url(self) -> str:
+        return self._endpoints.address("http")
+
+    @property
+    def grpc_url(self) -> str:
+        return self._endpoints.address("grpc")
+
+    @property
+    def metrics_url(self) -> str:
+        return self._endpoints.address("metrics")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last proof held; False while it restarts."""
+        return self._ready.is_set()
+
+    def start(self) -> None:
+        """Blocks until a real inference has been answered. Raises `ServerError`."""
+        if self._thread is not None:
+            raise ServerError("this server was started before: make a new TritonServer")
+        repository = read_repository(self.repository)
+        self._choose_ports()
+        self._runtime = Runtime(find_tritonserver(), repository, self.library)
+        self._log = self.log_file or self._runtime.folder / "tritonserver.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        # A thread of its own, so that the server does not depend on the thread that asked for it.
+        self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
+        self._thread.start()
+        while not self._settled.wait(1.0):  # in steps: a signal's handler runs between them
+            pass
+        if self._error is not None:
+            self.stop()
+            raise self._error
+
+    def stop(self, at_once: bool = False) -> None:
+        """Drains and ends the server; nothing is left of it. `at_once` does not wait for requests in flight."""
+        if at_once:
+            self._at_once.set()
+        self._stopping.set()
+        if self._thread is None:
+            return
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+        self._runtime.remove()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the server has ended (True) or `timeout` seconds have passed. Raises `GaveUpError`."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._thread is not None and self._thread.is_alive():
+            left = 1.0 if end is None else min(1.0, end - time.monotonic())
+            if left <= 0:
+                return False
+            self._thread.join(left)
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def __enter__(self) -> "TritonServer":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _choose_ports(self) -> None:
+        chosen = {service: port for service, port in self.asked_ports.items() if port}
+        for service, port in chosen.items():
+            check_ports(self._host_of(service), {service: port})
+        missing = [service for service in SERVICES if service not in chosen]
+        chosen.update(zip(missing, free_ports("127.0.0.1", len(missing)), strict=True))
+        self._endpoints = Endpoints(self.host, self.metrics_host, **chosen)
+
+    def _host_of(self, service: str) -> str:
+        return self.metrics_host if service == "metrics" else self.host
+
+    def _supervise(self) -> None:
+        """The whole life of the server: runs of tritonserver, one after another."""
+        failures: deque[float] = deque()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    reason = self._run_once()
+                except StartError as error:
+                    if not self._settled.is_set():
+                        raise
+                    reason = str(error)  # it had been ready before: try again
+                self._ready.clear()
+                if self._stopping.is_set():
+                    return
+                failures.append(time.monotonic())
+                while failures[0] < failures[-1] - self.restart_window:
+                    failures.popleft()
+                if len(failures) > self.max_restarts:
+                    raise GaveUpError(
+                        f"tritonserver failed {len(failures)} times in {self.restart_window:g} s, the last time: "
+                        f"{reason} (log: {self._log})"
+                    )
+                pause = min(30.0, 2.0 ** (len(failures) - 1) - 1)  # 0, 1, 3, 7 ... seconds
+                self.on_event(f"{reason}; restarting{f' in {pause:g} s' if pause else ''}")
+                self.restarts += 1
+                self._stopping.wait(pause)
+        except ServerError as error:
+            self._error = error
+        except Exception as error:
+            self._error = ServerError(f"the supervisor failed: {type(error).__name__}: {error}")
+        finally:
+            self._settled.set()
+
+    def _run_once(self) -> str:
+        """Starts, proves and watches one tritonserver; returns why it is no good, or anything when asked to stop."""
+        for attempt in range(1, PORT_TRIES + 1):
+            offset = self._log.stat().st_size if self._log.exists() else 0
+            with self._spawn() as process:
+                self._process = process
+                has_canary = self._runtime.repository.has_canary
+                run = Run(process, self.http_url, has_canary, self._log, offset, self._stopping)
+                try:
+                    run.await_ready(self.start_timeout)
+                except StartError as error:
+                    may_move = 0 in self.asked_ports.values() and not self._settled.is_set()
+                    if "already in use" not in str(error) or not may_move or attempt == PORT_TRIES:
+                        raise
+                    self._choose_ports()
+                    continue
+                if self._stopping.is_set():
+                    return "stopped"
+                self._ready.set()
+                self._settled.set()
+                reason = run.watch(self.probe_interval, self.probe_timeout)
+                if self._stopping.is_set():
+                    process.stop(self._at_once)
+                return reason
+        raise AssertionError("unreachable")
+
+    def _spawn(self) -> ServerProcess:
+        command = self._runtime.command(
+            self._endpoints, self.drain_seconds, self.management_token, self.tritonserver_args
+        )
+        return ServerProcess(
+            command,
+            self._runtime.environment(),
+            self._log,
+            self._runtime.folder,
+            self._runtime.shm_prefix,
+            self.drain_seconds,
+        )

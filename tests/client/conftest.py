@@ -1,0 +1,99 @@
+"""Pictures, a fake transport and a small real server for the client's tests."""
+
+import io
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parent))
+from tiny_repository import write_tiny_repository
+
+from client import ClassifierError
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
+
+
+@pytest.fixture
+def picture() -> Callable[..., bytes]:
+    """picture("red") -> encoded bytes of one colour."""
+
+    def make(colour: str = "red", kind: str = "PNG", size: int = 64) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (size, size), COLOURS[colour]).save(buffer, kind)
+        return buffer.getvalue()
+
+    return make
+
+
+class FakeTransport:
+    """Answers with the image's bytes as the label; `b"!..."` is refused. `before` runs first, in that thread."""
+
+    def __init__(self, before: Callable[[bytes], None] = lambda image: None) -> None:
+        self.before = before
+        self.calls: list[tuple[str, bytes, int, float]] = []
+        self.closed = 0
+        self.in_flight = self.most_in_flight = 0
+        self.lock = threading.Lock()
+
+    def infer(self, model: str, image: bytes, top: int, timeout: float) -> list[str]:
+        with self.lock:
+            self.calls.append((model, image, top, timeout))
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            self.before(image)
+            if image.startswith(b"!"):
+                raise ClassifierError("refused")
+            return [f"0.25:1:second of {image.decode()}", f"0.75:0:{image.decode()}"]
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def fake() -> FakeTransport:
+    return FakeTransport()
+
+
+@pytest.fixture
+def unreachable() -> Iterator[int]:
+    """A port that neither accepts nor refuses: its queue of connections is full."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        time.sleep(0.05)
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+    """A real tritonserver with the tiny repository: `classifier` and `slow`."""
+    from server import TritonServer
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_repository(folder / "model_repository")
+    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+        yield server
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def address(protocol: str, tiny_server: "TritonServer") -> str:  # noqa: F821
+    return tiny_server.grpc_url if protocol == "grpc" else tiny_server.http_url

@@ -1,0 +1,172 @@
+"""`Classifier` over a fake transport: order, bounds, errors in their place."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
+from client._prediction import parse_predictions
+from client._transport import parse_address
+
+
+def answer(label: str) -> list[Prediction]:
+    return [Prediction(label, 0, 0.75), Prediction(f"second of {label}", 1, 0.25)]
+
+
+def test_answer_is_sorted_and_the_request_is_passed_on(fake: Any) -> None:
+    classifier = Classifier(model="m", timeout=7, transport=fake)
+    assert classifier.classify(b"cat", top=2) == answer("cat")
+    assert fake.calls == [("m", b"cat", 2, 7)]
+
+
+@pytest.mark.parametrize(
+    ("entries", "predictions"),
+    [
+        (["0.5:7:a:b: c"], [Prediction("a:b: c", 7, 0.5)]),
+        (["0.5:7"], [Prediction("7", 7, 0.5)]),
+        (["0.5:7:"], [Prediction("", 7, 0.5)]),
+        (
+            ["0.1:1:x", "0.7:2:y", "0.1:0:z"],
+            [Prediction("y", 2, 0.7), Prediction("z", 0, 0.1), Prediction("x", 1, 0.1)],
+        ),
+        ([], []),
+    ],
+)
+def test_wire_form(entries: list[str], predictions: list[Prediction]) -> None:
+    assert parse_predictions(entries) == predictions
+
+
+@pytest.mark.parametrize("entry", ["", "0.5", "x:1:cat", "0.5:one:cat"])
+def test_other_wire_forms_are_refused(entry: str) -> None:
+    with pytest.raises(ProtocolError, match="value:index:label"):
+        parse_predictions([entry])
+
+
+def test_error_names_its_image(fake: Any, tmp_path: Path) -> None:
+    classifier = Classifier(transport=fake)
+    with pytest.raises(InvalidImageError) as caught:
+        classifier.classify(tmp_path / "no.png")
+    assert caught.value.image == str(tmp_path / "no.png")
+    assert str(caught.value).startswith(f"{tmp_path / 'no.png'}: no such file")
+    assert fake.calls == []  # nothing was sent
+    with pytest.raises(ClassifierError, match=r"^<2 bytes>: refused$"):
+        classifier.classify(b"!2")
+
+
+def test_many_keep_their_order(fake: Any) -> None:
+    fake.before = lambda image: time.sleep(0.02 if int(image) % 3 == 0 else 0)
+    outcomes = Classifier(transport=fake).classify_many((str(n).encode() for n in range(40)), top=2, concurrency=4)
+    assert outcomes == [answer(str(n)) for n in range(40)]
+
+
+def test_errors_stay_in_place_and_cost_no_other(fake: Any) -> None:
+    outcomes = Classifier(transport=fake).classify_many([b"a", b"!b", "/no/such.png", b"d"])
+    assert [outcomes[0], outcomes[3]] == [answer("a"), answer("d")]
+    assert str(outcomes[1]) == "<2 bytes>: refused"
+    assert isinstance(outcomes[2], InvalidImageError)
+
+
+def test_in_flight_is_bounded_and_reached(fake: Any) -> None:
+    together = threading.Barrier(3, timeout=10)  # breaks unless three are in flight at once
+    fake.before = lambda image: together.wait() and None
+    outcomes = Classifier(transport=fake).classify_many([b"x"] * 9, concurrency=3)
+    assert outcomes == [answer("x")] * 9
+    assert fake.most_in_flight == 3
+
+
+def test_stream_takes_only_what_it_needs(fake: Any) -> None:
+    taken = itertools.count()
+    stream = Classifier(transport=fake).classify_stream((str(next(taken)).encode() for _ in range(500)), concurrency=2)
+    assert [next(stream) for _ in range(5)] == [answer(str(n)) for n in range(5)]
+    stream.close()
+    assert next(taken) < 15
+
+
+def test_foreign_error_is_not_swallowed(fake: Any) -> None:
+    def fail(image: bytes) -> None:
+        raise ZeroDivisionError
+
+    fake.before = fail
+    with pytest.raises(ZeroDivisionError):
+        Classifier(transport=fake).classify_many([b"a"])
+
+
+@pytest.mark.parametrize("one", ["cat.jpg", b"bytes", Path("cat.jpg")])
+def test_one_image_is_not_many(fake: Any, one: Any) -> None:
+    with pytest.raises(TypeError, match="use classify"):
+        Classifier(transport=fake).classify_many(one)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.classify(b"x", top=0), "top is 0"),
+        (lambda c: c.classify_many([b"x"], top=-1), "top is -1"),
+        (lambda c: c.classify_stream([b"x"], concurrency=0), "concurrency is 0"),  # at once, not at the first next()
+        (lambda c: Classifier(timeout=0), "timeout is 0"),
+        (lambda c: Classifier(timeout=float("inf")), "timeout is inf"),
+        (lambda c: Classifier(timeout=float("nan")), "timeout is nan"),
+        (lambda c: Classifier(protocol="carrier pigeon"), "carrier pigeon"),
+    ],
+)
+def test_wrong_arguments(fake: Any, call: Callable[[Classifier], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(Classifier(transport=fake))
+    assert fake.calls == []
+
+
+def test_closed_is_closed(fake: Any) -> None:
+    with Classifier(transport=fake) as classifier:
+        classifier.classify(b"a")
+    assert fake.closed == 1
+    classifier.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        classifier.classify(b"a")
+    with pytest.raises(RuntimeError, match="closed"):
+        classifier.classify_stream([b"a"])
+
+
+def test_closed_meanwhile_is_told_from_a_failure(fake: Any) -> None:
+    classifier = Classifier(transport=fake)
+    fake.before = lambda image: classifier.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        classifier.classify(b"!a")
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "expected"),
+    [
+        (None, "grpc", ("127.0.0.1", 8001)),
+        (None, "http", ("127.0.0.1", 8000)),
+        ("box", "grpc", ("box", 8001)),
+        ("box:9", "http", ("box", 9)),
+        ("http://box:9/", "http", ("box", 9)),
+        ("grpc://box", "grpc", ("box", 8001)),
+        ("[::1]:9", "grpc", ("::1", 9)),
+    ],
+)
+def test_addresses(url: str | None, protocol: str, expected: tuple[str, int]) -> None:
+    assert parse_address(url, protocol) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "words"),
+    [
+        ("", "grpc", "not an address"),
+        ("http://box", "grpc", "is http, the protocol is grpc"),
+        ("https://box", "http", "is https, the protocol is http"),
+        ("box:port", "http", "box:port"),
+        ("box:99999", "http", "box:99999"),
+        ("box:1/v2/models", "http", "not an address"),
+        ("user:secret@box:1", "http", "not an address"),
+    ],
+)
+def test_addresses_that_are_none(url: str, protocol: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        Classifier(url, protocol)
+    assert "write host:port" in str(caught.value)

@@ -1,0 +1,164 @@
+"""``python -m client``: what it prints, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import _classifier
+from client._cli import main
+from client._paths import expand, find_images
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """photos/{a.png,b.JPG,notes.txt,.hidden.png,sub/c.webp,sub/d.gif}, and the current folder is theirs."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.JPG", "notes.txt", ".hidden.png", "sub/c.webp", "sub/d.gif"):
+        file = Path("photos", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(Path(name).stem.encode())
+    return Path("photos")
+
+
+@pytest.fixture
+def opened(fake: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, str]]:
+    """(url, protocol) of every connection; all lead to the fake."""
+    calls: list[tuple[str | None, str]] = []
+    monkeypatch.setattr(_classifier, "open_transport", lambda url, protocol: calls.append((url, protocol)) or fake)
+    return calls
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+ALL = ["photos/a.png", "photos/b.JPG", "photos/sub/c.webp", "photos/sub/d.gif"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["photos"], ALL),
+        (["photos/sub", "photos/a.png", "photos"], [ALL[2], ALL[3], ALL[0], ALL[1]]),  # each once
+        (["photos/notes.txt"], ["photos/notes.txt"]),  # named, so meant
+        (["photos/*.png"], ["photos/a.png"]),
+        (["photos/**/*.gif"], ["photos/sub/d.gif"]),
+        (["phot*"], ALL),  # a pattern may match a folder
+        (["missing.png"], ["missing.png"]),
+    ],
+)
+def test_paths(photos: Path, arguments: list[str], expected: list[str]) -> None:
+    assert list(expand(arguments)) == [(path, None) for path in expected]
+
+
+def test_paths_that_lead_nowhere(photos: Path) -> None:
+    Path("photos/none").mkdir()
+    found = list(expand(["photos/none", "*.tiff"]))
+    assert [path for path, _ in found] == ["photos/none", "*.tiff"]
+    assert "holds no image" in str(found[0][1])
+    assert "matches no file" in str(found[1][1])
+
+
+def test_file_with_a_pattern_in_its_name(photos: Path) -> None:
+    Path("photos/a[1].png").write_bytes(b"x")
+    assert list(expand(["photos/a[1].png"])) == [("photos/a[1].png", None)]
+
+
+def test_find_images(photos: Path) -> None:
+    assert [str(path) for path in find_images(photos)] == ALL
+
+
+def test_json(photos: Path, fake: Any, opened: list, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["classify", "photos", "--json", "--url", "box:1", "--protocol", "http", "--model", "m", "--top", "2"]
+    assert main([*arguments, "--timeout", "3.5"]) == 0
+    out, err = capsys.readouterr()
+    assert [line["image"] for line in lines(out)] == ALL
+    assert lines(out)[0]["predictions"] == [
+        {"label": "a", "index": 0, "probability": 0.75},
+        {"label": "second of a", "index": 1, "probability": 0.25},
+    ]
+    assert err == ""
+    assert opened == [("box:1", "http")]
+    assert sorted(fake.calls) == [("m", name, 2, 3.5) for name in (b"a", b"b", b"c", b"d")]
+    assert fake.closed == 1
+
+
+def test_defaults(photos: Path, fake: Any, opened: list) -> None:
+    assert main(["classify", "photos/a.png"]) == 0
+    assert opened == [(None, "grpc")]
+    assert fake.calls == [("classifier", b"a", 5, 30.0)]
+
+
+def test_json_errors_are_in_their_place(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
+    Path("photos/b.JPG").write_bytes(b"!")
+    assert main(["classify", "photos", "no.png", "*.tiff", "--json"]) == 1
+    found = lines(capsys.readouterr().out)
+    assert [line["image"] for line in found] == [*ALL, "no.png", "*.tiff"]
+    assert ["predictions" in line for line in found] == [True, False, True, True, False, False]
+    assert found[1]["error"] == {"type": "ClassifierError", "message": "refused"}
+    assert found[4]["error"] == {"type": "InvalidImageError", "message": "no such file: check the path"}
+
+
+def test_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
+    Path("photos/a.png").write_bytes(b"[red]naked:mole[/red]")
+    Path("photos/b.JPG").write_bytes(b"!")
+    assert main(["classify", "photos", "--top", "2"]) == 1
+    out, err = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[0] == ["photos/a.png", "[red]naked:mole[/red]", "0", "75.00%"]
+    assert [row[0] for row in rows if row[0]] == [ALL[0], ALL[2], ALL[3]]
+    assert err.splitlines() == ["photos/b.JPG: refused", "1 not answered"]
+
+
+def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
+    assert main(["classify", "no.png"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "required"),
+        (["classify"], "PATH"),
+        (["classify", "a.png", "--top", "0"], "top is 0"),
+        (["classify", "a.png", "--top", "many"], "--top"),
+        (["classify", "a.png", "--timeout", "0"], "timeout is 0"),
+        (["classify", "a.png", "--concurrency", "0"], "concurrency is 0"),
+        (["classify", "a.png", "--protocol", "smtp"], "smtp"),
+        (["classify", "a.png", "--url", "https://box"], "https"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_interrupt(photos: Path, fake: Any, opened: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client._cli._print_json", interrupt)
+    assert main(["classify", "photos", "--json"]) == 130
+    assert fake.closed == 1
+
+
+def test_reader_that_has_seen_enough(photos: Path) -> None:
+    for number in range(300):
+        (photos / f"{number:03}.png").write_bytes(b"")  # errors without a server
+    root = Path(__file__).parents[2]
+    command = f"{sys.executable} -m client classify photos --json | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""

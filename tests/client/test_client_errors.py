@@ -1,0 +1,73 @@
+"""One tree of errors, and from every status of either protocol to a leaf of it."""
+
+import pickle
+
+import pytest
+
+import client
+from client import _errors
+from client._errors import error_from_status
+
+UNKNOWN_MODEL = "Request for unknown model: 'm' is not found"
+
+STATUSES = [
+    ("DEADLINE_EXCEEDED", "Deadline Exceeded", "DeadlineExceededError"),
+    ("UNAVAILABLE", "Request timeout expired", "DeadlineExceededError"),
+    ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", "QueueFullError"),
+    ("RESOURCE_EXHAUSTED", "too many requests", "QueueFullError"),
+    ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "InvalidImageError"),
+    ("UNAVAILABLE", "Connection refused", "ServerUnavailableError"),
+    ("UNAVAILABLE", "Request for unknown model: 'm' has no available versions", "ServerUnavailableError"),
+    ("CANCELLED", "Channel closed!", "ServerUnavailableError"),
+    ("NOT_FOUND", UNKNOWN_MODEL, "ModelNotFoundError"),
+    ("NOT_FOUND", "<html>nginx</html>", "ProtocolError"),
+    ("INVALID_ARGUMENT", "in ensemble 'm', not a JPEG image", "InvalidImageError"),
+    ("INVALID_ARGUMENT", "unexpected inference output 'probabilities' for model 'm'", "ProtocolError"),
+    ("INVALID_ARGUMENT", "[request id: 3] unexpected shape for input 'image' for model 'm'", "ProtocolError"),
+    ("INVALID_ARGUMENT", "in ensemble 'm', [request id: 3] expected 1 inputs but got 2", "ProtocolError"),
+    ("INTERNAL", "Stub process 'm_0_0' is not healthy.", "InferenceError"),
+    ("UNKNOWN", "", "InferenceError"),
+    ("UNIMPLEMENTED", "Method not found!", "ProtocolError"),
+    ("HTTP 418", "teapot", "ProtocolError"),
+]
+
+
+@pytest.mark.parametrize(("status", "details", "name"), STATUSES)
+def test_status_to_error(status: str, details: str, name: str) -> None:
+    error = error_from_status(status, details, url="grpc://here:1", model="m", timeout=2.5)
+    assert type(error).__name__ == name
+    assert "m at grpc://here:1" in str(error)
+
+
+def test_words_are_cleaned_and_kept() -> None:
+    details = "in ensemble 'm', [request id: <id_unknown>] not a JPEG image"
+    error = error_from_status("INVALID_ARGUMENT", details, url="u", model="m", timeout=1)
+    assert error.message == "the server refuses the image: not a JPEG image [m at u]"
+
+
+def test_long_words_are_cut_to_a_line() -> None:
+    details = "x" * 1000 + "\nAt:\n  model.py(15): execute"
+    message = error_from_status("INTERNAL", details, url="u", model="m", timeout=1).message
+    assert len(message) < 400
+    assert "\n" not in message
+
+
+def test_deadline_names_its_seconds() -> None:
+    assert "within 2.5 s" in str(error_from_status("DEADLINE_EXCEEDED", "", url="u", model="m", timeout=2.5))
+
+
+def test_tree_is_complete_and_drawn() -> None:
+    leaves = set(client.ClassifierError.__subclasses__())
+    assert {leaf.__name__ for leaf in leaves} == {name for *_, name in STATUSES}
+    for leaf in leaves:
+        assert leaf.__name__ in client.__all__
+        assert leaf.__name__ in str(_errors.__doc__)
+
+
+def test_image_comes_first_and_survives_pickling() -> None:
+    error = client.InvalidImageError("no such file")
+    assert str(error) == "no such file"
+    error.image = "cat.jpg"
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is client.InvalidImageError
+    assert (str(copy), copy.message, copy.image) == ("cat.jpg: no such file", "no such file", "cat.jpg")

@@ -1,0 +1,209 @@
+"""The gRPC transport against a server that misbehaves on purpose."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from client import (
+    ClassifierError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidImageError,
+    ModelNotFoundError,
+    ProtocolError,
+    QueueFullError,
+    ServerUnavailableError,
+)
+from client._transport_grpc import GrpcTransport, split_bytes_tensor
+
+
+class Stub(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers with `raw`, after `act`; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.raw = [struct.pack("<I", 10) + "0.9:1:cät".encode()]
+        self.act: Callable[[grpc.ServicerContext], object] = lambda context: None
+        self.requests: list[Any] = []
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.requests.append(request)
+        self.act(context)
+        return service_pb2.ModelInferResponse(raw_output_contents=self.raw)
+
+
+def serve(stub: Stub, port: int = 0) -> tuple[grpc.Server, int]:
+    options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.server(ThreadPoolExecutor(8), options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stub, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return server, port
+
+
+@pytest.fixture
+def stub() -> Stub:
+    return Stub()
+
+
+@pytest.fixture
+def transport(stub: Stub) -> Iterator[GrpcTransport]:
+    server, port = serve(stub)
+    transport = GrpcTransport("127.0.0.1", port)
+    yield transport
+    transport.close()
+    server.stop(0).wait()
+
+
+def test_request_and_answer(stub: Stub, transport: GrpcTransport) -> None:
+    assert transport.infer("m", b"picture", 3, 2.5) == ["0.9:1:cät"]
+    (request,) = stub.requests
+    assert request.model_name == "m"
+    (image,) = request.inputs
+    assert (image.name, image.datatype, list(image.shape)) == ("image", "BYTES", [1, 1])
+    assert list(request.raw_input_contents) == [struct.pack("<I", 7) + b"picture"]
+    (output,) = request.outputs
+    assert output.name == "probabilities"
+    assert output.parameters["classification"].int64_param == 3
+    assert request.parameters["timeout"].int64_param == 2_500_000
+
+
+def test_large_messages_both_ways(stub: Stub, transport: GrpcTransport) -> None:
+    stub.raw = [struct.pack("<I", 12_000_000) + b"x" * 12_000_000]
+    assert len(transport.infer("m", bytes(12_000_000), 1, 20)[0]) == 12_000_000
+    assert len(stub.requests[0].raw_input_contents[0]) == 12_000_004
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "in ensemble 'm', not a JPEG", InvalidImageError),
+        (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference input 'image' for model 'm'", ProtocolError),
+        (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found", ModelNotFoundError),
+        (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", QueueFullError),
+        (grpc.StatusCode.UNAVAILABLE, "not ready", ServerUnavailableError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "", DeadlineExceededError),
+        (grpc.StatusCode.INTERNAL, "it broke", InferenceError),
+        (grpc.StatusCode.PERMISSION_DENIED, "no", ProtocolError),
+    ],
+)
+def test_statuses(
+    stub: Stub, transport: GrpcTransport, code: grpc.StatusCode, details: str, kind: type[ClassifierError]
+) -> None:
+    stub.act = lambda context: context.abort(code, details)
+    with pytest.raises(ClassifierError) as caught:
+        transport.infer("m", b"x", 1, 5)
+    assert type(caught.value) is kind
+    assert transport.url in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [[], [b"\x05\x00\x00\x00abc"], [b"\x05\x00"]])
+def test_answer_that_is_none(stub: Stub, transport: GrpcTransport, raw: list[bytes]) -> None:
+    stub.raw = raw
+    with pytest.raises(ProtocolError, match="holds no probabilities"):
+        transport.infer("m", b"x", 1, 5)
+
+
+def test_split() -> None:
+    assert split_bytes_tensor(b"") == []
+    assert split_bytes_tensor(b"\x00\x00\x00\x00\x02\x00\x00\x00a\xff") == ["", "a\N{REPLACEMENT CHARACTER}"]
+
+
+def test_no_server() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        transport = GrpcTransport("127.0.0.1", taken.getsockname()[1])
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailableError, match="refused"):
+            transport.infer("m", b"x", 1, 5)
+        assert time.monotonic() - started < 1
+        transport.close()
+
+
+def test_silent_server(stub: Stub, transport: GrpcTransport) -> None:
+    stub.act = lambda context: time.sleep(1)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.3 s"):
+        transport.infer("m", b"x", 1, 0.3)
+    assert 0.29 < time.monotonic() - started < 0.45
+
+
+def test_deadline_is_for_connecting_too(unreachable: int) -> None:
+    transport = GrpcTransport("127.0.0.1", unreachable)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        transport.infer("m", b"x", 1, 0.4)
+    assert 0.39 < time.monotonic() - started < 0.6
+    transport.close()
+
+
+def test_frozen_server_before_the_first_word() -> None:
+    """It accepts the connection and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        transport = GrpcTransport("127.0.0.1", frozen.getsockname()[1])
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            transport.infer("m", b"x", 1, 0.4)
+        assert 0.39 < time.monotonic() - started < 0.6
+        transport.close()
+
+
+def test_server_that_is_back_is_found(stub: Stub) -> None:
+    server, port = serve(stub)
+    transport = GrpcTransport("127.0.0.1", port)
+    transport.infer("m", b"x", 1, 5)
+    server.stop(0).wait()
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        with pytest.raises(ServerUnavailableError):
+            transport.infer("m", b"x", 1, 5)
+        time.sleep(0.02)
+    server, _ = serve(stub, port)
+    until = time.monotonic() + 2
+    while not answers(transport) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert answers(transport)
+    transport.close()
+    server.stop(0).wait()
+
+
+def answers(transport: GrpcTransport) -> bool:
+    try:
+        return bool(transport.infer("m", b"x", 1, 5))
+    except ServerUnavailableError:
+        return False
+
+
+def test_close_ends_a_request_in_flight(stub: Stub, transport: GrpcTransport) -> None:
+    waiting = threading.Event()
+    stub.act = lambda context: waiting.set() or time.sleep(1)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(transport.infer, "m", b"x", 1, 10)
+        assert waiting.wait(5)
+        started = time.monotonic()
+        transport.close()
+        with pytest.raises(ServerUnavailableError):
+            future.result(5)
+        assert time.monotonic() - started < 0.5
+    with pytest.raises(ServerUnavailableError, match="closed"):
+        transport.infer("m", b"x", 1, 5)
+
+
+def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Naming one channel option drops tritonclient's defaults, so all that matter are named."""
+    seen = {}
+    real = grpc.insecure_channel
+    monkeypatch.setattr(grpc, "insecure_channel", lambda target, options: seen.update(options) or real(target, options))
+    transport = GrpcTransport("::1", 1)
+    assert transport.url == "grpc://[::1]:1"
+    assert seen["grpc.max_send_message_length"] == seen["grpc.max_receive_message_length"] == -1
+    assert seen["grpc.max_reconnect_backoff_ms"] <= 5_000  # gRPC's own 2 minutes would refuse a server that is back
+    assert seen["grpc.keepalive_time_ms"] >= 30_000  # servers hang up on those who ask more often
+    transport.close()

@@ -1,0 +1,256 @@
+"""The client against a real tritonserver, over both protocols."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from client import (
+    Classifier,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidImageError,
+    ModelNotFoundError,
+    Prediction,
+    ProtocolError,
+    QueueFullError,
+)
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+BEST = {"red": ("red: warm", 0), "green": ("green", 1), "blue": ("blue [cold]", 2), "grey": ("naïve grey", 3)}
+
+
+@pytest.fixture
+def classifier(address: str, protocol: str) -> Iterator[Classifier]:
+    with Classifier(address, protocol, timeout=20) as classifier:
+        yield classifier
+
+
+def best(predictions: list[Prediction]) -> tuple[str, int]:
+    return predictions[0].label, predictions[0].index
+
+
+@pytest.mark.parametrize("colour", BEST)
+def test_label_index_probability(classifier: Classifier, picture: Callable[..., bytes], colour: str) -> None:
+    predictions = classifier.classify(picture(colour), top=4)
+    assert best(predictions) == BEST[colour]
+    assert sorted(p.index for p in predictions) == [0, 1, 2, 3]
+    assert sum(p.probability for p in predictions) == pytest.approx(1, abs=1e-5)
+    assert predictions == sorted(predictions, key=lambda p: -p.probability)
+
+
+@pytest.mark.parametrize(("top", "count"), [(1, 1), (3, 3), (100, 4)])
+def test_top(classifier: Classifier, picture: Callable[..., bytes], top: int, count: int) -> None:
+    assert len(classifier.classify(picture("red"), top=top)) == count
+
+
+def test_both_protocols_agree(tiny_server: "TritonServer", picture: Callable[..., bytes]) -> None:  # noqa: F821
+    noise = np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    images = [picture("blue", kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF")] + [noise]
+    with Classifier(tiny_server.grpc_url) as one, Classifier(tiny_server.http_url, "http") as other:
+        answers = one.classify_many(images)
+        assert answers == other.classify_many(images)
+    assert all(isinstance(answer, list) for answer in answers)
+
+
+def test_every_form_of_one_image_is_answered_alike(classifier: Classifier, tmp_path: Path) -> None:
+    """With EXIF data that turns it: each form must go through."""
+    pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+    pixels[:, :14, 0] = pixels[:, 14:, 2] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(file, exif=exif)
+    upright = np.asarray(Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_270))
+    forms = [file, str(file), file.read_bytes(), Image.open(file), upright]
+    answers = classifier.classify_many(forms, top=4)
+    assert answers == [answers[0]] * len(forms)
+    assert best(answers[0]) == BEST["blue"]
+
+
+def test_sixteen_threads_on_one_client(classifier: Classifier, picture: Callable[..., bytes]) -> None:
+    images = {colour: picture(colour) for colour in BEST}
+    expected = {colour: classifier.classify(image) for colour, image in images.items()}
+    start = threading.Barrier(16)
+    wrong: list[object] = []
+
+    def hammer(number: int) -> int:
+        start.wait()
+        for turn in range(20):
+            colour = list(BEST)[(number + turn) % 4]
+            answer = classifier.classify(images[colour])
+            if answer != expected[colour]:
+                wrong.append((colour, answer))
+        return 20
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(hammer, range(16))) == 320
+    assert wrong == []
+
+
+def test_large_image(classifier: Classifier) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "BMP")
+    assert buffer.tell() > 12_000_000
+    assert best(classifier.classify(buffer.getvalue())) == BEST["grey"]
+
+
+def test_bad_images_harm_no_other(classifier: Classifier, picture: Callable[..., bytes]) -> None:
+    good = picture("green")
+    images = [good, b"this is text", good, good[:50], good, b"", good]
+    outcomes = classifier.classify_many(images)
+    assert [type(outcome) for outcome in outcomes[1::2]] == [InvalidImageError] * 3
+    assert [best(outcome) for outcome in outcomes[::2]] == [BEST["green"]] * 4
+    assert "not a JPEG, PNG" in str(outcomes[1])
+    assert "decoded" in str(outcomes[3])
+
+
+def test_hundred_megabytes_are_refused(classifier: Classifier, picture: Callable[..., bytes]) -> None:
+    with pytest.raises(InvalidImageError, match="100000000 bytes, the limit is 20971520"):
+        classifier.classify(bytes(100_000_000))
+    assert best(classifier.classify(picture("red"))) == BEST["red"]
+
+
+def test_unknown_model(address: str, protocol: str) -> None:
+    with (
+        Classifier(address, protocol, model="no such/model") as classifier,
+        pytest.raises(ModelNotFoundError) as caught,
+    ):
+        classifier.classify(b"x")
+    assert "'no such/model'" in str(caught.value)
+
+
+def test_model_that_is_no_classifier(address: str, protocol: str) -> None:
+    with Classifier(address, protocol, model="colour") as classifier, pytest.raises(ProtocolError, match="unexpected"):
+        classifier.classify(b"x")
+
+
+def test_model_without_labels(address: str, protocol: str) -> None:
+    with Classifier(address, protocol, model="slow") as classifier:
+        assert classifier.classify(b"0") == [Prediction("1", 1, 0.75), Prediction("0", 0, 0.25)]
+
+
+def test_model_that_fails(address: str, protocol: str) -> None:
+    with Classifier(address, protocol, model="slow") as classifier:
+        with pytest.raises(InferenceError, match="could not convert string to float"):
+            classifier.classify(b"not a number")
+        assert len(classifier.classify(b"0")) == 2
+
+
+def test_full_queue(address: str, protocol: str) -> None:
+    with Classifier(address, protocol, model="slow", timeout=20) as classifier:
+        outcomes = classifier.classify_many([b"0.3"] * 8)
+    kinds = {type(outcome) for outcome in outcomes}
+    assert kinds == {list, QueueFullError}, outcomes
+
+
+def test_slow_model(address: str, protocol: str) -> None:
+    with Classifier(address, protocol, model="slow", timeout=0.5) as classifier:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            classifier.classify(b"1.5")
+        assert 0.49 < time.monotonic() - started < 0.75
+    with Classifier(address, protocol, model="slow", timeout=20) as classifier:
+        classifier.classify(b"0")  # leaves the model idle for the next test
+
+
+@contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """The process that listens on `port` is stopped for a while."""
+    (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["connected", "unconnected"])
+def test_frozen_server(address: str, protocol: str, picture: Callable[..., bytes], known: bool) -> None:
+    image = picture("red")
+    with Classifier(address, protocol, timeout=1) as classifier:
+        if known:
+            classifier.classify(image)
+        with frozen(int(address.rpartition(":")[2])):
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceededError):
+                classifier.classify(image)
+            assert 0.99 < time.monotonic() - started < 1.5
+        classifier.timeout = 20
+        assert best(classifier.classify(image)) == BEST["red"]
+
+
+def test_wrong_protocol_is_said(tiny_server: "TritonServer", picture: Callable[..., bytes]) -> None:  # noqa: F821
+    with (
+        Classifier(tiny_server.grpc_url, "http") as classifier,
+        pytest.raises(ProtocolError, match="use the HTTP port"),
+    ):
+        classifier.classify(picture("red"))
+    with (
+        Classifier(tiny_server.http_url, "grpc", timeout=5) as classifier,
+        pytest.raises(Exception, match="8001 for gRPC"),
+    ):
+        classifier.classify(picture("red"))
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "client", "classify", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
+    for name, data in {"r.png": picture("red"), "sub/b.jpg": picture("blue", "JPEG"), "sub/bad.gif": b"text"}.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+    return tmp_path
+
+
+def test_command_line(photos: Path, address: str, protocol: str) -> None:
+    done = run(photos, "--url", address, "--protocol", protocol, "--top", "1", "--json")
+    assert done.returncode == 1, done.stderr
+    red, blue, bad = map(json.loads, done.stdout.splitlines())
+    assert [p["label"] for p in red["predictions"] + blue["predictions"]] == ["red: warm", "blue [cold]"]
+    assert bad["image"].endswith("bad.gif")
+    assert bad["error"]["type"] == "InvalidImageError"
+
+
+def test_command_line_table(photos: Path, address: str, protocol: str) -> None:
+    done = run(photos / "r.png", "--url", address, "--protocol", protocol)
+    assert done.returncode == 0, done.stderr
+    assert "red: warm" in done.stdout
+    assert done.stderr == ""
+
+
+def test_command_line_ends_soon_after_ctrl_c(address: str, protocol: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, never answers
+        (tmp_path / "a.png").write_bytes(b"x")
+        url = f"127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "client", "classify", str(tmp_path), "--url", url, "--protocol", protocol]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        silent.settimeout(20)
+        connection, _ = silent.accept()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=5)
+        connection.close()
+    assert process.returncode == 130
+    assert error == ""

@@ -1,0 +1,89 @@
+"""A model repository small enough to build and load in a test: `classifier` names a picture's colour."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+LABELS = ("red: warm", "green", "blue [cold]", "naïve grey")  # a colon, markup, not ASCII
+ROOT = Path(__file__).parents[2]
+
+PREPROCESS = """
+name: "preprocess" backend: "python" max_batch_size: 16
+input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "pixels" data_type: TYPE_UINT8 dims: [32, 32, 3] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+parameters { key: "image_size" value { string_value: "32" } }
+parameters { key: "resize_size" value { string_value: "32" } }
+parameters { key: "interpolation" value { string_value: "bicubic" } }
+"""
+COLOUR = """
+name: "colour" backend: "pytorch" max_batch_size: 16
+input [{ name: "pixels" data_type: TYPE_UINT8 dims: [32, 32, 3] }]
+output [{ name: "probabilities__0" data_type: TYPE_FP32 dims: [4] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+dynamic_batching {}
+parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
+"""
+CLASSIFIER = """
+name: "classifier" platform: "ensemble" max_batch_size: 16
+input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "probabilities" data_type: TYPE_FP32 dims: [4] label_filename: "labels.txt" }]
+ensemble_scheduling { step [
+  { model_name: "preprocess" model_version: -1
+    input_map { key: "image" value: "image" } output_map { key: "pixels" value: "pixels" } },
+  { model_name: "colour" model_version: -1
+    input_map { key: "pixels" value: "pixels" } output_map { key: "probabilities__0" value: "probabilities" } } ] }
+"""
+# One request at a time, one more may wait, no label file: for deadlines, a full queue, failures.
+SLOW = """
+name: "slow" backend: "python" max_batch_size: 1
+input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "probabilities" data_type: TYPE_FP32 dims: [2] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+dynamic_batching { default_queue_policy { max_queue_size: 1 allow_timeout_override: true } }
+"""
+SLOW_MODEL = '''
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    """Sleeps as many seconds as the request's bytes say; anything else makes it fail."""
+
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            data = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)[0]
+            time.sleep(float(data))
+            tensor = pb_utils.Tensor("probabilities", np.array([[0.25, 0.75]], dtype=np.float32))
+            answers.append(pb_utils.InferenceResponse(output_tensors=[tensor]))
+        return answers
+'''
+
+
+class Colour(nn.Module):
+    """pixels [B,32,32,3] uint8 -> probabilities [B,4] of red, green, blue, grey."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean = pixels.float().mean(dim=(1, 2)) / 255  # [B,3]
+        grey = 0.6 * mean.mean(dim=1, keepdim=True) + 0.25  # [B,1]
+        return torch.softmax(8 * torch.cat([mean, grey], dim=1), dim=1)
+
+
+def write_tiny_repository(root: Path) -> Path:
+    configs = {"preprocess": PREPROCESS, "colour": COLOUR, "classifier": CLASSIFIER, "slow": SLOW}
+    for name, config in configs.items():
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "config.pbtxt").write_text(config)
+    shutil.copy(ROOT / "model_repository/preprocess/1/model.py", root / "preprocess/1/model.py")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what tritonserver reads
+        torch.jit.script(Colour().eval()).save(str(root / "colour/1/model.pt"))
+    (root / "classifier/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    (root / "slow/1/model.py").write_text(SLOW_MODEL)
+    return root

@@ -1,0 +1,45 @@
+"""Fixtures that several folders share: the digits checkpoint, its repository, a running server."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINT = ROOT / "runs" / "digits-nano"
+HELD_OUT = ROOT / "data" / "digits" / "val"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.chdir(ROOT)
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint() -> Path:
+    """The demo's checkpoint, trained now if `make demo` has not."""
+    import demo
+
+    demo.train()
+    return CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def digits_repository(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository of that checkpoint, built by the command that a user types."""
+    repository = tmp_path_factory.mktemp("built") / "model_repository"
+    command = [sys.executable, "build_models.py", "--weights", str(digits_checkpoint), "--output", str(repository)]
+    subprocess.run([*command, "--format", "torchscript,onnx"], check=True, cwd=ROOT)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def digits_server(digits_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+    """A real tritonserver on free loopback ports."""
+    from server import TritonServer
+
+    log_file = tmp_path_factory.mktemp("server") / "server.log"
+    with TritonServer(digits_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file) as server:
+        yield server

@@ -1,0 +1,127 @@
+"""From an image file to a ranked answer, through a real tritonserver: parity at every hand-over."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import tritonclient.grpc
+
+from client import Classifier
+from models import load_checkpoint, reparameterize
+from server import TritonServer
+from training.data import eval_transform
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+HELD_OUT = ROOT / "data/digits/val"
+
+
+@pytest.fixture(scope="module")
+def held_out(digits_checkpoint: Path) -> list[Path]:
+    return sorted(HELD_OUT.glob("*/*.png"))
+
+
+def served_probabilities(server: TritonServer, paths: list[Path]) -> np.ndarray:
+    """[len(paths), classes], asked for in requests of eight images."""
+    client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+    answers = []
+    for start in range(0, len(paths), 8):
+        part = [path.read_bytes() for path in paths[start : start + 8]]
+        image = tritonclient.grpc.InferInput("image", [len(part), 1], "BYTES")
+        image.set_data_from_numpy(np.array(part, dtype=object).reshape(-1, 1))
+        answers.append(client.infer("classifier", [image]).as_numpy("probabilities"))
+    client.close()
+    return np.concatenate(answers)
+
+
+def servers() -> set[int]:
+    """Process ids of every tritonserver and backend stub on the machine."""
+    names = ("tritonserver", "triton_python_backend_stub"[:15])
+    return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"].startswith(names)}
+
+
+def test_served_accuracy_is_the_same_on_both_protocols(digits_server: TritonServer, held_out: list[Path]) -> None:
+    answers = {}
+    for protocol, url in (("grpc", digits_server.grpc_url), ("http", digits_server.http_url)):
+        with Classifier(url, protocol=protocol) as classifier:
+            answers[protocol] = [classifier.classify(path, top=3) for path in held_out]
+    assert answers["grpc"] == answers["http"]
+    right = sum(top[0].label == path.parent.name for top, path in zip(answers["grpc"], held_out, strict=True))
+    assert len(held_out) >= 350
+    assert right / len(held_out) >= 0.97
+
+
+def test_served_equals_the_training_form(
+    digits_server: TritonServer, digits_checkpoint: Path, held_out: list[Path]
+) -> None:
+    """Checkpoint in float64 with training's own transform, against what the wire says."""
+    model, config = load_checkpoint(digits_checkpoint)
+    transform = eval_transform(config)
+    from PIL import Image
+
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in held_out]).double()
+    with torch.inference_mode():
+        expected = model.double().eval()(images).softmax(1).numpy()
+        deployed = reparameterize(model).eval()(images).softmax(1).numpy()
+    np.testing.assert_allclose(deployed, expected, atol=1e-9)
+    np.testing.assert_allclose(served_probabilities(digits_server, held_out), expected, atol=1e-4)
+
+
+def test_command_line_answers_as_the_library_does(digits_server: TritonServer, held_out: list[Path]) -> None:
+    command = [sys.executable, "-m", "client", "classify", str(held_out[0].parent), "--json", "--top", "2"]
+    done = subprocess.run(
+        [*command, "--url", digits_server.http_url, "--protocol", "http"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert held_out[0].name in done.stdout
+    with Classifier(digits_server.grpc_url) as classifier:
+        best = classifier.classify(held_out[0], top=2)[0]
+    assert f"{best.probability:.4f}"[:5] in done.stdout
+
+
+def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
+    before, running = set(os.listdir("/dev/shm")), servers()
+    started = time.time()
+    done = subprocess.run([sys.executable, "demo.py"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gave the same answers" in done.stdout
+    assert (ROOT / "runs/demo.png").stat().st_mtime >= started
+    assert servers() == running
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen([sys.executable, "demo.py", "--serve"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 120
+        while "classify" not in output.read_text() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.2)
+        text = output.read_text()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(40) == 0, output.read_text()
+    assert all(port in text for port in ("8000", "8001", "8002")), text
+    assert children, "no tritonserver was running"
+    gone, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_record_and_labels_fit(digits_repository: Path) -> None:
+    labels = (digits_repository / "classifier/labels.txt").read_text().splitlines()
+    record = json.loads((digits_repository / "backbone/1/build.json").read_text())
+    assert labels == [str(digit) for digit in range(10)]
+    assert record["config"]["num_classes"] == 10
+    assert all(not math.isnan(parity["largest_difference"]) for parity in record["parity"])

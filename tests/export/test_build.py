@@ -1,0 +1,218 @@
+"""build_models.py: what it writes, what it refuses, and that a failed build changes nothing."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+import export.build as build_module
+from build_models import main, parse_arguments
+from export.build import BuildOptions, build
+from export.parity import ParityError, real_pixels
+from models import ModelConfig, create_model, load_checkpoint, reparameterize, save_checkpoint
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A nano model with the batch statistics that a few real images leave."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = create_model("replknet_nano", num_classes=5).train()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model(torch.randn(4, 3, SIZE, SIZE))
+    labels = ["ant", "bee: honey", "cat", "dog", "élan"]
+    save_checkpoint(folder, model.eval(), ModelConfig("replknet_nano", num_classes=5, image_size=SIZE, labels=labels))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("out") / "models"
+    build(BuildOptions(weights=checkpoint, output=output, formats=("torchscript", "onnx"), threads=2))
+    return output
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def config(repository: Path, model: str) -> "model_config_pb2.ModelConfig":
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+
+
+def test_repository_has_every_file(repository: Path) -> None:
+    expected = {
+        "preprocess/config.pbtxt",
+        "preprocess/1/model.py",
+        "preprocess/warmup/image",
+        "backbone/config.pbtxt",
+        "backbone/1/model.pt",
+        "backbone/1/model.onnx",
+        "backbone/1/build.json",
+        "softmax/config.pbtxt",
+        "softmax/1/model.pt",
+        "classifier/config.pbtxt",
+        "classifier/labels.txt",
+        "classifier/1/.gitkeep",
+    }
+    assert set(digest(repository)) == expected
+    assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
+
+
+def test_configs_agree(repository: Path) -> None:
+    preprocess, backbone, softmax, classifier = (
+        config(repository, name) for name in ("preprocess", "backbone", "softmax", "classifier")
+    )
+    assert list(preprocess.output[0].dims) == list(backbone.input[0].dims) == [SIZE, SIZE, 3]
+    assert preprocess.output[0].data_type == backbone.input[0].data_type == model_config_pb2.TYPE_UINT8
+    assert list(backbone.output[0].dims) == list(softmax.input[0].dims) == list(classifier.output[0].dims) == [5]
+    assert [step.model_name for step in classifier.ensemble_scheduling.step] == ["preprocess", "backbone", "softmax"]
+    assert len({c.max_batch_size for c in (preprocess, backbone, softmax, classifier)}) == 1
+    assert backbone.parameters["INTRA_OP_THREAD_COUNT"].string_value == "2"
+    assert all(not c.runtime for c in (backbone, softmax)), "runtime would tie the repository to one server"
+    assert all(c.model_warmup for c in (preprocess, backbone, softmax))
+    assert (repository / "classifier" / "labels.txt").read_text() == "ant\nbee: honey\ncat\ndog\nélan\n"
+
+
+def test_torchscript_equals_training_form_at_any_batch(repository: Path, checkpoint: Path) -> None:
+    model, model_config = load_checkpoint(checkpoint)
+    loaded = torch.jit.load(str(repository / "backbone/1/model.pt"))
+    pixels = real_pixels(None, SIZE, count=7)
+    images = pixels.permute(0, 3, 1, 2).double() / 255
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (model_config.mean, model_config.std))
+    with torch.inference_mode():
+        expected = model.double().eval()((images - mean) / std)
+        for batch in (1, 2, 7):
+            torch.testing.assert_close(loaded(pixels[:batch]).double(), expected[:batch], rtol=1e-4, atol=1e-4)
+
+
+def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
+    path = str(repository / "backbone/1/model.pt")
+    graph = str(torch.jit.load(path).inlined_graph)
+    assert "widefield::depthwise_conv2d" in graph
+    assert "batch_norm" not in graph
+    assert "Device = prim::Constant" not in graph, "the trace bakes in a device"
+    elsewhere = torch.jit.load(path, map_location="meta")
+    logits = elsewhere(torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8, device="meta"))
+    assert logits.device.type == "meta", "a weight stayed on the device of the trace"
+
+
+def test_onnx_is_standard_and_dynamic(repository: Path) -> None:
+    path = repository / "backbone/1/model.onnx"
+    graph = onnx.load(str(path)).graph
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    assert any(node.op_type == "Conv" for node in graph.node)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    loaded = torch.jit.load(str(repository / "backbone/1/model.pt"))
+    pixels = real_pixels(None, SIZE, count=5)
+    for batch in (1, 5):
+        (logits,) = session.run(None, {"pixels": pixels[:batch].numpy()})
+        np.testing.assert_allclose(logits, loaded(pixels[:batch]).detach().numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_build_record_names_what_was_built(repository: Path, checkpoint: Path) -> None:
+    record = json.loads((repository / "backbone/1/build.json").read_text())
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    assert record["weights_sha256"] == weights
+    assert record["files_sha256"]["model.pt"] == digest(repository)["backbone/1/model.pt"]
+    assert {p["name"] for p in record["parity"]} == {"the re-parameterised model", "TorchScript", "ONNX Runtime"}
+
+
+def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    for _ in range(4):
+        build(options)
+    assert sorted(p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")) == ["2", "3", "4"]
+    with pytest.raises(RuntimeError, match="version 3 already"):
+        build(replace(options, version=3))
+    build(replace(options, image_size=96))  # earlier versions cannot serve another input size
+    assert [p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")] == ["1"]
+
+
+def test_failed_build_leaves_the_repository(repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest(repository)
+
+    def wrong(model: torch.nn.Module) -> torch.nn.Module:
+        deploy = reparameterize(model)
+        with torch.no_grad():
+            next(deploy.parameters()).add_(0.1)
+        return deploy
+
+    monkeypatch.setattr(build_module, "reparameterize", wrong)
+    with pytest.raises(ParityError, match="left as it was"):
+        build(BuildOptions(weights=checkpoint, output=repository))
+    assert digest(repository) == before
+    assert not [p for p in repository.parent.iterdir() if p != repository]
+
+
+def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_path: Path) -> None:
+    """The staging folder holds hard links: a server that has the old repository open must not see it change."""
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    softmax = (tmp_path / "models/softmax/1/model.pt").open("rb")
+    labels = (tmp_path / "models/classifier/labels.txt").open("rb")
+    changed = tmp_path / "labels.txt"
+    changed.write_text("a\nb\nc\nd\ne\n")
+    before = softmax.read()
+    build(replace(options, labels=changed))
+    softmax.seek(0)
+    assert softmax.read() == before
+    assert labels.read().startswith(b"ant")
+
+
+def test_half_precision_builds_and_answers_float32(checkpoint: Path, tmp_path: Path) -> None:
+    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision="bf16"))
+    logits = torch.jit.load(str(tmp_path / "models/backbone/1/model.pt"))(real_pixels(None, SIZE, count=2))
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--random-weights"),
+        (["--arch", "replknet_31c", "--random-weights"], "replknet_31b"),
+        (["--weights", "nowhere"], "nowhere does not exist"),
+        (["--arch", "replknet_nano", "--random-weights", "--format", "tensorrt"], "torchscript, onnx"),
+        (["--arch", "replknet_nano", "--random-weights", "--format", "onnx", "--precision", "bf16"], "bf16"),
+        (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
+        (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
+        (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["build_models.py", *arguments, "--output", str(tmp_path / "models")])
+    assert main() == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_label_count_must_fit(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    with pytest.raises(RuntimeError, match="2 labels for 5 classes"):
+        build(BuildOptions(weights=checkpoint, labels=tmp_path / "labels.txt", output=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds replknet_nano"):
+        build(BuildOptions(arch="replknet_31b", weights=checkpoint, output=tmp_path / "models"))
+
+
+def test_command_line_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_arguments(["--format", "torchscript, onnx"]).formats == ("torchscript", "onnx")

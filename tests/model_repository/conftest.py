@@ -1,0 +1,59 @@
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
+
+
+class FakeTensor:
+    def __init__(self, name, array):
+        self.name, self.array = name, array
+
+    def as_numpy(self):
+        return self.array
+
+
+class FakeError(Exception):
+    INVALID_ARG = "INVALID_ARG"
+
+    def __init__(self, message, code="INTERNAL"):
+        super().__init__(message)
+        self.message, self.code = message, code
+
+
+def fake_backend_utils() -> ModuleType:
+    """What preprocess uses of the module that lives only inside tritonserver's Python backend."""
+    module = ModuleType("triton_python_backend_utils")
+    module.Tensor = FakeTensor
+    module.TritonError = FakeError
+    module.InferenceResponse = lambda output_tensors=None, error=None: SimpleNamespace(
+        tensors=output_tensors or [], error=error
+    )
+    module.get_input_tensor_by_name = lambda request, name: request[name]
+    return module
+
+
+@pytest.fixture(scope="session")
+def step():
+    """model_repository/preprocess/1/model.py as a module."""
+    before = sys.modules.get("triton_python_backend_utils")
+    sys.modules["triton_python_backend_utils"] = fake_backend_utils()
+    try:
+        spec = importlib.util.spec_from_file_location("preprocess_step", MODEL_FILE)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["preprocess_step"] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del sys.modules["triton_python_backend_utils"]
+        else:
+            sys.modules["triton_python_backend_utils"] = before
+    return module
+
+
+@pytest.fixture
+def settings(step):
+    return step.Settings(image_size=32, resize_size=36, interpolation="bicubic")

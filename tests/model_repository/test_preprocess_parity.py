@@ -1,0 +1,85 @@
+"""The served pixels are timm's evaluation pixels, bit for bit."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+
+BIG = 300  # pixels
+
+
+def picture(width, height, seed=0):
+    """Smooth colours with noise: resampling errors show everywhere."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    base = np.stack([x * 255 / width, y * 255 / height, (x + y) % 256], axis=-1)
+    return Image.fromarray((base * 0.7 + rng.integers(0, 77, base.shape)).astype(np.uint8))
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def timm_pixels(image, image_size, crop_pct, interpolation):
+    transform = create_transform(
+        (3, image_size, image_size),
+        is_training=False,
+        use_prefetcher=True,
+        interpolation=interpolation,
+        crop_pct=crop_pct,
+    )
+    return np.asarray(transform(image.convert("RGB"))).transpose(1, 2, 0)  # [S,S,3]
+
+
+def check(step, data, image_size, crop_pct, interpolation):
+    settings = step.Settings(image_size, math.floor(image_size / crop_pct), interpolation)
+    expected = timm_pixels(Image.open(io.BytesIO(data)), image_size, crop_pct, interpolation)
+    actual = step.preprocess(data, settings)
+    assert actual.shape == (image_size, image_size, 3)
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.95, 1.0])
+@pytest.mark.parametrize(
+    "size", [(224, 224), (257, 256), (256, 257), (640, 480), (333, 500), (30, 41), (1, 1), (7, 300)]
+)
+def test_sizes(step, size, crop_pct, interpolation):
+    check(step, encode(picture(*size)), 224, crop_pct, interpolation)
+
+
+@given(
+    width=st.integers(1, BIG),
+    height=st.integers(1, BIG),
+    image_size=st.integers(2, 64),
+    crop_pct=st.sampled_from([0.8, 0.9, 1.0, 1.3]),  # above 1: timm resizes below the crop and pads
+)
+@hypothesis_settings(max_examples=150, deadline=None)
+def test_any_size(step, width, height, image_size, crop_pct):
+    check(step, encode(picture(width, height)), image_size, crop_pct, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {"quality": 90}), ("JPEG", {"quality": 50, "progressive": True}), ("WEBP", {}), ("BMP", {})],
+)
+def test_formats(step, kind, options):
+    check(step, encode(picture(321, 201), kind, **options), 64, 0.875, "bicubic")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_modes_are_convert_rgb(step, mode):
+    check(step, encode(picture(90, 70).convert(mode)), 64, 0.9, "bicubic")
+
+
+def test_cmyk_jpeg(step):
+    check(step, encode(picture(90, 70).convert("CMYK"), "JPEG", quality=95), 64, 0.9, "bicubic")

@@ -1,0 +1,89 @@
+"""The Python backend's side: each request gets its own answer or its own error."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PARAMETERS = {"image_size": "8", "resize_size": "10", "interpolation": "bicubic"}
+
+
+def encode(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (12, 12), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def config(**parameters):
+    return {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+
+
+@pytest.fixture
+def model(step):
+    model = step.TritonPythonModel()
+    model.initialize({"model_config": json.dumps(config(**PARAMETERS))})
+    return model
+
+
+@pytest.fixture
+def request_of(step):
+    """Encoded images -> a request as the backend hands it over: a [B,1] tensor of bytes."""
+    tensor = step.pb_utils.Tensor
+
+    def build(*images):
+        return {"image": tensor("image", np.array([[image] for image in images], dtype=np.object_))}
+
+    return build
+
+
+def test_batch(model, request_of):
+    (response,) = model.execute([request_of(encode("red"), encode("blue"))])
+    assert response.error is None
+    (pixels,) = response.tensors
+    assert pixels.name == "pixels"
+    assert pixels.array.shape == (2, 8, 8, 3)
+    assert pixels.array.dtype == np.uint8
+    assert pixels.array[:, 0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
+
+
+def test_a_bad_request_leaves_the_others(model, request_of):
+    responses = model.execute([request_of(encode("red")), request_of(b"text"), request_of(encode("lime"))])
+    assert [response.error is None for response in responses] == [True, False, True]
+    assert responses[1].error.code == "INVALID_ARG"
+    assert responses[1].error.message.startswith("not a JPEG, PNG")
+    assert responses[2].tensors[0].array[0, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_several_images_name_the_bad_one(model, request_of):
+    (response,) = model.execute([request_of(encode("red"), encode("red"), b"")])
+    assert response.error.message.startswith("image 2 of 3: the image is empty")
+
+
+def test_an_error_of_ours_is_not_the_senders(model, request_of):
+    responses = model.execute([{}, request_of(encode("red"))])
+    assert responses[0].error.code == "INTERNAL"
+    assert "KeyError" in responses[0].error.message
+    assert responses[1].error is None
+
+
+def test_settings_are_read(step):
+    read = step.read_settings(config(**PARAMETERS, max_file_bytes="7", max_pixels="9"))
+    assert read == step.Settings(8, 10, "bicubic", 7, 9)
+    assert step.read_settings(config(**PARAMETERS)).max_file_bytes == 20 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": "big"}, 'image_size is "big"'),
+        ({"max_pixels": "0"}, "max_pixels is 0"),
+        ({"interpolation": "nearest"}, 'interpolation is "nearest": choose bicubic or bilinear'),
+        ({"resize_size": None}, "missing from config.pbtxt: resize_size"),
+    ],
+)
+def test_wrong_settings(step, changes, message):
+    parameters = {key: value for key, value in {**PARAMETERS, **changes}.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        step.read_settings(config(**parameters))

@@ -1,0 +1,220 @@
+"""A small real repository (names and tensors as build_models.py writes them) and tritonservers on it."""
+
+import io
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SIDE = 32
+LABELS = ("red", "green", "blue")
+CPU = "instance_group [{ kind: KIND_CPU count: %d }]\n"
+THREADS = """parameters [
+  { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } },
+  { key: "INTER_OP_THREAD_COUNT" value { string_value: "1" } }
+]
+"""
+
+
+def tensor(name, data_type, dims):
+    return f'{{ name: "{name}" data_type: TYPE_{data_type} dims: {dims} }}'
+
+
+def config(name, inputs, outputs, rest, backend="pytorch", batch=16):
+    kind = "platform" if backend == "ensemble" else "backend"
+    return (
+        f'name: "{name}"\n{kind}: "{backend}"\nmax_batch_size: {batch}\n'
+        f"input [{', '.join(inputs)}]\noutput [{', '.join(outputs)}]\n{rest}"
+    )
+
+
+def png(colour, side=40):
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_model(root, text, name, script=None):
+    folder = root / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text)
+    if script is not None:
+        script.save(str(folder / "1" / "model.pt"))
+    return folder
+
+
+def write_classifier(root):
+    """preprocess -> backbone (how red, green, blue the picture is) -> softmax."""
+    import torch
+
+    class Backbone(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.to(torch.float32).mean(dim=(1, 2)) / 16.0  # [B,S,S,3] -> [B,3]
+
+    class Softmax(torch.nn.Module):
+        def forward(self, logits):
+            return torch.softmax(logits, dim=1)
+
+    image, pixels = tensor("image", "STRING", [1]), tensor("pixels", "UINT8", [SIDE, SIDE, 3])
+    logits, probabilities = tensor("logits", "FP32", [3]), tensor("probabilities", "FP32", [3])
+    settings = "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
+        for key, value in {"image_size": SIDE, "resize_size": 36, "interpolation": "bicubic"}.items()
+    )
+    warmup = 'model_warmup [{ name: "one" batch_size: 1 inputs { key: "%s" value { %s } } }]\n'
+    picture = 'data_type: TYPE_STRING dims: [1] input_data_file: "picture"'
+    folder = write_model(
+        root,
+        config("preprocess", [image], [pixels], CPU % 2 + settings + warmup % ("image", picture), "python"),
+        "preprocess",
+    )
+    shutil.copy(ROOT / "model_repository" / "preprocess" / "1" / "model.py", folder / "1")
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / "picture").write_bytes(struct.pack("<I", len(png("red"))) + png("red"))
+    noise = f"data_type: TYPE_UINT8 dims: [{SIDE}, {SIDE}, 3] random_data: true"
+    write_model(
+        root,
+        config(
+            "backbone", [pixels], [logits], CPU % 1 + THREADS + "dynamic_batching {}\n" + warmup % ("pixels", noise)
+        ),
+        "backbone",
+        torch.jit.script(Backbone()),
+    )
+    write_model(
+        root, config("softmax", [logits], [probabilities], CPU % 1 + THREADS), "softmax", torch.jit.script(Softmax())
+    )
+    steps = "".join(
+        f'{{ model_name: "{model}" model_version: -1 input_map {{ key: "{a}" value: "{a}" }} '
+        f'output_map {{ key: "{b}" value: "{b}" }} }},'
+        for model, a, b in (
+            ("preprocess", "image", "pixels"),
+            ("backbone", "pixels", "logits"),
+            ("softmax", "logits", "probabilities"),
+        )
+    )
+    labelled = probabilities.replace(" }", ' label_filename: "labels.txt" }')
+    folder = write_model(
+        root,
+        config(
+            "classifier", [image], [labelled], f"ensemble_scheduling {{ step [{steps.rstrip(',')}] }}\n", "ensemble"
+        ),
+        "classifier",
+    )
+    (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
+
+
+def write_oddities(root):
+    """Models that try the pytorch backend's rules: names, two tensors, a request that fails."""
+    import torch
+
+    class SumDifference(torch.nn.Module):
+        def forward(self, a, b):
+            return a + b, a - b
+
+    class Picky(torch.nn.Module):
+        def forward(self, x):
+            if bool((x < 0).any()):
+                raise ValueError("negative input")
+            return x * 2.0
+
+    def io(names):
+        return [tensor(name, "FP32", [2]) for name in names]
+
+    rest = CPU % 1 + THREADS
+    script = torch.jit.script(SumDifference())
+    # By argument name (in another order than forward's), and outputs in config order.
+    write_model(root, config("by_argument", io(["b", "a"]), io(["total", "rest"]), rest), "by_argument", script)
+    write_model(root, config("by_index", io(["R__1", "L__0"]), io(["D__1", "S__0"]), rest), "by_index", script)
+    delay = "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
+    write_model(root, config("picky", io(["x"]), io(["y"]), rest + delay), "picky", torch.jit.script(Picky()))
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    """The four models of the classifier."""
+    root = tmp_path_factory.mktemp("repository")
+    write_classifier(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def odd_repository(tmp_path_factory):
+    """Models that are only here to try rules."""
+    root = tmp_path_factory.mktemp("odd")
+    write_oddities(root)
+    return root
+
+
+SLEEPY = """
+import time
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        tensors = [pb_utils.get_input_tensor_by_name(request, "seconds") for request in requests]
+        time.sleep(float(max(tensor.as_numpy().max() for tensor in tensors)))
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", tensor.as_numpy())]) for tensor in tensors]
+"""
+
+
+@pytest.fixture(scope="session")
+def light_repository(tmp_path_factory):
+    """One model without torch, which sleeps as long as it is asked to; it starts in a second, and no canary fits it."""
+    root = tmp_path_factory.mktemp("light")
+    text = config("sleepy", [tensor("seconds", "FP32", [1])], [tensor("slept", "FP32", [1])], CPU % 1, "python")
+    (write_model(root, text, "sleepy") / "1" / "model.py").write_text(SLEEPY)
+    return root
+
+
+@pytest.fixture
+def sleep():
+    """sleep(grpc_url, seconds): one request to the sleepy model, until it is answered."""
+    import tritonclient.grpc as triton_grpc
+
+    def run(url, seconds):
+        with triton_grpc.InferenceServerClient(url) as client:
+            tensor = triton_grpc.InferInput("seconds", [1, 1], "FP32")
+            tensor.set_data_from_numpy(np.array([[seconds]], np.float32))
+            return float(client.infer("sleepy", [tensor], client_timeout=60).as_numpy("slept")[0, 0])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def server(repository):
+    """One tritonserver for all tests that leave it as it was."""
+    from server import TritonServer
+
+    with TritonServer(repository) as running:
+        yield running
+
+
+@pytest.fixture
+def encode():
+    """A colour's name -> PNG bytes."""
+    return png
+
+
+@pytest.fixture
+def classify():
+    """classify(server, images, protocol, model) -> probabilities [B,3]; raises what tritonclient raises."""
+    import tritonclient.grpc as triton_grpc
+    import tritonclient.http as triton_http
+
+    def run(server, images, protocol="grpc", timeout=30.0):
+        module = triton_grpc if protocol == "grpc" else triton_http
+        data = np.array([[image] for image in images], dtype=np.object_)
+        tensor = module.InferInput("image", list(data.shape), "BYTES")
+        tensor.set_data_from_numpy(data)
+        if protocol == "grpc":
+            with module.InferenceServerClient(server.grpc_url) as client:
+                return client.infer("classifier", [tensor], client_timeout=timeout).as_numpy("probabilities")
+        with module.InferenceServerClient(server.http_url, network_timeout=timeout) as client:
+            return client.infer("classifier", [tensor]).as_numpy("probabilities")
+
+    return run

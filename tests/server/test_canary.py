@@ -1,0 +1,135 @@
+"""The canary inference against answers of every kind, and the log reader against real log lines."""
+
+import contextlib
+import http.server
+import io
+import json
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from server.canary import CanaryError, CanaryTimeoutError, canary_png, classify_canary, is_ready, success_count
+from server.log import failure_reasons, read_from
+
+
+@contextlib.contextmanager
+def answering(status, body, delay=0.0):
+    """A server that gives one answer to everything and keeps what it was asked."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers, self.rfile.read(int(self.headers.get("Content-Length", 0)))))
+            time.sleep(delay)
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(body)
+
+        def do_POST(self):
+            self.do_GET()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_canary_is_a_picture():
+    image = Image.open(io.BytesIO(canary_png()))
+    image.load()
+    assert (image.mode, image.size, image.getpixel((5, 5))) == ("RGB", (32, 32), (128, 128, 128))
+
+
+def test_request():
+    with answering(200, b'{"outputs": [{"name": "probabilities"}]}') as (address, asked):
+        classify_canary(address, "classifier", 5)
+    path, headers, body = asked[0]
+    length = int(headers["Inference-Header-Content-Length"])
+    (tensor,) = json.loads(body[:length])["inputs"]
+    assert path == "/v2/models/classifier/infer"
+    assert tensor["parameters"]["binary_data_size"] == len(body) - length
+    assert body.endswith(canary_png())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (500, b'{"error":"stub is not healthy"}', "HTTP 500.*not healthy"),
+        (200, b"<html>", "not JSON"),
+        (200, b'{"outputs": []}', "no output"),
+    ],
+)
+def test_bad_answers(status, body, message):
+    with answering(status, body) as (address, _), pytest.raises(CanaryError, match=message):
+        classify_canary(address, "classifier", 5)
+
+
+def test_no_answer_in_time():
+    with answering(200, b"{}", delay=1.0) as (address, _), pytest.raises(CanaryTimeoutError, match=r"in 0\.2 s"):
+        classify_canary(address, "classifier", 0.2)
+
+
+def test_nobody_there():
+    with pytest.raises(CanaryError, match="ConnectionRefusedError"):
+        classify_canary("127.0.0.1:1", "classifier", 1)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (503, False)])
+def test_ready(status, expected):
+    with answering(status, b"") as (address, _):
+        assert is_ready(address, 5) == expected
+
+
+def test_success_count():
+    versions = [{"inference_stats": {"success": {"count": count}}} for count in (3, 4)]
+    with answering(200, json.dumps({"model_stats": versions}).encode()) as (address, _):
+        assert success_count(address, "classifier", 5) == 7
+
+
+FAILED = (
+    "E1123 16:13:25.2 5455 model_lifecycle.cc:642] \"failed to load 'softmax' version 1: "
+    'Internal: ValueError: it is \\"many\\"\\n\\nAt:\\n  /x/model.py(1): f"'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        (FAILED, ["'softmax': ValueError: it is \"many\""]),
+        (f"{FAILED}\n{FAILED}\nE1123 1 1 a.cc:1] other", ["'softmax': ValueError: it is \"many\""]),
+        (
+            'E1123 16:13 5 server.cc:241] "CudaDriverHelper has not been initialized."\nE1123 1 5 x.cc:1] "real"',
+            ["real"],
+        ),
+        ("error: creating server: Internal - failed to load all models", ["failed to load all models"]),
+        (
+            "/x/bin/tritonserver: unrecognized option '--sing'\nUsage: x\n\tDefault is 0.",
+            ["unrecognized option '--sing'"],
+        ),
+        ("| table |\nI1123 fine\nbash: tritonserver: killed\n", ["bash: tritonserver: killed"]),
+        ("", []),
+    ],
+)
+def test_failure_reasons(text, reasons):
+    assert failure_reasons(text) == reasons
+
+
+def test_at_most_three_reasons():
+    assert len(failure_reasons("\n".join(f'E1123 1 1 x.cc:1] "reason {n}"' for n in range(9)))) == 3
+
+
+def test_read_from(tmp_path):
+    (tmp_path / "log").write_bytes(b"before\nafter \xff")
+    assert read_from(tmp_path / "log", 7) == "after \ufffd"
+    assert read_from(tmp_path / "none", 0) == ""

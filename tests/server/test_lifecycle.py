@@ -1,0 +1,250 @@
+"""A real tritonserver's life: proof before ready, restarts, drains; and that nothing is left of it, however it ends."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from server import GaveUpError, PortInUseError, ServerError, StartError, TritonServer
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).parents[2]
+
+
+def wait_until(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def processes_of(pid):
+    """Guard, tritonserver, backend processes."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def backends_of(server_or_pid):
+    pid = server_or_pid if isinstance(server_or_pid, int) else os.getpid()
+    return [each for each in processes_of(pid) if "triton_python_backend_stub" in " ".join(each.cmdline())]
+
+
+def backend_of(server, model):
+    folder = server._runtime.folder  # several servers may run under this process
+    mine = [each for each in backends_of(server) if str(folder) in " ".join(each.cmdline())]
+    return next(each for each in mine if f"/{model}/" in " ".join(each.cmdline()))
+
+
+def shm_of(prefix):
+    return list(Path("/dev/shm").glob(f"{prefix}*"))
+
+
+@pytest.fixture
+def cli(repository):
+    """Starts `python -m server` on free ports, returns the process once it is ready; kills what is left."""
+    started = []
+
+    def start(*arguments, wait=True):
+        command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
+        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        if wait:
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert lines[0].startswith("  HTTP     http://127.0.0.1:"), process.stderr.read()
+            assert lines[3].startswith("try:  python -m client classify IMAGE --url 127.0.0.1:")
+            process.grpc_url = lines[1].split()[1]
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def assert_nothing_left(processes, folder):
+    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in processes), 20, "processes")
+    wait_until(lambda: not folder.exists(), 5, "the private folder")
+    assert not shm_of(folder.name)
+
+
+def folder_of(processes):
+    """The private folder of a server, as its backends' command line tells it."""
+    text = " ".join(" ".join(each.cmdline()) for each in processes)
+    start = text.index("/widefield-")
+    return Path(text[: text.index("/", start + 1)].split("=")[-1].split(" ")[-1])
+
+
+def test_restart_after_a_backend_was_killed_and_after_one_hung(repository, classify, encode, tmp_path):
+    events = []
+    with TritonServer(
+        repository, probe_interval=0.5, probe_timeout=1.0, on_event=events.append, log_file=tmp_path / "log"
+    ) as server:
+        addresses = server.http_url, server.grpc_url
+        backend_of(server, "backbone").kill()
+        wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
+        assert "died; restarting" in events[0]
+        assert (server.http_url, server.grpc_url) == addresses
+        assert classify(server, [encode("blue")]).argmax() == 2
+
+        backend_of(server, "softmax").suspend()
+        wait_until(lambda: server.restarts == 2 and server.ready, 40, "restarted")
+        assert "canary inference failed 3 times" in events[1]
+        assert classify(server, [encode("red")], "http").argmax() == 0
+        folder = server._runtime.folder
+        assert shm_of(folder.name)
+        processes = [each for each in processes_of(os.getpid()) if str(folder) in " ".join(each.cmdline())]
+        assert processes
+    assert_nothing_left(processes, folder)
+
+
+def test_gives_up_in_the_end(repository):
+    with TritonServer(repository, max_restarts=0) as server:
+        backend_of(server, "preprocess").kill()
+        with pytest.raises(GaveUpError, match=r"failed 1 times .*backend process \d+ died"):
+            server.wait(30)
+        assert not server.ready
+
+
+def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep):
+    with TritonServer(light_repository) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        request = pool.submit(sleep, server.grpc_url, 2.5)
+        time.sleep(0.7)
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun > 1.0
+        assert request.result(0.1) == 2.5
+
+
+def test_a_drain_ends_after_its_time(light_repository, sleep):
+    with TritonServer(light_repository, drain_seconds=1) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        request = pool.submit(sleep, server.grpc_url, 60)
+        time.sleep(0.7)
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 12
+        assert request.exception(10) is not None
+
+
+def test_restart_after_tritonserver_was_killed(light_repository, sleep):
+    with TritonServer(light_repository) as server:
+        tritonserver = psutil.Process(server._process.guard.pid).children()[0]
+        tritonserver.kill()
+        wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
+        assert sleep(server.grpc_url, 0.0) == 0.0
+
+
+def test_a_server_that_was_stopped_is_not_started_again(light_repository):
+    with TritonServer(light_repository) as server:
+        assert server.ready
+        assert not server.wait(0.1)
+    assert server.wait()
+    assert not server.ready
+    server.stop()
+    with pytest.raises(ServerError, match="started before"):
+        server.start()
+
+
+def test_sigterm_leaves_nothing(cli):
+    process = cli()
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    assert len(processes) >= 6  # guard, tritonserver, four backend processes
+    assert shm_of(folder.name)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0
+    assert errors.splitlines()[-1] == "server: stopped"
+    assert "NVML" not in errors
+    assert_nothing_left(processes, folder)
+
+
+def test_kill_9_of_the_supervisor_leaves_nothing(cli):
+    process = cli()
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.kill()
+    process.wait()
+    assert_nothing_left(processes, folder)
+
+
+def test_kill_9_of_the_guard_is_survived(repository, classify, encode):
+    with TritonServer(repository) as server:
+        guard = psutil.Process(server._process.guard.pid)
+        orphans = guard.children(recursive=True)
+        guard.kill()
+        wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
+        assert classify(server, [encode("lime")]).argmax() == 1
+        wait_until(lambda: not any(each.is_running() for each in orphans), 10, "the first tritonserver ended")
+        folder = server._runtime.folder
+        processes = processes_of(server._process.guard.pid)
+    assert_nothing_left(processes, folder)
+
+
+def test_ctrl_c_while_starting_and_twice(cli):
+    process = cli(wait=False)
+    wait_until(lambda: len(processes_of(process.pid)) >= 2, 20, "tritonserver started")
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
+def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
+    process = cli("--model-repository", str(light_repository))
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        request = pool.submit(sleep, process.grpc_url, 60)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert request.exception(5) is not None
+    assert_nothing_left(processes, folder)
+
+
+def test_busy_port(server, repository):
+    port = int(server.http_url.rsplit(":", 1)[1])
+    with pytest.raises(PortInUseError, match=rf"port {port} is in use by tritonserver \(pid \d+\).*--http-port"):
+        TritonServer(repository, http_port=port).start()
+
+
+def test_a_repository_whose_path_bash_would_split(repository, tmp_path, classify, encode):
+    folder = tmp_path / "my models; echo $HOME"
+    folder.symlink_to(repository)
+    with TritonServer(folder) as server:
+        assert classify(server, [encode("red")]).argmax() == 0
+
+
+def test_a_model_that_fails_to_load_is_named(repository, tmp_path):
+    import shutil
+
+    root = tmp_path / "repository"
+    shutil.copytree(repository, root)
+    config = root / "backbone" / "config.pbtxt"
+    config.write_text(config.read_text().replace('value { string_value: "1" }', 'value { string_value: "many" }', 1))
+    with pytest.raises(StartError) as caught:
+        TritonServer(root).start()
+    assert "'backbone': ValueError: parameter INTRA_OP_THREAD_COUNT is \"many\": write" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_start_timeout(repository):
+    with pytest.raises(StartError, match=r"not ready after 0\.2 s"):
+        TritonServer(repository, start_timeout=0.2).start()
+
+
+def test_an_option_that_tritonserver_does_not_know(repository):
+    with pytest.raises(StartError, match="unrecognized option '--sing'"):
+        TritonServer(repository, tritonserver_args=["--sing"]).start()

@@ -1,0 +1,189 @@
+"""One clear line before the start for each thing that tritonserver would say late, or not at all."""
+
+import contextlib
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from server import InstallationError, PortInUseError
+from server.locate import Installation, find_tritonserver
+from server.preflight import (
+    check_numpy,
+    check_ports,
+    check_python_on_path,
+    check_stub_libraries,
+    free_ports,
+    port_is_free,
+    port_owner,
+)
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.fixture
+def listening():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.4.1", "10.0"])
+def test_numpy_2(monkeypatch, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    with pytest.raises(InstallationError, match=rf'numpy {version} .*pip install "numpy<2"'):
+        check_numpy()
+
+
+def test_numpy_1(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.26.4")
+    check_numpy()
+
+
+def test_numpy_missing(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(InstallationError, match="numpy is missing"):
+        check_numpy()
+
+
+@pytest.fixture
+def loader_prints(monkeypatch):
+    """loader_prints(text): what the dynamic loader says of the stub's libraries."""
+
+    def build(text):
+        monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: SimpleNamespace(stdout=text))
+
+    return build
+
+
+def test_libpython_missing(loader_prints):
+    loader_prints("\tlibc.so.6 => /lib/libc.so.6 (0x1)\n\tlibpython3.11.so.1.0 => not found\n")
+    with pytest.raises(
+        InstallationError, match=rf"libpython3\.11\.so\.1\.0 is missing.*apt-get install libpython{PYTHON}"
+    ):
+        check_stub_libraries(Path("stub"), {})
+
+
+def test_another_library_missing(loader_prints):
+    loader_prints("\tlibfoo.so => not found\n\tlibbar.so => not found\n")
+    with pytest.raises(InstallationError, match=r"are missing: libfoo\.so, libbar\.so"):
+        check_stub_libraries(Path("stub"), {})
+
+
+def test_all_libraries_found(loader_prints):
+    loader_prints("\tlibc.so.6 => /lib/libc.so.6 (0x1)\n")
+    check_stub_libraries(Path("stub"), {})
+
+
+def test_the_real_stub_is_asked_and_not_run(monkeypatch):
+    """Under the loader's tracing it lists its libraries and does nothing: run, it would print its usage."""
+    asked = []
+    real = subprocess.run
+
+    def run(*arguments, **options):
+        asked.append(real(*arguments, **options))
+        return asked[-1]
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with contextlib.suppress(InstallationError):  # its libpython may need the launcher's search path
+        check_stub_libraries(find_tritonserver().stub(PYTHON), dict(os.environ))
+    assert asked[0].returncode == 0
+    assert f"libpython{PYTHON}" in asked[0].stdout
+    assert "libc.so.6 =>" in asked[0].stdout
+
+
+def test_python3_on_path(tmp_path):
+    with pytest.raises(InstallationError, match="has no python3"):
+        check_python_on_path(tmp_path)
+    (tmp_path / "python3").touch(0o755)
+    check_python_on_path(tmp_path)
+
+
+def test_busy_port_names_its_owner(listening):
+    expected = rf"port {listening} is in use by {psutil.Process().name()} \(pid {os.getpid()}\).*--grpc-port"
+    with pytest.raises(PortInUseError, match=expected):
+        check_ports("127.0.0.1", {"grpc": listening})
+
+
+def test_busy_port_whose_owner_is_hidden(listening, monkeypatch):
+    def denied(kind):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "net_connections", denied)
+    with pytest.raises(PortInUseError, match=rf"port {listening} is in use: stop it, or choose another"):
+        check_ports("127.0.0.1", {"http": listening})
+    assert port_owner(listening) == ""
+
+
+def test_one_port_for_two():
+    (port,) = free_ports("127.0.0.1", 1)
+    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and metrics"):
+        check_ports("127.0.0.1", {"http": port, "metrics": port})
+
+
+def test_free_ports():
+    ports = free_ports("127.0.0.1", 3)
+    assert len(set(ports)) == 3
+    assert all(port_is_free("127.0.0.1", port) for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"), [("203.0.113.7", "no address of this machine"), ("no.such.host.invalid", "is not an address")]
+)
+def test_wrong_host(host, message):
+    with pytest.raises(InstallationError, match=message):
+        port_is_free(host, 0)
+
+
+def test_named_tritonserver(monkeypatch, tmp_path):
+    named = tmp_path / "opt" / "bin" / "tritonserver"
+    named.parent.mkdir(parents=True)
+    named.touch(0o755)
+    monkeypatch.setenv("TRITONSERVER", str(named))
+    found = find_tritonserver()
+    assert found.executable == named
+    assert not found.embedded
+    assert found.native_libtorch is None
+    backend = tmp_path / "opt" / "backends" / "pytorch"
+    backend.mkdir(parents=True)
+    (backend / "libtriton_pytorch.so").touch()
+    assert found.native_libtorch == backend
+
+
+def test_named_tritonserver_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
+    with pytest.raises(InstallationError, match=r"none, which is not an executable file.*pip install nvidia-pytriton"):
+        find_tritonserver()
+
+
+def test_tritonserver_on_path_comes_before_the_wheel(monkeypatch, tmp_path):
+    monkeypatch.delenv("TRITONSERVER", raising=False)
+    (tmp_path / "tritonserver").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_tritonserver().executable == tmp_path / "tritonserver"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert find_tritonserver().embedded  # the wheel's
+
+
+def test_no_tritonserver(monkeypatch):
+    monkeypatch.delenv("TRITONSERVER", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InstallationError, match="tritonserver is not found: install"):
+        find_tritonserver()
+
+
+def test_no_stub_for_this_python(tmp_path):
+    (tmp_path / "python_backend_stubs" / "3.10").mkdir(parents=True)
+    with pytest.raises(InstallationError, match=r"no Python backend for Python 3\.14: use one of 3\.10"):
+        Installation(tmp_path / "bin" / "tritonserver").stub("3.14")

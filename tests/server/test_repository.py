@@ -1,0 +1,93 @@
+"""What the launcher reads of a repository, and its one line for each way in which one can be unfit."""
+
+import zipfile
+
+import pytest
+
+from server import RepositoryError
+from server.repository import read_repository
+
+
+def write(root, name, text, *files):
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(text)
+    for file in files:
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def write_torchscript(path, code):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/code/__torch__.py", code)
+        archive.writestr("model/data.pkl", b"")
+
+
+def test_missing(tmp_path):
+    with pytest.raises(RepositoryError, match=r"none does not exist: run build_models\.py"):
+        read_repository(tmp_path / "none")
+
+
+def test_empty(tmp_path):
+    (tmp_path / "backbone").mkdir()
+    with pytest.raises(RepositoryError, match=r"holds no model .*build_models\.py"):
+        read_repository(tmp_path)
+
+
+def test_no_version(tmp_path):
+    write(tmp_path, "backbone", 'backend: "pytorch"', "labels.txt", "draft/model.pt")
+    with pytest.raises(RepositoryError, match=r"model backbone .* has no version folder"):
+        read_repository(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ('backend: "pytorch"', "model.pt"),
+        ('  backend : "pytorch"\n', "model.pt"),
+        ('platform: "pytorch_libtorch"', "model.pt"),
+        ('backend: "python"', "model.py"),
+        ('backend: "onnxruntime"', "model.onnx"),
+        ('backend: "pytorch"\ndefault_model_filename: "other.bin"', "other.bin"),
+    ],
+)
+def test_config_without_weights(tmp_path, text, file):
+    write(tmp_path, "backbone", text, "1/README", f"9/{file}", "10/README")
+    with pytest.raises(
+        RepositoryError, match=rf"model backbone has no 10/{file}, it is not built: run build_models\.py"
+    ):
+        read_repository(tmp_path)
+
+
+def test_what_is_read(tmp_path):
+    write(tmp_path, "preprocess", 'backend: "python"', "1/model.py")
+    write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "2" / "model.pt", b"torch.ops.aten.relu")
+    write(tmp_path, "classifier", 'platform: "ensemble"', "1/.keep")
+    write(tmp_path, "other", 'backend: "identity"', "1/.keep")
+    (tmp_path / "notes").mkdir()
+    repository = read_repository(tmp_path)
+    assert repository.models == ("backbone", "classifier", "other", "preprocess")
+    assert repository.has_canary
+    assert repository.needs_library is None
+    assert not read_repository_without(tmp_path, "classifier").has_canary
+
+
+def read_repository_without(root, name):
+    (root / name / "config.pbtxt").unlink()
+    return read_repository(root)
+
+
+def test_a_model_with_our_operator(tmp_path):
+    code = b"  _0 = ops.widefield.depthwise_conv2d(x, weight, bias)"
+    write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "1" / "model.pt", code)
+    assert read_repository(tmp_path).needs_library == "backbone"
+
+
+def test_damaged_weights(tmp_path):
+    folder = write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt")
+    (folder / "1" / "model.pt").write_bytes(b"half a zip")
+    with pytest.raises(RepositoryError, match=r"model\.pt is damaged"):
+        read_repository(tmp_path)

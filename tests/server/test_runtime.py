@@ -1,0 +1,183 @@
+"""The private folder, the environment and the command line, without starting anything."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from server import InstallationError
+from server.__main__ import main, parse_arguments
+from server.locate import Installation, find_tritonserver
+from server.repository import Repository
+from server.runtime import DEFAULT_LIBRARY, Endpoints, Runtime, find_library, has_gpu, is_shell_safe
+
+ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    made = Runtime(find_tritonserver(), Repository(tmp_path, ("backbone",), None))
+    yield made
+    made.remove()
+    assert not made.folder.exists()
+
+
+@pytest.fixture
+def native(tmp_path):
+    """An installation like the container's: no stubs of its own, a native LibTorch backend."""
+    root = tmp_path / "opt"
+    (root / "bin").mkdir(parents=True)
+    (root / "backends" / "pytorch").mkdir(parents=True)
+    (root / "backends" / "pytorch" / "libtriton_pytorch.so").touch()
+    (root / "bin" / "tritonserver").touch(0o755)
+    return Installation(root / "bin" / "tritonserver")
+
+
+def test_backends(runtime):
+    backends = runtime.folder / "backends"
+    assert (backends / "pytorch" / "model.py").read_text().startswith('"""Backend "pytorch"')
+    library = backends / "python" / "libtriton_python.so"
+    assert library.resolve().is_relative_to(runtime.folder)  # tritonserver refuses one that lies elsewhere
+    assert (backends / "python" / "triton_python_backend_stub").is_symlink()
+    assert is_shell_safe(str(runtime.folder))
+
+
+def test_environment(runtime, monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/mine")
+    environment = runtime.environment()
+    assert environment["PATH"].startswith(f"{Path(sys.executable).parent}:")
+    assert environment["LD_LIBRARY_PATH"] == f"{runtime.folder / 'lib'}:/mine"
+    assert "LD_PRELOAD" not in environment
+
+
+def test_command(runtime):
+    command = runtime.command(ENDPOINTS, 7, extra=["--log-verbose=1"])
+    for option in (
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        "--metrics-address=127.0.0.1",
+        "--model-control-mode=none",
+        "--exit-timeout-secs=7",
+        f"--backend-config=python,shm-region-prefix-name={runtime.folder.name}-",
+        f"--backend-directory={runtime.folder / 'backends'}",
+    ):
+        assert option in command
+    assert command[-1] == "--log-verbose=1"
+
+
+def test_the_token_is_random_unless_named(runtime):
+    def restricted(*arguments):
+        (option,) = [each for each in runtime.command(*arguments) if each.startswith("--http-restricted-api=")]
+        return option
+
+    assert restricted(ENDPOINTS, 7) != restricted(ENDPOINTS, 7)
+    named = "shared-memory,model-config,model-repository,trace,logging:widefield-management=open"
+    assert restricted(ENDPOINTS, 7, "open") == f"--http-restricted-api={named}"
+
+
+def test_gpu_options(runtime):
+    assert "--pinned-memory-pool-byte-size=0" in runtime.command(ENDPOINTS, 7, gpu=False)
+    assert "--allow-gpu-metrics=false" not in runtime.command(ENDPOINTS, 7, gpu=True)
+    assert has_gpu() == (Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists())
+
+
+def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
+    library = tmp_path / "libwidefield.so"
+    library.touch()
+    runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone"), library)
+    try:
+        environment = runtime.environment()
+        assert environment["LD_PRELOAD"] == str(library)
+        assert environment["LD_LIBRARY_PATH"].startswith(str(native.backends / "pytorch"))
+        assert not any(each.startswith("--backend-directory") for each in runtime.command(ENDPOINTS, 7))
+        seen = subprocess.run(  # as the Python backend starts a stub
+            ["bash", "-c", "exec env"],
+            env={**os.environ, "BASH_ENV": environment["BASH_ENV"], "LD_PRELOAD": "", "WIDEFIELD_LIBRARY": "kept"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "LD_PRELOAD" not in seen
+        assert "BASH_ENV" not in seen
+        assert "WIDEFIELD_LIBRARY=kept" in seen
+    finally:
+        runtime.remove()
+
+
+def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
+    with pytest.raises(InstallationError, match=r"numpy 2\.1\.0"):
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):
+    unsafe = tmp_path / "a b"
+    unsafe.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(unsafe))
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None))
+    runtime.remove()
+    assert is_shell_safe(str(runtime.folder))
+
+
+@pytest.mark.parametrize("path", ["/a b", "/a;b", "/$a", "/a'b", "/a`b`", "/a\nb", "/é"])
+def test_shell_unsafe(path):
+    assert not is_shell_safe(path)
+
+
+def test_find_library(tmp_path):
+    plain = Repository(tmp_path, (), None)
+    there = tmp_path / "lib.so"
+    there.touch()
+    assert find_library(there, plain, {}) == there
+    assert find_library(None, plain, {"WIDEFIELD_LIBRARY": str(there)}) == there
+    with pytest.raises(InstallationError, match=r"none\.so does not exist: run python -m kernels\.native\.build"):
+        find_library(tmp_path / "none.so", plain, {})
+    if not DEFAULT_LIBRARY.exists():
+        assert find_library(None, plain, {}) is None
+
+
+def test_find_library_that_a_model_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.runtime.DEFAULT_LIBRARY", tmp_path / "libwidefield.so")
+    assert find_library(None, Repository(tmp_path, (), None), {}) is None
+    with pytest.raises(InstallationError, match=r"model backbone needs libwidefield\.so, not built yet: run"):
+        find_library(None, Repository(tmp_path, ("backbone",), "backbone"), {})
+    (tmp_path / "libwidefield.so").touch()
+    assert find_library(None, Repository(tmp_path, (), None), {}) == tmp_path / "libwidefield.so"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", "127.0.0.1:1"), ("0.0.0.0", "127.0.0.1:1"), ("::", "[::1]:1"), ("::1", "[::1]:1")],
+)
+def test_addresses_are_ones_to_connect_to(host, expected):
+    assert Endpoints(host, "127.0.0.1", 1, 2, 3).address("http") == expected
+    assert Endpoints(host, "127.0.0.1", 1, 2, 3).address("metrics") == "127.0.0.1:3"
+
+
+def test_arguments():
+    options = parse_arguments(["--http-port", "1", "--", "--log-verbose=1"])
+    assert (options.host, options.http_port, options.tritonserver_args) == ("127.0.0.1", 1, ["--log-verbose=1"])
+
+
+def test_command_line_says_one_line(tmp_path, capsys):
+    assert main(["--model-repository", str(tmp_path / "none")]) == 1
+    errors = capsys.readouterr().err
+    assert errors == f"server: error: model repository {tmp_path / 'none'} does not exist: run build_models.py\n"
+
+
+def test_command_line_warns_of_another_host(tmp_path, capsys):
+    assert main(["--model-repository", str(tmp_path / "none"), "--host", "0.0.0.0"]) == 1
+    assert "warning: 0.0.0.0 is reachable from other machines" in capsys.readouterr().err
+
+
+def test_the_supervisor_imports_no_torch():
+    code = "import server, sys; print(sorted({'torch', 'tritonclient', 'PIL', 'kernels', 'models'} & set(sys.modules)))"
+    root = Path(__file__).parents[2]
+    printed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"

@@ -1,0 +1,1 @@
+"""Train and evaluate the models of `models` on folders of images."""
