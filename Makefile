@@ -41,6 +41,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: native
+	$(BIN)/python -m benchmarks.depthwise_cpu
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
 

@@ -46,7 +46,13 @@ def encode(image: Any) -> bytes:
         raise InvalidImageError(f"{type(image).__name__} is no image: give a path, bytes, a PIL image or a uint8 array")
     if not data:
         raise InvalidImageError("the image is empty (0 bytes)")
+    _check_size(len(data))
     return data
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise InvalidImageError(f"the image is {size} bytes, the limit is {MAX_BYTES}: send a smaller one")
 
 
 def _read(path: Path) -> bytes:
@@ -55,8 +61,7 @@ def _read(path: Path) -> bytes:
             raise InvalidImageError("this is a folder: give its files one by one")
         if path.exists() and not path.is_file():
             raise InvalidImageError("this is not a regular file")
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise InvalidImageError(f"the file is {size} bytes, the limit is {MAX_BYTES}")
+        _check_size(path.stat().st_size)  # before it is read
         return path.read_bytes()
     except FileNotFoundError:
         raise InvalidImageError("no such file: check the path") from None
@@ -70,7 +75,7 @@ def _encode_array(array: np.ndarray) -> bytes:
     if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         hint = "; this looks like [3,H,W], transpose it" if array.ndim == 3 and array.shape[0] == 3 else ""
         raise InvalidImageError(f"the array's shape is {list(array.shape)}: give [H,W,3], RGB{hint}")
-    return _encode_pil(_pillow().fromarray(np.ascontiguousarray(array)))
+    return _encode_pil(_pillow().fromarray(array))
 
 
 def _encode_pil(image: Any) -> bytes:

@@ -59,7 +59,7 @@ class HttpTransport:
             status, answer = self._send(path, headers, [header, tensor], time.monotonic() + timeout)
         except TimeoutError as error:
             raise self._error("DEADLINE_EXCEEDED", "", model, timeout) from error
-        except (OSError, http.client.IncompleteRead) as error:
+        except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: a host that is no name
             raise self._error("UNAVAILABLE", str(error), model, timeout) from error
         except http.client.HTTPException as error:
             raise ProtocolError(

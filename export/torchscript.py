@@ -1,5 +1,6 @@
 """A re-parameterised model as a TorchScript file that any libtorch >= 2.10 with the native library loads."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -38,8 +39,9 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
-    with torch.inference_mode(), torch.jit.optimized_execution(False):
-        traced = torch.jit.trace(backbone, pixels, check_trace=False)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # deprecated upstream, and what tritonserver loads
+        traced = torch.jit.trace(backbone.eval(), pixels, check_trace=False)
         traced = torch.jit.freeze(traced)
         for batch in (1, 3):
             sample = pixels[:1].expand(batch, -1, -1, -1).contiguous()
@@ -62,4 +64,6 @@ class Softmax(nn.Module):
 
 
 def script_softmax() -> torch.jit.ScriptModule:
-    return torch.jit.freeze(torch.jit.script(Softmax().eval()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.freeze(torch.jit.script(Softmax().eval()))

@@ -16,6 +16,7 @@ from loadtest.locustfile import (
 
 # isort: split
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read_images(environment)
     runner = environment.create_local_runner()
     runner.start(options.users, spawn_rate=options.users)
-    gevent.sleep(options.seconds)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what there is
+        gevent.sleep(options.seconds)
     runner.quit()
     return _report(environment, {user.request_type for user in USERS[options.protocol]})
 

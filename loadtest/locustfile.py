@@ -8,6 +8,7 @@ write GrpcClassifierUser or HttpClassifierUser after the options. Locust exits 1
 
 import argparse
 import itertools
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -111,4 +112,4 @@ class GrpcClassifierUser(ClassifierUser):
 
     def address(self) -> str:
         options: Any = self.environment.parsed_options
-        return options.grpc_host or f"{super().address().rpartition(':')[0]}:8001"
+        return options.grpc_host or re.sub(r":\d+$", "", super().address()) + ":8001"

@@ -5,7 +5,7 @@ from models.config import ModelConfig
 from models.registry import ARCHITECTURES, Architecture, create_model
 from models.reparameterize import reparameterize
 from models.replknet import RepLKNet
-from models.weights import WeightsError, load_checkpoint, load_weights, save_checkpoint
+from models.weights import WeightsError, load_checkpoint, load_config, load_weights, save_checkpoint
 
 __all__ = [
     "ARCHITECTURES",
@@ -17,6 +17,7 @@ __all__ = [
     "count_parameters",
     "create_model",
     "load_checkpoint",
+    "load_config",
     "load_weights",
     "reparameterize",
     "save_checkpoint",

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -13,17 +15,17 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image, as papers count "FLOPs".
+    """Multiply-accumulates of convolutions and matrix products for one image in evaluation mode ("FLOPs" in papers).
 
-    Runs the model once, in evaluation mode, on the device it is on; put a large model on "meta" and it costs nothing.
+    Runs on fake tensors: nothing is computed, wherever the model lies and however large it is.
     """
-    parameter = next(model.parameters())
-    images = torch.empty(1, in_channels, image_size, image_size, dtype=parameter.dtype, device=parameter.device)
-    training = model.training
+    training, state = model.training, model.state_dict()
     custom = {torch.ops.widefield.depthwise_conv2d: _depthwise_conv2d_flops}
     try:
-        with FlopCounterMode(display=False, custom_mapping=custom) as counter, torch.no_grad():
-            model.eval()(images)
+        with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=custom) as counter, torch.no_grad():
+            fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+            dtype = next(model.parameters()).dtype
+            functional_call(model.eval(), fake, torch.empty(1, in_channels, image_size, image_size, dtype=dtype))
     finally:
         model.train(training)
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.layers import ConvBN
 from models.registry import create_model
-from models.replknet import ConvBN, RepLKNet
+from models.replknet import RepLKNet
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -47,14 +48,34 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
 def load_checkpoint(folder: str | Path) -> tuple[RepLKNet, ModelConfig]:
     """The model in evaluation mode, on the CPU, and its config. Raises `WeightsError`, `FileNotFoundError`."""
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_FILE)
+    config = load_config(folder)
     model = create_model(config.arch, config.num_classes)
     load_weights(model, folder / WEIGHTS_FILE)
     return model.eval(), config
 
 
+def load_config(folder: str | Path) -> ModelConfig:
+    """config.json of a checkpoint folder. Raises `WeightsError` for what it should not hold, `FileNotFoundError`."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
+    known = [entry.name for entry in fields(ModelConfig)]
+    for name in [*(n for n in values if n not in known), *(n for n in known if n not in values)]:
+        raise WeightsError(f"{path}: {name!r} is {'unknown' if name in values else 'missing'}")
+    try:
+        return ModelConfig(**values)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
 def load_weights(model: RepLKNet, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
-    """Load a .safetensors, .pth or .pt file into `model`, all of it or, on any error, nothing.
+    """Load a .safetensors, .pth or .pt file, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
     Files: a plain state dict, {"model": ...}, {"state_dict": ...}; `ema` takes "model_ema" in their place. Keys may
     begin with "module." (DDP) or "_orig_mod." (torch.compile). A file in the published deploy form turns `model` into
@@ -64,6 +85,7 @@ def load_weights(model: RepLKNet, path: str | Path, *, ema: bool = False, skip_h
     of another shape, another number of classes, NaN or infinity.
     """
     path = Path(path)
+    path = path / WEIGHTS_FILE if path.is_dir() else path
     state = _unwrap(_read(path), path, ema)
     target = model
     if any(".lkb_reparam." in name for name in state):
@@ -153,29 +175,12 @@ def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
     return checked
 
 
-def _read_config(path: Path) -> ModelConfig:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is no JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
-    known = [entry.name for entry in fields(ModelConfig)]
-    for name in [*(n for n in values if n not in known), *(n for n in known if n not in values)]:
-        raise WeightsError(f"{path}: {name!r} is {'unknown' if name in values else 'missing'}")
-    try:
-        return ModelConfig(**values)
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: {error}") from error
-
-
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then take its place in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o644)  # safetensors makes its files private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

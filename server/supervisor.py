@@ -79,6 +79,7 @@ class TritonServer:
         self._at_once = threading.Event()
         self._settled = threading.Event()  # ready for the first time, or failed
         self._ready = threading.Event()
+        self._finished = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -104,9 +105,10 @@ class TritonServer:
             raise ServerError("this server was started before: make a new TritonServer")
         repository = read_repository(self.repository)
         self._choose_ports()
+        if self.log_file is not None:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
         self._runtime = Runtime(find_tritonserver(), repository, self.library)
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
         self._thread.start()
@@ -123,18 +125,18 @@ class TritonServer:
         self._stopping.set()
         if self._thread is None:
             return
-        while self._thread.is_alive():
-            self._thread.join(1.0)
+        while not self._finished.wait(1.0):
+            pass
         self._runtime.remove()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until the server has ended (True) or `timeout` seconds have passed. Raises `GaveUpError`."""
         end = None if timeout is None else time.monotonic() + timeout
-        while self._thread is not None and self._thread.is_alive():
+        while self._thread is not None and not self._finished.is_set():
             left = 1.0 if end is None else min(1.0, end - time.monotonic())
             if left <= 0:
                 return False
-            self._thread.join(left)
+            self._finished.wait(left)  # not Thread.join: a Ctrl-C in it makes a living thread look dead
         if self._error is not None:
             raise self._error
         return True
@@ -182,8 +184,8 @@ class TritonServer:
                     failures.popleft()
                 if len(failures) > self.max_restarts:
                     raise GaveUpError(
-                        f"tritonserver failed {len(failures)} times in {self.restart_window:g} s, the last time: "
-                        f"{reason} (log: {self._log})"
+                        f"tritonserver failed {len(failures)} times in {self.restart_window:g} s, at last because: "
+                        f"{reason}{f' (log: {self.log_file})' if self.log_file else ''}"
                     )
                 pause = min(30.0, 2.0 ** (len(failures) - 1) - 1)  # 0, 1, 3, 7 ... seconds
                 self.on_event(f"{reason}; restarting{f' in {pause:g} s' if pause else ''}")
@@ -194,7 +196,9 @@ class TritonServer:
         except Exception as error:
             self._error = ServerError(f"the supervisor failed: {type(error).__name__}: {error}")
         finally:
+            self._ready.clear()
             self._settled.set()
+            self._finished.set()
 
     def _run_once(self) -> str:
         """Starts, proves and watches one tritonserver; returns why it is no good, or anything when asked to stop."""

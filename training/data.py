@@ -26,7 +26,7 @@ class DataError(ValueError):
 
 
 def eval_transform(config: ModelConfig) -> Transform:
-    """PIL RGB -> normalised float32 [3,S,S]: what the served `preprocess` and `backbone` do, to the bit before the mean.
+    """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
 
     The shorter side becomes floor(image_size / crop_pct) with the aspect kept, then the centre is cut out (timm's
     evaluation).
@@ -62,7 +62,7 @@ def load_image(path: str) -> Image.Image:
         raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from error
 
 
-def image_folder(folder: str | Path, transform: Transform, labels: list[str] | None = None) -> ImageFolder:
+def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> ImageFolder:
     """(image, class index) of FOLDER/LABEL/*; `labels` fixes the order of the classes, else it is alphabetical.
 
     Raises `DataError` for a folder that is missing, a class without images, or a label that is not in `labels`.

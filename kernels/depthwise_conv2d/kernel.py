@@ -53,11 +53,10 @@ def depthwise_conv2d_kernel(
             offset = row.to(tl.int64) * stride_h + column.to(tl.int64) * stride_w  # [P]
             value = tl.load(input_ptr + image + offset[:, None], mask=inside[:, None] & channel[None, :], other=0.0)
             weight = tl.load(weight_ptr + (c * KH + i) * KW + j, mask=channel, other=0.0)  # [Cb]
-            product = value.to(tl.float32) * weight.to(tl.float32)[None, :]
-            acc += tl.where(inside[:, None], product, 0.0)  # a NaN in the filter is no tap of a pixel outside
+            acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
 
-    bias = tl.load(bias_ptr + c, mask=channel & (has_bias != 0), other=0.0).to(tl.float32)
-    acc += bias[None, :]
+    if has_bias != 0:
+        acc += tl.load(bias_ptr + c, mask=channel, other=0.0).to(tl.float32)[None, :]
     if activation == 1:
         acc = tl.where(acc < 0.0, 0.0, acc)  # keeps a NaN
     elif activation == 2:

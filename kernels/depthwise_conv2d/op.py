@@ -35,7 +35,8 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         dtype = torch.get_autocast_dtype(device)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    check_arguments(input, weight, bias, activation)
+    if not torch.jit.is_tracing():  # a trace would bake the comparisons in; the native library makes them too
+        check_arguments(input, weight, bias, activation)
     return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def compile_all(cache: Path) -> list[CompiledKernel]:
     index = folder / "index.json"
     if index.exists():
         return [CompiledKernel(**{**entry, "file": str(folder / entry["file"])}) for entry in json.loads(index.read_text())]
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(cache, ignore_errors=True)  # what an older kernel or Triton left
+    folder.mkdir(parents=True)
     kernels = [
         compile_one(architecture, dtype, layout, folder)
         for architecture in ARCHITECTURES

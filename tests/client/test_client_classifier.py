@@ -73,9 +73,14 @@ def test_errors_stay_in_place_and_cost_no_other(fake: Any) -> None:
 
 def test_in_flight_is_bounded_and_reached(fake: Any) -> None:
     together = threading.Barrier(3, timeout=10)  # breaks unless three are in flight at once
-    fake.before = lambda image: together.wait() and None
-    outcomes = Classifier(transport=fake).classify_many([b"x"] * 9, concurrency=3)
-    assert outcomes == [answer("x")] * 9
+
+    def meet(image: bytes) -> None:
+        together.wait()
+        time.sleep(0.05)
+
+    fake.before = meet
+    outcomes = Classifier(transport=fake).classify_many([b"x"] * 12, concurrency=3)
+    assert outcomes == [answer("x")] * 12
     assert fake.most_in_flight == 3
 
 

@@ -130,17 +130,17 @@ def test_no_server() -> None:
 def test_silent_server(stub: Stub, transport: GrpcTransport) -> None:
     stub.act = lambda context: time.sleep(1)
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"within 0\.3 s"):
-        transport.infer("m", b"x", 1, 0.3)
-    assert 0.29 < time.monotonic() - started < 0.45
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.6 s"):
+        transport.infer("m", b"x", 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
 
 
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     transport = GrpcTransport("127.0.0.1", unreachable)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", b"x", 1, 0.4)
-    assert 0.39 < time.monotonic() - started < 0.6
+        transport.infer("m", b"x", 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
     transport.close()
 
 
@@ -150,8 +150,8 @@ def test_frozen_server_before_the_first_word() -> None:
         transport = GrpcTransport("127.0.0.1", frozen.getsockname()[1])
         started = time.monotonic()
         with pytest.raises(DeadlineExceededError):
-            transport.infer("m", b"x", 1, 0.4)
-        assert 0.39 < time.monotonic() - started < 0.6
+            transport.infer("m", b"x", 1, 0.6)
+        assert 0.59 < time.monotonic() - started < 0.9
         transport.close()
 
 

@@ -183,12 +183,17 @@ def test_no_server() -> None:
         assert time.monotonic() - started < 1
 
 
+def test_host_that_is_no_name() -> None:
+    with pytest.raises(ServerUnavailableError, match="label"):
+        HttpTransport("a..b", 1).infer("m", b"x", 1, 5)
+
+
 def test_silent_server(stub: Stub, transport: HttpTransport) -> None:
     stub.act = lambda handler: time.sleep(2) or False
     started = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match=r"within 0\.3 s"):
-        transport.infer("m", b"x", 1, 0.3)
-    assert 0.29 < time.monotonic() - started < 0.45
+    with pytest.raises(DeadlineExceededError, match=r"within 0\.6 s"):
+        transport.infer("m", b"x", 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
     stub.act = lambda handler: False
     assert transport.infer("m", b"x", 1, 5) == ["0.9:1:cät"]  # on a connection that is not waiting for the old answer
 
@@ -196,8 +201,8 @@ def test_silent_server(stub: Stub, transport: HttpTransport) -> None:
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        HttpTransport("127.0.0.1", unreachable).infer("m", b"x", 1, 0.4)
-    assert 0.39 < time.monotonic() - started < 0.6
+        HttpTransport("127.0.0.1", unreachable).infer("m", b"x", 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
 
 
 def test_server_may_close_each_connection(stub: Stub, transport: HttpTransport) -> None:
@@ -224,8 +229,8 @@ def test_deadline_is_for_the_whole_answer(stub: Stub, transport: HttpTransport) 
     stub.act = drip
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", b"x", 1, 0.4)
-    assert time.monotonic() - started < 0.6
+        transport.infer("m", b"x", 1, 0.6)
+    assert time.monotonic() - started < 0.9
 
 
 def test_deadline_is_for_sending_too(stub: Stub, transport: HttpTransport) -> None:
@@ -233,8 +238,8 @@ def test_deadline_is_for_sending_too(stub: Stub, transport: HttpTransport) -> No
     stub.act = lambda handler: time.sleep(2) or False  # nothing is read: the socket's buffers fill up
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", bytes(50_000_000), 1, 0.5)
-    assert time.monotonic() - started < 0.75
+        transport.infer("m", bytes(50_000_000), 1, 0.6)
+    assert time.monotonic() - started < 0.9
 
 
 def test_refusal_before_the_body_was_read(stub: Stub, transport: HttpTransport) -> None:
@@ -274,6 +279,7 @@ def test_other_protocol(stub: Stub, transport: HttpTransport) -> None:
 
 
 def test_close_ends_a_request_in_flight(stub: Stub, transport: HttpTransport) -> None:
+    transport.infer("m", b"x", 1, 5)  # one that lay idle would be sent again, were it not closed on purpose
     waiting = threading.Event()
     stub.act = lambda handler: waiting.set() or time.sleep(3) or False
     caught: list[Exception] = []

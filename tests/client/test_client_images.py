@@ -78,12 +78,20 @@ def test_folder_and_empty_file(tmp_path: Path) -> None:
         encode(tmp_path / "empty.png")
 
 
-def test_file_too_large_is_not_read(tmp_path: Path) -> None:
+def test_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "huge.png"
     with file.open("wb") as stream:
         stream.truncate(_images.MAX_BYTES + 1)  # sparse: takes no room
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
     with pytest.raises(InvalidImageError, match="the limit is"):
         encode(file)
+
+
+def test_bytes_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_images, "MAX_BYTES", 5)
+    assert encode(b"12345") == b"12345"
+    with pytest.raises(InvalidImageError, match="6 bytes, the limit is 5"):
+        encode(b"123456")
 
 
 def test_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

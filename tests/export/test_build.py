@@ -99,14 +99,13 @@ def test_torchscript_equals_training_form_at_any_batch(repository: Path, checkpo
 
 
 def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
-    path = str(repository / "backbone/1/model.pt")
-    graph = str(torch.jit.load(path).inlined_graph)
-    assert "widefield::depthwise_conv2d" in graph
-    assert "batch_norm" not in graph
-    assert "Device = prim::Constant" not in graph, "the trace bakes in a device"
-    elsewhere = torch.jit.load(path, map_location="meta")
-    logits = elsewhere(torch.zeros(2, SIZE, SIZE, 3, dtype=torch.uint8, device="meta"))
-    assert logits.device.type == "meta", "a weight stayed on the device of the trace"
+    """Loading maps constants to the server's device; a device in the graph itself would stay the tracing machine's."""
+    graph = torch.jit.load(str(repository / "backbone/1/model.pt")).inlined_graph
+    assert "widefield::depthwise_conv2d" in str(graph)
+    assert "batch_norm" not in str(graph)
+    constants = [node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "DeviceObjType"]
+    assert not constants, "the trace bakes in a device"
+    assert 'value="cpu"' not in str(graph)
 
 
 def test_onnx_is_standard_and_dynamic(repository: Path) -> None:

@@ -1,9 +1,12 @@
 """Locust in processes of its own (it patches the standard library), against a real server and against none."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +26,11 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def nobody() -> str:
+def nobody() -> Iterator[str]:
     """An address that refuses."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def locust(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -110,6 +113,41 @@ def test_no_images_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["--users", "1"], ["--seconds", "0"], ["--protocol", "smtp"]])
 def test_wrong_usage(arguments: list[str]) -> None:
     assert loadtest(*arguments).returncode == 2
+
+
+ADDRESSES = """
+from types import SimpleNamespace
+from loadtest.locustfile import GrpcClassifierUser, HttpClassifierUser
+
+for host, grpc_host in ((None, ""), ("http://box:9/", ""), ("box", ""), ("[::1]:9", ""), ("box:9", "other:7")):
+    HttpClassifierUser.host = GrpcClassifierUser.host = host  # as locust's runner does
+    environment = SimpleNamespace(parsed_options=SimpleNamespace(grpc_host=grpc_host))
+    print(*(kind(environment).address() for kind in (HttpClassifierUser, GrpcClassifierUser)))
+"""
+
+
+def test_addresses() -> None:
+    done = subprocess.run([sys.executable, "-c", ADDRESSES], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == [
+        "127.0.0.1:8000 127.0.0.1:8001",
+        "box:9 box:8001",
+        "box box:8001",
+        "[::1]:9 [::1]:8001",
+        "box:9 other:7",
+    ]
+
+
+def test_ctrl_c_ends_with_the_table(pictures: Path, nobody: str) -> None:
+    command = [sys.executable, "-m", "loadtest", "--seconds", "60", "--images", str(pictures), "--host", nobody]
+    process = subprocess.Popen(
+        [*command, "--grpc-host", nobody], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=15)
+    assert process.returncode == 1
+    assert "p99" in out.decode()
+    assert b"Traceback" not in error
 
 
 def test_images_are_picked_evenly(tmp_path: Path) -> None:

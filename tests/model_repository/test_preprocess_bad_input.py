@@ -39,9 +39,8 @@ def png_header(width, height):
 
 
 def gif_header(width, height):
-    return (
-        b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x08"
-    )
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x08"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + frame
 
 
 def bmp_header(width, height):

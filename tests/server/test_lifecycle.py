@@ -104,9 +104,9 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository, class
     assert_nothing_left(processes, folder)
 
 
-def test_gives_up_in_the_end(repository):
-    with TritonServer(repository, max_restarts=0) as server:
-        backend_of(server, "preprocess").kill()
+def test_gives_up_in_the_end(light_repository):
+    with TritonServer(light_repository, max_restarts=0) as server:
+        backend_of(server, "sleepy").kill()
         with pytest.raises(GaveUpError, match=r"failed 1 times .*backend process \d+ died"):
             server.wait(30)
         assert not server.ready
@@ -165,8 +165,8 @@ def test_sigterm_leaves_nothing(cli):
     assert_nothing_left(processes, folder)
 
 
-def test_kill_9_of_the_supervisor_leaves_nothing(cli):
-    process = cli()
+def test_kill_9_of_the_supervisor_leaves_nothing(cli, light_repository):
+    process = cli("--model-repository", str(light_repository))
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     process.kill()
@@ -174,13 +174,13 @@ def test_kill_9_of_the_supervisor_leaves_nothing(cli):
     assert_nothing_left(processes, folder)
 
 
-def test_kill_9_of_the_guard_is_survived(repository, classify, encode):
-    with TritonServer(repository) as server:
+def test_kill_9_of_the_guard_is_survived(light_repository, sleep):
+    with TritonServer(light_repository) as server:
         guard = psutil.Process(server._process.guard.pid)
         orphans = guard.children(recursive=True)
         guard.kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
-        assert classify(server, [encode("lime")]).argmax() == 1
+        assert sleep(server.grpc_url, 0.5) == 0.5
         wait_until(lambda: not any(each.is_running() for each in orphans), 10, "the first tritonserver ended")
         folder = server._runtime.folder
         processes = processes_of(server._process.guard.pid)
@@ -220,11 +220,11 @@ def test_busy_port(server, repository):
         TritonServer(repository, http_port=port).start()
 
 
-def test_a_repository_whose_path_bash_would_split(repository, tmp_path, classify, encode):
+def test_a_repository_whose_path_bash_would_split(light_repository, tmp_path, sleep):
     folder = tmp_path / "my models; echo $HOME"
-    folder.symlink_to(repository)
+    folder.symlink_to(light_repository)
     with TritonServer(folder) as server:
-        assert classify(server, [encode("red")]).argmax() == 0
+        assert sleep(server.grpc_url, 0.5) == 0.5
 
 
 def test_a_model_that_fails_to_load_is_named(repository, tmp_path):

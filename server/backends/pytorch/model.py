@@ -11,7 +11,7 @@ model anew for each batch size it meets: that takes three slow runs and as much 
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,6 @@ FUSION_BUG = "File a bug report"
 INDEXED = re.compile(r".*?__(\d+)$")
 
 
-def read_parameters(config: dict[str, Any]) -> Callable[[str], str | None]:
-    """A lookup of config parameters by name; None where the config is silent."""
-    values = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
-    return values.get
-
-
 def parse_bool(name: str, value: str | None, default: bool) -> bool:
     if value is None:
         return default
@@ -52,9 +46,7 @@ def parse_bool(name: str, value: str | None, default: bool) -> bool:
     raise ValueError(f'parameter {name} is "{value}": write "true" or "false"')
 
 
-def parse_count(name: str, value: str | None) -> int | None:
-    if value is None:
-        return None
+def parse_count(name: str, value: str) -> int:
     if not value.strip().isdigit() or int(value) < 1:
         raise ValueError(f'parameter {name} is "{value}": write a number of threads, 1 or more')
     return int(value)
@@ -113,7 +105,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        self.parameter = read_parameters(config)
+        self.parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         self.batched = int(config.get("max_batch_size", 0)) > 0
         gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device("cuda", int(args["model_instance_device_id"])) if gpu else torch.device("cpu")
@@ -145,16 +137,17 @@ class TritonPythonModel:
         return [self._response(result) for result in results]
 
     def _flag(self, name: str, default: bool) -> bool:
-        return parse_bool(name, self.parameter(name), default)
+        return parse_bool(name, self.parameters.get(name), default)
 
     def _configure_torch(self) -> None:
         """The native backend's process-wide switches; one that the config does not name keeps LibTorch's default."""
-        threads = parse_count("INTRA_OP_THREAD_COUNT", self.parameter("INTRA_OP_THREAD_COUNT"))
-        if threads is not None:
-            torch.set_num_threads(threads)
-        threads = parse_count("INTER_OP_THREAD_COUNT", self.parameter("INTER_OP_THREAD_COUNT"))
-        if threads is not None:
-            torch.set_num_interop_threads(threads)
+        threads = {
+            "INTRA_OP_THREAD_COUNT": torch.set_num_threads,
+            "INTER_OP_THREAD_COUNT": torch.set_num_interop_threads,
+        }
+        for name, set_threads in threads.items():
+            if name in self.parameters:
+                set_threads(parse_count(name, self.parameters[name]))
         if self._flag("DISABLE_CUDNN", False):
             torch.backends.cudnn.enabled = False
         torch._C._set_graph_executor_optimize(not self._flag("DISABLE_OPTIMIZED_EXECUTION", False))
@@ -164,7 +157,7 @@ class TritonPythonModel:
             "ENABLE_TENSOR_FUSER": torch._C._jit_set_texpr_fuser_enabled,
         }
         for name, switch in switches.items():
-            if self.parameter(name) is not None:
+            if name in self.parameters:
                 switch(self._flag(name, True))
         self.fused = self.device.type == "cpu" and self._flag("ENABLE_ONEDNN_FUSION", True)
         torch.jit.enable_onednn_fusion(self.fused)

@@ -1,0 +1,87 @@
+"""The layers that RepLKNet's blocks are made of, each with its own `reparameterize()`."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kernels import depthwise_conv2d
+from models.reparameterize import fold_after, merge_branches
+
+
+class ConvBN(nn.Module):
+    """Convolution, batch norm, activation; after `reparameterize()` a convolution with a bias and the activation."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels)
+        self.activation = activation or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.bn(self.conv(x)))
+
+    def reparameterize(self) -> None:
+        if isinstance(self.bn, _BatchNorm):
+            fold_after(self.conv, self.bn)
+            self.bn = nn.Identity()
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., ECCV 2016): in training a sample's branch is left out with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.empty((x.shape[0], 1, 1, 1), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * (keep / (1 - self.rate))
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class ReparamLargeKernelConv(nn.Module):
+    """relu(BN(K x K depthwise) + BN(small depthwise)), [B,C,h,w] both ways; in deploy form one call of the operator."""
+
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None, merged: bool = False) -> None:
+        super().__init__()
+        self.lkb_reparam: nn.Conv2d | None = None
+        self.small_conv: ConvBN | None = None
+        if merged:
+            self.lkb_reparam = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+            return
+        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels)
+        if small_kernel is not None:
+            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lkb_reparam is not None:
+            return depthwise_conv2d(x, self.lkb_reparam.weight, self.lkb_reparam.bias, "relu")
+        assert self.lkb_origin is not None
+        out = self.lkb_origin(x)
+        if self.small_conv is not None:
+            out = out + self.small_conv(x)
+        return torch.relu(out)
+
+    def reparameterize(self) -> None:
+        if self.lkb_reparam is not None:
+            return
+        assert self.lkb_origin is not None
+        self.lkb_origin.reparameterize()
+        if self.small_conv is not None:
+            self.small_conv.reparameterize()
+        small = None if self.small_conv is None else self.small_conv.conv
+        self.lkb_reparam = merge_branches(self.lkb_origin.conv, small)
+        self.lkb_origin = self.small_conv = None

@@ -1,0 +1,220 @@
+"""The operator on the CPU: as Python registers it and as the native library does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case
+from torch.library import opcheck
+
+
+from kernels import depthwise_conv2d, native_library
+from kernels.depthwise_conv2d import op
+from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
+
+ROOT = Path(__file__).parents[2]
+IMPLEMENTATIONS = {"python": op._cpu, "native": lambda *a: torch.ops.widefield.depthwise_conv2d(*a)}
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+def implementation(request):
+    if request.param == "native":
+        assert native_library() is not None, "make native first"
+    return IMPLEMENTATIONS[request.param]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_within_the_bound_of_float64(implementation, problem, case, dtype, layout):
+    p = problem(case, dtype, "relu")
+    source = p.input.contiguous(memory_format=layout)
+    output = implementation(source, p.weight, p.bias, "relu")
+    p.check(output)
+    assert output.stride() == torch.empty_like(source).stride()
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=["avx512", "onednn"])
+def test_bias_and_activation(implementation, problem, case, bias, activation):
+    p = problem(case, activation=activation, bias=bias)
+    p.check(implementation(p.input.contiguous(memory_format=torch.channels_last), p.weight, p.bias, activation))
+
+
+def test_no_worse_than_pytorch(problem):
+    """The native kernel's largest error is at most 1.1 times that of PyTorch's own convolution."""
+    p = problem(Case(2, 64, 28, 28, 29, 29), bias=True)
+    ours = (depthwise_conv2d(p.input, p.weight, p.bias).double() - p.expected).abs().max()
+    theirs = F.conv2d(p.input, p.weight, p.bias, padding=14, groups=64).double()
+    assert ours <= 1.1 * (theirs - p.expected).abs().max()
+
+
+def test_non_contiguous_arguments(implementation, problem):
+    p = problem(CASES[2])
+    strided = torch.empty(2, 32, 20, 22).copy_(p.input.repeat_interleave(2, dim=3))[:, :, :, ::2]
+    transposed = p.input.transpose(2, 3).contiguous().transpose(2, 3)
+    weight = p.weight.transpose(2, 3).contiguous().transpose(2, 3)
+    bias = torch.stack([p.bias, p.bias], dim=1)[:, 0]
+    for source in (strided, transposed):
+        assert not source.is_contiguous()
+        output = implementation(source, weight, bias, "none")
+        p.check(output)
+        assert output.is_contiguous()
+
+
+def test_the_channels_last_path_is_taken_whatever_comes_in(monkeypatch):
+    """In NCHW oneDNN is 40 times slower: what reaches the convolution must be channels_last."""
+    seen = []
+    real = op._convolution
+
+    def spy(input, weight, bias):
+        seen.append(input.is_contiguous(memory_format=torch.channels_last))
+        return real(input, weight, bias)
+
+    monkeypatch.setattr(op, "_convolution", spy)
+    op._cpu(torch.randn(2, 8, 9, 9), torch.randn(8, 1, 5, 5))
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [(13, False), (5, True)])
+def test_native_paths(kernel, expected):
+    """A large filter takes the AVX-512 kernel, where the processor has it; a small one oneDNN, in channels_last."""
+    if "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("no AVX-512 here: oneDNN serves every filter")
+    x, w = torch.randn(1, 16, 32, 32), torch.randn(16, 1, kernel, kernel)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        torch.ops.widefield.depthwise_conv2d(x, w)
+    names = {event.name for event in profile.events()}
+    assert any("convolution" in name and "depthwise" not in name for name in names) == expected, names
+    assert "aten::_slow_conv2d_forward" not in names
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_thread_count_changes_no_bit(problem, threads):
+    p = problem(Case(1, 32, 56, 56, 31, 31))
+    before = torch.get_num_threads()
+    expected = depthwise_conv2d(p.input, p.weight, p.bias)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(depthwise_conv2d(p.input, p.weight, p.bias), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nan_stays_local(implementation):
+    x = torch.randn(1, 16, 20, 20).contiguous(memory_format=torch.channels_last)
+    x[0, 3, 0, 19] = float("nan")
+    output = implementation(x, torch.randn(16, 1, 13, 13), None, "relu")
+    bad = output.isnan()
+    assert bad[0, 3, :7, 13:].all(), "ReLU swallowed a NaN"
+    assert int(bad.sum()) == 49
+
+
+def test_empty_batch(implementation):
+    output = implementation(torch.empty(0, 16, 8, 8), torch.randn(16, 1, 13, 13), None, "none")
+    assert output.shape == (0, 16, 8, 8)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_gradients(activation):
+    arguments = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 8, 6, 5), (8, 1, 5, 3), (8,))]
+    assert torch.autograd.gradcheck(lambda *a: depthwise_conv2d(*a, activation), arguments)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_opcheck(activation, layout):
+    x = torch.randn(2, 16, 6, 5).contiguous(memory_format=layout).requires_grad_()
+    w, b = torch.randn(16, 1, 13, 3, requires_grad=True), torch.randn(16, requires_grad=True)
+    opcheck(torch.ops.widefield.depthwise_conv2d.default, (x, w, b, activation))
+    opcheck(torch.ops.widefield.depthwise_conv2d.default, (x.detach(), w.detach()))
+
+
+def test_export_keeps_the_operator_and_a_dynamic_batch():
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(8, 1, 7, 7))
+
+        def forward(self, x):
+            return depthwise_conv2d(x, self.weight, activation="relu")
+
+    program = torch.export.export(Module(), (torch.randn(2, 8, 9, 9),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert "widefield.depthwise_conv2d" in str(program.graph)
+    assert program.module()(torch.randn(5, 8, 9, 9)).shape[0] == 5
+
+
+def test_compile_has_no_graph_break():
+    x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 7, 7)
+    compiled = torch.compile(lambda x, w: depthwise_conv2d(x, w) * 2, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, w), depthwise_conv2d(x, w) * 2)
+
+
+def test_autocast_computes_as_convolution_does():
+    x, w = torch.randn(1, 8, 9, 9), torch.randn(8, 1, 7, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = depthwise_conv2d(x, w)
+        assert output.dtype == F.conv2d(x, w, padding=3, groups=8).dtype == torch.bfloat16
+        assert depthwise_conv2d(x.double(), w.double()).dtype == torch.float64
+
+
+X, W = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X[0], W), "[N,C,H,W]"),
+        ((X, torch.zeros(3, 1, 3, 3)), "[4,1,Kh,Kw]"),
+        ((X, torch.zeros(4, 2, 3, 3)), "[4,1,Kh,Kw]"),
+        ((X, torch.zeros(4, 1, 4, 3)), "4 x 3"),
+        ((X, W, torch.zeros(5)), "[4] is expected"),
+        ((X, W, None, "swish"), "swish"),
+        ((X, W.double()), "float64"),
+        ((X, W, torch.zeros(4).half()), "float16"),
+        ((X.int(), W.int()), "int32"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=".") as raised:
+        depthwise_conv2d(*arguments)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X[0], W), "3 dimensions"),
+        ((X, torch.zeros(3, 1, 3, 3)), "weight does not fit"),
+        ((X, torch.zeros(4, 1, 4, 3)), "4 x 3"),
+        ((X, W, torch.zeros(5)), "bias does not fit"),
+        ((X, W, None, "swish"), "swish"),
+        ((X, W.double()), "differ in dtype"),
+    ],
+)
+def test_the_native_library_checks_too(arguments, message):
+    """TorchScript calls it with no Python in between."""
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.widefield.depthwise_conv2d(*arguments)
+
+
+def test_works_without_the_native_library():
+    code = (
+        "import torch; from kernels import depthwise_conv2d as d; x = torch.randn(2, 4, 6, 6, requires_grad=True);"
+        "d(x, torch.randn(4, 1, 3, 3), activation='gelu').sum().backward(); print(tuple(x.grad.shape))"
+    )
+    environment = {**os.environ, "WIDEFIELD_NATIVE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "(2, 4, 6, 6)", done.stderr
+
+
+def test_reference_is_convolution():
+    x, w, b = (torch.randn(s, dtype=torch.float64) for s in ((2, 3, 8, 7), (3, 1, 5, 9), (3,)))
+    torch.testing.assert_close(
+        depthwise_conv2d_reference(x, w, b, "none"), F.conv2d(x, w, b, padding=(2, 4), groups=3), rtol=0, atol=1e-12
+    )

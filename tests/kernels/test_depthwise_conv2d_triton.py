@@ -1,0 +1,65 @@
+"""The Triton-language kernel: every type and option through the interpreter here, compiled on a GPU where there is one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES, Case
+
+from kernels import depthwise_conv2d
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = ROOT / "tests/kernels/interpreted.py"
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_interpreted(dtype):
+    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
+    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "24 problems right" in done.stdout
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [*CASES, Case(65, 64, 28, 28, 29, 29)], ids=str)
+def test_compiled_on_the_gpu(problem, case, dtype, layout):
+    p = problem(case, dtype, "gelu")
+    source = p.input.cuda().contiguous(memory_format=layout)
+    output = depthwise_conv2d(source, p.weight.cuda(), p.bias.cuda(), "gelu")
+    p.check(output)
+    assert output.stride() == torch.empty_like(source).stride()
+    assert torch.equal(output, depthwise_conv2d(source, p.weight.cuda(), p.bias.cuda(), "gelu"))
+
+
+@gpu
+@pytest.mark.gpu
+def test_native_cubins_on_the_gpu(tmp_path):
+    """A process with the library alone: the ahead-of-time path of every type, layout and activation, on two streams."""
+    script = ROOT / "tests/kernels/native_gpu.py"
+    library = ROOT / "kernels/native/lib/libwidefield.so"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{script.parent}"}
+    done = subprocess.run([sys.executable, str(script), str(library)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "problems right" in done.stdout
+    assert "no kernel is compiled" not in done.stderr
+
+
+@gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_gradients_on_the_gpu(activation):
+    shapes = ((2, 8, 9, 7), (8, 1, 5, 3), (8,))
+    here = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    there = [t.detach().float().cuda().requires_grad_() for t in here]
+    for arguments in (here, there):
+        depthwise_conv2d(*arguments, activation).square().sum().backward()
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(b.grad.double().cpu(), a.grad, rtol=1e-3, atol=1e-3)

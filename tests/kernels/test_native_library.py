@@ -1,0 +1,137 @@
+"""libwidefield.so in processes that know nothing of Python's `kernels`, and what it links."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels import depthwise_conv2d, native_library
+from kernels.depthwise_conv2d.op import SCHEMA
+from kernels.native import aot, build
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "kernels/native/lib/libwidefield.so"
+
+
+def test_cpp_has_the_same_schema():
+    source = (ROOT / "kernels/native/ops.cpp").read_text()
+    assert re.search(r'm\.def\("(.*)"\)', source).group(1) == SCHEMA  # type: ignore[union-attr]
+
+
+def test_it_links_torch_only():
+    needed = subprocess.run(["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True).stdout
+    libraries = re.findall(r"NEEDED.*\[(.*?)\]", needed)
+    assert any(name.startswith("libtorch_cpu") for name in libraries)
+    assert not [name for name in libraries if re.search(r"python|cuda", name)], libraries
+    undefined = subprocess.run(["nm", "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True, check=True)
+    mangled = [line.split()[-1] for line in undefined.stdout.splitlines() if re.search(r" _ZN?K?(2at|3c10|5torch)", line)]
+    assert not mangled, f"C++ symbols of libtorch are no stable ABI: {mangled}"
+
+
+def test_traced_model_runs_in_a_process_without_kernels(tmp_path):
+    weight = torch.randn(16, 1, 13, 13)
+    traced = torch.jit.trace(lambda x: depthwise_conv2d(x, weight, None, "relu"), torch.randn(2, 16, 9, 9))
+    traced.save(str(tmp_path / "model.pt"))
+    x = torch.randn(5, 16, 11, 8)
+    torch.save((x, torch.relu(torch.nn.functional.conv2d(x, weight, padding=6, groups=16))), tmp_path / "case.pt")
+    code = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1]); model = torch.jit.load(sys.argv[2] + '/model.pt');"
+        "x, y = torch.load(sys.argv[2] + '/case.pt'); torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-4);"
+        "assert 'kernels' not in sys.modules; print('right')"
+    )
+    command = [sys.executable, "-c", code, str(LIBRARY), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "right", done.stderr
+
+
+def test_second_build_does_nothing():
+    before = LIBRARY.stat().st_mtime_ns
+    assert "up to date" in build.build()
+    assert LIBRARY.stat().st_mtime_ns == before
+
+
+def test_missing_compiler_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(build.BuildError, match="apt-get install g\\+\\+"):
+        build.build(tmp_path / "lib" / "libwidefield.so")
+
+
+def test_failed_compilation_keeps_the_old_library(tmp_path, monkeypatch):
+    output = tmp_path / "libwidefield.so"
+    output.write_bytes(b"old")
+    monkeypatch.setattr(build, "compile_kernels", lambda cache: [])
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-no-such-flag"))
+    with pytest.raises(build.BuildError, match="no-such-flag"):
+        build.build(output)
+    assert output.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["libwidefield.so"]
+
+
+def test_cpu_only_build_without_triton(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "compile_kernels", lambda cache: [])
+    output = tmp_path / "libwidefield.so"
+    assert "for the CPU only" in build.build(output)
+    code = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.widefield.depthwise_conv2d)"
+    done = subprocess.run([sys.executable, "-c", code, str(output)], capture_output=True, text=True)
+    assert "widefield.depthwise_conv2d" in done.stdout, done.stderr
+
+
+def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):
+    from kernels import native
+
+    broken = tmp_path / "libwidefield.so"
+    broken.write_bytes(b"\x7fELF nothing")
+    monkeypatch.setenv("WIDEFIELD_LIBRARY", str(broken))
+    assert native_library() == broken
+    with pytest.raises(RuntimeError, match="make native"):
+        native.load_native_library()
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return aot.compile_all(LIBRARY.parent / "cubins")
+
+
+def test_every_architecture_type_and_layout_is_compiled(compiled):
+    kinds = {(k.architecture, k.dtype, k.layout) for k in compiled}
+    assert len(kinds) == len(compiled) == 6 * 3 * 2
+    assert {k.architecture for k in compiled} == {80, 86, 89, 90, 100, 120}
+
+
+def test_cubins_are_in_the_library(compiled):
+    library = LIBRARY.read_bytes()
+    for kernel in compiled:
+        assert Path(kernel.file).read_bytes() in library, kernel
+
+
+def nvidia_tool(name: str) -> str:
+    import triton.backends.nvidia
+
+    path = Path(triton.backends.nvidia.__path__[0]) / "bin" / name
+    assert path.exists(), path
+    return str(path)
+
+
+def test_machine_code_has_no_spill_and_fits(compiled):
+    for kernel in compiled:
+        command = [nvidia_tool("cuobjdump"), "-res-usage", kernel.file]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+        assert used["STACK"] == used["LOCAL"] == 0, (kernel, text)
+        assert 0 < used["REG"] <= 255
+        assert kernel.shared_bytes <= 48 * 1024
+
+
+def test_parameters_are_what_the_launch_passes(compiled):
+    """cuda_launch.cpp passes 4 pointers, 5 int32, 4 int64, 2 int32 and Triton's two scratch pointers, in this order."""
+    expected = [8] * 4 + [4] * 5 + [8] * 4 + [4] * 2 + [8] * 2
+    for kernel in compiled:
+        command = [nvidia_tool("cuobjdump"), "-elf", kernel.file]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        infos = re.findall(r"Ordinal : 0x([0-9a-f]+)\s+Offset\s+: 0x([0-9a-f]+)\s+Size\s+: 0x([0-9a-f]+)", text)
+        sizes = {int(ordinal, 16): int(size, 16) for ordinal, _, size in infos}
+        assert [sizes[i] for i in sorted(sizes)] == expected, (kernel, infos)

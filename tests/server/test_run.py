@@ -1,0 +1,248 @@
+"""When a server counts as ready, as hung, as dead and as merely busy; and when the supervisor restarts or gives up."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from server import GaveUpError, ServerError, StartError, TritonServer
+from server import run as run_module
+from server.canary import CanaryError, CanaryTimeoutError
+from server.run import Run
+
+
+class FakeProcess:
+    def __init__(self, exit_codes=(), dead=()):
+        self.exit_codes, self.dead = list(exit_codes), list(dead)
+        self.remembered = False
+
+    def exit_code(self):
+        return self.exit_codes.pop(0) if self.exit_codes else None
+
+    def dead_backend(self):
+        return self.dead.pop(0) if self.dead else None
+
+    def remember_backends(self):
+        self.remembered = True
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    """make(canaries, counts, ...) -> a Run whose canary raises or passes as listed; at the list's end it is stopped."""
+    monkeypatch.setattr(run_module, "TICK", 0.001)
+    monkeypatch.setattr(run_module, "POLL", 0.001)
+
+    def build(canaries=(), counts=(), process=None, ready=True, has_canary=True, log=""):
+        stopping = threading.Event()
+        outcomes, answered = iter(canaries), iter(counts)
+
+        def canary(address, model, timeout):
+            outcome = next(outcomes, None)
+            if outcome == "stop":
+                stopping.set()
+            elif outcome is not None:
+                raise outcome
+
+        def count(address, model, timeout):
+            value = next(answered, 0)
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+        monkeypatch.setattr(run_module, "classify_canary", canary)
+        monkeypatch.setattr(run_module, "success_count", count)
+        monkeypatch.setattr(run_module, "is_ready", lambda address, timeout: ready)
+        (tmp_path / "log").write_text(log)
+        return Run(process or FakeProcess(), "127.0.0.1:1", has_canary, tmp_path / "log", 0, stopping)
+
+    return build
+
+
+TIMEOUT, REFUSED = CanaryTimeoutError("no answer in 1 s"), CanaryError("HTTP 500")
+
+
+def test_ready_after_a_real_inference(make):
+    run = make()
+    run.await_ready(5)
+    assert run.process.remembered
+
+
+def test_not_ready_when_the_first_inference_fails(make):
+    run = make([REFUSED])
+    with pytest.raises(StartError, match="the first inference failed, HTTP 500"):
+        run.await_ready(5)
+    assert not run.process.remembered
+
+
+def test_ended_while_starting(make):
+    run = make(process=FakeProcess([None, 1]), ready=False, log='E1123 1 1 x.cc:1] "no memory"\n')
+    with pytest.raises(StartError, match="tritonserver ended with code 1: no memory"):
+        run.await_ready(5)
+
+
+def test_never_ready(make):
+    with pytest.raises(StartError, match=r"not ready after 0\.05 s$"):
+        make(ready=False).await_ready(0.05)
+
+
+def test_stopped_while_starting(make):
+    run = make(ready=False)
+    run.stopping.set()
+    run.await_ready(5)
+    assert not run.process.remembered
+
+
+def test_without_a_canary_model_readiness_is_asked(make):
+    make([REFUSED], has_canary=False).await_ready(5)
+    reason = make(ready=False, has_canary=False).watch(0, 1)
+    assert reason == "the canary inference failed 3 times, the server does not say ready"
+
+
+@pytest.mark.parametrize(
+    ("canaries", "counts", "reason"),
+    [
+        ([None, None, "stop"], [], "stopped"),
+        ([REFUSED] * 3, [], "the canary inference failed 3 times, HTTP 500"),
+        ([TIMEOUT] * 3, [], "the canary inference failed 3 times, no answer in 1 s"),
+        ([REFUSED, REFUSED, None, REFUSED, REFUSED, "stop"], [], "stopped"),  # not in a row
+        ([TIMEOUT] * 5 + ["stop"], range(1, 9), "stopped"),  # busy: others are answered meanwhile
+        ([REFUSED] * 3, range(1, 9), "the canary inference failed 3 times, HTTP 500"),  # an error is no busyness
+        ([TIMEOUT] * 3, [CanaryError("x")] * 9, "the canary inference failed 3 times, no answer in 1 s"),
+    ],
+)
+def test_watch(make, canaries, counts, reason):
+    assert make(canaries, counts).watch(0, 1) == reason
+
+
+def test_watch_sees_deaths(make):
+    assert make(process=FakeProcess([None, None, -9])).watch(60, 1) == "tritonserver ended with code -9"
+    assert make(process=FakeProcess(dead=[None, "backend 7 died"])).watch(60, 1) == "backend 7 died"
+
+
+@pytest.fixture
+def supervised(monkeypatch, tmp_path):
+    """supervised(outcomes, ...): a TritonServer whose runs end as listed, with nothing started."""
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "config.pbtxt").write_text("")
+
+    class FakeRuntime:
+        folder = tmp_path / "private"
+
+        def __init__(self, *arguments):
+            self.removed = False
+
+        def remove(self):
+            self.removed = True
+
+    monkeypatch.setattr("server.supervisor.Runtime", FakeRuntime)
+    monkeypatch.setattr("server.supervisor.find_tritonserver", lambda: None)
+
+    def build(outcomes, **options):
+        server = TritonServer(tmp_path, **options)
+        left = iter(outcomes)
+
+        def run_once():
+            outcome = next(left, None)
+            if outcome is None:
+                server._settled.set()
+                server._stopping.wait(10)
+                return "stopped"
+            if isinstance(outcome, Exception):
+                raise outcome
+            server._settled.set()
+            return outcome
+
+        server._run_once = run_once
+        return server
+
+    return build
+
+
+def test_the_first_failure_is_the_callers(supervised):
+    server = supervised([StartError("no")])
+    with pytest.raises(StartError, match="no"):
+        server.start()
+    assert server._runtime.removed
+    with pytest.raises(StartError), supervised([StartError("no")]):
+        pass
+
+
+def test_a_bug_of_the_supervisor_is_told(supervised):
+    with pytest.raises(ServerError, match="the supervisor failed: KeyError"):
+        supervised([KeyError("x")]).start()
+
+
+def test_restarts_and_backs_off(supervised):
+    events, pauses = [], []
+    server = supervised(["died", StartError("port"), "died"], on_event=events.append)
+    real = server._stopping.wait
+    server._stopping.wait = lambda seconds: pauses.append(seconds) if seconds != 10 else real(10)
+    with server:
+        assert not server.wait(0.3)
+        assert server.restarts == 3
+    assert events == ["died; restarting", "port; restarting in 1 s", "died; restarting in 3 s"]
+    assert pauses == [0, 1, 3]
+
+
+def test_gives_up(supervised, tmp_path):
+    server = supervised(["first", "second", "third"], max_restarts=1, log_file=tmp_path / "log")
+    expected = r"failed 2 times in 300 s, at last because: second \(log: .*/log\)"
+    with pytest.raises(GaveUpError, match=expected), server:
+        server.wait(5)
+
+
+def test_old_failures_are_forgotten(supervised):
+    server = supervised(["one", "two", "three"], max_restarts=1, restart_window=0.0)
+    server._stopping.wait = (lambda real: lambda seconds: real(min(seconds + 0.01, 0.3)))(server._stopping.wait)
+    with server:
+        server.wait(0.2)
+        assert server.restarts == 3
+
+
+def test_stop_without_start(tmp_path):
+    TritonServer(tmp_path).stop()
+    assert TritonServer(tmp_path).wait()
+
+
+def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
+    """Between the choice of a free port and tritonserver's bind another process may take it."""
+    server = TritonServer(tmp_path)
+    server._choose_ports()
+    first = server.http_url
+    tries = []
+
+    class Once(Run):
+        def await_ready(self, timeout):
+            tries.append(self.http)
+            if len(tries) < 3:
+                raise StartError("Socket '127.0.0.1:1' already in use")
+
+        def watch(self, interval, timeout):
+            return "died"
+
+    class Closed:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    class Repository:
+        has_canary = False
+
+    class Private:
+        repository = Repository
+
+    server._runtime, server._log = Private, Path(tmp_path / "log")
+    monkeypatch.setattr("server.supervisor.Run", Once)
+    server._spawn = Closed
+    assert server._run_once() == "died"
+    assert tries[0] == first
+    assert len(set(tries)) > 1
+
+    tries.clear()
+    fixed = TritonServer(tmp_path, http_port=1025, grpc_port=1026, metrics_port=1027)
+    fixed._endpoints, fixed._runtime, fixed._log, fixed._spawn = server._endpoints, Private, tmp_path / "log", Closed
+    with pytest.raises(StartError, match="already in use"):
+        fixed._run_once()
+    assert len(tries) == 1
