@@ -25,6 +25,9 @@ class ModelConfig:
     labels: list[str] | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("num_classes", int), ("image_size", int), ("crop_pct", (int, float))):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} {getattr(self, name)!r}: a number is needed")
         if self.arch not in ARCHITECTURES:
             raise ValueError(f"arch {self.arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
         own = ARCHITECTURES[self.arch]

@@ -2,8 +2,8 @@
 
 A batch norm in evaluation mode is y = scale * x + shift for each channel, with scale = gamma / sqrt(var + eps) and
 shift = beta - mean * scale. After a convolution it scales the output channels; before a 1 x 1 convolution without
-padding, or before a linear layer, it scales the input channels, and its shift becomes a bias. All sums are done in
-float64 and rounded once.
+padding, or before a linear layer, it scales the input channels, and its shift becomes a bias. `reparameterize`
+works in float64 and rounds to the model's own type once, at the end.
 """
 
 from copy import deepcopy
@@ -28,9 +28,10 @@ def reparameterize(model: nn.Module) -> nn.Module:
     convert = getattr(model, "reparameterize", None)
     if convert is None:
         raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")
-    deploy = deepcopy(model)
+    dtype = next(model.parameters()).dtype
+    deploy = deepcopy(model).double()
     deploy.reparameterize()  # type: ignore[operator]
-    return deploy.eval().requires_grad_(False)
+    return deploy.to(dtype).eval().requires_grad_(False)
 
 
 def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:

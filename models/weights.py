@@ -118,9 +118,8 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # trainers keep their arguments in it
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
         raise WeightsError(
-            f"{path} cannot be read as tensors alone ({reason}): it is damaged, or holds objects that could run code; "
+            f"{path} cannot be read as tensors alone ({_first_line(error)}): it is damaged, or holds objects that could run code; "
             "save its state dict as .safetensors where you trust it"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -140,9 +139,8 @@ def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
             content = content[name]
             break
     state = dict(content)
-    for prefix in WRAPPERS:
-        if state and all(str(name).startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefix := next((p for p in WRAPPERS if state and all(str(name).startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}: a state dict holds tensors only")

@@ -21,6 +21,13 @@ DEFAULT_LIBRARY = HERE.parent / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
+# Large activations stay mapped between requests: mapping and zeroing them anew costs RepLKNet-31B a fifth of its time at
+# batch 8 (benchmarks/cpu_inference). Read by glibc when a process starts; what the user has set stays.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "2147483647",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 MANAGEMENT_HEADER = "widefield-management"
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
@@ -66,7 +73,7 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
-        values: dict[str, str] = {}
+        values = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
         libraries = [str(self.folder / "lib")] if self.installation.embedded else []
         native = self.installation.native_libtorch
         if native is not None:

@@ -69,6 +69,7 @@ def test_served_equals_the_training_form(
     transform = eval_transform(config)
     from PIL import Image
 
+    held_out = held_out[::6]
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in held_out]).double()
     with torch.inference_mode():
         expected = model.double().eval()(images).softmax(1).numpy()

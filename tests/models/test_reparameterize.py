@@ -44,7 +44,9 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("size", [(64, 64), (37, 51)])
-def test_deploy_form_equals_training_form(arch: str, dtype: torch.dtype, tolerance: float, size: tuple[int, int]) -> None:
+def test_deploy_form_equals_training_form(
+    arch: str, dtype: torch.dtype, tolerance: float, size: tuple[int, int]
+) -> None:
     model = reduced(arch).to(dtype).eval()
     images = torch.randn(3, 3, *size, dtype=dtype)
     deploy = reparameterize(model)
@@ -174,7 +176,9 @@ def test_half_precision_is_folded_in_float64_and_rounded_once() -> None:
         assert torch.equal(value, exact.state_dict()[name].bfloat16()), name
 
 
-@pytest.mark.parametrize("conv", [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, padding=1), nn.Conv2d(4, 4, 1, groups=4)])
+@pytest.mark.parametrize(
+    "conv", [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, padding=1), nn.Conv2d(4, 4, 1, groups=4)]
+)
 def test_what_cannot_be_folded_exactly_is_refused(conv: nn.Conv2d) -> None:
     with pytest.raises(ValueError, match="cannot be folded"):
         fold_before(nn.BatchNorm2d(4), conv)

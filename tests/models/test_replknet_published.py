@@ -65,7 +65,9 @@ def test_parameters_with_every_batch_norm_folded(arch: str) -> None:
         ("replknet_xl", 320, 128.730, 128.730),
     ],
 )
-def test_multiply_accumulates_are_the_published_ones(arch: str, image_size: int, training: float, deploy: float) -> None:
+def test_multiply_accumulates_are_the_published_ones(
+    arch: str, image_size: int, training: float, deploy: float
+) -> None:
     """Published: 15.3G@224, 45.1G@384, 96.0G@384, 128.7G@320, all of the deploy form."""
     model = on_meta(arch).train()
     assert round(count_macs(model, image_size) / 1e9, 3) == training

@@ -4,8 +4,8 @@ Names: inputs by the forward argument's name, else ``NAME__<index>``, else confi
 else config order. The requests of one execute() call run as one batch; tensors enter and leave through DLPack.
 Instances are processes here (threads in the native backend), so ENABLE_WEIGHT_SHARING has nothing to share.
 
-On a CPU the batch runs in pieces of the sizes that the config's model_warmup names. oneDNN graph fusion compiles the
-model anew for each batch size it meets: that takes three slow runs and as much memory as the weights, for each.
+With oneDNN graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the config's model_warmup names: the fuser
+compiles the model anew for each batch size it meets, in three slow runs and with as much memory as the weights.
 """
 
 import json
@@ -122,7 +122,7 @@ class TritonPythonModel:
             raise FileNotFoundError(f"{self.path} is missing: build the repository first (build_models.py)")
         self._load_model()
         self._read_tensors(config)
-        pieces = self.batched and self.device.type == "cpu"
+        pieces = self.batched and self.fused
         self.warm_sizes = sorted({int(w["batch_size"]) for w in config.get("model_warmup", [])} - {0}) if pieces else []
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -1,0 +1,167 @@
+"""The digits on disk, the transforms and the refusals of training.data."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from models import ModelConfig
+from training.data import (
+    DataError,
+    eval_transform,
+    image_folder,
+    load_image,
+    make_loader,
+    train_transform,
+    write_digits,
+)
+
+CONFIG = ModelConfig("replknet_nano", 10, image_size=32, crop_pct=0.875, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "digits")
+
+
+def test_digits_are_all_there_and_unchanged(digits: Path) -> None:
+    images, targets = load_digits(return_X_y=True)
+    files = {int(path.stem): path for path in digits.glob("*/*/*.png")}
+    assert sorted(files) == list(range(len(images)))
+    for number in range(0, len(images), 50):
+        pixels = np.asarray(Image.open(files[number]))
+        assert np.array_equal(np.rint(pixels * 16 / 255), images[number].reshape(8, 8))
+        assert files[number].parent.name == str(targets[number])
+
+
+def test_nothing_leaks_from_held_out_to_train(digits: Path) -> None:
+    def fingerprints(part: str) -> list[str]:
+        paths = (digits / part).glob("*/*.png")
+        return [hashlib.sha256(np.asarray(Image.open(path)).tobytes()).hexdigest() for path in paths]
+
+    train, val = fingerprints("train"), fingerprints("val")
+    assert len(train) + len(val) == 1797
+    assert not set(train) & set(val), "the same picture is trained on and held out"
+
+
+def test_split_is_stratified_and_the_same_everywhere(digits: Path) -> None:
+    held_out = sorted(int(path.stem) for path in (digits / "val").glob("*/*.png"))
+    for label in range(10):
+        val = len(list((digits / "val" / str(label)).iterdir()))
+        train = len(list((digits / "train" / str(label)).iterdir()))
+        assert val == round(0.2 * (val + train))
+    assert len(held_out) == 359
+    assert hashlib.sha256(str(held_out).encode()).hexdigest()[:16] == "SPLIT"
+
+
+def test_digits_are_written_once_and_never_over_other_files(digits: Path, tmp_path: Path) -> None:
+    path = next(digits.glob("train/0/*.png"))
+    before = path.stat().st_mtime_ns
+    assert write_digits(digits) == digits
+    assert path.stat().st_mtime_ns == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match=r"mine holds 0 of the 1797 digits: remove it"):
+        write_digits(tmp_path / "mine")
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize("size", [(50, 40), (8, 8), (33, 97)])
+def test_eval_transform_is_timms(size: tuple[int, int]) -> None:
+    from timm.data import create_transform
+
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    timms = create_transform(
+        (3, 32, 32), crop_pct=CONFIG.crop_pct, interpolation="bicubic", mean=tuple(CONFIG.mean), std=tuple(CONFIG.std)
+    )
+    torch.testing.assert_close(eval_transform(CONFIG)(image), timms(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("augmentation", ["affine", "crop"])
+def test_train_transform_varies_and_is_seeded(augmentation: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    transform = train_transform(CONFIG, augmentation)
+    torch.manual_seed(1)
+    first, second = transform(image), transform(image)
+    torch.manual_seed(1)
+    again = transform(image)
+    assert first.shape == (3, 32, 32)
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+
+
+def test_digits_are_never_mirrored() -> None:
+    """A picture that is white on its left stays so under "affine", and not under "crop"."""
+    image = Image.fromarray(np.repeat(np.repeat([[[255]] * 16 + [[0]] * 16], 32, 0), 3, 2).astype(np.uint8))
+
+    def left_is_brighter(augmentation: str) -> list[bool]:
+        pictures = [train_transform(CONFIG, augmentation)(image) for _ in range(40)]
+        return [bool(picture[:, :, :16].mean() >= picture[:, :, 16:].mean()) for picture in pictures]
+
+    torch.manual_seed(0)
+    assert all(left_is_brighter("affine"))
+    assert not all(left_is_brighter("crop"))
+
+
+def make_folder(root: Path, **labels: int) -> Path:
+    for label, count in labels.items():
+        (root / label).mkdir(parents=True)
+        for index in range(count):
+            Image.new("L", (9, 9), index).save(root / label / f"{index}.png")
+    return root
+
+
+def test_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    dataset = image_folder(folder, eval_transform(CONFIG), ["cat", "dog", "ant"])
+    assert sorted(dataset.targets) == [0, 0, 2]
+    assert {Path(path).parent.name: target for path, target in dataset.samples} == {"cat": 0, "ant": 2}
+    assert [target for _, target in dataset] == dataset.targets
+
+
+def test_bad_folders_are_named(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    with pytest.raises(DataError, match="cat is not one of the 1 labels: ant"):
+        image_folder(folder, None, ["ant"])
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        image_folder(tmp_path / "nowhere", None)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        image_folder(folder, None)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"half\.png cannot be decoded"):
+        load_image(str(path))
+
+
+def test_images_are_rgb_and_upright(tmp_path: Path) -> None:
+    image = Image.new("L", (10, 20), 7)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    loaded = load_image(str(tmp_path / "turned.jpg"))
+    assert (loaded.mode, loaded.size) == ("RGB", (20, 10))
+
+
+def test_loader_shuffles_by_seed_and_keeps_small_sets(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "images", a=5, b=5)
+    dataset = image_folder(folder, eval_transform(CONFIG))
+
+    def order(seed: int, train: bool = True, batch_size: int = 4) -> list[int]:
+        loader = make_loader(dataset, batch_size, train=train, workers=0, seed=seed)
+        return [round(float(x)) for images, _ in loader for x in images[:, 0, 0, 0] * 0.5 * 255 + 0.1 * 255]
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert len(order(0)) == 8, "the incomplete batch is left out in training"
+    assert len(order(0, train=False)) == 10
+    assert len(order(0, batch_size=64)) == 10, "fewer images than a batch are still trained on"

@@ -1,0 +1,226 @@
+"""The training loop: it learns, it is repeatable, its checkpoint is whole."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from training import finetune
+from training.data import DataError, write_digits
+from training.evaluate import Config as EvaluateConfig
+from training.evaluate import confusion_matrix, evaluate, per_class_table, top1
+from training.finetune import PRESETS, Config, make_model, parse_arguments, train
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> object:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tenth of the digits 0, 1 and 4."""
+    digits = write_digits(tmp_path_factory.mktemp("all") / "digits")
+    small = tmp_path_factory.mktemp("small")
+    for part, count in (("train", 32), ("val", 8)):
+        for label in ("0", "1", "4"):
+            (small / part / label).mkdir(parents=True)
+            for path in sorted((digits / part / label).iterdir())[:count]:
+                (small / part / label / path.name).write_bytes(path.read_bytes())
+    return small
+
+
+def tiny(data: Path, output: Path, **changes: object) -> Config:
+    values = {"data": data, "output": output, "epochs": 3, "batch_size": 16, "workers": 0, "warmup_epochs": 0.5}
+    return dataclasses.replace(PRESETS["digits"], **{**values, "ema_decay": 0.5, **changes})
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    output = tmp_path_factory.mktemp("run") / "out"
+    return output, train(tiny(data, output), QUIET)
+
+
+def test_loss_falls_and_it_learns(run: tuple[Path, float]) -> None:
+    log = records(run[0])
+    assert [entry["epoch"] for entry in log] == [1, 2, 3]
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert log[-1]["top1"] == run[1] >= 0.75
+    assert all(entry["images_per_second"] > 0 for entry in log)
+    assert log[-1]["step"] == 3 * (96 // 16)
+
+
+def test_checkpoint_is_whole_and_is_what_was_measured(run: tuple[Path, float], data: Path) -> None:
+    output, accuracy = run
+    assert sorted(path.name for path in output.iterdir()) == [
+        "args.json",
+        "config.json",
+        "log.jsonl",
+        "model.safetensors",
+    ]
+    model, config = load_checkpoint(output)
+    assert config.labels == ["0", "1", "4"]
+    assert (config.arch, config.image_size, config.crop_pct) == ("replknet_nano", 32, 1.0)
+    assert json.loads((output / "args.json").read_text())["seed"] == 0
+    for deploy in (False, True):
+        confusion, labels = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", deploy=deploy, device="cpu"))
+        assert top1(confusion) == accuracy
+        assert labels == config.labels
+
+
+def test_same_seed_same_weights(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
+    first, _ = load_checkpoint(run[0])
+    train(tiny(data, tmp_path / "again"), QUIET)
+    again, _ = load_checkpoint(tmp_path / "again")
+    train(tiny(data, tmp_path / "other", seed=1, epochs=1), QUIET)
+    other, _ = load_checkpoint(tmp_path / "other")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    assert not torch.equal(first.head.weight, other.head.weight)
+
+
+def test_held_out_images_are_never_trained_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.data
+
+    opened: dict[str, int] = {}
+    original = training.data.load_image
+
+    def spy(path: str) -> Image.Image:
+        opened[path] = opened.get(path, 0) + 1
+        return original(path)
+
+    monkeypatch.setattr(training.data, "load_image", spy)
+    monkeypatch.setattr(finetune, "confusion_matrix", lambda *_: torch.eye(3))  # no evaluation
+    train(tiny(data, tmp_path / "run", epochs=1), QUIET)
+    assert len(opened) == 96
+    assert all((data / "train") in Path(path).parents for path in opened)
+
+
+def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) -> None:
+    source, _ = load_checkpoint(run[0])
+    config = Config(weights=run[0], device="cpu")
+    model, model_config = make_model(config, ["0", "1", "4"])
+    assert (model_config.arch, model_config.image_size, model_config.mean) == ("replknet_nano", 32, [0.5, 0.5, 0.5])
+    assert torch.equal(model.head.weight, source.head.weight), "the labels are the same: the head is kept"
+    model, model_config = make_model(dataclasses.replace(config, image_size=64), ["a", "b", "c"])
+    assert model_config.image_size == 64
+    assert not torch.equal(model.head.weight, source.head.weight), "other labels need another head"
+    assert torch.equal(model.norm.weight, source.norm.weight)
+    weights = run[0] / "model.safetensors"
+    model, _ = make_model(Config(arch="replknet_nano", weights=weights), ["only", "two"])
+    assert torch.equal(model.norm.weight, source.norm.weight)
+    assert model.head.out_features == 2
+
+
+def test_without_averaging_the_weights_themselves_are_saved(data: Path, tmp_path: Path) -> None:
+    accuracy = train(tiny(data, tmp_path, epochs=1, ema_decay=0.0), QUIET)
+    confusion, _ = evaluate(EvaluateConfig(checkpoint=tmp_path, data=data / "val", device="cpu"))
+    assert top1(confusion) == accuracy
+
+
+def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, create_model("replknet_nano", 3), ModelConfig("replknet_nano", 3))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) in step \d+, epoch 1: lower --lr"):
+        train(tiny(data, tmp_path, lr=1e30, warmup_epochs=0.0), QUIET)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_image_is_named(data: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "0").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / "0" / "good.png")
+    (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"bad\.png cannot be decoded"):
+        train(tiny(tmp_path, tmp_path / "run", batch_size=2, epochs=1), QUIET)
+
+
+def test_ctrl_c_leaves_the_last_whole_epoch(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = ["--data", str(data), "--output", str(output), "--epochs", "1000", "--batch-size", "16", "--workers", "1"]
+    command = [sys.executable, "-m", "training.finetune", "--preset", "digits", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None and not (output / "last/config.json").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert str(output / "last") in error
+    assert "Traceback" not in error
+    load_checkpoint(output / "last")
+    assert not (output / "model.safetensors").exists(), "an interrupted run must not look finished"
+
+
+def test_command_line_is_the_preset_overridden() -> None:
+    assert parse_arguments(["--preset", "digits"]) == PRESETS["digits"]
+    config = parse_arguments(["--preset", "digits", "--epochs", "7", "--output", "runs/x", "--mean", "0", "0.5", "1"])
+    assert (config.epochs, config.output, config.mean, config.lr) == (
+        7,
+        Path("runs/x"),
+        (0.0, 0.5, 1.0),
+        PRESETS["digits"].lr,
+    )
+    assert parse_arguments([]).preset == "folder"
+    with pytest.raises(SystemExit):
+        parse_arguments(["--preset", "cifar"])
+
+
+def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["finetune", "--data", str(tmp_path / "nowhere"), "--output", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert finetune.main() == 1
+    error = capsys.readouterr().err
+    assert "nowhere/train is no folder" in error
+    assert error.count("\n") == 1
+
+
+def test_confusion_matrix_counts_rows_as_truth() -> None:
+    class Answers(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
+
+    images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
+    targets = torch.tensor([0, 0, 1, 2, 2])
+    model = Answers().train()
+    confusion = confusion_matrix(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert top1(confusion) == pytest.approx(3 / 5)
+    assert model.training
+    table = per_class_table(confusion, ["a", "b", "c"])
+    assert list(table.columns[4].cells) == ["b (1)", "", "a (1)"]
+    assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
+
+
+def test_evaluation_needs_the_checkpoints_labels(run: tuple[Path, float], tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "7" / "x.png")
+    with pytest.raises(DataError, match="7 is not one of the 3 labels: 0, 1, 4"):
+        evaluate(EvaluateConfig(checkpoint=run[0], data=tmp_path, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_digits_preset_reaches_its_accuracy(seed: int, tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["digits"], output=tmp_path, seed=seed)
+    assert train(config, QUIET) >= 0.985
+    held_out = EvaluateConfig(checkpoint=tmp_path, data=PRESETS["digits"].data / "val", deploy=True)
+    assert top1(evaluate(held_out)[0]) >= 0.985
