@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Checkpoint -> model_repository/ for NVIDIA Triton Inference Server.
 
-    python build_models.py --weights runs/digits-nano
-    python build_models.py --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth --labels imagenet.txt
+python build_models.py --weights runs/digits-nano
+python build_models.py --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth --labels imagenet.txt
 """
 
 import argparse
@@ -15,10 +15,14 @@ from export.torchscript import PRECISIONS
 
 def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", help="replknet_31b, _31l, _xl, _small or _nano; read from a checkpoint folder's config.json")
+    parser.add_argument(
+        "--arch", help="replknet_31b, _31l, _xl, _small or _nano; read from a checkpoint folder's config.json"
+    )
     parser.add_argument("--weights", type=Path, help="checkpoint folder, .safetensors or .pth")
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
-    parser.add_argument("--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)")
+    parser.add_argument(
+        "--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)"
+    )
     parser.add_argument("--output", type=Path, default=Path("model_repository"))
     parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")

@@ -46,7 +46,11 @@ def build(checkpoint: Path = CHECKPOINT, repository: Path = REPOSITORY) -> None:
 
 def is_built(checkpoint: Path, repository: Path) -> bool:
     versions = sorted((repository / "backbone").glob("[0-9]*/build.json"), key=lambda p: int(p.parent.name))
-    if not versions or not (versions[-1].parent / "model.pt").exists() or not (repository / "softmax/1/model.pt").exists():
+    if (
+        not versions
+        or not (versions[-1].parent / "model.pt").exists()
+        or not (repository / "softmax/1/model.pt").exists()
+    ):
         return False
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     return json.loads(versions[-1].read_text())["weights_sha256"] == weights
@@ -110,7 +114,8 @@ def draw(images: list[tuple[Path, str]], answers: list[list[Prediction]]) -> Non
     from PIL import Image
 
     wrong = [i for i, (_, truth) in enumerate(images) if answers[i][0].label != truth][:6]
-    right = [i for i in range(0, len(images), max(1, len(images) // 24)) if i not in wrong][: 24 - len(wrong)]
+    right = [i for i in range(len(images)) if answers[i][0].label == images[i][1]]
+    right = [right[i * len(right) // (24 - len(wrong))] for i in range(24 - len(wrong))]
     figure, grid = plt.subplots(4, 12, figsize=(15, 6.4), width_ratios=[1, 1.1] * 6)
     for axes in grid.flat:
         axes.axis("off")
@@ -130,7 +135,9 @@ def draw(images: list[tuple[Path, str]], answers: list[list[Prediction]]) -> Non
         for row, prediction in enumerate(answers[index]):
             bars.text(prediction.probability + 0.03, row, f"{prediction.probability:.0%}", va="center", fontsize=8)
     correct = sum(answers[i][0].label == truth for i, (_, truth) in enumerate(images))
-    figure.suptitle(f"Held-out digits, answered by tritonserver: {correct} of {len(images)} right ({len(wrong)} wrong first)")
+    figure.suptitle(
+        f"Held-out digits, answered by tritonserver: {correct} of {len(images)} right ({len(wrong)} wrong first)"
+    )
     figure.tight_layout()
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=90)
@@ -138,7 +145,9 @@ def draw(images: list[tuple[Path, str]], answers: list[list[Prediction]]) -> Non
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", action="store_true", help="stay in the foreground until Ctrl-C; other options go to the server")
+    parser.add_argument(
+        "--serve", action="store_true", help="stay in the foreground until Ctrl-C; other options go to the server"
+    )
     options, for_server = parser.parse_known_args()
     os.chdir(Path(__file__).parent)
     try:

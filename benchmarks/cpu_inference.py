@@ -2,11 +2,12 @@
 
     python -m benchmarks.cpu_inference [--arch replknet_31b] [--batches 1,8] [--rounds 10]
 
-One process, the same weights, pixels uint8 in and logits out, all cores. A candidate whose logits differ from eager's is
-not timed. OpenVINO is measured in fp32, as the others are, and as it comes (bf16 where the processor has it).
+One process, the same weights, pixels uint8 in and logits out, all cores. A candidate whose logits differ from eager's
+is not timed. OpenVINO is measured in fp32, as the others are, and as it comes (bf16 where the processor has it).
 """
 
 import argparse
+import functools
 import os
 import sys
 import tempfile
@@ -71,8 +72,10 @@ def measure(arch: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
             for name, (run, tolerance) in runners.items():
                 error = float((torch.as_tensor(run(pixels)) - expected).abs().max() / expected.abs().max())
                 if not error <= tolerance:
-                    raise SystemExit(f"{name} differs from eager by {error:.2g} of the largest logit: no speed reported")
-            calls = {name: (lambda run=run: run(pixels)) for name, (run, _) in runners.items()}
+                    raise SystemExit(
+                        f"{name} differs from eager by {error:.2g} of the largest logit: no speed reported"
+                    )
+            calls = {name: functools.partial(run, pixels) for name, (run, _) in runners.items()}
             timings = interleaved(calls, rounds)
             baseline = timings["OpenVINO fp32"].median
             for name, timing in timings.items():

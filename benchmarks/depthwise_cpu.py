@@ -2,8 +2,8 @@
 
     python -m benchmarks.depthwise_cpu [--batches 1,8] [--rounds 15]
 
-float32, bias and ReLU fused where the implementation can. "onednn" is torch's own fused convolution in channels_last with
-its filter packed beforehand; "nchw" is what a plain Conv2d on contiguous input costs (batch 1 only: it is that slow).
+float32, bias and ReLU fused where the implementation can. "onednn" is torch's own fused convolution in channels_last
+with its filter packed beforehand; "nchw" is a plain Conv2d on contiguous input (at batch 1 only: it is that slow).
 """
 
 import argparse
@@ -61,7 +61,9 @@ def measure(batches: list[int], rounds: int) -> list[dict[str, Any]]:
                 | {"speedup_over_onednn": ratio, "gflops_on_valid_taps": gflops}
             )
             text = "  ".join(f"{name} {timing.median:7.2f} ms" for name, timing in timings.items())
-            print(f"batch {batch} C {channels:4} H {size:2} K {kernel:2}  {text}  {ratio:.2f}x oneDNN, {gflops} GFLOP/s")
+            print(
+                f"batch {batch} C {channels:4} H {size:2} K {kernel:2}  {text}  {ratio:.2f}x oneDNN, {gflops} GFLOP/s"
+            )
     return rows
 
 

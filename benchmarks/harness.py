@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-# Large activations are kept by the allocator instead of being mapped and zeroed anew at each call: server/ sets the same.
+# Large activations stay mapped instead of being mapped and zeroed anew at each call: server/ sets the same.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "2147483647",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
@@ -33,7 +33,9 @@ class Timing:
     @classmethod
     def of(cls, milliseconds: list[float]) -> "Timing":
         deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
-        return cls(round(statistics.median(milliseconds), 4), round(deciles[1], 4), round(deciles[7], 4), len(milliseconds))
+        return cls(
+            round(statistics.median(milliseconds), 4), round(deciles[1], 4), round(deciles[7], 4), len(milliseconds)
+        )
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int, burst: int = 3) -> dict[str, Timing]:
@@ -56,7 +58,11 @@ def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int, burst: in
 def machine() -> dict[str, Any]:
     """The processor and how much of it this process may use."""
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     flags = Path("/proc/cpuinfo").read_text()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
 
-The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with the
-same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready.
+The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
+the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready.
 """
 
 import argparse
@@ -48,7 +48,9 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
     torch.set_num_threads(threads)
     torch.jit.enable_onednn_fusion(True)
     preprocess = load_step(repository / "preprocess/1/model.py")
-    settings = preprocess.Settings(image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic")
+    settings = preprocess.Settings(
+        image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic"
+    )
     (model,) = (repository / "backbone").glob("*/model.pt")
     backbone = torch.jit.load(str(model))
 
@@ -63,7 +65,8 @@ def load_step(path: Path) -> Any:
     """The preprocess step as a module, outside tritonserver."""
     sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     spec = importlib.util.spec_from_file_location("preprocess_step", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules["preprocess_step"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -93,9 +96,16 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                 )
     added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ("gRPC", "HTTP")}
     ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
-    print(f"{arch}: bare {timings['bare'].median:.2f} ms, gRPC {added['gRPC']:+.2f} ms ({ratio:.3f}x), HTTP {added['HTTP']:+.2f} ms")
+    bare_ms = timings["bare"].median
+    print(f"{arch}: bare {bare_ms:.2f} ms, gRPC {added['gRPC']:+.2f} ms ({ratio:.3f}x), HTTP {added['HTTP']:+.2f} ms")
     print(f"{arch}: ready in {ready:.1f} s", flush=True)
-    return {"arch": arch, "timings": timings, "added_ms": added, "grpc_ratio": ratio, "seconds_to_ready": round(ready, 2)}
+    return {
+        "arch": arch,
+        "timings": timings,
+        "added_ms": added,
+        "grpc_ratio": ratio,
+        "seconds_to_ready": round(ready, 2),
+    }
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def build(options: BuildOptions) -> str:
 
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
-    """The training-form model in eval mode with its config, from a checkpoint folder, a weights file or, on request, random."""
+    """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
     if options.weights is not None and options.weights.is_dir():
         model, config = load_checkpoint(options.weights)
         if options.arch not in (None, config.arch):

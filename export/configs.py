@@ -8,8 +8,8 @@ from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH_SIZE = 16
 PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
-# On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each size
-# that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
+# On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
+# size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
 BACKBONE_BATCHES = (4, 1)
 WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver reads a string tensor
 

@@ -43,7 +43,9 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
         )
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
-    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"} | {function.name for function in model.functions}
+    foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"} | {
+        function.name for function in model.functions
+    }
     if foreign:
         raise RuntimeError(f"{path}: operators outside the ONNX standard: {', '.join(sorted(foreign))}")
 
@@ -58,6 +60,7 @@ def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str
     if activation == "relu":
         return op.Relu(output)
     if activation == "gelu":
-        half, one, root = (op.CastLike(op.Constant(value_float=v), output) for v in (0.5, 1.0, math.sqrt(0.5)))
+        constants: Any = (op.CastLike(op.Constant(value_float=v), output) for v in (0.5, 1.0, math.sqrt(0.5)))  # type: ignore[type-var]
+        half, one, root = constants
         return op.Mul(op.Mul(output, half), op.Add(op.Erf(op.Mul(output, root)), one))
     return output

@@ -33,7 +33,9 @@ def sample_photographs() -> list[Path]:
     """The photographs that scikit-learn's package carries, found without importing it."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("no images to check parity on: name a folder with --parity-images, or pip install scikit-learn")
+        raise FileNotFoundError(
+            "no images to check parity on: name a folder with --parity-images, or pip install scikit-learn"
+        )
     return sorted((Path(spec.origin).parent / "datasets" / "images").glob("*.jpg"))
 
 
@@ -54,14 +56,20 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
         side = int(min(image.size) * generator.uniform(0.6, 1.0)) or 1
         left = int(generator.integers(0, image.width - side + 1))
         top = int(generator.integers(0, image.height - side + 1))
-        crop = image.resize((image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+        crop = image.resize(
+            (image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
         crops.append(np.asarray(crop))
     return torch.from_numpy(np.stack(crops))
 
 
 @torch.inference_mode()
 def check_parity(
-    name: str, reference: Callable[[Tensor], Tensor], candidate: Callable[[Tensor], Tensor], pixels: Tensor, precision: str
+    name: str,
+    reference: Callable[[Tensor], Tensor],
+    candidate: Callable[[Tensor], Tensor],
+    pixels: Tensor,
+    precision: str,
 ) -> Parity:
     """Compare logits at batch 1 and at the whole batch.
 

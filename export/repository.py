@@ -127,5 +127,5 @@ def _exchange(a: Path, b: Path) -> None:
     if libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) != 0:
         code = ctypes.get_errno()
         raise RepositoryError(
-            f"cannot move the new repository to {b}: {os.strerror(code)}. Is it a mount point? Build beside it and copy."
+            f"cannot move the new repository to {b} ({os.strerror(code)}): if it is a mount point, build beside it"
         )

@@ -15,12 +15,15 @@ class ServedBackbone(nn.Module):
     The pixels' HWC order, permuted, is channels_last without a copy: the layout that the convolutions want.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, mean: list[float], std: list[float], precision: str = "fp32") -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.dtype = PRECISIONS[precision]
-        self.model = model.eval().to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.eval().to(self.dtype).to(memory_format=torch.channels_last)
         scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))

@@ -119,13 +119,15 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} cannot be read as tensors alone ({_first_line(error)}): it is damaged, or holds objects that could run code; "
-            "save its state dict as .safetensors where you trust it"
+            f"{path} cannot be read as tensors alone ({_first_line(error)}): it is damaged, or holds objects that "
+            "could run code; save its state dict as .safetensors where you trust it"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): it is truncated or damaged"
-        ) from error
+        raise WeightsError(f"{path} cannot be read ({_first_line(error)}): it is truncated or damaged") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ DEFAULT_LIBRARY = HERE.parent / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
-# Large activations stay mapped between requests: mapping and zeroing them anew costs RepLKNet-31B a fifth of its time at
-# batch 8 (benchmarks/cpu_inference). Read by glibc when a process starts; what the user has set stays.
+# Large activations stay mapped between requests: mapping and zeroing them anew costs RepLKNet-31B a sixth of its time
+# at batch 8 (benchmarks/cpu_inference). Read by glibc when a process starts; what the user has set stays.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "2147483647",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",

@@ -25,5 +25,7 @@ def load_native_library() -> bool:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise RuntimeError(f"{path} does not load into PyTorch {torch.__version__}: build it anew, make native") from error
+        raise RuntimeError(
+            f"{path} does not load into PyTorch {torch.__version__}: build it anew, make native"
+        ) from error
     return True

@@ -1,4 +1,4 @@
-"""The Triton-language kernel compiled ahead of time to one cubin for each architecture, type and layout. No GPU needed."""
+"""The Triton-language kernel compiled ahead of time: a cubin for each architecture, type and layout. No GPU needed."""
 
 import hashlib
 import json
@@ -37,7 +37,9 @@ def compile_all(cache: Path) -> list[CompiledKernel]:
     folder = cache / key.hexdigest()[:16]
     index = folder / "index.json"
     if index.exists():
-        return [CompiledKernel(**{**entry, "file": str(folder / entry["file"])}) for entry in json.loads(index.read_text())]
+        return [
+            CompiledKernel(**{**entry, "file": str(folder / entry["file"])}) for entry in json.loads(index.read_text())
+        ]
     shutil.rmtree(cache, ignore_errors=True)  # what an older kernel or Triton left
     folder.mkdir(parents=True)
     kernels = [
@@ -84,15 +86,14 @@ def cubin_table(kernels: list[CompiledKernel]) -> str:
     """C++ source with every cubin in the library's read-only data and the table that cuda_launch.cpp searches."""
     lines = ['#include "cuda_launch.h"', ""]
     for index, kernel in enumerate(kernels):
-        lines.append(f'asm(".section .rodata\\n.balign 64\\nwidefield_cubin_{index}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n");')
-        lines.append(f'extern const unsigned char cubin_{index}[] asm("widefield_cubin_{index}");')
+        symbol = f"widefield_cubin_{index}"
+        data = f'.section .rodata\\n.balign 64\\n{symbol}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n'
+        lines += [f'asm("{data}");', f'extern const unsigned char cubin_{index}[] asm("{symbol}");']
     lines += ["", "namespace widefield {", "const Cubin kCubins[] = {"]
     for index, k in enumerate(kernels):
         last = "true" if k.layout == "channels_last" else "false"
-        lines.append(
-            f'    {{{k.architecture}, DataType::{k.dtype}, {last}, cubin_{index}, "{k.name}", {k.shared_bytes}, {k.warps}, '
-            f"{k.block_pixels}, {k.block_channels}}},"
-        )
+        what = f'{k.architecture}, DataType::{k.dtype}, {last}, cubin_{index}, "{k.name}"'
+        lines.append(f"    {{{what}, {k.shared_bytes}, {k.warps}, {k.block_pixels}, {k.block_channels}}},")
     if not kernels:
         lines.append("    {}")  # an array of no elements is not C++
     lines += ["};", f"const int kCubinCount = {len(kernels)};", "}  // namespace widefield", ""]

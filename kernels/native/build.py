@@ -1,7 +1,7 @@
 """Builds kernels/native/lib/libwidefield.so with g++ alone: `python -m kernels.native.build`.
 
-No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only, and says so. Run by its path it does not
-import PyTorch unless there is something to build, nor an older library that may not fit.
+No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only, and says so. Run by its path it does
+not import PyTorch unless there is something to build, nor load an older library that may not fit.
 """
 
 import hashlib
@@ -92,7 +92,9 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
         include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
         objects = [work / f"{source.stem}.o" for source in sources]
-        commands = [[compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)]
+        commands = [
+            [compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
+        ]
         processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
         for command, process in zip(commands, processes, strict=True):
             check(command, process.communicate()[1], process.returncode)

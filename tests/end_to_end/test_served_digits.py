@@ -105,7 +105,9 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path
     before = set(os.listdir("/dev/shm"))
     output = tmp_path / "output"
     with output.open("w") as file:
-        process = subprocess.Popen([sys.executable, "demo.py", "--serve"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "demo.py", "--serve"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
         deadline = time.monotonic() + 120
         while "classify" not in output.read_text() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
@@ -115,7 +117,7 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path
         assert process.wait(40) == 0, output.read_text()
     assert all(port in text for port in ("8000", "8001", "8002")), text
     assert children, "no tritonserver was running"
-    gone, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
     assert set(os.listdir("/dev/shm")) <= before
 

@@ -103,7 +103,9 @@ def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
     graph = torch.jit.load(str(repository / "backbone/1/model.pt")).inlined_graph
     assert "widefield::depthwise_conv2d" in str(graph)
     assert "batch_norm" not in str(graph)
-    constants = [node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "DeviceObjType"]
+    constants = [
+        node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "DeviceObjType"
+    ]
     assert not constants, "the trace bakes in a device"
     assert 'value="cpu"' not in str(graph)
 
@@ -140,7 +142,9 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
     assert [p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")] == ["1"]
 
 
-def test_failed_build_leaves_the_repository(repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_build_leaves_the_repository(
+    repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = digest(repository)
 
     def wrong(model: torch.nn.Module) -> torch.nn.Module:

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import Problem, make_problem  # noqa: E402
+from cases import Problem, make_problem
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from cases import CASES, Case
 from torch.library import opcheck
 
-
 from kernels import depthwise_conv2d, native_library
 from kernels.depthwise_conv2d import op
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
@@ -181,7 +180,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
-    with pytest.raises(ValueError, match=".") as raised:
+    with pytest.raises(ValueError, match=r".") as raised:
         depthwise_conv2d(*arguments)
     assert message in str(raised.value)
 

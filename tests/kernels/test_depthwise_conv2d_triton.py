@@ -1,4 +1,4 @@
-"""The Triton-language kernel: every type and option through the interpreter here, compiled on a GPU where there is one."""
+"""The Triton-language kernel: every type and option through the interpreter, compiled where there is a GPU."""
 
 import os
 import subprocess

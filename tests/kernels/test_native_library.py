@@ -26,8 +26,12 @@ def test_it_links_torch_only():
     libraries = re.findall(r"NEEDED.*\[(.*?)\]", needed)
     assert any(name.startswith("libtorch_cpu") for name in libraries)
     assert not [name for name in libraries if re.search(r"python|cuda", name)], libraries
-    undefined = subprocess.run(["nm", "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True, check=True)
-    mangled = [line.split()[-1] for line in undefined.stdout.splitlines() if re.search(r" _ZN?K?(2at|3c10|5torch)", line)]
+    undefined = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(LIBRARY)], capture_output=True, text=True, check=True
+    )
+    mangled = [
+        line.split()[-1] for line in undefined.stdout.splitlines() if re.search(r" _ZN?K?(2at|3c10|5torch)", line)
+    ]
     assert not mangled, f"C++ symbols of libtorch are no stable ABI: {mangled}"
 
 

@@ -122,11 +122,8 @@ def test_missing_unexpected_and_misshapen_keys_are_named(state: State, tmp_path:
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    with torch.device("cpu"):
-        other = create_model("replknet_nano", 5, small_kernel=None, channels=(16, 32, 64, 128))
-    refused(
-        write(tmp_path / "other.safetensors", other.state_dict()), "has no 'stages.0.blocks.0.large_kernel.small_conv"
-    )
+    other = create_model("replknet_nano", 5, small_kernel=None)
+    refused(write(tmp_path / "other.safetensors", other.state_dict()), "has no 'stages.0.blocks.0.large_kernel.small")
 
 
 def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
@@ -182,16 +179,15 @@ def test_other_content_is_refused(state: State, tmp_path: Path) -> None:
     refused(tmp_path / "weights.bin", ".bin")
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
     refused(tmp_path / "script.pt", "cannot be read")
-    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         load_weights(nano(), tmp_path / "nowhere.pth")
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = nano(3).to(memory_format=torch.channels_last)
     labels = ["a", "b", "c", "d", "é"]
-    config = ModelConfig(
-        "replknet_nano", 5, image_size=48, crop_pct=1.0, mean=[0.1, 0.2, 0.3], std=[1, 1, 1], labels=labels
-    )
+    preparation = {"image_size": 48, "crop_pct": 1.0, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
+    config = ModelConfig("replknet_nano", 5, labels=labels, **preparation)
     folder = tmp_path / "new" / "folder"
     save_checkpoint(folder, model, config)
     loaded, loaded_config = load_checkpoint(str(folder))
@@ -241,7 +237,7 @@ def test_bad_configs_are_named(change: Callable[[dict], object], message: str, t
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match="config.json") as error:
+    with pytest.raises(WeightsError, match=r"config\.json") as error:
         load_checkpoint(tmp_path)
     assert message in str(error.value)
 

@@ -4,8 +4,9 @@ Names: inputs by the forward argument's name, else ``NAME__<index>``, else confi
 else config order. The requests of one execute() call run as one batch; tensors enter and leave through DLPack.
 Instances are processes here (threads in the native backend), so ENABLE_WEIGHT_SHARING has nothing to share.
 
-With oneDNN graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the config's model_warmup names: the fuser
-compiles the model anew for each batch size it meets, in three slow runs and with as much memory as the weights.
+With oneDNN graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes
+that the config's model_warmup names: the fuser compiles the model anew for each batch size it meets, in three slow runs
+and with as much memory as the weights.
 """
 
 import json

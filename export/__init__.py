@@ -1,0 +1,1 @@
+"""Checkpoint -> TorchScript and ONNX -> model repository; exported equals eager."""
