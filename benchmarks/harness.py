@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -38,7 +38,7 @@ class Timing:
         )
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], rounds: int, burst: int = 3) -> dict[str, Timing]:
+def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, burst: int = 3) -> dict[str, Timing]:
     """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
     other candidates' caches and spinning threads, is not counted. All are warmed up before."""
     for call in candidates.values():

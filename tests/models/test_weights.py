@@ -201,6 +201,19 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     }
 
 
+def test_a_save_replaces_the_files_and_never_writes_into_them(tmp_path: Path) -> None:
+    config = ModelConfig("replknet_nano", 5)
+    save_checkpoint(tmp_path, nano(1), config)
+    opened = [path.open("rb") for path in sorted(tmp_path.iterdir())]
+    sizes = [len(file.read()) for file in opened]
+    inodes = [path.stat().st_ino for path in sorted(tmp_path.iterdir())]
+    save_checkpoint(tmp_path, nano(2), config)
+    assert all(path.stat().st_ino not in inodes for path in tmp_path.iterdir())
+    assert [os.fstat(file.fileno()).st_size for file in opened] == sizes
+    for file in opened:
+        file.close()
+
+
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig("replknet_nano", 5)
     save_checkpoint(tmp_path, nano(1), config)

@@ -124,10 +124,15 @@ def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) 
     assert model.head.out_features == 2
 
 
-def test_without_averaging_the_weights_themselves_are_saved(data: Path, tmp_path: Path) -> None:
-    accuracy = train(tiny(data, tmp_path, epochs=1, ema_decay=0.0), QUIET)
-    confusion, _ = evaluate(EvaluateConfig(checkpoint=tmp_path, data=data / "val", device="cpu"))
-    assert top1(confusion) == accuracy
+def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path) -> None:
+    saved = {}
+    for decay in (0.0, 0.5):
+        output = tmp_path / str(decay)
+        accuracy = train(tiny(data, output, epochs=1, ema_decay=decay), QUIET)
+        confusion, _ = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", device="cpu"))
+        assert top1(confusion) == accuracy
+        saved[decay] = load_checkpoint(output)[0].head.weight
+    assert not torch.equal(saved[0.0], saved[0.5]), "the same run, so only averaging can tell the two apart"
 
 
 def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
