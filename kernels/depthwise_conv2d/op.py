@@ -31,7 +31,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         ValueError: naming the argument, its value and what is expected.
     """
     device = input.device.type
-    if input.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

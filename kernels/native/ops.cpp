@@ -16,6 +16,10 @@
 #include "cuda_launch.h"
 #include "depthwise_conv2d_avx512.h"
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before PyTorch 2.12
+#define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
+#endif
+
 namespace widefield {
 namespace {
 
