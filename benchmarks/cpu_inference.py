@@ -9,13 +9,13 @@ is not timed. OpenVINO is measured in fp32, as the others are, and as it comes (
 import argparse
 import functools
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ALLOCATOR, interleaved, load_average_warning, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
+from server.runtime import ENVIRONMENT
 
 FP32_TOLERANCE = 1e-3  # of the largest logit
 BF16_TOLERANCE = 1e-1
@@ -91,9 +91,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
-    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        os.environ.update(ALLOCATOR)  # read by the C library at start only
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.cpu_inference", *sys.argv[1:]])
+    run_as_served("benchmarks.cpu_inference")
     warning = load_average_warning()
     rows = measure(options.arch, [int(b) for b in options.batches.split(",")], options.rounds)
     path = write_results(
@@ -102,7 +100,7 @@ def main() -> None:
         image_size=224,
         dtype="fp32",
         versions=versions("torch", "openvino", "onnxruntime"),
-        environment=ALLOCATOR,
+        environment=ENVIRONMENT,
         warning=warning,
         rows=rows,
     )

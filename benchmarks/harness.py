@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,13 +13,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from server.runtime import ENVIRONMENT
+
 RESULTS = Path(__file__).parent / "results"
-# Large activations stay mapped instead of being mapped and zeroed anew at each call: server/ sets the same.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "2147483647",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Timing):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no place in a results file")
+
+
+def run_as_served(module: str) -> None:
+    """Start this benchmark again with what the server sets for its processes: read when a process starts."""
+    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
+        os.environ.update(ENVIRONMENT)
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def load_average_warning() -> str | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ALLOCATOR, interleaved, load_average_warning, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 
 IMAGE_SIZE = 224
 CROP_PCT = 0.875
@@ -113,9 +113,7 @@ def main() -> None:
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
-    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        os.environ.update(ALLOCATOR)  # what the server gives its own processes
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.serving_overhead", *sys.argv[1:]])
+    run_as_served("benchmarks.serving_overhead")
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()

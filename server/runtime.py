@@ -23,7 +23,7 @@ SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
 # Large activations stay mapped between requests: mapping and zeroing them anew costs RepLKNet-31B a sixth of its time
 # at batch 8 (benchmarks/cpu_inference). Read by glibc when a process starts; what the user has set stays.
-ALLOCATOR = {
+ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "2147483647",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -73,7 +73,7 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
-        values = {name: value for name, value in ALLOCATOR.items() if name not in os.environ}
+        values = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
         libraries = [str(self.folder / "lib")] if self.installation.embedded else []
         native = self.installation.native_libtorch
         if native is not None:

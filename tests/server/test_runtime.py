@@ -54,6 +54,14 @@ def test_environment(runtime, monkeypatch):
     assert "LD_PRELOAD" not in environment
 
 
+def test_allocator_settings_give_way_to_the_users(runtime, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    environment = runtime.environment()
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "MALLOC_TRIM_THRESHOLD_" not in environment
+
+
 def test_command(runtime):
     command = runtime.command(ENDPOINTS, 7, extra=["--log-verbose=1"])
     for option in (
