@@ -1,6 +1,7 @@
 """Fixtures that several folders share: the digits checkpoint, its repository, a running server."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ HELD_OUT = ROOT / "data" / "digits" / "val"
 
 def pytest_configure(config: pytest.Config) -> None:
     os.chdir(ROOT)
+    # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,23 @@ def processes_of(pid):
     return psutil.Process(pid).children(recursive=True)
 
 
+def command_of(process):
+    """Empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie too
+        return ""
+
+
 def backends_of(server_or_pid):
     pid = server_or_pid if isinstance(server_or_pid, int) else os.getpid()
-    return [each for each in processes_of(pid) if "triton_python_backend_stub" in " ".join(each.cmdline())]
+    return [each for each in processes_of(pid) if "triton_python_backend_stub" in command_of(each)]
 
 
 def backend_of(server, model):
     folder = server._runtime.folder  # several servers may run under this process
-    mine = [each for each in backends_of(server) if str(folder) in " ".join(each.cmdline())]
-    return next(each for each in mine if f"/{model}/" in " ".join(each.cmdline()))
+    mine = [each for each in backends_of(server) if str(folder) in command_of(each)]
+    return next(each for each in mine if f"/{model}/" in command_of(each))
 
 
 def shm_of(prefix):
@@ -76,7 +84,7 @@ def assert_nothing_left(processes, folder):
 
 def folder_of(processes):
     """The private folder of a server, as its backends' command line tells it."""
-    text = " ".join(" ".join(each.cmdline()) for each in processes)
+    text = " ".join(command_of(each) for each in processes)
     start = text.index("/widefield-")
     return Path(text[: text.index("/", start + 1)].split("=")[-1].split(" ")[-1])
 
@@ -99,7 +107,7 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository, class
         assert classify(server, [encode("red")], "http").argmax() == 0
         folder = server._runtime.folder
         assert shm_of(folder.name)
-        processes = [each for each in processes_of(os.getpid()) if str(folder) in " ".join(each.cmdline())]
+        processes = [each for each in processes_of(os.getpid()) if str(folder) in command_of(each)]
         assert processes
     assert_nothing_left(processes, folder)
 

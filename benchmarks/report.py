@@ -1,0 +1,96 @@
+"""README's table and chart from results/*.json: `python -m benchmarks.report`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+CHART = ROOT / "docs" / "img" / "cpu_inference.png"
+BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def conditions(result: dict[str, Any]) -> str:
+    """The machine and the versions of one results file."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(machine['instructions'])}; {versions}; {result['date']}"
+
+
+def inference_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**{result['arch']} at {result['image_size']} px on the CPU, fp32** ({conditions(result)})", ""]
+    lines += ["| runtime | batch | ms, median (p20 to p80) | x OpenVINO fp32 |", "|---|---|---|---|"]
+    for row in result["rows"]:
+        ms = row["ms"]
+        cell = f"{ms['median']:.0f} ({ms['p20']:.0f} to {ms['p80']:.0f})"
+        lines.append(f"| {row['runtime']} | {row['batch']} | {cell} | {row['ratio_to_openvino_fp32']:.2f} |")
+    return lines
+
+
+def depthwise_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**The depthwise layers alone** (fp32, bias and ReLU fused; {conditions(result)})", ""]
+    lines += ["| C, H, K | batch | oneDNN, filter packed, ms | Widefield, ms | ratio |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        shape, ms = f"{row['channels']}, {row['size']}, {row['kernel']}", row["ms"]
+        cells = [shape, str(row["batch"]), f"{ms['onednn']['median']:.2f}", f"{ms['widefield']['median']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['speedup_over_onednn']:.2f}x |")
+    return lines
+
+
+def serving_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**What serving adds**, one image at a time ({result['image']}; {conditions(result)})", ""]
+    lines += ["| model | bare pipeline, ms | over gRPC, ms | over HTTP, ms | ready in |", "|---|---|---|---|---|"]
+    for row in result["rows"]:
+        bare, added = row["timings"]["bare"]["median"], row["added_ms"]
+        grpc, http = (f"+{added[name]:.1f} ({100 * added[name] / bare:.1f} %)" for name in ("gRPC", "HTTP"))
+        lines.append(f"| {row['arch']} | {bare:.1f} | {grpc} | {http} | {row['seconds_to_ready']:.1f} s |")
+    return lines
+
+
+def draw(result: dict[str, Any]) -> None:
+    """Milliseconds by runtime, a panel a batch size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    batches = sorted({row["batch"] for row in result["rows"]})
+    figure, panels = plt.subplots(1, len(batches), figsize=(11, 2.9), sharey=True, squeeze=False)
+    for axes, batch in zip(panels[0], batches, strict=True):
+        rows = [row for row in result["rows"] if row["batch"] == batch]
+        rows.sort(key=lambda row: row["ms"]["median"], reverse=True)
+        names = [row["runtime"].replace("default precision", "as it comes (bf16)") for row in rows]
+        medians = [row["ms"]["median"] for row in rows]
+        ours = ["tab:green" if name.startswith("Widefield") else "lightgray" for name in names]
+        axes.barh(names, medians, color=ours)
+        for index, value in enumerate(medians):
+            axes.text(value, index, f" {value:.0f} ms", va="center", fontsize=9)
+        axes.set(title=f"batch {batch}", xlim=(0, 1.2 * max(medians)), xticks=[])
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+    machine = result["machine"]
+    figure.suptitle(f"RepLKNet-31B, 224 px, fp32 unless said, {machine['cores']} cores of {machine['cpu']} (less is better)")
+    figure.tight_layout()
+    CHART.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(CHART, dpi=100)
+
+
+def main() -> None:
+    inference = load("cpu_inference_replknet_31b")
+    tables = [inference_table(inference), depthwise_table(load("depthwise_cpu")), serving_table(load("serving_overhead"))]
+    before, rest = README.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    body = "\n\n".join("\n".join(lines) for lines in tables)
+    README.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
+    draw(inference)
+    print(f"wrote {README.name} and {CHART.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
