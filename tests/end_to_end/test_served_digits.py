@@ -104,18 +104,23 @@ def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_pat
 def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     output = tmp_path / "output"
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "demo.py", "--serve"], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
-        )
+        command = [sys.executable, "demo.py", "--serve", *ports]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    try:
         deadline = time.monotonic() + 120
-        while "classify" not in output.read_text() and time.monotonic() < deadline and process.poll() is None:
+        while "client classify" not in output.read_text() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.2)
         text = output.read_text()
+        assert process.poll() is None, text
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0, output.read_text()
-    assert all(port in text for port in ("8000", "8001", "8002")), text
+    finally:
+        process.kill()
+    assert all(name in text for name in ("HTTP", "gRPC", "metrics")), text
+    assert text.count("127.0.0.1:") >= 3
     assert children, "no tritonserver was running"
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
