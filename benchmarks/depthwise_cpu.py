@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import interleaved, load_average_warning, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 from kernels import depthwise_conv2d
 
 SHAPES = [(128, 56, 31), (256, 28, 29), (512, 14, 27), (1024, 7, 13), (128, 56, 5)]  # C, H = W, K
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    run_as_served("benchmarks.depthwise_cpu")
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     warning = load_average_warning()

@@ -20,7 +20,9 @@ def conditions(result: dict[str, Any]) -> str:
     """The machine and the versions of one results file."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(machine['instructions'])}; {versions}; {result['date']}"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(machine['instructions'])}; {versions}; {result['date']}"
+    )
 
 
 def inference_table(result: dict[str, Any]) -> list[str]:
@@ -69,13 +71,15 @@ def draw(result: dict[str, Any]) -> None:
         medians = [row["ms"]["median"] for row in rows]
         ours = ["tab:green" if name.startswith("Widefield") else "lightgray" for name in names]
         axes.barh(names, medians, color=ours)
-        for index, value in enumerate(medians):
-            axes.text(value, index, f" {value:.0f} ms", va="center", fontsize=9)
+        for name, value in zip(names, medians, strict=True):
+            axes.text(value, name, f" {value:.0f} ms", va="center", fontsize=9)
         axes.set(title=f"batch {batch}", xlim=(0, 1.2 * max(medians)), xticks=[])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(length=0)
     machine = result["machine"]
-    figure.suptitle(f"RepLKNet-31B, 224 px, fp32 unless said, {machine['cores']} cores of {machine['cpu']} (less is better)")
+    figure.suptitle(
+        f"RepLKNet-31B, 224 px, fp32 unless said, {machine['cores']} cores of {machine['cpu']} (less is better)"
+    )
     figure.tight_layout()
     CHART.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(CHART, dpi=100)
@@ -83,7 +87,11 @@ def draw(result: dict[str, Any]) -> None:
 
 def main() -> None:
     inference = load("cpu_inference_replknet_31b")
-    tables = [inference_table(inference), depthwise_table(load("depthwise_cpu")), serving_table(load("serving_overhead"))]
+    tables = [
+        inference_table(inference),
+        depthwise_table(load("depthwise_cpu")),
+        serving_table(load("serving_overhead")),
+    ]
     before, rest = README.read_text().split(BEGIN)
     _, after = rest.split(END)
     body = "\n\n".join("\n".join(lines) for lines in tables)
