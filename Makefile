@@ -21,6 +21,7 @@ setup: .venv/.ready
 
 native: setup
 	@$(BIN)/python kernels/native/build.py
+	@$(BIN)/python server/backends/pytorch/build.py
 
 demo: native
 	@$(BIN)/python demo.py
@@ -54,5 +55,5 @@ constraints: setup
 	  --no-annotate --quiet pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf runs data build kernels/native/lib *.egg-info
+	rm -rf runs data build kernels/native/lib server/backends/pytorch/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json

@@ -9,6 +9,7 @@ from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
 BUILD = "run build_models.py"
+PYTORCH = {"pytorch": "model.pt", "pytorch_libtorch": "model.pt"}  # the backend's names, and its file
 OPERATOR_NAMESPACE = b"ops.widefield."
 
 
@@ -18,6 +19,8 @@ class Repository:
     models: tuple[str, ...]
     needs_library: str | None
     """The first model that calls an operator of the native library, None where no model does."""
+    needs_pytorch: str | None
+    """The first model of the pytorch backend, likewise."""
 
     @property
     def has_canary(self) -> bool:
@@ -32,29 +35,34 @@ def read_repository(path: str | Path) -> Repository:
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     if not folders:
         raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
-    needs_library = None
+    needs_library = needs_pytorch = None
     for folder in folders:
         versions = [version for version in folder.iterdir() if version.name.isdigit() and version.is_dir()]
         if not versions:
             raise RepositoryError(f"model {folder.name} in {root} has no version folder: {BUILD}")
         newest = max(versions, key=lambda version: int(version.name))
-        weights = newest / _artifact(folder / "config.pbtxt")
+        config = (folder / "config.pbtxt").read_text(errors="replace")
+        weights = newest / _artifact(config)
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
+        if needs_pytorch is None and _backend(config) in PYTORCH:
+            needs_pytorch = folder.name
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
             needs_library = folder.name
-    return Repository(root, tuple(folder.name for folder in folders), needs_library)
+    return Repository(root, tuple(folder.name for folder in folders), needs_library, needs_pytorch)
 
 
-def _artifact(config: Path) -> str:
+def _artifact(config: str) -> str:
     """The file that one version of the model must hold; empty for an ensemble or an unknown backend."""
-    text = config.read_text(errors="replace")
-    named = re.search(r'^\s*default_model_filename\s*:\s*"([^"]+)"', text, re.MULTILINE)
+    named = re.search(r'^\s*default_model_filename\s*:\s*"([^"]+)"', config, re.MULTILINE)
     if named:
         return named.group(1)
-    backend = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', text, re.MULTILINE)
-    kinds = {"pytorch": "model.pt", "pytorch_libtorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
-    return kinds.get(backend.group(1), "") if backend else ""
+    return {**PYTORCH, "python": "model.py", "onnxruntime": "model.onnx"}.get(_backend(config), "")
+
+
+def _backend(config: str) -> str:
+    named = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', config, re.MULTILINE)
+    return named.group(1) if named else ""
 
 
 def _calls_operator(weights: Path) -> bool:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.backends.pytorch import build as pytorch_backend
 from server.errors import InstallationError
 from server.locate import Installation
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
 
-HERE = Path(__file__).resolve().parent
-DEFAULT_LIBRARY = HERE.parent / "kernels" / "native" / "lib" / "libwidefield.so"
+DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
@@ -140,7 +140,13 @@ class Runtime:
         shutil.copy2(bundled / "libtriton_python.so", python)
         (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
         (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
-        (pytorch / "model.py").symlink_to(HERE / "backends" / "pytorch" / "model.py")
+        if pytorch_backend.is_current():
+            shutil.copy2(pytorch_backend.OUTPUT, pytorch)
+        elif self.repository.needs_pytorch:
+            raise InstallationError(
+                f"model {self.repository.needs_pytorch} needs the pytorch backend, not built for this PyTorch yet: "
+                f"run {sys.executable} {pytorch_backend.__file__}"
+            )
         check_stub_libraries(stub, {**os.environ, **self.environment()})
 
     def _link_libpython(self) -> None:

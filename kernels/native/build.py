@@ -99,9 +99,9 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         for command, process in zip(commands, processes, strict=True):
             check(command, process.communicate()[1], process.returncode)
         library = work / output.name
-        # libtorch is named as needed, so that LD_PRELOAD into a server without torch brings it in.
+        # libtorch_cpu is named as needed, so that LD_PRELOAD into a server without torch brings it in.
         link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]
-        link += ["-ltorch_cpu", "-Wl,--as-needed", "-ltorch", "-lc10", "-ldl", "-pthread"]
+        link += ["-ltorch_cpu", "-Wl,--as-needed", "-ldl", "-pthread"]
         done = subprocess.run(link, capture_output=True, text=True)
         check(link, done.stderr, done.returncode)
         library.replace(output)

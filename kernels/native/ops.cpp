@@ -114,10 +114,11 @@ Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> b
   return result;
 }
 
-// A symbol of libtorch_cuda, which a CPU-only build does not have.
+// A symbol of libtorch_cuda, which a CPU-only build does not have; by its handle, because a server loads it privately.
 template <class Function>
 Function cuda_symbol(const char* name) {
-  const auto function = reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+  void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
+  const auto function = reinterpret_cast<Function>(dlsym(library ? library : RTLD_DEFAULT, name));
   STD_TORCH_CHECK(function, "this libtorch has no ", name, ": it was built without CUDA");
   return function;
 }

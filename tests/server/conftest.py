@@ -107,45 +107,11 @@ def write_classifier(root):
     (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
 
 
-def write_oddities(root):
-    """Models that try the pytorch backend's rules: names, two tensors, a request that fails."""
-    import torch
-
-    class SumDifference(torch.nn.Module):
-        def forward(self, a, b):
-            return a + b, a - b
-
-    class Picky(torch.nn.Module):
-        def forward(self, x):
-            if bool((x < 0).any()):
-                raise ValueError("negative input")
-            return x * 2.0
-
-    def io(names):
-        return [tensor(name, "FP32", [2]) for name in names]
-
-    rest = CPU % 1 + THREADS
-    script = torch.jit.script(SumDifference())
-    # By argument name (in another order than forward's), and outputs in config order.
-    write_model(root, config("by_argument", io(["b", "a"]), io(["total", "rest"]), rest), "by_argument", script)
-    write_model(root, config("by_index", io(["R__1", "L__0"]), io(["D__1", "S__0"]), rest), "by_index", script)
-    delay = "dynamic_batching { max_queue_delay_microseconds: 300000 }\n"
-    write_model(root, config("picky", io(["x"]), io(["y"]), rest + delay), "picky", torch.jit.script(Picky()))
-
-
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
     """The four models of the classifier."""
     root = tmp_path_factory.mktemp("repository")
     write_classifier(root)
-    return root
-
-
-@pytest.fixture(scope="session")
-def odd_repository(tmp_path_factory):
-    """Models that are only here to try rules."""
-    root = tmp_path_factory.mktemp("odd")
-    write_oddities(root)
     return root
 
 

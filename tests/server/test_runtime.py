@@ -20,7 +20,7 @@ ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
 
 @pytest.fixture
 def runtime(tmp_path):
-    made = Runtime(find_tritonserver(), Repository(tmp_path, ("backbone",), None))
+    made = Runtime(find_tritonserver(), Repository(tmp_path, ("backbone",), None, "backbone"))
     yield made
     made.remove()
     assert not made.folder.exists()
@@ -39,9 +39,8 @@ def native(tmp_path):
 
 def test_backends(runtime):
     backends = runtime.folder / "backends"
-    assert (backends / "pytorch" / "model.py").read_text().startswith('"""Backend "pytorch"')
-    library = backends / "python" / "libtriton_python.so"
-    assert library.resolve().is_relative_to(runtime.folder)  # tritonserver refuses one that lies elsewhere
+    for library in (backends / "python/libtriton_python.so", backends / "pytorch/libtriton_pytorch.so"):
+        assert library.resolve().is_relative_to(runtime.folder)  # tritonserver refuses one that lies elsewhere
     assert (backends / "python" / "triton_python_backend_stub").is_symlink()
     assert is_shell_safe(str(runtime.folder))
 
@@ -96,7 +95,7 @@ def test_gpu_options(runtime):
 def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
     library = tmp_path / "libwidefield.so"
     library.touch()
-    runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone"), library)
+    runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", "backbone"), library)
     try:
         environment = runtime.environment()
         assert environment["LD_PRELOAD"] == str(library)
@@ -120,7 +119,7 @@ def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
     with pytest.raises(InstallationError, match=r"numpy 2\.1\.0"):
-        Runtime(find_tritonserver(), Repository(tmp_path, (), None))
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, None))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,7 +127,7 @@ def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):
     unsafe = tmp_path / "a b"
     unsafe.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unsafe))
-    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None))
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, None))
     runtime.remove()
     assert is_shell_safe(str(runtime.folder))
 
@@ -139,7 +138,7 @@ def test_shell_unsafe(path):
 
 
 def test_find_library(tmp_path):
-    plain = Repository(tmp_path, (), None)
+    plain = Repository(tmp_path, (), None, None)
     there = tmp_path / "lib.so"
     there.touch()
     assert find_library(there, plain, {}) == there
@@ -152,11 +151,11 @@ def test_find_library(tmp_path):
 
 def test_find_library_that_a_model_needs(tmp_path, monkeypatch):
     monkeypatch.setattr("server.runtime.DEFAULT_LIBRARY", tmp_path / "libwidefield.so")
-    assert find_library(None, Repository(tmp_path, (), None), {}) is None
+    assert find_library(None, Repository(tmp_path, (), None, None), {}) is None
     with pytest.raises(InstallationError, match=r"model backbone needs libwidefield\.so, not built yet: run"):
-        find_library(None, Repository(tmp_path, ("backbone",), "backbone"), {})
+        find_library(None, Repository(tmp_path, ("backbone",), "backbone", "backbone"), {})
     (tmp_path / "libwidefield.so").touch()
-    assert find_library(None, Repository(tmp_path, (), None), {}) == tmp_path / "libwidefield.so"
+    assert find_library(None, Repository(tmp_path, (), None, None), {}) == tmp_path / "libwidefield.so"
 
 
 @pytest.mark.parametrize(

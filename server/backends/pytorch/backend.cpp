@@ -1,0 +1,191 @@
+// Backend "pytorch" for a tritonserver without the native LibTorch one: TorchScript, by the native backend's rules.
+//
+// The requests of one execute call run as one batch; when that fails, each runs alone and fails alone. With oneDNN
+// graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the
+// config's model_warmup names: the fuser compiles the model anew for each batch size, in slow runs and with a copy of
+// the weights.
+#include <dlfcn.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+
+#include "model.h"
+#include "request.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace widefield {
+namespace {
+
+uint64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Runs `body`, and turns what it throws into the server's error.
+template <class Body>
+TRITONSERVER_Error* guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return TRITONSERVER_ErrorNew(ERROR_INTERNAL, message_of(error).c_str());
+  }
+}
+
+Json model_config(TRITONBACKEND_Model* model) {
+  TRITONSERVER_Message* message = nullptr;
+  check(TRITONBACKEND_ModelConfig(model, 1, &message));
+  const char* text = nullptr;
+  size_t size = 0;
+  check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
+  Json config = Json::parse({text, size});
+  check(TRITONSERVER_MessageDelete(message));
+  return config;
+}
+
+std::string version_folder(TRITONBACKEND_Model* model) {
+  int artifact = 0;
+  const char* location = nullptr;
+  uint64_t version = 0;
+  check(TRITONBACKEND_ModelRepository(model, &artifact, &location));
+  check(TRITONBACKEND_ModelVersion(model, &version));
+  return std::string(location) + "/" + std::to_string(version);
+}
+
+struct Model {
+  explicit Model(TRITONBACKEND_Model* model)
+      : settings(model_config(model)), loader(settings, version_folder(model) + "/" + settings.filename) {
+    configure_process(settings);
+  }
+  Settings settings;
+  ModuleLoader loader;
+};
+
+at::Device device_of(TRITONBACKEND_ModelInstance* instance) {
+  auto kind = KIND_AUTO;
+  int32_t index = 0;
+  check(TRITONBACKEND_ModelInstanceKind(instance, &kind));
+  if (kind != KIND_GPU) return at::kCPU;
+  check(TRITONBACKEND_ModelInstanceDeviceId(instance, &index));
+  return {at::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
+
+struct Instance {
+  Instance(Model& model, TRITONBACKEND_ModelInstance* handle)
+      : handle(handle), settings(model.settings), torch_model(model.settings, model.loader, device_of(handle)) {}
+  TRITONBACKEND_ModelInstance* handle;
+  const Settings& settings;
+  TorchModel torch_model;
+};
+
+// One forward pass over all, split again by their batch sizes.
+void run_together(Instance& instance, const std::vector<Work*>& works) {
+  std::vector<at::Tensor> inputs;
+  for (size_t i = 0; i < instance.settings.inputs.size(); ++i) {
+    std::vector<at::Tensor> parts;
+    for (const auto* work : works) parts.push_back(work->inputs[i]);
+    inputs.push_back(at::cat(parts));
+  }
+  const auto outputs = instance.torch_model.run(inputs);
+  int64_t start = 0;
+  for (auto* work : works) {
+    const int64_t size = work->inputs[0].size(0);
+    for (const auto& output : outputs) work->outputs.push_back(output.narrow(0, start, size));
+    start += size;
+  }
+}
+
+void run(Instance& instance, const std::vector<Work*>& works) {
+  if (works.size() > 1 && instance.settings.max_batch_size > 0) {
+    try {
+      return run_together(instance, works);
+    } catch (const std::exception&) {  // each alone shows whose fault it is
+    }
+  }
+  for (auto* work : works) attempt(*work, [&] { work->outputs = instance.torch_model.run(work->inputs); });
+}
+
+void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t count) {
+  const uint64_t exec_start = now_ns();
+  configure_thread(instance.settings);
+  std::vector<Work> works(count);
+  std::vector<Work*> ready;
+  int64_t samples = 0;
+  for (uint32_t index = 0; index < count; ++index) {
+    Work& work = works[index];
+    work.request = requests[index];
+    attempt(work, [&] { read_inputs(work, instance.settings); });
+    if (!work.ready()) continue;
+    ready.push_back(&work);
+    samples += work.batch_size(instance.settings);
+  }
+  const uint64_t compute_start = now_ns();
+  run(instance, ready);
+  const uint64_t compute_end = now_ns();
+  for (Work& work : works) respond(work, instance.settings);
+  const uint64_t exec_end = now_ns();
+  for (Work& work : works) {
+    work.inputs.clear();  // they may lie in the request
+    log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
+        instance.handle, work.request, work.ready(), exec_start, compute_start, compute_end, exec_end));
+    log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
+  }
+  if (samples > 0)
+    log_failure(TRITONBACKEND_ModelInstanceReportBatchStatistics(
+        instance.handle, samples, exec_start, compute_start, compute_end, exec_end));
+}
+
+template <class State, class Handle>
+State* state_of(Handle* handle, TRITONSERVER_Error* (*get)(Handle*, void**)) {
+  void* state = nullptr;
+  check(get(handle, &state));
+  return static_cast<State*>(state);
+}
+
+}  // namespace
+}  // namespace widefield
+
+using namespace widefield;
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
+  return guarded([] {
+    uint32_t major = 0, minor = 0;
+    check(TRITONBACKEND_ApiVersion(&major, &minor));
+    if (major != 1)
+      throw std::runtime_error("tritonserver's backend API is " + std::to_string(major) + "; this backend needs 1");
+    const char* library = std::getenv("WIDEFIELD_LIBRARY");
+    if (!library || !*library) return;
+    if (!std::filesystem::is_regular_file(library))
+      throw std::runtime_error("WIDEFIELD_LIBRARY names " + std::string(library) + ", which is missing: build it");
+    if (!dlopen(library, RTLD_NOW | RTLD_LOCAL)) throw std::runtime_error(dlerror());
+  });
+}
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* model) {
+  return guarded([&] { check(TRITONBACKEND_ModelSetState(model, std::make_unique<Model>(model).release())); });
+}
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* model) {
+  return guarded([&] { delete state_of<Model>(model, TRITONBACKEND_ModelState); });
+}
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInstance* instance) {
+  return guarded([&] {
+    TRITONBACKEND_Model* model = nullptr;
+    check(TRITONBACKEND_ModelInstanceModel(instance, &model));
+    auto state = std::make_unique<Instance>(*state_of<Model>(model, TRITONBACKEND_ModelState), instance);
+    check(TRITONBACKEND_ModelInstanceSetState(instance, state.release()));
+  });
+}
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_ModelInstance* instance) {
+  return guarded([&] { delete state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState); });
+}
+
+EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
+    TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, const uint32_t count) {
+  return guarded(
+      [&] { execute(*state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState), requests, count); });
+}

@@ -1,0 +1,203 @@
+#include "model.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/InferenceMode.h>
+#include <dlfcn.h>
+#include <torch/csrc/jit/codegen/onednn/interface.h>
+#include <torch/csrc/jit/passes/tensorexpr_fuser.h>
+#include <torch/csrc/jit/python/update_graph_executor_opt.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <filesystem>
+#include <optional>
+#include <stdexcept>
+
+// Of the OpenMP that libtorch brings, whatever the file is called.
+extern "C" void omp_set_num_threads(int count) __attribute__((weak));
+
+namespace widefield {
+namespace {
+
+thread_local bool fuse_on_this_thread = false;
+
+// oneDNN graph fusion for the models that ask for it: PyTorch's own switch holds for the whole process.
+void register_fusion() {
+  static const auto pass = torch::jit::registerPrePass([](std::shared_ptr<torch::jit::Graph>& graph) {
+    if (fuse_on_this_thread) torch::jit::fuser::onednn::fuseGraph(graph);
+  });
+  (void)pass;
+}
+
+bool is_fusion_failure(const std::exception& error) {
+  return std::string(error.what()).find("File a bug report") != std::string::npos;
+}
+
+// forward()'s result as tensors; the native backend takes a tensor or a tuple of them, no more.
+std::vector<at::Tensor> flatten(const c10::IValue& result) {
+  std::vector<c10::IValue> values;
+  if (result.isTuple()) {
+    values = result.toTupleRef().elements().vec();
+  } else if (result.isList()) {
+    values = result.toListRef().vec();
+  } else {
+    values = {result};
+  }
+  std::vector<at::Tensor> outputs;
+  for (const auto& value : values) {
+    if (!value.isTensor())
+      throw std::invalid_argument("forward() returned " + value.tagKind() +
+                                  ": it must return a tensor or a tuple of tensors");
+    outputs.push_back(value.toTensor());
+    if (outputs.back().dim() == 0)
+      throw std::invalid_argument("forward() returned a scalar: outputs need a batch dimension");
+  }
+  return outputs;
+}
+
+}  // namespace
+
+at::ScalarType scalar_type(TRITONSERVER_DataType type) {
+  switch (type) {
+    case TYPE_BOOL: return at::kBool;
+    case TYPE_UINT8: return at::kByte;
+    case TYPE_INT8: return at::kChar;
+    case TYPE_INT16: return at::kShort;
+    case TYPE_INT32: return at::kInt;
+    case TYPE_INT64: return at::kLong;
+    case TYPE_FP16: return at::kHalf;
+    case TYPE_BF16: return at::kBFloat16;
+    case TYPE_FP32: return at::kFloat;
+    case TYPE_FP64: return at::kDouble;
+    default: throw std::invalid_argument("a tensor of data type " + std::to_string(type) + " is not supported");
+  }
+}
+
+std::shared_ptr<torch::jit::Module> ModuleLoader::load(at::Device device) {
+  if (!settings_.share_weights) return read(device);
+  const std::lock_guard lock(mutex_);
+  auto& shared = shared_[device.str()];
+  if (!shared) shared = read(device);
+  return shared;
+}
+
+std::shared_ptr<torch::jit::Module> ModuleLoader::read(at::Device device) const {
+  if (!std::filesystem::is_regular_file(path_))
+    throw std::invalid_argument(path_ + " is missing: build the repository first (build_models.py)");
+  if (device.is_cuda() && !dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
+    throw std::invalid_argument("an instance wants a GPU, and this PyTorch has none: " + std::string(dlerror()));
+  // The server keeps the thread that loads: a team of workers that it left behind would make OpenMP count more threads
+  // than cores, and then the workers of every other team sleep between operators instead of spinning.
+  set_thread_count(1);
+  auto module = std::make_shared<torch::jit::Module>(torch::jit::load(path_, device));
+  module->eval();
+  return module;
+}
+
+TorchModel::TorchModel(const Settings& settings, ModuleLoader& loader, at::Device device)
+    : settings_(settings),
+      loader_(loader),
+      device_(device),
+      fused_(device.is_cpu() && settings.onednn_fusion),
+      module_(loader.load(device)),
+      output_positions_(settings.output_positions()) {
+  std::vector<std::string> arguments;
+  const auto schema = module_->get_method("forward").function().getSchema();
+  for (const auto& argument : schema.arguments())
+    if (argument.name() != "self") arguments.push_back(argument.name());
+  input_positions_ = settings.input_positions(arguments);
+  if (fused_) register_fusion();
+}
+
+std::vector<at::Tensor> TorchModel::run(const std::vector<at::Tensor>& inputs) {
+  const c10::DeviceGuard device(device_);
+  const c10::InferenceMode inference(settings_.inference_mode);
+  const at::NoGradGuard no_grad;
+  const bool in_pieces = fused_ && settings_.max_batch_size > 0 && !settings_.warmup_sizes.empty();
+  const auto pieces = in_pieces ? split_batch(inputs[0].size(0), settings_.warmup_sizes) : std::vector<int64_t>{};
+  if (pieces.size() < 2) return run_piece(inputs);
+  std::vector<std::vector<at::Tensor>> parts(settings_.outputs.size());
+  int64_t start = 0;
+  for (const int64_t size : pieces) {
+    std::vector<at::Tensor> piece;
+    for (const auto& input : inputs) piece.push_back(input.narrow(0, start, size));
+    const auto outputs = run_piece(piece);
+    for (size_t i = 0; i < outputs.size(); ++i) parts[i].push_back(outputs[i]);
+    start += size;
+  }
+  std::vector<at::Tensor> outputs;
+  for (const auto& part : parts) outputs.push_back(at::cat(part));
+  return outputs;
+}
+
+std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inputs) {
+  std::vector<c10::IValue> arguments(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) arguments[input_positions_[i]] = inputs[i].to(device_);
+  const auto results = flatten(forward(std::move(arguments)));
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 0; i < output_positions_.size(); ++i) {
+    if (output_positions_[i] >= results.size())
+      throw std::invalid_argument("output '" + settings_.outputs[i].name + "' means position " +
+                                  std::to_string(output_positions_[i]) + ", forward() has " +
+                                  std::to_string(results.size()) + ": correct config.pbtxt");
+    outputs.push_back(results[output_positions_[i]].to(at::kCPU).contiguous());
+  }
+  check(outputs, inputs[0].dim() > 0 ? inputs[0].size(0) : 0);
+  if (settings_.clean_cache && device_.is_cuda()) at::getDeviceAllocator(at::kCUDA)->emptyCache();
+  return outputs;
+}
+
+// oneDNN fusion does not take every graph; one that it stumbles over runs without it from then on.
+c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments) {
+  fuse_on_this_thread = fused_;
+  if (!fused_) return module_->forward(std::move(arguments));
+  try {
+    return module_->forward(arguments);
+  } catch (const std::exception& error) {
+    if (!is_fusion_failure(error)) throw;
+  }
+  const std::string message = loader_.path() + ": oneDNN graph fusion fails on this model and is turned off";
+  TRITONSERVER_LogMessage(LOG_WARN, __FILE__, __LINE__, message.c_str());
+  fuse_on_this_thread = fused_ = false;
+  module_ = loader_.read(device_);
+  return module_->forward(std::move(arguments));
+}
+
+void TorchModel::check(const std::vector<at::Tensor>& outputs, int64_t batch) const {
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto& setting = settings_.outputs[i];
+    const auto wanted = scalar_type(setting.type);
+    if (outputs[i].scalar_type() != wanted)
+      throw std::invalid_argument("output '" + setting.name + "' is " + c10::toString(outputs[i].scalar_type()) +
+                                  " and config.pbtxt says " + c10::toString(wanted) + ": correct one of them");
+    if (settings_.max_batch_size > 0 && outputs[i].size(0) != batch)
+      throw std::invalid_argument("output '" + setting.name + "' has batch size " +
+                                  std::to_string(outputs[i].size(0)) + " for a batch of " + std::to_string(batch) +
+                                  ": the model bakes in a batch size");
+  }
+}
+
+void configure_process(const Settings& settings) {
+  static std::once_flag inter_op;
+  if (settings.inter_op_threads)
+    std::call_once(inter_op, [&] { at::set_num_interop_threads(*settings.inter_op_threads); });
+  if (settings.disable_cudnn) at::globalContext().setUserEnabledCuDNN(false);
+  if (settings.jit_executor) torch::jit::getExecutorMode() = *settings.jit_executor;
+  if (settings.jit_profiling) torch::jit::getProfilingMode() = *settings.jit_profiling;
+  if (settings.tensor_fuser) torch::jit::setTensorExprFuserEnabled(*settings.tensor_fuser);
+}
+
+void set_thread_count(int count) {
+  if (!omp_set_num_threads) return;
+  at::get_num_threads();  // PyTorch sets a thread's number once, at its first use: not after this
+  omp_set_num_threads(count);
+}
+
+void configure_thread(const Settings& settings) {
+  torch::jit::setGraphExecutorOptimize(settings.optimized_execution);
+  if (settings.intra_op_threads) set_thread_count(*settings.intra_op_threads);
+}
+
+}  // namespace widefield

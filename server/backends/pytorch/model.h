@@ -1,0 +1,61 @@
+// One instance's TorchScript model: tensors in config order in, tensors in config order out.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/csrc/jit/api/module.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "settings.h"
+
+namespace widefield {
+
+at::ScalarType scalar_type(TRITONSERVER_DataType type);
+
+// Loads a version's weights; instances of a model that asks for ENABLE_WEIGHT_SHARING get one module a device.
+class ModuleLoader {
+ public:
+  ModuleLoader(const Settings& settings, std::string path) : settings_(settings), path_(std::move(path)) {}
+  std::shared_ptr<torch::jit::Module> load(at::Device device);
+  std::shared_ptr<torch::jit::Module> read(at::Device device) const;  // anew, shared with none
+  const std::string& path() const { return path_; }
+
+ private:
+  const Settings& settings_;
+  const std::string path_;
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<torch::jit::Module>> shared_;
+};
+
+class TorchModel {
+ public:
+  TorchModel(const Settings& settings, ModuleLoader& loader, at::Device device);
+
+  // Throws what forward() throws, and `std::invalid_argument` for results that do not fit the config.
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
+
+ private:
+  std::vector<at::Tensor> run_piece(const std::vector<at::Tensor>& inputs);
+  c10::IValue forward(std::vector<c10::IValue> arguments);
+  void check(const std::vector<at::Tensor>& outputs, int64_t batch) const;
+
+  const Settings& settings_;
+  ModuleLoader& loader_;
+  const at::Device device_;
+  bool fused_;
+  std::shared_ptr<torch::jit::Module> module_;
+  std::vector<size_t> input_positions_, output_positions_;
+};
+
+// PyTorch's process-wide switches as the config sets them; what it does not name stays as LibTorch has it.
+void configure_process(const Settings& settings);
+
+void set_thread_count(int count);  // of the calling thread's operators
+
+// The calling thread computes with the config's number of threads: each instance has a thread of its own.
+void configure_thread(const Settings& settings);
+
+}  // namespace widefield

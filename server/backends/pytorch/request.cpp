@@ -1,0 +1,115 @@
+#include "request.h"
+
+#include <cstring>
+#include <set>
+
+#include "model.h"
+
+namespace widefield {
+
+void check(TRITONSERVER_Error* error) {
+  if (!error) return;
+  const std::string message = TRITONSERVER_ErrorMessage(error);
+  TRITONSERVER_ErrorDelete(error);
+  throw std::runtime_error(message);
+}
+
+void log_failure(TRITONSERVER_Error* error) {
+  if (!error) return;
+  TRITONSERVER_LogMessage(LOG_ERROR, __FILE__, __LINE__, TRITONSERVER_ErrorMessage(error));
+  TRITONSERVER_ErrorDelete(error);
+}
+
+std::string message_of(const std::exception& error) {
+  const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
+  return c10_error ? c10_error->what_without_backtrace() : error.what();
+}
+
+namespace {
+
+// The request's tensor, in place where it lies in one piece of host memory and is aligned for its type.
+at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setting) {
+  TRITONBACKEND_Input* input = nullptr;
+  check(TRITONBACKEND_RequestInput(request, setting.name.c_str(), &input));
+  const int64_t* shape = nullptr;
+  uint32_t dims = 0, buffers = 0;
+  uint64_t bytes = 0;
+  auto type = TYPE_INVALID;
+  check(TRITONBACKEND_InputProperties(input, nullptr, &type, &shape, &dims, &bytes, &buffers));
+  const auto options = at::TensorOptions(scalar_type(type));
+  const auto read = [&](uint32_t index, uint64_t* size) {
+    auto memory = MEMORY_CPU;
+    int64_t memory_id = 0;
+    const void* data = nullptr;
+    check(TRITONBACKEND_InputBuffer(input, index, &data, size, &memory, &memory_id));
+    if (memory == MEMORY_GPU) throw std::invalid_argument("input '" + setting.name + "' lies in GPU memory");
+    return static_cast<const char*>(data);
+  };
+  const at::IntArrayRef sizes(shape, dims);
+  if (static_cast<uint64_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize() != bytes)
+    throw std::invalid_argument("input '" + setting.name + "' has " + std::to_string(bytes) +
+                                " bytes, which do not fill its shape");
+  if (buffers == 1) {
+    uint64_t size = 0;
+    const char* data = read(0, &size);
+    if (reinterpret_cast<uintptr_t>(data) % options.dtype().itemsize() == 0)
+      return at::from_blob(const_cast<char*>(data), sizes, options);
+  }
+  at::Tensor tensor = at::empty(sizes, options);
+  auto* target = static_cast<char*>(tensor.data_ptr());
+  for (uint32_t index = 0; index < buffers; ++index) {
+    uint64_t size = 0;
+    const char* data = read(index, &size);
+    std::memcpy(target, data, size);
+    target += size;
+  }
+  return tensor;
+}
+
+void write_outputs(TRITONBACKEND_Response* response, const Work& work, const Settings& settings) {
+  std::set<std::string> requested;
+  uint32_t count = 0;
+  check(TRITONBACKEND_RequestOutputCount(work.request, &count));
+  for (uint32_t index = 0; index < count; ++index) {
+    const char* name = nullptr;
+    check(TRITONBACKEND_RequestOutputName(work.request, index, &name));
+    requested.insert(name);
+  }
+  for (size_t i = 0; i < work.outputs.size(); ++i) {
+    const auto& setting = settings.outputs[i];
+    if (!requested.count(setting.name)) continue;
+    const at::Tensor& tensor = work.outputs[i];
+    TRITONBACKEND_Output* output = nullptr;
+    check(TRITONBACKEND_ResponseOutput(
+        response, &output, setting.name.c_str(), setting.type, tensor.sizes().data(), tensor.dim()));
+    void* buffer = nullptr;
+    auto memory = MEMORY_CPU;
+    int64_t memory_id = 0;
+    check(TRITONBACKEND_OutputBuffer(output, &buffer, tensor.nbytes(), &memory, &memory_id));
+    if (memory == MEMORY_GPU) throw std::invalid_argument("output '" + setting.name + "' is wanted in GPU memory");
+    if (tensor.nbytes() > 0) std::memcpy(buffer, tensor.const_data_ptr(), tensor.nbytes());
+  }
+}
+
+}  // namespace
+
+void read_inputs(Work& work, const Settings& settings) {
+  bool cancelled = false;
+  check(TRITONBACKEND_RequestIsCancelled(work.request, &cancelled));
+  if (cancelled) {
+    work.code = ERROR_CANCELLED;
+    throw std::runtime_error("the request was cancelled");
+  }
+  for (const auto& setting : settings.inputs) work.inputs.push_back(read_input(work.request, setting));
+}
+
+void respond(Work& work, const Settings& settings) {
+  TRITONBACKEND_Response* response = nullptr;
+  if (auto* error = TRITONBACKEND_ResponseNew(&response, work.request)) return log_failure(error);
+  if (work.ready()) attempt(work, [&] { write_outputs(response, work, settings); });
+  auto* error = work.ready() ? nullptr : TRITONSERVER_ErrorNew(work.code, work.error.c_str());
+  log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+  if (error) TRITONSERVER_ErrorDelete(error);
+}
+
+}  // namespace widefield

@@ -1,0 +1,44 @@
+// A request of tritonserver's: its tensors in, its answer out.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "settings.h"
+
+namespace widefield {
+
+void check(TRITONSERVER_Error* error);  // throws it as a `std::runtime_error`
+void log_failure(TRITONSERVER_Error* error);
+std::string message_of(const std::exception& error);
+
+// One request of an execute call, from its tensors to its answer.
+struct Work {
+  TRITONBACKEND_Request* request;
+  std::vector<at::Tensor> inputs, outputs;  // in config order
+  std::string error;
+  TRITONSERVER_ErrorCode code = ERROR_INTERNAL;
+
+  bool ready() const { return error.empty(); }
+  int64_t batch_size(const Settings& settings) const {
+    return settings.max_batch_size > 0 && !inputs.empty() ? inputs[0].size(0) : 1;
+  }
+};
+
+// Runs `body`; what it throws becomes the request's error.
+template <class Body>
+void attempt(Work& work, Body body) {
+  try {
+    body();
+  } catch (const std::exception& error) {
+    work.error = message_of(error);
+  }
+}
+
+void read_inputs(Work& work, const Settings& settings);
+void respond(Work& work, const Settings& settings);
+
+}  // namespace widefield
