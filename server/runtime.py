@@ -21,12 +21,13 @@ DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
-# Large activations stay mapped between requests: mapping and zeroing them anew costs RepLKNet-31B a sixth of its time
-# at batch 8 (benchmarks/cpu_inference). Read by glibc when a process starts; what the user has set stays.
+# Read by glibc and libgomp when a process starts; what the user has set stays. docs/serving.md has the measurements.
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "2147483647",
+    "MALLOC_MMAP_THRESHOLD_": "2147483647",  # large activations stay mapped between requests
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_ARENA_MAX": "1",  # the heaps of further arenas end at 64 MB and get few huge pages
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GOMP_SPINCOUNT": "20000",  # 0.2 ms: longer, and idle OpenMP workers take the cores that the next step needs
 }
 MANAGEMENT_HEADER = "widefield-management"
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
