@@ -1,6 +1,7 @@
 // A 16-channel block at a time: its input is copied to a zero-bordered buffer that stays in the cache (channels_last
 // rows lie `channels` floats apart and would fall on the same cache sets), its filters to [Kh*Kw][16]. Then a tile of
-// two rows by seven columns is accumulated in 14 registers; each input vector that is loaded serves both rows.
+// two rows by seven columns is accumulated in 14 registers; each input vector that is loaded serves both rows. Where the
+// filter is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is one whole row and no tap is wasted.
 #include "depthwise_conv2d_avx512.h"
 
 #include <immintrin.h>
@@ -18,6 +19,7 @@ namespace {
 
 constexpr int kLanes = 16;     // channels in a vector
 constexpr int kColumns = 7;    // output columns in a tile: 14 and 28 divide by it, and 2 x 7 accumulators hide the latency
+constexpr int kWholeRow = 14;  // widest image whose rows are one tile
 constexpr int kBorder = kColumns - 1;  // zero columns left and right: a tile's taps reach at most this far outside
 
 struct Free {
@@ -36,11 +38,44 @@ struct PackedRows {
   int64_t first, last, pitch;
 };
 
+// rows[i][j] -> rows[j][i]
+AVX512 void transpose(__m512 (&rows)[kLanes]) {
+  __m512 pairs[kLanes];
+  for (int i = 0; i < kLanes; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < kLanes; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d first = _mm512_castps_pd(pairs[i + j]), second = _mm512_castps_pd(pairs[i + j + 2]);
+      rows[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
+      rows[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
+    }
+  }
+  for (int i = 0; i < 4; ++i) {  // 128-bit blocks: block b of rows[4 * q + i] holds lanes 4 q .. 4 q + 3 of column 4 b + i
+    const __m512 low01 = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44);
+    const __m512 high01 = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee);
+    const __m512 low23 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x44);
+    const __m512 high23 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xee);
+    pairs[i] = _mm512_shuffle_f32x4(low01, low23, 0x88);
+    pairs[i + 4] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
+    pairs[i + 8] = _mm512_shuffle_f32x4(high01, high23, 0x88);
+    pairs[i + 12] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
+  }
+  std::copy(std::begin(pairs), std::end(pairs), std::begin(rows));
+}
+
+// [16][taps] -> [taps][16]
 AVX512 void pack_weight(const float* weight, int64_t taps, float* packed) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(taps)));
-  for (int64_t tap = 0; tap < taps; ++tap)
-    _mm512_store_ps(packed + tap * kLanes, _mm512_i32gather_ps(index, weight + tap, sizeof(float)));
+  for (int64_t tap = 0; tap < taps; tap += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, taps - tap);
+    const __mmask16 inside = static_cast<__mmask16>((1u << count) - 1);
+    __m512 rows[kLanes];
+    for (int channel = 0; channel < kLanes; ++channel)
+      rows[channel] = _mm512_maskz_loadu_ps(inside, weight + channel * taps + tap);
+    transpose(rows);
+    for (int64_t i = 0; i < count; ++i) _mm512_store_ps(packed + (tap + i) * kLanes, rows[i]);
+  }
 }
 
 AVX512 PackedRows pack_rows(const DepthwiseShape& s, const float* image, int64_t first, int64_t last, float* packed) {
@@ -118,9 +153,48 @@ AVX512 void convolve_rows(const DepthwiseShape& s, const PackedRows& in, const f
   }
 }
 
+// Output row y where every tap row spans the image.
+template <int Columns>
+AVX512 void convolve_whole_row(const DepthwiseShape& s, const PackedRows& in, const float* weight, const float* bias,
+                                Activation activation, int64_t y, float* output) {
+  const int64_t pad_y = s.kernel_height / 2, pad_x = s.kernel_width / 2, row_taps = s.kernel_width * kLanes;
+  const __m512 start = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+  __m512 acc[Columns];
+  for (auto& value : acc) value = start;
+  const int64_t top = std::max<int64_t>(0, y - pad_y), bottom = std::min(s.height, y + s.kernel_height - pad_y);
+  for (int64_t r = top; r < bottom; ++r) {
+    const float* input = in.data + ((r - in.first) * in.pitch + kBorder) * kLanes;
+    const float* taps = weight + (r - y + pad_y) * row_taps + pad_x * kLanes;
+    for (int u = 0; u < Columns; ++u, input += kLanes, taps += kLanes) {  // acc[t] += input[u] * taps[u - t]
+      const __m512 value = _mm512_load_ps(input);
+#pragma GCC unroll 14
+      for (int t = 0; t < Columns; ++t) acc[t] = _mm512_fmadd_ps(value, _mm512_load_ps(taps - t * kLanes), acc[t]);
+    }
+  }
+  for (int64_t t = 0; t < Columns; ++t)
+    _mm512_storeu_ps(output + (y * s.width + t) * s.channels, activate(acc[t], activation));
+}
+
+using RowsFunction = void (*)(const DepthwiseShape&, const PackedRows&, const float*, const float*, Activation, int64_t,
+                              float*);
+
+template <int Columns = kWholeRow>
+RowsFunction whole_rows(const DepthwiseShape& s) {
+  if constexpr (Columns < 7) {
+    return nullptr;
+  } else {
+    if (s.width != Columns) return whole_rows<Columns - 1>(s);
+    return s.kernel_width >= 2 * s.width - 1 ? &convolve_whole_row<Columns> : nullptr;
+  }
+}
+
 // Output rows [y, end) of one channel block of one image.
 void convolve(const DepthwiseShape& s, const PackedRows& in, const float* weight, const float* bias,
               Activation activation, int64_t y, int64_t end, float* output) {
+  if (const RowsFunction whole = whole_rows(s)) {
+    for (; y < end; ++y) whole(s, in, weight, bias, activation, y, output);
+    return;
+  }
   for (; y + 2 <= end; y += 2) convolve_rows<2>(s, in, weight, bias, activation, y, output);
   if (y < end) convolve_rows<1>(s, in, weight, bias, activation, y, output);
 }
@@ -130,7 +204,7 @@ void convolve(const DepthwiseShape& s, const PackedRows& in, const float* weight
 bool depthwise_conv2d_avx512_suits(const DepthwiseShape& s) {
   static const bool has_avx512 = __builtin_cpu_supports("avx512f");
   const int64_t taps = s.kernel_height * s.kernel_width;
-  return has_avx512 && s.channels % kLanes == 0 && taps >= 121 && s.batch * s.channels * s.height * s.width > 0 && taps * (kLanes - 1) <= INT32_MAX;
+  return has_avx512 && s.channels % kLanes == 0 && taps >= 81 && s.batch * s.height * s.width * s.channels > 0;
 }
 
 void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const float* weight, const float* bias,

@@ -45,6 +45,16 @@ def test_bias_and_activation(implementation, problem, case, bias, activation):
     p.check(implementation(p.input.contiguous(memory_format=torch.channels_last), p.weight, p.bias, activation))
 
 
+@pytest.mark.parametrize("width", range(5, 17))
+@pytest.mark.parametrize("narrower", [0, 2], ids=["whole-row", "less"])
+def test_widths_around_the_whole_row_tile(problem, width, narrower):
+    """The native kernel takes a tile of whole rows where the filter spans the image, from 7 to 14 columns."""
+    case = Case(2, 32, 10, width, 9, max(9, 2 * width - 1 - narrower))
+    p = problem(case, activation="relu")
+    source = p.input.contiguous(memory_format=torch.channels_last)
+    p.check(torch.ops.widefield.depthwise_conv2d(source, p.weight, p.bias, "relu"))
+
+
 def test_no_worse_than_pytorch(problem):
     """The native kernel's largest error is at most 1.1 times that of PyTorch's own convolution."""
     p = problem(Case(2, 64, 28, 28, 29, 29), bias=True)
