@@ -16,7 +16,7 @@ STEP, IMAGE, ORDER = range(3)  # streams of one seed that never meet
 
 def derived_seed(*words: int) -> int:
     """63 bits that depend on every word (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1
 
 
 def seed_everything(*words: int) -> None:
