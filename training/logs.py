@@ -35,7 +35,7 @@ class RunLog:
             temporary = self.path.with_name(f".{LOG_FILE}.tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, self.path)
-        self.started, self.seen = time.perf_counter(), 0
+        self.start_epoch()
 
     def __enter__(self) -> "RunLog":
         self.progress.start()
@@ -47,14 +47,14 @@ class RunLog:
             self.writer.close()
 
     def start_epoch(self) -> None:
-        self.started, self.seen = time.perf_counter(), 0
+        self.started, self.seen, self.speed = time.perf_counter(), 0, 0.0
 
     def step(self, epoch: int, step: int, images: int, values: dict[str, float]) -> None:
         """`images` of all processes in this optimiser step."""
         self.seen += images
-        speed = self.seen / (time.perf_counter() - self.started)
+        self.speed = self.seen / (time.perf_counter() - self.started)
         self.progress.update(
-            self.bar, completed=step, description=f"epoch {epoch + 1}/{self.epochs}  {speed:4.0f} images/s"
+            self.bar, completed=step, description=f"epoch {epoch + 1}/{self.epochs}  {self.speed:4.0f} images/s"
         )
         if self.writer:
             for name, value in values.items():
@@ -63,7 +63,7 @@ class RunLog:
     def epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
         """End of an epoch: its record, with the metrics of the evaluation."""
         seconds = time.perf_counter() - self.started
-        speed = {"images_per_second": round(self.seen / seconds, 1), "seconds": round(seconds, 3)}
+        speed = {"images_per_second": round(self.speed, 1), "seconds": round(seconds, 3)}
         if not self.main:
             return
         with self.path.open("a") as file:
