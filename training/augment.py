@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
@@ -85,13 +85,24 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
     if re.fullmatch(r"rand(-(m|n|p|mstd|mmax|inc|w)[\d.]+)+", policy) and "-inc0" not in policy:
         extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey}
         try:
-            return rand_augment_transform(policy, extra)
+            chain = rand_augment_transform(policy, extra)
         except (AssertionError, ValueError, KeyError) as error:
             raise SettingsError(f"--rand-augment {policy}: timm refuses it ({error})") from error
+        for operation in chain.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        return chain
     raise SettingsError(
         f"--rand-augment {policy}: write n2-m9 for the paper's own, rand-m9-mstd0.5-inc1 for timm's (no -inc0: timm "
         "takes it for inc1)"
     )
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm may ask for 0 bits, which is black and which Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 class MixBatch:
