@@ -57,7 +57,7 @@ def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tu
     with torch.enable_grad():
         pixels = pixels.detach().requires_grad_(True)
         logits = model(pixels)
-        losses = F.cross_entropy(logits.float(), targets, reduction="none")
+        losses = F.cross_entropy(_at_least_float32(logits), targets, reduction="none")
         (gradient,) = torch.autograd.grad(losses.sum(), pixels)
     return losses.detach(), gradient, logits.detach()
 
@@ -170,11 +170,15 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
 def _keep_stronger(
     model: nn.Module, adversarial: Tensor, targets: Tensor, best: Tensor, best_loss: Tensor
 ) -> tuple[Tensor, Tensor]:
-    logits = model(adversarial).float()
+    logits = _at_least_float32(model(adversarial))
     wrong = logits.argmax(1) != targets
     loss = torch.where(wrong, torch.inf, F.cross_entropy(logits, targets, reduction="none"))
     stronger = loss > best_loss
     return torch.where(stronger.view(-1, 1, 1, 1), adversarial, best), torch.where(stronger, loss, best_loss)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _check(epsilon: float, steps: int = 1, restarts: int = 1) -> None:

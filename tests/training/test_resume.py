@@ -126,7 +126,7 @@ def start(config: Config) -> subprocess.Popen:
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
 def test_signals(sent: signal.Signals, code: int, tiny: Tiny, tmp_path: Path) -> None:
     """A real process, a real signal at no chosen moment."""
-    config = tiny(tmp_path / "cut", epochs=40, save_every=1)
+    config = tiny(tmp_path / "cut", epochs=20, save_every=1)
     process = start(config)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None and not (config.output / "last/log.jsonl").exists():
@@ -137,7 +137,7 @@ def test_signals(sent: signal.Signals, code: int, tiny: Tiny, tmp_path: Path) ->
     assert process.returncode == code, error
     assert sent == signal.SIGKILL or b"stopped by SIGTERM after step" in error
     cut_at = load_state(config.output / "last")["step"]
-    assert 0 < cut_at < 240, "it was not in the middle"
+    assert 0 < cut_at < 120, "it was not in the middle"
     train(config, QUIET)
     train(dataclasses.replace(config, output=tmp_path / "whole", save_every=0), QUIET)
     assert_same(tmp_path / "whole", config.output)

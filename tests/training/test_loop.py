@@ -1,0 +1,281 @@
+"""The shared loop's parts: groups, schedule, checks, several processes, logs, compilation."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import training.loop
+from models import create_model, load_checkpoint
+from training import finetune
+from training.config import Config
+from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
+from training.finetune import parse_arguments, train
+from training.methods import check_method
+from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
+from training.presets import PRESETS
+from training.settings import LoopConfig, SettingsError, accumulation, one_line
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+Tiny = Callable[..., Config]
+
+
+def test_layer_decay_groups_are_the_authors() -> None:
+    layers = (2, 2, 18, 2)
+    expected = {
+        "stem.3.conv.weight": 0,
+        "stages.0.blocks.3.pw1.conv.weight": 1,
+        "transitions.0.0.conv.weight": 1,
+        "stages.1.blocks.0.prelkb_bn.weight": 2,
+        "transitions.1.1.bn.bias": 2,
+        "stages.2.blocks.0.pw1.conv.weight": 3,
+        "stages.2.blocks.7.pw1.conv.weight": 4,
+        "stages.2.blocks.35.pw2.conv.weight": 11,
+        "transitions.2.0.conv.weight": 11,
+        "stages.3.blocks.2.large_kernel.lkb_origin.conv.weight": 12,
+        "norm.weight": 13,
+        "head.bias": 13,
+    }
+    assert {name: layer_index(name, layers) for name in expected} == expected
+
+
+def test_parameter_groups() -> None:
+    model = create_model("replknet_nano", 3)
+    learner = nn.ModuleDict({"model": model, "projection": nn.Linear(2, 2)})
+    model.stem.requires_grad_(False)
+    groups = parameter_groups(learner, model, 0.05, 0.5)
+    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert scale[id(model.head.weight)] == (1.0, 0.05)
+    assert scale[id(model.head.bias)] == (1.0, 0.0)
+    assert scale[id(learner["projection"].weight)] == (1.0, 0.05)
+    assert scale[id(model.stages[3].blocks[0].pw1.conv.weight)] == (0.5, 0.05)
+    assert scale[id(model.stages[0].blocks[0].pw1.bn.weight)] == (0.5**4, 0.0)
+    assert id(model.stem[0].conv.weight) not in scale
+    assert len(scale) == sum(p.requires_grad for p in learner.parameters())
+    with pytest.raises(SettingsError, match=r"--layer-decay 1\.5"):
+        parameter_groups(learner, model, 0.05, 1.5)
+    with pytest.raises(SettingsError, match="layers of Linear are not known"):
+        parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), 0.05, 0.5)
+
+
+def test_schedule_warms_up_and_falls() -> None:
+    model = create_model("replknet_nano", 3)
+    config = LoopConfig(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2, layer_decay=0.5)
+    optimizer = make_optimizer(model, model, config)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
+    rates = []
+    for step in range(100):
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[-1]["lr"])
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1] * 0.5**6)
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[10] == pytest.approx(0.001 + 0.5 * 0.099)
+    assert max(rates) == rates[20] == pytest.approx(0.1, rel=0.1)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[-1] == pytest.approx(0.001, rel=0.1)
+    assert isinstance(make_optimizer(model, model, LoopConfig(optimizer="sgd")), torch.optim.SGD)
+
+
+def test_global_batch_size() -> None:
+    assert accumulation(LoopConfig(batch_size=16), 4) == 1
+    assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4) == 4
+    with pytest.raises(SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"):
+        accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2)
+    with pytest.raises(SettingsError, match="--batch-size 0"):
+        accumulation(LoopConfig(batch_size=0), 1)
+
+
+def test_presets_are_command_lines() -> None:
+    for name, preset in PRESETS.items():
+        assert parse_arguments(["--preset", name]) == preset
+        check_method(preset, preset, has_weights=False)
+    published = PRESETS["replknet_31b"]
+    assert (published.epochs, published.global_batch_size, published.lr, published.drop_path) == (300, 2048, 4e-3, 0.5)
+    assert PRESETS["replknet_31b_384"].layer_decay == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup": 0.8, "loss": "focal"}, "focal needs hard ones"),
+        ({"cutmix": 1.0, "adversarial": "advprop"}, "advprop needs hard ones"),
+        ({"adversarial": "fast_at", "loss": "paco"}, "--adversarial fast_at"),
+        ({"adversarial": "fast_at", "random_erasing": 0.1}, "--random-erasing"),
+        ({"head_only": True}, "--head-only needs the features of --weights"),
+        ({"class_weights": "inverse", "loss": "ldam"}, "--class-weights inverse"),
+    ],
+)
+def test_settings_that_exclude_each_other(changes: dict, message: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(tiny(tmp_path, **changes), QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_gradient_stops_with_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def norm(parameters: object, limit: float) -> torch.Tensor:
+        calls.append(limit)
+        return torch.tensor(float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(training.loop.nn.utils, "clip_grad_norm_", norm)
+    with pytest.raises(RuntimeError, match=r"the gradient's norm is nan in step 3, epoch 1: lower --lr"):
+        train(tiny(tmp_path, clip_grad=2.5, save_every=1), QUIET)
+    assert calls == [2.5] * 3
+    assert torch.load(tmp_path / "last/state.pt")["step"] == 2, "the state before it is kept"
+
+
+def test_clipping_limits_the_step(tiny: Tiny, tmp_path: Path) -> None:
+    common = {"optimizer": "sgd", "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
+    for name, clip in (("free", 0.0), ("clipped", 1e-6)):
+        train(tiny(tmp_path / name, clip_grad=clip, **common), QUIET)
+    torch.manual_seed(0)
+    start = create_model("replknet_nano", 3).head.weight
+    free, clipped = (load_checkpoint(tmp_path / name)[0].head.weight for name in ("free", "clipped"))
+    assert (clipped - start).abs().max() < 1e-6 < (free - start).abs().max()
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns(amp: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = set()
+    original = nn.Linear.forward
+
+    def spy(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        out = original(self, x)
+        if self.training:
+            dtypes.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Linear, "forward", spy)
+    train(tiny(tmp_path, amp=amp, epochs=3), QUIET)
+    assert dtypes == {training.loop.AMP_DTYPES[amp]}
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_tensorboard_is_asked_for(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[int]] = {}
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int | None) -> None:
+            assert folder.endswith("tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append(step)
+
+        def close(self) -> None:
+            written["closed"] = []
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(tiny(tmp_path / "run", tensorboard=True, epochs=1), QUIET)
+    assert written == {name: list(range(1, 7)) for name in ("train/loss", "train/grad_norm", "train/lr")} | {
+        "val/top1": [6],
+        "closed": [],
+    }
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        train(tiny(tmp_path / "other", tensorboard=True), QUIET)
+
+
+def test_a_damaged_image_in_a_worker_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "0").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / "0" / "good.png")
+    (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
+    options = ["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--batch-size", "2", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["finetune", "--preset", "digits", *options, "--device", "cpu"])
+    assert finetune.main() == 1
+    error = capsys.readouterr().err
+    assert "bad.png cannot be decoded" in error
+    assert error.count("\n") == 1
+    assert one_line(ValueError()) == "ValueError"
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def run_process(config: Config, rank: int, port: str) -> None:
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    try:
+        train(config, QUIET)
+    finally:
+        training.distributed.shutdown()
+
+
+DISTRIBUTED = {
+    "plain": {},
+    "paco": {"loss": "gpaco", "paco_queue": 8, "paco_dim": 8},
+    "advprop": {"adversarial": "advprop", "epsilon": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", ["plain", "advprop"])
+def test_two_processes_are_one_with_twice_the_batch(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    """Two gloo processes with batch statistics over both, against one process: the same losses and weights."""
+    common = {"optimizer": "sgd", "lr": 0.02, "drop_path": 0.0, "epochs": 1, "sync_bn": True, **DISTRIBUTED[name]}
+    one, two = tiny(tmp_path / "one", **common), tiny(tmp_path / "two", batch_size=8, **common)
+    train(one, QUIET)
+    port, context = free_port(), multiprocessing.get_context("fork")
+    processes = [context.Process(target=run_process, args=(two, rank, port)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    logs = [json.loads((config.output / "log.jsonl").read_text()) for config in (one, two)]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-5)
+    assert logs[0]["top1"] == logs[1]["top1"]
+    ours, theirs = (load_checkpoint(config.output)[0].state_dict() for config in (one, two))
+    for key in ours:
+        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-5)
+
+
+def test_sync_batch_norm_is_a_batch_norm() -> None:
+    model = create_model("replknet_nano", 2)
+    images = torch.randn(4, 3, 32, 32)
+    expected = model.train()(images)
+    converted = convert_sync_batchnorm(create_model("replknet_nano", 2), "cpu")
+    assert isinstance(converted.norm, CpuSyncBatchNorm)
+    converted.load_state_dict(model.state_dict())
+    torch.testing.assert_close(converted.train()(images), expected)
+
+
+@pytest.mark.slow
+def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
+    """As a user starts it, and cut off by SIGTERM to its parent."""
+    config = tiny(tmp_path / "run")
+    options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    command = [*torchrun, "-m", "training.finetune", *options, "--batch-size", "8", "--sync-bn", "--device", "cpu"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240)
+    assert len((config.output / "log.jsonl").read_text().splitlines()) == 2
+    load_checkpoint(config.output)
+
+
+@pytest.mark.slow
+def test_compiled_run_is_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
+    for name in ("eager", "compiled"):
+        train(tiny(tmp_path / name, epochs=1, compile=name == "compiled", optimizer="sgd", lr=0.01), QUIET)
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    load_checkpoint(tmp_path / "compiled")
+    assert dataclasses.replace(tiny(tmp_path), compile=True).compile
