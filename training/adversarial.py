@@ -14,7 +14,7 @@ from training.settings import SettingsError
 
 
 class FastAT(Supervised):
-    """"Fast is better than free" (Wong et al., ICLR 2020): train on one signed step from a random point of the ball.
+    """ "Fast is better than free" (Wong et al., ICLR 2020): train on one signed step from a random point of the ball.
 
     The step is 1.25 epsilon, projected; epsilon in pixel units. Images are normalised with `mean` and `std`.
     """
@@ -75,7 +75,7 @@ class _Dual(nn.Module):
     auxiliary_in_use: bool
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.auxiliary(x) if self.auxiliary_in_use else super().forward(x)  # type: ignore[misc]
+        return self.auxiliary(x) if self.auxiliary_in_use else super().forward(x)
 
 
 class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
@@ -134,7 +134,7 @@ class use_auxiliary:  # noqa: N801
 
 
 class AdvProp(Supervised):
-    """AdvProp (Xie et al., CVPR 2020): loss of clean images on the main batch norms + of attacked ones on auxiliary ones.
+    """AdvProp (Xie et al., CVPR 2020): clean images on the main batch norms + attacked ones on auxiliary ones.
 
     The attack is PGD on the auxiliary path in evaluation mode, `steps` of 1/255 from a random start (the paper:
     epsilon 4/255, 5 steps). It is no defence: the main path alone is evaluated and served.

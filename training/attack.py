@@ -127,7 +127,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
             right[name] += int((clean & _right(model, attack(model, pixels, targets), targets)).sum())
         seen += len(images)
         progress(f"{seen} of {config.images or len(dataset)} images")
-    settings = {"clean": {}, **{name: values for name, _, values in plan}}
+    settings: dict[str, dict[str, Any]] = {"clean": {}} | {name: values for name, _, values in plan}
     return [Result(name, count / seen, count, seen, settings[name]) for name, count in right.items()]
 
 

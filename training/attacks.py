@@ -123,7 +123,7 @@ def apgd_ce(
 
 
 def apgd_checkpoints(steps: int) -> list[int]:
-    """Steps at which APGD looks back: ceil(p_j * steps), p_0 = 0, p_1 = 0.22, then gaps 0.03 shorter, 0.06 the least."""
+    """Steps at which APGD looks back: ceil(p_j * steps), p_1 = 0.22, then gaps 0.03 shorter, 0.06 the least."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -149,9 +149,7 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
         loss, gradient, _ = losses_and_gradient(model, x, targets)
         raised += (loss > loss_before).to(raised)
         better = loss > best_loss
-        best, best_gradient = (
-            torch.where(column(better), a, b) for a, b in ((x, best), (gradient, best_gradient))
-        )
+        best, best_gradient = (torch.where(column(better), a, b) for a, b in ((x, best), (gradient, best_gradient)))
         best_loss = torch.where(better, loss, best_loss)
         if k in checkpoints:
             stalled = (size == size_then) & (best_loss == best_then)

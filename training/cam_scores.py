@@ -21,7 +21,7 @@ def blurred(images: Tensor, kernel_size: int = 11, sigma: float = 5.0) -> Tensor
 def replacement_curve(
     model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, targets: Tensor, steps: int = 20
 ) -> Tensor:
-    """Probability [B,steps+1] of the target while pixels of `start` [B,3,H,W] become those of `end`, brightest first."""
+    """Probability [B,steps+1] of the target while `start` [B,3,H,W] becomes `end`, the map's brightest pixels first."""
     batch, _, height, width = start.shape
     rank = maps.flatten(1).argsort(1, descending=True).argsort(1)  # [B,H*W] 0 = brightest
     probabilities = []
@@ -43,14 +43,14 @@ def deletion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, st
 
 
 def insertion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
-    """Area [B] under the target's probability while a blurred image gets its brightest pixels back: higher is better."""
+    """Area [B] under the target's probability while a blurred image gets its pixels back: higher is better."""
     return area_under(replacement_curve(model, blurred(images), images, maps, targets, steps))
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation [B] of maps [B,H,W], ties by their mean rank."""
-    ranks = [_mean_ranks(maps.flatten(1)) for maps in (first, second)]
-    return F.cosine_similarity(*(rank - rank.mean(1, keepdim=True) for rank in ranks), dim=1)
+    a, b = (_mean_ranks(maps.flatten(1)) for maps in (first, second))
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 
 def _mean_ranks(values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import os
 import shutil
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
 from training.shards import Shards
 
-Images = ImageFolder | Shards
+Images: TypeAlias = ImageFolder | Shards
 
 
 class DataError(ValueError):
@@ -67,9 +67,9 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
         dataset = Shards(folder, load_image, transform, labels)
     except ValueError as error:
         raise DataError(str(error)) from error
-    if empty := sorted(set(range(len(dataset.classes))) - set(dataset.targets)):
-        if labels is None:
-            raise DataError(f"{folder}: class {dataset.classes[empty[0]]} has no image: leave it out of the labels")
+    empty = sorted(set(range(len(dataset.classes))) - set(dataset.targets))
+    if empty and labels is None:
+        raise DataError(f"{folder}: class {dataset.classes[empty[0]]} has no image: leave it out of the labels")
     return dataset
 
 

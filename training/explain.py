@@ -79,7 +79,9 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     model = model.to(config.device)
     labels = labels_of(model_config)
     if config.target and config.target not in labels:
-        raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}")
+        raise SettingsError(
+            f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}"
+        )
     paths = find_images(config.images, config.count)
     transform = eval_transform(model_config)
     images = torch.stack([transform(load_image(str(path))) for path in paths]).to(config.device)  # [B,3,S,S]

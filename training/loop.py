@@ -154,11 +154,11 @@ def fit(
                 loss_sum += loss_now
                 values = {"loss": loss_now, "grad_norm": norm_now, "lr": optimizer.param_groups[-1]["lr"]}
                 log.step(epoch, step, images_per_step, values)
-                if stop or (config.save_every and step % config.save_every == 0):
-                    if step % steps_per_epoch:  # the end of an epoch is saved below, evaluated
-                        save_run()
-                        if stop:
-                            raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
+                saves = stop or (config.save_every and step % config.save_every == 0)
+                if saves and step % steps_per_epoch:  # the end of an epoch is saved below, evaluated
+                    save_run()
+                    if stop:
+                        raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
 
             if world > 1:
                 distribute_bn(learner.model, world, reduce=True)

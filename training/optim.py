@@ -65,11 +65,13 @@ def make_optimizer(learner: nn.Module, model: nn.Module, config: LoopConfig) -> 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: LoopConfig, steps_per_epoch: int) -> CosineLRScheduler:
     """Linear warm-up, then a cosine, by optimiser step; a function of the step alone, so it has no state to save."""
     steps = config.epochs * steps_per_epoch
+    warmup = min(steps - 1, int(config.warmup_epochs * steps_per_epoch))
     return CosineLRScheduler(
         optimizer,
-        t_initial=steps,
+        t_initial=steps - warmup,
         lr_min=config.lr / 100 if config.min_lr is None else config.min_lr,
-        warmup_t=min(steps - 1, int(config.warmup_epochs * steps_per_epoch)),
+        warmup_t=warmup,
+        warmup_prefix=True,
         warmup_lr_init=config.lr / 100,
         t_in_epochs=False,
     )

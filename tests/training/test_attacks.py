@@ -245,9 +245,7 @@ def test_script_errors_are_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_autoattack_is_handed_pixels(
-    checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_autoattack_is_handed_pixels(checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with the package's interface."""
 
     class Suite:

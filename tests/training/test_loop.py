@@ -2,10 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +16,6 @@ import training.loop
 from models import create_model, load_checkpoint
 from training import finetune
 from training.config import Config
-from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
 from training.finetune import parse_arguments, train
 from training.methods import check_method
 from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
@@ -79,10 +74,10 @@ def test_schedule_warms_up_and_falls() -> None:
     for step in range(100):
         scheduler.step_update(step)
         rates.append(optimizer.param_groups[-1]["lr"])
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1] * 0.5**6)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1] * 0.5**5)
     assert rates[0] == pytest.approx(0.001)
     assert rates[10] == pytest.approx(0.001 + 0.5 * 0.099)
-    assert max(rates) == rates[20] == pytest.approx(0.1, rel=0.1)
+    assert max(rates) == rates[20] == pytest.approx(0.1)
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[-1] == pytest.approx(0.001, rel=0.1)
     assert isinstance(make_optimizer(model, model, LoopConfig(optimizer="sgd")), torch.optim.SGD)
@@ -91,7 +86,9 @@ def test_schedule_warms_up_and_falls() -> None:
 def test_global_batch_size() -> None:
     assert accumulation(LoopConfig(batch_size=16), 4) == 1
     assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4) == 4
-    with pytest.raises(SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"):
+    with pytest.raises(
+        SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
+    ):
         accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2)
     with pytest.raises(SettingsError, match="--batch-size 0"):
         accumulation(LoopConfig(batch_size=0), 1)
@@ -148,7 +145,7 @@ def test_clipping_limits_the_step(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_learns(amp: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_is_the_same_run(amp: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dtypes = set()
     original = nn.Linear.forward
 
@@ -159,10 +156,11 @@ def test_mixed_precision_learns(amp: str, tiny: Tiny, tmp_path: Path, monkeypatc
         return out
 
     monkeypatch.setattr(nn.Linear, "forward", spy)
-    train(tiny(tmp_path, amp=amp, epochs=3), QUIET)
-    assert dtypes == {training.loop.AMP_DTYPES[amp]}
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert losses[-1] < losses[0]
+    for name in ("off", amp):
+        train(tiny(tmp_path / name, amp=name, epochs=1, lr=1e-4), QUIET)
+    assert dtypes == {torch.float32, training.loop.AMP_DTYPES[amp]}
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("off", amp)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_tensorboard_is_asked_for(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,70 +203,6 @@ def test_a_damaged_image_in_a_worker_is_one_line(
     assert "bad.png cannot be decoded" in error
     assert error.count("\n") == 1
     assert one_line(ValueError()) == "ValueError"
-
-
-def free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
-
-
-def run_process(config: Config, rank: int, port: str) -> None:
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    try:
-        train(config, QUIET)
-    finally:
-        training.distributed.shutdown()
-
-
-DISTRIBUTED = {
-    "plain": {},
-    "paco": {"loss": "gpaco", "paco_queue": 8, "paco_dim": 8},
-    "advprop": {"adversarial": "advprop", "epsilon": 0.0},
-}
-
-
-@pytest.mark.parametrize("name", ["plain", "advprop"])
-def test_two_processes_are_one_with_twice_the_batch(name: str, tiny: Tiny, tmp_path: Path) -> None:
-    """Two gloo processes with batch statistics over both, against one process: the same losses and weights."""
-    common = {"optimizer": "sgd", "lr": 0.02, "drop_path": 0.0, "epochs": 1, "sync_bn": True, **DISTRIBUTED[name]}
-    one, two = tiny(tmp_path / "one", **common), tiny(tmp_path / "two", batch_size=8, **common)
-    train(one, QUIET)
-    port, context = free_port(), multiprocessing.get_context("fork")
-    processes = [context.Process(target=run_process, args=(two, rank, port)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    logs = [json.loads((config.output / "log.jsonl").read_text()) for config in (one, two)]
-    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-5)
-    assert logs[0]["top1"] == logs[1]["top1"]
-    ours, theirs = (load_checkpoint(config.output)[0].state_dict() for config in (one, two))
-    for key in ours:
-        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-5)
-
-
-def test_sync_batch_norm_is_a_batch_norm() -> None:
-    model = create_model("replknet_nano", 2)
-    images = torch.randn(4, 3, 32, 32)
-    expected = model.train()(images)
-    converted = convert_sync_batchnorm(create_model("replknet_nano", 2), "cpu")
-    assert isinstance(converted.norm, CpuSyncBatchNorm)
-    converted.load_state_dict(model.state_dict())
-    torch.testing.assert_close(converted.train()(images), expected)
-
-
-@pytest.mark.slow
-def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
-    """As a user starts it, and cut off by SIGTERM to its parent."""
-    config = tiny(tmp_path / "run")
-    options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "2"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    command = [*torchrun, "-m", "training.finetune", *options, "--batch-size", "8", "--sync-bn", "--device", "cpu"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=240)
-    assert len((config.output / "log.jsonl").read_text().splitlines()) == 2
-    load_checkpoint(config.output)
 
 
 @pytest.mark.slow

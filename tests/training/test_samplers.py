@@ -22,10 +22,14 @@ def indices(batches: EpochBatches) -> list[list[int]]:
     return [[index for index, _ in batch] for batch in batches]
 
 
+def flat(batches: EpochBatches) -> list[int]:
+    return [index for batch in indices(batches) for index in batch]
+
+
 def test_each_image_once_and_another_order_each_epoch() -> None:
     batches = EpochBatches(20, 5, seed=1)
     first = indices(batches)
-    assert sorted(sum(first, [])) == list(range(20))
+    assert sorted(flat(batches)) == list(range(20))
     assert indices(batches) == first
     batches.set_position(1)
     assert indices(batches) != first
@@ -53,9 +57,9 @@ def test_processes_share_what_one_would_take() -> None:
 def test_weights_draw_with_replacement() -> None:
     weights = torch.tensor([0.0] * 50 + [1.0] * 50)
     batches = EpochBatches(100, 10, weights=lambda epoch: weights if epoch else None)
-    assert len(set(sum(indices(batches), []))) == 100
+    assert len(set(flat(batches))) == 100
     batches.set_position(1)
-    drawn = sum(indices(batches), [])
+    drawn = flat(batches)
     assert len(drawn) == 100
     assert min(drawn) >= 50
     assert len(set(drawn)) < 50
@@ -63,7 +67,7 @@ def test_weights_draw_with_replacement() -> None:
 
 def test_windows_keep_shards_together() -> None:
     batches = EpochBatches(40, 5, windows=[10, 10, 10, 10], buffer=10)
-    order = sum(indices(batches), [])
+    order = flat(batches)
     assert sorted(order) == list(range(40))
     assert all(len({index // 10 for index in order[start : start + 10]}) == 1 for start in range(0, 40, 10))
     assert order != sorted(order)
@@ -144,9 +148,9 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
 
 
 def test_damaged_shards_and_images_are_named(shards: Path) -> None:
+    write_shard(shards / "00.tar", {"a.png": png(0), "a.cls": b"0"})
+    write_shard(shards / "01.tar", {"b.png": png(0), "b.cls": b"1"})
     with pytest.raises(DataError, match="class dog has no image"):
-        write_shard(shards / "00.tar", {"a.png": png(0), "a.cls": b"0"})
-        write_shard(shards / "01.tar", {"b.png": png(0), "b.cls": b"1"})
         open_images(shards, None)
     write_shard(shards / "01.tar", {"b.png": b"no image", "b.cls": b"1", "c.png": png(0), "c.cls": b"2"})
     dataset = open_images(shards, None)
