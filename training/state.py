@@ -2,6 +2,10 @@
 
 import os
 import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +19,36 @@ class StateError(OSError):
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write `folder`/state.pt. Raises `StateError`, with the earlier state in its place."""
+    """Write `folder`/state.pt, Ctrl-C held back until it is whole. Raises `StateError`, the earlier state in place."""
     path = folder / STATE_FILE
     temporary = folder / f".{STATE_FILE}.{os.getpid()}.tmp"
     try:
-        with temporary.open("wb") as file:
+        with _interrupt_after(), temporary.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         kept = "the state before it is kept" if path.exists() else "nothing is saved yet"
         raise StateError(f"{path} cannot be written ({first_line(error)}): {kept}; make room and resume") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _interrupt_after() -> Iterator[None]:
+    """Ctrl-C inside raises at the end: torch's writer would turn it into an error about the file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

@@ -179,6 +179,15 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pyt
     assert load_state(tmp_path) == {"step": 1}
 
 
+def test_ctrl_c_waits_for_the_state_to_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path, {"step": 3})
+    assert load_state(tmp_path) == {"step": 3}
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"half a file")
     with pytest.raises(StateError, match=r"state\.pt is damaged .*--resume never"):
