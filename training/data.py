@@ -1,65 +1,37 @@
-"""Folders of images: FOLDER/train/LABEL/* and FOLDER/val/LABEL/*; the digits that the demo learns."""
+"""Images in folders or shards, FOLDER/{train,val}/LABEL/* or FOLDER/{train,val}/*.tar; the digits of the demo."""
 
-import math
 import os
 import shutil
-from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import InterpolationMode, v2
 
-from models import ModelConfig
+from training import distributed
+from training.augment import Transform
+from training.randomness import IMAGE, seeded
+from training.samplers import EpochBatches, Weights
+from training.shards import Shards
 
-Augmentation = Literal["affine", "crop"]
-Transform = Callable[[Image.Image], Tensor]
+Images: TypeAlias = ImageFolder | Shards
 
 
 class DataError(ValueError):
     """A folder or an image that cannot be trained on; the message names the path."""
 
 
-def eval_transform(config: ModelConfig) -> Transform:
-    """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
-
-    The shorter side becomes floor(image_size / crop_pct) with the aspect kept, then the centre is cut out (timm's
-    evaluation).
-    """
-    resize = v2.Resize(math.floor(config.image_size / config.crop_pct), InterpolationMode(config.interpolation))
-    return v2.Compose([resize, v2.CenterCrop(config.image_size), *_to_normalised(config)])
-
-
-def train_transform(config: ModelConfig, augmentation: Augmentation) -> Transform:
-    """PIL RGB -> normalised float32 [3,S,S], varied.
-
-    "affine": a small rotation, shift, scale and shear, for pictures whose left and right differ, such as digits.
-    "crop": a random crop of 25 to 100 % of the area, and a mirror image half the time, for photographs.
-    """
-    size, mode = config.image_size, InterpolationMode(config.interpolation)
-    if augmentation == "affine":
-        affine = v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), InterpolationMode.BILINEAR)
-        return v2.Compose([v2.Resize(size, mode), v2.CenterCrop(size), affine, *_to_normalised(config)])
-    crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0), interpolation=mode)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), *_to_normalised(config)])
-
-
-def _to_normalised(config: ModelConfig) -> list[Any]:
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
-
-
-def load_image(path: str) -> Image.Image:
-    """RGB, upright. Raises `DataError` for a file that is no whole image."""
+def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+    """RGB, upright, from a path or from a file in memory called `name`. Raises `DataError` if it is no whole image."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be decoded ({error}): replace or remove it") from error
+        raise DataError(f"{name or file} cannot be decoded ({error}): replace or remove it") from error
 
 
 def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> ImageFolder:
@@ -84,20 +56,63 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     return dataset
 
 
+def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Images:
+    """(image, class index) of a folder of folders, or of the WebDataset shards (*.tar) that it holds.
+
+    Raises `DataError` as `image_folder`, and for a shard that is damaged or holds a class out of range or none at all.
+    """
+    if not any(Path(folder).glob("*.tar")):
+        return image_folder(folder, transform, labels)
+    try:
+        dataset = Shards(folder, load_image, transform, labels)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    empty = sorted(set(range(len(dataset.classes))) - set(dataset.targets))
+    if empty and labels is None:
+        raise DataError(f"{folder}: class {dataset.classes[empty[0]]} has no image: leave it out of the labels")
+    return dataset
+
+
+class Numbered(Dataset[Any]):
+    """`dataset` by (index, number of the image in the run): the number seeds what is random about the image."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        index, number = item
+        with seeded(self.seed, IMAGE, number):
+            return self.dataset[index]
+
+
 def make_loader(
-    dataset: Dataset[Any], batch_size: int, *, train: bool, workers: int, seed: int = 0, pin_memory: bool = False
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    train: bool,
+    workers: int,
+    seed: int = 0,
+    pin_memory: bool = False,
+    weights: Weights | None = None,
 ) -> DataLoader[Any]:
-    """Batches (images [B,3,S,S], targets [B]). Training shuffles by `seed` and leaves out an incomplete last batch."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=train,
-        drop_last=train and len(cast(Any, dataset)) >= batch_size,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    """This process's batches (images [B,3,S,S], targets [B]).
+
+    In training as `EpochBatches` says, and `loader.batch_sampler.set_position` is where to start. In evaluation every
+    image once, in order, each process a part of them.
+    """
+    size = len(cast(Any, dataset))
+    rank, world = distributed.rank(), distributed.world_size()
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory,
+        "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
+    }
+    if not train:
+        return DataLoader(dataset, batch_size, sampler=range(rank, size, world), **common)
+    windows = dataset.sizes if isinstance(dataset, Shards) else None
+    batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
+    return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
 
 
 def write_digits(folder: str | Path) -> Path:

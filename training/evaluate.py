@@ -3,6 +3,8 @@
 python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
 """
 
+import csv
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +17,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models import load_checkpoint, reparameterize
-from training.data import eval_transform, image_folder, make_loader
+from models import ModelConfig, RepLKNet, load_checkpoint, reparameterize, save_checkpoint
+from training.augment import eval_transform
+from training.data import make_loader, open_images
+from training.long_tail import adjust_logits, shot_report, tau_normalize
+from training.settings import ARGUMENTS_FILE, SettingsError, one_line
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,17 @@ class Config:
     checkpoint: Path
     """Folder with model.safetensors and config.json."""
     data: Path
-    """Folder with LABEL/FILE."""
+    """Folder with LABEL/FILE, or with *.tar."""
     deploy: bool = False
     """Re-parameterise first: what is served."""
+    tau_norm: float = 0.0
+    """Divide the head's rows by their length to this power (tau-normalised classifier); 0: leave the head."""
+    logit_adjustment: float = 0.0
+    """Subtract this times the log prior of the training classes from the logits; 0: off."""
+    save: Path | None = None
+    """Write the checkpoint with its corrected head to this folder."""
+    csv: Path | None = None
+    """Write the per-class table to this file."""
     batch_size: int = 64
     workers: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,20 +66,52 @@ def top1(confusion: Tensor) -> float:
     return confusion.trace().item() / max(1, int(confusion.sum()))
 
 
+def training_counts(checkpoint: Path) -> list[int] | None:
+    """Training images of each class, from the args.json beside a checkpoint; None where there is none."""
+    path = checkpoint / ARGUMENTS_FILE
+    return json.loads(path.read_text()).get("class_counts") if path.exists() else None
+
+
+def correct_head(model: RepLKNet, config: Config, counts: list[int] | None) -> None:
+    """The corrections for long-tailed training that need no training, in place. Raises `SettingsError`."""
+    if config.tau_norm:
+        tau_normalize(model.head, config.tau_norm)
+    if config.logit_adjustment:
+        if counts is None:
+            raise SettingsError(f"--logit-adjustment needs class_counts in {config.checkpoint / ARGUMENTS_FILE}")
+        adjust_logits(model.head, counts, config.logit_adjustment)
+
+
 def evaluate(config: Config) -> tuple[Tensor, list[str]]:
-    """The confusion matrix and the label of each row. Raises `DataError`, `WeightsError`, `FileNotFoundError`."""
+    """The confusion matrix and the label of each row.
+
+    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
+    """
     model, model_config = load_checkpoint(config.checkpoint)
+    correct_head(model, config, training_counts(config.checkpoint))
+    labels = labels_of(model_config)
+    dataset = open_images(config.data, eval_transform(model_config), labels)
+    if config.save is not None:
+        save_corrected(model, model_config, config)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    labels = model_config.labels or [str(index) for index in range(model_config.num_classes)]
-    dataset = image_folder(config.data, eval_transform(model_config), labels)
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
     return confusion_matrix(network, loader, len(labels), config.device), labels
 
 
-def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
-    """One row for each class that has images."""
-    table = Table("label", "images", "right", "top-1", "most often taken for")
+def labels_of(config: ModelConfig) -> list[str]:
+    return config.labels or [str(index) for index in range(config.num_classes)]
+
+
+def save_corrected(model: RepLKNet, model_config: ModelConfig, config: Config) -> None:
+    if config.save == config.checkpoint:
+        raise SettingsError(f"--save {config.save} is the checkpoint itself: name another folder")
+    save_checkpoint(str(config.save), model, model_config)
+
+
+def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int, int, float, str]]:
+    """label, images, right, top-1 (0..1) and what it is most often taken for, of each class that has images."""
+    rows = []
     for index, label in enumerate(labels):
         row = confusion[index].clone()
         total, right = int(row.sum()), int(row[index])
@@ -74,7 +119,14 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
             continue
         row[index] = 0
         mistaken = f"{labels[int(row.argmax())]} ({int(row.max())})" if row.any() else ""
-        table.add_row(label, str(total), str(right), f"{right / total:.2%}", mistaken)
+        rows.append((label, total, right, right / total, mistaken))
+    return rows
+
+
+def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
+    table = Table("label", "images", "right", "top-1", "most often taken for")
+    for label, total, right, share, mistaken in per_class_rows(confusion, labels):
+        table.add_row(label, str(total), str(right), f"{share:.2%}", mistaken)
     return table
 
 
@@ -83,11 +135,20 @@ def main() -> int:
     console = Console()
     try:
         confusion, labels = evaluate(config)
+        if config.csv is not None:
+            with config.csv.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))
+                writer.writerows(per_class_rows(confusion, labels))
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"evaluate: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"evaluate: {one_line(error)}", style="red", markup=False)
         return 1
     console.print(per_class_table(confusion, labels))
     console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
+    counts = training_counts(config.checkpoint)
+    if counts is not None and max(counts) > 1.5 * min(counts):
+        report = shot_report(confusion, counts)
+        console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in report.items()))
     return 0
 
 

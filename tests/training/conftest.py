@@ -1,9 +1,15 @@
 """One thread: the models are small, and a second one spins while the machine is busy with other tests."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from training.config import Config
+from training.data import write_digits
+from training.presets import PRESETS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +18,28 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tenth of the digits 0, 1 and 4: 32 of each to train on, 8 held out."""
+    digits = write_digits(tmp_path_factory.mktemp("all") / "digits")
+    small = tmp_path_factory.mktemp("small")
+    for part, count in (("train", 32), ("val", 8)):
+        for label in ("0", "1", "4"):
+            (small / part / label).mkdir(parents=True)
+            for path in sorted((digits / part / label).iterdir())[:count]:
+                (small / part / label / path.name).write_bytes(path.read_bytes())
+    return small
+
+
+@pytest.fixture(scope="session")
+def tiny(small_digits: Path) -> Callable[..., Config]:
+    """tiny(output, **changes): two epochs of six steps each on the small digits."""
+
+    def make(output: Path, **changes: object) -> Config:
+        values = {"data": small_digits, "output": output, "epochs": 2, "batch_size": 16, "workers": 0}
+        values |= {"warmup_epochs": 0.5, "ema_decay": 0.5, "device": "cpu"}
+        return dataclasses.replace(PRESETS["digits"], **{**values, **changes})
+
+    return make

@@ -10,15 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from models import ModelConfig
-from training.data import (
-    DataError,
-    eval_transform,
-    image_folder,
-    load_image,
-    make_loader,
-    train_transform,
-    write_digits,
-)
+from training.augment import AugmentConfig, eval_transform, train_transform
+from training.data import DataError, image_folder, load_image, make_loader, write_digits
 
 CONFIG = ModelConfig("replknet_nano", 10, image_size=32, crop_pct=0.875, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
 
@@ -84,7 +77,7 @@ def test_eval_transform_is_timms(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("augmentation", ["affine", "crop"])
 def test_train_transform_varies_and_is_seeded(augmentation: str) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    transform = train_transform(CONFIG, augmentation)
+    transform = train_transform(CONFIG, AugmentConfig(augmentation))
     torch.manual_seed(1)
     first, second = transform(image), transform(image)
     torch.manual_seed(1)
@@ -100,7 +93,7 @@ def test_digits_are_never_mirrored() -> None:
     image = Image.fromarray(np.repeat(np.repeat([[[255]] * 16 + [[0]] * 16], 32, 0), 3, 2).astype(np.uint8))
 
     def left_is_brighter(augmentation: str) -> list[bool]:
-        pictures = [train_transform(CONFIG, augmentation)(image) for _ in range(40)]
+        pictures = [train_transform(CONFIG, AugmentConfig(augmentation))(image) for _ in range(40)]
         return [bool(picture[:, :, :16].mean() >= picture[:, :, 16:].mean()) for picture in pictures]
 
     torch.manual_seed(0)

@@ -1,0 +1,144 @@
+"""RandAugment's fourteen operations, timm's recipes, mixing."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from models import ModelConfig
+from training.augment import AugmentConfig, MixBatch, TwoViews, rand_augment, to_picture, train_transform
+from training.settings import SettingsError
+
+CONFIG = ModelConfig("replknet_nano", 10, image_size=32)
+PAPERS = [
+    "Identity",
+    "AutoContrast",
+    "Equalize",
+    "Rotate",
+    "Solarize",
+    "Color",
+    "Posterize",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+]
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+
+
+def applied(policy: str, image: Image.Image, monkeypatch: pytest.MonkeyPatch, times: int) -> list[tuple[str, float]]:
+    calls: list[tuple[str, float]] = []
+    original = v2.RandAugment._apply_image_or_video_transform
+
+    def spy(self: v2.RandAugment, picture: object, name: str, magnitude: float, **options: object) -> object:
+        calls.append((name, magnitude))
+        return original(self, picture, name, magnitude, **options)
+
+    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", spy)
+    transform = rand_augment(policy, CONFIG)
+    torch.manual_seed(0)
+    for _ in range(times):
+        assert transform(image).size == image.size
+    return calls
+
+
+def test_the_papers_fourteen_at_their_magnitudes(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = applied("n2-m9", image, monkeypatch, 300)
+    assert len(calls) == 600
+    assert {name for name, _ in calls} == set(PAPERS)
+    counts = [sum(name == operation for name, _ in calls) for operation in PAPERS]
+    assert min(counts) > 0.4 * 600 / 14, "drawn evenly, with replacement"
+    assert any(calls[i][0] == calls[i + 1][0] for i in range(0, 600, 2)), "the same one may come twice"
+    magnitudes = {operation: {round(abs(m), 4) for name, m in calls if name == operation} for operation in PAPERS}
+    expected = {
+        "Identity": 0,
+        "AutoContrast": 0,
+        "Equalize": 0,
+        "ShearX": 0.3 * 9 / 30,
+        "ShearY": 0.3 * 9 / 30,
+        "TranslateX": 150 / 331 * 40 * 9 / 30,
+        "TranslateY": 150 / 331 * 40 * 9 / 30,
+        "Rotate": 30 * 9 / 30,
+        **dict.fromkeys(["Brightness", "Color", "Contrast", "Sharpness"], 0.9 * 9 / 30),
+        "Posterize": 8 - round(9 / (30 / 4)),
+        "Solarize": 1 - 9 / 30,
+    }
+    for operation, value in expected.items():
+        (found,) = magnitudes[operation]
+        assert found == pytest.approx(value, abs=1e-4), operation
+    for operation in ("Rotate", "ShearX", "TranslateY", "Color"):
+        assert {np.sign(m) for name, m in calls if name == operation} == {-1, 1}
+
+
+def test_number_and_magnitude_are_the_policys(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = applied("n3-m30", image, monkeypatch, 20)
+    assert len(calls) == 60
+    assert {round(abs(m), 3) for name, m in calls if name == "Rotate"} == {30.0}
+
+
+def test_timms_recipe(image: Image.Image) -> None:
+    transform = rand_augment("rand-m9-mstd0.5-inc1", CONFIG)
+    assert len(transform.ops) == 15
+    assert {op.magnitude for op in transform.ops} == {9}
+    assert {op.magnitude_std for op in transform.ops} == {0.5}
+    random.seed(0)
+    np.random.seed(0)
+    assert len({transform(image).tobytes() for _ in range(20)}) > 10
+
+
+def test_posterize_to_nothing_is_black(image: Image.Image) -> None:
+    (posterize,) = (op for op in rand_augment("rand-m10-inc1", CONFIG).ops if op.name.startswith("Posterize"))
+    assert not np.asarray(posterize.aug_fn(image, 0)).any()
+    assert posterize.aug_fn(image, 8) is image
+    assert set(np.unique(np.asarray(posterize.aug_fn(image, 1)))) == {0, 128}
+
+
+@pytest.mark.parametrize("policy", ["n0-m9", "n2-m31", "augmix-m3", "rand-m9-inc0", "rand-x5", "2-9"])
+def test_bad_policies_are_named(policy: str) -> None:
+    with pytest.raises(SettingsError, match=f"--rand-augment {policy}"):
+        rand_augment(policy, CONFIG)
+
+
+def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
+    everything = AugmentConfig("crop", rand_augment="n2-m9", random_erasing=1.0)
+    names = [type(step).__name__ for step in train_transform(CONFIG, everything).transforms]
+    assert names == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "RandAugment",
+        "PILToTensor",
+        "ToDtype",
+        "Normalize",
+        "RandomErasing",
+    ]
+    plain = train_transform(CONFIG, AugmentConfig("none"))
+    assert torch.equal(plain(image), plain(image))
+    views = TwoViews(train_transform(CONFIG, everything))(image)
+    assert views.shape == (2, 3, 32, 32)
+    assert not torch.equal(views[0], views[1])
+    small = train_transform(CONFIG, AugmentConfig("none"))(image.resize((32, 32)))
+    assert np.abs(to_picture(small, CONFIG).astype(int) - np.asarray(image.resize((32, 32)))).max() <= 1
+
+
+def test_mixing() -> None:
+    images, targets = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    np.random.seed(0)
+    before = images.clone()
+    mixed, soft = MixBatch(AugmentConfig(mixup=0.8, label_smoothing=0.1), 3, 4)(images, targets)
+    assert torch.equal(images, before)
+    torch.testing.assert_close(soft.sum(1), torch.ones(4))
+    share = (mixed[0] - images[3]).flatten() @ (images[0] - images[3]).flatten()
+    share = share / (images[0] - images[3]).square().sum()
+    torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
+    with pytest.raises(SettingsError, match="--batch-size 5"):
+        MixBatch(AugmentConfig(mixup=0.8), 3, 5)

@@ -1,0 +1,194 @@
+"""Class activation maps: exact where they say so, in the graph, and judged."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from export.onnx import _depthwise_conv2d
+from models import ModelConfig, create_model, reparameterize, save_checkpoint
+from models.class_map import WithClassMap, class_maps
+from models.replknet import RepLKNet
+from training import explain as script
+from training.cam import cam, explain, gradient_cam, upscale
+from training.cam_scores import area_under, deletion, insertion, randomization_check, rank_correlation
+from training.data import DataError
+from training.settings import SettingsError
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def model() -> RepLKNet:
+    torch.manual_seed(0)
+    network = create_model("replknet_nano", 5).train()
+    for _ in range(2):
+        network(torch.randn(4, 3, SIZE, SIZE))
+    nn.init.normal_(network.head.bias)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("form", ["training", "deploy"])
+def test_mean_of_the_map_is_the_logit(form: str, model: RepLKNet, images: Tensor) -> None:
+    network = (model if form == "training" else reparameterize(model)).double()
+    maps = class_maps(network, network.forward_features(images.double()))
+    assert maps.shape == (3, 5, 3, 3)
+    torch.testing.assert_close(maps.mean((2, 3)), network(images.double()))
+    model.float()
+
+
+def test_map_of_the_answer_is_in_the_graph(model: RepLKNet, images: Tensor, tmp_path: Path) -> None:
+    """Traced and as ONNX, at another batch size than it was made with."""
+    network = WithClassMap(reparameterize(model)).eval()
+    with torch.inference_mode():
+        logits, class_map = network(images)
+        traced = torch.jit.trace(network, images[:2], check_trace=False)(images)
+    torch.testing.assert_close(logits, model(images), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(class_map, cam(model, images, logits.argmax(1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(traced[1], class_map)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        network,
+        (images[:2],),
+        str(path),
+        output_names=["logits", "class_map"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        custom_translation_table={torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d},
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    _, exported = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(exported, class_map.numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "hirescam"])
+def test_gradient_methods_are_cam_before_pooling(method: str, model: RepLKNet, images: Tensor) -> None:
+    targets = torch.tensor([4, 0, 2])
+    exact = cam(model, images, targets) - model.head.bias[targets][:, None, None]
+    found = gradient_cam(model, images, targets, "norm", method)
+    torch.testing.assert_close(found * 9, exact.relu(), rtol=1e-3, atol=1e-4)
+
+
+def test_formulas_on_an_inner_layer(model: RepLKNet, images: Tensor) -> None:
+    """Against activations and gradients taken by hand, with plain loops over the channels."""
+    targets = torch.tensor([1, 1, 3])
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    hook = model.stages[2].register_forward_hook(keep)
+    model(images.clone().requires_grad_(True)).gather(1, targets[:, None]).sum().backward()
+    hook.remove()
+    activation, gradient = kept[0].detach().double(), kept[0].grad.double()
+    model.zero_grad()
+    sums = {name: torch.zeros(3, 6, 6, dtype=torch.float64) for name in ("gradcam", "hirescam", "layercam")}
+    for channel in range(activation.shape[1]):
+        a, g = activation[:, channel], gradient[:, channel]
+        sums["gradcam"] += g.mean((1, 2))[:, None, None] * a
+        sums["hirescam"] += g * a
+        sums["layercam"] += g.clamp_min(0) * a
+    for name, expected in sums.items():
+        found = gradient_cam(model, images, targets, "stages.2", name).double()
+        torch.testing.assert_close(found, expected.clamp_min(0), rtol=1e-3, atol=1e-6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_maps_are_scaled_to_the_image() -> None:
+    maps = upscale(torch.tensor([[[1.0, 3.0], [2.0, 5.0]], [[7.0, 7.0], [7.0, 7.0]]]), (8, 6))
+    assert maps.shape == (2, 8, 6)
+    assert (maps[0].min(), maps[0].max()) == (0, 1)
+    assert not maps[1].any(), "a flat map shows nothing"
+
+
+def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
+    targets = torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(SettingsError, match=r"'stage' is no module of the model: name one such as stem, stages"):
+        gradient_cam(model, images, targets, "stage", "gradcam")
+    with pytest.raises(SettingsError, match=r"'head' gives \[3, 5\]"):
+        gradient_cam(model, images, targets, "head", "gradcam")
+    with pytest.raises(SettingsError, match="'scorecam'"):
+        gradient_cam(model, images, targets, "norm", "scorecam")
+    with pytest.raises(SettingsError, match=r"at 32 px the map of cam is 1 x 1"):
+        explain(model, images[:, :, :32, :32], targets, "cam")
+
+
+class BrightCorner(nn.Module):
+    """Class 0 if the upper left quarter is bright: the right map is known."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        evidence = images[:, :, : images.shape[2] // 2, : images.shape[3] // 2].mean((1, 2, 3))
+        return torch.stack([4 * evidence, torch.zeros_like(evidence)], 1)
+
+
+def test_scores_tell_a_right_map_from_a_wrong_one() -> None:
+    images, targets = torch.rand(2, 3, 16, 16) + 0.5, torch.zeros(2, dtype=torch.int64)
+    right = torch.zeros(2, 16, 16)
+    right[:, :8, :8] = 1
+    scores = {
+        name: (insertion(BrightCorner(), images, maps, targets), deletion(BrightCorner(), images, maps, targets))
+        for name, maps in (("right", right), ("wrong", right.flip(1, 2)))
+    }
+    assert (scores["right"][1] < scores["wrong"][1]).all()
+    curve = torch.tensor([[1.0, 0.5, 0.0]])
+    assert area_under(curve).item() == pytest.approx(0.5)
+    sharp = torch.zeros(2, 3, 16, 16)
+    sharp[:, :, 2:5, 2:5] = 6
+    assert (insertion(BrightCorner(), sharp, right, targets) >= deletion(BrightCorner(), sharp, right, targets)).all()
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    from scipy.stats import spearmanr
+
+    first, second = torch.randint(0, 5, (2, 4, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    expected = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(first, second, strict=True)]
+    assert rank_correlation(first, second).tolist() == pytest.approx(expected)
+
+
+def test_randomisation_changes_the_map_and_not_the_model(model: RepLKNet, images: Tensor) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    targets = torch.zeros(3, dtype=torch.int64)
+    check = randomization_check(model, lambda m: explain(m, images, targets, "cam"))
+    assert list(check) == ["head", "norm", "stages.3"]
+    assert all(abs(value) < 0.9 for value in check.values())
+    image_only = randomization_check(model, lambda _: upscale(images.mean(1), images.shape[-2:]))
+    assert all(value == pytest.approx(1.0) for value in image_only.values()), "a map of the image alone is found out"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_script_writes_overlays(
+    model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64, labels=list("abcde")))
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (70, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    common = ["--checkpoint", str(tmp_path / "c"), "--images", str(tmp_path / "images"), "--device", "cpu"]
+    run = ["explain", *common, "--output", str(tmp_path / "out"), "--count", "2"]
+    for method in ("cam", "layercam"):
+        monkeypatch.setattr("sys.argv", [*run, "--method", method, "--target", "c", "--scores"])
+        assert script.main() == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000_0_cam.png", "000_0_layercam.png", "001_1_cam.png", "001_1_layercam.png"]
+    assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
+    assert "rank correlation, random down to head" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*run, "--target", "z"])
+    assert script.main() == 1
+    assert "--target z is not one of the 5 labels: a, b" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        script.find_images(tmp_path / "none", 3)
+    with pytest.raises(SettingsError, match="--count 0"):
+        script.find_images(tmp_path / "images", 0)

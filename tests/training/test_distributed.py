@@ -1,0 +1,102 @@
+"""Two gloo processes do what one would with twice the batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from models import create_model, load_checkpoint
+from tests.training.two_processes import METHODS, one_step
+from training.config import Config
+from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
+from training.finetune import train
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+Tiny = Callable[..., Config]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+RUN = {"optimizer": "sgd", "lr": 1e-6, "drop_path": 0.0, "epochs": 1, "sync_bn": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left that find each other as torchrun's do."""
+    folder = tmp_path_factory.mktemp("two")
+    config = tiny(folder / "run", batch_size=8, **RUN)
+    names = (*RUN, "batch_size", "workers", "warmup_epochs", "ema_decay", "device")
+    changes = {name: getattr(config, name) for name in names}
+    changes |= {"data": str(config.data), "output": str(config.output)}
+    command = [sys.executable, "-m", "tests.training.two_processes", str(folder), json.dumps(changes)]
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env={**os.environ, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in (0, 1)
+    ]
+    try:
+        assert [process.wait(200) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_two_processes_is_one_with_twice_the_batch(name: str, folder: Path) -> None:
+    """Loss, every gradient and the batch statistics, in float64."""
+    loss, tensors = torch.load(folder / "results0.pt")["steps"][name]
+    expected_loss, expected = one_step(METHODS[name])
+    assert loss == pytest.approx(expected_loss, rel=1e-10)
+    assert len(tensors) == len(expected)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(tensors[key], tensor, rtol=1e-6, atol=1e-9 * (1 + tensor.abs().max().item()))
+
+
+def test_a_run_of_two_processes_is_one_with_twice_the_batch(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    """From the loader to the published checkpoint; a small rate, because rounding grows with every float32 step."""
+    train(tiny(tmp_path, **RUN), QUIET)
+    logs = [json.loads((output / "log.jsonl").read_text()) for output in (tmp_path, folder / "run")]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
+    assert logs[0]["top1"] == logs[1]["top1"]
+    ours, theirs = (load_checkpoint(output)[0].state_dict() for output in (tmp_path, folder / "run"))
+    for key in ours:
+        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-4)
+
+
+def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
+    assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
+
+
+def test_sync_batch_norm_is_a_batch_norm() -> None:
+    model = create_model("replknet_nano", 2)
+    images = torch.randn(4, 3, 32, 32)
+    expected = model.train()(images)
+    converted = convert_sync_batchnorm(create_model("replknet_nano", 2), "cpu")
+    assert isinstance(converted.norm, CpuSyncBatchNorm)
+    converted.load_state_dict(model.state_dict())
+    torch.testing.assert_close(converted.train()(images), expected)
+
+
+@pytest.mark.slow
+def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
+    """As a user starts it, and cut off by SIGTERM to its parent."""
+    config = tiny(tmp_path / "run")
+    options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    command = [*torchrun, "-m", "training.finetune", *options, "--batch-size", "8", "--sync-bn", "--device", "cpu"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=240)
+    assert len((config.output / "log.jsonl").read_text().splitlines()) == 2
+    load_checkpoint(config.output)

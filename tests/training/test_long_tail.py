@@ -1,0 +1,216 @@
+"""Long-tail methods, each against a computation from its paper in float64 with plain loops."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from models import create_model, load_checkpoint
+from training.config import Config
+from training.evaluate import Config as EvaluateConfig
+from training.evaluate import evaluate, top1
+from training.finetune import train
+from training.learners import CosineSupervised, CrossEntropy, HeadOnly
+from training.long_tail import (
+    adjust_logits,
+    class_counts,
+    class_weights,
+    log_prior,
+    long_tail_counts,
+    long_tail_subset,
+    shot_report,
+    tau_normalize,
+)
+from training.long_tail_losses import LDAM, Focal, LogitAdjusted
+from training.samplers import class_sampling
+from training.settings import SettingsError
+
+COUNTS = [500, 90, 7]
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return 3 * torch.randn(6, 3, dtype=torch.float64, generator=generator), torch.tensor([0, 1, 2, 2, 1, 0])
+
+
+def log_softmax(row: list[float], index: int) -> float:
+    return row[index] - math.log(sum(math.exp(value) for value in row))
+
+
+def close(actual: Tensor, expected: float) -> None:
+    assert actual.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_exponential_counts_and_subset() -> None:
+    counts = long_tail_counts(500, 10, 100)
+    assert counts == [int(500 * 0.01 ** (i / 9) + 1e-9) for i in range(10)]
+    assert (counts[0], counts[-1]) == (500, 5)
+    targets = [0] * 60 + [1] * 50 + [2] * 70
+    kept = long_tail_subset(targets, 3, 25)
+    assert class_counts([targets[i] for i in kept], 3) == [50, 10, 2]
+    assert len(set(kept)) == len(kept)
+    assert kept == long_tail_subset(targets, 3, 25) != long_tail_subset(targets, 3, 25, seed=1)
+    with pytest.raises(SettingsError, match="class 1 has no training image"):
+        long_tail_subset([0, 2], 3, 10)
+    with pytest.raises(SettingsError, match=r"--imbalance 0\.5"):
+        long_tail_counts(10, 3, 0.5)
+
+
+@pytest.mark.parametrize("rule", ["inverse", "inverse_sqrt", "effective"])
+def test_class_weights(rule: str) -> None:
+    formula = {
+        "inverse": lambda n: 1 / n,
+        "inverse_sqrt": lambda n: 1 / math.sqrt(n),
+        "effective": lambda n: (1 - 0.9999) / (1 - 0.9999**n),
+    }[rule]
+    raw = [formula(n) for n in COUNTS]
+    expected = [value * 3 / sum(raw) for value in raw]
+    assert class_weights(COUNTS, rule).tolist() == pytest.approx(expected, rel=1e-6)
+    assert class_weights(COUNTS, "none") is None
+    with pytest.raises(SettingsError, match="class 1 has no training image"):
+        class_weights([3, 0], rule)
+
+
+def test_weighted_smoothed_cross_entropy(batch: tuple[Tensor, Tensor]) -> None:
+    logits, targets = batch
+    weights = class_weights(COUNTS, "inverse_sqrt")
+    expected = 0.0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        for index in range(3):
+            share = 0.9 * (index == target) + 0.1 / 3
+            expected -= weights[index].item() * share * log_softmax(row, index) / 6
+    close(CrossEntropy(0.1, weights)(logits, targets), expected)
+    soft = torch.nn.functional.one_hot(targets, 3).double()
+    close(CrossEntropy(0.1)(logits, soft), CrossEntropy()(logits, targets).item())
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_logit_adjustment_in_training_and_after(tau: float, batch: tuple[Tensor, Tensor]) -> None:
+    logits, targets = batch
+    priors = [n / sum(COUNTS) for n in COUNTS]
+    expected = 0.0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        shifted = [value + tau * math.log(prior) for value, prior in zip(row, priors, strict=True)]
+        expected -= log_softmax(shifted, target) / 6
+    close(LogitAdjusted(COUNTS, tau)(logits, targets), expected)
+    if tau == 1.0:  # balanced softmax: sum_j n_j exp(z_j)
+        balanced = [
+            -math.log(COUNTS[t] * math.exp(r[t]) / sum(n * math.exp(z) for n, z in zip(COUNTS, r, strict=True)))
+            for r, t in zip(logits.tolist(), targets.tolist(), strict=True)
+        ]
+        close(LogitAdjusted(COUNTS)(logits, targets), sum(balanced) / 6)
+    head = nn.Linear(4, 3).double()
+    features = torch.randn(2, 4, dtype=torch.float64)
+    before = head(features)
+    adjust_logits(head, COUNTS, tau)
+    torch.testing.assert_close(head(features), before - tau * log_prior(COUNTS).double())
+
+
+def test_focal(batch: tuple[Tensor, Tensor]) -> None:
+    logits, targets = batch
+    weights = class_weights(COUNTS, "inverse")
+    expected = 0.0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        log_p = log_softmax(row, target)
+        expected -= weights[target].item() * (1 - math.exp(log_p)) ** 2 * log_p / 6
+    close(Focal(2.0, weights)(logits, targets), expected)
+    close(Focal(0.0)(logits, targets), CrossEntropy()(logits, targets).item())
+
+
+def test_ldam_margins_and_deferred_weights(batch: tuple[Tensor, Tensor]) -> None:
+    cosines, targets = batch[0].tanh(), batch[1]
+    loss = LDAM(COUNTS, drw_start=0.8)
+    raw = [n**-0.25 for n in COUNTS]
+    margins = [value * 0.5 / max(raw) for value in raw]
+    for epoch, weights in ((7, [1.0] * 3), (8, class_weights(COUNTS, "effective").tolist())):
+        loss.start_epoch(epoch, 10)
+        expected = 0.0
+        for row, target in zip(cosines.tolist(), targets.tolist(), strict=True):
+            scaled = [30 * (value - margins[target] * (index == target)) for index, value in enumerate(row)]
+            expected -= weights[target] * log_softmax(scaled, target) / 6
+        close(loss(cosines, targets), expected)
+
+
+def test_cosine_learner_is_deployed_as_a_plain_head() -> None:
+    torch.manual_seed(0)
+    model = create_model("replknet_nano", 3).eval()
+    learner = CosineSupervised(model, nn.Identity())
+    learner.criterion.forward = lambda cosines, targets: cosines  # type: ignore[method-assign]
+    images = torch.randn(4, 3, 32, 32)
+    cosines, logits = learner(images, torch.zeros(4)), learner.deployed(model)(images)
+    assert cosines.abs().max() <= 1
+    lengths = model.forward_features(images).mean((2, 3)).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(logits, cosines * lengths)
+
+
+def test_tau_normalization() -> None:
+    head = nn.Linear(4, 3)
+    before = head.weight.detach().clone()
+    tau_normalize(head, 0.5)
+    for row, old in zip(head.weight, before, strict=True):
+        torch.testing.assert_close(row, old / old.norm() ** 0.5)
+    assert not head.bias.any()
+    tau_normalize(head, 1.0)
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
+
+
+def test_sampler_weights_are_the_papers() -> None:
+    targets = [0] * 60 + [1] * 30 + [2] * 10
+    for name, power in (("class_balanced", 0.0), ("square_root", 0.5)):
+        weights = class_sampling(name, targets, 5)(0)
+        share = [weights[:60].sum().item(), weights[60:90].sum().item(), weights[90:].sum().item()]
+        expected = [n**power / sum(m**power for m in (60, 30, 10)) for n in (60, 30, 10)]
+        assert share == pytest.approx(expected)
+    progressive = class_sampling("progressive", targets, 5)
+    assert progressive(0)[90:].sum().item() == pytest.approx(0.1)
+    assert progressive(2)[90:].sum().item() == pytest.approx(0.5 * 0.1 + 0.5 / 3)
+    assert progressive(4)[90:].sum().item() == pytest.approx(1 / 3)
+    assert class_sampling("instance", targets, 5) is None
+    with pytest.raises(SettingsError, match="--sampler none"):
+        class_sampling("none", targets, 5)
+
+
+def test_report_is_by_training_images() -> None:
+    confusion = torch.tensor([[8, 2, 0, 0], [5, 5, 0, 0], [9, 0, 1, 0], [0, 0, 0, 0]])
+    report = shot_report(confusion, [101, 100, 19, 19])
+    assert report == pytest.approx({"balanced": (0.8 + 0.5 + 0.1) / 3, "many": 0.8, "medium": 0.5, "few": 0.1})
+    assert "medium" not in shot_report(confusion, [101, 101, 19, 19])
+
+
+def test_head_only_keeps_the_backbone(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """cRT in two stages; the second trains the head alone, accumulated or not."""
+    train(tiny(tmp_path / "first", epochs=1, imbalance=8.0), QUIET)
+    second = {"weights": tmp_path / "first", "head_only": True, "sampler": "class_balanced", "epochs": 1}
+    train(tiny(tmp_path / "second", **second), QUIET)
+    train(tiny(tmp_path / "accumulated", batch_size=8, global_batch_size=16, **second), QUIET)
+    states = {name: load_checkpoint(tmp_path / name)[0].state_dict() for name in ("first", "second", "accumulated")}
+    for name, tensor in states["second"].items():
+        assert torch.equal(tensor, states["first"][name]) == (not name.startswith("head.")), name
+        torch.testing.assert_close(states["accumulated"][name], tensor, rtol=1e-3, atol=1e-4)
+    assert HeadOnly(create_model("replknet_nano", 3), nn.Identity()).train().model.training is False
+
+
+def test_corrections_after_training(tiny: Callable[..., Config], small_digits: Path, tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", epochs=1, imbalance=8.0), QUIET)
+    assert json.loads((tmp_path / "run/args.json").read_text())["class_counts"] == [32, 11, 4]
+    log = json.loads((tmp_path / "run/log.jsonl").read_text())
+    assert {"balanced", "medium", "few"} <= log.keys()
+    common = {"checkpoint": tmp_path / "run", "data": small_digits / "val", "device": "cpu"}
+    corrected = EvaluateConfig(**common, tau_norm=1.0, logit_adjustment=0.5, save=tmp_path / "corrected")
+    accuracy = top1(evaluate(corrected)[0])
+    saved = EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", device="cpu")
+    assert top1(evaluate(saved)[0]) == accuracy
+    head = load_checkpoint(tmp_path / "corrected")[0].head
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(head.bias, -0.5 * log_prior([32, 11, 4]))
+    with pytest.raises(SettingsError, match="needs class_counts"):
+        evaluate(EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", logit_adjustment=1.0))
+    with pytest.raises(SettingsError, match="is the checkpoint itself"):
+        evaluate(EvaluateConfig(**common, save=tmp_path / "run"))

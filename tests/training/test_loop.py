@@ -1,0 +1,214 @@
+"""The shared loop's parts: groups, schedule, checks, several processes, logs, compilation."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+import training.loop
+from models import create_model, load_checkpoint
+from training import finetune
+from training.config import Config
+from training.finetune import parse_arguments, train
+from training.methods import check_method
+from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
+from training.presets import PRESETS
+from training.settings import LoopConfig, SettingsError, accumulation, one_line
+
+ROOT = Path(__file__).parents[2]
+QUIET = Console(quiet=True)
+Tiny = Callable[..., Config]
+
+
+def test_layer_decay_groups_are_the_authors() -> None:
+    layers = (2, 2, 18, 2)
+    expected = {
+        "stem.3.conv.weight": 0,
+        "stages.0.blocks.3.pw1.conv.weight": 1,
+        "transitions.0.0.conv.weight": 1,
+        "stages.1.blocks.0.prelkb_bn.weight": 2,
+        "transitions.1.1.bn.bias": 2,
+        "stages.2.blocks.0.pw1.conv.weight": 3,
+        "stages.2.blocks.7.pw1.conv.weight": 4,
+        "stages.2.blocks.35.pw2.conv.weight": 11,
+        "transitions.2.0.conv.weight": 11,
+        "stages.3.blocks.2.large_kernel.lkb_origin.conv.weight": 12,
+        "norm.weight": 13,
+        "head.bias": 13,
+    }
+    assert {name: layer_index(name, layers) for name in expected} == expected
+
+
+def test_parameter_groups() -> None:
+    model = create_model("replknet_nano", 3)
+    learner = nn.ModuleDict({"model": model, "projection": nn.Linear(2, 2)})
+    model.stem.requires_grad_(False)
+    groups = parameter_groups(learner, model, 0.05, 0.5)
+    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert scale[id(model.head.weight)] == (1.0, 0.05)
+    assert scale[id(model.head.bias)] == (1.0, 0.0)
+    assert scale[id(learner["projection"].weight)] == (1.0, 0.05)
+    assert scale[id(model.stages[3].blocks[0].pw1.conv.weight)] == (0.5, 0.05)
+    assert scale[id(model.stages[0].blocks[0].pw1.bn.weight)] == (0.5**4, 0.0)
+    assert id(model.stem[0].conv.weight) not in scale
+    assert len(scale) == sum(p.requires_grad for p in learner.parameters())
+    with pytest.raises(SettingsError, match=r"--layer-decay 1\.5"):
+        parameter_groups(learner, model, 0.05, 1.5)
+    with pytest.raises(SettingsError, match="layers of Linear are not known"):
+        parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), 0.05, 0.5)
+
+
+def test_schedule_warms_up_and_falls() -> None:
+    model = create_model("replknet_nano", 3)
+    config = LoopConfig(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2, layer_decay=0.5)
+    optimizer = make_optimizer(model, model, config)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
+    rates = []
+    for step in range(100):
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[-1]["lr"])
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1] * 0.5**5)
+    assert rates[0] == pytest.approx(0.001)
+    assert rates[10] == pytest.approx(0.001 + 0.5 * 0.099)
+    assert max(rates) == rates[20] == pytest.approx(0.1)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[-1] == pytest.approx(0.001, rel=0.1)
+    assert isinstance(make_optimizer(model, model, LoopConfig(optimizer="sgd")), torch.optim.SGD)
+
+
+def test_global_batch_size() -> None:
+    assert accumulation(LoopConfig(batch_size=16), 4) == 1
+    assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4) == 4
+    with pytest.raises(
+        SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
+    ):
+        accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2)
+    with pytest.raises(SettingsError, match="--batch-size 0"):
+        accumulation(LoopConfig(batch_size=0), 1)
+
+
+def test_presets_are_command_lines() -> None:
+    for name, preset in PRESETS.items():
+        assert parse_arguments(["--preset", name]) == preset
+        check_method(preset, preset, has_weights=False)
+    published = PRESETS["replknet_31b"]
+    assert (published.epochs, published.global_batch_size, published.lr, published.drop_path) == (300, 2048, 4e-3, 0.5)
+    assert PRESETS["replknet_31b_384"].layer_decay == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup": 0.8, "loss": "focal"}, "focal needs hard ones"),
+        ({"cutmix": 1.0, "adversarial": "advprop"}, "advprop needs hard ones"),
+        ({"adversarial": "fast_at", "loss": "paco"}, "--adversarial fast_at"),
+        ({"adversarial": "fast_at", "random_erasing": 0.1}, "--random-erasing"),
+        ({"head_only": True}, "--head-only needs the features of --weights"),
+        ({"class_weights": "inverse", "loss": "ldam"}, "--class-weights inverse"),
+    ],
+)
+def test_settings_that_exclude_each_other(changes: dict, message: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(tiny(tmp_path, **changes), QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_gradient_stops_with_the_step(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def norm(parameters: object, limit: float) -> torch.Tensor:
+        calls.append(limit)
+        return torch.tensor(float("nan") if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(training.loop.nn.utils, "clip_grad_norm_", norm)
+    with pytest.raises(RuntimeError, match=r"the gradient's norm is nan in step 3, epoch 1: lower --lr"):
+        train(tiny(tmp_path, clip_grad=2.5, save_every=1), QUIET)
+    assert calls == [2.5] * 3
+    assert torch.load(tmp_path / "last/state.pt")["step"] == 2, "the state before it is kept"
+
+
+def test_clipping_limits_the_step(tiny: Tiny, tmp_path: Path) -> None:
+    common = {"optimizer": "sgd", "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
+    for name, clip in (("free", 0.0), ("clipped", 1e-6)):
+        train(tiny(tmp_path / name, clip_grad=clip, **common), QUIET)
+    torch.manual_seed(0)
+    start = create_model("replknet_nano", 3).head.weight
+    free, clipped = (load_checkpoint(tmp_path / name)[0].head.weight for name in ("free", "clipped"))
+    assert (clipped - start).abs().max() < 1e-6 < (free - start).abs().max()
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_is_the_same_run(amp: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = set()
+    original = nn.Linear.forward
+
+    def spy(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        out = original(self, x)
+        if self.training:
+            dtypes.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Linear, "forward", spy)
+    for name in ("off", amp):
+        train(tiny(tmp_path / name, amp=name, epochs=1, lr=1e-4), QUIET)
+    assert dtypes == {torch.float32, training.loop.AMP_DTYPES[amp]}
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("off", amp)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_tensorboard_is_asked_for(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, list[int]] = {}
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int | None) -> None:
+            assert folder.endswith("tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append(step)
+
+        def close(self) -> None:
+            written["closed"] = []
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    train(tiny(tmp_path / "run", tensorboard=True, epochs=1), QUIET)
+    assert written == {name: list(range(1, 7)) for name in ("train/loss", "train/grad_norm", "train/lr")} | {
+        "val/top1": [6],
+        "closed": [],
+    }
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install tensorboard"):
+        train(tiny(tmp_path / "other", tensorboard=True), QUIET)
+
+
+def test_a_damaged_image_in_a_worker_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "0").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / "0" / "good.png")
+    (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
+    options = ["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--batch-size", "2", "--epochs", "1"]
+    monkeypatch.setattr("sys.argv", ["finetune", "--preset", "digits", *options, "--device", "cpu"])
+    assert finetune.main() == 1
+    error = capsys.readouterr().err
+    assert "bad.png cannot be decoded" in error
+    assert error.count("\n") == 1
+    assert one_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.slow
+def test_compiled_run_is_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
+    calm = {"optimizer": "sgd", "lr": 1e-6, "drop_path": 0.0}  # compiled code draws other random numbers
+    for name in ("eager", "compiled"):
+        train(tiny(tmp_path / name, epochs=1, compile=name == "compiled", **calm), QUIET)
+    losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    load_checkpoint(tmp_path / "compiled")

@@ -1,0 +1,122 @@
+"""PaCo and GPaCo against the papers' sums in float64, and the places where common code goes wrong."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import create_model
+from training.paco import EMPTY, FeatureQueue, PaCo, paco_loss
+from training.settings import SettingsError
+
+COUNTS = [50, 9, 3]
+
+
+def from_the_paper(
+    logits: Tensor,
+    anchors: Tensor,
+    contrasts: Tensor,
+    targets: Tensor,
+    contrast_targets: Tensor,
+    *,
+    temperature: float,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    smoothing: float,
+) -> float:
+    priors, classes, total = [n / sum(COUNTS) for n in COUNTS], len(COUNTS), 0.0
+    for i in range(len(anchors)):
+        terms = []  # (weight in the numerator, weight in the denominator, logit)
+        for c in range(classes):
+            share = 1 - smoothing if c == targets[i] else smoothing / (classes - 1)
+            terms.append((beta * share, 1.0, logits[i, c].item() + math.log(priors[c])))
+        for j in range(len(contrasts)):
+            if j == i or contrast_targets[j] == EMPTY:
+                continue
+            same = alpha if contrast_targets[j] == targets[i] else 0.0
+            terms.append((same, gamma, torch.dot(anchors[i], contrasts[j]).item() / temperature))
+        denominator = math.log(sum(weight * math.exp(value) for _, weight, value in terms))
+        total -= sum(w * (value - denominator) for w, _, value in terms) / sum(w for w, _, _ in terms)
+    return total / len(anchors)
+
+
+@pytest.mark.parametrize("generalized", [False, True])
+@pytest.mark.parametrize(("gamma", "smoothing"), [(1.0, 0.0), (0.5, 0.2)])
+def test_loss_is_the_papers(generalized: bool, gamma: float, smoothing: float) -> None:
+    torch.manual_seed(0)
+    batch, dim, queue = 5, 8, 7
+    targets = torch.tensor([0, 1, 1, 2, 0])
+    features = F.normalize(torch.randn(2 * batch + queue, dim, dtype=torch.float64), dim=1)
+    queue_labels = torch.tensor([0, 1, EMPTY, 2, EMPTY, 1, 0])
+    contrast_targets = torch.cat([targets, targets, queue_labels])
+    anchors = features[: 2 * batch] if generalized else features[:batch]
+    anchor_targets = torch.cat([targets, targets])[: len(anchors)]
+    logits = torch.randn(len(anchors), 3, dtype=torch.float64)
+    prior = torch.tensor([n / sum(COUNTS) for n in COUNTS], dtype=torch.float64).log()
+    settings = {"alpha": 0.05, "beta": 1.0, "gamma": gamma, "smoothing": smoothing}
+    similarities = anchors @ features.T / 0.2
+    loss = paco_loss(logits, similarities, anchor_targets, contrast_targets, prior=prior, **settings)
+    expected = from_the_paper(logits, anchors, features, anchor_targets, contrast_targets, temperature=0.2, **settings)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_an_empty_queue_is_no_queue() -> None:
+    """Places that hold nothing are neither positives nor negatives."""
+    torch.manual_seed(0)
+    targets, logits = torch.tensor([0, 1]), torch.randn(2, 3)
+    similarities, prior = torch.randn(2, 4), torch.zeros(3)
+    labels = torch.cat([targets, targets])
+    without = paco_loss(logits, similarities, targets, labels, prior=prior, alpha=0.05)
+    padded = torch.cat([similarities, 50 * torch.ones(2, 6)], 1)
+    with_empty = paco_loss(
+        logits, padded, targets, torch.cat([labels, torch.full((6,), EMPTY)]), prior=prior, alpha=0.05
+    )
+    torch.testing.assert_close(with_empty, without)
+
+
+def test_queue_takes_any_number_and_keeps_the_newest() -> None:
+    queue, added = FeatureQueue(5, 2), []
+    for count in (2, 2, 3, 1, 8):
+        new = torch.arange(len(added), len(added) + count)
+        queue.add(torch.stack([new, -new], 1).float(), new)
+        added += new.tolist()
+        held = {int(label) for label in queue.labels if label != EMPTY}
+        assert held == set(added[-5:])
+        for label, feature in zip(queue.labels.tolist(), queue.features.tolist(), strict=True):
+            assert label == EMPTY or feature == [label, -label]
+
+
+@pytest.mark.parametrize("generalized", [False, True])
+def test_learner(generalized: bool) -> None:
+    """Features in the queue have length 1 each; keys carry gradient in GPaCo alone; the momentum encoder follows."""
+    torch.manual_seed(0)
+    model = create_model("replknet_nano", 3)
+    learner = PaCo(model, COUNTS, generalized=generalized, queue_size=7, dim=6, momentum=0.9).train()
+    images, targets = torch.randn(3, 2, 3, 32, 32), torch.tensor([0, 2, 1])
+    for _ in range(3):
+        loss = learner(images, targets)
+    loss.backward()
+    torch.testing.assert_close(learner.queue.features.norm(dim=1), torch.ones(7))
+    assert sorted(learner.queue.labels.unique().tolist()) == [0, 1, 2]
+    assert model.head.weight.grad.abs().sum() > 0, "the centres learn"
+    assert learner.projection[0].weight.grad.abs().sum() > 0
+    assert len([m for m in learner.projection if isinstance(m, torch.nn.Linear)]) == (3 if generalized else 2)
+    if generalized:
+        assert learner.key_model is None
+        return
+    assert all(parameter.grad is None for parameter in learner.key_model.parameters())
+    before, name = learner.key_model.head.weight.clone(), model.head.weight
+    with torch.no_grad():
+        name.add_(1.0)
+    learner.after_step(0)
+    torch.testing.assert_close(learner.key_model.head.weight, 0.9 * before + 0.1 * name)
+
+
+def test_impossible_sizes() -> None:
+    with pytest.raises(SettingsError, match="queue 0"):
+        PaCo(create_model("replknet_nano", 3), COUNTS, queue_size=0)
+    with pytest.raises(SettingsError, match="class 2 has no training image"):
+        PaCo(create_model("replknet_nano", 3), [3, 2, 0])

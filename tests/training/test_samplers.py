@@ -1,0 +1,162 @@
+"""Which image comes when: order, resumption, several processes, shards, random numbers."""
+
+import io
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.data import DataError, load_image, make_loader, open_images
+from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
+from training.samplers import EpochBatches
+from training.settings import SettingsError
+from training.shards import Shards
+
+
+def indices(batches: EpochBatches) -> list[list[int]]:
+    return [[index for index, _ in batch] for batch in batches]
+
+
+def flat(batches: EpochBatches) -> list[int]:
+    return [index for batch in indices(batches) for index in batch]
+
+
+def test_each_image_once_and_another_order_each_epoch() -> None:
+    batches = EpochBatches(20, 5, seed=1)
+    first = indices(batches)
+    assert sorted(flat(batches)) == list(range(20))
+    assert indices(batches) == first
+    batches.set_position(1)
+    assert indices(batches) != first
+    assert indices(EpochBatches(20, 5, seed=2)) != first
+
+
+def test_any_place_in_an_epoch() -> None:
+    batches = EpochBatches(20, 3)
+    whole = list(batches)
+    batches.set_position(0, first=4)
+    assert list(batches) == whole[4:]
+    assert len(batches) == 6, "of a whole epoch"
+    batches.set_position(3)
+    assert [number for _, number in next(iter(batches))] == [60, 61, 62], "numbers go on over epochs"
+
+
+def test_processes_share_what_one_would_take() -> None:
+    one = list(EpochBatches(26, 8))
+    two = [list(EpochBatches(26, 4, rank=rank, world=2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*two, strict=True)] == one
+    with pytest.raises(SettingsError, match="7 images for 2 processes x batch size 4"):
+        EpochBatches(7, 4, world=2)
+
+
+def test_weights_draw_with_replacement() -> None:
+    weights = torch.tensor([0.0] * 50 + [1.0] * 50)
+    batches = EpochBatches(100, 10, weights=lambda epoch: weights if epoch else None)
+    assert len(set(flat(batches))) == 100
+    batches.set_position(1)
+    drawn = flat(batches)
+    assert len(drawn) == 100
+    assert min(drawn) >= 50
+    assert len(set(drawn)) < 50
+
+
+def test_windows_keep_shards_together() -> None:
+    batches = EpochBatches(40, 5, windows=[10, 10, 10, 10], buffer=10)
+    order = flat(batches)
+    assert sorted(order) == list(range(40))
+    assert all(len({index // 10 for index in order[start : start + 10]}) == 1 for start in range(0, 40, 10))
+    assert order != sorted(order)
+
+
+def test_random_numbers_are_of_their_place() -> None:
+    def draw() -> tuple:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    seed_everything(0, STEP, 5)
+    outside = draw()
+    seed_everything(0, STEP, 5)
+    with seeded(0, IMAGE, 5):
+        inside = draw()
+    assert draw() == outside, "the run's own numbers go on as if nothing had been drawn"
+    with seeded(0, IMAGE, 5):
+        assert draw() == inside
+    assert inside != outside
+    assert len({derived_seed(0, stream, n) for stream in range(3) for n in range(100)}) == 300
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as shard:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 5), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    first = {f"{n}.{suffix}": content for n in range(3) for suffix, content in (("png", png(n)), ("cls", b"%d" % n))}
+    second = {"a/x.json": json.dumps({"label": "cat"}).encode(), "a/x.png": png(3), "notes": b"-"}
+    write_shard(tmp_path / "00.tar", first)
+    write_shard(tmp_path / "01.tar", {**second, "a/y.png": png(4), "a/y.cls": b"2\n", "a/z.cls": b"1"})
+    (tmp_path / "labels.txt").write_text("ant\ncat\ndog\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
+    dataset = open_images(shards, lambda image: torch.tensor(image.getpixel((0, 0))[0]))
+    assert isinstance(dataset, Shards)
+    assert dataset.classes == ["ant", "cat", "dog"]
+    assert dataset.targets == [0, 1, 2, 1, 2]
+    assert dataset.sizes == [3, 2]
+    loader = make_loader(dataset, 2, train=False, workers=workers)
+    assert [value for batch, _ in loader for value in batch.tolist()] == [0, 1, 2, 3, 4]
+    train = make_loader(dataset, 5, train=True, workers=workers)
+    ((values, targets),) = list(train)
+    assert sorted(values.tolist()) == [0, 1, 2, 3, 4]
+    assert [dataset.targets[value] for value in values.tolist()] == targets.tolist()
+    assert dataset[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.png": png(0)}, r"bad\.tar: /a has an image and no \.cls"),
+        ({"a.png": png(0), "a.cls": b"3"}, r"a\.cls: class 3 is out of range: there are 3 labels"),
+        ({"a.png": png(0), "a.cls": b"-1"}, r"class -1 is out of range"),
+        ({"a.png": png(0), "a.cls": b"cow"}, r"the class 'cow' is no index and not in labels\.txt"),
+        ({"a.png": png(0), "a.json": b"[]"}, r'a\.json is no JSON object with "label" or "cls"'),
+        ({"a.cls": b"1"}, "hold no pair"),
+    ],
+)
+def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
+    write_shard(tmp_path / "bad.tar", members)
+    (tmp_path / "labels.txt").write_text("ant\ncat\ndog\n")
+    with pytest.raises(DataError, match=message):
+        open_images(tmp_path, None)
+
+
+def test_damaged_shards_and_images_are_named(shards: Path) -> None:
+    write_shard(shards / "00.tar", {"a.png": png(0), "a.cls": b"0"})
+    write_shard(shards / "01.tar", {"b.png": png(0), "b.cls": b"1"})
+    with pytest.raises(DataError, match="class dog has no image"):
+        open_images(shards, None)
+    write_shard(shards / "01.tar", {"b.png": b"no image", "b.cls": b"1", "c.png": png(0), "c.cls": b"2"})
+    dataset = open_images(shards, None)
+    with pytest.raises(DataError, match=r"01\.tar:b\.png cannot be decoded"):
+        dataset[1]
+    (shards / "01.tar").write_bytes((shards / "01.tar").read_bytes()[:700])
+    with pytest.raises(DataError, match=r"01\.tar cannot be read .*uncompressed"):
+        open_images(shards, None)
+    assert load_image(io.BytesIO(png(9)), "x").getpixel((0, 0)) == (9, 0, 0)

@@ -1,0 +1,181 @@
+"""Learners that train on attacks: Fast-AT, a defence, and AdvProp, which raises clean and corruption accuracy."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.attacks import PixelModel, evaluating, losses_and_gradient, pgd, project, random_start
+from training.distributed import CpuSyncBatchNorm, all_sum
+from training.learners import Supervised
+from training.loop import StopTraining
+from training.settings import SettingsError
+
+
+class FastAT(Supervised):
+    """ "Fast is better than free" (Wong et al., ICLR 2020): train on one signed step from a random point of the ball.
+
+    The step is 1.25 epsilon, projected; epsilon in pixel units. Images are normalised with `mean` and `std`.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: nn.Module, mean: list[float], std: list[float], epsilon: float
+    ) -> None:
+        super().__init__(model, criterion)
+        self.pixel_model = _pixel_view(model, mean, std)
+        self.epsilon = epsilon
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        pixels = self.pixel_model.pixels(images)
+        start = random_start(pixels, self.epsilon)
+        with evaluating(self.model):
+            _, gradient, _ = losses_and_gradient(_through(self.model, self.pixel_model), start, targets)
+        adversarial = project(start + 1.25 * self.epsilon * gradient.sign(), pixels, self.epsilon)
+        return self.criterion(self.model(self.pixel_model.normalize(adversarial)), targets)
+
+
+class OverfittingWatch:
+    """Raises `StopTraining` when the accuracy under PGD-5 falls by more than `drop` below the best so far.
+
+    Training on one step can collapse within an epoch to a model that resists that one step only ("catastrophic
+    overfitting"); the checkpoint of the epoch before is then the one to keep. The best so far is a buffer of the
+    learner, so that a resumed run stops where the uninterrupted one would.
+    """
+
+    def __init__(self, learner: nn.Module, epsilon: float, drop: float = 0.2) -> None:
+        learner.register_buffer("best_robust", torch.zeros(()))
+        self.learner, self.epsilon, self.drop = learner, epsilon, drop
+
+    def __call__(self, model: PixelModel, pixels: Tensor, targets: Tensor) -> float:
+        """Robust accuracy of `model` on pixels [B,3,S,S] of all processes, 0..1."""
+        with evaluating(model):
+            adversarial = pgd(model, pixels, targets, self.epsilon, steps=5)
+            with torch.no_grad():
+                right = (model(adversarial).argmax(1) == targets).double()
+        right_of_all, all_images = all_sum(torch.stack([right.sum(), torch.ones_like(right).sum()])).tolist()
+        accuracy = right_of_all / all_images
+        self.check(accuracy)
+        return accuracy
+
+    def check(self, accuracy: float) -> None:
+        best = float(self.learner.best_robust)  # type: ignore[arg-type]
+        if accuracy < best - self.drop:
+            raise StopTraining(
+                f"accuracy under PGD-5 fell from {best:.1%} to {accuracy:.1%} (catastrophic overfitting); "
+                "the epoch before is kept"
+            )
+        self.learner.best_robust.fill_(max(best, accuracy))  # type: ignore[operator]
+
+
+class _Dual(nn.Module):
+    """A batch norm that uses its child `auxiliary` while that is in use, and is itself otherwise."""
+
+    auxiliary: nn.Module
+    auxiliary_in_use: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.auxiliary(x) if self.auxiliary_in_use else super().forward(x)
+
+
+class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
+    pass
+
+
+class DualSyncBatchNorm(_Dual, nn.SyncBatchNorm):
+    pass
+
+
+class DualCpuSyncBatchNorm(_Dual, CpuSyncBatchNorm):
+    pass
+
+
+DUAL: dict[type, type] = {
+    nn.BatchNorm2d: DualBatchNorm2d,
+    nn.SyncBatchNorm: DualSyncBatchNorm,
+    CpuSyncBatchNorm: DualCpuSyncBatchNorm,
+}
+
+
+def add_auxiliary(model: nn.Module) -> None:
+    """Give every batch norm an auxiliary one, in place. Keys and answers of the main path stay as they are."""
+    for module in list(model.modules()):
+        if type(module) in DUAL:
+            auxiliary = deepcopy(module)
+            module.__class__ = DUAL[type(module)]
+            module.auxiliary = auxiliary
+            module.auxiliary_in_use = False  # type: ignore[assignment]
+
+
+def strip_auxiliary(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its main batch norms alone: what is served, re-parameterised and saved."""
+    plain = deepcopy(model)
+    single = {dual: plain_type for plain_type, dual in DUAL.items()}
+    for module in list(plain.modules()):
+        if isinstance(module, _Dual):
+            del module.auxiliary, module.auxiliary_in_use
+            module.__class__ = single[type(module)]
+    return plain
+
+
+class use_auxiliary:  # noqa: N801
+    """Context in which the batch norms of `model` are their auxiliary ones."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.norms = [module for module in model.modules() if isinstance(module, _Dual)]
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            norm.auxiliary_in_use = True
+
+    def __exit__(self, *_: Any) -> None:
+        for norm in self.norms:
+            norm.auxiliary_in_use = False
+
+
+class AdvProp(Supervised):
+    """AdvProp (Xie et al., CVPR 2020): clean images on the main batch norms + attacked ones on auxiliary ones.
+
+    The attack is PGD on the auxiliary path in evaluation mode, `steps` of 1/255 from a random start (the paper:
+    epsilon 4/255, 5 steps). It is no defence: the main path alone is evaluated and served.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        mean: list[float],
+        std: list[float],
+        epsilon: float,
+        steps: int | None = None,
+        step: float = 1 / 255,
+    ) -> None:
+        super().__init__(model, criterion)
+        if not any(type(module) in DUAL for module in model.modules()):
+            raise SettingsError(f"AdvProp needs batch norms, {type(model).__name__} has none")
+        add_auxiliary(model)
+        self.pixel_model = _pixel_view(model, mean, std)
+        self.epsilon, self.step = epsilon, step
+        pixel_values = round(255 * epsilon)
+        self.steps = steps or (1 if pixel_values <= 1 else pixel_values + 1)  # the paper's rule
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        pixels = self.pixel_model.pixels(images)
+        attacked = _through(self.model, self.pixel_model)
+        with use_auxiliary(self.model):
+            with evaluating(self.model):
+                adversarial = pgd(attacked, pixels, targets, self.epsilon, self.steps, self.step)
+            adversarial_loss = self.criterion(self.model(self.pixel_model.normalize(adversarial)), targets)
+        return self.criterion(self.model(images), targets) + adversarial_loss
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        return strip_auxiliary(model)
+
+
+def _pixel_view(model: nn.Module, mean: list[float], std: list[float]) -> PixelModel:
+    """Normalisation alone; the model itself stays registered once, in the learner."""
+    return PixelModel(nn.Identity(), mean, std)
+
+
+def _through(model: nn.Module, pixel_model: PixelModel) -> Any:
+    return lambda pixels: model(pixel_model.normalize(pixels))

@@ -1,0 +1,168 @@
+"""Clean and robust accuracy of a checkpoint, with the settings of every attack.
+
+python -m training.attack --checkpoint runs/digits-nano --data data/digits/val --epsilon 8 --attacks fgsm pgd apgd
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from models import load_checkpoint
+from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
+from training.augment import eval_transform
+from training.data import make_loader, open_images
+from training.evaluate import labels_of
+from training.randomness import seed_everything
+from training.settings import SettingsError, one_line
+
+
+@dataclass(frozen=True)
+class Config:
+    """Attack a checkpoint in the L-infinity ball around its images."""
+
+    checkpoint: Path
+    """Folder with model.safetensors and config.json."""
+    data: Path
+    """Folder with LABEL/FILE, or with *.tar."""
+    attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")
+    epsilon: float = 8.0
+    """Radius in 255ths of the range of a pixel."""
+    steps: int = 20
+    """Of PGD; APGD takes 5 times as many."""
+    step: float = 0.0
+    """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
+    restarts: int = 1
+    images: int = 0
+    """The first so many images; 0: all."""
+    save: Path | None = None
+    """Write accuracies and settings to this JSON file."""
+    batch_size: int = 64
+    workers: int = 0
+    seed: int = 0
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracy 0..1 of `right` of `images`, under `settings` (epsilon and step on the 0..1 scale)."""
+
+    attack: str
+    accuracy: float
+    right: int
+    images: int
+    settings: dict[str, Any]
+
+
+def make_attack(name: str, config: Config) -> tuple[Attack, dict[str, Any]]:
+    """The attack and its settings. Raises `SettingsError` for one that is not installed or whose values cannot be."""
+    epsilon = config.epsilon / 255
+    if name == "fgsm":
+        return lambda model, pixels, targets: fgsm(model, pixels, targets, epsilon), {"epsilon": epsilon}
+    if name == "pgd":
+        step = config.step / 255 or 2.5 * epsilon / max(1, config.steps)
+        settings: dict[str, Any] = {"steps": config.steps, "step": step, "restarts": config.restarts}
+        return lambda model, pixels, targets: pgd(model, pixels, targets, epsilon, **settings), {
+            "epsilon": epsilon,
+            **settings,
+        }
+    if name == "apgd":
+        settings = {"steps": 5 * config.steps, "restarts": config.restarts}
+        return lambda model, pixels, targets: apgd_ce(model, pixels, targets, epsilon, **settings), {
+            "epsilon": epsilon,
+            **settings,
+        }
+    return auto_attack(config, epsilon), {"epsilon": epsilon, "version": "standard", "seed": config.seed}
+
+
+def auto_attack(config: Config, epsilon: float) -> Attack:
+    """AutoAttack's standard suite, if its package is there: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
+    try:
+        from autoattack import AutoAttack
+    except ImportError as error:
+        raise SettingsError(
+            f"--attacks autoattack needs its package ({error}): "
+            "pip install git+https://github.com/fra31/auto-attack, or use apgd"
+        ) from error
+
+    def attack(model: torch.nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+        suite = AutoAttack(model, norm="Linf", eps=epsilon, version="standard", device=pixels.device, seed=config.seed)
+        return suite.run_standard_evaluation(pixels, targets, bs=len(pixels))
+
+    return attack
+
+
+def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Result]:
+    """Clean accuracy, then that under each attack; an image counts if it is right clean and under the attack.
+
+    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
+    """
+    plan = [(name, *make_attack(name, config)) for name in config.attacks]
+    network, model_config = load_checkpoint(config.checkpoint)
+    dataset = open_images(config.data, eval_transform(model_config), labels_of(model_config))
+    loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
+    model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)
+    model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    right = dict.fromkeys(["clean", *config.attacks], 0)
+    seen = 0
+    seed_everything(config.seed)
+    for images, targets in loader:
+        if config.images:
+            images, targets = images[: config.images - seen], targets[: config.images - seen]
+        if not len(images):
+            break
+        images, targets = images.to(config.device, memory_format=torch.channels_last), targets.to(config.device)
+        pixels = model.pixels(images)
+        clean = _right(model, pixels, targets)
+        right["clean"] += int(clean.sum())
+        for name, attack, _ in plan:
+            right[name] += int((clean & _right(model, attack(model, pixels, targets), targets)).sum())
+        seen += len(images)
+        progress(f"{seen} of {config.images or len(dataset)} images")
+    settings: dict[str, dict[str, Any]] = {"clean": {}} | {name: values for name, _, values in plan}
+    return [Result(name, count / seen, count, seen, settings[name]) for name, count in right.items()]
+
+
+@torch.no_grad()
+def _right(model: PixelModel, pixels: Tensor, targets: Tensor) -> Tensor:
+    return model(pixels).argmax(1) == targets
+
+
+def result_table(results: list[Result]) -> Table:
+    table = Table("attack", "accuracy", "right", "settings")
+    for result in results:
+        shown = ", ".join(f"{name} {_in_255ths(name, value)}" for name, value in result.settings.items())
+        table.add_row(result.attack, f"{result.accuracy:.2%}", f"{result.right} of {result.images}", shown)
+    return table
+
+
+def _in_255ths(name: str, value: Any) -> str:
+    return f"{255 * value:g}/255" if name in ("epsilon", "step") else str(value)
+
+
+def main() -> int:
+    config = tyro.cli(Config, description=__doc__)
+    console = Console()
+    try:
+        with console.status("attacking") as status:
+            results = attack_checkpoint(config, status.update)
+        if config.save is not None:
+            values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
+            config.save.write_text(json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"attack: {one_line(error)}", file=sys.stderr)
+        return 1
+    console.print(result_table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

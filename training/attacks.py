@@ -1,0 +1,186 @@
+"""Attacks in the L-infinity ball around pixels in [0,1]: FGSM, PGD with restarts, APGD-CE.
+
+All take a model of pixels (`PixelModel` has the normalisation inside), leave its mode and its gradients alone, and need
+it in evaluation mode unless the caller means otherwise. epsilon and step are in pixel units, such as 8/255.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.settings import SettingsError
+
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class PixelModel(nn.Module):
+    """Pixels [B,3,S,S] in [0,1] -> logits of a model of normalised images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model(self.normalize(pixels))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images back to [0,1]."""
+        return (images * self.std + self.mean).clamp(0, 1)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside, and in its own mode after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropies [B], their gradient with respect to the pixels alone [B,3,S,S], logits [B,classes]."""
+    with torch.enable_grad():
+        pixels = pixels.detach().requires_grad_(True)
+        logits = model(pixels)
+        losses = F.cross_entropy(_at_least_float32(logits), targets, reduction="none")
+        (gradient,) = torch.autograd.grad(losses.sum(), pixels)
+    return losses.detach(), gradient, logits.detach()
+
+
+def project(adversarial: Tensor, pixels: Tensor, epsilon: float) -> Tensor:
+    """The nearest point in both the ball around `pixels` and [0,1]."""
+    return torch.clamp(adversarial, pixels - epsilon, pixels + epsilon).clamp(0, 1)
+
+
+def random_start(pixels: Tensor, epsilon: float) -> Tensor:
+    return project(pixels + torch.empty_like(pixels).uniform_(-epsilon, epsilon), pixels, epsilon)
+
+
+def fgsm(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float) -> Tensor:
+    """One signed step of epsilon (Goodfellow et al., ICLR 2015). [B,3,S,S] -> adversarial [B,3,S,S]."""
+    _check(epsilon)
+    _, gradient, _ = losses_and_gradient(model, pixels, targets)
+    return project(pixels + epsilon * gradient.sign(), pixels, epsilon)
+
+
+def pgd(
+    model: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    epsilon: float,
+    steps: int = 20,
+    step: float | None = None,
+    restarts: int = 1,
+    from_random: bool = True,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al., ICLR 2018); `step` None: 2.5 epsilon / steps.
+
+    Of all restarts an image keeps one that is misclassified, if there is one, else that of the highest loss. Raises
+    `SettingsError` for values that cannot be.
+    """
+    _check(epsilon, steps, restarts)
+    size = 2.5 * epsilon / steps if step is None else step
+    best, best_loss = pixels.clone(), torch.full((len(pixels),), -torch.inf, device=pixels.device)
+    for _ in range(restarts):
+        adversarial = random_start(pixels, epsilon) if from_random else pixels
+        for _ in range(steps):
+            _, gradient, _ = losses_and_gradient(model, adversarial, targets)
+            adversarial = project(adversarial + size * gradient.sign(), pixels, epsilon)
+        best, best_loss = _keep_stronger(model, adversarial, targets, best, best_loss)
+    return best
+
+
+def apgd_ce(
+    model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, steps: int = 100, restarts: int = 1
+) -> Tensor:
+    """Auto-PGD on the cross entropy (Croce & Hein, ICML 2020): no step size to choose.
+
+    Steps of 2 epsilon with momentum 0.75 are halved, image by image, at checkpoints where fewer than 75 % of the steps
+    raised the loss, or where neither the step nor the best loss has changed since the last one; then the image goes on
+    from its best point. Restarts as in `pgd`.
+    """
+    _check(epsilon, steps, restarts)
+    best, best_loss = pixels.clone(), torch.full((len(pixels),), -torch.inf, device=pixels.device)
+    for _ in range(restarts):
+        adversarial = _apgd_run(model, pixels, targets, epsilon, steps)
+        best, best_loss = _keep_stronger(model, adversarial, targets, best, best_loss)
+    return best
+
+
+def apgd_checkpoints(steps: int) -> list[int]:
+    """Steps at which APGD looks back: ceil(p_j * steps), p_1 = 0.22, then gaps 0.03 shorter, 0.06 the least."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return sorted({math.ceil(round(share * steps, 6)) for share in shares[1:] if share <= 1})
+
+
+def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, steps: int) -> Tensor:
+    def column(values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1, 1)
+
+    size = torch.full((len(pixels),), 2 * epsilon, device=pixels.device)  # [B]
+    x = random_start(pixels, epsilon)
+    loss, gradient, _ = losses_and_gradient(model, x, targets)
+    best, best_loss, best_gradient = x.clone(), loss.clone(), gradient.clone()
+    previous, raised = x, torch.zeros_like(loss)
+    size_then, best_then = size.clone(), best_loss.clone()
+    checkpoints, last_checkpoint = apgd_checkpoints(steps), 0
+    for k in range(1, steps + 1):
+        z = project(x + column(size) * gradient.sign(), pixels, epsilon)
+        momentum = 0.75 if k > 1 else 1.0  # the first step is a plain one
+        moved = project(x + momentum * (z - x) + (1 - momentum) * (x - previous), pixels, epsilon)
+        previous, x, loss_before = x, moved, loss
+        loss, gradient, _ = losses_and_gradient(model, x, targets)
+        raised += (loss > loss_before).to(raised)
+        better = loss > best_loss
+        best, best_gradient = (torch.where(column(better), a, b) for a, b in ((x, best), (gradient, best_gradient)))
+        best_loss = torch.where(better, loss, best_loss)
+        if k in checkpoints:
+            stalled = (size == size_then) & (best_loss == best_then)
+            halve = (raised < 0.75 * (k - last_checkpoint)) | stalled
+            size_then, best_then = size.clone(), best_loss.clone()
+            size = torch.where(halve, size / 2, size)
+            x, gradient = (torch.where(column(halve), a, b) for a, b in ((best, x), (best_gradient, gradient)))
+            previous = torch.where(column(halve), best, previous)
+            loss = torch.where(halve, best_loss, loss)
+            raised.zero_()
+            last_checkpoint = k
+    return best
+
+
+@torch.no_grad()
+def _keep_stronger(
+    model: nn.Module, adversarial: Tensor, targets: Tensor, best: Tensor, best_loss: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits = _at_least_float32(model(adversarial))
+    wrong = logits.argmax(1) != targets
+    loss = torch.where(wrong, torch.inf, F.cross_entropy(logits, targets, reduction="none"))
+    stronger = loss > best_loss
+    return torch.where(stronger.view(-1, 1, 1, 1), adversarial, best), torch.where(stronger, loss, best_loss)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check(epsilon: float, steps: int = 1, restarts: int = 1) -> None:
+    if not 0 <= epsilon <= 1:
+        raise SettingsError(f"epsilon {epsilon}: pixel units are 0 to 1, such as 8/255")
+    if steps < 1 or restarts < 1:
+        raise SettingsError(f"steps {steps}, restarts {restarts}: both are at least 1")

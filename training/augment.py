@@ -1,0 +1,146 @@
+"""What an image goes through before the model sees it, in training and in evaluation."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data import Mixup
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from models import ModelConfig
+from training.settings import SettingsError
+
+Augmentation = Literal["affine", "crop", "none"]
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training images are varied."""
+
+    augmentation: Augmentation = "crop"
+    """crop: random crop and mirror image, for photographs; affine: for pictures with a left and a right; none."""
+    min_crop_area: float = 0.25
+    """Of "crop", as a share of the image's area; the published recipes have 0.08."""
+    rand_augment: str = ""
+    """n2-m9: N of the paper's 14 operations at magnitude M of 30; rand-m9-mstd0.5-inc1: a recipe in timm's words."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle becomes noise."""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    """Parameters of the beta distributions; 0: off. With both, one of them is drawn for each batch."""
+    label_smoothing: float = 0.1
+
+
+def eval_transform(config: ModelConfig) -> Transform:
+    """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
+
+    The shorter side becomes floor(image_size / crop_pct) with the aspect kept, then the centre is cut out (timm's
+    evaluation).
+    """
+    resize = v2.Resize(math.floor(config.image_size / config.crop_pct), InterpolationMode(config.interpolation))
+    return v2.Compose([resize, v2.CenterCrop(config.image_size), *_to_normalised(config)])
+
+
+def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
+    """PIL RGB -> normalised float32 [3,S,S], varied: crop or affine, RandAugment, erasing. Raises `SettingsError`."""
+    size, mode = config.image_size, InterpolationMode(config.interpolation)
+    steps: list[Any] = []
+    if augment.augmentation == "crop":
+        area = (augment.min_crop_area, 1.0)
+        steps += [v2.RandomResizedCrop(size, scale=area, interpolation=mode), v2.RandomHorizontalFlip()]
+    else:
+        steps += [v2.Resize(size, mode), v2.CenterCrop(size)]
+    if augment.augmentation == "affine":
+        steps.append(v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), InterpolationMode.BILINEAR))
+    if augment.rand_augment:
+        steps.append(rand_augment(augment.rand_augment, config))
+    steps += _to_normalised(config)
+    if augment.random_erasing:
+        steps.append(RandomErasing(augment.random_erasing, mode="pixel", device="cpu"))
+    return v2.Compose(steps)
+
+
+def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Image.Image]:
+    """RandAugment (Cubuk et al., 2020), PIL -> PIL of the same size.
+
+    "nN-mM" (or "mM", N = 2): N draws with replacement from the paper's 14 operations at magnitude M of 0..30, identity
+    among them (torchvision's RandAugment). "rand-...": timm's variant with its own 15 operations, each applied half the
+    time, as RepLKNet's recipe has it. Raises `SettingsError` for anything else.
+    """
+    grey = tuple(min(255, round(255 * value)) for value in config.mean)
+    if found := re.fullmatch(r"(?:n(\d+)-)?m(\d+)", policy):
+        draws, magnitude = int(found[1] or 2), int(found[2])
+        if draws < 1 or magnitude > 30:
+            raise SettingsError(f"--rand-augment {policy}: N is at least 1, M is 0 to 30")
+        return v2.RandAugment(num_ops=draws, magnitude=magnitude, fill=list(grey))
+    if re.fullmatch(r"rand(-(m|n|p|mstd|mmax|inc|w)[\d.]+)+", policy) and "-inc0" not in policy:
+        extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey}
+        try:
+            chain = rand_augment_transform(policy, extra)
+        except (AssertionError, ValueError, KeyError) as error:
+            raise SettingsError(f"--rand-augment {policy}: timm refuses it ({error})") from error
+        for operation in chain.ops:
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+        return chain
+    raise SettingsError(
+        f"--rand-augment {policy}: write n2-m9 for the paper's own, rand-m9-mstd0.5-inc1 for timm's (no -inc0: timm "
+        "takes it for inc1)"
+    )
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm may ask for 0 bits, which is black and which Pillow 13 refuses."""
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+class MixBatch:
+    """Mixup and CutMix on a batch: images [B,3,S,S], targets [B] -> images, soft targets [B,classes].
+
+    timm's Mixup; drawn from NumPy's generator. Raises `SettingsError` for an odd batch size, which it cannot pair.
+    """
+
+    def __init__(self, augment: AugmentConfig, num_classes: int, batch_size: int) -> None:
+        if batch_size % 2:
+            raise SettingsError(f"--batch-size {batch_size} with --mixup or --cutmix: an even one is needed")
+        self.mix = Mixup(
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            label_smoothing=augment.label_smoothing,
+            num_classes=num_classes,
+        )
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, soft = self.mix(images.clone(), targets)
+        return mixed, soft
+
+
+class TwoViews:
+    """PIL -> [2,3,S,S]: two varied views of one image, for contrastive methods."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.transform(image), self.transform(image)])
+
+
+def _to_normalised(config: ModelConfig) -> list[Any]:
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
+
+
+def to_picture(image: Tensor, config: ModelConfig) -> np.ndarray:
+    """Normalised [3,S,S] -> uint8 [S,S,3], to look at."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    return ((image.cpu() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

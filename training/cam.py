@@ -1,0 +1,86 @@
+"""Where a classifier looks: CAM, Grad-CAM, HiResCAM, LayerCAM, as maps [B,h,w] that are not scaled yet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import RepLKNet
+from models.class_map import class_maps
+from training.attacks import evaluating
+from training.settings import SettingsError
+
+Method = Literal["cam", "gradcam", "hirescam", "layercam"]
+
+
+@torch.no_grad()
+def cam(model: RepLKNet, images: Tensor, targets: Tensor) -> Tensor:
+    """Exact evidence for class targets[b], whose mean over the positions is the logit (Zhou et al., CVPR 2016)."""
+    with evaluating(model):
+        maps = class_maps(model, model.forward_features(images))  # [B,classes,h,w]
+    return maps[torch.arange(len(targets)), targets]
+
+
+def gradient_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str, method: Method) -> Tensor:
+    """A map from the activation A [B,C,h,w] of `layer` and the gradient G of the target's logit with respect to it.
+
+    gradcam: relu(sum_c mean(G_c) A_c) (Selvaraju et al., ICCV 2017). hirescam: relu(sum_c G_c A_c) (Draelos & Carin,
+    2020); before pooling and a linear layer it is CAM over h*w without the bias, and so is Grad-CAM. layercam:
+    sum_c relu(G_c) A_c, rectified (Jiang et al., TIP 2021). Raises `SettingsError` for another layer or method.
+    """
+    with evaluating(model), _capture(model, layer) as kept, torch.enable_grad():
+        logits = model(images.detach().requires_grad_(True))
+        (activation,) = kept
+        score = logits.gather(1, targets[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, activation)
+    activation = activation.detach()
+    if activation.dim() != 4:
+        raise SettingsError(f"layer {layer!r} gives {list(activation.shape)}: maps [B,C,h,w] are needed")
+    if method == "gradcam":
+        products = gradient.mean((2, 3), keepdim=True) * activation
+    elif method == "hirescam":
+        products = gradient * activation
+    elif method == "layercam":
+        products = gradient.relu() * activation
+    else:
+        raise SettingsError(f"method {method!r}: choose cam, gradcam, hirescam or layercam")
+    return products.sum(1).relu()
+
+
+@contextmanager
+def _capture(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """The output of the module named `layer` in the next forward pass."""
+    modules = dict(model.named_modules())
+    if not layer or layer not in modules:
+        near = ", ".join(name for name, _ in model.named_children())
+        raise SettingsError(f"layer {layer!r} is no module of the model: name one such as {near}")
+    kept: list[Tensor] = []
+    hook = modules[layer].register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
+def explain(model: RepLKNet, images: Tensor, targets: Tensor, method: Method, layer: str = "norm") -> Tensor:
+    """A map in 0..1 of the images' size, [B,H,W]: what speaks for the class is bright.
+
+    Raises `SettingsError` where the layer has a single position, which shows nothing.
+    """
+    raw = cam(model, images, targets) if method == "cam" else gradient_cam(model, images, targets, layer, method)
+    if raw.shape[1:].numel() == 1:
+        raise SettingsError(
+            f"at {images.shape[-1]} px the map of {method} is 1 x 1: take a gradient method on an earlier layer, such "
+            "as --method layercam --layer stages.0"
+        )
+    return upscale(raw, images.shape[-2:])
+
+
+def upscale(raw: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """[B,h,w] -> [B,H,W], bilinear, each map stretched to 0..1 (a flat one is 0)."""
+    maps = F.interpolate(raw[:, None].float(), tuple(size), mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)

@@ -1,0 +1,83 @@
+"""Is a map right? Insertion and deletion (Petsiuk et al., BMVC 2018); randomisation (Adebayo et al., NeurIPS 2018)."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import RepLKNet
+
+
+def blurred(images: Tensor, kernel_size: int = 11, sigma: float = 5.0) -> Tensor:
+    """What insertion starts from, as in the paper: a Gaussian blur."""
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    return gaussian_blur(images, [kernel_size, kernel_size], [sigma, sigma])
+
+
+@torch.no_grad()
+def replacement_curve(
+    model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, targets: Tensor, steps: int = 20
+) -> Tensor:
+    """Probability [B,steps+1] of the target while `start` [B,3,H,W] becomes `end`, the map's brightest pixels first."""
+    batch, _, height, width = start.shape
+    rank = maps.flatten(1).argsort(1, descending=True).argsort(1)  # [B,H*W] 0 = brightest
+    probabilities = []
+    for step in range(steps + 1):
+        replaced = (rank < round(step / steps * height * width)).view(batch, 1, height, width)
+        logits = model(torch.where(replaced, end, start))
+        probabilities.append(logits.softmax(1).gather(1, targets[:, None])[:, 0])
+    return torch.stack(probabilities, 1)
+
+
+def area_under(curve: Tensor) -> Tensor:
+    """[B,steps+1] over 0..1 -> [B], trapezoids."""
+    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
+
+
+def deletion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+    """Area [B] under the target's probability while the brightest pixels become the mean: lower is better."""
+    return area_under(replacement_curve(model, images, torch.zeros_like(images), maps, targets, steps))
+
+
+def insertion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+    """Area [B] under the target's probability while a blurred image gets its pixels back: higher is better."""
+    return area_under(replacement_curve(model, blurred(images), images, maps, targets, steps))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's correlation [B] of maps [B,H,W], ties by their mean rank."""
+    a, b = (_mean_ranks(maps.flatten(1)) for maps in (first, second))
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
+
+
+def _mean_ranks(values: Tensor) -> Tensor:
+    rows = []
+    for row in values:
+        _, inverse, counts = torch.unique(row, return_inverse=True, return_counts=True)
+        last = counts.cumsum(0).double()
+        rows.append((last - (counts - 1) / 2.0)[inverse])
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def randomization_check(
+    model: RepLKNet, explain: Callable[[RepLKNet], Tensor], parts: tuple[str, ...] = ("head", "norm", "stages.3")
+) -> dict[str, float]:
+    """Mean rank correlation of the maps of `model` with those after its parts are randomised, one after the other.
+
+    From the head down, each part stays random while the next one becomes so. A map that explains the model must change:
+    a correlation near 1 means that it shows the image and not the model. The weights of a part are permuted, so that
+    their distribution stays.
+    """
+    before, changed = explain(model), deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    result = {}
+    for part in parts:
+        for parameter in changed.get_submodule(part).parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        result[part] = rank_correlation(before, explain(changed)).mean().item()
+    return result

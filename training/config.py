@@ -1,0 +1,31 @@
+"""The settings of `training.finetune`; a dataclass that is its command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from training.augment import AugmentConfig
+from training.methods import MethodConfig
+from training.settings import LoopConfig
+
+
+@dataclass(frozen=True)
+class Config(LoopConfig, AugmentConfig, MethodConfig):
+    """Fine-tune a RepLKNet on a folder of images or shards."""
+
+    preset: Literal["folder", "digits", "cpu", "replknet_31b", "replknet_31b_384"] = "folder"
+    """Where the defaults come from."""
+    output: Path = Path("runs/finetune")
+    """Folder of the checkpoint; the run in progress is in its last/."""
+    data: Path = Path("data/images")
+    """Folder with train/LABEL/FILE and val/LABEL/FILE, or train/*.tar and val/*.tar."""
+    arch: str = "replknet_small"
+    """Name in models.ARCHITECTURES; a checkpoint folder in --weights brings its own."""
+    weights: Path | None = None
+    """Checkpoint folder, .safetensors or .pth to start from; the head is kept if the labels are the same."""
+    image_size: int = 0
+    """Pixels; 0, like crop_pct 0 and an empty mean and std: the checkpoint's or the architecture's."""
+    crop_pct: float = 0.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    drop_path: float = 0.1

@@ -1,0 +1,94 @@
+"""Processes started by torchrun: who am I, sums over all, batch statistics over all."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def setup(device: str) -> str:
+    """Join torchrun's other processes, if there are any; returns the device of this process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    return device
+
+
+def shutdown() -> None:
+    """Leave the group, so that no process waits for this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, without gradient; the tensor itself if there is one process."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """[B,...] of every process, which are equally many, one after the other; no gradient."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum in both directions: what one process's activations add, every process's loss sees."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return all_sum(grads[0].contiguous())
+
+
+class CpuSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, for CPUs, where PyTorch's SyncBatchNorm refuses to run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        count = all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64))
+        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count.to(x.dtype)  # [C]
+        centred = x - mean.view(1, -1, 1, 1)
+        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count.to(x.dtype)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(var.detach() * (count / (count - 1)).to(x.dtype), momentum)
+        out = centred * torch.rsqrt(var + self.eps).view(1, -1, 1, 1)
+        if self.weight is None:
+            return out
+        return out * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+
+
+def convert_sync_batchnorm(model: nn.Module, device: str) -> nn.Module:
+    """Every batch norm of `model` over all processes: PyTorch's own on GPUs, `CpuSyncBatchNorm` on CPUs."""
+    if device.startswith("cuda"):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = CpuSyncBatchNorm
+    return model

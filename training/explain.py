@@ -1,0 +1,134 @@
+"""Pictures of where a checkpoint looks, with scores of how far they can be believed.
+
+python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --output runs/explained
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from models import ModelConfig, RepLKNet, load_checkpoint
+from training.augment import eval_transform, to_picture
+from training.cam import Method, explain
+from training.cam_scores import deletion, insertion, randomization_check
+from training.data import DataError, load_image
+from training.evaluate import labels_of
+from training.settings import SettingsError, one_line
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
+
+
+@dataclass(frozen=True)
+class Config:
+    """Explain the answers of a checkpoint."""
+
+    checkpoint: Path
+    """Folder with model.safetensors and config.json."""
+    images: Path
+    """An image, or a folder of images."""
+    output: Path = Path("runs/explained")
+    """Folder of the overlays."""
+    method: Method = "cam"
+    """cam is exact and needs no gradient; the others work on any layer."""
+    layer: str = "norm"
+    """Of the gradient methods, such as norm or stages.2."""
+    target: str = ""
+    """The label to explain; empty: the answer."""
+    count: int = 16
+    """The first so many images, evenly over the folder."""
+    scores: bool = False
+    """Insertion, deletion and the randomisation check."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.Image:
+    """uint8 [H,W,3] and a map [H,W] in 0..1 -> the picture beside its blend with the map's colours."""
+    stops = np.linspace(0, 1, len(COLOURS))
+    values = heat.cpu().numpy()
+    colour = np.stack([np.interp(values, stops, channel) for channel in zip(*COLOURS, strict=True)], -1)
+    blend = ((1 - strength) * picture + strength * colour).round().astype(np.uint8)
+    return Image.fromarray(np.concatenate([picture, blend], 1))
+
+
+def find_images(path: Path, count: int) -> list[Path]:
+    """`count` images, evenly over the folder. Raises `DataError` if there is none."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
+    if count < 1:
+        raise SettingsError(f"--count {count}: at least 1")
+    chosen = min(count, len(files))
+    return [files[index * len(files) // chosen] for index in range(chosen)]
+
+
+def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
+    """Write one overlay for each image; a table of answers, and the scores if they are asked for.
+
+    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
+    """
+    model, model_config = load_checkpoint(config.checkpoint)
+    model = model.to(config.device)
+    labels = labels_of(model_config)
+    if config.target and config.target not in labels:
+        raise SettingsError(
+            f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}"
+        )
+    paths = find_images(config.images, config.count)
+    transform = eval_transform(model_config)
+    images = torch.stack([transform(load_image(str(path))) for path in paths]).to(config.device)  # [B,3,S,S]
+    with torch.no_grad():
+        probabilities = model(images).softmax(1)
+    answers = probabilities.argmax(1)
+    targets = torch.full_like(answers, labels.index(config.target)) if config.target else answers
+    maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
+    config.output.mkdir(parents=True, exist_ok=True)
+    table = Table("image", "explained", "probability", "picture")
+    for number, path in enumerate(paths):
+        target = int(targets[number])
+        name = f"{number:03d}_{path.stem}_{config.method}.png"
+        overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
+        table.add_row(str(path), labels[target], f"{float(probabilities[number, target]):.1%}", name)
+    return table, scores_of(model, model_config, images, maps, targets, config) if config.scores else {}
+
+
+def scores_of(
+    model: RepLKNet, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
+) -> dict[str, float]:
+    """Insertion, deletion (beside those of random maps) and the rank correlation after each randomised part."""
+    noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
+    scores = {
+        "insertion": insertion(model, images, maps, targets).mean().item(),
+        "insertion of a random map": insertion(model, images, noise, targets).mean().item(),
+        "deletion": deletion(model, images, maps, targets).mean().item(),
+        "deletion of a random map": deletion(model, images, noise, targets).mean().item(),
+    }
+    check = randomization_check(model, lambda m: explain(m, images, targets, config.method, config.layer))
+    return scores | {f"rank correlation, random down to {part}": value for part, value in check.items()}
+
+
+def main() -> int:
+    config = tyro.cli(Config, description=__doc__)
+    console = Console()
+    try:
+        table, scores = explain_images(config)
+    except (ValueError, OSError) as error:
+        print(f"explain: {one_line(error)}", file=sys.stderr)
+        return 1
+    console.print(table)
+    for name, value in scores.items():
+        console.print(f"{name}: {value:.3f}")
+    console.print(f"overlays are in {config.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

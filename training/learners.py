@@ -1,0 +1,114 @@
+"""What a run trains: a model, its loss and what the method adds. All are `training.loop.Learner`s."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import RepLKNet
+from training.loop import Learner
+
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+class Supervised(Learner):
+    """criterion(model(images), targets), with the batch mixed before if `mix` is given."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.criterion, self.mix = model, criterion, mix
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """images [B,3,S,S], targets [B] -> loss []."""
+        if self.mix is not None and self.training:
+            images, targets = self.mix(images, targets)
+        return self.criterion(self.model(images), targets)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        if isinstance(self.criterion, ScheduledCriterion):
+            self.criterion.start_epoch(epoch, epochs)
+
+
+class ScheduledCriterion(nn.Module):
+    """A criterion that changes over the run."""
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        raise NotImplementedError
+
+
+class CosineSupervised(Supervised):
+    """Logits are cosines of the pooled feature and the rows of the head's weight, as LDAM's margins need.
+
+    The deployed head has the rows at length 1 and no bias: a feature's length scales all logits of an image, so the
+    answer is the same and the model stays a plain one.
+    """
+
+    model: RepLKNet
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        features = self.model.forward_features(images).mean((2, 3))  # [B,C]
+        cosines = F.linear(F.normalize(features), F.normalize(self.model.head.weight))  # [B,classes]
+        return self.criterion(cosines + 0.0 * self.model.head.bias, targets)
+
+    @torch.no_grad()
+    def deployed(self, model: nn.Module) -> nn.Module:
+        copy = _copy(model)
+        copy.head.weight.copy_(F.normalize(copy.head.weight))
+        copy.head.bias.zero_()
+        return copy
+
+
+class HeadOnly(Supervised):
+    """Classifier re-training (cRT; Kang et al., ICLR 2020): a new head on features that stay as they are.
+
+    The backbone is in evaluation mode, so its batch statistics stay too. Meant for a class-balanced sampler.
+    """
+
+    model: RepLKNet
+
+    def __init__(self, model: RepLKNet, criterion: nn.Module) -> None:
+        super().__init__(model, criterion)
+        model.head.reset_parameters()
+        model.requires_grad_(False)
+        model.head.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> "HeadOnly":
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.model.forward_features(images).mean((2, 3))  # [B,C]
+        return self.criterion(self.model.head(features), targets)
+
+
+def _copy(model: nn.Module) -> RepLKNet:
+    from copy import deepcopy
+
+    return deepcopy(model)  # type: ignore[return-value]
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy of targets [B] (label smoothing, class weights of mean 1) or of soft targets [B,classes].
+
+    The mean is over the batch, so that weights change the share of a class and not only its scale.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # a mixed batch is smoothed already
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none").mean()

@@ -1,0 +1,83 @@
+"""What a run says while it runs: a progress bar, log.jsonl, TensorBoard."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.settings import LoopConfig, SettingsError
+
+LOG_FILE = "log.jsonl"
+
+
+class RunLog:
+    """Progress bar on `console`, a JSON line for each epoch in `folder`/log.jsonl, scalars for TensorBoard.
+
+    Only the `main` process writes. A resumed log keeps the lines up to `step`. Raises `SettingsError` if TensorBoard is
+    asked for and not installed.
+    """
+
+    def __init__(self, config: LoopConfig, folder: Path, console: Console, total: int, step: int, main: bool) -> None:
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        self.progress = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not main)
+        self.bar = self.progress.add_task("starting", total=total, completed=step)
+        self.console, self.main, self.epochs = console, main, config.epochs
+        self.path = folder / LOG_FILE
+        self.writer = tensorboard_writer(config.output / "tensorboard", step) if config.tensorboard and main else None
+        if main:
+            lines = self.path.read_text().splitlines() if step and self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            temporary = self.path.with_name(f".{LOG_FILE}.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(temporary, self.path)
+        self.start_epoch()
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.progress.stop()
+        if self.writer:
+            self.writer.close()
+
+    def start_epoch(self) -> None:
+        self.started, self.seen, self.speed = time.perf_counter(), 0, 0.0
+
+    def step(self, epoch: int, step: int, images: int, values: dict[str, float]) -> None:
+        """`images` of all processes in this optimiser step."""
+        self.seen += images
+        self.speed = self.seen / (time.perf_counter() - self.started)
+        self.progress.update(
+            self.bar, completed=step, description=f"epoch {epoch + 1}/{self.epochs}  {self.speed:4.0f} images/s"
+        )
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+
+    def epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
+        """End of an epoch: its record, with the metrics of the evaluation."""
+        seconds = time.perf_counter() - self.started
+        speed = {"images_per_second": round(self.speed, 1), "seconds": round(seconds, 3)}
+        if not self.main:
+            return
+        with self.path.open("a") as file:
+            print(json.dumps({**record, **metrics, **speed}), file=file)
+        if self.writer:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"val/{name}", value, record["step"])
+        shown = "  ".join(f"{name.replace('top1', 'top-1')} {value:.2%}" for name, value in metrics.items())
+        self.console.print(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {shown}", highlight=False)
+
+
+def tensorboard_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SettingsError(f"--tensorboard needs a package ({error}): pip install tensorboard") from error
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -1,0 +1,112 @@
+"""Long-tailed data: build it, weigh it, report on it, and correct a trained classifier for it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.settings import SettingsError
+
+MANY, FEW = 100, 20  # training images: above MANY, below FEW, and medium from FEW to MANY (Liu et al., CVPR 2019)
+ClassWeights = Literal["none", "inverse", "inverse_sqrt", "effective"]
+
+
+def long_tail_counts(largest: int, classes: int, imbalance: float) -> list[int]:
+    """n_i = largest * imbalance^(-i / (classes - 1)), rounded down, at least 1 (Cui et al., CVPR 2019).
+
+    `imbalance` is the first count over the last one. Raises `SettingsError` below 1.
+    """
+    if imbalance < 1:
+        raise SettingsError(f"--imbalance {imbalance}: the largest class over the smallest, at least 1")
+    powers = [index / max(1, classes - 1) for index in range(classes)]
+    return [max(1, int(largest * imbalance**-power + 1e-9)) for power in powers]
+
+
+def long_tail_subset(targets: Sequence[int], classes: int, imbalance: float, seed: int = 0) -> list[int]:
+    """Indices of a long-tailed part of a data set: class i keeps `long_tail_counts` of it, drawn by `seed`.
+
+    The largest count is that of the smallest class, so the shape is exact whatever the classes' sizes.
+    """
+    labels = np.asarray(targets)
+    sizes = np.bincount(labels, minlength=classes)
+    _check_counts(sizes.tolist())
+    counts = long_tail_counts(int(sizes.min()), classes, imbalance)
+    rng = np.random.RandomState(seed)
+    chosen = [rng.permutation(np.flatnonzero(labels == index))[:count] for index, count in enumerate(counts)]
+    return np.sort(np.concatenate(chosen)).tolist()
+
+
+def class_counts(targets: Sequence[int], classes: int) -> list[int]:
+    """Training images of each class."""
+    return np.bincount(np.asarray(targets), minlength=classes).tolist()
+
+
+def class_weights(counts: Sequence[int], rule: ClassWeights, beta: float = 0.9999) -> Tensor | None:
+    """[classes] loss weights of mean 1, or None.
+
+    inverse: 1/n. inverse_sqrt: 1/sqrt(n). effective: (1 - beta)/(1 - beta^n), the inverse of the effective number of
+    samples (Cui et al., CVPR 2019). Raises `SettingsError` for an empty class and an unknown rule.
+    """
+    if rule == "none":
+        return None
+    _check_counts(counts)
+    n = torch.tensor(counts, dtype=torch.float64)
+    if rule == "inverse":
+        weights = 1 / n
+    elif rule == "inverse_sqrt":
+        weights = n.rsqrt()
+    elif rule == "effective":
+        weights = (1 - beta) / (1 - beta**n)
+    else:
+        raise SettingsError(f"--class-weights {rule}: choose none, inverse, inverse_sqrt or effective")
+    return (weights / weights.mean()).float()
+
+
+def log_prior(counts: Sequence[int]) -> Tensor:
+    """[classes] log of each class's share of the training images. Raises `SettingsError` for an empty class."""
+    _check_counts(counts)
+    n = torch.tensor(counts, dtype=torch.float64)
+    return (n / n.sum()).log().float()
+
+
+def _check_counts(counts: Sequence[int]) -> None:
+    if empty := [index for index, count in enumerate(counts) if count < 1]:
+        raise SettingsError(f"class {empty[0]} has no training image: add some, or leave the class out")
+
+
+@torch.no_grad()
+def tau_normalize(head: nn.Linear, tau: float) -> None:
+    """Rows of the weight divided by their length to the power tau, no bias, in place (Kang et al., ICLR 2020).
+
+    tau = 0 leaves the weight, 1 makes all rows equally long.
+    """
+    norms = head.weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # [classes,1]
+    head.weight.div_(norms**tau)
+    if head.bias is not None:
+        head.bias.zero_()
+
+
+@torch.no_grad()
+def adjust_logits(head: nn.Linear, counts: Sequence[int], tau: float) -> None:
+    """Post-hoc logit adjustment (Menon et al., ICLR 2021), in place: logits - tau * log prior, in the bias."""
+    head.bias.sub_(tau * log_prior(counts).to(head.bias))
+
+
+def shot_report(confusion: Tensor, counts: Sequence[int]) -> dict[str, float]:
+    """Mean of the classes' accuracies, 0..1: "balanced" of all, "many", "medium" and "few" by training images.
+
+    `confusion` [classes,classes], rows the truth. A group without a class that has test images is left out.
+    """
+    total = confusion.sum(1)
+    recall = confusion.diagonal() / total.clamp_min(1)
+    n = torch.tensor(list(counts))
+    groups = {
+        "balanced": torch.ones_like(n, dtype=torch.bool),
+        "many": n > MANY,
+        "medium": (n >= FEW) & (n <= MANY),
+        "few": n < FEW,
+    }
+    seen = total > 0
+    return {name: recall[group & seen].mean().item() for name, group in groups.items() if (group & seen).any()}

@@ -1,0 +1,74 @@
+"""Losses for long-tailed data, on logits [B,classes]. Targets are [B]; where it is said, soft ones [B,classes] too."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.learners import CrossEntropy, ScheduledCriterion
+from training.long_tail import class_weights, log_prior
+
+
+class LogitAdjusted(nn.Module):
+    """Cross entropy of logits + tau * log prior (Menon et al., ICLR 2021), soft targets too.
+
+    At tau = 1 it is balanced softmax (Ren et al., NeurIPS 2020): the model learns logits for balanced classes.
+    """
+
+    shift: Tensor
+
+    def __init__(self, counts: Sequence[int], tau: float = 1.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("shift", tau * log_prior(counts))
+        self.cross_entropy = CrossEntropy(label_smoothing)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.cross_entropy(logits + self.shift, targets)
+
+
+class Focal(nn.Module):
+    """-(1 - p)^gamma log p of the true class (Lin et al., ICCV 2017, for a softmax), with class weights of mean 1."""
+
+    weight: Tensor | None
+
+    def __init__(self, gamma: float = 2.0, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_p = F.log_softmax(logits, 1).gather(1, targets[:, None]).squeeze(1)  # [B]
+        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        if self.weight is not None:
+            loss = loss * self.weight[targets].to(loss.dtype)
+        return loss.mean()
+
+
+class LDAM(ScheduledCriterion):
+    """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019), on cosines.
+
+    Cross entropy of scale * (cosine - margin of the true class); margins ~ n^(-1/4), the largest `max_margin`. From
+    `drw_start` of the run on (1: never) classes weigh by their effective number, beta 0.9999.
+    """
+
+    margins: Tensor
+    deferred: Tensor
+
+    def __init__(
+        self, counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0, drw_start: float = 0.8
+    ) -> None:
+        super().__init__()
+        log_prior(counts)  # refuses an empty class
+        margins = torch.tensor(counts, dtype=torch.float64) ** -0.25
+        self.register_buffer("margins", (margins * (max_margin / margins.max())).float())
+        self.register_buffer("deferred", class_weights(counts, "effective"))
+        self.scale, self.drw_start, self.weighted = scale, drw_start, False
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        self.weighted = epoch >= self.drw_start * epochs
+
+    def forward(self, cosines: Tensor, targets: Tensor) -> Tensor:
+        margin = F.one_hot(targets, cosines.shape[1]) * self.margins.to(cosines.dtype)  # [B,classes]
+        weight = self.deferred.to(cosines.dtype) if self.weighted else None
+        return F.cross_entropy(self.scale * (cosines - margin), targets, weight, reduction="none").mean()

@@ -1,0 +1,223 @@
+"""The training loop that every script shares, from the first step to the published checkpoint.
+
+What is trained is a `Learner`: a module that takes a batch and returns the loss, and that holds all that must survive
+an interruption (centres, queues, momentum encoders) in its parameters and buffers. Randomness is a function of the step
+(`training.randomness`), the learning rate too, so a state is: weights, averages, optimiser, scaler, step.
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from timm.utils import ModelEmaV3
+from timm.utils.distributed import distribute_bn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from training import distributed
+from training.logs import RunLog
+from training.optim import make_optimizer, make_scheduler
+from training.randomness import STEP, seed_everything
+from training.samplers import EpochBatches
+from training.settings import ARGUMENTS_FILE, LoopConfig, accumulation, check_same
+from training.state import load_state, save_state
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
+
+
+class Learner(nn.Module):
+    """forward(images, targets, ...) -> loss, the mean over the batch. `model` is what is averaged and saved."""
+
+    model: nn.Module
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Before an epoch, also the one that a resumed run begins in."""
+
+    def after_step(self, step: int) -> None:
+        """After each optimiser step."""
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """The plain model in `model` (`self.model` or its average): what is evaluated and saved."""
+        return model
+
+
+class StopTraining(Exception):  # noqa: N818
+    """Raised by an evaluation to end the run with the checkpoint of the epoch before."""
+
+
+class Terminated(Exception):  # noqa: N818
+    """SIGTERM came; the state is saved."""
+
+
+def fit(
+    learner: Learner,
+    loader: DataLoader[Any],
+    config: LoopConfig,
+    arguments: dict[str, Any],
+    *,
+    evaluate: Callable[[nn.Module, int], dict[str, float]],
+    save: Callable[[Path, nn.Module], None],
+    console: Console,
+) -> dict[str, float]:
+    """Train and publish config.output; returns the metrics of the last epoch.
+
+    `loader` is of `training.data.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values) are
+    kept as args.json, and a run is resumed only under the same ones. `evaluate(model, epoch)` is called in every
+    process, `save(folder, model)` in the first one. Raises `RuntimeError` with the step if the loss or the gradient is
+    not finite, `SettingsError`, `StateError`, `Terminated`.
+    """
+    main, world = distributed.rank() == 0, distributed.world_size()
+    device = torch.device(config.device)
+    batches = cast(EpochBatches, loader.batch_sampler)
+    accumulate = min(accumulation(config, world), len(batches))
+    steps_per_epoch = len(batches) // accumulate
+    images_per_step = batches.batch_size * accumulate * world
+    total_steps = config.epochs * steps_per_epoch
+
+    optimizer = make_optimizer(learner, learner.model, config)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+    ema = ModelEmaV3(learner.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    averaged = ema.module if ema else learner.model
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    last = config.output / "last"
+    arguments = {**arguments, "images": batches.size, "images_per_step": images_per_step}
+    step, loss_sum, metrics = 0, 0.0, {}
+    if state := load_state(last) if config.resume == "auto" else None:
+        check_same(json.loads(state["arguments"]), arguments, last)
+        learner.load_state_dict(state["learner"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        step, loss_sum, metrics = state["step"], state["loss_sum"], state["metrics"]
+        console.print(f"resumed at step {step} of {total_steps}")
+    if main:
+        last.mkdir(parents=True, exist_ok=True)
+        (last / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n")
+
+    def save_run() -> None:
+        if main:
+            parts = {"learner": learner, "averaged": averaged, "optimizer": optimizer, "scaler": scaler}
+            values = {"step": step, "loss_sum": loss_sum, "metrics": metrics, "arguments": json.dumps(arguments)}
+            save_state(last, {**{name: part.state_dict() for name, part in parts.items()}, **values})
+
+    network: Any = torch.compile(learner) if config.compile else learner
+    if world > 1:
+        network = DistributedDataParallel(
+            network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    autocast = torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off")
+
+    with RunLog(config, last, console, total_steps, step, main) as log, _watch_for_sigterm() as asked_to_stop:
+        for epoch in range(step // steps_per_epoch, config.epochs):
+            batches.set_position(epoch, first=(step % steps_per_epoch) * accumulate)
+            learner.train()
+            learner.start_epoch(epoch, config.epochs)
+            log.start_epoch()
+            loading = iter(loader)
+            while step < (epoch + 1) * steps_per_epoch:
+                seed_everything(config.seed, STEP, step, distributed.rank())
+                scheduler.step_update(step)
+                loss = torch.zeros((), device=device)
+                for micro in range(accumulate):
+                    batch = [_move(tensor, device) for tensor in next(loading)]
+                    hold = network.no_sync() if world > 1 and micro + 1 < accumulate else nullcontext()
+                    with hold:
+                        with autocast:
+                            part = network(*batch) / accumulate
+                        scaler.scale(part).backward()
+                    loss += part.detach().float()
+                scaler.unscale_(optimizer)
+                norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
+                signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(asked_to_stop())])
+                loss_now, norm_now, stop = distributed.all_sum(signals).tolist()
+                _check_finite(loss_now, norm_now, step, epoch, config, scaler)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                learner.after_step(step)
+                step += 1
+                if ema:
+                    ema.update(learner.model, step=step)
+                loss_sum += loss_now
+                values = {"loss": loss_now, "grad_norm": norm_now, "lr": optimizer.param_groups[-1]["lr"]}
+                log.step(epoch, step, images_per_step, values)
+                saves = stop or (config.save_every and step % config.save_every == 0)
+                if saves and step % steps_per_epoch:  # the end of an epoch is saved below, evaluated
+                    save_run()
+                    if stop:
+                        raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
+
+            if world > 1:
+                distribute_bn(learner.model, world, reduce=True)
+                distribute_bn(averaged, world, reduce=True)
+            finished = learner.deployed(averaged)
+            try:
+                metrics = evaluate(finished, epoch)
+            except StopTraining as reason:
+                console.print(f"stopped in epoch {epoch + 1}: {reason}")
+                break
+            record = {"epoch": epoch + 1, "step": step, "loss": loss_sum / steps_per_epoch}
+            log.epoch({**record, "lr": optimizer.param_groups[-1]["lr"]}, metrics)
+            loss_sum = 0.0
+            if main:
+                save(last, finished)
+            save_run()
+            if stop:
+                raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
+    if main:
+        _publish(last, config.output)
+    return metrics
+
+
+def _move(tensor: Any, device: torch.device) -> Any:
+    if not isinstance(tensor, Tensor):
+        return tensor
+    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+    return tensor.to(device, non_blocking=True, memory_format=layout)
+
+
+def _check_finite(
+    loss: float, norm: float, step: int, epoch: int, config: LoopConfig, scaler: torch.amp.GradScaler
+) -> None:
+    where = f"in step {step + 1}, epoch {epoch + 1}: lower --lr {config.lr}"
+    if not math.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss} {where}")
+    if not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE):
+        raise RuntimeError(f"the gradient's norm is {norm} {where}")  # with fp16 the scaler skips the step
+
+
+@contextmanager
+def _watch_for_sigterm() -> Iterator[Callable[[], bool]]:
+    """SIGTERM is noted, and acted on between two steps."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _publish(last: Path, output: Path) -> None:
+    """The finished checkpoint takes its place, the model file last: it says "finished"."""
+    files = sorted((path for path in last.iterdir() if path.suffix in (".json", ".jsonl")), key=lambda p: p.name)
+    for path in [*files, last / "model.safetensors"]:
+        temporary = output / f".{path.name}.{os.getpid()}.tmp"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, output / path.name)
+    shutil.rmtree(last)

@@ -1,0 +1,114 @@
+"""From settings to a learner: the loss, the sampler's weights and the method around the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from models import ModelConfig, RepLKNet
+from training.adversarial import AdvProp, FastAT
+from training.augment import AugmentConfig, MixBatch
+from training.learners import CosineSupervised, CrossEntropy, HeadOnly, Supervised
+from training.long_tail import ClassWeights, class_weights
+from training.long_tail_losses import LDAM, Focal, LogitAdjusted
+from training.loop import Learner
+from training.paco import PaCo
+from training.settings import SettingsError
+
+HARD_TARGETS = ("ldam", "focal", "paco", "gpaco")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained besides a plain classifier."""
+
+    loss: Literal["cross_entropy", "balanced_softmax", "logit_adjustment", "ldam", "focal", "paco", "gpaco"] = (
+        "cross_entropy"
+    )
+    logit_tau: float = 1.0
+    """Of logit_adjustment; 1 is balanced_softmax."""
+    focal_gamma: float = 2.0
+    drw_start: float = 0.8
+    """Share of the run after which ldam weighs classes; 1: never."""
+    class_weights: ClassWeights = "none"
+    """Of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
+    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
+    imbalance: float = 0.0
+    """Train on an exponential long tail of this ratio, cut from the data; 0: on all of it."""
+    head_only: bool = False
+    """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
+    paco_alpha: float = 0.05
+    paco_temperature: float = 0.2
+    paco_queue: int = 8192
+    paco_dim: int = 128
+    paco_momentum: float = 0.999
+    adversarial: Literal["none", "fast_at", "advprop"] = "none"
+    """fast_at: a defence; advprop: for clean accuracy, no defence."""
+    epsilon: float = 8.0
+    """Size of the attack, in 255ths (fast_at: 8; advprop: the paper has 4)."""
+    overfitting_drop: float = 0.2
+    """fast_at stops when its accuracy under PGD-5 falls by more than this."""
+
+
+def check_method(method: MethodConfig, augment: AugmentConfig, has_weights: bool) -> None:
+    """Raises `SettingsError` for settings that exclude each other."""
+    mixing = augment.mixup > 0 or augment.cutmix > 0
+    special = method.loss in ("ldam", "paco", "gpaco")
+    if mixing and (method.loss in HARD_TARGETS or method.head_only or method.adversarial != "none"):
+        what = method.loss if method.loss in HARD_TARGETS else "--head-only" if method.head_only else method.adversarial
+        raise SettingsError(f"--mixup and --cutmix make soft targets, {what} needs hard ones: set both to 0")
+    if method.adversarial != "none" and (special or method.head_only):
+        raise SettingsError(f"--adversarial {method.adversarial} goes with a loss on logits, not with this method")
+    if method.adversarial != "none" and augment.random_erasing:
+        raise SettingsError("--random-erasing leaves [0,1], where attacks live: set it to 0")
+    if method.head_only and (special or not has_weights):
+        raise SettingsError("--head-only needs the features of --weights, and a loss on logits")
+    if method.class_weights != "none" and method.loss not in ("cross_entropy", "focal"):
+        raise SettingsError(f"--class-weights {method.class_weights}: {method.loss} has its own; use none")
+
+
+def make_criterion(method: MethodConfig, augment: AugmentConfig, counts: Sequence[int]) -> nn.Module:
+    """The loss on logits. `counts`: training images of each class."""
+    if method.loss in ("balanced_softmax", "logit_adjustment"):
+        tau = method.logit_tau if method.loss == "logit_adjustment" else 1.0
+        return LogitAdjusted(counts, tau, augment.label_smoothing)
+    if method.loss == "ldam":
+        return LDAM(counts, drw_start=method.drw_start)
+    weights = class_weights(counts, method.class_weights)
+    if method.loss == "focal":
+        return Focal(method.focal_gamma, weights)
+    return CrossEntropy(augment.label_smoothing, weights)
+
+
+def make_learner(
+    model: RepLKNet,
+    method: MethodConfig,
+    augment: AugmentConfig,
+    config: ModelConfig,
+    counts: Sequence[int],
+    batch_size: int,
+) -> Learner:
+    """The learner that the settings ask for, with its own parameters beside the model's."""
+    if method.loss in ("paco", "gpaco"):
+        return PaCo(
+            model,
+            counts,
+            generalized=method.loss == "gpaco",
+            alpha=method.paco_alpha,
+            temperature=method.paco_temperature,
+            queue_size=method.paco_queue,
+            dim=method.paco_dim,
+            momentum=method.paco_momentum,
+            smoothing=augment.label_smoothing if method.loss == "gpaco" else 0.0,
+        )
+    criterion = make_criterion(method, augment, counts)
+    if method.adversarial != "none":
+        learner = FastAT if method.adversarial == "fast_at" else AdvProp
+        return learner(model, criterion, config.mean, config.std, method.epsilon / 255)
+    if method.loss == "ldam":
+        return CosineSupervised(model, criterion)
+    if method.head_only:
+        return HeadOnly(model, criterion)
+    mixing = augment.mixup > 0 or augment.cutmix > 0
+    return Supervised(model, criterion, MixBatch(augment, config.num_classes, batch_size) if mixing else None)

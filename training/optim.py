@@ -1,0 +1,77 @@
+"""The optimiser, its parameter groups and the learning rate of every step."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from models import RepLKNet
+from training.settings import LoopConfig, SettingsError
+
+PAIRS_A_GROUP = 2  # RepLKNet's published layer decay: two RepLKBlocks and two ConvFFNs share a learning rate
+
+
+def layer_index(name: str, layers: Iterable[int]) -> int:
+    """The layer-decay group of a RepLKNet parameter: 0 the stem, the largest the norm and the head.
+
+    A transition goes with the blocks before it. For 2,2,18,2 layers these are the 14 groups of the authors' code.
+    """
+    groups = [-(-depth // PAIRS_A_GROUP) for depth in layers]
+    if name.startswith("stem."):
+        return 0
+    if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+        stage, block = int(found[1]), int(found[2])
+        return 1 + sum(groups[:stage]) + block // (2 * PAIRS_A_GROUP)
+    if found := re.match(r"transitions\.(\d+)\.", name):
+        return sum(groups[: int(found[1]) + 1])
+    return 1 + sum(groups)
+
+
+def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
+    """Groups with `weight_decay` (none for biases, norms and other vectors) and, under layer decay, `lr_scale`.
+
+    What `learner` holds besides `model` (projections, tokens) learns at the full rate. Raises `SettingsError` for a
+    layer decay outside 0..1, or on a model whose layers are not known.
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise SettingsError(f"--layer-decay {layer_decay}: it is above 0 and at most 1")
+    if layer_decay == 1.0:
+        return param_groups_weight_decay(learner, weight_decay)
+    if not isinstance(model, RepLKNet):
+        raise SettingsError(f"--layer-decay {layer_decay}: the layers of {type(model).__name__} are not known; use 1")
+    layers = [len(stage.blocks) // 2 for stage in model.stages]  # type: ignore[arg-type]
+    index = {parameter: layer_index(name, layers) for name, parameter in model.named_parameters()}
+    top = layer_index("head.weight", layers)
+    groups: dict[tuple[int, bool], dict] = {}
+    for parameter in learner.parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, decays = index.get(parameter, top), parameter.dim() > 1
+        entry = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": layer_decay ** (top - layer)}
+        groups.setdefault((layer, decays), entry)["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_optimizer(learner: nn.Module, model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    groups = parameter_groups(learner, model, config.weight_decay, config.layer_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: LoopConfig, steps_per_epoch: int) -> CosineLRScheduler:
+    """Linear warm-up, then a cosine, by optimiser step; a function of the step alone, so it has no state to save."""
+    steps = config.epochs * steps_per_epoch
+    warmup = min(steps - 1, int(config.warmup_epochs * steps_per_epoch))
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps - warmup,
+        lr_min=config.lr / 100 if config.min_lr is None else config.min_lr,
+        warmup_t=warmup,
+        warmup_prefix=True,
+        warmup_lr_init=config.lr / 100,
+        t_in_epochs=False,
+    )

@@ -1,0 +1,100 @@
+"""Which image comes when: batches that depend on the seed and the epoch alone, from any place in the epoch on."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from training.randomness import ORDER, derived_seed
+from training.settings import SettingsError
+
+SAMPLERS = ("instance", "class_balanced", "square_root", "progressive")
+Weights = Callable[[int], Tensor | None]  # epoch -> weight of every image, None for each image once
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Lists of (index of the image, number of the image in the run), for one of `world` processes.
+
+    All processes draw the same order and take turns of `batch_size` of it, so n processes train on what one would with
+    n times the batch. An incomplete last batch is left out; a set smaller than one batch is one batch. With `weights`
+    an epoch is as long as ever and its images are drawn with replacement. With `windows` (sizes of the runs of images
+    that lie together, such as shards) runs come in random order and images are shuffled within `buffer` at a time.
+    Raises `SettingsError` for a set too small for all processes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        weights: Weights | None = None,
+        windows: Sequence[int] | None = None,
+        buffer: int = 8192,
+    ) -> None:
+        if size < batch_size * world and (world > 1 or size < 1):
+            raise SettingsError(f"{size} images for {world} processes x batch size {batch_size}: lower --batch-size")
+        self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.batch_size = min(batch_size, size)
+        self.weights, self.windows, self.buffer = weights, windows, buffer
+        self.epoch, self.first = 0, 0
+
+    def set_position(self, epoch: int, first: int = 0) -> None:
+        """The next iteration is `epoch` from its batch `first` on."""
+        self.epoch, self.first = epoch, first
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, in each process."""
+        return self.size // (self.batch_size * self.world)
+
+    def order(self, epoch: int) -> Tensor:
+        """[size] the images of an epoch."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, ORDER, epoch))
+        weights = self.weights(epoch) if self.weights else None
+        if weights is not None:
+            return torch.multinomial(weights, self.size, replacement=True, generator=generator)
+        if self.windows is None:
+            return torch.randperm(self.size, generator=generator)
+        runs = torch.arange(self.size).split(list(self.windows))
+        mixed = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()])
+        blocks = mixed.split(self.buffer)
+        return torch.cat([block[torch.randperm(len(block), generator=generator)] for block in blocks])
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, self.order(self.epoch).tolist()
+        for batch in range(self.first, len(self)):
+            start = (batch * self.world + self.rank) * self.batch_size
+            places = range(start, start + self.batch_size)
+            yield [(order[place], epoch * self.size + place) for place in places]
+
+
+def class_sampling(name: str, targets: Sequence[int], epochs: int) -> Weights | None:
+    """The weights of a sampler of Kang et al., "Decoupling" (ICLR 2020): a class is drawn with probability ~ n^q.
+
+    "instance": q = 1, every image once. "class_balanced": q = 0. "square_root": q = 1/2. "progressive": from instance
+    to class-balanced, linearly over the epochs. Raises `SettingsError` for another name.
+    """
+    if name not in SAMPLERS:
+        raise SettingsError(f"--sampler {name}: choose one of {', '.join(SAMPLERS)}")
+    if name == "instance":
+        return None
+    labels = torch.as_tensor(targets)
+    counts = torch.bincount(labels).double()  # [classes]
+    present = counts > 0
+
+    def of_classes(power: float) -> Tensor:
+        share = torch.where(present, counts**power, 0)
+        return share / share.sum()
+
+    def weights(epoch: int) -> Tensor:
+        if name == "progressive":
+            t = epoch / max(1, epochs - 1)
+            share = (1 - t) * of_classes(1.0) + t * of_classes(0.0)
+        else:
+            share = of_classes(0.0 if name == "class_balanced" else 0.5)
+        return (share / counts.clamp_min(1))[labels]
+
+    return weights

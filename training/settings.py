@@ -1,0 +1,100 @@
+"""What every training script can be told, and how it is kept beside the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+
+ARGUMENTS_FILE = "args.json"
+FREE_TO_CHANGE = frozenset(
+    ("output", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size", "torch", "timm")
+)
+
+
+class SettingsError(ValueError):
+    """A setting, or a pair of them, that cannot be; the message names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The settings of `training.loop.fit`."""
+
+    output: Path = Path("runs/run")
+    """Folder of the checkpoint; the run in progress is in its last/."""
+    epochs: int = 30
+    batch_size: int = 64
+    """Images of one forward pass in one process."""
+    global_batch_size: int = 0
+    """Images of one optimiser step over all processes, reached by accumulation; 0: batch_size x processes."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9."""
+    lr: float = 4e-4
+    """Peak learning rate, after the warm-up; it falls to min_lr on a cosine."""
+    min_lr: float | None = None
+    """None: 1 % of lr."""
+    warmup_epochs: float = 2.0
+    weight_decay: float = 0.05
+    """Of convolution and linear weights; biases and batch norms have none."""
+    layer_decay: float = 1.0
+    """The learning rate of a group of layers over that of the next one towards the head."""
+    clip_grad: float = 0.0
+    """Largest norm of all gradients together; 0: no limit."""
+    ema_decay: float = 0.999
+    """Of the averaged weights, which are what is evaluated and saved; 0: the weights themselves."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Automatic mixed precision."""
+    compile: bool = False
+    """torch.compile the model with its loss."""
+    sync_bn: bool = False
+    """Batch statistics over all processes."""
+    seed: int = 0
+    workers: int = 2
+    """Processes that decode."""
+    threads: int = 0
+    """CPU threads that compute; 0: all."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from output/last if a run with the same settings was cut off there; never: start over."""
+    save_every: int = 0
+    """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
+    tensorboard: bool = False
+    """Write event files to output/tensorboard (needs the package tensorboard)."""
+
+
+def accumulation(config: LoopConfig, processes: int) -> int:
+    """Forward passes of one process in one optimiser step. Raises `SettingsError` for sizes that do not divide."""
+    if config.batch_size < 1 or config.epochs < 1:
+        raise SettingsError(f"--batch-size {config.batch_size} and --epochs {config.epochs}: both are at least 1")
+    at_once = config.batch_size * processes
+    if config.global_batch_size % at_once:
+        raise SettingsError(
+            f"--global-batch-size {config.global_batch_size} is no multiple of --batch-size {config.batch_size} x "
+            f"{processes} process{'es' if processes > 1 else ''} = {at_once}"
+        )
+    return max(1, config.global_batch_size // at_once)
+
+
+def as_json(config: LoopConfig, **more: Any) -> dict[str, Any]:
+    """The settings as JSON values, and the versions."""
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return json.loads(json.dumps({**values, "torch": torch.__version__, "timm": timm.__version__, **more}))
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raises `SettingsError` at the first setting that would make the resumed run another run."""
+    for name in sorted(before.keys() | now.keys()):
+        if name not in FREE_TO_CHANGE and before.get(name) != now.get(name):
+            raise SettingsError(
+                f"the run in {folder} has {name} {before.get(name)!r}, this one {now.get(name)!r}: "
+                "repeat its settings, name another --output, or start over with --resume never"
+            )
+
+
+def one_line(error: BaseException) -> str:
+    """The message without the traceback that a worker process puts before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

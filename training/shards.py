@@ -1,0 +1,126 @@
+"""WebDataset shards: plain tar files whose members come in groups, KEY.jpg beside KEY.cls or KEY.json.
+
+The headers are read once, so that every image has a number: shuffling, weighted sampling, several processes and exact
+resumption then work as for folders. Pixels are read by their place in the file, shard after shard.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm"))
+LABELS_FILE = "labels.txt"
+
+
+class Member(NamedTuple):
+    """One image: its shard, where it lies there, and what to call it in an error."""
+
+    shard: int
+    offset: int
+    size: int
+    key: str
+
+
+class Shards(Dataset[tuple[Any, int]]):
+    """(image, class index) of FOLDER/*.tar.
+
+    A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
+    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes; without them they are numbered.
+    `sizes`: images of each shard. `transform`, if any, is applied to what `decode(file, name)` gives. Raises
+    `ValueError` naming the shard and key.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        decode: Callable[[BytesIO, str], Image.Image],
+        transform: Callable[[Image.Image], Any] | None,
+        labels: list[str] | None = None,
+    ) -> None:
+        self.paths = sorted(Path(folder).glob("*.tar"))
+        self.decode, self.transform = decode, transform
+        names = Path(folder) / LABELS_FILE
+        if labels is None and names.exists():
+            labels = names.read_text(encoding="utf-8").splitlines()
+        self.samples: list[Member] = []
+        self.targets: list[int] = []
+        self.sizes: list[int] = []
+        for number, path in enumerate(self.paths):
+            before = len(self.samples)
+            self._index(number, path, labels)
+            self.sizes.append(len(self.samples) - before)
+        if not self.samples:
+            raise ValueError(f"{folder}: its {len(self.paths)} shards hold no pair of KEY.jpg and KEY.cls")
+        self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
+        self._files: dict[tuple[int, int], int] = {}
+
+    def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
+        """Append the images of one shard. Members of a key are neighbours, as the format asks."""
+        image: Member | None = None
+        target: int | None = None
+        key = None
+        try:
+            with tarfile.open(path, "r:") as shard:
+                for member in shard:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    if not member.isfile() or not suffix:
+                        continue
+                    if (stem := f"{folder}/{stem}") != key:
+                        self._add(path, image, target, key)
+                        key, image, target = stem, None, None
+                    if suffix.lower() in IMAGE_SUFFIXES:
+                        image = Member(number, member.offset_data, member.size, f"{path}:{member.name}")
+                    elif suffix in ("cls", "json"):
+                        content = shard.extractfile(member)
+                        text = content.read().decode() if content else ""
+                        target = self._target(text, suffix, f"{path}:{member.name}", labels)
+        except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
+        self._add(path, image, target, key)
+
+    def _add(self, path: Path, image: Member | None, target: int | None, key: str | None) -> None:
+        if image is not None and target is None:
+            raise ValueError(f"{path}: {key} has an image and no .cls or .json with its class")
+        if image is not None and target is not None:
+            self.samples.append(image)
+            self.targets.append(target)
+
+    @staticmethod
+    def _target(text: str, suffix: str, name: str, labels: list[str] | None) -> int:
+        value: Any = text.strip()
+        if suffix == "json":
+            try:
+                content = json.loads(text)
+                value = content["label"] if "label" in content else content["cls"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f'{name} is no JSON object with "label" or "cls"') from error
+        if labels is not None and str(value) in labels and not isinstance(value, int):
+            return labels.index(str(value))
+        try:
+            index = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: the class {value!r} is no index and not in {LABELS_FILE}") from None
+        if index < 0 or (labels is not None and index >= len(labels)):
+            known = "0 is the least" if labels is None else f"there are {len(labels)} labels"
+            raise ValueError(f"{name}: class {index} is out of range: {known}")
+        return index
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        member = self.samples[index]
+        place = (os.getpid(), member.shard)  # a worker opens its own
+        if place not in self._files:
+            self._files[place] = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)
+        content = os.pread(self._files[place], member.size, member.offset)
+        image = self.decode(BytesIO(content), member.key)
+        return (self.transform(image) if self.transform else image), self.targets[index]
