@@ -15,10 +15,9 @@ def masked_patch_loss_reference(
     size = height // mask.shape[1]
     target = image
     if target_norm == "window":  # unbiased variance over a window that is cut off at the border
-        pool = {"stride": 1, "padding": window // 2}
-        mean = F.avg_pool2d(image, window, count_include_pad=False, **pool)
-        square = F.avg_pool2d(image**2, window, count_include_pad=False, **pool)
-        count = F.avg_pool2d(torch.ones_like(image), window, count_include_pad=True, **pool) * window**2
+        mean = F.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
+        square = F.avg_pool2d(image**2, window, 1, window // 2, count_include_pad=False)
+        count = F.avg_pool2d(torch.ones_like(image), window, 1, window // 2, count_include_pad=True) * window**2
         var = ((square - mean**2) * count / (count - 1)).clamp(min=0)
         target = (image - mean) / (var + 1e-6).sqrt()
     elif target_norm == "patch":  # over the pixels and channels of each patch

@@ -23,7 +23,7 @@ def masked_patch_loss_vectorized(
     h, w = prediction.shape[2:]
     stride, patch = height // h, height // mask.shape[1]
     masked = mask != 0
-    by_cell = patch % stride == 0 and not prediction.is_contiguous()  # rows of a channels_last prediction
+    by_cell = patch % stride == 0  # then a cell is masked or not as a whole, and the masked ones alone are computed
     sums = []
     for b in range(len(image)):
         target = image[b].to(dtype)
@@ -35,13 +35,13 @@ def masked_patch_loss_vectorized(
         out = direction[b] if direction.numel() else None
         if by_cell:
             chosen = _repeat(masked[b], patch // stride).flatten().nonzero().squeeze(1)  # [n] cells
-            rows = prediction[b].permute(1, 2, 0).flatten(0, 1)  # [h*w,C*s*s], a view
+            rows = prediction[b].permute(1, 2, 0).view(h * w, -1)  # [h*w,C*s*s]
             wanted = cells[:, chosen // w, :, chosen % w, :].flatten(1)  # [n,C*s*s]
             d = rows[chosen].to(dtype) - wanted
             sums.append(_sum(d, loss))
             if out is not None:
                 out.zero_()
-                out.permute(1, 2, 0).flatten(0, 1)[chosen] = _derivative(d, loss).to(out.dtype)
+                out.permute(1, 2, 0).view(h * w, -1)[chosen] = _derivative(d, loss).to(out.dtype)
             continue
         shape = (channels, stride, stride, h, w)
         pixels = _repeat(masked[b], patch).view(h, stride, w, stride).permute(1, 3, 0, 2)  # [s,s,h,w]

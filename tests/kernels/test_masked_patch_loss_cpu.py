@@ -125,9 +125,10 @@ def test_every_output_is_written(layout, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layout", "patch", "gathered"), [("nhwc", 8, True), ("nhwc", 16, True), ("nhwc", 4, False), ("nchw", 8, False)]
+    ("layout", "patch", "gathered"),
+    [("nhwc", 8, True), ("nhwc", 16, True), ("nchw", 8, True), ("nhwc", 4, False), ("nchw", 4, False)],
 )
-def test_masked_cells_alone_are_computed_where_they_lie_together(layout, patch, gathered, monkeypatch):
+def test_masked_cells_alone_are_computed_unless_patches_divide_them(layout, patch, gathered, monkeypatch):
     shapes = []
     real = vectorized._sum
     monkeypatch.setattr(vectorized, "_sum", lambda d, loss: shapes.append(tuple(d.shape)) or real(d, loss))
