@@ -3,9 +3,9 @@
     python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--size 192] [--rounds 15]
 
 At the published recipe: stride 32, 60 % of the 32-pixel patches masked, image in float32, prediction in float32 (on a
-CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together exceed the
-cache, so that no launch is timed. `of_copy` is the least traffic (masked share of prediction and image read, gradient
-written) over the time, as a share of what a copy reaches in the same process. A wrong answer ends the run.
+CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together
+exceed the cache, so that no launch is timed. `of_copy` is the least traffic (masked share of prediction and image read,
+gradient written) over the time, as a share of what a copy reaches in the same process. A wrong answer ends the run.
 """
 
 import argparse
