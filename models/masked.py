@@ -1,8 +1,8 @@
 """Masked image modelling on a RepLKNet: SimMIM's token, or visible positions alone as SparK has them.
 
 token   (SimMIM, Xie et al., CVPR 2022) the stem's output is replaced by a learned vector where a patch is masked.
-sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0 there,
-        and every batch norm takes its statistics from the visible positions.
+sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0
+        there, and every batch norm takes its statistics from the visible positions.
 
 In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
 """
