@@ -2,7 +2,9 @@
 
 token   (SimMIM, Xie et al., CVPR 2022) the stem's output is replaced by a learned vector where a patch is masked.
 sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0
-        there, and every batch norm takes its statistics from the visible positions.
+        there, and every batch norm takes its statistics from the visible positions. A learned vector then fills the
+        empty positions of the last map, and one large-kernel block brings them what their neighbours know (FCMAE, Woo
+        et al., CVPR 2023): a 1 x 1 decoder alone would see nothing there.
 
 In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
 """
@@ -14,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import masked_patch_loss
-from models.replknet import RepLKNet
+from models.replknet import ConvFFN, RepLKBlock, RepLKNet
 
 MaskMode = Literal["token", "sparse"]
 STRIDE, STEM_STRIDE = 32, 4
 
 
 class MaskedPretrainer(nn.Module):
-    """Encoder, 1 x 1 decoder and the loss on masked patches.
+    """Encoder, decoder (1 x 1; in `sparse` with a block before it) and the loss on masked patches.
 
     `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
     parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
@@ -43,6 +45,7 @@ class MaskedPretrainer(nn.Module):
         encoder.head.requires_grad_(False)
         width, features = encoder.stem[0].conv.out_channels, encoder.norm.num_features  # type: ignore[union-attr]
         self.decoder = nn.Conv2d(features, STRIDE**2 * 3, 1)  # type: ignore[arg-type]
+        self.fill: FillEmpty | None = None
         self.mask_token: nn.Parameter | None = None
         self.visible: Visible | None = None
         if mask_mode == "token":
@@ -53,6 +56,7 @@ class MaskedPretrainer(nn.Module):
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = MaskedBatchNorm2d
                     module.visible = self.visible  # type: ignore[assignment]
+            self.fill = FillEmpty(features)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """images [B,3,H,W] normalised, mask [B,h',w'] (1 = masked) -> loss []."""
@@ -75,8 +79,11 @@ class MaskedPretrainer(nn.Module):
         masked = mask[:, None] != 0  # [B,1,h',w']
         x = images.masked_fill(_repeat(masked, patch), 0.0)
         if self.visible is not None:
+            assert self.fill is not None
             with self.visible.set(~masked):
-                return self.decoder(self.encoder.forward_features(x))
+                features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]
+                visible = self.visible.at(*features.shape[2:])
+            return self.decoder(self.fill(features, visible))
         x = self.encoder.forward_stem(x)
         assert self.mask_token is not None
         x = torch.where(_repeat(masked, patch // STEM_STRIDE), self.mask_token.to(x.dtype).view(1, -1, 1, 1), x)
@@ -99,6 +106,19 @@ class MaskedPretrainer(nn.Module):
         return mean, ((square - mean**2) * count / (count - 1)).clamp(min=0)
 
 
+class FillEmpty(nn.Module):
+    """Features [B,C,h,w], visible [B,1,h,w] -> [B,C,h,w]: a learned vector where nothing is visible, then one block."""
+
+    def __init__(self, channels: int, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
+        self.block = RepLKBlock(channels, kernel_size, 3, 1.0, 0.0, False)
+        self.ffn = ConvFFN(channels, 4 * channels, 0.0)
+
+    def forward(self, features: Tensor, visible: Tensor) -> Tensor:
+        return self.ffn(self.block(torch.where(visible, features, self.token.to(features.dtype).view(1, -1, 1, 1))))
+
+
 class Visible:
     """Which positions are visible, at the resolution of any layer: one object that an encoder's batch norms share."""
 
@@ -115,10 +135,9 @@ class Visible:
     def __exit__(self, *_: object) -> None:
         self.patches = None
 
-    def at(self, height: int, width: int) -> Tensor | None:
+    def at(self, height: int, width: int) -> Tensor:
         """[B,1,height,width] bool; a position that covers several patches is visible if one of them is."""
-        if self.patches is None:
-            return None
+        assert self.patches is not None
         rows = self.patches.shape[2]
         if height >= rows:
             return _repeat(self.patches, height // rows)
@@ -131,9 +150,9 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
     visible: Visible
 
     def forward(self, x: Tensor) -> Tensor:
-        visible = self.visible.at(*x.shape[2:])
-        if visible is None:
+        if self.visible.patches is None:
             return super().forward(x)
+        visible = self.visible.at(*x.shape[2:])
         weight = visible.to(torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
         wide = x.to(weight.dtype)
         assert self.running_mean is not None
