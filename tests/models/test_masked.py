@@ -205,3 +205,17 @@ def test_sizes_that_do_not_fit_are_named(size, mask, message):
 def test_unknown_mask_mode_is_named():
     with pytest.raises(ValueError, match="mask_mode 'dense'"):
         make("dense")
+
+
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_compiles_without_a_graph_break_and_under_autocast(mode, batch):
+    model = make(mode)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = model(*batch)
+    loss = compiled(*batch)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(*batch)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0)
