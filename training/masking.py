@@ -1,6 +1,8 @@
 """SimMIM's masks, and images without labels that come with one (Xie et al., CVPR 2022)."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,20 +108,26 @@ def write_photos(folder: Path, tile: int = 128, step: int = 32) -> Path:
         if not (folder / "train").is_dir() or not (folder / "val").is_dir():
             raise DataError(f"{folder} holds no train/ and val/: remove it, and the photographs are written again")
         return folder
-    staging = folder.with_name(f".{folder.name}.tmp")
-    for name, photo in photographs().items():
-        height, width = photo.shape[:2]
-        split = width * 4 // 5
-        for part, left, right in (("train", 0, split), ("val", split, width)):
-            region = photo[:, left:right]
-            side = min(tile, *region.shape[:2])
-            (staging / part).mkdir(parents=True, exist_ok=True)
-            for y in range(0, height - side + 1, step):
-                for x in range(0, region.shape[1] - side + 1, step):
-                    cut = Image.fromarray(np.ascontiguousarray(region[y : y + side, x : x + side]))
-                    cut.save(staging / part / f"{name}_{y:04d}_{left + x:04d}.png")
-    staging.rename(folder)
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        for name, photo in photographs().items():
+            split = photo.shape[1] * 4 // 5
+            for part, left, right in (("train", 0, split), ("val", split, photo.shape[1])):
+                _write_tiles(staging / part, name, photo, left, right, tile, step)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _write_tiles(folder: Path, name: str, photo: np.ndarray, left: int, right: int, tile: int, step: int) -> None:
+    """Squares of the columns left..right, the largest that fit if `tile` does not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    side = min(tile, photo.shape[0], right - left)
+    for y in range(0, photo.shape[0] - side + 1, step):
+        for x in range(left, right - side + 1, step):
+            cut = Image.fromarray(np.ascontiguousarray(photo[y : y + side, x : x + side]))
+            cut.save(folder / f"{name}_{y:04d}_{x:04d}.png")
 
 
 def photographs() -> dict[str, np.ndarray]:

@@ -144,7 +144,7 @@ def _cuda(
     source = _dense(prediction)
     mask = (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8)
     direction = _direction(source, loss, gradient)
-    result, scale = source.new_empty((2, 1), dtype=torch.float32).unbind()
+    result, scale = (source.new_empty((), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device(source.device):
         target = image
         if target_norm != "none":
@@ -156,7 +156,7 @@ def _cuda(
         sums = source.new_empty(count, dtype=torch.float32)
         counts = source.new_empty(count, dtype=torch.int32)
         launch(source, target, mask, direction if gradient else None, sums, counts, result, scale, loss)
-    return result.reshape(()).clone(), direction, scale.reshape(()).clone()
+    return result, direction, scale
 
 
 def _fake(

@@ -2,10 +2,12 @@
 
 import itertools
 import sys
+from contextlib import nullcontext
 
 import torch
 from loss_cases import CASES, make_loss_problem
 
+from kernels.masked_patch_loss import op
 from kernels.masked_patch_loss.kernel import launch, launch_backward, programs
 from kernels.masked_patch_loss.kernel_normalize import launch_normalization
 
@@ -45,7 +47,25 @@ def main() -> None:
         launch(prediction, target, mask, None, sums, counts, result, scale, loss)  # without a gradient
         assert torch.equal(before, result)
         count += 1
+    count += dispatched(dtype)
     print(count, "problems right")
+
+
+def dispatched(dtype: torch.dtype) -> int:
+    """What the operator does on a GPU, with the CPU in its place: strides, mask types, both passes."""
+    torch.cuda.device = lambda device: nullcontext()  # type: ignore[assignment, misc]
+    for norm in ("none", "window", "patch"):
+        problem = make_loss_problem(CASES[4], dtype, "l1", norm, window=3, grad_loss=64.0)
+        prediction = problem.prediction.transpose(2, 3).contiguous().transpose(2, 3)
+        image = problem.image.transpose(1, 2).contiguous().transpose(1, 2)
+        result, direction, scale = op._cuda(
+            prediction, image, problem.mask.mT.contiguous().mT.float(), *problem.settings
+        )
+        problem.check(result, op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype))
+        loss, direction, _ = op._cuda(prediction, image, problem.mask, *problem.settings, gradient=False)
+        assert torch.equal(loss, result)
+        assert direction.numel() == 0
+    return 3
 
 
 if __name__ == "__main__":

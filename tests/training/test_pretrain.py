@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from training.data import write_digits
 from training.pretrain import PRESETS, Config, make_model, parse_arguments, train
 from training.settings import SettingsError
 
+ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
 
 
@@ -145,3 +149,16 @@ def test_the_command_prints_one_line(
     monkeypatch.setattr("sys.argv", ["pretrain", "--preset", "digits", "--data", str(tmp_path), "--device", "cpu"])
     assert pretrain.main() == 1
     assert capsys.readouterr().err.startswith(f"pretrain: {tmp_path}/train is no folder")
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_data_once_and_train(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
+    command += ["training.pretrain", "--preset", "digits", "--output", "run", "--epochs", "1", "--workers", "0"]
+    command += ["--batch-size", "256", "--device", "cpu", "--mask-mode", "sparse", "--pictures", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "data" / "digits").glob("*/*/*.png"))) == 1797
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text())["step"] == 1438 // 512
