@@ -44,8 +44,8 @@ class MaskGenerator:
 
 
 def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) -> Transform:
-    """PIL RGB -> normalised [3,S,S]: a random crop of 3:4 to 4:3 and, for photographs, its mirror image."""
-    mode, size = InterpolationMode(config.interpolation), config.image_size
+    """PIL RGB -> normalised [3,S,S]: upstream's random crop, bilinear, and, for photographs, its mirror image."""
+    size, mode = config.image_size, InterpolationMode.BILINEAR
     steps: list[Any] = [
         v2.RandomResizedCrop(size, scale=(min_crop_area, 1.0), ratio=(3 / 4, 4 / 3), interpolation=mode)
     ]
