@@ -2,6 +2,7 @@
 
 from models.complexity import count_macs, count_parameters
 from models.config import ModelConfig
+from models.masked import MaskedBatchNorm2d, MaskedPretrainer
 from models.registry import ARCHITECTURES, Architecture, create_model
 from models.reparameterize import reparameterize
 from models.replknet import RepLKNet
@@ -10,6 +11,8 @@ from models.weights import WeightsError, load_checkpoint, load_config, load_weig
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "MaskedBatchNorm2d",
+    "MaskedPretrainer",
     "ModelConfig",
     "RepLKNet",
     "WeightsError",

@@ -145,9 +145,17 @@ class RepLKNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B,3,H,W] -> [B,C,h,w], h = ceil(H/32), after the final norm (deploy form: before it, the head has it)."""
+        return self.forward_stages(self.forward_stem(images))
+
+    def forward_stem(self, images: Tensor) -> Tensor:
+        """[B,3,H,W] -> [B,C1,ceil(H/4),ceil(W/4)]."""
         x = images
         for layer in self.stem:
             x = layer(x)
+        return x
+
+    def forward_stages(self, x: Tensor) -> Tensor:
+        """The stem's output -> features."""
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i < len(self.transitions):

@@ -1,0 +1,176 @@
+"""The masked-patch loss, forward and backward, against SimMIM's own formulation in eager PyTorch.
+
+    python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--size 192] [--rounds 15]
+
+At the published recipe: stride 32, 60 % of the 32-pixel patches masked, image in float32, prediction in float32 (on a
+CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together
+exceed the cache, so that no launch is timed. `of_copy` is the least traffic (masked share of prediction and image read,
+gradient written) over the time, as a share of what a copy reaches in the same process. A wrong answer ends the run.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import Timing, interleaved, load_average_warning, run_as_served, versions, write_results
+from kernels import masked_patch_loss
+
+Step = Callable[[], Any]
+STRIDE, PATCH, RATIO = 32, 32, 0.6
+NORMS = ("none", "window", "patch")
+CACHE = {"cpu": 0, "cuda": 128 * 2**20}  # bytes that the inputs of a round exceed; on a CPU one set is used
+
+
+def eager(prediction: Tensor, image: Tensor, mask: Tensor, norm: str, window: int = 47) -> Tensor:
+    """Upstream's loss, and MAE's normalisation where `norm` is "patch"."""
+    if norm == "window":
+        mean = F.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
+        square = F.avg_pool2d(image**2, window, 1, window // 2, count_include_pad=False)
+        count = F.avg_pool2d(torch.ones_like(image), window, 1, window // 2, count_include_pad=True) * window**2
+        var = ((square - mean**2) * (count / (count - 1))).clamp(min=0)
+        image = (image - mean) / (var + 1e-6) ** 0.5
+    elif norm == "patch":
+        rows = F.unfold(image, PATCH, stride=PATCH)
+        var, mean = torch.var_mean(rows, dim=1, keepdim=True)
+        image = F.fold((rows - mean) / (var + 1e-6) ** 0.5, image.shape[2:], PATCH, stride=PATCH)
+    weight = mask.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2).unsqueeze(1)
+    restored = F.pixel_shuffle(prediction, STRIDE)
+    error = F.l1_loss(image, restored, reduction="none")
+    return (error * weight).sum() / (weight.sum() + 1e-5) / image.shape[1]
+
+
+def ours(prediction: Tensor, image: Tensor, mask: Tensor, norm: str) -> Tensor:
+    return masked_patch_loss(prediction, image, mask, "l1", norm)
+
+
+IMPLEMENTATIONS = {"eager": eager, "widefield": ours}
+
+
+def inputs(batch: int, size: int, dtype: torch.dtype, layout: torch.memory_format, device: str) -> tuple[Tensor, ...]:
+    side = size // STRIDE
+    prediction = torch.randn(batch, 3 * STRIDE**2, side, side, device=device).to(dtype, memory_format=layout)
+    image = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=layout)
+    order = torch.rand(batch, side * side, device=device).argsort(dim=1)
+    mask = (order < math.ceil(RATIO * side * side)).view(batch, side, side).to(torch.float32)
+    return prediction.requires_grad_(), image, mask
+
+
+def step(function: Callable[..., Tensor], sets: list[tuple[Tensor, ...]], norm: str) -> Step:
+    def run() -> list[Tensor]:
+        return [torch.autograd.grad(function(*tensors, norm), tensors[0])[0] for tensors in sets]
+
+    return run
+
+
+def check(name: str, function: Callable[..., Tensor], tensors: tuple[Tensor, ...], norm: str) -> None:
+    """Ends the run if the loss or more than 1 gradient in 10,000 (a sign at a tie) differs from float64's."""
+    exact = tensors[0].detach().double().requires_grad_()
+    expected = eager(exact, tensors[1].double(), tensors[2].double(), norm)
+    expected_grad = torch.autograd.grad(expected, exact)[0]
+    loss = function(*tensors, norm)
+    grad = torch.autograd.grad(loss, tensors[0])[0]
+    off = (grad.double() - expected_grad).abs() > 0.01 * expected_grad.abs().max()
+    if not abs(loss.item() / expected.item() - 1) < 1e-3 or off.double().mean() > 1e-4:
+        raise SystemExit(
+            f"{name}, norm {norm}: {loss.item()} against {expected.item()}, {off.double().mean():.2%} of gradients off"
+        )
+
+
+def timed(candidates: dict[str, Step], calls: int, rounds: int, device: str) -> dict[str, Timing]:
+    """Milliseconds of one of the `calls` that a candidate makes."""
+    if device == "cpu":
+        return {name: _divided(timing, calls) for name, timing in interleaved(candidates, rounds).items()}
+    graphs = {name: _captured(run) for name, run in candidates.items()}
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(max(rounds, 2)):
+        for name, graph in graphs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graph.replay()
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples[name].append(start.elapsed_time(end) / calls)
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def _divided(timing: Timing, calls: int) -> Timing:
+    return Timing(timing.median / calls, timing.p20 / calls, timing.p80 / calls, timing.calls)
+
+
+def _captured(run: Step) -> "torch.cuda.CUDAGraph":
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def measure(batches: list[int], size: int, rounds: int, device: str) -> list[dict[str, Any]]:
+    rows = []
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    for batch in batches:
+        for layout in (torch.contiguous_format, torch.channels_last):
+            first = inputs(batch, size, dtype, layout, device)
+            used = first[0].nbytes + first[1].nbytes
+            least = RATIO * used + first[0].nbytes
+            sets = [first] + [
+                inputs(batch, size, dtype, layout, device) for _ in range(math.ceil(CACHE[device] / used) - 1)
+            ]
+            sources = [torch.empty(used, dtype=torch.uint8, device=device).random_() for _ in sets]
+            for norm in NORMS:
+                for name, function in IMPLEMENTATIONS.items():
+                    check(name, function, first, norm)
+                candidates = {name: step(function, sets, norm) for name, function in IMPLEMENTATIONS.items()}
+                candidates["copy"] = lambda blocks=sources: [block.clone() for block in blocks]  # type: ignore[misc]
+                few = max(2, rounds // 5) if norm == "window" and device == "cpu" else rounds  # eager takes seconds
+                timings = timed(candidates, len(sets), few, device)
+                bandwidth = 2 * used / timings["copy"].median
+                row = {"batch": batch, "size": size, "dtype": str(dtype).removeprefix("torch."), "norm": norm}
+                row |= {"layout": "nchw" if layout == torch.contiguous_format else "nhwc", "ms": timings}
+                row |= {"speedup_over_eager": round(timings["eager"].median / timings["widefield"].median, 2)}
+                row |= {"of_copy": round(least / timings["widefield"].median / bandwidth, 3)}
+                row |= {"copy_gb_per_s": round(bandwidth / 1e6, 1), "least_mb": round(least / 1e6, 2)}
+                rows.append(row)
+                text = "  ".join(f"{name} {timing.median:8.4f} ms" for name, timing in timings.items())
+                print(
+                    f"batch {batch} {row['layout']} norm {norm:6}  {text}  {row['speedup_over_eager']}x eager, "
+                    f"{row['of_copy']:.0%} of the copy's bandwidth"
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batches", default="")
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if options.size % STRIDE:
+        parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")
+    if options.device == "cpu":
+        run_as_served("benchmarks.masked_patch_loss")
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    warning = load_average_warning()
+    batches = [int(b) for b in (options.batches or {"cpu": "8", "cuda": "32,128"}[options.device]).split(",")]
+    rows = measure(batches, options.size, options.rounds, options.device)
+    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
+    name = f"masked_patch_loss_{options.device}"
+    path = write_results(name, gpu=gpu, versions=versions("torch"), warning=warning, rows=rows)
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The loss with PyTorch's own operations: what the CPU runs, and a GPU in float64."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_patch_loss_vectorized(
+    prediction: Tensor,
+    image: Tensor,
+    mask: Tensor,
+    loss: str,
+    target_norm: str,
+    window: int,
+    direction: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Fill `direction` unless it is empty; returns the loss and the scale of its gradient, both [] of `dtype`.
+
+    One image after another: what lies between two steps then stays in the cache.
+    """
+    channels, height = image.shape[1:3]
+    h, w = prediction.shape[2:]
+    stride, patch = height // h, height // mask.shape[1]
+    masked = mask != 0
+    by_cell = patch % stride == 0  # then a cell is masked or not as a whole, and the masked ones alone are computed
+    sums = []
+    for b in range(len(image)):
+        target = image[b].to(dtype)
+        if target_norm == "window":
+            target = normalize_window(target, window)
+        elif target_norm == "patch":
+            target = normalize_patches(target, patch)
+        cells = target.reshape(channels, h, stride, w, stride)
+        out = direction[b] if direction.numel() else None
+        if by_cell:
+            chosen = _repeat(masked[b], patch // stride).flatten().nonzero().squeeze(1)  # [n] cells
+            rows = prediction[b].permute(1, 2, 0).view(h * w, -1)  # [h*w,C*s*s]
+            wanted = cells[:, chosen // w, :, chosen % w, :].flatten(1)  # [n,C*s*s]
+            d = rows[chosen].to(dtype) - wanted
+            sums.append(_sum(d, loss))
+            if out is not None:
+                out.zero_()
+                out.permute(1, 2, 0).view(h * w, -1)[chosen] = _derivative(d, loss).to(out.dtype)
+            continue
+        shape = (channels, stride, stride, h, w)
+        pixels = _repeat(masked[b], patch).view(h, stride, w, stride).permute(1, 3, 0, 2)  # [s,s,h,w]
+        d = prediction[b].reshape(shape).to(dtype) - cells.permute(0, 2, 4, 1, 3)  # [C,s,s,h,w]
+        d = torch.where(pixels, d, 0)
+        sums.append(_sum(d, loss))
+        if out is not None:
+            out.copy_(_derivative(d, loss).reshape(out.shape))
+    count = masked.sum().to(torch.float64) * patch**2
+    scale = 1 / (count + 1e-5) / channels
+    return (torch.stack(sums).double().sum() * scale).to(dtype), scale.to(dtype)
+
+
+def backward_vectorized(direction: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """direction * factor, rounded once, laid out as `direction`."""
+    return (direction.to(factor.dtype) * factor).to(dtype)
+
+
+def normalize_window(image: Tensor, window: int) -> Tensor:
+    """[C,H,W], each pixel by the mean and the unbiased variance of the window around it, the part inside the image.
+
+    Prefix sums in float64 about the image's mean: the variance is right to 1e-10 of the contrast, eps is 1e-6.
+    """
+    x = image.double() - image.double().mean((1, 2), keepdim=True)
+    count = window_sums(torch.ones_like(x[:1]), window)
+    mean = window_sums(x, window) / count
+    var = (window_sums(x.square(), window) / count - mean.square()) * (count / (count - 1).clamp(min=1))
+    return ((x - mean) / (var.clamp(min=0) + 1e-6).sqrt()).to(image.dtype)
+
+
+def window_sums(x: Tensor, window: int) -> Tensor:
+    """[...,H,W]: sums over the window around each pixel, as far as it is inside."""
+    for dim in (-1, -2):
+        size = x.shape[dim]
+        place = torch.arange(size, device=x.device)
+        total = F.pad(x.cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))
+        ends = (place + window // 2 + 1).clamp(max=size), (place - window // 2).clamp(min=0)
+        x = total.index_select(dim, ends[0]) - total.index_select(dim, ends[1])
+    return x
+
+
+def normalize_patches(image: Tensor, patch: int) -> Tensor:
+    """[C,H,W], each patch x patch square by the mean and the unbiased variance of its pixels in all channels."""
+    channels, height, width = image.shape
+    squares = image.reshape(channels, height // patch, patch, width // patch, patch)
+    var, mean = torch.var_mean(squares, dim=(0, 2, 4), keepdim=True, correction=min(1, channels * patch**2 - 1))
+    return ((squares - mean) / (var + 1e-6).sqrt()).view(channels, height, width)
+
+
+def _repeat(mask: Tensor, times: int) -> Tensor:
+    return mask.repeat_interleave(times, 0).repeat_interleave(times, 1)
+
+
+def _sum(d: Tensor, loss: str) -> Tensor:
+    if loss == "smooth_l1":
+        return F.smooth_l1_loss(d, d.new_zeros(()).expand_as(d), reduction="sum")
+    return d.abs().sum() if loss == "l1" else d.square().sum()
+
+
+def _derivative(d: Tensor, loss: str) -> Tensor:
+    if loss == "l1":
+        return d.sign()
+    return d.clamp(-1, 1) if loss == "smooth_l1" else 2 * d

@@ -1,0 +1,189 @@
+"""Masked image modelling on a RepLKNet: SimMIM's token, or visible positions alone as SparK has them.
+
+token   (SimMIM, Xie et al., CVPR 2022) the stem's output is replaced by a learned vector where a patch is masked.
+sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0
+        there, and every batch norm takes its statistics from the visible positions. A learned vector then fills the
+        empty positions of the last map, and one large-kernel block brings them what their neighbours know (FCMAE, Woo
+        et al., CVPR 2023): a 1 x 1 decoder alone would see nothing there.
+
+In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels import masked_patch_loss
+from models.replknet import ConvFFN, RepLKBlock, RepLKNet
+
+MaskMode = Literal["token", "sparse"]
+STRIDE, STEM_STRIDE = 32, 4
+
+
+class MaskedPretrainer(nn.Module):
+    """Encoder, decoder (1 x 1; in `sparse` with a block before it) and the loss on masked patches.
+
+    `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
+    parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
+    keys, so its state dict is that of a plain RepLKNet.
+    """
+
+    def __init__(
+        self,
+        encoder: RepLKNet,
+        mask_mode: MaskMode = "token",
+        loss: str = "l1",
+        target_norm: str = "none",
+        window: int = 47,
+    ) -> None:
+        super().__init__()
+        if mask_mode not in ("token", "sparse"):
+            raise ValueError(f"mask_mode {mask_mode!r}: choose token or sparse")
+        self.encoder, self.loss, self.target_norm, self.window = encoder, loss, target_norm, window
+        encoder.head.requires_grad_(False)
+        width, features = encoder.stem[0].conv.out_channels, encoder.norm.num_features  # type: ignore[union-attr]
+        self.decoder = nn.Conv2d(features, STRIDE**2 * 3, 1)  # type: ignore[arg-type]
+        self.fill: FillEmpty | None = None
+        self.mask_token: nn.Parameter | None = None
+        self.visible: Visible | None = None
+        if mask_mode == "token":
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))  # type: ignore[arg-type]
+        else:
+            self.visible = Visible()
+            for module in encoder.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = MaskedBatchNorm2d
+                    module.visible = self.visible  # type: ignore[assignment]
+            self.fill = FillEmpty(features)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+        """images [B,3,H,W] normalised, mask [B,h',w'] (1 = masked) -> loss []."""
+        return masked_patch_loss(self.predict(images, mask), images, mask, self.loss, self.target_norm, self.window)
+
+    def predict(self, images: Tensor, mask: Tensor) -> Tensor:
+        """images [B,3,H,W], mask [B,h',w'] -> [B,32*32*3,H/32,W/32], before PixelShuffle.
+
+        Raises `ValueError` for an image that is no multiple of 32 pixels, or patches that are no multiple of 4.
+        """
+        height, width = images.shape[2:]
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(f"images of {height} x {width} pixels: multiples of {STRIDE} are expected")
+        patch = height // mask.shape[1]
+        if patch % STEM_STRIDE or mask.shape[1] * patch != height or mask.shape[2] * patch != width:
+            raise ValueError(
+                f"mask [{mask.shape[1]},{mask.shape[2]}] on images of {height} x {width} pixels: square patches of a "
+                f"multiple of {STEM_STRIDE} pixels are expected"
+            )
+        masked = mask[:, None] != 0  # [B,1,h',w']
+        x = images.masked_fill(_repeat(masked, patch), 0.0)
+        if self.visible is not None:
+            assert self.fill is not None
+            with self.visible.set(~masked):
+                features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]
+                visible = self.visible.at(*features.shape[2:])
+            return self.decoder(self.fill(features, visible))
+        x = self.encoder.forward_stem(x)
+        assert self.mask_token is not None
+        x = torch.where(_repeat(masked, patch // STEM_STRIDE), self.mask_token.to(x.dtype).view(1, -1, 1, 1), x)
+        return self.decoder(self.encoder.forward_stages(x))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, mask: Tensor) -> Tensor:
+        """[B,3,H,W] as the images are normalised: the prediction everywhere, a normalised target's taken back."""
+        prediction = F.pixel_shuffle(self.predict(images, mask).float(), STRIDE)
+        if self.target_norm == "none":
+            return prediction
+        patch = images.shape[2] // mask.shape[1]
+        mean, var = _patch_statistics(images, patch) if self.target_norm == "patch" else self._window_statistics(images)
+        return (prediction * (var + 1e-6).sqrt() + mean).to(images.dtype)
+
+    def _window_statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x, pad = images.double(), self.window // 2
+        count = F.avg_pool2d(torch.ones_like(x), self.window, 1, pad) * self.window**2
+        mean, square = (F.avg_pool2d(t, self.window, 1, pad, count_include_pad=False) for t in (x, x**2))
+        return mean, ((square - mean**2) * count / (count - 1)).clamp(min=0)
+
+
+class FillEmpty(nn.Module):
+    """Features [B,C,h,w], visible [B,1,h,w] -> [B,C,h,w]: a learned vector where nothing is visible, then one block."""
+
+    def __init__(self, channels: int, kernel_size: int = 7) -> None:
+        super().__init__()
+        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
+        self.block = RepLKBlock(channels, kernel_size, 3, 1.0, 0.0, False)
+        self.ffn = ConvFFN(channels, 4 * channels, 0.0)
+
+    def forward(self, features: Tensor, visible: Tensor) -> Tensor:
+        return self.ffn(self.block(torch.where(visible, features, self.token.to(features.dtype).view(1, -1, 1, 1))))
+
+
+class Visible:
+    """Which positions are visible, at the resolution of any layer: one object that an encoder's batch norms share."""
+
+    def __init__(self) -> None:
+        self.patches: Tensor | None = None  # [B,1,h',w'] bool
+
+    def set(self, patches: Tensor) -> "Visible":
+        self.patches = patches
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.patches = None
+
+    def at(self, height: int, width: int) -> Tensor:
+        """[B,1,height,width] bool; a position that covers several patches is visible if one of them is."""
+        assert self.patches is not None
+        rows = self.patches.shape[2]
+        if height >= rows:
+            return _repeat(self.patches, height // rows)
+        return F.max_pool2d(self.patches.float(), rows // height) > 0
+
+
+class MaskedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over visible positions; the others become 0. Without a mask it is `nn.BatchNorm2d`."""
+
+    visible: Visible
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.visible.patches is None:
+            return super().forward(x)
+        visible = self.visible.at(*x.shape[2:])
+        weight = visible.to(torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
+        wide = x.to(weight.dtype)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.training:
+            count = weight.sum().clamp(min=1)
+            mean = (wide * weight).sum((0, 2, 3)) / count  # [C]
+            centred = wide - mean.view(1, -1, 1, 1)
+            var = (centred.square() * weight).sum((0, 2, 3)) / count
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked += 1
+                momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = var * count / (count - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+            centred = wide - mean.view(1, -1, 1, 1)
+        scale = torch.rsqrt(var + self.eps) * self.weight
+        out = centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return torch.where(visible, out, 0.0).to(x.dtype)
+
+
+def _repeat(mask: Tensor, times: int) -> Tensor:
+    """[B,1,h,w] -> [B,1,h*times,w*times]."""
+    return mask.repeat_interleave(times, 2).repeat_interleave(times, 3)
+
+
+def _patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = images.shape
+    squares = images.double().reshape(batch, channels, height // patch, patch, width // patch, patch)
+    var, mean = torch.var_mean(squares, dim=(1, 3, 5))  # [B,h',w']
+    return _repeat(mean[:, None], patch), _repeat(var[:, None], patch)

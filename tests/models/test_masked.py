@@ -1,0 +1,221 @@
+"""The masked pre-training model: nothing of a masked patch is seen, batch norms count visible positions alone."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kernels.masked_patch_loss.reference import masked_patch_loss_reference
+from models import MaskedBatchNorm2d, MaskedPretrainer, ModelConfig, create_model, load_checkpoint, save_checkpoint
+
+SIZES = {"layers": (1, 1, 1, 1), "channels": (4, 8, 8, 8), "kernel_sizes": (7, 7, 5, 5), "small_kernel": 3}
+
+
+def make(mask_mode: str, **options) -> MaskedPretrainer:
+    torch.manual_seed(0)
+    model = MaskedPretrainer(create_model("replknet_nano", 1, **SIZES), mask_mode, **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after some training
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = 1.0  # one batch gives running statistics under which a signal comes through
+    return model
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    masks = torch.rand(3, 4, 4) < 0.5
+    masks[:, 0, 0], masks[:, 1, 1] = True, False
+    return torch.randn(3, 3, 64, 64), masks
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_masked_pixels_are_never_seen(mode, training, batch):
+    images, masks = batch
+    model = make(mode)
+    model.predict(images, masks)
+    model.train(training)
+    hidden = masks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
+    others = torch.where(hidden, float("nan"), images)
+    expected = copy.deepcopy(model).predict(images, masks)
+    assert expected.shape == (3, 3 * 32 * 32, 2, 2)
+    assert torch.equal(expected, model.predict(others, masks))
+    visible = torch.where(hidden, images, images + 1)
+    assert not torch.equal(expected, model.predict(visible, masks))
+
+
+@pytest.mark.parametrize("norm", ["none", "window", "patch"])
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_loss_is_the_references_and_every_parameter_learns(mode, norm, batch):
+    images, masks = batch
+    model = make(mode, loss="l2", target_norm=norm, window=7)
+    prediction = copy.deepcopy(model).predict(images, masks)
+    loss = model(images, masks)
+    expected = masked_patch_loss_reference(prediction.double(), images.double(), masks, "l2", norm, 7)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith("encoder.head."), name
+        assert parameter.grad is None or parameter.grad.isfinite().all()
+    assert (model.mask_token is not None) == (mode == "token")
+
+
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_empty_cells_learn_from_their_neighbours(mode):
+    """Whole cells of the last map are masked, as in the published recipe: what is visible beside them must matter."""
+    torch.manual_seed(0)
+    images, masks = torch.randn(2, 3, 96, 96), torch.zeros(2, 3, 3)
+    masks[:, 1, 1] = 1
+    model = make(mode)
+    model(images, masks).backward()
+    for name, parameter in model.encoder.named_parameters():
+        if name.startswith("stem.") or name.startswith("stages.0."):
+            assert parameter.grad.abs().max() > 0, name
+    model.eval()
+    with torch.no_grad():
+        middle = model.predict(images, masks)[:, :, 1, 1]
+        others = model.predict(images.roll(1, 0), masks)[:, :, 1, 1]
+    assert not torch.equal(middle, others)
+
+
+def test_token_stands_where_the_stem_is_masked(batch, monkeypatch):
+    images, masks = batch
+    model = make("token").eval()
+    seen = []
+    real = model.encoder.forward_stages
+    monkeypatch.setattr(model.encoder, "forward_stages", lambda x: seen.append(x) or real(x))
+    model.predict(images, masks)
+    hidden = masks.repeat_interleave(4, 1).repeat_interleave(4, 2)  # [B,16,16]: stride 4
+    where = seen[0].permute(0, 2, 3, 1)
+    assert torch.equal(where[hidden], model.mask_token.expand(int(hidden.sum()), -1))
+    assert not (where[~hidden] == model.mask_token).all(1).any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sparse_layers_are_zero_where_masked(training, batch):
+    """After every convolution and batch norm, at strides 2 to 32; patches of 16 px share a position at stride 32."""
+    images, masks = batch
+    model = make("sparse").train(training)
+    maps = []
+    for module in model.encoder.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    model.predict(images, masks)
+    assert {tensor.shape[2] for tensor in maps} == {32, 16, 8, 4, 2}
+    visible = (~masks).float()[:, None]
+    for tensor in maps:
+        side = tensor.shape[2]
+        at = F.interpolate(visible, (side, side)) if side >= 4 else F.adaptive_max_pool2d(visible, side)
+        assert torch.equal(tensor, torch.where(at > 0, tensor, 0))
+        assert (tensor != 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_batch_norm_is_that_of_the_visible_positions_in_a_row(dtype):
+    from models.masked import Visible
+
+    torch.manual_seed(0)
+    x, visible = torch.randn(2, 5, 8, 8).to(dtype), torch.rand(2, 1, 4, 4) < 0.4
+    masked, plain = MaskedBatchNorm2d(5), nn.BatchNorm2d(5)
+    masked.visible = Visible()
+    if dtype == torch.float64:
+        masked, plain = masked.double(), plain.double()
+    at = visible.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, 0]  # [2,8,8]
+    for training in (True, False):
+        masked.train(training)
+        plain.train(training)
+        with masked.visible.set(visible):
+            output = masked(x)
+        rows = x.permute(0, 2, 3, 1)[at]  # [n,5]
+        expected = plain(rows[:, :, None, None].to(plain.weight.dtype))[:, :, 0, 0]
+        close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-2, "atol": 1e-2}
+        torch.testing.assert_close(output.permute(0, 2, 3, 1)[at], expected.to(dtype), **close)
+        assert output.dtype == dtype
+        assert not output.permute(0, 2, 3, 1)[~at].any()
+    torch.testing.assert_close(masked.running_mean, plain.running_mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(masked.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
+    wide = x.to(plain.weight.dtype)
+    torch.testing.assert_close(masked.eval()(wide), plain.eval()(wide), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_with_nothing_visible_is_finite():
+    model = make("sparse")
+    loss = model(torch.randn(2, 3, 32, 32), torch.ones(2, 1, 1))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_sparse_encoder_saves_as_a_plain_one(tmp_path, batch):
+    model = MaskedPretrainer(create_model("replknet_nano", 1), "sparse")
+    images, masks = batch
+    model(images, masks)
+    save_checkpoint(tmp_path, model.encoder, ModelConfig("replknet_nano", 1))
+    plain, _ = load_checkpoint(tmp_path)
+    assert not any(isinstance(module, MaskedBatchNorm2d) for module in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain.forward_features(images), model.encoder.eval().forward_features(images))
+
+
+def test_a_copy_has_masks_of_its_own(batch):
+    model = make("sparse").eval()
+    other = copy.deepcopy(model)
+    assert other.visible is not model.visible
+    assert all(m.visible is other.visible for m in other.modules() if isinstance(m, MaskedBatchNorm2d))
+    assert torch.equal(model.predict(*batch), other.predict(*batch))
+
+
+@pytest.mark.parametrize("norm", ["none", "window", "patch"])
+def test_reconstruction_undoes_the_normalisation(norm, batch, monkeypatch):
+    """A model that predicts its target exactly gives the image back."""
+    images, masks = batch
+    model = make("token", target_norm=norm, window=7).eval()
+    target = images.double()
+    if norm == "patch":
+        squares = target.reshape(3, 3, 4, 16, 4, 16)
+        var, mean = torch.var_mean(squares, dim=(1, 3, 5), keepdim=True)
+        target = ((squares - mean) / (var + 1e-6).sqrt()).view_as(target)
+    elif norm == "window":
+        from kernels.masked_patch_loss.vectorized import normalize_window
+
+        target = torch.stack([normalize_window(image, 7) for image in target])
+    monkeypatch.setattr(model, "predict", lambda *_: F.pixel_unshuffle(target.float(), 32))
+    torch.testing.assert_close(model.reconstruct(images, masks), images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "mask", "message"),
+    [
+        ((40, 64), (5, 8), "images of 40 x 64 pixels"),
+        ((64, 64), (32, 32), r"mask \[32,32\] on images of 64 x 64"),
+        ((64, 64), (3, 3), r"mask \[3,3\]"),
+        ((64, 64), (4, 2), r"mask \[4,2\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(size, mask, message):
+    with pytest.raises(ValueError, match=message):
+        make("token").predict(torch.zeros(1, 3, *size), torch.ones(1, *mask))
+
+
+def test_unknown_mask_mode_is_named():
+    with pytest.raises(ValueError, match="mask_mode 'dense'"):
+        make("dense")
+
+
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_compiles_without_a_graph_break_and_under_autocast(mode, batch):
+    model = make(mode)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = model(*batch)
+    loss = compiled(*batch)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(*batch)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, expected, rtol=0.05, atol=0)

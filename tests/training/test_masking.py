@@ -1,0 +1,122 @@
+"""SimMIM's masks, images without labels, and the photographs that come with packages."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import ModelConfig
+from training.data import DataError
+from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
+from training.settings import SettingsError
+
+CONFIG = ModelConfig("replknet_nano", 1, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+
+
+@pytest.mark.parametrize(("size", "count", "of"), [(192, 22, 36), (224, 30, 49)])
+def test_mask_counts_are_the_published_ones(size: int, count: int, of: int) -> None:
+    generator = MaskGenerator(size, 32, 0.6)
+    for _ in range(20):
+        mask = generator()
+        assert mask.dtype == torch.bool
+        assert mask.numel() == of
+        assert mask.sum() == count == math.ceil(of * 0.6)
+
+
+def test_masks_are_upstreams_for_the_same_seed() -> None:
+    """Zeros, ones at the first of a permutation, reshaped."""
+    generator = MaskGenerator(192, 32, 0.6)
+    for seed in range(5):
+        np.random.seed(seed)
+        expected = np.zeros(36, dtype=int)
+        expected[np.random.permutation(36)[:22]] = 1
+        np.random.seed(seed)
+        assert np.array_equal(generator().numpy(), expected.reshape(6, 6))
+
+
+def test_every_patch_is_masked_equally_often() -> None:
+    np.random.seed(0)
+    generator = MaskGenerator(128, 32, 0.5)
+    share = torch.stack([generator() for _ in range(2000)]).float().mean(0)
+    assert (share - 0.5).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((192, 40, 0.6), "--mask-patch 40"), ((192, 0, 0.6), "--mask-patch 0"), ((192, 32, 0.0), "--mask-ratio 0.0")],
+)
+def test_impossible_masks_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        MaskGenerator(*arguments)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for number, place in enumerate(("a", "a/b", ".")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / place / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_images_at_any_depth_without_labels(images: Path) -> None:
+    dataset = Unlabelled(images)
+    assert len(dataset) == 3
+    assert dataset[0].size == (50, 40)
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        Unlabelled(images / "nowhere")
+    (images / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no image"):
+        Unlabelled(images / "empty")
+
+
+def test_held_out_images_keep_their_masks_and_training_images_do_not(images: Path) -> None:
+    masks = MaskGenerator(32, 4, 0.6)
+    fixed = held_out(images, CONFIG, masks, seed=3)
+    first, again = fixed[1], fixed[1]
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], fixed[2][1])
+    varied = MaskedImages(Unlabelled(images), pretrain_transform(CONFIG, 0.67, flip=True), masks)
+    first, again = varied[1], varied[1]
+    assert first[0].shape == (3, 32, 32)
+    assert not torch.equal(first[0], again[0])
+    assert not torch.equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_mirror_images_only_where_asked(flip: bool) -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:, :16] = 255
+    transform = pretrain_transform(CONFIG, 0.9, flip)
+    torch.manual_seed(0)
+    brighter = [
+        bool(image[:, :, :16].mean() > image[:, :, 16:].mean())
+        for image in map(transform, [Image.fromarray(pixels)] * 30)
+    ]
+    assert all(brighter) is not flip
+
+
+def test_photographs_are_real_and_no_pixel_is_in_both_parts(tmp_path: Path) -> None:
+    from sklearn.datasets import load_sample_image
+
+    folder = write_photos(tmp_path / "photos", step=64)
+    china = load_sample_image("china.jpg")
+    for part in ("train", "val"):
+        paths = sorted((folder / part).glob("china_*.png"))
+        assert paths
+        for path in paths:
+            y, x = (int(number) for number in path.stem.split("_")[1:])
+            tile = np.asarray(Image.open(path))
+            assert np.array_equal(tile, china[y : y + 128, x : x + 128])
+            assert (x + 128 <= 512) if part == "train" else (x >= 512)
+    before = path.stat().st_mtime_ns
+    assert write_photos(folder) == folder
+    assert path.stat().st_mtime_ns == before
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError, match="mine holds no train/ and val/"):
+        write_photos(tmp_path / "mine")

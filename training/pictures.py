@@ -1,0 +1,43 @@
+"""What a masked model makes of images, as a picture to look at."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models import MaskedPretrainer, ModelConfig
+from training.augment import to_picture
+
+GREY = 0.5
+GAP = 2  # white pixels between two pictures
+
+
+def write_reconstructions(
+    path: Path, model: MaskedPretrainer, images: Tensor, masks: Tensor, config: ModelConfig
+) -> None:
+    """A PNG with a row for each image [B,3,S,S]: whole, as the model sees it, and with the masked patches filled in."""
+    training = model.training
+    model.eval()
+    filled = model.reconstruct(images.contiguous(memory_format=torch.channels_last), masks)
+    model.train(training)
+    patch = images.shape[2] // masks.shape[1]
+    hidden = masks.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]  # [B,1,S,S]
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    seen = torch.where(hidden, (GREY - mean) / std, images)
+    filled = torch.where(hidden, filled, images)
+    side = images.shape[2] + GAP
+    sheet = np.full((len(images) * side - GAP, 3 * side - GAP, 3), 255, dtype=np.uint8)
+    for row, parts in enumerate(zip(images, seen, filled, strict=True)):
+        for column, part in enumerate(parts):
+            picture = to_picture(part.float(), config)
+            sheet[row * side : row * side + side - GAP, column * side : column * side + side - GAP] = picture
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(sheet).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,178 @@
+"""Pre-train an encoder without labels, by masked image modelling (SimMIM; token or sparse masks).
+
+python -m training.pretrain --preset photos --output runs/pretrain-photos
+torchrun --nproc-per-node 8 -m training.pretrain --preset simmim --data imagenet --arch replknet_31b
+python -m training.finetune --data my_images --weights runs/pretrain-photos
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from models import (
+    ARCHITECTURES,
+    MaskedPretrainer,
+    ModelConfig,
+    create_model,
+    load_config,
+    load_weights,
+    save_checkpoint,
+)
+from training import distributed
+from training.data import make_loader, write_digits
+from training.loop import Learner, Terminated, fit
+from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
+from training.pictures import write_reconstructions
+from training.pretrain_config import PRESETS, Config, check
+from training.settings import SettingsError, as_json, one_line
+
+__all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
+
+WRITERS: dict[str, Callable[[Path], Path]] = {"photos": write_photos, "digits": write_digits}
+
+
+class Pretraining(Learner):
+    """The loss of a masked batch; what is saved of the model is its encoder."""
+
+    model: MaskedPretrainer
+
+    def __init__(self, model: MaskedPretrainer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        return self.model(images, masks)
+
+
+def train(config: Config, console: Console | None = None) -> float:
+    """Train and write the encoder's checkpoint; returns the last epoch's loss on val/.
+
+    Raises `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be trained on,
+    `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on
+    SIGTERM.
+    """
+    check(config)
+    config = replace(config, device=distributed.setup(config.device))
+    main = distributed.rank() == 0
+    console = console or Console()
+    console = console if main else Console(quiet=True)
+    if config.preset in WRITERS and config.data == PRESETS[config.preset].data:
+        if main:
+            WRITERS[config.preset](config.data)
+        distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+
+    model, model_config = make_model(config)
+    masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
+    vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
+    train_set = MaskedImages(Unlabelled(config.data / "train"), vary, masks)
+    val_set = held_out(config.data / "val", model_config, masks, config.seed)
+    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
+    loading["pin_memory"] = config.device.startswith("cuda")
+    train_loader = make_loader(train_set, config.batch_size, train=True, **loading)
+    val_loader = make_loader(val_set, config.batch_size, train=False, **loading)
+    if config.sync_bn and distributed.world_size() > 1:
+        distributed.convert_sync_batchnorm(model, config.device)
+    learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:
+        assert isinstance(finished, MaskedPretrainer)
+        value = evaluation_loss(finished, val_loader, config.device)
+        if main and config.pictures:
+            shown = [val_set[index] for index in range(min(config.pictures, len(val_set)))]
+            images, chosen = (torch.stack(parts).to(config.device) for parts in zip(*shown, strict=True))
+            write_reconstructions(config.output / "reconstructions.png", finished, images, chosen, model_config)
+        return {"val_loss": value}
+
+    console.print(
+        f"{model_config.arch} on {len(train_set)} images at {config.image_size} px, {masks.count} of {masks.side**2} "
+        f"patches of {config.mask_patch} px masked ({config.mask_mode}), {len(val_set)} held out, {config.device}"
+    )
+    metrics = fit(
+        learner,
+        train_loader,
+        config,
+        as_json(config),
+        evaluate=evaluate,
+        save=lambda folder, finished: save_checkpoint(folder, finished.encoder, model_config),  # type: ignore[arg-type]
+        console=console,
+    )
+    console.print(f"{config.output}: loss {metrics['val_loss']:.4f} on {len(val_set)} held-out images")
+    return metrics["val_loss"]
+
+
+def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
+    """The model to train and what its checkpoint will say: no labels, so fine-tuning makes a head of its own."""
+    in_folder = config.weights is not None and config.weights.is_dir()
+    if not in_folder and config.arch not in ARCHITECTURES:
+        raise SettingsError(f"--arch {config.arch}: choose one of {', '.join(ARCHITECTURES)}")
+    start = load_config(config.weights) if in_folder and config.weights else ModelConfig(config.arch)
+    model_config = replace(
+        start,
+        num_classes=1,
+        labels=None,
+        image_size=config.image_size,
+        mean=list(config.mean) or start.mean,
+        std=list(config.std) or start.std,
+    )
+    encoder = create_model(model_config.arch, 1, drop_path_rate=config.drop_path)
+    if config.weights is not None:
+        load_weights(encoder, config.weights, skip_head=True)
+    return MaskedPretrainer(encoder, config.mask_mode, config.loss, config.target_norm, config.window), model_config
+
+
+@torch.no_grad()
+def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: str) -> float:
+    """Mean over the images of all processes, running statistics, the images' fixed masks."""
+    training = model.training
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for images, masks in loader:
+        images = images.to(device, memory_format=torch.channels_last)
+        value = model(images, masks.to(device))
+        total += torch.stack([value.double() * len(images), value.new_tensor(len(images), dtype=torch.float64)])
+    model.train(training)
+    loss_sum, count = distributed.all_sum(total).tolist()
+    return loss_sum / count
+
+
+def parse_arguments(command_line: list[str] | None = None) -> Config:
+    """The preset's values, overridden by the command line."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="simmim")
+    preset = first.parse_known_args(command_line)[0].preset
+    return tyro.cli(Config, args=command_line, default=PRESETS.get(preset, PRESETS["simmim"]), description=__doc__)
+
+
+def main() -> int:
+    config = parse_arguments()
+    try:
+        train(config)
+    except KeyboardInterrupt:
+        last: Path = config.output / "last"
+        print(f"\npretrain: interrupted; {last} has the last saved state: run it again to resume", file=sys.stderr)
+        return 130
+    except Terminated as reason:
+        print(f"pretrain: {reason}", file=sys.stderr)
+        return 143
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"pretrain: {one_line(error)}", file=sys.stderr)
+        return 1
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The settings of `training.pretrain`, a dataclass that is its command line, and its presets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from training.settings import LoopConfig, SettingsError
+
+STRIDE = 32
+
+
+@dataclass(frozen=True)
+class Config(LoopConfig):
+    """Pre-train a RepLKNet on images without labels."""
+
+    preset: Literal["simmim", "photos", "digits"] = "simmim"
+    """Where the defaults come from; photos and digits need no data of yours and no GPU."""
+    output: Path = Path("runs/pretrain")
+    """Folder of the checkpoint, which training.finetune --weights takes; the run in progress is in its last/."""
+    data: Path = Path("data/images")
+    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at."""
+    arch: str = "replknet_small"
+    """Name in models.ARCHITECTURES; a checkpoint folder in --weights brings its own."""
+    weights: Path | None = None
+    """Checkpoint folder, .safetensors or .pth whose encoder is trained on."""
+    image_size: int = 192
+    """Pixels, a multiple of 32."""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    """Of the normalisation, on the 0..1 scale; empty: the architecture's."""
+    mask_patch: int = 32
+    """Side of a masked square, pixels: a multiple of 4 that divides 32 or is a multiple of it."""
+    mask_ratio: float = 0.6
+    """Share of the patches that is masked, rounded up to whole patches."""
+    mask_mode: Literal["token", "sparse"] = "token"
+    """token: SimMIM's learned vector; sparse: what is masked stays out of every layer and batch norm (SparK)."""
+    loss: Literal["l1", "smooth_l1", "l2"] = "l1"
+    target_norm: Literal["none", "window", "patch"] = "none"
+    """The image as it is; by the mean and deviation of a window around each pixel (SimMIM), of each patch (MAE)."""
+    window: int = 47
+    """Side of that window, pixels, odd."""
+    min_crop_area: float = 0.67
+    """Of the random crop, as a share of the image's area."""
+    flip: bool = True
+    """Mirror images."""
+    drop_path: float = 0.0
+    pictures: int = 8
+    """Held-out images shown in output/reconstructions.png after every epoch; 0: none."""
+
+
+# SimMIM's recipe of 100 epochs at 192 px (Xie et al., CVPR 2022): the rates are its 2e-4 and 1e-5 for 512 images.
+_SIMMIM = Config(
+    output=Path("runs/pretrain-simmim"),
+    data=Path("data/imagenet"),
+    arch="replknet_31b",
+    epochs=100,
+    batch_size=128,
+    global_batch_size=2048,
+    lr=8e-4,
+    min_lr=4e-5,
+    warmup_epochs=10.0,
+    weight_decay=0.05,
+    clip_grad=5.0,
+    ema_decay=0.0,
+    amp="bf16",
+    workers=10,
+)
+PRESETS = {
+    "simmim": _SIMMIM,
+    # Tiles of real photographs that come with scikit-learn; a minute or two on two CPU cores.
+    "photos": Config(
+        preset="photos",
+        output=Path("runs/pretrain-photos"),
+        data=Path("data/photos"),
+        arch="replknet_nano",
+        image_size=96,
+        mask_patch=16,
+        epochs=60,
+        batch_size=32,
+        lr=2e-3,
+        warmup_epochs=3.0,
+        clip_grad=5.0,
+        ema_decay=0.0,
+    ),
+    "digits": Config(
+        preset="digits",
+        output=Path("runs/pretrain-digits"),
+        data=Path("data/digits"),
+        arch="replknet_nano",
+        image_size=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        mask_patch=8,
+        flip=False,  # a mirrored digit is no digit
+        epochs=40,
+        batch_size=64,
+        lr=2e-3,
+        clip_grad=5.0,
+        ema_decay=0.0,
+        threads=1,
+    ),
+}
+
+
+def check(config: Config) -> None:
+    """Raises `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
+    if config.image_size < STRIDE or config.image_size % STRIDE:
+        raise SettingsError(f"--image-size {config.image_size}: a multiple of {STRIDE} is needed")
+    patch = config.mask_patch
+    if patch < 4 or patch % 4 or (patch % STRIDE and STRIDE % patch):
+        raise SettingsError(f"--mask-patch {patch}: 4, 8, 16, 32 or a multiple of {STRIDE} is needed")
+    if config.window < 3 or config.window % 2 == 0:
+        raise SettingsError(f"--window {config.window}: an odd number, at least 3, is needed")
+    if config.layer_decay != 1.0:
+        raise SettingsError(f"--layer-decay {config.layer_decay}: pre-training has one rate for all layers; use 1")
+    if config.sync_bn and config.mask_mode == "sparse":
+        raise SettingsError("--sync-bn with --mask-mode sparse: its batch norms count visible positions; leave it out")
