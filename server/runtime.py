@@ -21,14 +21,15 @@ DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
-# Read by glibc and libgomp when a process starts; what the user has set stays. docs/serving.md has the measurements.
+# Read by glibc when a process starts; what the user has set stays. docs/serving.md has the measurements.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "2147483647",  # large activations stay mapped between requests
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
     "MALLOC_ARENA_MAX": "1",  # the heaps of further arenas end at 64 MB and get few huge pages
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "GOMP_SPINCOUNT": "20000",  # 0.2 ms: longer, and idle OpenMP workers take the cores that the next step needs
 }
+# 0.2 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
+SPIN = {"GOMP_SPINCOUNT": "20000"}
 MANAGEMENT_HEADER = "widefield-management"
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
@@ -74,7 +75,7 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
-        values = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+        values = {name: value for name, value in (ENVIRONMENT | SPIN).items() if name not in os.environ}
         libraries = [str(self.folder / "lib")] if self.installation.embedded else []
         native = self.installation.native_libtorch
         if native is not None:

@@ -49,6 +49,7 @@ def server(tmp_path_factory):
     write(root, "renamed", models.Picky(), ["x"], ["y"], 'default_model_filename: "other.pt"', filename="other.pt")
     write(root, "threads_1", models.Busy(), ["x"], ["y"])
     write(root, "threads_3", models.Busy(), ["x"], ["y"], INTRA_OP_THREAD_COUNT="3", INTER_OP_THREAD_COUNT="1")
+    write(root, "every_core", models.Busy(), ["x"], ["y"], INTRA_OP_THREAD_COUNT=str(len(os.sched_getaffinity(0))))
     shared = "instance_group [{ kind: KIND_CPU count: 2 }]\n"
     write(root, "shared", models.Picky(), ["x"], ["y"], shared, ENABLE_WEIGHT_SHARING="true", ENABLE_JIT_EXECUTOR="1")
     write(root, "scalar", models.Scalar(), ["x"], ["y"])
@@ -172,11 +173,16 @@ def listens(process, port):
     return port in [connection.laddr.port for connection in process.net_connections() if connection.status == "LISTEN"]
 
 
-def test_each_model_has_its_own_threads(infer, server):
-    children = psutil.Process(os.getpid()).children(recursive=True)  # other tests have their servers
+@pytest.fixture(scope="module")
+def process(server):
+    """tritonserver's process; other tests have theirs."""
+    children = psutil.Process(os.getpid()).children(recursive=True)
     port = int(server.grpc_url.rpartition(":")[2])
     (process,) = [child for child in children if child.name() == "tritonserver" and listens(child, port)]
+    return process
 
+
+def test_each_model_has_its_own_threads(infer, process):
     def started(model):
         before = process.num_threads()
         infer(model, x=[[0, 0]])
@@ -185,6 +191,20 @@ def test_each_model_has_its_own_threads(infer, server):
     infer("renamed", x=[[1, 2]])  # the connection has its threads now
     assert started("threads_1") == 0
     assert started("threads_3") == 2
+
+
+def test_a_model_on_every_core_has_a_thread_on_each(infer, process):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+
+    def pinned():
+        masks = [os.sched_getaffinity(thread.id) for thread in process.threads()]
+        return sorted(next(iter(mask)) for mask in masks if len(mask) == 1)
+
+    before = pinned()
+    infer("every_core", x=[[0, 0]])
+    assert sorted(before + list(cores)) == pinned()
 
 
 @pytest.mark.parametrize(

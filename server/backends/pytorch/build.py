@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "lib" / "libtriton_pytorch.so"
 SOURCES = ("backend.cpp", "model.cpp", "request.cpp", "settings.cpp")
 HEADERS = ("json.h", "model.h", "request.h", "settings.h", "tritonbackend.h")
-FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall")
+FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp")
 
 
 class BuildError(RuntimeError):
