@@ -45,10 +45,12 @@ bench: native
 	$(BIN)/python -m benchmarks.depthwise_cpu
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
+	$(BIN)/python -m benchmarks.masked_patch_loss
 
 gpu-check:
 	$(GPU_PYTHON) kernels/native/build.py
 	$(GPU_PYTHON) -m pytest -m gpu tests/kernels
+	$(GPU_PYTHON) -m benchmarks.masked_patch_loss --device cuda
 
 constraints: setup
 	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header \

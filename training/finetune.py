@@ -48,7 +48,9 @@ def train(config: Config, console: Console | None = None) -> float:
     console = console or Console()
     console = console if main else Console(quiet=True)
     if config.preset == "digits" and config.data == PRESETS["digits"].data:
-        write_digits(config.data)
+        if main:
+            write_digits(config.data)
+        distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
