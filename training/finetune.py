@@ -8,7 +8,6 @@ torchrun --nproc-per-node 8 -m training.finetune --preset replknet_31b --data im
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,12 @@ from training.config import Config
 from training.data import make_loader, open_images, write_digits
 from training.evaluate import confusion_matrix, top1
 from training.long_tail import class_counts, long_tail_subset, shot_report
-from training.loop import Terminated, fit
+from training.loop import fit
 from training.methods import check_method, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
-from training.settings import as_json, one_line
+from training.script import exit_code
+from training.settings import as_json
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -142,21 +142,7 @@ def parse_arguments(command_line: list[str] | None = None) -> Config:
 
 def main() -> int:
     config = parse_arguments()
-    try:
-        train(config)
-    except KeyboardInterrupt:
-        last: Path = config.output / "last"
-        print(f"\nfinetune: interrupted; {last} has the last saved state: run it again to resume", file=sys.stderr)
-        return 130
-    except Terminated as reason:
-        print(f"finetune: {reason}", file=sys.stderr)
-        return 143
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"finetune: {one_line(error)}", file=sys.stderr)
-        return 1
-    finally:
-        distributed.shutdown()
-    return 0
+    return exit_code("finetune", lambda: train(config), config.output)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from models import (
 )
 from training import distributed
 from training.data import make_loader, write_digits
-from training.loop import Learner, Terminated, fit
+from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
-from training.settings import SettingsError, as_json, one_line
+from training.script import exit_code
+from training.settings import SettingsError, as_json
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -157,21 +158,7 @@ def parse_arguments(command_line: list[str] | None = None) -> Config:
 
 def main() -> int:
     config = parse_arguments()
-    try:
-        train(config)
-    except KeyboardInterrupt:
-        last: Path = config.output / "last"
-        print(f"\npretrain: interrupted; {last} has the last saved state: run it again to resume", file=sys.stderr)
-        return 130
-    except Terminated as reason:
-        print(f"pretrain: {reason}", file=sys.stderr)
-        return 143
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"pretrain: {one_line(error)}", file=sys.stderr)
-        return 1
-    finally:
-        distributed.shutdown()
-    return 0
+    return exit_code("pretrain", lambda: train(config), config.output)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,30 @@
+"""How a training script ends: one line on standard error and an exit code, whatever stops it."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from training import distributed
+from training.loop import Terminated
+from training.settings import one_line
+
+
+def exit_code(name: str, run: Callable[[], object], output: Path) -> int:
+    """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(
+            f"\n{name}: interrupted; {output / 'last'} has the last saved state: run it again to resume",
+            file=sys.stderr,
+        )
+        return 130
+    except Terminated as reason:
+        print(f"{name}: {reason}", file=sys.stderr)
+        return 143
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 1
+    finally:
+        distributed.shutdown()
+    return 0
