@@ -18,7 +18,7 @@ import tritonclient.grpc
 from client import Classifier
 from models import load_checkpoint, reparameterize
 from server import TritonServer
-from training.data import eval_transform
+from training.augment import eval_transform
 
 pytestmark = pytest.mark.server
 
