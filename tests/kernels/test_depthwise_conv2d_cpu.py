@@ -165,7 +165,7 @@ def test_double_backward_is_an_error(with_respect_to):
 def test_compiled_gradients_are_eager_ones():
     """Forward and backward in one graph each, through both gradient operators."""
     shapes = ((2, 8, 9, 9), (8, 1, 7, 7), (8,))
-    arguments = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     compiled = torch.compile(lambda *a: depthwise_conv2d(*a, "gelu"), fullgraph=True, backend="aot_eager")
     grads = [torch.autograd.grad(f(*arguments).square().sum(), arguments) for f in (compiled, _gelu)]
     for ours, theirs in zip(*grads, strict=True):
