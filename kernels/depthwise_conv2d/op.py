@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.depthwise_conv2d import dispatch, gradients  # noqa: F401 (registers the gradients)
 from kernels.native import load_native_library
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
 ACTIVATIONS = ("none", "relu", "gelu")
-TOEPLITZ_TAPS = 49  # from 7 x 7 on the tensor cores' waste is smaller than their gain (README.md; not measured)
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -30,6 +29,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
     Raises:
         ValueError: naming the argument, its value and what is expected.
+        RuntimeError: when it is differentiated twice.
     """
     device = input.device.type
     if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
@@ -86,23 +86,10 @@ def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
 
 def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     source = dense(input)
-    if source.dtype not in TRITON_DTYPES:
+    kernel = dispatch.kernel_for(source, (weight.shape[2], weight.shape[3]))
+    if kernel == "pytorch":
         return _activate(_convolution(source, weight, bias), activation)
-    from kernels.depthwise_conv2d import kernel, toeplitz
-
-    bias = None if bias is None else bias.contiguous()
-    if weight.shape[2] * weight.shape[3] < TOEPLITZ_TAPS:
-        output = torch.empty_like(source)
-        launch = kernel.launch
-    else:  # whose windows are runs of a row: channels_last is copied there and back
-        output = torch.empty_like(source, memory_format=torch.contiguous_format)
-        launch = toeplitz.launch
-    if output.numel():
-        with torch.cuda.device(source.device):
-            launch(
-                source.contiguous() if output.is_contiguous() else source, weight.contiguous(), bias, output, activation
-            )
-    return output if output.stride() == source.stride() else torch.empty_like(source).copy_(output)
+    return dispatch.forward_cuda(source, weight, bias, activation, kernel)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -126,19 +113,14 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     elif activation == "gelu":
         before = torch.ops.widefield.depthwise_conv2d(input, weight, kept, "none")
         grad = torch.ops.aten.gelu_backward(grad, before)
-    if input.device.type == "cpu":  # the fast path needs both in channels_last
-        input, grad = (t.contiguous(memory_format=torch.channels_last) for t in (input, grad))
-    channels, _, kernel_height, kernel_width = weight.shape
-    needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], has_bias and ctx.needs_input_grad[2]]  # type: ignore[attr-defined]
-    turned = None
-    if needed[0] and input.device.type == "cuda":  # the forward kernel with the filter turned by 180 degrees
-        turned = torch.ops.widefield.depthwise_conv2d(grad, weight.flip(2, 3))
-        needed[0] = False
-    padding = [kernel_height // 2, kernel_width // 2]
-    grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-        grad, input, weight, [channels], [1, 1], padding, [1, 1], False, [0, 0], channels, needed
-    )
-    return grad_input if turned is None else turned, grad_weight, grad_bias, None
+    grad_input, grad_weight, grad_bias = None, None, None
+    if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
+        grad_input = torch.ops.widefield.depthwise_conv2d_grad_input(grad, weight)
+    if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
+        grad_weight = torch.ops.widefield.depthwise_conv2d_grad_weight(grad, input, weight.shape[2:])
+    if has_bias and ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
+        grad_bias = grad.sum((0, 2, 3))  # accumulated in float32
+    return grad_input, grad_weight, grad_bias, None
 
 
 def _register() -> None:

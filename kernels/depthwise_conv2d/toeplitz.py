@@ -76,10 +76,11 @@ def toeplitz_kernel(
     Rows r that lie outside the image for the whole tile are skipped. Bytes: the input once from memory and about
     (1 + KH/ROWS)(WINDOW/COLUMNS) times from the L2 cache, the packed filter once a tile from there, the output once.
     """
-    W = tl.multiple_of(W, ALIGNMENT)
-    stride_n = tl.multiple_of(stride_n, ALIGNMENT)
-    stride_c = tl.multiple_of(stride_c, ALIGNMENT)
-    stride_h = tl.multiple_of(stride_h, ALIGNMENT)
+    W = W // ALIGNMENT * ALIGNMENT  # tells the compiler: tl.multiple_of does nothing to an argument
+    stride_n = stride_n // ALIGNMENT * ALIGNMENT
+    stride_c = stride_c // ALIGNMENT * ALIGNMENT
+    stride_h = stride_h // ALIGNMENT * ALIGNMENT
+    offset = offset // 8 * 8
     tiles_x = tl.cdiv(W, COLUMNS)
     blocks_y = tl.cdiv(H, ROWS)
     c = tl.program_id(1).to(tl.int64)

@@ -144,6 +144,38 @@ def test_opcheck(activation, layout):
     opcheck(torch.ops.widefield.depthwise_conv2d.default, (x.detach(), w.detach()))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_opcheck_of_the_gradients(layout):
+    grad, x = (torch.randn(2, 16, 6, 5).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
+    ops = torch.ops.widefield
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # their own gradients are an error
+    opcheck(ops.depthwise_conv2d_grad_input.default, (grad, torch.randn(16, 1, 13, 3)), test_utils=tests)
+    opcheck(ops.depthwise_conv2d_grad_weight.default, (grad, x, [13, 3]), test_utils=tests)
+
+
+@pytest.mark.parametrize("with_respect_to", [0, 1])
+def test_double_backward_is_an_error(with_respect_to):
+    x, w = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(4, 1, 5, 5, requires_grad=True)
+    loss = depthwise_conv2d(x, w).square().sum()
+    (grad,) = torch.autograd.grad(loss, (x, w)[with_respect_to], create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        grad.sum().backward()
+
+
+def test_compiled_gradients_are_eager_ones():
+    """Forward and backward in one graph each, through both gradient operators."""
+    shapes = ((2, 8, 9, 9), (8, 1, 7, 7), (8,))
+    arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    compiled = torch.compile(lambda *a: depthwise_conv2d(*a, "gelu"), fullgraph=True, backend="aot_eager")
+    grads = [torch.autograd.grad(f(*arguments).square().sum(), arguments) for f in (compiled, _gelu)]
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def _gelu(x, w, b):
+    return F.gelu(F.conv2d(x, w, b, padding=3, groups=8))
+
+
 def test_export_keeps_the_operator_and_a_dynamic_batch():
     class Module(torch.nn.Module):
         def __init__(self):

@@ -1,0 +1,60 @@
+"""Which implementation a call on the GPU takes, and how its kernels are launched."""
+
+import torch
+from torch import Tensor
+
+from kernels.depthwise_conv2d.precision import get_float32_precision
+
+TOEPLITZ_TAPS = 49  # from 7 x 7 on the tensor cores' waste is smaller than their gain (README.md; not measured)
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
+
+
+def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: tuple[int, int]) -> str:
+    """ "toeplitz" (tensor cores), "taps" (few taps, no tensor cores) or "pytorch" (no kernel of ours serves).
+
+    The first two differ in forward and grad_input alone: grad_weight has one kernel for both.
+    """
+    if dtype not in TRITON_DTYPES or capability < LEAST_CAPABILITY:
+        return "pytorch"
+    return "taps" if kernel_size[0] * kernel_size[1] < TOEPLITZ_TAPS else "toeplitz"
+
+
+def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
+    return choose_kernel(input.dtype, kernel_size, torch.cuda.get_device_capability(input.device))
+
+
+def forward_cuda(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str) -> Tensor:
+    """`input` contiguous or channels_last -> its layout; `kernel` is "toeplitz" or "taps"."""
+    from kernels.depthwise_conv2d import kernel as taps
+    from kernels.depthwise_conv2d import toeplitz, tuning
+
+    bias = None if bias is None else bias.contiguous()
+    if kernel == "taps":
+        output = torch.empty_like(input)
+        if output.numel():
+            with torch.cuda.device(input.device):
+                taps.launch(input, weight.contiguous(), bias, output, activation)
+        return output
+    # Its windows are runs of a row: channels_last is copied there and back.
+    output = torch.empty_like(input, memory_format=torch.contiguous_format)
+    if output.numel():
+        with torch.cuda.device(input.device):
+            arguments = (input.contiguous(), weight.contiguous(), bias, output, activation, get_float32_precision())
+            tile = tuning.toeplitz_tile(*arguments)
+            toeplitz.launch(*arguments, tile=tile)
+    return output if output.stride() == input.stride() else torch.empty_like(input).copy_(output)
+
+
+def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) -> Tensor:
+    """[N,C,H,W] twice, any layout -> [C,1,Kh,Kw]."""
+    from kernels.depthwise_conv2d import grad_weight, tuning
+
+    result = input.new_empty(input.shape[1], 1, *kernel_size)
+    if input.numel() == 0:
+        return result.zero_()
+    with torch.cuda.device(input.device):
+        arguments = (grad.contiguous(), input.contiguous(), result, get_float32_precision())
+        tile = tuning.grad_weight_tile(*arguments)
+        grad_weight.launch(*arguments, tile=tile)
+    return result

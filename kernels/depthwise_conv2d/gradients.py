@@ -1,0 +1,87 @@
+"""widefield::depthwise_conv2d_grad_input and _grad_weight: operators of their own, so that torch.compile sees them."""
+
+import torch
+from torch import Tensor
+
+GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
+GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
+
+_library = torch.library.Library("widefield", "FRAGMENT")
+
+
+def _convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+    channels, _, kernel_height, kernel_width = weight.shape
+    padding = [kernel_height // 2, kernel_width // 2]
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, [1, 1], padding, [1, 1], False, [0, 0], channels, mask
+    )
+
+
+def _grad_input_layout(grad: Tensor) -> Tensor:
+    """Room for the answer: channels_last on the CPU, where it is computed so; else as a forward pass would return."""
+    if grad.device.type == "cpu":
+        return torch.empty_like(grad, memory_format=torch.channels_last)
+    from kernels.depthwise_conv2d.op import dense
+
+    return torch.empty_like(dense(grad))
+
+
+def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
+    source = grad.contiguous(memory_format=torch.channels_last)
+    result = _convolution_backward(source, source, weight, [True, False, False])[
+        0
+    ]  # of the input only the shape counts
+    expected = _grad_input_layout(grad)
+    return result if result.stride() == expected.stride() else expected.copy_(result)
+
+
+def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
+    """The forward pass with the filter turned by 180 degrees."""
+    return torch.ops.widefield.depthwise_conv2d(grad, weight.flip(2, 3))
+
+
+def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
+    grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
+    return _grad_weight_pytorch(grad, input, kernel_size)
+
+
+def _grad_weight_pytorch(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
+    result = input.new_empty(input.shape[1], 1, *kernel_size)
+    answer = _convolution_backward(grad, input, result, [False, True, False])[1]
+    return answer if answer.stride() == result.stride() else result.copy_(answer)
+
+
+def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
+    from kernels.depthwise_conv2d import dispatch
+
+    size = (kernel_size[0], kernel_size[1])
+    if dispatch.kernel_for(input, size) == "pytorch":
+        return _grad_weight_pytorch(grad, input, kernel_size)
+    return dispatch.grad_weight_cuda(grad, input, size)
+
+
+def _grad_input_fake(grad: Tensor, weight: Tensor) -> Tensor:
+    return _grad_input_layout(grad)
+
+
+def _grad_weight_fake(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
+    return input.new_empty(input.shape[1], 1, *kernel_size)
+
+
+def refuse_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "depthwise_conv2d cannot be differentiated twice. For second derivatives use "
+        "torch.nn.functional.conv2d(input, weight, padding=(Kh // 2, Kw // 2), groups=C)"
+    )
+
+
+for _schema, _cpu, _cuda, _fake in (
+    (GRAD_INPUT_SCHEMA, _grad_input_cpu, _grad_input_cuda, _grad_input_fake),
+    (GRAD_WEIGHT_SCHEMA, _grad_weight_cpu, _grad_weight_cuda, _grad_weight_fake),
+):
+    _name = _schema.split("(")[0]
+    _library.define(_schema)
+    _library.impl(_name, _cpu, "CPU")
+    _library.impl(_name, _cuda, "CUDA")
+    torch.library.register_fake(f"widefield::{_name}", _fake)
+    torch.library.register_autograd(f"widefield::{_name}", refuse_double_backward)

@@ -1,0 +1,53 @@
+"""Compiles a Triton-language kernel for an architecture that is not here, and reads its machine code."""
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block
+TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    text: str
+    registers: int
+    stack: int
+    shared: int
+
+    def has(self, instruction: str) -> bool:
+        return re.search(rf"\b{re.escape(instruction)}\b", self.text) is not None
+
+    def check(self, architecture: int, warps: int) -> None:
+        """No spills; registers and shared memory within a block's limits."""
+        assert not self.has("LDL")
+        assert not self.has("STL")
+        assert self.stack == 0
+        assert self.registers * 32 * warps <= 65536
+        assert self.shared <= SHARED_LIMIT[architecture] * 1024
+
+
+def run_tool(name: str, *arguments: str) -> str:
+    import triton.backends.nvidia
+
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def machine_code(kernel, architecture, pointers, constants, warps, stages, folder: Path) -> MachineCode:
+    """As the just-in-time compiler would for aligned pointers: `pointers` by name, the rest 32-bit integers."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
+    source = ASTSource(kernel, signature, constants, aligned)
+    options = {"num_warps": warps, "num_stages": stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    path = folder / "kernel.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    usage = run_tool("cuobjdump", "--dump-resource-usage", str(path))
+    (registers,), (stack,) = re.findall(r"REG:(\d+)", usage), re.findall(r"STACK:(\d+)", usage)
+    return MachineCode(run_tool("nvdisasm", "-c", str(path)), int(registers), int(stack), compiled.metadata.shared)

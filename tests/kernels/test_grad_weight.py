@@ -1,0 +1,98 @@
+"""The filter's gradient: its arithmetic through the interpreter, its machine code for every architecture."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = ROOT / "tests/kernels/grad_weight_interpreted.py"
+STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
+POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_interpreted(dtype):
+    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
+    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == ["every_case 13", "every_tile 16", "what_is_not_finite 6"]
+
+
+def compile_for(architecture, size, kernel_size, dtype, folder, precision="ieee", **more):
+    import triton.language as tl
+
+    from kernels.depthwise_conv2d.grad_weight import choose_tile, window_offset
+    from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel
+
+    tile = choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
+    constants = {"H": size, "W": size, "PAD": kernel_size // 2, "STEP_Y": tile.step_y, "STEP_X": tile.step_x}
+    constants |= {"TAPS": tile.taps, "WINDOW": tile.window, "EXTRA": tile.extra, "BLOCK_K": tile.block_k}
+    constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}
+    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | more
+    pointers = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype], "partial_ptr": "*fp32"}
+    code = machine_code(grad_weight_kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
+    return code, tile
+
+
+@pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_machine_code(architecture, stage, tmp_path):
+    """Tensor cores, asynchronous copies alone where rows are even, no spills, within the limits."""
+    size, kernel_size = STAGES[stage]
+    code, tile = compile_for(architecture, size, kernel_size, torch.bfloat16, tmp_path)
+    code.check(architecture, tile.warps)
+    assert code.has(TENSOR_CORES[architecture])
+    assert code.has("LDGSTS") == (size % 2 == 0)
+    assert code.has("LDG") == (size % 2 == 1)
+    if stage == "stage1":
+        assert code.has("LDGSTS.E.BYPASS.128") or code.has("LDGSTS.E.BYPASS.LTC128B.128")
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+def test_machine_code_of_float32(architecture, precision, tmp_path):
+    """IEEE takes no tensor core; the others do."""
+    code, tile = compile_for(architecture, 14, 27, torch.float32, tmp_path, precision)
+    code.check(architecture, tile.warps)
+    assert code.has(TENSOR_CORES[architecture]) == (precision != "ieee")
+
+
+def test_arguments_of_one_are_constants_to_the_compiler(tmp_path):
+    """One image of one channel: the just-in-time compiler passes a 1 as a constant."""
+    code, tile = compile_for(90, 14, 27, torch.bfloat16, tmp_path, N=1, C=1, steps=1)
+    code.check(90, tile.warps)
+
+
+@pytest.mark.parametrize("ones", [(), ("N", "C", "splits", "skip_y", "lead")], ids=["many", "one"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_machine_code_of_the_reduction(dtype, ones, tmp_path):
+    from kernels.depthwise_conv2d.grad_weight import BLOCK_TAPS
+    from kernels.depthwise_conv2d.grad_weight_kernel import reduce_kernel
+
+    constants = {"STEP_Y": 2, "STEP_X": 8, "TAPS": 32, "WINDOW": 32, "EXTRA": 16}
+    constants |= {"BLOCK_TAPS": BLOCK_TAPS, "BLOCK_PIXELS": 1024} | dict.fromkeys(ones, 1)
+    pointers = {name: POINTER[dtype] for name in ("grad_ptr", "input_ptr", "grad_weight_ptr")} | {
+        "partial_ptr": "*fp32"
+    }
+    machine_code(reduce_kernel, 90, pointers, constants, 4, 3, tmp_path).check(90, 4)
+
+
+def test_tile_of_each_stage():
+    """Steps fill the powers of two that the tensor cores want; taps that no pixel sees are left out."""
+    from kernels.depthwise_conv2d.grad_weight import choose_splits, choose_tile
+
+    tiles = {stage: choose_tile(size, size, kernel, kernel, 2) for stage, (size, kernel) in STAGES.items()}
+    products = {s: (t.step_y, t.step_x, t.taps * t.step_x, t.step_y * (t.window + t.extra)) for s, t in tiles.items()}
+    assert products["stage1"] == (2, 8, 256, 96)
+    assert products["stage2"] == (4, 4, 128, 128)
+    assert products["stage3"] == (4, 2, 64, 128)
+    assert products["stage4"] == (4, 4, 64, 64)
+    assert choose_tile(7, 7, 51, 51, 2) == tiles["stage4"]
+    assert choose_splits(64 * 28 * 7, 128, 64) == (3, 66)  # few channels: three programs for each
+    assert choose_splits(4, 1, 64) == (1, 1)
