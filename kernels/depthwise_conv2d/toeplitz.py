@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+
+PACK_BLOCK = 256  # elements of a plane that a program of pack_filter_kernel writes at once
+
 
 @triton.jit
 def pack_filter_kernel(
@@ -17,25 +21,25 @@ def pack_filter_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WINDOW: tl.constexpr,
-    WINDOW_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """packed[c,q,u,x] = weight[c,0,q-ROWS+1,u-offset-x+KW//2], 0 outside the filter: one program a plane."""
     c = tl.program_id(0).to(tl.int64)
-    u = tl.arange(0, WINDOW_BLOCK)[:, None]  # WINDOW, rounded up to a power of two
-    x = tl.arange(0, COLUMNS)[None, :]
-    i = tl.program_id(1) - (ROWS - 1) + 0 * u
-    j = u - offset - x + KW // 2
-    inside = (i >= 0) & (i < KH) & (j >= 0) & (j < KW)
-    value = tl.load(weight_ptr + (c * KH + i) * KW + j, mask=inside, other=0.0)
-    plane = c * planes + tl.program_id(1)
-    tl.store(packed_ptr + plane * WINDOW * COLUMNS + u * COLUMNS + x, value, mask=(u < WINDOW) & (x < COLUMNS))
+    i = tl.program_id(1) - (ROWS - 1) + tl.zeros((BLOCK,), dtype=tl.int32)
+    plane = (c * planes + tl.program_id(1)) * WINDOW * COLUMNS
+    for begin in range(0, WINDOW * COLUMNS, BLOCK):
+        element = begin + tl.arange(0, BLOCK)
+        j = element // COLUMNS - offset - element % COLUMNS + KW // 2
+        inside = (i >= 0) & (i < KH) & (j >= 0) & (j < KW)
+        value = tl.load(weight_ptr + (c * KH + i) * KW + j, mask=inside, other=0)
+        tl.store(packed_ptr + plane + element, value, mask=element < WINDOW * COLUMNS)
 
 
 @triton.jit
-def activate(value, ACTIVATION: tl.constexpr):
-    if ACTIVATION == "relu":
+def activate(value, activation):
+    if activation == 1:
         value = tl.where(value < 0.0, 0.0, value)  # keeps a NaN
-    elif ACTIVATION == "gelu":
+    elif activation == 2:
         value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
     return value
 
@@ -66,7 +70,7 @@ def toeplitz_kernel(
     BLOCK_K: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # of kernel.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements: half the registers
     INTERPRETED: tl.constexpr,
 ):
@@ -200,7 +204,7 @@ def pack_filter(weight, tile):
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         WINDOW=tile.window,
-        WINDOW_BLOCK=triton.next_power_of_2(tile.window),
+        BLOCK=PACK_BLOCK,
     )
     return packed
 
@@ -235,7 +239,7 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None)
         BLOCK_K=tile.block_k,
         ALIGNMENT=min(alignment(input), alignment(output)),
         PRECISION=precision,
-        ACTIVATION=activation,
+        ACTIVATION=ACTIVATIONS[activation],
         INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
         INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=tile.warps,

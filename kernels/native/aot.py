@@ -1,59 +1,67 @@
-"""The Triton-language kernel compiled ahead of time: a cubin for each architecture, type and layout. No GPU needed."""
+"""The Triton-language kernels compiled ahead of time, with no GPU, and the table of them that the C++ launch searches.
+
+What is compiled is variants.py's choice; a cubin is compiled once for a kernel's source and Triton's version.
+"""
 
 import hashlib
 import json
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-DTYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
-KERNEL_SOURCE = Path(__file__).parents[1] / "depthwise_conv2d" / "kernel.py"
-POINTERS = ("input_ptr", "weight_ptr", "bias_ptr", "output_ptr")
-STRIDES = ("stride_n", "stride_c", "stride_h", "stride_w")
-INTEGERS = ("C", "H", "W", "KH", "KW", "has_bias", "activation")
+from kernels.native.variants import FOLDER, Pack, Simple, Toeplitz, Variant, all_variants
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
     """A cubin file and what its launch needs."""
 
-    architecture: int
-    dtype: str
-    layout: str
+    variant: Variant
     file: str
     name: str
     shared_bytes: int
     warps: int
-    block_pixels: int
-    block_channels: int
 
 
-def compile_all(cache: Path) -> list[CompiledKernel]:
-    """Compile what `cache` does not hold yet; the cache is keyed by the kernel's source and Triton's version."""
+def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[CompiledKernel]:
+    """Compile what `cache` does not hold yet, in as many processes as there are cores."""
+    variants = all_variants() if variants is None else variants
+    folders = {source: cache / source_key(source) for source in {kind.source for kind in (Simple, Pack, Toeplitz)}}
+    for old in cache.iterdir() if cache.is_dir() else []:  # what an older kernel or Triton left
+        if old not in folders.values():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = [folders[variant.source] / f"{variant}.cubin" for variant in variants]
+    missing = [(v, path) for v, path in zip(variants, paths, strict=True) if not path.with_suffix(".json").exists()]
+    if missing:
+        import triton  # noqa: F401 - imported once, before the processes part
+
+        os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # or the listing in each cubin is larger than its code
+        workers = min(len(missing), len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
+            list(pool.map(compile_one, *zip(*missing, strict=True)))
+    return [
+        CompiledKernel(variant, str(path), **json.loads(path.with_suffix(".json").read_text()))
+        for variant, path in zip(variants, paths, strict=True)
+    ]
+
+
+def source_key(source: str) -> str:
+    """Changes when the kernel, how it is compiled or Triton does."""
     import triton
 
-    key = hashlib.sha256(KERNEL_SOURCE.read_bytes() + Path(__file__).read_bytes() + triton.__version__.encode())
-    folder = cache / key.hexdigest()[:16]
-    index = folder / "index.json"
-    if index.exists():
-        return [
-            CompiledKernel(**{**entry, "file": str(folder / entry["file"])}) for entry in json.loads(index.read_text())
-        ]
-    shutil.rmtree(cache, ignore_errors=True)  # what an older kernel or Triton left
-    folder.mkdir(parents=True)
-    kernels = [
-        compile_one(architecture, dtype, layout, folder)
-        for architecture in ARCHITECTURES
-        for dtype in DTYPES
-        for layout in ("contiguous", "channels_last")
-    ]
-    index.write_text(json.dumps([{**asdict(kernel), "file": Path(kernel.file).name} for kernel in kernels], indent=1))
-    return kernels
+    digest = hashlib.sha256(triton.__version__.encode())
+    for path in (FOLDER / source, Path(__file__), Path(__file__).with_name("variants.py")):
+        digest.update(path.read_bytes())
+    return f"{Path(source).stem}-{digest.hexdigest()[:16]}"
 
 
-def compile_one(architecture: int, dtype: str, layout: str, folder: Path) -> CompiledKernel:
-    """No assumption on alignment or divisibility: the cubin serves every shape.
+def compile_one(variant: Variant, path: Path) -> None:
+    """Writes the cubin and, last, what its launch needs beside it.
 
     Raises `RuntimeError` when the kernel wants scratch memory, which the launch does not give.
     """
@@ -61,40 +69,34 @@ def compile_one(architecture: int, dtype: str, layout: str, folder: Path) -> Com
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kernels.depthwise_conv2d.kernel import BLOCKS, NUM_WARPS, depthwise_conv2d_kernel
-
-    block_p, block_c = BLOCKS[layout]
-    signature = {name: DTYPES[dtype] for name in POINTERS}
-    signature |= {name: "i64" for name in STRIDES} | {name: "i32" for name in INTEGERS}
-    signature |= {"BLOCK_P": "constexpr", "BLOCK_C": "constexpr"}
-    ordered = {name: signature[name] for name in depthwise_conv2d_kernel.arg_names}
-    source = ASTSource(depthwise_conv2d_kernel, ordered, {"BLOCK_P": block_p, "BLOCK_C": block_c})
-    target = GPUTarget("cuda", architecture, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": NUM_WARPS, "enable_fp_fusion": True})
+    kernel, signature, constants, divisible = variant.specialisation()
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", n]] for name, n in divisible.items()}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "enable_fp_fusion": True}
+    compiled = triton.compile(source, target=GPUTarget("cuda", variant.architecture, 32), options=options)
     metadata = compiled.metadata
     for scratch in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, scratch, 0):
-            raise RuntimeError(f"{dtype} sm_{architecture}: {scratch} is {getattr(metadata, scratch)}, 0 is expected")
-    file = folder / f"sm_{architecture}_{dtype}_{layout}.cubin"
-    file.write_bytes(compiled.asm["cubin"])
-    return CompiledKernel(
-        architecture, dtype, layout, str(file), metadata.name, metadata.shared, metadata.num_warps, block_p, block_c
-    )
+            raise RuntimeError(f"{variant}: {scratch} is {getattr(metadata, scratch)}, 0 is expected")
+    path.write_bytes(compiled.asm["cubin"])
+    needed = {"name": metadata.name, "shared_bytes": metadata.shared, "warps": metadata.num_warps}
+    path.with_suffix(".json").write_text(json.dumps(needed))
 
 
 def cubin_table(kernels: list[CompiledKernel]) -> str:
-    """C++ source with every cubin in the library's read-only data and the table that cuda_launch.cpp searches."""
+    """C++ source with every cubin in the library's read-only data and the tables that cuda_launch.cpp searches."""
     lines = ['#include "cuda_launch.h"', ""]
+    rows: dict[type, list[str]] = {Simple: [], Pack: [], Toeplitz: []}
     for index, kernel in enumerate(kernels):
         symbol = f"widefield_cubin_{index}"
         data = f'.section .rodata\\n.balign 64\\n{symbol}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n'
         lines += [f'asm("{data}");', f'extern const unsigned char cubin_{index}[] asm("{symbol}");']
-    lines += ["", "namespace widefield {", "const Cubin kCubins[] = {"]
-    for index, k in enumerate(kernels):
-        last = "true" if k.layout == "channels_last" else "false"
-        what = f'{k.architecture}, DataType::{k.dtype}, {last}, cubin_{index}, "{k.name}"'
-        lines.append(f"    {{{what}, {k.shared_bytes}, {k.warps}, {k.block_pixels}, {k.block_channels}}},")
-    if not kernels:
-        lines.append("    {}")  # an array of no elements is not C++
-    lines += ["};", f"const int kCubinCount = {len(kernels)};", "}  // namespace widefield", ""]
-    return "\n".join(lines)
+        what = f'{kernel.variant.architecture}, cubin_{index}, "{kernel.name}", {kernel.shared_bytes}, {kernel.warps}'
+        rows[type(kernel.variant)].append(f"    {{{{{what}}}, {kernel.variant.row()}}},")
+    lines += ["", "namespace widefield {"]
+    for kind, table in rows.items():
+        name = kind.__name__
+        # an array of no elements is not C++
+        lines += [f"const {name}Kernel k{name}Kernels[] = {{", *(table or ["    {}"]), "};"]
+        lines += [f"const int k{name}KernelCount = {len(table)};"]
+    return "\n".join([*lines, "}  // namespace widefield", ""])

@@ -16,8 +16,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "lib" / "libwidefield.so"
-SOURCES = ("ops.cpp", "cuda_launch.cpp", "depthwise_conv2d_avx512.cpp")
-HEADERS = ("cuda_launch.h", "depthwise_conv2d_avx512.h")
+SOURCES = ("ops.cpp", "cuda_launch.cpp", "cuda_driver.cpp", "depthwise_conv2d_avx512.cpp")
+HEADERS = ("cuda_launch.h", "cuda_driver.h", "depthwise_conv2d_avx512.h")
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)
@@ -38,8 +38,9 @@ def torch_folder() -> Path:
 def fingerprint(torch: Path) -> str:
     """Changes when a source, the compiler's flags, PyTorch or Triton does."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "build.py")]
-    for path in [*inputs, HERE.parent / "depthwise_conv2d" / "kernel.py", torch / "version.py"]:
+    inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "variants.py", "build.py")]
+    inputs += [HERE.parent / "depthwise_conv2d" / name for name in ("kernel.py", "toeplitz.py")]
+    for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())
     digest.update(triton_version().encode())
     return digest.hexdigest()

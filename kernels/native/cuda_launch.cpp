@@ -1,133 +1,142 @@
 #include "cuda_launch.h"
 
-#include <dlfcn.h>
-
-#include <map>
-#include <mutex>
-#include <stdexcept>
-#include <string>
-#include <utility>
+#include <atomic>
+#include <cstdio>
+#include <initializer_list>
+#include <tuple>
 
 namespace widefield {
 namespace {
 
-using CUresult = int;
-constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;  // CUdevice_attribute
-constexpr int kMaxDynamicSharedBytes = 8;                                  // CUfunction_attribute
-constexpr unsigned kDefaultSharedBytes = 48 * 1024;
+constexpr int kToeplitzTaps = 49;  // op.TOEPLITZ_TAPS
+constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
+constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
+constexpr int kSmallBatch = 32;                     // (row block, image) pairs that blocks of 16 serve
 
-// The few functions of libcuda.so.1 that a launch needs, by their documented C signatures.
-struct Driver {
-  CUresult (*cuCtxGetCurrent)(void** context);
-  CUresult (*cuCtxGetDevice)(int* device);
-  CUresult (*cuDeviceGetAttribute)(int* value, int attribute, int device);
-  CUresult (*cuModuleLoadData)(void** module, const void* image);
-  CUresult (*cuModuleGetFunction)(void** function, void* module, const char* name);
-  CUresult (*cuFuncSetAttribute)(void* function, int attribute, int value);
-  CUresult (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                             unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** parameters,
-                             void** extra);
-  CUresult (*cuGetErrorString)(CUresult error, const char** text);
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-  static const Driver& get() {
-    static const Driver driver;
-    return driver;
-  }
+int element_bytes(DataType dtype) { return dtype == DataType::float32 ? 4 : 2; }
 
-  void check(CUresult result, const char* call) const {
-    if (result == 0) return;
-    const char* text = nullptr;
-    cuGetErrorString(result, &text);
-    throw std::runtime_error(std::string("widefield: ") + call + " failed: " + (text ? text : "unknown error"));
-  }
+// Cubins of compute capability 8.x run on any later 8.y; from 9.0 on they are for one architecture alone ("sm_90a").
+bool runs(const Cubin& cubin, int architecture) {
+  return cubin.architecture == architecture ||
+         (architecture / 10 == 8 && cubin.architecture / 10 == 8 && cubin.architecture < architecture);
+}
 
- private:
-  Driver() {
-    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
-    if (!library) throw std::runtime_error("widefield: libcuda.so.1 was not found: is the NVIDIA driver installed?");
-    find(library, "cuCtxGetCurrent", cuCtxGetCurrent);
-    find(library, "cuCtxGetDevice", cuCtxGetDevice);
-    find(library, "cuDeviceGetAttribute", cuDeviceGetAttribute);
-    find(library, "cuModuleLoadData", cuModuleLoadData);
-    find(library, "cuModuleGetFunction", cuModuleGetFunction);
-    find(library, "cuFuncSetAttribute", cuFuncSetAttribute);
-    find(library, "cuLaunchKernel", cuLaunchKernel);
-    find(library, "cuGetErrorString", cuGetErrorString);
-  }
-
-  template <class Function>
-  static void find(void* library, const char* name, Function& function) {
-    function = reinterpret_cast<Function>(dlsym(library, name));
-    if (!function) throw std::runtime_error(std::string("widefield: libcuda.so.1 has no ") + name);
-  }
-};
-
-// The newest cubin that the device can run. Those of compute capability 8.x run on any later 8.y; from 9.0 on they are
-// compiled for one architecture alone ("sm_90a").
-const Cubin* find_cubin(int architecture, DataType dtype, bool channels_last) {
-  const Cubin* best = nullptr;
-  for (int i = 0; i < kCubinCount; ++i) {
-    const Cubin& cubin = kCubins[i];
-    const bool runs = cubin.architecture == architecture ||
-                      (architecture / 10 == 8 && cubin.architecture / 10 == 8 && cubin.architecture < architecture);
-    if (runs && cubin.dtype == dtype && cubin.channels_last == channels_last &&
-        (!best || cubin.architecture > best->architecture))
-      best = &cubin;
-  }
+// The newest that the device can run.
+const SimpleKernel* find_simple(int architecture, DataType dtype, bool channels_last) {
+  const SimpleKernel* best = nullptr;
+  for (const SimpleKernel *k = kSimpleKernels; k != kSimpleKernels + kSimpleKernelCount; ++k)
+    if (runs(k->cubin, architecture) && k->dtype == dtype && k->channels_last == channels_last &&
+        (!best || k->cubin.architecture > best->cubin.architecture))
+      best = k;
   return best;
 }
 
-// Loaded once for each context: functions belong to the context that loaded their module.
-void* load(const Driver& driver, void* context, const Cubin& cubin) {
-  static std::mutex mutex;
-  static std::map<std::pair<void*, const Cubin*>, void*> functions;
-  const std::lock_guard<std::mutex> lock(mutex);
-  void*& function = functions[{context, &cubin}];
-  if (!function) {
-    void* module = nullptr;
-    void* loaded = nullptr;
-    driver.check(driver.cuModuleLoadData(&module, cubin.image), "cuModuleLoadData");
-    driver.check(driver.cuModuleGetFunction(&loaded, module, cubin.name), "cuModuleGetFunction");
-    if (cubin.shared_bytes > kDefaultSharedBytes)
-      driver.check(driver.cuFuncSetAttribute(loaded, kMaxDynamicSharedBytes, static_cast<int>(cubin.shared_bytes)),
-                   "cuFuncSetAttribute");
-    function = loaded;
+const PackKernel* find_pack(int architecture, DataType dtype) {
+  for (const PackKernel* k = kPackKernels; k != kPackKernels + kPackKernelCount; ++k)
+    if (runs(k->cubin, architecture) && k->element_bytes == element_bytes(dtype)) return k;
+  return nullptr;
+}
+
+// toeplitz.alignment: elements, at most 8, that every row of contiguous input and output begins at a multiple of.
+int alignment(const KernelArguments& a, DataType dtype) {
+  for (const int elements : {8, 4, 2}) {
+    const uintptr_t bytes = static_cast<uintptr_t>(elements) * element_bytes(dtype);
+    if (a.width % elements == 0 && reinterpret_cast<uintptr_t>(a.input) % bytes == 0 &&
+        reinterpret_cast<uintptr_t>(a.output) % bytes == 0)
+      return elements;
   }
-  return function;
+  return 1;
+}
+
+// Whether the tile's window holds all columns that its outputs see.
+bool covers(const ToeplitzKernel& k, const KernelArguments& a) {
+  const int pad = a.kernel_width / 2;
+  return k.offset == 0 ? a.width <= k.columns : k.offset >= pad && k.window >= k.offset + k.columns + pad;
+}
+
+int64_t pairs(const ToeplitzKernel& k, const KernelArguments& a) { return a.batch * ceil_div(a.height, k.rows); }
+
+// The least multiply-adds a row; then blocks that fit the batch; then the widest loads.
+const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, DataType dtype) {
+  const int widest = alignment(a, dtype);
+  const auto rank = [&](const ToeplitzKernel& k) {
+    const bool misfit = (pairs(k, a) <= kSmallBatch) != (k.block_m == 16);
+    return std::make_tuple(ceil_div(a.width, k.columns) * k.columns * k.window, misfit, -k.alignment);
+  };
+  const ToeplitzKernel* best = nullptr;
+  for (const ToeplitzKernel* k = kToeplitzKernels; k != kToeplitzKernels + kToeplitzKernelCount; ++k)
+    if (runs(k->cubin, architecture) && k->dtype == dtype && k->alignment <= widest && covers(*k, a) &&
+        (!best || rank(*k) < rank(*best)))
+      best = k;
+  return best;
+}
+
+int64_t toeplitz_grid_x(const ToeplitzKernel& k, const KernelArguments& a) {
+  return ceil_div(pairs(k, a), k.block_m) * ceil_div(a.width, k.columns);
 }
 
 }  // namespace
 
-bool launch_depthwise_conv2d(const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
-  const Driver& driver = Driver::get();
-  void* context = nullptr;
-  int device = 0, major = 0, minor = 0;
-  driver.check(driver.cuCtxGetCurrent(&context), "cuCtxGetCurrent");
-  driver.check(driver.cuCtxGetDevice(&device), "cuCtxGetDevice");
-  driver.check(driver.cuDeviceGetAttribute(&major, kComputeCapabilityMajor, device), "cuDeviceGetAttribute");
-  driver.check(driver.cuDeviceGetAttribute(&minor, kComputeCapabilityMinor, device), "cuDeviceGetAttribute");
-  const Cubin* cubin = find_cubin(10 * major + minor, dtype, channels_last);
-  if (!cubin) return false;
-
-  const int64_t pixels = static_cast<int64_t>(a.height) * a.width;
-  const int64_t grid_x = a.batch * ((pixels + cubin->block_pixels - 1) / cubin->block_pixels);
-  const int64_t grid_y = (a.channels + cubin->block_channels - 1) / cubin->block_channels;
-  if (grid_x > 0x7fffffff || grid_y > 65535) return false;  // beyond the hardware's grid
+bool launch_simple(const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
+  const CurrentDevice device = CurrentDevice::get();
+  const SimpleKernel* kernel = find_simple(device.architecture, dtype, channels_last);
+  if (!kernel) return false;
+  const int64_t grid_x = a.batch * ceil_div(static_cast<int64_t>(a.height) * a.width, kernel->block_pixels);
+  const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);
+  if (grid_x > kMaxGridX || grid_y > kMaxGridY) return false;
 
   // In the order of depthwise_conv2d_kernel's run-time arguments, then Triton's two scratch pointers.
   KernelArguments copy = a;
   if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
   int has_bias = a.bias != nullptr;
   void *global_scratch = nullptr, *profile_scratch = nullptr;
-  void* parameters[] = {&copy.input,        &copy.weight,       &copy.bias,       &copy.output,     &copy.channels,
-                        &copy.height,       &copy.width,        &copy.kernel_height, &copy.kernel_width,
-                        &copy.strides[0],   &copy.strides[1],   &copy.strides[2], &copy.strides[3], &has_bias,
-                        &copy.activation,   &global_scratch,    &profile_scratch};
-  void* function = load(driver, context, *cubin);
-  driver.check(driver.cuLaunchKernel(function, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y), 1,
-                                     32 * cubin->warps, 1, 1, cubin->shared_bytes, stream, parameters, nullptr),
-               "cuLaunchKernel");
+  void* parameters[] = {&copy.input,      &copy.weight,     &copy.bias,          &copy.output,       &copy.channels,
+                        &copy.height,     &copy.width,      &copy.kernel_height, &copy.kernel_width, &copy.strides[0],
+                        &copy.strides[1], &copy.strides[2], &copy.strides[3],    &has_bias,          &copy.activation,
+                        &global_scratch,  &profile_scratch};
+  launch_cubin(device, kernel->cubin, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y), stream, parameters);
   return true;
+}
+
+std::optional<ToeplitzPlan> plan_toeplitz(const KernelArguments& a, DataType dtype) {
+  if (static_cast<int64_t>(a.kernel_height) * a.kernel_width < kToeplitzTaps) return std::nullopt;
+  if (a.batch * a.channels * a.height * a.width >= kMaxElements || a.channels > kMaxGridY) return std::nullopt;
+  const CurrentDevice device = CurrentDevice::get();
+  const PackKernel* pack = find_pack(device.architecture, dtype);
+  const ToeplitzKernel* kernel = find_toeplitz(device.architecture, a, dtype);
+  if (!pack || !kernel) return std::nullopt;
+  const int planes = a.kernel_height + 2 * (kernel->rows - 1);
+  if (planes > kMaxGridY) return std::nullopt;
+  const int64_t plane = static_cast<int64_t>(kernel->window) * kernel->columns;
+  return ToeplitzPlan{device, pack, kernel, planes, a.channels * planes * plane};
+}
+
+void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& a, void* packed, void* stream) {
+  KernelArguments copy = a;
+  if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
+  ToeplitzKernel tile = *plan.kernel;
+  int planes = plan.planes, has_bias = a.bias != nullptr, batch = static_cast<int>(a.batch);
+  int stride_h = a.width, stride_c = a.height * stride_h, stride_n = a.channels * stride_c;
+  void *global_scratch = nullptr, *profile_scratch = nullptr;
+
+  // In the order of pack_filter_kernel's and toeplitz_kernel's run-time arguments, then Triton's two scratch pointers.
+  void* pack[] = {&copy.weight, &packed,       &copy.kernel_height, &copy.kernel_width, &tile.offset,    &planes,
+                  &tile.rows,   &tile.columns, &tile.window,        &global_scratch,    &profile_scratch};
+  launch_cubin(plan.device, plan.pack->cubin, copy.channels, planes, stream, pack);
+  void* product[] = {&copy.input,         &packed,           &copy.weight,     &copy.bias,      &copy.output,
+                     &batch,              &copy.height,      &copy.width,      &copy.kernel_height, &copy.kernel_width,
+                     &stride_n,           &stride_c,         &stride_h,        &planes,         &has_bias,
+                     &copy.activation,    &global_scratch,   &profile_scratch};
+  launch_cubin(plan.device, plan.kernel->cubin, static_cast<unsigned>(toeplitz_grid_x(tile, a)), copy.channels, stream,
+               product);
+}
+
+void warn_no_kernel() {
+  static std::atomic_flag warned = ATOMIC_FLAG_INIT;
+  if (!warned.test_and_set())
+    std::fprintf(stderr, "widefield: no kernel is compiled for this GPU; PyTorch's convolution is used instead\n");
 }
 
 }  // namespace widefield

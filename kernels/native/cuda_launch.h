@@ -1,25 +1,38 @@
-// Launches the ahead-of-time compiled kernel through the CUDA driver, found at run time: no CUDA is needed to build.
+// Chooses among the ahead-of-time compiled kernels (kernels/native/variants.py) and launches them.
 #pragma once
 
 #include <cstdint>
+#include <optional>
+
+#include "cuda_driver.h"
 
 namespace widefield {
 
 enum class DataType { float32, float16, bfloat16 };
 
-// One compiled form of the kernel; the table is generated beside the cubins (kernels/native/aot.py).
-struct Cubin {
-  int architecture;  // compute capability, major * 10 + minor
+// The tables are generated beside the cubins (kernels/native/aot.py).
+struct SimpleKernel {
+  Cubin cubin;
   DataType dtype;
   bool channels_last;
-  const unsigned char* image;
-  const char* name;
-  unsigned shared_bytes;
-  unsigned warps;
   int block_pixels, block_channels;
 };
-extern const Cubin kCubins[];
-extern const int kCubinCount;
+struct PackKernel {
+  Cubin cubin;
+  int element_bytes;
+};
+struct ToeplitzKernel {
+  Cubin cubin;
+  DataType dtype;
+  int rows, columns, window, offset, block_m;
+  int alignment;  // elements that the rows of input and output must begin at a multiple of
+};
+extern const SimpleKernel kSimpleKernels[];
+extern const int kSimpleKernelCount;
+extern const PackKernel kPackKernels[];
+extern const int kPackKernelCount;
+extern const ToeplitzKernel kToeplitzKernels[];
+extern const int kToeplitzKernelCount;
 
 struct KernelArguments {
   const void *input, *weight, *bias;  // bias may be null
@@ -30,8 +43,27 @@ struct KernelArguments {
   int activation;
 };
 
-// Launches on `stream` of the current device. False when no cubin fits the device's architecture; throws
-// std::runtime_error with the driver's words when a call fails.
-bool launch_depthwise_conv2d(const KernelArguments& arguments, DataType dtype, bool channels_last, void* stream);
+// All launch on `stream` of the current device and throw std::runtime_error with the driver's words when a call fails.
+
+// kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid.
+bool launch_simple(const KernelArguments& arguments, DataType dtype, bool channels_last, void* stream);
+
+struct ToeplitzPlan {
+  CurrentDevice device;
+  const PackKernel* pack;
+  const ToeplitzKernel* kernel;
+  int planes;
+  int64_t packed_elements;  // of the input's type: what launch_toeplitz needs room for
+};
+
+// toeplitz.py on contiguous memory, or nothing where kernel.py is to serve: filters of few taps, 2^31 elements or more,
+// an architecture, a width or a grid that no cubin fits. Of the pointers, it reads how input and output are aligned.
+std::optional<ToeplitzPlan> plan_toeplitz(const KernelArguments& arguments, DataType dtype);
+
+// Packs the filter into `packed`, then convolves.
+void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& arguments, void* packed, void* stream);
+
+// Says on stderr, once in a process, that PyTorch's convolution serves instead.
+void warn_no_kernel();
 
 }  // namespace widefield

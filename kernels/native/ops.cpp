@@ -8,8 +8,6 @@
 
 #include <dlfcn.h>
 
-#include <atomic>
-#include <cstdio>
 #include <optional>
 #include <string>
 
@@ -130,32 +128,57 @@ std::optional<DataType> data_type(ScalarType type) {
   return std::nullopt;
 }
 
+void* current_stream(const Tensor& t) {
+  using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
+  static const auto function = cuda_symbol<CurrentStream>("aoti_torch_get_current_cuda_stream");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(function(t.get_device(), &stream));
+  return stream;
+}
+
+// The tensor-core kernel on contiguous memory, to which channels_last is copied and back; nothing where it does not serve.
+std::optional<Tensor> convolve_toeplitz(const Tensor& source, KernelArguments arguments, const Tensor& filter,
+                                        DataType dtype, void* stream) {
+  const bool copied = !source.is_contiguous();
+  if (copied) arguments.input = nullptr;  // a copy is aligned as every allocation is, to more than any load needs
+  const auto plan = plan_toeplitz(arguments, dtype);
+  if (!plan) return std::nullopt;
+  const Tensor input = copied ? torch::stable::contiguous(source) : source;
+  Tensor output = torch::stable::empty_like(input);
+  const Tensor packed = torch::stable::new_empty(filter, {plan->packed_elements});
+  arguments.input = input.data_ptr();
+  arguments.output = output.data_ptr();
+  launch_toeplitz(*plan, arguments, packed.data_ptr(), stream);
+  if (!copied) return output;
+  Tensor result = torch::stable::empty_like(source);
+  torch::stable::copy_(result, output);
+  return result;
+}
+
 Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> bias, std::string activation) {
   const Activation act = parse_activation(activation);
   check_arguments(input, weight, bias);
   const Tensor source = dense(input);
   const torch::stable::accelerator::DeviceGuard guard(source.get_device());
-  Tensor output = torch::stable::empty_like(source);
-  if (output.numel() == 0) return output;
+  if (source.numel() == 0) return torch::stable::empty_like(source);
 
   if (const auto dtype = data_type(source.scalar_type())) {
     const Tensor filter = torch::stable::contiguous(weight);
     const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+    void* stream = current_stream(source);
     KernelArguments arguments{
-        source.data_ptr(), filter.data_ptr(), shift ? shift->data_ptr() : nullptr, output.data_ptr(), source.size(0),
+        source.data_ptr(), filter.data_ptr(), shift ? shift->data_ptr() : nullptr, nullptr, source.size(0),
         static_cast<int>(source.size(1)), static_cast<int>(source.size(2)), static_cast<int>(source.size(3)),
         static_cast<int>(filter.size(2)), static_cast<int>(filter.size(3)),
         {source.stride(0), source.stride(1), source.stride(2), source.stride(3)}, static_cast<int>(act)};
-    using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
-    static const auto current_stream = cuda_symbol<CurrentStream>("aoti_torch_get_current_cuda_stream");
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(current_stream(source.get_device(), &stream));
-    if (launch_depthwise_conv2d(arguments, *dtype, !source.is_contiguous(), stream)) return output;
-    static std::atomic_flag warned = ATOMIC_FLAG_INIT;
-    if (!warned.test_and_set())
-      std::fprintf(stderr, "widefield: no kernel is compiled for this GPU; PyTorch's convolution is used instead\n");
+    if (auto output = convolve_toeplitz(source, arguments, filter, *dtype, stream)) return *output;
+    Tensor output = torch::stable::empty_like(source);
+    arguments.output = output.data_ptr();
+    if (launch_simple(arguments, *dtype, !source.is_contiguous(), stream)) return output;
+    warn_no_kernel();
   }
   static const auto cuda_convolution = cuda_symbol<Convolution>("aoti_torch_cuda_convolution");
+  Tensor output = torch::stable::empty_like(source);
   torch::stable::copy_(output, activate(convolution(cuda_convolution, source, weight, bias), act));
   return output;
 }

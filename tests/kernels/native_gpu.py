@@ -2,28 +2,66 @@
 
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from cases import CASES, Case, make_problem
 
+TILES = [  # each tile of kernels/native/variants.py, small and large batches, aligned and not
+    Case(batch, 2, size, size, kernel, kernel)
+    for batch in (1, 33)
+    for size, kernel in ((7, 13), (14, 27), (13, 7), (28, 29), (27, 31), (56, 31), (57, 9), (40, 51), (33, 51))
+]
+
+
+def check_capture() -> None:
+    """The first call of a form is in a graph's capture: its modules are loaded there; replays read the new input."""
+    problem = make_problem(Case(2, 8, 24, 24, 23, 23), torch.float16, "gelu")
+    source = torch.zeros_like(problem.input, device="cuda")
+    arguments = (problem.weight.cuda(), problem.bias.cuda(), "gelu")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = torch.ops.widefield.depthwise_conv2d(source, *arguments)
+    source.copy_(problem.input)
+    graph.replay()
+    torch.cuda.synchronize()
+    problem.check(output)
+
+
+def check_threads() -> None:
+    """Server instances are threads, each with its own stream."""
+    problem = make_problem(Case(5, 16, 28, 28, 29, 29), torch.bfloat16, "relu")
+    tensors = [t.cuda() for t in (problem.input, problem.weight, problem.bias)]
+    expected = torch.ops.widefield.depthwise_conv2d(*tensors, "relu")
+    torch.cuda.synchronize()
+
+    def serve(_: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return torch.equal(torch.ops.widefield.depthwise_conv2d(*tensors, "relu"), expected)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(serve, range(64)))
+
 
 def main() -> None:
     torch.ops.load_library(sys.argv[1])
+    check_capture()
+    check_threads()
     count = 0
     layouts = (torch.contiguous_format, torch.channels_last)
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    for case, dtype, layout in itertools.product([*CASES, Case(65, 64, 14, 14, 27, 27)], dtypes, layouts):
-        for activation in ("none", "relu", "gelu"):
-            problem = make_problem(case, dtype, activation, bias=activation != "none")
-            source = problem.input.cuda().contiguous(memory_format=layout)
-            bias = None if problem.bias is None else problem.bias.cuda()
-            with torch.cuda.stream(torch.cuda.Stream() if count % 2 else torch.cuda.current_stream()):
-                torch.cuda.synchronize()
-                output = torch.ops.widefield.depthwise_conv2d(source, problem.weight.cuda(), bias, activation)
-                torch.cuda.synchronize()
-            problem.check(output)
-            assert output.stride() == torch.empty_like(source).stride()
-            count += 1
+    everything = itertools.product([*CASES, Case(65, 64, 14, 14, 27, 27)], dtypes, layouts, ("none", "relu", "gelu"))
+    for case, dtype, layout, activation in [*everything, *itertools.product(TILES, dtypes, layouts[:1], ("gelu",))]:
+        problem = make_problem(case, dtype, activation, bias=activation != "none")
+        source = problem.input.cuda().contiguous(memory_format=layout)
+        bias = None if problem.bias is None else problem.bias.cuda()
+        with torch.cuda.stream(torch.cuda.Stream() if count % 2 else torch.cuda.current_stream()):
+            torch.cuda.synchronize()
+            output = torch.ops.widefield.depthwise_conv2d(source, problem.weight.cuda(), bias, activation)
+            torch.cuda.synchronize()
+        problem.check(output)
+        assert output.stride() == torch.empty_like(source).stride()
+        count += 1
     print(count, "problems right")
 
 

@@ -1,0 +1,124 @@
+#include "cuda_driver.h"
+
+#include <dlfcn.h>
+
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace widefield {
+namespace {
+
+using CUresult = int;
+constexpr int kComputeCapabilityMajor = 75, kComputeCapabilityMinor = 76;  // CUdevice_attribute
+constexpr int kMaxDynamicSharedBytes = 8;                                  // CUfunction_attribute
+constexpr int kRelaxed = 2;                                                // CUstreamCaptureMode
+constexpr unsigned kDefaultSharedBytes = 48 * 1024;
+
+// The few functions of libcuda.so.1 that a launch needs, by their documented C signatures.
+struct Driver {
+  CUresult (*cuCtxGetCurrent)(void** context);
+  CUresult (*cuCtxGetDevice)(int* device);
+  CUresult (*cuDeviceGetAttribute)(int* value, int attribute, int device);
+  CUresult (*cuModuleLoadData)(void** module, const void* image);
+  CUresult (*cuModuleGetFunction)(void** function, void* module, const char* name);
+  CUresult (*cuFuncSetAttribute)(void* function, int attribute, int value);
+  CUresult (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                             unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** parameters,
+                             void** extra);
+  CUresult (*cuThreadExchangeStreamCaptureMode)(int* mode);
+  CUresult (*cuGetErrorString)(CUresult error, const char** text);
+
+  static const Driver& get() {
+    static const Driver driver;
+    return driver;
+  }
+
+  void check(CUresult result, const char* call) const {
+    if (result == 0) return;
+    const char* text = nullptr;
+    cuGetErrorString(result, &text);
+    throw std::runtime_error(std::string("widefield: ") + call + " failed: " + (text ? text : "unknown error"));
+  }
+
+ private:
+  Driver() {
+    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    if (!library) throw std::runtime_error("widefield: libcuda.so.1 was not found: is the NVIDIA driver installed?");
+    find(library, "cuCtxGetCurrent", cuCtxGetCurrent);
+    find(library, "cuCtxGetDevice", cuCtxGetDevice);
+    find(library, "cuDeviceGetAttribute", cuDeviceGetAttribute);
+    find(library, "cuModuleLoadData", cuModuleLoadData);
+    find(library, "cuModuleGetFunction", cuModuleGetFunction);
+    find(library, "cuFuncSetAttribute", cuFuncSetAttribute);
+    find(library, "cuLaunchKernel", cuLaunchKernel);
+    find(library, "cuThreadExchangeStreamCaptureMode", cuThreadExchangeStreamCaptureMode);
+    find(library, "cuGetErrorString", cuGetErrorString);
+  }
+
+  template <class Function>
+  static void find(void* library, const char* name, Function& function) {
+    function = reinterpret_cast<Function>(dlsym(library, name));
+    if (!function) throw std::runtime_error(std::string("widefield: libcuda.so.1 has no ") + name);
+  }
+};
+
+// While it lives, this thread may load a module though a stream is being captured: nothing loaded belongs to the graph.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const Driver& driver) : driver_(driver) { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  const Driver& driver_;
+  int mode_ = kRelaxed;
+};
+
+// Loaded once for each context: functions belong to the context that loaded their module.
+void* load(const Driver& driver, void* context, const Cubin& cubin) {
+  static std::mutex mutex;
+  static std::map<std::pair<void*, const Cubin*>, void*> functions;
+  const std::lock_guard<std::mutex> lock(mutex);
+  void*& function = functions[{context, &cubin}];
+  if (!function) {
+    const RelaxedCapture relaxed(driver);
+    void* module = nullptr;
+    void* loaded = nullptr;
+    driver.check(driver.cuModuleLoadData(&module, cubin.image), "cuModuleLoadData");
+    driver.check(driver.cuModuleGetFunction(&loaded, module, cubin.name), "cuModuleGetFunction");
+    if (cubin.shared_bytes > kDefaultSharedBytes)
+      driver.check(driver.cuFuncSetAttribute(loaded, kMaxDynamicSharedBytes, static_cast<int>(cubin.shared_bytes)),
+                   "cuFuncSetAttribute");
+    function = loaded;
+  }
+  return function;
+}
+
+}  // namespace
+
+CurrentDevice CurrentDevice::get() {
+  const Driver& driver = Driver::get();
+  CurrentDevice current{};
+  int device = 0, major = 0, minor = 0;
+  driver.check(driver.cuCtxGetCurrent(&current.context), "cuCtxGetCurrent");
+  driver.check(driver.cuCtxGetDevice(&device), "cuCtxGetDevice");
+  driver.check(driver.cuDeviceGetAttribute(&major, kComputeCapabilityMajor, device), "cuDeviceGetAttribute");
+  driver.check(driver.cuDeviceGetAttribute(&minor, kComputeCapabilityMinor, device), "cuDeviceGetAttribute");
+  current.architecture = 10 * major + minor;
+  return current;
+}
+
+void launch_cubin(const CurrentDevice& device, const Cubin& cubin, unsigned grid_x, unsigned grid_y, void* stream,
+                  void** parameters) {
+  const Driver& driver = Driver::get();
+  void* function = load(driver, device.context, cubin);
+  driver.check(driver.cuLaunchKernel(function, grid_x, grid_y, 1, 32 * cubin.warps, 1, 1, cubin.shared_bytes, stream,
+                                     parameters, nullptr),
+               "cuLaunchKernel");
+}
+
+}  // namespace widefield
