@@ -35,11 +35,16 @@ class Timing:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, burst: int = 3, seconds: float = math.inf
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    burst: int = 3,
+    seconds: float = math.inf,
+    settle: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
-    other candidates' caches and spinning threads, is not counted. All are warmed up before. A candidate that has taken
-    `seconds` is left out of further rounds: one that is forty times slower must not stretch the run."""
+    other candidates' caches and spinning threads, is not counted; nor are calls for `settle` seconds where the threads
+    of another runtime spin longer than one call takes. All are warmed up before. A candidate that has taken `seconds`
+    is left out of further rounds: one that is forty times slower must not stretch the run."""
     for call in candidates.values():
         for _ in range(3):
             call()
@@ -48,7 +53,10 @@ def interleaved(
         for name, call in candidates.items():
             if sum(samples[name]) > 1000 * seconds:
                 continue
+            begun = time.perf_counter()
             call()
+            while time.perf_counter() - begun < settle:
+                call()
             for _ in range(burst - 1):
                 started = time.perf_counter()
                 call()

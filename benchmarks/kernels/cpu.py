@@ -18,6 +18,7 @@ from kernels import depthwise_conv2d
 OURS = "widefield"
 TOLERANCE = 1e-5  # of the largest output
 SECONDS = 4.0  # of a candidate and layer: what is tens of times slower is measured with fewer calls
+SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin for milliseconds after their work
 
 Row = dict[str, Any]
 
@@ -116,7 +117,7 @@ def measure_layer(layer: Layer, rounds: int, threads: int, seconds: float = SECO
         error = float((call() - expected).abs().max() / expected.abs().max())
         if not error < TOLERANCE:
             return fields | {"wrong": f"{name} differs from oneDNN by {error:.2g} of the largest output"}
-    timings = interleaved(calls, rounds, seconds=seconds)
+    timings = interleaved(calls, rounds, burst=6, seconds=seconds, settle=SETTLE)
     ours = timings[OURS].median
     peers = {name: timing.median for name, timing in timings.items() if name != OURS}
     best = min(peers, key=peers.__getitem__)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +131,32 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)
     (tests,) = (part for part in runner.parts() if part.name == "tests")
     assert "-n" in tests.command
+
+
+def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():
+    """All that gpu-check needs to start, with the packages hidden that only this project's own environment has."""
+    hidden = (
+        "rich",
+        "tyro",
+        "openvino",
+        "onnx",
+        "onnxruntime",
+        "tritonclient",
+        "psutil",
+        "sklearn",
+        "matplotlib",
+        "timm",
+    )
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({hidden}))  # an import of these now raises
+for name in ("device", "native", "end_to_end", "served", "__main__"):
+    importlib.import_module("benchmarks.gpu_check." + name)
+importlib.import_module("benchmarks.kernels.__main__")
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
 
 
 @pytest.mark.parametrize("makefile", [Path(__file__).parents[2] / "Makefile"])

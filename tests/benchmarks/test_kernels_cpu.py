@@ -70,6 +70,20 @@ def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):
     assert (timings["slow"].calls, timings["fast"].calls) == (2, 10)
 
 
+def test_calls_are_not_counted_until_other_threads_have_settled(monkeypatch):
+    clock = [0.0]
+    made = []
+
+    def call():
+        made.append(clock[0])
+        clock[0] += 0.01
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    timings = interleaved({"a": call}, rounds=2, settle=0.035)
+    assert timings["a"].calls == 4
+    assert len(made) == 3 + 2 * (4 + 2)  # warm-up; four calls take 0.04 s, two are counted
+
+
 def test_the_readmes_table_names_every_peer():
     from benchmarks.report import depthwise_table
 
