@@ -60,13 +60,13 @@ def parts() -> list[Part]:
     workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()  # most of the time is Triton's compiler
     tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests/kernels")
     return [
-        Part("device", ("-m", f"{here}.device"), 20, needed=True),
-        Part("build", ("kernels/native/build.py",), 70),
+        Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
+        Part("build", ("kernels/native/build.py",), 60),
         Part("native", ("-m", f"{here}.native"), 30),
         Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130"), 160),
         Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
-        Part("tests", tests, 95),
-        Part("served", ("-m", f"{here}.served"), 30),
+        Part("tests", tests, 75),
+        Part("served", ("-m", f"{here}.served"), 25),
     ]
 
 
