@@ -8,7 +8,7 @@ PY_FILES := build_models.py demo.py
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve test test-all check bench gpu-check constraints clean
+.PHONY: setup native demo serve test test-all check bench bench-gpu gpu-check constraints clean
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt tools/check_system.py
@@ -42,15 +42,16 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: native
-	$(BIN)/python -m benchmarks.depthwise_cpu
+	$(BIN)/python -m benchmarks.kernels --device cpu
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.masked_patch_loss
 
+bench-gpu:
+	$(GPU_PYTHON) -m benchmarks.kernels --device cuda
+
 gpu-check:
-	$(GPU_PYTHON) kernels/native/build.py
-	$(GPU_PYTHON) -m pytest -m gpu tests/kernels
-	$(GPU_PYTHON) -m benchmarks.masked_patch_loss --device cuda
+	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 constraints: setup
 	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header \

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -12,8 +13,6 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-from server.runtime import ENVIRONMENT
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,20 +30,33 @@ class Timing:
     def of(cls, milliseconds: list[float]) -> "Timing":
         deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
         return cls(
-            round(statistics.median(milliseconds), 4), round(deciles[1], 4), round(deciles[7], 4), len(milliseconds)
+            round(statistics.median(milliseconds), 5), round(deciles[1], 5), round(deciles[7], 5), len(milliseconds)
         )
 
 
-def interleaved(candidates: Mapping[str, Callable[[], Any]], rounds: int, burst: int = 3) -> dict[str, Timing]:
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    burst: int = 3,
+    seconds: float = math.inf,
+    settle: float = 0.0,
+) -> dict[str, Timing]:
     """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
-    other candidates' caches and spinning threads, is not counted. All are warmed up before."""
+    other candidates' caches and spinning threads, is not counted; nor are calls for `settle` seconds where the threads
+    of another runtime spin longer than one call takes. All are warmed up before. A candidate that has taken `seconds`
+    is left out of further rounds: one that is forty times slower must not stretch the run."""
     for call in candidates.values():
         for _ in range(3):
             call()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
+            if sum(samples[name]) > 1000 * seconds:
+                continue
+            begun = time.perf_counter()
             call()
+            while time.perf_counter() - begun < settle:
+                call()
             for _ in range(burst - 1):
                 started = time.perf_counter()
                 call()
@@ -68,6 +80,22 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
 
 
+def gpu() -> dict[str, Any]:
+    """The current CUDA device and what drives it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
 def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
@@ -89,6 +117,8 @@ def _plain(value: Any) -> Any:
 
 def run_as_served(module: str) -> None:
     """Start this benchmark again with what the server sets for its processes: read when a process starts."""
+    from server.runtime import ENVIRONMENT
+
     if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])

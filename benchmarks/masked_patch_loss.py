@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.cuda_timing import Step, captured, elapsed_ms
 from benchmarks.harness import Timing, interleaved, load_average_warning, run_as_served, versions, write_results
 from kernels import masked_patch_loss
 
-Step = Callable[[], Any]
 STRIDE, PATCH, RATIO = 32, 32, 0.6
 NORMS = ("none", "window", "patch")
 CACHE = {"cpu": 0, "cuda": 128 * 2**20}  # bytes that the inputs of a round exceed; on a CPU one set is used
@@ -86,34 +86,19 @@ def timed(candidates: dict[str, Step], calls: int, rounds: int, device: str) -> 
     """Milliseconds of one of the `calls` that a candidate makes."""
     if device == "cpu":
         return {name: _divided(timing, calls) for name, timing in interleaved(candidates, rounds).items()}
-    graphs = {name: _captured(run) for name, run in candidates.items()}
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(max(rounds, 2)):
-        for name, graph in graphs.items():
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            graph.replay()
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            samples[name].append(start.elapsed_time(end) / calls)
+    torch.cuda.synchronize()  # the inputs are there for whatever stream
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graphs = {name: captured(run) for name, run in candidates.items()}
+        for _ in range(max(rounds, 2)):
+            for name, graph in graphs.items():
+                graph.replay()  # pays for the other candidates' caches
+                samples[name].append(elapsed_ms(graph.replay) / calls)
     return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def _divided(timing: Timing, calls: int) -> Timing:
     return Timing(timing.median / calls, timing.p20 / calls, timing.p80 / calls, timing.calls)
-
-
-def _captured(run: Step) -> "torch.cuda.CUDAGraph":
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
 
 
 def measure(batches: list[int], size: int, rounds: int, device: str) -> list[dict[str, Any]]:

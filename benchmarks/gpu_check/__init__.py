@@ -1,0 +1,1 @@
+"""Everything that needs a GPU, in one call of at most eight minutes: `make gpu-check`."""

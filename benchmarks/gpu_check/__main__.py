@@ -1,0 +1,168 @@
+"""Everything that needs a GPU, in one call: each part a process with a time of its own.
+
+    python -m benchmarks.gpu_check [--seconds 480] [--only tests,native]
+
+A part that fails or runs out of time does not stop the others; without a GPU only the first is run. After every part
+benchmarks/results/gpu_check.json says what is known so far, so that a call that is cut off leaves what it had. The exit
+status is 0 only if nothing failed; a part that the machine has no means for is skipped, with the reason.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.harness import write_results
+
+ROOT = Path(__file__).parents[2]
+SKIPPED = 77  # the exit status of a part that cannot be run here; its last line says why
+TOTAL_SECONDS = 480.0
+LEAST_SECONDS = 5.0  # no part begins with less
+NAME = "gpu_check"
+
+
+@dataclass(frozen=True)
+class Part:
+    """`command` follows the interpreter. `seconds` are its own; it may also use what the parts before it left over.
+
+    After that the part and all that it started are killed.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    needed: bool = False  # without it the others are not tried
+
+
+@dataclass
+class Outcome:
+    """status: passed, failed, skipped, running, pending. `why`: of anything but a pass; `tail`: its last lines."""
+
+    name: str
+    budget: float
+    status: str = "pending"
+    why: str = ""
+    seconds: float = 0.0
+    tail: list[str] = field(default_factory=list)
+
+
+def parts() -> list[Part]:
+    here = "benchmarks.gpu_check"
+    workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()  # most of the time is Triton's compiler
+    tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests/kernels")
+    return [
+        Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
+        Part("build", ("kernels/native/build.py",), 60),
+        Part("native", ("-m", f"{here}.native"), 30),
+        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130"), 160),
+        Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
+        Part("tests", tests, 75),
+        Part("served", ("-m", f"{here}.served"), 25),
+    ]
+
+
+def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
+    """Run it for at most `seconds`, its output in `log`."""
+    outcome = Outcome(part.name, seconds)
+    started = time.monotonic()
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths}
+    command = [sys.executable, *part.command]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        _kill_group(process)  # also what a finished part left running
+    outcome.seconds = round(time.monotonic() - started, 1)
+    log.seek(0)
+    outcome.tail = log.read().decode(errors="replace").splitlines()[-25:]
+    last = outcome.tail[-1] if outcome.tail else ""
+    if status == 0:
+        outcome.status = "passed"
+    elif status == SKIPPED:
+        outcome.status, outcome.why = "skipped", last
+    elif status is None:
+        outcome.status, outcome.why = "failed", f"not finished after {seconds:.0f} s; it was at: {last}"
+    else:
+        outcome.status, outcome.why = "failed", f"exit status {status}: {last}"
+    return outcome
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def check(chosen: Sequence[Part], seconds: float) -> list[Outcome]:
+    """Run the parts in order within `seconds` in all; results/gpu_check.json follows every step."""
+    deadline = time.monotonic() + seconds
+    outcomes = [Outcome(part.name, part.seconds) for part in chosen]
+    blocked = ""
+    for index, part in enumerate(chosen):
+        left = deadline - time.monotonic()
+        allowed = min(left, max(part.seconds, left - sum(later.seconds for later in chosen[index + 1 :])))
+        if blocked:
+            outcomes[index].status, outcomes[index].why = "skipped", blocked
+        elif left < LEAST_SECONDS:
+            outcomes[index].status, outcomes[index].why = "failed", f"not begun: the {seconds:.0f} s were over"
+        else:
+            outcomes[index].status = "running"
+            save(outcomes, seconds)
+            print(f"--- {part.name} (at most {allowed:.0f} s)", flush=True)
+            with tempfile.TemporaryFile() as log:
+                outcomes[index] = run_part(part, allowed, log)
+            print("\n".join(outcomes[index].tail), flush=True)
+            if part.needed and outcomes[index].status != "passed":
+                blocked = f"{part.name} is needed: {outcomes[index].why}"
+        save(outcomes, seconds)
+    return outcomes
+
+
+def save(outcomes: list[Outcome], seconds: float) -> Path:
+    status = "failed" if failed(outcomes) else "running" if _unfinished(outcomes) else "passed"
+    return write_results(NAME, seconds=seconds, status=status, parts=[asdict(outcome) for outcome in outcomes])
+
+
+def failed(outcomes: list[Outcome]) -> list[str]:
+    return [outcome.name for outcome in outcomes if outcome.status == "failed"]
+
+
+def _unfinished(outcomes: list[Outcome]) -> bool:
+    return any(outcome.status in ("pending", "running") for outcome in outcomes)
+
+
+def summary(outcomes: list[Outcome]) -> list[str]:
+    return [f"{o.name:12} {o.status:8} {o.seconds:6.1f} s  {o.why}".rstrip() for o in outcomes]
+
+
+def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all parts together")
+    parser.add_argument("--only", default="", help="names of parts, by commas")
+    options = parser.parse_args(arguments)
+    everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
+    names = options.only.split(",") if options.only else list(everything)
+    if unknown := [name for name in names if name not in everything]:
+        parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(everything)}")
+    outcomes = check([everything[name] for name in names], options.seconds)
+    print("\n".join(["", *summary(outcomes)]))
+    print(f"wrote {save(outcomes, options.seconds)}")
+    return 1 if failed(outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""RepLKNet-31B with the operator against eager PyTorch convolutions: a training step and inference, in bfloat16.
+
+The same weights and images, in turn, in one process; the figures go to results/end_to_end_<gpu>.json. "eager" is the
+same model with F.conv2d for every K x K and 5 x 5 depthwise layer, in the contiguous and the channels_last layout.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.cuda_timing import elapsed_ms
+from benchmarks.harness import Timing, gpu, versions, write_results
+from kernels import depthwise_conv2d
+from models import create_model, reparameterize
+
+OURS, EAGER = "widefield", "eager"
+GOALS = {"training step": 3.0, "inference": 2.5}
+BATCHES = (64, 32, 16, 8)
+LEAST_KERNEL = 5
+LEAST_ROUNDS, SECONDS = 2, 20.0  # of one comparison: after them no further round, however slow a variant is
+CHECKED_IMAGES = 8
+WORSE, LEAST_ERROR = 2.0, 1e-3  # allowed: so many times eager's own error against float32, or this share of the norm
+
+Convolve = Callable[..., Tensor]
+Work = Callable[..., list[Tensor]]  # (model, images, precise)
+
+
+def eager(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    output = F.conv2d(input, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=input.shape[1])
+    return {"none": lambda t: t, "relu": torch.relu, "gelu": F.gelu}[activation](output)
+
+
+def is_large_depthwise(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    return module.groups == module.in_channels and module.stride == (1, 1) and module.kernel_size[0] >= LEAST_KERNEL
+
+
+@contextmanager
+def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
+    """All depthwise layers from 5 x 5 on computed by `convolve`; yields a list with the number of its calls."""
+    calls = [0]
+
+    def counted(*arguments: Any, **named: Any) -> Tensor:
+        calls[0] += 1
+        return convolve(*arguments, **named)
+
+    def bound(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+        return lambda x: counted(x, module.weight, module.bias)
+
+    changed = [module for module in model.modules() if is_large_depthwise(module)]
+    for module in changed:
+        module.forward = bound(module)  # type: ignore[arg-type]
+    try:
+        with mock.patch("models.layers.depthwise_conv2d", counted):
+            yield calls
+    finally:
+        for module in changed:
+            del module.forward
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor, precise: bool = False) -> list[Tensor]:
+    """Forward and backward, under autocast unless `precise`: the logits and the first depthwise filter's gradient.
+
+    Not the loss: at random weights it is the same whatever a kernel does.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=not precise):
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    first = next(module for module in model.modules() if is_large_depthwise(module))
+    answers = [logits.detach(), first.weight.grad]
+    for parameter in model.parameters():
+        parameter.grad = None
+    return answers
+
+
+@torch.no_grad()
+def infer(model: nn.Module, images: Tensor, precise: bool = False) -> list[Tensor]:
+    return [model(images)]
+
+
+def variants() -> dict[str, tuple[Convolve, torch.memory_format]]:
+    return {
+        OURS: (depthwise_conv2d, torch.contiguous_format),
+        EAGER: (eager, torch.contiguous_format),
+        f"{EAGER} channels_last": (eager, torch.channels_last),
+    }
+
+
+def compare(model: nn.Module, images: Tensor, work: Work, rounds: int) -> dict[str, Any]:
+    """{"ms": {name: Timing}, "speedup_over_eager", ...}. Raises `ValueError` where an answer is not right."""
+    errors, used = check(model, images[:CHECKED_IMAGES], work)
+    samples: dict[str, list[float]] = {name: [] for name in variants()}
+    deadline = time.monotonic() + SECONDS
+    for turn in range(rounds + 1):  # the first warms up
+        if turn > LEAST_ROUNDS and time.monotonic() > deadline:
+            break
+        for name, (convolve, layout) in variants().items():
+            model.to(memory_format=layout)
+            source = images.contiguous(memory_format=layout)
+            with depthwise_by(model, convolve):
+                samples[name].append(elapsed_ms(lambda source=source: work(model, source)))  # type: ignore[misc]
+    timings = {name: Timing.of(values[1:]) for name, values in samples.items()}
+    ours = timings[OURS].median
+    return {
+        "ms": timings,
+        "depthwise_calls": used,
+        "errors": errors,
+        "speedup_over_eager": round(timings[EAGER].median / ours, 3),
+        "speedup_over_eager_channels_last": round(timings[f"{EAGER} channels_last"].median / ours, 3),
+    }
+
+
+def check(model: nn.Module, images: Tensor, work: Work) -> tuple[dict[str, list[float]], int]:
+    """Each variant's errors against eager in float32, relative in norm, and how many layers each computed.
+
+    Raises `ValueError` where an error is more than WORSE times eager's own, or a variant computed fewer layers.
+    """
+    precise = deepcopy(model).float()
+    with depthwise_by(precise, eager):
+        exact = work(precise, images.float(), True)
+    errors, used = {}, {}
+    for name, (convolve, layout) in variants().items():
+        with depthwise_by(model.to(memory_format=layout), convolve) as calls:
+            answers = work(model, images.contiguous(memory_format=layout))
+        errors[name] = [float((a.float() - e).norm() / e.norm()) for a, e in zip(answers, exact, strict=True)]
+        used[name] = calls[0]
+    for what, ours, theirs in zip(("logits", "gradient"), errors[OURS], errors[EAGER], strict=False):
+        if not ours <= max(WORSE * theirs, LEAST_ERROR):
+            raise ValueError(f"the {what}: off float32 by {ours:.2g} of the norm with the operator, {theirs:.2g} eager")
+    if len(set(used.values())) != 1 or not used[OURS]:
+        raise ValueError(f"depthwise layers computed by each variant: {used}; they must be as many")
+    return errors, used[OURS]
+
+
+def what_fits(batches: tuple[int, ...], run: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """`run` at the largest batch that the memory holds."""
+    for batch in batches:
+        try:
+            return {"batch": batch} | run(batch)
+        except torch.OutOfMemoryError as error:
+            print(f"batch {batch}: {str(error).splitlines()[0]}", flush=True)
+            torch.cuda.empty_cache()
+    raise ValueError(f"no batch of {batches} fits into the memory")
+
+
+def measure(
+    arch: str, size: int, device: str, rounds: int, batches: tuple[int, ...] = BATCHES
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("training step", row), then ("inference", row)."""
+    torch.manual_seed(0)
+    model = create_model(arch).to(device)
+    deploy = reparameterize(model.eval()).to(torch.bfloat16)
+
+    def train(batch: int) -> dict[str, Any]:
+        images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device)
+
+        def step(model: nn.Module, images: Tensor, precise: bool = False) -> list[Tensor]:
+            return training_step(model, images, labels[: len(images)], precise)
+
+        return compare(model.train(), images, step, rounds)
+
+    def answer(batch: int) -> dict[str, Any]:
+        images = torch.randn(batch, 3, size, size, device=device, dtype=torch.bfloat16)
+        return compare(deploy, images, infer, rounds)
+
+    for what, run in (("training step", train), ("inference", answer)):
+        yield what, what_fits(batches, run)
+
+
+def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", rounds: int = 5) -> int:
+    hardware = gpu()
+    name = "end_to_end_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
+    content = {"gpu": hardware, "arch": arch, "image_size": size, "versions": versions("torch", "triton")}
+    for what, row in measure(arch, size, device, rounds):
+        content[what] = row
+        path = write_results(name, **content)
+        times = ", ".join(f"{who} {timing.median:.1f} ms" for who, timing in row["ms"].items())
+        met = "met" if row["speedup_over_eager"] >= GOALS[what] else "NOT MET"
+        print(f"{what}, batch {row['batch']}: {times}")
+        print(f"  {row['speedup_over_eager']}x eager, wanted {GOALS[what]}x: {met}; wrote {path}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

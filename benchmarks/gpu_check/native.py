@@ -1,0 +1,158 @@
+"""The native library on a GPU, through TorchScript, in a process that never imports `kernels`.
+
+This process traces the operator on the CPU; a second one loads the library and the file, and holds it to float64 in
+every type and layout, in a CUDA graph, and from two threads on two streams.
+"""
+
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+CASES = ((64, 14, 27), (16, 28, 29), (32, 9, 5))  # channels, height = width, kernel
+EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+FELL_BACK = "no kernel is compiled for this GPU"
+
+
+def write_case(folder: Path, index: int) -> None:
+    """<index>.pt: the operator with a bias and ReLU, traced; <index>.case: its filter and bias."""
+    from kernels import depthwise_conv2d
+
+    channels, size, kernel = CASES[index]
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(channels, 1, kernel, kernel) / kernel)
+            self.bias = torch.nn.Parameter(torch.randn(channels))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return depthwise_conv2d(x, self.weight, self.bias, "relu")
+
+    layer = Layer().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, torch.randn(2, channels, size, size))
+    traced.save(str(folder / f"{index}.pt"))
+    torch.save({"weight": layer.weight.data, "bias": layer.bias.data, "size": size}, folder / f"{index}.case")
+
+
+def load(folder: Path, index: int, dtype: torch.dtype, device: str) -> tuple[Any, dict[str, Any]]:
+    module = torch.jit.load(str(folder / f"{index}.pt"), map_location=device).to(dtype)
+    return module, torch.load(folder / f"{index}.case")
+
+
+def check_answer(module: Any, case: dict[str, Any], input: Tensor) -> None:
+    """Within 4 (eps_float32 sum |x||w| + eps |answer|) of float64. Raises `RuntimeError`."""
+    dtype = input.dtype
+    weight, bias = (case[name].to(input.device, dtype).double() for name in ("weight", "bias"))
+    settings: dict[str, Any] = {"padding": weight.shape[2] // 2, "groups": weight.shape[0]}
+    exact = F.conv2d(input.double(), weight, bias, **settings)
+    sums = F.conv2d(input.double().abs(), weight.abs(), bias.abs(), **settings)
+    bound = 4 * (EPS[torch.float32] * sums + EPS[dtype] * exact.abs())
+    output = module(input)
+    share = ((output.double() - exact.relu()).abs() / bound).nan_to_num(nan=float("inf")).max().item()
+    where = f"{list(input.shape)} {dtype} strides {input.stride()}"
+    if output.dtype != dtype or not share <= 1:
+        raise RuntimeError(f"{where}: the error is {share:.3g} times its bound, in {output.dtype}")
+
+
+def check_graph(module: Any, input: Tensor) -> None:
+    """A captured call answers anew for what its input holds at the replay."""
+    for _ in range(3):
+        module(input)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = module(input)
+    input.copy_(torch.randn_like(input))
+    expected = module(input).clone()
+    output.fill_(float("nan"))
+    graph.replay()
+    torch.cuda.synchronize()
+    if not torch.equal(output, expected):
+        raise RuntimeError(f"{list(input.shape)}: a replayed graph differs from a call")
+
+
+def check_threads(module: Any, inputs: list[Tensor], calls: int = 50) -> None:
+    """Each thread on a stream of its own gets the bits that one thread alone gets."""
+    expected = [module(input).clone() for input in inputs]
+    torch.cuda.synchronize()
+    faults: list[str] = []
+
+    def work(index: int) -> None:
+        try:
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                for call in range(calls):
+                    output = module(inputs[index])
+                    torch.cuda.current_stream().synchronize()
+                    if not torch.equal(output, expected[index]):
+                        faults.append(f"thread {index}, call {call}: another answer than alone")
+                        return
+        except Exception as error:
+            faults.append(f"thread {index}: {error}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise RuntimeError("; ".join(faults))
+
+
+@torch.no_grad()
+def check_all(folder: Path, device: str) -> int:
+    """Every case, type and layout; returns how many."""
+    count = 0
+    for index, (channels, size, _) in enumerate(CASES):
+        for dtype in EPS:
+            module, case = load(folder, index, dtype, device)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                for batch in (1, 65):
+                    input = torch.randn(batch, channels, size, size, device=device).to(dtype)
+                    check_answer(module, case, input.contiguous(memory_format=layout))
+                    count += 1
+            check_graph(module, torch.randn(3, channels, size, size, device=device).to(dtype))
+            check_threads(module, [torch.randn(b, channels, size, size, device=device).to(dtype) for b in (2, 7)])
+    return count
+
+
+def alone(library: str, folder: str) -> int:
+    """What the second process does."""
+    torch.ops.load_library(library)
+    count = check_all(Path(folder), "cuda")
+    if "kernels" in sys.modules:
+        raise RuntimeError("`kernels` was imported: the operator may have been Python's")
+    print(f"{count} answers right, {len(CASES) * len(EPS)} graphs and pairs of threads")
+    return 0
+
+
+def main() -> int:
+    from kernels import native_library
+
+    library = native_library()
+    if library is None:
+        print("the native library is not built: python kernels/native/build.py")
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(len(CASES)):
+            write_case(Path(folder), index)
+        command = [sys.executable, "-m", "benchmarks.gpu_check.native", str(library), folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    print(done.stderr.strip())
+    print(done.stdout.strip())
+    if FELL_BACK in done.stderr:
+        print("the library holds no cubin for this GPU: its answers were PyTorch's")
+        return 1
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(alone(*sys.argv[1:]) if len(sys.argv) == 3 else main())

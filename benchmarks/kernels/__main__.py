@@ -1,0 +1,144 @@
+"""The operators' speed beside their peers', the machine's limit and the goals.
+
+    python -m benchmarks.kernels                     # CUDA where there is a GPU; --seconds bounds the sweep
+    python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
+    python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # the roofline picture alone
+
+Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, and the masked-patch loss. A layer
+whose answer is wrong carries no speed and makes the exit status 1. docs/kernels.md says how it is measured.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import gpu, load_average_warning, run_as_served, versions, write_results
+from benchmarks.kernels import cpu, cuda
+from benchmarks.kernels.goals import goal_rows, goal_table
+from benchmarks.kernels.layers import replknet_31b, sweep
+from benchmarks.kernels.roofline import draw
+from benchmarks.masked_patch_loss import measure as measure_loss
+
+Row = dict[str, Any]
+
+
+def line(row: Row) -> str:
+    """One pass of one layer on a GPU."""
+    name = f"N {row['batch']:3} C {row['channels']:4} H {row['size']:3} K {row['kernel']:2} {row['dtype']:8}"
+    name += f" {row['pass']:11}"
+    if "wrong" in row:
+        return f"{name} WRONG, no speed: {row['wrong']}"
+    ours = row["candidates"][cuda.OURS]["ms"]
+    ratio, peer = row["speedup_over_best_peer"], row["best_peer"]
+    against = "no peer" if peer is None else f"{ratio:7.2f}x {peer}"
+    return (
+        f"{name} {1000 * ours.median:9.2f} us ({1000 * ours.p20:.2f} to {1000 * ours.p80:.2f}) "
+        f"{row['tflops_on_valid_taps']:7.1f} TFLOP/s {row['share_of_bandwidth']:6.1%} of bandwidth "
+        f"{row['share_of_limit']:6.1%} of limit {against}"
+    )
+
+
+def losses(device: str) -> tuple[list[Row], str | None]:
+    """The masked-patch loss's rows, or why there are none: it ends where an answer is wrong."""
+    try:
+        return measure_loss([128], 192, 15, device), None
+    except (SystemExit, RuntimeError) as failure:
+        return [], str(failure)
+
+
+def run_cuda(seconds: float, device: str = "cuda") -> int:
+    """Ceilings, RepLKNet-31B's layers with every peer, the loss, then as much of the sweep as the time allows."""
+    deadline = time.monotonic() + seconds
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    hardware = gpu()
+    name = "kernels_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
+    content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
+    content |= {"complete": False, "rows": [], "losses": []}
+
+    def save(rows: list[Row]) -> None:
+        content["rows"] += rows
+        for row in rows:
+            print(line(row), flush=True)
+        write_results(name, **content)  # after every layer: what is measured stays if the run is cut off
+
+    with torch.cuda.stream(torch.cuda.Stream()):  # gradients follow their forward pass's stream, graphs need one
+        ceilings = cuda.measure_ceilings(device)
+        content["ceilings"] = asdict(ceilings)
+        peaks = ", ".join(f"{dtype} {peak / 1e12:.0f} TFLOP/s" for dtype, peak in ceilings.peak.items())
+        print(f"{hardware['name']}: a copy moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
+        first = [(layer, True) for layer in replknet_31b(64)]
+        _, left_out = cuda.run_layers(first, device, ceilings, deadline, save)
+        content["losses"], failure = losses(device)
+        rest = [(layer, False) for layer in sweep()]
+        _, later = cuda.run_layers(rest, device, ceilings, deadline, save)
+    content |= {"complete": True, "left_out": left_out + later, "loss_failure": failure}
+    content["goals"] = goal_rows(content["rows"], content["losses"])
+    path = write_results(name, **content)
+    print("\n".join(goal_table(content["rows"], content["losses"])))
+    wrong = [row for row in content["rows"] if "wrong" in row]
+    print(f"{len(content['rows'])} rows, {len(wrong)} wrong; {len(left_out + later)} layers left out for time")
+    if failure:
+        print(f"masked-patch loss: {failure}")
+    if left_out:
+        print(f"{seconds:.0f} s did not suffice for RepLKNet-31B's own layers: give --seconds more")
+    print(f"wrote {path}")
+    draw_if_possible(path)
+    return 1 if wrong or failure or left_out else 0
+
+
+def draw_if_possible(path: Path) -> None:
+    try:
+        print(f"wrote {draw(json.loads(path.read_text()), path.stem)}")
+    except (ImportError, ValueError) as reason:
+        print(f"no picture: {reason}")
+
+
+def run_cpu(batches: list[int], rounds: int) -> int:
+    run_as_served("benchmarks.kernels")
+    torch.manual_seed(0)
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    warning = load_average_warning()
+    rows = []
+    for layer in cpu.layers(batches):
+        rows.append(cpu.measure_layer(layer, rounds, threads))
+        print(cpu.line(rows[-1]), flush=True)
+    found = versions("torch", "openvino", "onnxruntime")
+    path = write_results("kernels_cpu", dtype="fp32", threads=threads, versions=found, warning=warning, rows=rows)
+    slower = [row for row in rows if row.get("ratio_to_best_peer", 0) > 1.05]
+    print(f"more than 5 % slower than the best peer on {len(slower)} of {len(rows)} layers")
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    return 1 if any("wrong" in row for row in rows) else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=240, help="no layer begins later than this (CUDA)")
+    parser.add_argument("--batches", default="1,8", help="batch sizes (CPU)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved calls (CPU)")
+    parser.add_argument("--draw", type=Path, help="a results file: draw its roofline and do nothing else")
+    options = parser.parse_args()
+    if options.draw:
+        print(f"wrote {draw(json.loads(options.draw.read_text()), options.draw.stem)}")
+        return 0
+    if options.device == "cpu":
+        return run_cpu([int(batch) for batch in options.batches.split(",")], options.rounds)
+    if not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
+    return run_cuda(options.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The layers on a CPU, float32 with bias and ReLU: the operator against oneDNN, ONNX Runtime and OpenVINO.
+
+oneDNN is PyTorch's own fused convolution in channels_last with its filter packed beforehand, and a plain convolution on
+contiguous memory. OpenVINO is given both layouts: a layer alone is no reason to charge it with a conversion.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.harness import interleaved
+from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
+from kernels import depthwise_conv2d
+
+OURS = "widefield"
+TOLERANCE = 1e-5  # of the largest output
+SECONDS = 4.0  # of a candidate and layer: what is tens of times slower is measured with fewer calls
+SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin for milliseconds after their work
+
+Row = dict[str, Any]
+
+
+def layers(batches: list[int]) -> list[Layer]:
+    return [layer for batch in batches for layer in replknet_31b(batch, "float32") + small_kernels(batch, "float32")]
+
+
+def layer_model(layer: Layer, weight: Tensor, bias: Tensor) -> bytes:
+    """The layer with its ReLU as an ONNX model, "input" -> "output", [N,C,H,W]."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = [layer.batch, layer.channels, layer.size, layer.size]
+    image = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "output")]
+    attributes: Row = {"group": layer.channels, "pads": [layer.kernel // 2] * 4, "kernel_shape": [layer.kernel] * 2}
+    nodes = [
+        helper.make_node("Conv", ["input", "weight", "bias"], ["convolved"], **attributes),
+        helper.make_node("Relu", ["convolved"], ["output"]),
+    ]
+    constants = [numpy_helper.from_array(t.numpy(), name) for name, t in (("weight", weight), ("bias", bias))]
+    graph = helper.make_graph(nodes, "layer", image[:1], image[1:], constants)
+    opsets = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+def onnx_runtime(model: bytes, input: Tensor, threads: int) -> Callable[[], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    output = torch.empty_like(input)
+    binding = session.io_binding()  # no copy of the input, no new output
+    for bind, name, tensor in ((binding.bind_input, "input", input), (binding.bind_output, "output", output)):
+        bind(name, "cpu", 0, "float32", list(tensor.shape), tensor.data_ptr())
+
+    def run(input: Tensor = input) -> Tensor:  # ONNX Runtime only borrows its memory
+        session.run_with_iobinding(binding)
+        return output
+
+    return run
+
+
+def open_vino(model: bytes, input: Tensor, threads: int, layout: str) -> Callable[[], Tensor]:
+    """fp32; `layout` "NCHW" or "NHWC" of the input's and output's memory."""
+    import openvino
+
+    core = openvino.Core()
+    steps = openvino.preprocess.PrePostProcessor(core.read_model(model))
+    for end in (steps.input(), steps.output()):
+        end.tensor().set_layout(openvino.Layout(layout))
+        end.model().set_layout(openvino.Layout("NCHW"))
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(steps.build(), "CPU", hints).create_infer_request()
+    source = input if layout == "NCHW" else input.permute(0, 2, 3, 1).contiguous()
+    output = torch.empty_like(source)
+    shared = [openvino.Tensor(t.numpy(), shared_memory=True) for t in (source, output)]
+    request.set_input_tensor(shared[0])
+    request.set_output_tensor(shared[1])
+
+    def run(source: Tensor = source) -> Tensor:  # OpenVINO only borrows its memory
+        request.infer()
+        return output if layout == "NCHW" else output.permute(0, 3, 1, 2)
+
+    return run
+
+
+def candidates(layer: Layer, threads: int) -> dict[str, Callable[[], Tensor]]:
+    nchw = torch.randn(layer.batch, layer.channels, layer.size, layer.size)
+    input = nchw.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(layer.channels, 1, layer.kernel, layer.kernel) / layer.kernel
+    bias = torch.randn(layer.channels)
+    ones, padding, groups = [1, 1], [layer.kernel // 2] * 2, layer.channels
+    pack = torch.ops.mkldnn._reorder_convolution_weight
+    packed = pack(weight, padding, ones, ones, groups, list(input.shape))
+    fused = torch.ops.mkldnn._convolution_pointwise
+    model = layer_model(layer, weight, bias)
+    return {
+        OURS: lambda: depthwise_conv2d(input, weight, bias, "relu"),
+        "oneDNN channels_last": lambda: fused(input, packed, bias, padding, ones, ones, groups, "relu", [], ""),
+        "oneDNN nchw": lambda: F.conv2d(nchw, weight, bias, padding=padding, groups=groups).relu_(),
+        "ONNX Runtime": onnx_runtime(model, nchw, threads),
+        "OpenVINO": open_vino(model, nchw, threads, "NCHW"),
+        "OpenVINO NHWC": open_vino(model, nchw, threads, "NHWC"),
+    }
+
+
+@torch.inference_mode()
+def measure_layer(layer: Layer, rounds: int, threads: int, seconds: float = SECONDS) -> Row:
+    """{"ms": {name: Timing}, "best_peer", "ratio_to_best_peer" (ours over theirs, below 1 is faster), ...}; where an
+    answer differs from oneDNN's {"wrong": why} and no speed."""
+    calls = candidates(layer, threads)
+    fields = {name: getattr(layer, name) for name in ("batch", "channels", "size", "kernel", "dtype")}
+    expected = calls["oneDNN channels_last"]().clone()
+    for name, call in calls.items():
+        error = float((call() - expected).abs().max() / expected.abs().max())
+        if not error < TOLERANCE:
+            return fields | {"wrong": f"{name} differs from oneDNN by {error:.2g} of the largest output"}
+    timings = interleaved(calls, rounds, burst=6, seconds=seconds, settle=SETTLE)
+    ours = timings[OURS].median
+    peers = {name: timing.median for name, timing in timings.items() if name != OURS}
+    best = min(peers, key=peers.__getitem__)
+    return fields | {
+        "ms": timings,
+        "best_peer": best,
+        "ratio_to_best_peer": round(ours / peers[best], 3),
+        "gflops_on_valid_taps": round(layer.flops / ours / 1e6),
+    }
+
+
+def line(row: Row) -> str:
+    name = f"batch {row['batch']} C {row['channels']:4} H {row['size']:2} K {row['kernel']:2}"
+    if "wrong" in row:
+        return f"{name}  WRONG: {row['wrong']}"
+    times = "  ".join(f"{who} {timing.median:.3f}" for who, timing in row["ms"].items())
+    return f"{name}  {row['ratio_to_best_peer']:5.2f} x {row['best_peer']} (ms: {times})"

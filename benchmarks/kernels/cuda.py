@@ -1,0 +1,122 @@
+"""A layer on a GPU: every candidate's answer held to float64, then timed; what that is of the machine's limit."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks.cuda_timing import sets_that_exceed_the_cache, time_calls
+from benchmarks.kernels.accuracy import Reference, Tensors
+from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
+from benchmarks.kernels.layers import PASSES, Ceilings, Layer
+
+PEER_TOLERANCE = 16.0  # bounds that a peer may be off: one that sums otherwise stays a peer, a wrong one does not
+COPY_BYTES = 2**30
+MATMUL_SIZES = {"bfloat16": 8192, "float16": 8192, "float32": 4096}
+
+Row = dict[str, Any]
+
+
+def measure_ceilings(device: str, copy_bytes: int = COPY_BYTES, sizes: dict[str, int] = MATMUL_SIZES) -> Ceilings:
+    """A large copy, and a large matrix product of each type (float32: IEEE, no TF32), on random numbers."""
+    source = torch.randint(0, 256, (copy_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied, _ = time_calls([lambda: target.copy_(source)])
+    peak = {}
+    for name, size in sizes.items():
+        a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
+        product, _ = time_calls([lambda a=a, b=b: a @ b])  # type: ignore[misc]
+        peak[name] = 2 * size**3 / product.median * 1000
+    return Ceilings(2 * copy_bytes / copied.median * 1000, peak)
+
+
+def random_sets(layer: Layer, device: str) -> list[Tensors]:
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).to(layer.torch_dtype)
+
+    image = (layer.batch, layer.channels, layer.size, layer.size)
+    return [
+        Tensors(random(*image), random(layer.channels, 1, layer.kernel, layer.kernel) / layer.kernel, random(*image))
+        for _ in range(sets_that_exceed_the_cache(layer.bytes))
+    ]
+
+
+def measure_layer(layer: Layer, ways: Iterable[Candidate], device: str, ceilings: Ceilings) -> list[Row]:
+    """A row a pass. A candidate is timed where its answer is right; where ours is wrong the row carries no speed."""
+    sets = random_sets(layer, device)
+    reference = Reference(sets[0])
+    chosen = [way for way in ways if way.suits(layer)]
+    torch.compiler.reset()  # a compiled candidate keeps eight shapes at most
+    rows = []
+    for which in PASSES:
+        results = {way.name: measure(way, which, sets, reference) for way in chosen if which in way.passes}
+        kinds = {way.name: way.kind for way in chosen}
+        rows.append(asdict(layer) | {"pass": which} | judge(layer, results, kinds, ceilings))
+    return rows
+
+
+def measure(way: Candidate, which: str, sets: list[Tensors], reference: Reference) -> Row:
+    """{"error": of the bound, "ms": Timing, "timer"}; without a speed {"error", "wrong"} or {"failed"}."""
+    try:
+        with way.settings():
+            calls = steps(way, which, sets)
+            error = reference.error(which, calls[0]())
+            if not error <= (1.0 if way.kind == "ours" else PEER_TOLERANCE):
+                return {"error": f"{error:.3g}", "wrong": f"{error:.3g} times the bound of its error"}
+            timing, timer = time_calls(calls)
+            again = reference.error(which, calls[0]())  # after thousands of calls on this stream
+            if again != error and way.kind == "ours":
+                why = f"its error went from {error:.3g} to {again:.3g} of the bound"
+                return {"error": f"{again:.3g}", "wrong": why}
+            return {"error": round(error, 3), "ms": timing, "timer": timer}
+    except Exception as failure:  # a compiler's, out of memory, ...: the other candidates are still measured
+        return {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
+
+
+def judge(layer: Layer, results: dict[str, Row], kinds: dict[str, str], ceilings: Ceilings) -> Row:
+    """Our time beside the limit and the peers'; {"wrong": why} and no speed where our answer is not right."""
+    for name, result in results.items():
+        if kinds[name] == "ours" and "ms" not in result:
+            why = result.get("wrong") or result["failed"]
+            errors = {other: r.get("error", r.get("failed")) for other, r in results.items()}
+            return {"wrong": f"{name}: {why}", "errors": errors}
+    ours = results[OURS]["ms"].median
+    figures: Row = {
+        "tflops_on_valid_taps": round(layer.flops / ours / 1e9, 2),
+        "share_of_bandwidth": round(layer.bytes / ours * 1000 / ceilings.bandwidth, 4),
+        "limit_us": round(1000 * layer.limit_ms(ceilings), 3),
+        "share_of_limit": round(layer.limit_ms(ceilings) / ours, 4),
+    }
+    peers = {name: result["ms"].median for name, result in results.items() if "ms" in result and kinds[name] != "ours"}
+    for figure, kind in (("speedup_over_native", "native"), ("speedup_over_best_cudnn", "cudnn")):
+        times = [median for name, median in peers.items() if kinds[name] == kind]
+        figures[figure] = round(min(times) / ours, 3) if times else None
+    if NATIVE in peers:  # the native kernel in the layout that it was written for
+        figures["speedup_over_native"] = round(peers[NATIVE] / ours, 3)
+    best = min(peers, key=peers.__getitem__, default=None)
+    figures |= {"best_peer": best, "speedup_over_best_peer": None if best is None else round(peers[best] / ours, 3)}
+    return {"candidates": results} | figures
+
+
+def run_layers(
+    layers: list[tuple[Layer, bool]],
+    device: str,
+    ceilings: Ceilings,
+    deadline: float,
+    report: Callable[[list[Row]], None],
+) -> tuple[list[Row], list[str]]:
+    """Rows of as many layers (with all candidates, or the brief ones) as begin before `deadline`, and the others'
+    names. `report` is given the rows of each layer."""
+    rows: list[Row] = []
+    left_out = []
+    for layer, everything in layers:
+        if time.monotonic() > deadline:
+            left_out.append(str(layer))
+            continue
+        ways = candidates() if everything else (way for way in candidates(compiled=False) if way.brief)
+        new = measure_layer(layer, ways, device, ceilings)
+        rows += new
+        report(new)
+    return rows, left_out

@@ -1,0 +1,177 @@
+"""The runner of `make gpu-check`: every way in which a part can end, and that the exit status tells the whole truth."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.gpu_check import __main__ as runner
+from benchmarks.gpu_check.__main__ import Part, main
+
+PASS = Part("good", ("-c", "print('fine')"), 20)
+FAIL = Part("bad", ("-c", "print('about to break'); raise SystemExit('broken')"), 20)
+SKIP = Part("absent", ("-c", f"print('no such thing here'); raise SystemExit({runner.SKIPPED})"), 20)
+HANG = Part("slow", ("-c", "import time; print('working'); time.sleep(60)"), 2)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(runner, "LEAST_SECONDS", 0.5)
+    return lambda: json.loads((tmp_path / "gpu_check.json").read_text())
+
+
+def test_all_passed(results, capsys):
+    assert main([], [PASS, replace(PASS, name="too")]) == 0
+    document = results()
+    assert document["status"] == "passed"
+    assert [part["status"] for part in document["parts"]] == ["passed"] * 2
+    assert document["parts"][0]["tail"] == ["fine"]
+    assert "good         passed" in capsys.readouterr().out
+
+
+def test_a_failing_part_fails_the_whole_and_stops_nothing(results):
+    assert main([], [FAIL, PASS]) == 1
+    document = results()
+    assert document["status"] == "failed"
+    bad, good = document["parts"]
+    assert (bad["status"], bad["why"]) == ("failed", "exit status 1: broken")
+    assert bad["tail"] == ["about to break", "broken"]
+    assert good["status"] == "passed"
+
+
+def test_a_skipped_part_says_why_and_fails_nothing(results):
+    assert main([], [SKIP, PASS]) == 0
+    absent, _ = results()["parts"]
+    assert (absent["status"], absent["why"]) == ("skipped", "no such thing here")
+
+
+def test_a_part_out_of_time_is_killed_and_recorded(results):
+    started = time.monotonic()
+    assert main(["--seconds", "22"], [HANG, PASS]) == 1
+    slow, good = results()["parts"]
+    assert time.monotonic() - started < 20
+    assert slow["status"] == "failed"
+    assert slow["why"].startswith("not finished after 2 s")
+    assert good["status"] == "passed"
+
+
+def test_what_a_part_started_is_killed_too(results, tmp_path):
+    note = tmp_path / "child"
+    code = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(p.pid))"
+    assert main([], [Part("leaves one", ("-c", code), 20)]) == 0
+    state = Path(f"/proc/{note.read_text()}/stat")
+    for _ in range(100):
+        if not state.exists() or state.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("the part's child still runs")
+
+
+def test_no_time_left_is_a_failure(results):
+    assert main(["--seconds", "0.1"], [PASS]) == 1
+    assert results()["parts"][0]["why"] == "not begun: the 0 s were over"
+
+
+def test_nothing_is_tried_without_what_all_need(results):
+    needed = Part("device", ("-c", "raise SystemExit('PyTorch sees no GPU')"), 20, needed=True)
+    assert main([], [needed, PASS]) == 1
+    device, good = results()["parts"]
+    assert device["status"] == "failed"
+    assert (good["status"], good["why"]) == ("skipped", "device is needed: exit status 1: PyTorch sees no GPU")
+
+
+def test_time_saved_by_one_part_is_there_for_the_next(results):
+    parts = [Part("quick", ("-c", ""), 300), Part("long", ("-c", ""), 100), Part("last", ("-c", ""), 200)]
+    assert main(["--seconds", "600"], parts) == 0
+    quick, longer, last = (part["budget"] for part in results()["parts"])
+    assert quick == 300
+    assert 300 < longer <= 400  # 600 less what the first used, less 200 for the last
+    assert 400 < last <= 600
+
+
+def test_a_cut_off_call_leaves_what_it_had(results, monkeypatch):
+    real = runner.run_part
+
+    def cut_off(part, *rest):
+        if part is FAIL:
+            raise KeyboardInterrupt
+        return real(part, *rest)
+
+    monkeypatch.setattr(runner, "run_part", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main([], [PASS, FAIL, SKIP])
+    document = results()
+    assert document["status"] == "running"
+    assert [part["status"] for part in document["parts"]] == ["passed", "running", "pending"]
+
+
+def test_chosen_parts(results):
+    assert main(["--only", "good"], [FAIL, PASS]) == 0
+    assert [part["name"] for part in results()["parts"]] == ["good"]
+    with pytest.raises(SystemExit):
+        main(["--only", "good,none"], [PASS])
+
+
+def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
+    parts = runner.parts()
+    assert parts[0].name == "device"
+    assert parts[0].needed
+    assert sum(part.seconds for part in parts) <= runner.TOTAL_SECONDS == 480
+    files = [part.command[-1].replace(".", "/") + ".py" for part in parts if "benchmarks.gpu_check" in part.command[-1]]
+    assert len(files) == 4
+    assert all((runner.ROOT / file).is_file() for file in files)
+    assert any("-n" in part.command for part in parts) == (runner.importlib.util.find_spec("xdist") is not None)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)
+    (tests,) = (part for part in runner.parts() if part.name == "tests")
+    assert "-n" in tests.command
+
+
+def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():
+    """All that gpu-check needs to start, with the packages hidden that only this project's own environment has."""
+    hidden = (
+        "rich",
+        "tyro",
+        "openvino",
+        "onnx",
+        "onnxruntime",
+        "tritonclient",
+        "psutil",
+        "sklearn",
+        "matplotlib",
+        "timm",
+    )
+    code = f"""
+import importlib, sys
+sys.modules.update(dict.fromkeys({hidden}))  # an import of these now raises
+for name in ("device", "native", "end_to_end", "served", "__main__"):
+    importlib.import_module("benchmarks.gpu_check." + name)
+importlib.import_module("benchmarks.kernels.__main__")
+print("imported")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "imported", done.stderr
+
+
+@pytest.mark.parametrize("makefile", [Path(__file__).parents[2] / "Makefile"])
+def test_make_calls_it(makefile):
+    text = makefile.read_text()
+    assert "\t$(GPU_PYTHON) -m benchmarks.gpu_check\n" in text
+    assert "\t$(GPU_PYTHON) -m benchmarks.kernels --device cuda\n" in text
+
+
+def test_here_it_says_that_there_is_no_gpu(results):
+    """The real first part, in a process of its own, blind to any GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    try:
+        assert main(["--only", "device"]) == 1
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+    (device,) = results()["parts"]
+    assert "sees no GPU" in device["why"]

@@ -1,0 +1,129 @@
+"""The CPU's benchmark on small layers: every peer gives the layer's answer, a wrong one gets no speed."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import Timing, interleaved
+from benchmarks.kernels import __main__ as main
+from benchmarks.kernels import cpu
+from benchmarks.kernels.layers import Layer
+
+LAYER = Layer(2, 16, 9, 13, "float32")
+
+
+def test_every_peer_computes_the_layer():
+    torch.manual_seed(0)
+    calls = cpu.candidates(LAYER, 1)
+    expected = calls["oneDNN nchw"]()
+    assert expected.min() == 0  # ReLU
+    for call in calls.values():
+        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(main, "run_as_served", lambda module: None)
+    monkeypatch.setattr(cpu, "layers", lambda batches: [Layer(batch, 16, 9, 13, "float32") for batch in batches])
+    return lambda: json.loads((tmp_path / "kernels_cpu.json").read_text())
+
+
+def test_the_whole_run(quick, capsys):
+    assert main.run_cpu([1, 2], 2) == 0
+    first, second = quick()["rows"]
+    assert (first["batch"], second["batch"]) == (1, 2)
+    peers = {name: timing["median"] for name, timing in first["ms"].items() if name != cpu.OURS}
+    assert first["best_peer"] == min(peers, key=peers.get)
+    ratio = first["ms"][cpu.OURS]["median"] / min(peers.values())
+    assert first["ratio_to_best_peer"] == pytest.approx(ratio, abs=1e-3)
+    assert "of 2 layers" in capsys.readouterr().out
+
+
+def test_a_wrong_answer_gets_no_speed(quick, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "depthwise_conv2d", lambda input, *_: torch.zeros_like(input))
+    assert main.run_cpu([1], 1) == 1
+    (row,) = quick()["rows"]
+    assert "widefield differs from oneDNN" in row["wrong"]
+    assert "ms" not in row
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_layers_are_both_kernels_of_each_stage_and_batch():
+    layers = cpu.layers([1, 8])
+    assert len(layers) == len(set(layers)) == 16
+    assert {layer.kernel for layer in layers} == {31, 29, 27, 13, 5}
+    assert {layer.dtype for layer in layers} == {"float32"}
+
+
+def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):
+    clock = [0.0]
+
+    def slow():
+        clock[0] += 10
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    timings = interleaved({"slow": slow, "fast": lambda: None}, rounds=5, seconds=15)
+    assert (timings["slow"].calls, timings["fast"].calls) == (2, 10)
+
+
+def test_calls_are_not_counted_until_other_threads_have_settled(monkeypatch):
+    clock = [0.0]
+    made = []
+
+    def call():
+        made.append(clock[0])
+        clock[0] += 0.01
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    timings = interleaved({"a": call}, rounds=2, settle=0.035)
+    assert timings["a"].calls == 4
+    assert len(made) == 3 + 2 * (4 + 2)  # warm-up; four calls take 0.04 s, two are counted
+
+
+def test_the_readmes_table_names_every_peer():
+    from benchmarks.report import depthwise_table
+
+    ms = {name: {"median": value} for name, value in (("widefield", 1.0), ("oneDNN nchw", 40.0), ("OpenVINO", 0.8))}
+    row = {"channels": 16, "size": 9, "kernel": 13, "batch": 1, "ms": ms, "ratio_to_best_peer": 1.25}
+    machine = {"cpu": "a CPU", "cores": 2, "instructions": ["avx2"]}
+    lines = depthwise_table({"rows": [row], "machine": machine, "versions": {}, "date": "today"})
+    assert lines[2] == "| C, H, K | batch | Widefield | oneDNN nchw | OpenVINO | x the best of them |"
+    assert lines[3].count("|") == lines[2].count("|")
+    assert lines[4] == "| 16, 9, 13 | 1 | 1.00 | 40.00 | 0.80 | 1.25 |"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(["--device", "cuda"], "sees no GPU")])
+def test_no_gpu_is_said(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["kernels", *arguments])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_line_leads_to_each_run(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(main, "run_cpu", lambda batches, rounds: seen.append(("cpu", batches, rounds)) or 0)
+    monkeypatch.setattr(main, "run_cuda", lambda seconds: seen.append(("cuda", seconds)) or 1)
+    monkeypatch.setattr(main, "draw", lambda document, name: seen.append((document, name)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    saved = tmp_path / "kernels_x.json"
+    saved.write_text('{"rows": []}')
+    for arguments, status in (
+        (["--device", "cpu", "--batches", "1,3", "--rounds", "2"], 0),
+        (["--seconds", "7"], 1),
+        (["--draw", str(saved)], 0),
+    ):
+        monkeypatch.setattr("sys.argv", ["kernels", *arguments])
+        assert main.main() == status
+    assert seen == [("cpu", [1, 3], 2), ("cuda", 7.0), ({"rows": []}, "kernels_x")]
+
+
+def test_timings_have_a_place_in_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    path = harness.write_results("x", row=Timing(1.0, 0.5, 2.0, 3))
+    assert json.loads(path.read_text())["row"] == {"median": 1.0, "p20": 0.5, "p80": 2.0, "calls": 3}

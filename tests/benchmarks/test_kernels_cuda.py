@@ -1,0 +1,189 @@
+"""The GPU's benchmark from end to end on a faked GPU: what is timed, what is refused, what the exit status says."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import Timing
+from benchmarks.kernels import __main__ as main
+from benchmarks.kernels import candidates as c
+from benchmarks.kernels import cuda, goals, roofline
+from benchmarks.kernels.layers import PASSES, Ceilings, Layer
+
+LAYER = Layer(2, 4, 7, 9, "float32")
+CEILINGS = Ceilings(1e9, {"float32": 1e9, "bfloat16": 1e9})
+
+
+def broken(input, weight):
+    output = c.pytorch(input, weight)
+    return output + (torch.arange(output.numel()).view(output.shape) == 5) * 1.0
+
+
+def raising(input, weight):
+    raise ValueError("no such layer\nmore")
+
+
+class Moving:
+    """Another answer at every call, each within the bound."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, input, weight):
+        self.calls += 1
+        return c.pytorch(input, weight) * (1 + 1e-7 * (self.calls % 3))
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_ceilings(fake_gpu):
+    fake_gpu.elapsed = 2.0
+    found = cuda.measure_ceilings("cpu", copy_bytes=1000, sizes={"float32": 10, "bfloat16": 20})
+    assert found.bandwidth == pytest.approx(2 * 1000 / 2e-3)
+    assert found.peak == pytest.approx({"float32": 2000 / 2e-3, "bfloat16": 16000 / 2e-3})
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_layer_with_every_candidate():
+    rows = cuda.measure_layer(LAYER, c.candidates(), "cpu", CEILINGS)
+    assert [row["pass"] for row in rows] == list(PASSES)
+    for row in rows:
+        ours = row["candidates"][c.OURS]
+        assert ours["timer"] == "graph"
+        assert 0 <= ours["error"] <= 1
+        seconds = ours["ms"].median / 1000
+        assert row["tflops_on_valid_taps"] == pytest.approx(LAYER.flops / seconds / 1e12, abs=0.01)
+        assert row["share_of_bandwidth"] == pytest.approx(LAYER.bytes / seconds / 1e9, rel=1e-2)
+        assert row["limit_us"] == pytest.approx(1e6 * max(LAYER.bytes, LAYER.flops) / 1e9, rel=1e-3)
+        assert row["share_of_limit"] == pytest.approx(row["limit_us"] / seconds / 1e6, rel=1e-3)
+        assert row["speedup_over_native"] == 1
+        assert row["best_peer"] is not None
+    assert "toeplitz bmm" in rows[1]["candidates"]
+    assert "toeplitz bmm" not in rows[2]["candidates"]
+
+
+@pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize(
+    ("ours", "why"), [(broken, "times the bound"), (raising, "ValueError: no such layer"), (Moving(), "went from")]
+)
+def test_our_wrong_answer_gets_no_speed(ours, why):
+    ways = [c.Candidate(c.OURS, ours, "ours"), c.Candidate(c.NATIVE, c.pytorch, "native")]
+    rows = cuda.measure_layer(LAYER, ways, "cpu", CEILINGS)
+    assert why in rows[0]["wrong"]
+    assert rows[0]["errors"].keys() == {c.OURS, c.NATIVE}
+    assert not {"candidates", "tflops_on_valid_taps"} & rows[0].keys()
+    assert "WRONG, no speed" in main.line(rows[0])
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_peer_that_is_wrong_or_fails_is_no_peer():
+    ways = [
+        c.Candidate(c.OURS, c.pytorch, "ours"),
+        c.Candidate("wrong", broken, "cudnn"),
+        c.Candidate("failing", raising, "native"),
+    ]
+    row = cuda.measure_layer(LAYER, ways, "cpu", CEILINGS)[0]
+    assert "times the bound" in row["candidates"]["wrong"]["wrong"]
+    assert row["candidates"]["failing"]["failed"] == "ValueError: no such layer"
+    assert row["best_peer"] is row["speedup_over_native"] is row["speedup_over_best_cudnn"] is None
+    assert "no peer" in main.line(row)
+
+
+def test_ratios_are_to_the_best_of_each_kind():
+    times = {c.OURS: 1.0, c.NATIVE: 8.0, "other native": 7.0, "cudnn a": 4.0, "cudnn b": 3.0, "compiled": 2.0}
+    kinds = dict(zip(times, ("ours", "native", "native", "cudnn", "cudnn", "other"), strict=True))
+    results = {name: {"ms": Timing(ms, ms, ms, 1), "error": 0.1} for name, ms in times.items()}
+    row = cuda.judge(LAYER, results, kinds, CEILINGS)
+    assert (row["speedup_over_native"], row["speedup_over_best_cudnn"]) == (8.0, 3.0)
+    assert (row["best_peer"], row["speedup_over_best_peer"]) == ("compiled", 2.0)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_the_budget_cuts_the_end_off():
+    reported = []
+    rows, left_out = cuda.run_layers([(LAYER, False)], "cpu", CEILINGS, time.monotonic() + 60, reported.append)
+    assert reported == [rows]
+    assert left_out == []
+    assert rows[0]["candidates"].keys() == {c.OURS, c.NATIVE, "cudnn channels_last benchmark"}
+    rows, left_out = cuda.run_layers([(LAYER, True)], "cpu", CEILINGS, time.monotonic() - 1, reported.append)
+    assert (rows, left_out, len(reported)) == ([], [str(LAYER)], 1)
+
+
+@pytest.fixture
+def run(fake_gpu, monkeypatch, tmp_path):
+    """run_cuda on small layers, results and pictures in tmp_path; returns (exit status, document)."""
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(roofline.draw, "__defaults__", ("bfloat16", tmp_path))
+    monkeypatch.setattr(cuda.measure_ceilings, "__defaults__", (1000, dict.fromkeys(("bfloat16", "float32"), 8)))
+    monkeypatch.setattr(main, "replknet_31b", lambda batch: [Layer(2, 4, 7, 9)])
+    monkeypatch.setattr(main, "sweep", lambda: [Layer(1, 4, 5, 3, "float32")])
+    monkeypatch.setattr(
+        main, "measure_loss", lambda *_: [{"norm": "none", "batch": 128, "of_copy": 0.8, "speedup_over_eager": 6.0}]
+    )
+
+    def go(seconds=60.0):
+        status = main.run_cuda(seconds, "cpu")
+        return status, json.loads((tmp_path / "kernels_fake_h200.json").read_text())
+
+    return go
+
+
+def test_the_whole_run(run, capsys, tmp_path):
+    status, document = run()
+    assert status == 0
+    assert document["complete"] is True
+    assert document["gpu"]["name"] == "Fake H200"
+    assert document["ceilings"]["bandwidth"] > 0
+    assert len(document["rows"]) == 6
+    assert document["left_out"] == []
+    assert len(document["goals"]) == len(goals.GOALS)
+    assert (tmp_path / "kernels_fake_h200_roofline.png").stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert "of limit" in shown
+    assert "not measured" in shown
+    assert "6 rows, 0 wrong; 0 layers left out" in shown
+
+
+def test_a_wrong_layer_makes_the_status_1(run, monkeypatch):
+    monkeypatch.setattr(c, "depthwise_conv2d", broken)
+    status, document = run()
+    assert status == 1
+    assert all("wrong" in row for row in document["rows"] if row["pass"] == "forward")
+
+
+def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys):
+    def wrong(*_):
+        raise SystemExit("eager differs")
+
+    monkeypatch.setattr(main, "measure_loss", wrong)
+    status, document = run()
+    assert (status, document["loss_failure"]) == (1, "eager differs")
+    assert "masked-patch loss: eager differs" in capsys.readouterr().out
+
+
+def test_no_time_for_the_layers_themselves_makes_the_status_1(run):
+    status, document = run(seconds=-1.0)
+    assert status == 1
+    assert len(document["left_out"]) == 2
+
+
+def test_what_is_measured_is_on_disk_when_the_run_breaks_off(run, monkeypatch, tmp_path):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "measure_loss", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    document = json.loads((tmp_path / "kernels_fake_h200.json").read_text())
+    assert document["complete"] is False
+    assert len(document["rows"]) == 3
+
+
+def test_no_matplotlib_no_picture(run, monkeypatch, capsys):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run()[0] == 0
+    assert "no picture" in capsys.readouterr().out
