@@ -21,6 +21,7 @@ from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import DataError, load_image
 from training.evaluate import labels_of
+from training.road import road
 from training.settings import SettingsError, one_line
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
@@ -46,7 +47,7 @@ class Config:
     count: int = 16
     """The first so many images, evenly over the folder."""
     scores: bool = False
-    """Insertion, deletion and the randomisation check."""
+    """Insertion, deletion, ROAD and the randomisation check."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -103,14 +104,12 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
 def scores_of(
     model: RepLKNet, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
 ) -> dict[str, float]:
-    """Insertion, deletion (beside those of random maps) and the rank correlation after each randomised part."""
+    """Insertion, deletion and ROAD (beside those of random maps), the rank correlation after each randomised part."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
-    scores = {
-        "insertion": insertion(model, images, maps, targets).mean().item(),
-        "insertion of a random map": insertion(model, images, noise, targets).mean().item(),
-        "deletion": deletion(model, images, maps, targets).mean().item(),
-        "deletion of a random map": deletion(model, images, noise, targets).mean().item(),
-    }
+    scores = {}
+    for name, score in (("insertion", insertion), ("deletion", deletion), ("ROAD", road)):
+        for whose, judged in (("", maps), (" of a random map", noise)):
+            scores[name + whose] = score(model, images, judged, targets).mean().item()
     check = randomization_check(model, lambda m: explain(m, images, targets, config.method, config.layer))
     return scores | {f"rank correlation, random down to {part}": value for part, value in check.items()}
 

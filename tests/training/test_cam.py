@@ -183,7 +183,9 @@ def test_script_writes_overlays(
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000_0_cam.png", "000_0_layercam.png", "001_1_cam.png", "001_1_layercam.png"]
     assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
-    assert "rank correlation, random down to head" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for score in ("insertion", "deletion", "ROAD", "ROAD of a random map", "rank correlation, random down to head"):
+        assert f"{score}: " in printed
     monkeypatch.setattr("sys.argv", [*run, "--target", "z"])
     assert script.main() == 1
     assert "--target z is not one of the 5 labels: a, b" in capsys.readouterr().err
