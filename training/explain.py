@@ -13,9 +13,9 @@ import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import ModelConfig, RepLKNet, load_checkpoint
+from models import ModelConfig, load_checkpoint
 from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
@@ -40,8 +40,8 @@ class Config:
     """Folder of the overlays."""
     method: Method = "cam"
     """cam is exact and needs no gradient; the others work on any layer."""
-    layer: str = "norm"
-    """Of the gradient methods, such as norm or stages.2."""
+    layer: str = ""
+    """Of the gradient methods, such as norm or stages.2; empty: the last one."""
     target: str = ""
     """The label to explain; empty: the answer."""
     count: int = 16
@@ -102,7 +102,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
 
 
 def scores_of(
-    model: RepLKNet, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
+    model: nn.Module, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
 ) -> dict[str, float]:
     """Insertion, deletion and ROAD (beside those of random maps), the rank correlation after each randomised part."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
