@@ -3,6 +3,7 @@
 
 python build_models.py --weights runs/digits-nano
 python build_models.py --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth --labels imagenet.txt
+python build_models.py --arch timm/mobilenetv3_large_100 --weights mobilenetv3_large_100.safetensors
 """
 
 import argparse
@@ -16,7 +17,8 @@ from export.torchscript import PRECISIONS
 def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--arch", help="replknet_31b, _31l, _xl, _small or _nano; read from a checkpoint folder's config.json"
+        "--arch",
+        help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder says its own",
     )
     parser.add_argument("--weights", type=Path, help="checkpoint folder, .safetensors or .pth")
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
@@ -29,6 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
     parser.add_argument("--version", type=int, help="version number (default: the next)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the backbone (default: all cores)")
+    parser.add_argument("--class-map", action="store_true", help="a second output: where the answer's evidence lies")
     parser.add_argument("--parity-images", type=Path, help="folder of images (default: scikit-learn's photographs)")
     values = vars(parser.parse_args(arguments))
     values["formats"] = tuple(part.strip() for part in values.pop("format").split(",") if part.strip())

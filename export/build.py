@@ -19,7 +19,16 @@ from export.parity import check_parity, real_pixels
 from export.repository import write_repository
 from export.torchscript import ServedBackbone, save_torchscript, trace_backbone
 from kernels import native_library
-from models import ARCHITECTURES, ModelConfig, create_model, load_checkpoint, load_weights, reparameterize
+from models import (
+    ModelConfig,
+    WithClassMap,
+    check_arch,
+    class_maps,
+    create_model,
+    load_config,
+    load_weights,
+    reparameterize,
+)
 
 FORMATS = ("torchscript", "onnx")
 
@@ -39,6 +48,7 @@ class BuildOptions:
     version: int | None = None
     threads: int = 0
     parity_images: Path | None = None
+    class_map: bool = False
 
 
 def build(options: BuildOptions) -> str:
@@ -53,8 +63,12 @@ def build(options: BuildOptions) -> str:
     labels = _labels(options, config)
     size = config.image_size
     pixels = real_pixels(options.parity_images, size)
-    eager = ServedBackbone(model, config.mean, config.std)
-    served = ServedBackbone(reparameterize(model), config.mean, config.std, options.precision)
+    map_size = _map_size(model, size) if options.class_map else None
+    networks = [model, reparameterize(model)]
+    if options.class_map:
+        networks = [WithClassMap(network) for network in networks]
+    eager = ServedBackbone(networks[0], config.mean, config.std)
+    served = ServedBackbone(networks[1], config.mean, config.std, options.precision)
     spec = ServingSpec(
         image_size=size,
         resize_size=math.floor(size / config.crop_pct),
@@ -62,6 +76,7 @@ def build(options: BuildOptions) -> str:
         num_classes=config.num_classes,
         threads=options.threads or os.cpu_count() or 1,
         backbone_backend="pytorch" if "torchscript" in options.formats else "onnxruntime",
+        class_map=map_size,
     )
 
     def write_backbone(folder: Path) -> dict[str, Any]:
@@ -95,19 +110,27 @@ def build(options: BuildOptions) -> str:
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
     if options.weights is not None and options.weights.is_dir():
-        model, config = load_checkpoint(options.weights)
+        config = load_config(options.weights)
         if options.arch not in (None, config.arch):
             raise ValueError(f"--arch {options.arch}, but {options.weights} holds {config.arch}: leave --arch out")
     else:
         if options.arch is None:
             raise ValueError("--arch is needed with a weights file that has no config.json beside it")
         config = _config_of_arch(options)
-        model = create_model(config.arch, num_classes=config.num_classes)
-        if options.weights is not None:
-            load_weights(model, options.weights)
     if options.image_size is not None:
         config = replace(config, image_size=options.image_size)
+    model = create_model(config.arch, config.num_classes, config.image_size)
+    if options.weights is not None:
+        load_weights(model, options.weights)
     return model.eval(), config
+
+
+@torch.inference_mode()
+def _map_size(model: nn.Module, image_size: int) -> tuple[int, int]:
+    """Height and width of the class map. Raises `ValueError` for a network that has no exact one."""
+    features = model.forward_features(torch.randn(1, 3, image_size, image_size))  # type: ignore[operator]
+    height, width = class_maps(model, features).shape[2:]
+    return height, width
 
 
 def _config_of_arch(options: BuildOptions) -> ModelConfig:
@@ -120,8 +143,8 @@ def _check(options: BuildOptions) -> None:
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown or not options.formats:
         raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
-    if options.arch is not None and options.arch not in ARCHITECTURES:
-        raise ValueError(f"--arch {options.arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+    if options.arch is not None:
+        check_arch(options.arch)
     if (options.weights is None) == (not options.random_weights):
         raise ValueError("name --weights, or ask for --random-weights (for measuring speed only), not both")
     if options.weights is not None and not options.weights.exists():
@@ -156,9 +179,8 @@ class _OnnxBackbone:
 
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        (logits,) = self.session.run(["logits"], {"pixels": pixels.numpy()})
-        return torch.from_numpy(logits)
+    def __call__(self, pixels: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in self.session.run(None, {"pixels": pixels.numpy()})]
 
 
 def _jpeg(pixels: Tensor) -> bytes:

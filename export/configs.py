@@ -24,6 +24,8 @@ class ServingSpec:
     num_classes: int
     threads: int
     backbone_backend: str = "pytorch"
+    class_map: tuple[int, int] | None = None
+    """Height and width of the backbone's second output, if it has one."""
     max_file_bytes: int = 20 * 1024 * 1024
     max_pixels: int = 89_478_485  # Pillow's own bound: 256 MiB of RGB
 
@@ -64,13 +66,16 @@ def preprocess_config(spec: ServingSpec) -> str:
 
 
 def backbone_config(spec: ServingSpec) -> str:
+    outputs = [_tensor("logits", "FP32", [spec.num_classes])]
+    if spec.class_map is not None:
+        outputs.append(_tensor("class_map", "FP32", list(spec.class_map)))
     pixels = {"data_type": "TYPE_UINT8", "dims": [spec.image_size, spec.image_size, 3], "random_data": True}
     return _text(
         name="backbone",
         backend=spec.backbone_backend,
         max_batch_size=MAX_BATCH_SIZE,
         input=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
-        output=[_tensor("logits", "FP32", [spec.num_classes])],
+        output=outputs,
         dynamic_batching={},
         parameters=_libtorch_parameters(spec.threads, fusion=True),
         model_warmup=_warmup({"pixels": pixels}, BACKBONE_BATCHES),

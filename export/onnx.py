@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from export.torchscript import ServedBackbone
+from models import WithClassMap
 
 OPSET = 18
 
 
 def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
     """Write pixels [batch,S,S,3] uint8 -> logits [batch,classes] float32, checked by onnx.checker.
+
+    Of a `models.WithClassMap` also class_map [batch,h,w].
 
     Raises `ValueError` for bf16 (ONNX Runtime's CPU provider has no bf16 convolution) and `RuntimeError` when an
     operator outside the ONNX standard is left in the graph.
@@ -33,7 +36,7 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
             (pixels,),
             str(path),
             input_names=["pixels"],
-            output_names=["logits"],
+            output_names=["logits", "class_map"] if isinstance(backbone.model, WithClassMap) else ["logits"],
             opset_version=OPSET,
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
             custom_translation_table={torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d},

@@ -1,9 +1,10 @@
 """An exported graph must answer as the eager model does, on real photographs; a build that does not is refused."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 # The largest |logit difference| allowed, relative to the largest |logit|; half precisions keep 11 and 8 bits.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+Outputs: TypeAlias = Tensor | Sequence[Tensor]  # logits, or logits and class_map
 
 
 class ParityError(RuntimeError):
@@ -66,23 +69,36 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
 @torch.inference_mode()
 def check_parity(
     name: str,
-    reference: Callable[[Tensor], Tensor],
-    candidate: Callable[[Tensor], Tensor],
+    reference: Callable[[Tensor], Outputs],
+    candidate: Callable[[Tensor], Outputs],
     pixels: Tensor,
     precision: str,
 ) -> Parity:
-    """Compare logits at batch 1 and at the whole batch.
+    """Compare logits, and class maps where there are any, at batch 1 and at the whole batch.
 
-    Raises `ParityError` naming the difference when it exceeds the tolerance of `precision`, or is not a number.
+    The map is that of the answer: where rounding has two classes change places, the maps are of different things and
+    are not compared. Raises `ParityError` naming the difference when it exceeds the tolerance of `precision`, or is not
+    a number.
     """
     largest = 0.0
     for batch in (pixels[:1], pixels):
-        expected = reference(batch).double()
-        difference = (candidate(batch).double() - expected).abs().max() / expected.abs().max().clamp_min(1e-6)
-        if not difference <= TOLERANCE[precision]:  # also true of NaN
-            raise ParityError(
-                f"{name} differs from the eager model by {difference:.3g} of the largest logit at batch {len(batch)} "
-                f"(allowed in {precision}: {TOLERANCE[precision]:g}); the repository was left as it was"
-            )
-        largest = max(largest, float(difference))
+        expected, found = _outputs(reference(batch)), _outputs(candidate(batch))
+        same = expected["logits"].argmax(1) == found["logits"].argmax(1)
+        for output, values in expected.items():
+            rows = same if output == "class_map" else torch.ones_like(same)
+            if not rows.any():
+                continue
+            difference = (found[output] - values)[rows].abs().max() / values.abs().max().clamp_min(1e-6)
+            if not difference <= TOLERANCE[precision]:  # also true of NaN
+                raise ParityError(
+                    f"{name} differs from the eager model by {difference:.3g} of the largest value of {output} at "
+                    f"batch {len(batch)} (allowed in {precision}: {TOLERANCE[precision]:g}); "
+                    "the repository was left as it was"
+                )
+            largest = max(largest, float(difference))
     return Parity(name, len(pixels), largest, TOLERANCE[precision])
+
+
+def _outputs(values: Outputs) -> dict[str, Tensor]:
+    named = (values,) if isinstance(values, Tensor) else values
+    return {name: value.double() for name, value in zip(("logits", "class_map"), named, strict=False)}

@@ -12,6 +12,8 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 class ServedBackbone(nn.Module):
     """Pixels [B,S,S,3] uint8 (RGB) -> logits [B,classes] float32; normalisation is inside.
 
+    Of a `models.WithClassMap`: logits and class_map [B,h,w] float32.
+
     The pixels' HWC order, permuted, is channels_last without a copy: the layout that the convolutions want.
     """
 
@@ -29,16 +31,19 @@ class ServedBackbone(nn.Module):
         self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))
         self.register_buffer("shift", shift.to(torch.float32).view(1, 3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32)  # [B,3,S,S], channels_last
         images = torch.addcmul(self.shift, images, self.scale).to(self.dtype)
-        return self.model(images).to(torch.float32)  # [B,classes]
+        outputs = self.model(images)
+        if isinstance(outputs, Tensor):
+            return outputs.to(torch.float32)  # [B,classes]
+        return tuple(output.to(torch.float32) for output in outputs)
 
 
 def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.ScriptModule:
     """Traced and frozen: weights are constants, which oneDNN's graph fusion needs to pack them once.
 
-    Raises `RuntimeError` when the trace depends on the batch size it was made with.
+    Raises `RuntimeError` when the trace depends on the batch size or the device that it was made with.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
@@ -48,9 +53,16 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
         traced = torch.jit.freeze(traced)
         for batch in (1, 3):
             sample = pixels[:1].expand(batch, -1, -1, -1).contiguous()
-            logits = traced(sample)
-            if logits.shape[0] != batch:
-                raise RuntimeError(f"the trace bakes in a batch size: {batch} images gave logits {list(logits.shape)}")
+            outputs = traced(sample)
+            for output in [outputs] if isinstance(outputs, Tensor) else outputs:
+                if output.shape[0] != batch:
+                    raise RuntimeError(f"the trace bakes in a batch size: {batch} images gave {list(output.shape)}")
+    graph = traced.inlined_graph  # kept: its nodes live no longer than it
+    if any(node.output().type().kind() == "DeviceObjType" for node in graph.findAllNodes("prim::Constant")):
+        raise RuntimeError(
+            f"the trace of {type(backbone.model).__name__} bakes in a device, so it would serve nowhere else: "
+            "build it with --format onnx"
+        )
     return traced
 
 

@@ -1,9 +1,11 @@
 """Large-kernel image classifiers: build, load, save and re-parameterise them."""
 
+from models.class_map import WithClassMap, class_maps
+from models.classifier import head_name, linear_head, pooled_features
 from models.complexity import count_macs, count_parameters
 from models.config import ModelConfig
 from models.masked import MaskedBatchNorm2d, MaskedPretrainer
-from models.registry import ARCHITECTURES, Architecture, create_model
+from models.registry import ARCHITECTURES, Architecture, check_arch, create_model, create_replknet
 from models.reparameterize import reparameterize
 from models.replknet import RepLKNet
 from models.weights import WeightsError, load_checkpoint, load_config, load_weights, save_checkpoint
@@ -16,12 +18,19 @@ __all__ = [
     "ModelConfig",
     "RepLKNet",
     "WeightsError",
+    "WithClassMap",
+    "check_arch",
+    "class_maps",
     "count_macs",
     "count_parameters",
     "create_model",
+    "create_replknet",
+    "head_name",
+    "linear_head",
     "load_checkpoint",
     "load_config",
     "load_weights",
+    "pooled_features",
     "reparameterize",
     "save_checkpoint",
 ]

@@ -19,7 +19,8 @@ def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
 
     Runs on fake tensors: nothing is computed, wherever the model lies and however large it is.
     """
-    training, state = model.training, model.state_dict()
+    training = model.training
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # buffers that are not saved, too
     custom = {torch.ops.widefield.depthwise_conv2d: _depthwise_conv2d_flops}
     try:
         with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=custom) as counter, torch.no_grad():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from models.registry import ARCHITECTURES
+from models.registry import input_defaults
 
 INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -19,7 +19,7 @@ class ModelConfig:
     num_classes: int = 1000
     image_size: int = 0
     crop_pct: float = 0.0
-    interpolation: str = "bicubic"
+    interpolation: str = ""
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     labels: list[str] | None = None
@@ -28,10 +28,8 @@ class ModelConfig:
         for name, kind in (("num_classes", int), ("image_size", int), ("crop_pct", (int, float))):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} {getattr(self, name)!r}: a number is needed")
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch {self.arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
-        own = ARCHITECTURES[self.arch]
-        for name in ("image_size", "crop_pct", "mean", "std"):
+        own = input_defaults(self.arch)
+        for name in ("image_size", "crop_pct", "interpolation", "mean", "std"):
             value = getattr(self, name) or getattr(own, name)
             object.__setattr__(self, name, list(value) if name in ("mean", "std") else value)
         if self.num_classes < 1:

@@ -1,28 +1,38 @@
-"""The architectures by name."""
+"""The architectures by name: our own, and timm's as timm/NAME."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from models.replknet import RepLKNet
+from models.timm_models import create_timm_model, is_timm, near_timm_names, timm_config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """How a network's images are prepared: sizes in pixels, mean and std on the 0..1 scale."""
+
+    image_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
 @dataclass(frozen=True)
-class Architecture:
-    """Sizes of one RepLKNet and how its images are prepared (sizes in pixels, mean and std on the 0..1 scale)."""
+class Architecture(Inputs):
+    """Sizes of one RepLKNet and how its images are prepared."""
 
     layers: tuple[int, ...]
     channels: tuple[int, ...]
     kernel_sizes: tuple[int, ...]
     small_kernel: int | None = 5
     dw_ratio: float = 1.0
-    image_size: int = 224
-    crop_pct: float = 0.875
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
     source: str = "published"
 
 
@@ -47,14 +57,45 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def create_model(arch: str, num_classes: int = 1000, **kwargs: Any) -> RepLKNet:
-    """A RepLKNet in training form with random weights: images [B,3,H,W] -> logits [B,num_classes].
+def check_arch(arch: str) -> None:
+    """Raises `ValueError` for a name that is neither in `ARCHITECTURES` nor timm's, with near ones."""
+    if is_timm(arch):
+        timm_config(arch)
+    elif arch not in ARCHITECTURES:
+        near = near_timm_names(arch)
+        raise ValueError(
+            f"arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME"
+            + (f", such as {', '.join(near)}" if near else "")
+        )
 
-    `kwargs` are RepLKNet's own (`drop_path_rate`, ...) and override the architecture's. Raises `ValueError` for a name
-    that is not in `ARCHITECTURES`.
+
+def input_defaults(arch: str) -> Inputs:
+    """How the images of `arch` were prepared for its published weights. Raises `ValueError` as `check_arch`."""
+    check_arch(arch)
+    if not is_timm(arch):
+        return ARCHITECTURES[arch]
+    config = timm_config(arch)
+    size = config.get("input_size", (3, 224, 224))[-1]
+    names = ("crop_pct", "interpolation", "mean", "std")
+    return Inputs(image_size=size, **{name: config[name] for name in names if config.get(name)})
+
+
+def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwargs: Any) -> nn.Module:
+    """A model in training form with random weights: normalised images [B,3,H,W] -> logits [B,num_classes].
+
+    `kwargs` are the architecture's own (`drop_path_rate`, ...). `image_size` matters to those timm models alone that
+    are made for one; 0: the architecture's. Raises `ValueError` as `check_arch`, and for sizes that cannot be.
     """
+    check_arch(arch)
+    if is_timm(arch):
+        return create_timm_model(arch, num_classes, image_size or input_defaults(arch).image_size, **kwargs)
+    return create_replknet(arch, num_classes, **kwargs)
+
+
+def create_replknet(arch: str, num_classes: int = 1000, **kwargs: Any) -> RepLKNet:
+    """The RepLKNet called `arch`, for what only a RepLKNet can do. Raises `ValueError` for other names."""
     if arch not in ARCHITECTURES:
-        raise ValueError(f"arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"arch {arch!r} is no RepLKNet: choose one of {', '.join(ARCHITECTURES)}")
     names = ("layers", "channels", "kernel_sizes", "small_kernel", "dw_ratio")
     sizes = {name: getattr(ARCHITECTURES[arch], name) for name in names}
     return RepLKNet(**{**sizes, "num_classes": num_classes, **kwargs})

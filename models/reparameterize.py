@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.timm_models import of_timm, reparameterize_timm
+
 Foldable = nn.Conv2d | nn.Linear
 
 
@@ -22,15 +24,20 @@ def reparameterize(model: nn.Module) -> nn.Module:
     The logits equal those of `model.eval()`; batch statistics are never used, whatever mode `model` is in. The final
     norm is folded into the head, so `forward_features` of the copy gives the features before that norm.
 
+    Of a timm model those blocks are merged that timm can merge; it may keep batch norms, which tracing then folds.
+
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
     running statistics.
     """
     convert = getattr(model, "reparameterize", None)
-    if convert is None:
+    if convert is None and not of_timm(model):
         raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")
     dtype = next(model.parameters()).dtype
     deploy = deepcopy(model).double()
-    deploy.reparameterize()  # type: ignore[operator]
+    if of_timm(deploy):
+        reparameterize_timm(deploy)
+    else:
+        deploy.reparameterize()  # type: ignore[operator]
     return deploy.to(dtype).eval().requires_grad_(False)
 
 

@@ -162,8 +162,16 @@ class RepLKNet(nn.Module):
                 x = self.transitions[i](x)
         return self.norm(x)
 
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """[B,C,h,w] -> logits [B,num_classes], or the mean over the positions [B,C] that the head is given."""
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.head(pooled)
+
+    def get_classifier(self) -> nn.Linear:
+        return self.head
+
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.forward_features(images).mean((2, 3)))  # [B,num_classes]
+        return self.forward_head(self.forward_features(images))
 
     def merge_branches(self) -> None:
         """Published deploy form, in place: only the K x K and the small branch, with their batch norms, become one."""

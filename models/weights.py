@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.classifier import head_name
 from models.config import ModelConfig
 from models.layers import ConvBN
 from models.registry import create_model
 from models.replknet import RepLKNet
+from models.timm_models import of_timm, renamed_keys
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -45,11 +47,11 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_checkpoint(folder: str | Path) -> tuple[RepLKNet, ModelConfig]:
+def load_checkpoint(folder: str | Path) -> tuple[nn.Module, ModelConfig]:
     """The model in evaluation mode, on the CPU, and its config. Raises `WeightsError`, `FileNotFoundError`."""
     folder = Path(folder)
     config = load_config(folder)
-    model = create_model(config.arch, config.num_classes)
+    model = create_model(config.arch, config.num_classes, config.image_size)
     load_weights(model, folder / WEIGHTS_FILE)
     return model.eval(), config
 
@@ -74,12 +76,13 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def load_weights(model: RepLKNet, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
     """Load a .safetensors, .pth or .pt file, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
     Files: a plain state dict, {"model": ...}, {"state_dict": ...}; `ema` takes "model_ema" in their place. Keys may
     begin with "module." (DDP) or "_orig_mod." (torch.compile). A file in the published deploy form turns `model` into
-    that form. `skip_head` keeps the model's own classifier. Code in a pickle is never run.
+    that form. A timm model takes what timm publishes as a file and, where timm can translate them, its authors' files.
+    `skip_head` keeps the model's own classifier. Code in a pickle is never run.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity.
@@ -87,19 +90,21 @@ def load_weights(model: RepLKNet, path: str | Path, *, ema: bool = False, skip_h
     path = Path(path)
     path = path / WEIGHTS_FILE if path.is_dir() else path
     state = _unwrap(_read(path), path, ema)
-    target = model
-    if any(".lkb_reparam." in name for name in state):
+    target, head = model, head_name(model) + "."
+    if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)
         target.merge_branches()
     expected = target.state_dict()
+    if of_timm(model) and state.keys() != expected.keys():
+        state = _translated(state, model, path)
     if skip_head:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-        state |= {name: tensor for name, tensor in expected.items() if name.startswith("head.")}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
+        state |= {name: tensor for name, tensor in expected.items() if name.startswith(head)}
     for name in expected.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):  # a counter that evaluation and momentum 0.1 never read
             state[name] = expected[name]
-    state = _checked(state, expected, path)
-    if target is not model:
+    state = _checked(state, expected, path, head)
+    if isinstance(model, RepLKNet) and target is not model:
         model.merge_branches()
     model.load_state_dict(state)
 
@@ -149,9 +154,16 @@ def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
     return state
 
 
-def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    try:
+        return renamed_keys(state, model)
+    except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"{path} is of another model: timm cannot translate it ({_first_line(error)})") from error
+
+
+def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, prefix: str) -> dict[str, Tensor]:
     """`state` in the model's dtypes, or `WeightsError` at the first key, in the model's order, that does not fit."""
-    head = "head.weight"
+    head = f"{prefix}weight"
     if head in state and head in expected and state[head].dim() == 2 and len(state[head]) != len(expected[head]):
         raise WeightsError(
             f"{path}: {head} has {len(state[head])} classes, the model has {len(expected[head])}: "

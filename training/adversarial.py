@@ -1,13 +1,15 @@
 """Learners that train on attacks: Fast-AT, a defence, and AdvProp, which raises clean and corruption accuracy."""
 
 from copy import deepcopy
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.attacks import PixelModel, evaluating, losses_and_gradient, pgd, project, random_start
-from training.distributed import CpuSyncBatchNorm, all_sum
+from training.distributed import all_sum
 from training.learners import Supervised
 from training.loop import StopTraining
 from training.settings import SettingsError
@@ -78,31 +80,18 @@ class _Dual(nn.Module):
         return self.auxiliary(x) if self.auxiliary_in_use else super().forward(x)
 
 
-class DualBatchNorm2d(_Dual, nn.BatchNorm2d):
-    pass
-
-
-class DualSyncBatchNorm(_Dual, nn.SyncBatchNorm):
-    pass
-
-
-class DualCpuSyncBatchNorm(_Dual, CpuSyncBatchNorm):
-    pass
-
-
-DUAL: dict[type, type] = {
-    nn.BatchNorm2d: DualBatchNorm2d,
-    nn.SyncBatchNorm: DualSyncBatchNorm,
-    CpuSyncBatchNorm: DualCpuSyncBatchNorm,
-}
+@cache
+def dual_of(norm: Any) -> Any:
+    """The class of `norm`, a batch norm of any kind, that has an auxiliary one."""
+    return type(f"Dual{norm.__name__}", (_Dual, norm), {})
 
 
 def add_auxiliary(model: nn.Module) -> None:
     """Give every batch norm an auxiliary one, in place. Keys and answers of the main path stay as they are."""
     for module in list(model.modules()):
-        if type(module) in DUAL:
+        if isinstance(module, _BatchNorm):
             auxiliary = deepcopy(module)
-            module.__class__ = DUAL[type(module)]
+            module.__class__ = dual_of(cast(Any, type(module)))
             module.auxiliary = auxiliary
             module.auxiliary_in_use = False  # type: ignore[assignment]
 
@@ -110,11 +99,10 @@ def add_auxiliary(model: nn.Module) -> None:
 def strip_auxiliary(model: nn.Module) -> nn.Module:
     """A copy of `model` with its main batch norms alone: what is served, re-parameterised and saved."""
     plain = deepcopy(model)
-    single = {dual: plain_type for plain_type, dual in DUAL.items()}
     for module in list(plain.modules()):
         if isinstance(module, _Dual):
             del module.auxiliary, module.auxiliary_in_use
-            module.__class__ = single[type(module)]
+            module.__class__ = type(module).__bases__[1]
     return plain
 
 
@@ -151,7 +139,7 @@ class AdvProp(Supervised):
         step: float = 1 / 255,
     ) -> None:
         super().__init__(model, criterion)
-        if not any(type(module) in DUAL for module in model.modules()):
+        if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise SettingsError(f"AdvProp needs batch norms, {type(model).__name__} has none")
         add_auxiliary(model)
         self.pixel_model = _pixel_view(model, mean, std)

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import RepLKNet
-from models.class_map import class_maps
+from models import RepLKNet, class_maps
+from models.class_map import channels_first
 from training.attacks import evaluating
 from training.settings import SettingsError
 
@@ -17,10 +17,13 @@ Method = Literal["cam", "gradcam", "hirescam", "layercam"]
 
 
 @torch.no_grad()
-def cam(model: RepLKNet, images: Tensor, targets: Tensor) -> Tensor:
-    """Exact evidence for class targets[b], whose mean over the positions is the logit (Zhou et al., CVPR 2016)."""
+def cam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """Exact evidence for class targets[b], whose mean over the positions is the logit (Zhou et al., CVPR 2016).
+
+    Raises `ValueError` for a network with more than a mean and a linear layer after its features.
+    """
     with evaluating(model):
-        maps = class_maps(model, model.forward_features(images))  # [B,classes,h,w]
+        maps = class_maps(model, model.forward_features(images))  # type: ignore[operator] # [B,classes,h,w]
     return maps[torch.arange(len(targets)), targets]
 
 
@@ -36,9 +39,9 @@ def gradient_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str, 
         (activation,) = kept
         score = logits.gather(1, targets[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, activation)
-    activation = activation.detach()
     if activation.dim() != 4:
         raise SettingsError(f"layer {layer!r} gives {list(activation.shape)}: maps [B,C,h,w] are needed")
+    activation, gradient = (channels_first(model, tensor) for tensor in (activation.detach(), gradient))
     if method == "gradcam":
         products = gradient.mean((2, 3), keepdim=True) * activation
     elif method == "hirescam":
@@ -65,12 +68,21 @@ def _capture(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def explain(model: RepLKNet, images: Tensor, targets: Tensor, method: Method, layer: str = "norm") -> Tensor:
-    """A map in 0..1 of the images' size, [B,H,W]: what speaks for the class is bright.
+def last_layer(model: nn.Module) -> str:
+    """The name of the layer that gives the last map: RepLKNet's final norm, the last stage of a timm model."""
+    stages: Any = getattr(model, "feature_info", None)
+    return "norm" if isinstance(model, RepLKNet) or not stages else stages[-1]["module"]
+
+
+def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, layer: str = "") -> Tensor:
+    """A map in 0..1 of the images' size, [B,H,W]: what speaks for the class is bright. `layer`: empty, the last one.
 
     Raises `SettingsError` where the layer has a single position, which shows nothing.
     """
-    raw = cam(model, images, targets) if method == "cam" else gradient_cam(model, images, targets, layer, method)
+    if method == "cam":
+        raw = cam(model, images, targets)
+    else:
+        raw = gradient_cam(model, images, targets, layer or last_layer(model), method)
     if raw.shape[1:].numel() == 1:
         raise SettingsError(
             f"at {images.shape[-1]} px the map of {method} is 1 x 1: take a gradient method on an earlier layer, such "

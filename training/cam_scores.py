@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import RepLKNet
+from models import RepLKNet, head_name
 
 
 def blurred(images: Tensor, kernel_size: int = 11, sigma: float = 5.0) -> Tensor:
@@ -62,20 +62,29 @@ def _mean_ranks(values: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
+def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
+    """The head and the two parts before it, from the last to the first."""
+    if isinstance(model, RepLKNet):
+        return "head", "norm", "stages.3"
+    head = head_name(model)
+    parts = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
+    return head, *[name for name in reversed(parts) if name != head.split(".")[0]][:2]
+
+
 @torch.no_grad()
 def randomization_check(
-    model: RepLKNet, explain: Callable[[RepLKNet], Tensor], parts: tuple[str, ...] = ("head", "norm", "stages.3")
+    model: nn.Module, explain: Callable[[nn.Module], Tensor], parts: tuple[str, ...] = ()
 ) -> dict[str, float]:
     """Mean rank correlation of the maps of `model` with those after its parts are randomised, one after the other.
 
     From the head down, each part stays random while the next one becomes so. A map that explains the model must change:
     a correlation near 1 means that it shows the image and not the model. The weights of a part are permuted, so that
-    their distribution stays.
+    their distribution stays. `parts`: empty, the head and the two before it.
     """
     before, changed = explain(model), deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     result = {}
-    for part in parts:
+    for part in parts or parts_from_the_head(model):
         for parameter in changed.get_submodule(part).parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))

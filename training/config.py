@@ -11,7 +11,7 @@ from training.settings import LoopConfig
 
 @dataclass(frozen=True)
 class Config(LoopConfig, AugmentConfig, MethodConfig):
-    """Fine-tune a RepLKNet on a folder of images or shards."""
+    """Fine-tune a classifier on a folder of images or shards."""
 
     preset: Literal["folder", "digits", "cpu", "replknet_31b", "replknet_31b_384"] = "folder"
     """Where the defaults come from."""
@@ -20,7 +20,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     data: Path = Path("data/images")
     """Folder with train/LABEL/FILE and val/LABEL/FILE, or train/*.tar and val/*.tar."""
     arch: str = "replknet_small"
-    """Name in models.ARCHITECTURES; a checkpoint folder in --weights brings its own."""
+    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; a checkpoint folder in --weights brings its own."""
     weights: Path | None = None
     """Checkpoint folder, .safetensors or .pth to start from; the head is kept if the labels are the same."""
     image_size: int = 0

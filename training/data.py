@@ -29,9 +29,16 @@ def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
     """RGB, upright, from a path or from a file in memory called `name`. Raises `DataError` if it is no whole image."""
     try:
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name or file} cannot be decoded ({error}): replace or remove it") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As the served `preprocess` does: 16-bit grey keeps its high byte, which PIL's own conversion would clip."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> ImageFolder:

@@ -3,9 +3,11 @@
 import os
 from typing import Any
 
+import timm.layers
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def setup(device: str) -> str:
@@ -85,10 +87,15 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: nn.Module, device: str) -> nn.Module:
-    """Every batch norm of `model` over all processes: PyTorch's own on GPUs, `CpuSyncBatchNorm` on CPUs."""
+    """Every batch norm of `model` over all processes: PyTorch's own on GPUs, `CpuSyncBatchNorm` on CPUs.
+
+    Raises `ValueError` on CPUs for a model with batch norms that hold more, such as an activation (some of timm's).
+    """
     if device.startswith("cuda"):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return timm.layers.convert_sync_batchnorm(model)  # it knows norms that hold an activation, too
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = CpuSyncBatchNorm
+        elif isinstance(module, _BatchNorm) and not isinstance(module, CpuSyncBatchNorm):
+            raise ValueError(f"--sync-bn on CPUs: {type(model).__name__} has {type(module).__name__}; leave it out")
     return model

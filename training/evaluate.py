@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models import ModelConfig, RepLKNet, load_checkpoint, reparameterize, save_checkpoint
+from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.long_tail import adjust_logits, shot_report, tau_normalize
@@ -72,14 +72,14 @@ def training_counts(checkpoint: Path) -> list[int] | None:
     return json.loads(path.read_text()).get("class_counts") if path.exists() else None
 
 
-def correct_head(model: RepLKNet, config: Config, counts: list[int] | None) -> None:
+def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> None:
     """The corrections for long-tailed training that need no training, in place. Raises `SettingsError`."""
     if config.tau_norm:
-        tau_normalize(model.head, config.tau_norm)
+        tau_normalize(linear_head(model), config.tau_norm)
     if config.logit_adjustment:
         if counts is None:
             raise SettingsError(f"--logit-adjustment needs class_counts in {config.checkpoint / ARGUMENTS_FILE}")
-        adjust_logits(model.head, counts, config.logit_adjustment)
+        adjust_logits(linear_head(model), counts, config.logit_adjustment)
 
 
 def evaluate(config: Config) -> tuple[Tensor, list[str]]:
@@ -103,7 +103,7 @@ def labels_of(config: ModelConfig) -> list[str]:
     return config.labels or [str(index) for index in range(config.num_classes)]
 
 
-def save_corrected(model: RepLKNet, model_config: ModelConfig, config: Config) -> None:
+def save_corrected(model: nn.Module, model_config: ModelConfig, config: Config) -> None:
     if config.save == config.checkpoint:
         raise SettingsError(f"--save {config.save} is the checkpoint itself: name another folder")
     save_checkpoint(str(config.save), model, model_config)

@@ -13,14 +13,15 @@ import tyro
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import ModelConfig, RepLKNet, load_checkpoint
+from models import ModelConfig, load_checkpoint
 from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import DataError, load_image
 from training.evaluate import labels_of
+from training.road import road
 from training.settings import SettingsError, one_line
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
@@ -39,14 +40,14 @@ class Config:
     """Folder of the overlays."""
     method: Method = "cam"
     """cam is exact and needs no gradient; the others work on any layer."""
-    layer: str = "norm"
-    """Of the gradient methods, such as norm or stages.2."""
+    layer: str = ""
+    """Of the gradient methods, such as norm or stages.2; empty: the last one."""
     target: str = ""
     """The label to explain; empty: the answer."""
     count: int = 16
     """The first so many images, evenly over the folder."""
     scores: bool = False
-    """Insertion, deletion and the randomisation check."""
+    """Insertion, deletion, ROAD and the randomisation check."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -101,16 +102,14 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
 
 
 def scores_of(
-    model: RepLKNet, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
+    model: nn.Module, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
 ) -> dict[str, float]:
-    """Insertion, deletion (beside those of random maps) and the rank correlation after each randomised part."""
+    """Insertion, deletion and ROAD (beside those of random maps), the rank correlation after each randomised part."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
-    scores = {
-        "insertion": insertion(model, images, maps, targets).mean().item(),
-        "insertion of a random map": insertion(model, images, noise, targets).mean().item(),
-        "deletion": deletion(model, images, maps, targets).mean().item(),
-        "deletion of a random map": deletion(model, images, noise, targets).mean().item(),
-    }
+    scores = {}
+    for name, score in (("insertion", insertion), ("deletion", deletion), ("ROAD", road)):
+        for whose, judged in (("", maps), (" of a random map", noise)):
+            scores[name + whose] = score(model, images, judged, targets).mean().item()
     check = randomization_check(model, lambda m: explain(m, images, targets, config.method, config.layer))
     return scores | {f"rank correlation, random down to {part}": value for part, value in check.items()}
 

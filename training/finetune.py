@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from models import ModelConfig, RepLKNet, create_model, load_config, load_weights, save_checkpoint
+from models import ModelConfig, create_model, load_config, load_weights, save_checkpoint
 from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
@@ -108,7 +108,7 @@ def train(config: Config, console: Console | None = None) -> float:
     return metrics["top1"]
 
 
-def make_model(config: Config, labels: list[str]) -> tuple[RepLKNet, ModelConfig]:
+def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfig]:
     """The model to train, with what the command line says laid over the checkpoint's own config."""
     in_folder = config.weights is not None and config.weights.is_dir()
     start = load_config(config.weights) if in_folder and config.weights else ModelConfig(config.arch)
@@ -121,7 +121,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[RepLKNet, ModelConfig
         mean=list(config.mean) or start.mean,
         std=list(config.std) or start.std,
     )
-    model = create_model(model_config.arch, len(labels), drop_path_rate=config.drop_path)
+    model = create_model(model_config.arch, len(labels), model_config.image_size, drop_path_rate=config.drop_path)
     if config.weights is not None:
         load_weights(model, config.weights, skip_head=start.labels != labels)
     return model, model_config

@@ -1,12 +1,13 @@
 """What a run trains: a model, its loss and what the method adds. All are `training.loop.Learner`s."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import RepLKNet
+from models import linear_head, pooled_features
 from training.loop import Learner
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -49,18 +50,17 @@ class CosineSupervised(Supervised):
     answer is the same and the model stays a plain one.
     """
 
-    model: RepLKNet
-
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        features = self.model.forward_features(images).mean((2, 3))  # [B,C]
-        cosines = F.linear(F.normalize(features), F.normalize(self.model.head.weight))  # [B,classes]
-        return self.criterion(cosines + 0.0 * self.model.head.bias, targets)
+        features, head = pooled_features(self.model, images), linear_head(self.model)  # [B,C]
+        cosines = F.linear(F.normalize(features), F.normalize(head.weight))  # [B,classes]
+        return self.criterion(cosines + 0.0 * head.bias, targets)
 
     @torch.no_grad()
     def deployed(self, model: nn.Module) -> nn.Module:
-        copy = _copy(model)
-        copy.head.weight.copy_(F.normalize(copy.head.weight))
-        copy.head.bias.zero_()
+        copy = deepcopy(model)
+        head = linear_head(copy)
+        head.weight.copy_(F.normalize(head.weight))
+        head.bias.zero_()
         return copy
 
 
@@ -70,13 +70,12 @@ class HeadOnly(Supervised):
     The backbone is in evaluation mode, so its batch statistics stay too. Meant for a class-balanced sampler.
     """
 
-    model: RepLKNet
-
-    def __init__(self, model: RepLKNet, criterion: nn.Module) -> None:
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
         super().__init__(model, criterion)
-        model.head.reset_parameters()
+        head = linear_head(model)
+        head.reset_parameters()
         model.requires_grad_(False)
-        model.head.requires_grad_(True)
+        head.requires_grad_(True)
 
     def train(self, mode: bool = True) -> "HeadOnly":
         super().train(mode)
@@ -85,14 +84,8 @@ class HeadOnly(Supervised):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         with torch.no_grad():
-            features = self.model.forward_features(images).mean((2, 3))  # [B,C]
-        return self.criterion(self.model.head(features), targets)
-
-
-def _copy(model: nn.Module) -> RepLKNet:
-    from copy import deepcopy
-
-    return deepcopy(model)  # type: ignore[return-value]
+            features = pooled_features(self.model, images)  # [B,C]
+        return self.criterion(linear_head(self.model)(features), targets)
 
 
 class CrossEntropy(nn.Module):

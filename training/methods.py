@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import nn
 
-from models import ModelConfig, RepLKNet
+from models import ModelConfig
 from training.adversarial import AdvProp, FastAT
 from training.augment import AugmentConfig, MixBatch
 from training.learners import CosineSupervised, CrossEntropy, HeadOnly, Supervised
@@ -82,7 +82,7 @@ def make_criterion(method: MethodConfig, augment: AugmentConfig, counts: Sequenc
 
 
 def make_learner(
-    model: RepLKNet,
+    model: nn.Module,
     method: MethodConfig,
     augment: AugmentConfig,
     config: ModelConfig,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from timm.models import group_parameters
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
@@ -30,6 +31,25 @@ def layer_index(name: str, layers: Iterable[int]) -> int:
     return 1 + sum(groups)
 
 
+def layer_indices(model: nn.Module) -> dict[str, int]:
+    """The layer-decay group of every parameter by name: RepLKNet's as published, timm's as timm has them.
+
+    Raises `SettingsError` for a model whose layers are not known.
+    """
+    if isinstance(model, RepLKNet):
+        layers = [len(stage.blocks) // 2 for stage in model.stages]  # type: ignore[arg-type]
+        return {name: layer_index(name, layers) for name, _ in model.named_parameters()}
+    if not hasattr(model, "group_matcher"):
+        raise SettingsError(f"--layer-decay: the layers of {type(model).__name__} are not known; use 1")
+    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+
+
+def undecayed_names(model: nn.Module) -> set[str]:
+    """Parameters of more than one dimension that their authors train without weight decay, such as position biases."""
+    names = getattr(model, "no_weight_decay", set)
+    return set(names())
+
+
 def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups with `weight_decay` (none for biases, norms and other vectors) and, under layer decay, `lr_scale`.
 
@@ -38,18 +58,18 @@ def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, 
     """
     if not 0.0 < layer_decay <= 1.0:
         raise SettingsError(f"--layer-decay {layer_decay}: it is above 0 and at most 1")
+    free = undecayed_names(model)
     if layer_decay == 1.0:
-        return param_groups_weight_decay(learner, weight_decay)
-    if not isinstance(model, RepLKNet):
-        raise SettingsError(f"--layer-decay {layer_decay}: the layers of {type(model).__name__} are not known; use 1")
-    layers = [len(stage.blocks) // 2 for stage in model.stages]  # type: ignore[arg-type]
-    index = {parameter: layer_index(name, layers) for name, parameter in model.named_parameters()}
-    top = layer_index("head.weight", layers)
+        return param_groups_weight_decay(learner, weight_decay, no_weight_decay_list=[f"model.{name}" for name in free])
+    by_name = layer_indices(model)
+    index = {parameter: by_name[name] for name, parameter in model.named_parameters()}
+    undecayed = {parameter for name, parameter in model.named_parameters() if name in free}
+    top = max(by_name.values())
     groups: dict[tuple[int, bool], dict] = {}
     for parameter in learner.parameters():
         if not parameter.requires_grad:
             continue
-        layer, decays = index.get(parameter, top), parameter.dim() > 1
+        layer, decays = index.get(parameter, top), parameter.dim() > 1 and parameter not in undecayed
         entry = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": layer_decay ** (top - layer)}
         groups.setdefault((layer, decays), entry)["params"].append(parameter)
     return list(groups.values())

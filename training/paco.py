@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import RepLKNet
+from models import linear_head, pooled_features
 from training.distributed import all_gather_rows
 from training.long_tail import log_prior
 from training.loop import Learner
@@ -92,11 +92,10 @@ class PaCo(Learner):
     """
 
     prior: Tensor
-    model: RepLKNet
 
     def __init__(
         self,
-        model: RepLKNet,
+        model: nn.Module,
         counts: Sequence[int],
         *,
         generalized: bool = False,
@@ -110,7 +109,7 @@ class PaCo(Learner):
         super().__init__()
         if queue_size < 1 or dim < 1 or temperature <= 0:
             raise SettingsError(f"queue {queue_size}, dim {dim}, temperature {temperature}: all are above 0")
-        width = model.head.in_features
+        width = linear_head(model).in_features
         hidden = [layer for _ in range(2 if generalized else 1) for layer in (nn.Linear(width, width), nn.ReLU())]
         self.model = model
         self.projection = nn.Sequential(*hidden, nn.Linear(width, dim))
@@ -153,8 +152,8 @@ class PaCo(Learner):
     @staticmethod
     def _encode(model: nn.Module, projection: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the centres [B,classes] and features of length 1 [B,dim], float32."""
-        pooled = model.forward_features(images).mean((2, 3))  # type: ignore[operator]
-        return model.head(pooled), F.normalize(projection(pooled).float(), dim=1)  # type: ignore[operator]
+        pooled = pooled_features(model, images)
+        return linear_head(model)(pooled), F.normalize(projection(pooled).float(), dim=1)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

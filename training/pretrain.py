@@ -22,7 +22,7 @@ from models import (
     ARCHITECTURES,
     MaskedPretrainer,
     ModelConfig,
-    create_model,
+    create_replknet,
     load_config,
     load_weights,
     save_checkpoint,
@@ -127,7 +127,7 @@ def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
         mean=list(config.mean) or start.mean,
         std=list(config.std) or start.std,
     )
-    encoder = create_model(model_config.arch, 1, drop_path_rate=config.drop_path)
+    encoder = create_replknet(model_config.arch, 1, drop_path_rate=config.drop_path)
     if config.weights is not None:
         load_weights(encoder, config.weights, skip_head=True)
     return MaskedPretrainer(encoder, config.mask_mode, config.loss, config.target_norm, config.window), model_config

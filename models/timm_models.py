@@ -1,0 +1,89 @@
+"""Baselines: any model of timm by name, `timm/NAME`, through the same doors as our own.
+
+timm is imported when it is asked for. Its models and RepLKNet have `forward_features(images)`,
+`forward_head(features, pre_logits)` and `get_classifier()` in common: what training, explanation and export use.
+"""
+
+import difflib
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+PREFIX = "timm/"
+
+
+def is_timm(arch: str) -> bool:
+    return arch.startswith(PREFIX)
+
+
+def timm_config(arch: str) -> dict[str, Any]:
+    """What timm says of "timm/NAME" or "timm/NAME.TAG": input size, crop, normalisation, interpolation.
+
+    Raises `ValueError` for a name or a tag that timm does not know, naming near ones, `ImportError` without timm.
+    """
+    import timm
+
+    name = arch.removeprefix(PREFIX)
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise ValueError(f"arch {arch!r}: timm has no model {base!r}{_near(base, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(base + ".*")]
+    if tag and tag not in tags:
+        raise ValueError(f"arch {arch!r}: timm's {base} has no weights {tag!r}{_near(tag, tags, least=0.0)}")
+    config = timm.get_pretrained_cfg(name)
+    return {} if config is None else config.to_dict()
+
+
+def near_timm_names(arch: str) -> list[str]:
+    """Names to suggest for one that is not ours; empty where timm is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return [PREFIX + name for name in difflib.get_close_matches(arch, timm.list_models(), n=3)]
+
+
+def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
+    """timm's model with random weights: nothing is downloaded.
+
+    Architectures whose layers depend on the image size (Swin, ViT) are made for `image_size` pixels. Raises
+    `ValueError` for unknown names and for a `drop_path_rate` or size that the architecture cannot have.
+    """
+    import timm
+
+    config = timm_config(arch)
+    if config.get("fixed_input_size"):
+        kwargs["img_size"] = image_size
+    if not kwargs.get("drop_path_rate"):
+        kwargs.pop("drop_path_rate", None)
+    try:
+        return timm.create_model(arch.removeprefix(PREFIX), pretrained=False, num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ValueError(f"{arch} has no drop path: set drop_path_rate to 0 (--drop-path 0)") from error
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{arch} cannot be made for {image_size} px: {error}") from error
+
+
+def of_timm(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("timm.")
+
+
+def reparameterize_timm(model: nn.Module) -> None:
+    """Merge, in place, the branches that timm knows how to merge (RepVGG, RepViT, FastViT, MobileOne, ...)."""
+    from timm.utils import reparameterize_model
+
+    reparameterize_model(model.eval(), inplace=True)
+
+
+def renamed_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' keys in timm's words, where the model's module has timm's `checkpoint_filter_fn`."""
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return state if translate is None else translate(dict(state), model)
+
+
+def _near(name: str, known: list[str], least: float = 0.6) -> str:
+    near = difflib.get_close_matches(name, known, n=5, cutoff=least)
+    return f": did you mean {', '.join(near)}?" if near else ""

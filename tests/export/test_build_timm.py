@@ -1,0 +1,55 @@
+"""timm's models through the same build: TorchScript and ONNX Runtime answer as eager does, at any batch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from export.build import BuildOptions, _OnnxBackbone, build
+from export.parity import real_pixels
+from export.torchscript import ServedBackbone, trace_backbone
+from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+
+SIZE = 64
+
+
+@pytest.mark.parametrize("arch", ["timm/mobilenetv3_small_100", "timm/resnet18"])
+def test_exported_equals_eager(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model(arch, 5, SIZE).train()
+    for _ in range(2):
+        model(torch.randn(4, 3, SIZE, SIZE))
+    save_checkpoint(tmp_path / "checkpoint", model, ModelConfig(arch, 5, image_size=SIZE))
+    output = tmp_path / "models"
+    build(BuildOptions(weights=tmp_path / "checkpoint", output=output, formats=("torchscript", "onnx"), threads=1))
+    loaded, config = load_checkpoint(tmp_path / "checkpoint")
+    eager = ServedBackbone(loaded, config.mean, config.std)
+    traced = torch.jit.load(str(output / "backbone/1/model.pt"))
+    onnx = _OnnxBackbone(output / "backbone/1/model.onnx")
+    pixels = real_pixels(None, SIZE, count=3)
+    with torch.inference_mode():
+        for batch in (pixels[:1], pixels):
+            expected = eager(batch)
+            scale = float(expected.abs().max())
+            torch.testing.assert_close(traced(batch), expected, rtol=1e-4, atol=1e-4 * scale)
+            torch.testing.assert_close(onnx(batch)[0], expected, rtol=1e-4, atol=1e-4 * scale)
+    record = json.loads((output / "backbone/1/build.json").read_text())
+    assert record["config"]["arch"] == arch
+
+
+def test_random_weights_of_an_arch(tmp_path: Path) -> None:
+    summary = build(
+        BuildOptions(arch="timm/convnext_atto", random_weights=True, image_size=SIZE, output=tmp_path / "models")
+    )
+    assert "timm/convnext_atto, version 1, 1000 classes, 64 px" in summary
+
+
+class OnItsDevice(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) + torch.arange(3, device=images.device)
+
+
+def test_a_trace_with_a_device_in_it_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="OnItsDevice bakes in a device"):
+        trace_backbone(ServedBackbone(OnItsDevice(), [0.5] * 3, [0.5] * 3), 32)

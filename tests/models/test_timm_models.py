@@ -1,0 +1,171 @@
+"""Baselines of timm through the doors of our own models; nothing is downloaded."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from models import (
+    ModelConfig,
+    WeightsError,
+    class_maps,
+    count_macs,
+    create_model,
+    create_replknet,
+    head_name,
+    linear_head,
+    load_checkpoint,
+    load_weights,
+    pooled_features,
+    reparameterize,
+    save_checkpoint,
+)
+
+SIZE = 64
+
+
+def warmed(arch: str, num_classes: int = 5) -> nn.Module:
+    """With the batch statistics of a few images."""
+    torch.manual_seed(0)
+    model = create_model(arch, num_classes, SIZE).train()
+    for _ in range(2):
+        model(torch.randn(4, 3, SIZE, SIZE))
+    return model.eval()
+
+
+def test_config_is_that_of_the_named_weights() -> None:
+    config = ModelConfig("timm/vit_tiny_patch16_224", 5)
+    assert (config.image_size, config.crop_pct, config.mean) == (224, 0.9, [0.5, 0.5, 0.5])
+    assert ModelConfig("timm/resnet18").crop_pct == 0.95
+    assert ModelConfig("timm/resnet18.tv_in1k").interpolation == "bilinear"
+    assert ModelConfig("timm/resnet18.tv_in1k").crop_pct == 0.875
+    assert ModelConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("timm/resnt18", "did you mean .*resnet18"),
+        ("timm/resnet18.tv_in2k", "resnet18 has no weights 'tv_in2k': did you mean tv_in1k"),
+        ("resnet18", "choose one of replknet_31b, .* or timm/NAME, such as timm/resnet18"),
+    ],
+)
+def test_unknown_names_get_near_ones(arch: str, message: str) -> None:
+    for ask in (ModelConfig, create_model):
+        with pytest.raises(ValueError, match=message):
+            ask(arch)
+
+
+def test_our_own_work_without_timm_being_imported() -> None:
+    code = "import models, sys; models.create_model('replknet_nano', 2); print('timm' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("arch", ["timm/resnet18", "timm/mobilenetv3_small_100", "replknet_nano"])
+def test_head_and_pooled_features_are_the_model(arch: str) -> None:
+    model, images = warmed(arch), torch.randn(3, 3, SIZE, SIZE)
+    torch.testing.assert_close(linear_head(model)(pooled_features(model, images)), model(images))
+    assert model.get_submodule(head_name(model)) is linear_head(model)
+
+
+def test_heads_that_are_more_than_a_layer_are_refused() -> None:
+    with pytest.raises(ValueError, match="RepVit ends in RepVitClassifier: this method needs a linear layer"):
+        linear_head(create_model("timm/repvit_m0_9", 5))
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model, images = warmed("timm/mobilenetv3_small_100"), torch.randn(2, 3, SIZE, SIZE)
+    config = ModelConfig("timm/mobilenetv3_small_100", 5, image_size=SIZE, labels=list("abcde"))
+    save_checkpoint(tmp_path, model, config)
+    loaded, loaded_config = load_checkpoint(tmp_path)
+    assert loaded_config == config
+    torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+
+
+def test_local_weights_load_with_and_without_their_head(tmp_path: Path) -> None:
+    published = timm.create_model("resnet18", num_classes=7)
+    save_file(published.state_dict(), tmp_path / "resnet18.safetensors")
+    model = create_model("timm/resnet18", 5)
+    with pytest.raises(WeightsError, match=r"fc\.weight has 7 classes, the model has 5"):
+        load_weights(model, tmp_path / "resnet18.safetensors")
+    head = model.fc.weight.clone()
+    load_weights(model, tmp_path / "resnet18.safetensors", skip_head=True)
+    assert torch.equal(model.fc.weight, head)
+    assert torch.equal(model.layer4[1].conv2.weight, published.layer4[1].conv2.weight)
+    with pytest.raises(WeightsError, match="is of another model"):
+        load_weights(create_model("timm/convnext_atto", 7), tmp_path / "resnet18.safetensors")
+
+
+def test_authors_files_are_translated(tmp_path: Path) -> None:
+    """ConvNeXt's authors call the stem downsample_layers.0; timm's own filter knows."""
+    model = create_model("timm/convnext_atto", 5)
+    names = {"stem.0": "downsample_layers.0.0", "stem.1": "downsample_layers.0.1", "head.norm": "norm"}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours + ".", theirs + ".") if name.startswith(ours + ".") else name
+        for stage in range(1, 4):
+            name = name.replace(f"stages.{stage}.downsample.", f"downsample_layers.{stage}.")
+        name = name.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        state[name.replace("head.fc.", "head.")] = tensor.clone()
+    save_file(state, tmp_path / "theirs.safetensors")
+    other = create_model("timm/convnext_atto", 5)
+    load_weights(other, tmp_path / "theirs.safetensors")
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_reparameterization_is_timms() -> None:
+    model, images = warmed("timm/repvit_m0_9"), torch.randn(2, 3, SIZE, SIZE)
+    deploy = reparameterize(model)
+    norms = [
+        sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()) for network in (model, deploy)
+    ]
+    assert norms[0] > 0
+    assert norms[1] == 0
+    torch.testing.assert_close(deploy(images), model(images), rtol=1e-3, atol=1e-4)
+    plain = reparameterize(warmed("timm/mobilenetv3_small_100"))
+    assert any(isinstance(m, BatchNormAct2d) for m in plain.modules()), "timm has nothing to merge there"
+
+
+def test_sizes_and_drop_path_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="densenet121 has no drop path: set drop_path_rate to 0"):
+        create_model("timm/densenet121", 5, drop_path_rate=0.1)
+    create_model("timm/densenet121", 5, drop_path_rate=0.0)
+    model = create_model("timm/vit_tiny_patch16_224", 5, 96, drop_path_rate=0.1)
+    assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+    with pytest.raises(ValueError, match="no RepLKNet"):
+        create_replknet("timm/resnet18")
+
+
+def test_class_map_only_where_it_is_exact() -> None:
+    images = torch.randn(2, 3, SIZE, SIZE)
+    model = warmed("timm/resnet18")
+    torch.testing.assert_close(class_maps(model, model.forward_features(images)).mean((2, 3)), model(images))
+    other = warmed("timm/mobilenetv3_small_100")
+    with pytest.raises(ValueError, match=r"more than a mean and a linear layer .* gradcam"):
+        class_maps(other, other.forward_features(images))
+    swin = create_model("timm/swin_tiny_patch4_window7_224", 5, 224).eval()  # [B,h,w,C] inside
+    nn.init.normal_(swin.head.fc.weight)
+    with torch.no_grad():
+        features = swin.forward_features(torch.randn(1, 3, 224, 224))
+        maps = class_maps(swin, features)
+        assert maps.shape == (1, 5, 7, 7)
+        torch.testing.assert_close(maps.mean((2, 3)), swin.forward_head(features), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "millions"),
+    [("resnet50", 4089), ("mobilenetv3_large_100", 217), ("swin_tiny_patch4_window7_224", 4491)],
+)
+def test_macs_are_the_published_ones(arch: str, millions: int) -> None:
+    """4.1 G, 0.22 G and 4.5 G in the papers; attention's two products of matrices are among them."""
+    assert count_macs(create_model(f"timm/{arch}"), 224) == pytest.approx(millions * 1e6, rel=0.01)

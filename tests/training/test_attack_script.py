@@ -1,0 +1,72 @@
+"""The script that reports clean and robust accuracy with the settings of every attack."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models import ModelConfig, create_model, save_checkpoint
+from training import attack as attack_script
+from training.attack import attack_checkpoint, result_table
+from training.settings import SettingsError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    network = create_model("replknet_nano", 3).train()
+    network(torch.randn(8, 3, 32, 32))
+    config = ModelConfig("replknet_nano", 3, image_size=32, crop_pct=1.0, labels=["0", "1", "4"])
+    save_checkpoint(folder, network, config)
+    return folder
+
+
+def test_script_reports_accuracies_with_settings(
+    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "robust.json"
+    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--images", "10"]
+    monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", "--save", str(saved), "--device", "cpu"])
+    assert attack_script.main() == 0
+    results = {entry["attack"]: entry for entry in json.loads(saved.read_text())["results"]}
+    assert list(results) == ["clean", "fgsm", "pgd", "apgd"]
+    assert all(entry["images"] == 10 for entry in results.values())
+    assert results["pgd"]["settings"] == {"epsilon": 8 / 255, "steps": 2, "step": 10 / 255, "restarts": 1}
+    assert results["clean"]["right"] >= max(results[name]["right"] for name in ("fgsm", "pgd", "apgd"))
+
+
+def test_script_errors_are_one_line(
+    checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), device="cpu")
+    monkeypatch.setitem(sys.modules, "autoattack", None)
+    with pytest.raises(SettingsError, match="autoattack needs its package"):
+        attack_checkpoint(config)
+    monkeypatch.setattr("sys.argv", ["attack", "--checkpoint", "nowhere", "--data", str(small_digits / "val")])
+    assert attack_script.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_autoattack_is_handed_pixels(checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the package's interface."""
+
+    class Suite:
+        def __init__(self, model: nn.Module, norm: str, eps: float, **_: object) -> None:
+            assert (norm, eps) == ("Linf", 8 / 255)
+
+        def run_standard_evaluation(self, pixels: Tensor, targets: Tensor, bs: int) -> Tensor:
+            assert 0 <= pixels.min() <= pixels.max() <= 1
+            return 1 - pixels
+
+    module = type(sys)("autoattack")
+    module.AutoAttack = Suite  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "autoattack", module)
+    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), images=4, device="cpu")
+    results = attack_checkpoint(dataclasses.replace(config, images=4))
+    assert [result.attack for result in results] == ["clean", "autoattack"]
+    assert result_table(results).row_count == 2

@@ -1,0 +1,125 @@
+"""training.compare: counted figures beside published ones, and recommendations that follow from them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
+from training import compare as script
+from training.compare import ARCHS, Config, compare
+from training.measurement import Timing, interleaved, write_document
+from training.published import Row, claims, published_figures, recommend
+from training.settings import SettingsError
+
+
+def test_script_counts_times_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "results" / "compare.json"
+    archs = ["replknet_nano", "timm/mobilenetv3_small_100"]
+    options = ["--archs", *archs, "--rounds", "2", "--image-size", "64", "--threads", "1", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", ["compare", *options])
+    monkeypatch.setenv("COLUMNS", "240")
+    assert script.main() == 0
+    document = json.loads(output.read_text())
+    assert [row["arch"] for row in document["rows"]] == archs
+    for row in document["rows"]:
+        network = reparameterize(create_model(row["arch"]))
+        assert row["parameters"] == count_parameters(network)
+        assert row["macs"] == count_macs(network, 64)
+        assert row["latency_ms"]["cpu"] == document["latency"]["cpu"][row["arch"]]["median"] > 0
+        assert document["latency"]["cpu"][row["arch"]]["calls"] == 4
+    assert {"machine", "versions", "date", "threads", "form", "claims"} <= document.keys()
+    printed = capsys.readouterr().out
+    for text in ("claim in circulation", "RepLKNet is a mobile model", "few labels", "timm/mobilenetv3_small_100"):
+        assert text in printed
+
+
+def test_counting_alone_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "interleaved", None)
+    rows, details = compare(Config(archs=("replknet_nano", "timm/repvit_m0_9"), rounds=0, image_size=64))
+    assert all(not row.latency_ms for row in rows)
+    assert details["latency"] == {}
+    assert rows[1].head_parameters == 0, "two linear layers"
+    assert script.figures_table(rows).row_count == 2
+
+
+@pytest.mark.parametrize(
+    ("archs", "message"),
+    [((), "at least one"), (("replknet_nano",) * 2, "each once"), (("timm/resnt50",), "did you mean .*resnet50")],
+)
+def test_bad_lists_of_architectures(archs: tuple[str, ...], message: str) -> None:
+    with pytest.raises((SettingsError, ValueError), match=message):
+        compare(Config(archs=archs))
+
+
+def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["compare", "--archs", "nothing", "--output", str(tmp_path / "c.json")])
+    assert script.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_published_figures_have_sources_and_agree_with_the_counts() -> None:
+    figures = published_figures()
+    for arch, entry in figures.items():
+        assert entry["source"], arch
+        assert ("top1_from_22k" in entry) == ("source_from_22k" in entry), arch
+    assert len(claims()) == 10
+    assert all(entry["claim"] and entry["truth"] and entry["source"] for entry in claims())
+    own = {arch for arch, a in ARCHITECTURES.items() if a.source != "published"}
+    assert not own & figures.keys(), "ours have no published accuracy"
+    assert set(ARCHS) - own <= figures.keys()
+    network = create_model("timm/efficientnet_lite0")
+    assert count_parameters(network) / 1e6 == pytest.approx(
+        figures["timm/efficientnet_lite0"]["parameters_m"], rel=0.02
+    )
+    assert count_macs(network, 224) / 1e9 == pytest.approx(figures["timm/efficientnet_lite0"]["gmacs"], rel=0.06)
+
+
+SERVER = Row("big", 224, 80_000_000, 15_000_000_000, 1_000_000, {"cpu": 90.0}, {"top1": 83.5, "top1_from_22k": 85.2})
+MIDDLE = Row("middle", 224, 28_000_000, 4_500_000_000, 700_000, {"cpu": 30.0}, {"top1": 82.1, "top1_from_22k": 82.9})
+SMALL = Row("small", 224, 5_400_000, 220_000_000, 1_200_000, {"cpu": 6.0}, {"top1": 75.8})
+TINY = Row("tiny", 224, 4_700_000, 400_000_000, 1_200_000, {"cpu": 5.0}, {"top1": 75.1})
+
+
+def test_recommendations_follow_from_the_figures() -> None:
+    accuracy, mobile, few = recommend([TINY, SERVER, SMALL, MIDDLE])
+    assert (accuracy.arch, mobile.arch, few.arch) == ("big", "small", "big")
+    assert "83.5 %, against 82.1 % of middle, for 3.3 times its multiply-accumulates" in accuracy.reason
+    assert "3.0 times its time (cpu)" in accuracy.reason
+    assert "75.8 %, within 600 M multiply-accumulates: it has 220 M and 5.4 M parameters" in mobile.reason
+    assert "big has 68 times as many and 15.0 times its time (cpu)" in mobile.reason
+    assert "85.2 %, +1.7 points" in few.reason
+    assert "1.00 M of 80.0 M parameters learn" in few.reason
+    better = dataclasses.replace(TINY, published={"top1": 76.0})
+    assert recommend([better, SERVER, SMALL])[1].arch == "tiny"
+
+
+def test_nothing_is_recommended_without_figures() -> None:
+    unknown = dataclasses.replace(SERVER, published={})
+    for entry in recommend([unknown]):
+        assert entry.arch is None
+        assert "none of those compared" in entry.reason
+    alone = recommend([SERVER])
+    assert alone[0].reason == "the highest published top-1, 83.5 %"
+    only_22k = dataclasses.replace(SERVER, published={"top1": None, "top1_from_22k": 86.6})
+    assert "86.6 %; with" in recommend([only_22k])[2].reason
+    assert "times as many" not in recommend([SMALL])[1].reason
+
+
+def test_a_slow_candidate_leaves_the_race(tmp_path: Path) -> None:
+    calls = {"a": 0, "b": 0}
+
+    def call(name: str) -> None:
+        calls[name] += 1
+
+    timings = interleaved({name: lambda name=name: call(name) for name in calls}, rounds=4, seconds=0.0)
+    assert calls == {"a": 6, "b": 6}, "three to warm up, one round"
+    assert timings["a"].calls == 2
+    with pytest.raises(TypeError, match="object has no place"):
+        write_document(tmp_path / "x.json", thing=object())
+    timing = Timing.of([1.0, 2.0, 3.0])
+    assert json.loads(write_document(tmp_path / "x.json", timing=timing).read_text())["timing"]["median"] == 2.0

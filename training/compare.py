@@ -1,0 +1,191 @@
+"""Architectures side by side: counted and timed here, beside what is published; claims beside the truth; what to take.
+
+python -m training.compare
+python -m training.compare --archs replknet_nano timm/mobilenetv3_small_100 --rounds 5
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
+from training.measurement import Timing, gpu, interleaved, load_average_warning, versions, write_document
+from training.published import Recommendation, Row, claims, published_figures, recommend
+from training.settings import SettingsError, one_line
+
+ARCHS = (
+    "replknet_31b",
+    "replknet_small",
+    "replknet_nano",
+    "timm/resnet50",
+    "timm/mobilenetv3_large_100",
+    "timm/swin_tiny_patch4_window7_224",
+    "timm/convnext_tiny",
+    "timm/efficientnet_lite0",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Compare architectures."""
+
+    archs: tuple[str, ...] = ARCHS
+    """Names in models.ARCHITECTURES, or timm/NAME."""
+    image_size: int = 0
+    """Pixels; 0: each architecture's own."""
+    rounds: int = 20
+    """Of timing, all architectures in turn; 0: count only."""
+    threads: int = 0
+    """CPU threads; 0: all."""
+    output: Path = Path("benchmarks/results/compare.json")
+    """File of the figures, with the hardware and the versions."""
+
+
+def compare(config: Config, progress: Callable[[str], None] = lambda _: None) -> tuple[list[Row], dict[str, Any]]:
+    """The rows, and what is written beside them. Random weights: time and counts do not depend on them.
+
+    Everything is of the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no architecture
+    or twice the same, `ValueError` for an unknown one.
+    """
+    if not config.archs or len(set(config.archs)) < len(config.archs):
+        raise SettingsError(f"--archs {' '.join(config.archs)}: at least one, each once")
+    for arch in config.archs:
+        check_arch(arch)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(0)
+    published = published_figures()
+    networks: dict[str, nn.Module] = {}
+    rows: list[Row] = []
+    for arch in config.archs:
+        progress(f"counting {arch}")
+        size = config.image_size or ModelConfig(arch).image_size
+        model = create_model(arch, image_size=size)
+        network = reparameterize(model)
+        networks[arch] = network
+        rows.append(
+            Row(
+                arch,
+                size,
+                count_parameters(network),
+                count_macs(network, size),
+                _head_parameters(model),
+                {},
+                published.get(arch, {}),
+            )
+        )
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if config.rounds else []
+    timings: dict[str, dict[str, Timing]] = {}
+    for device in devices:
+        progress(f"timing on {device}")
+        sizes = {row.arch: row.image_size for row in rows}
+        timings[device] = interleaved(
+            {arch: _call(network, sizes[arch], device) for arch, network in networks.items()}, config.rounds
+        )
+        for row in rows:
+            row.latency_ms[device] = timings[device][row.arch].median
+    details = {
+        "form": "deploy form, fp32, eager, channels_last, batch 1",
+        "threads": torch.get_num_threads(),
+        "versions": versions("torch", "timm"),
+        "gpu": gpu() if "cuda" in devices else None,
+        "warning": load_average_warning(),
+        "latency": timings,
+    }
+    return rows, details
+
+
+def _call(network: nn.Module, size: int, device: str) -> Callable[[], object]:
+    """One forward pass of one image, waited for."""
+    network = copy.deepcopy(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
+
+    def run() -> object:
+        with torch.inference_mode():
+            logits = network(images)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return logits
+
+    return run
+
+
+def _head_parameters(model: nn.Module) -> int:
+    """Of the last layer of the training form; 0 where it is not a single linear one."""
+    try:
+        return count_parameters(linear_head(model))
+    except ValueError:
+        return 0
+
+
+def figures_table(rows: list[Row]) -> Table:
+    table = Table(
+        "architecture", "px", "parameters, M", "published", "MACs, G", "published", "ms, batch 1", "published top-1, %"
+    )
+    for row in rows:
+        figures = row.published
+        same_size = figures.get("image_size") == row.image_size
+        times = ", ".join(f"{device} {value:.1f}" for device, value in row.latency_ms.items())
+        from_22k = f" (from 22K: {figures['top1_from_22k']})" if figures.get("top1_from_22k") else ""
+        table.add_row(
+            row.arch,
+            str(row.image_size),
+            f"{row.parameters / 1e6:.2f}",
+            _shown(figures.get("parameters_m")),
+            f"{row.macs / 1e9:.3f}",
+            _shown(figures.get("gmacs") if same_size else None),
+            times or "-",
+            _shown(figures.get("top1")) + from_22k,
+        )
+    return table
+
+
+def claims_table() -> Table:
+    table = Table("claim in circulation", "truth", "source", show_lines=True)
+    for entry in claims():
+        table.add_row(entry["claim"], entry["truth"], entry["source"])
+    return table
+
+
+def recommendation_table(recommendations: list[Recommendation]) -> Table:
+    table = Table("use", "take", "because", show_lines=True)
+    for entry in recommendations:
+        table.add_row(entry.use, entry.arch or "-", entry.reason)
+    return table
+
+
+def _shown(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:g}"
+
+
+def main() -> int:
+    config = tyro.cli(Config, description=__doc__)
+    console = Console()
+    try:
+        with console.status("comparing") as status:
+            rows, details = compare(config, status.update)
+        recommendations = recommend(rows)
+        content = {"rows": [asdict(row) for row in rows], "recommendations": [asdict(r) for r in recommendations]}
+        write_document(config.output, **details, **content, claims=claims())
+    except (ValueError, OSError) as error:
+        print(f"compare: {one_line(error)}", file=sys.stderr)
+        return 1
+    for table in (figures_table(rows), claims_table(), recommendation_table(recommendations)):
+        console.print(table)
+    if details["warning"]:
+        console.print(details["warning"], style="yellow")
+    console.print(f"{config.output}: {details['form']}; sources of the published figures: training/published.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Interleaved timing, and what a measurement is worth nothing without: the machine and the versions."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call: the median with the 20th and 80th percentiles, and the number of calls."""
+
+    median: float
+    p20: float
+    p80: float
+    calls: int
+
+    @classmethod
+    def of(cls, milliseconds: list[float]) -> "Timing":
+        deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
+        return cls(
+            round(statistics.median(milliseconds), 5), round(deciles[1], 5), round(deciles[7], 5), len(milliseconds)
+        )
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    burst: int = 3,
+    seconds: float = math.inf,
+    settle: float = 0.0,
+) -> dict[str, Timing]:
+    """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
+    other candidates' caches and spinning threads, is not counted; nor are calls for `settle` seconds where the threads
+    of another runtime spin longer than one call takes. All are warmed up before. A candidate that has taken `seconds`
+    is left out of further rounds: one that is forty times slower must not stretch the run."""
+    for call in candidates.values():
+        for _ in range(3):
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            if sum(samples[name]) > 1000 * seconds:
+                continue
+            begun = time.perf_counter()
+            call()
+            while time.perf_counter() - begun < settle:
+                call()
+            for _ in range(burst - 1):
+                started = time.perf_counter()
+                call()
+                samples[name].append(1000 * (time.perf_counter() - started))
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def machine() -> dict[str, Any]:
+    """The processor and how much of it this process may use."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    flags = Path("/proc/cpuinfo").read_text()
+    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
+
+
+def gpu() -> dict[str, Any]:
+    """The current CUDA device and what drives it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def write_document(path: Path, **content: Any) -> Path:
+    """A JSON file of results, with its name, the date and the machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine(), **content}
+    path.write_text(json.dumps(document, indent=2, default=_plain) + "\n")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Timing):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a results file")
+
+
+def load_average_warning() -> str | None:
+    """One line when other work is running: its share would be in the figures."""
+    load = os.getloadavg()[0]
+    return f"load average {load:.1f}: other work is running, do not publish these figures" if load > 1.5 else None
