@@ -8,7 +8,7 @@ PY_FILES := build_models.py demo.py
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve test test-all check bench gpu-check constraints clean
+.PHONY: setup native demo serve test test-all check bench evidence gpu-check constraints clean
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt tools/check_system.py
@@ -46,6 +46,10 @@ bench: native
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.masked_patch_loss
+
+evidence: native
+	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.evidence.report
 
 gpu-check:
 	$(GPU_PYTHON) kernels/native/build.py
