@@ -21,7 +21,7 @@ def prepare(data: Data, root: Path) -> Path:
     if data.kind == "digits":
         return write_digits(folder)
     if data.kind == "photos":
-        return write_photos(folder, tile=64)
+        return write_photos(folder, tile=64, step=64)
     if folder.exists():
         return folder
     digits = write_digits(root / "digits")

@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.evidence.run import SECONDS_AN_IMAGE, Arm, Data, Run
 
-IMAGES = {"digits": 1438, "photos": 1000, "labels": 700, "long_tail": 500}  # of an epoch, about
+IMAGES = {"digits": 1438, "photos": 250, "labels": 700, "long_tail": 500}  # of an epoch, about
 DIGITS = Data()
 SHARES = {"1 % (1 a class)": 1, "10 % (14 a class)": 14, "100 % (1,438 images)": 0}  # labels: images of each class
 
@@ -13,6 +13,7 @@ SHARES = {"1 % (1 a class)": 1, "10 % (14 a class)": 14, "100 % (1,438 images)":
 SHORT: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}
 FEW_LABELS: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}  # of 700 listed images
 PRETRAIN: dict[str, Any] = {"epochs": 20, "pictures": 0}
+PRETRAIN_PHOTOS: dict[str, Any] = {"epochs": 60, "pictures": 0, "flip": True}
 LONG_TAIL: dict[str, Any] = {"epochs": 20, "warmup_epochs": 2.0, "batch_size": 32, "label_smoothing": 0.0}
 IMBALANCE = 50
 AFTER_PLAIN: dict[str, Any] = {"epochs": 6, "warmup_epochs": 1.0}
@@ -44,6 +45,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "affine": {},
     "affine + RandAugment": {"rand_augment": "n2-m9"},
 }
+ON_AND_OFF = (("nothing", "RandAugment"), ("affine", "affine + RandAugment"))
 DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("plain", {}),
     "Fast-AT, epsilon 8": ("fast_at", {"adversarial": "fast_at", "epsilon": 8.0}),
@@ -59,7 +61,7 @@ def finetune(name: str, data: Data, seed: int, settings: dict[str, Any], start: 
 
 
 def pretrain(mode: str, data: Data, seed: int) -> Run:
-    settings = {**PRETRAIN, "mask_mode": mode, "flip": data.kind == "photos"}
+    settings = {**(PRETRAIN_PHOTOS if data.kind == "photos" else {**PRETRAIN, "flip": False}), "mask_mode": mode}
     cost = IMAGES[data.kind] * settings["epochs"] * SECONDS_AN_IMAGE["pretrain"] * (1.5 if mode == "sparse" else 1.0)
     return Run(f"pretrain-{data.kind}-{mode}-seed{seed}", "pretrain", data, seed, settings, None, cost)
 
@@ -78,24 +80,23 @@ def _on_labels(
 
 
 def simmim(seeds: Iterable[int]) -> list[Arm]:
-    starts: dict[str, Callable[[int], Run | None]] = {
-        "from scratch": lambda seed: None,
-        "SimMIM, token": lambda seed: pretrain("token", DIGITS, seed),
-        "SimMIM, sparse": lambda seed: pretrain("sparse", DIGITS, seed),
+    starts: dict[str, tuple[str, Data]] = {
+        "SimMIM, token": ("token", DIGITS),
+        "SimMIM, sparse": ("sparse", DIGITS),
+        "SimMIM, sparse, on photographs": ("sparse", Data("photos")),
     }
 
     def run(name: str, size: int, seed: int) -> Run:
-        start = starts[name](seed)
-        return (
-            _on_labels(f"from-{start.name.removesuffix(f'-seed{seed}')}", size, seed, None, start)
-            if start
-            else from_scratch(size, seed)
-        )
+        if name not in starts:
+            return from_scratch(size, seed)
+        mode, data = starts[name]
+        return _on_labels(f"from-pretrain-{data.kind}-{mode}", size, seed, None, pretrain(mode, data, seed))
 
     return [
         Arm("simmim", share, name, tuple(run(name, size, seed) for seed in seeds))
         for share, size in SHARES.items()
-        for name in starts
+        for name in ("from scratch", *starts)
+        if size == 14 or not name.endswith("photographs")
     ]
 
 
@@ -105,12 +106,12 @@ def randaugment(seeds: Iterable[int]) -> list[Arm]:
             return from_scratch(size, seed)
         return _on_labels(f"augmented-{name.replace(' + ', '-').lower()}", size, seed, AUGMENTATIONS[name])
 
+    few, every = list(SHARES)[1:]
+    tables = [(few, ON_AND_OFF[0]), (few, ON_AND_OFF[1]), (every, ON_AND_OFF[1])]
     return [
-        Arm("randaugment", share, name, tuple(run(name, size, seed) for seed in seeds))
-        for share, size in SHARES.items()
-        if size != 1
-        for name in AUGMENTATIONS
-        if size or name.startswith("affine")
+        Arm("randaugment", f"{share}, {names[0]}", name, tuple(run(name, SHARES[share], seed) for seed in seeds))
+        for share, names in tables
+        for name in names
     ]
 
 

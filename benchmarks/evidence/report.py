@@ -1,6 +1,7 @@
 """docs/results.md and its charts from benchmarks/results/evidence_*.json: `python -m benchmarks.evidence.report`."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def compared(rows: list[dict[str, Any]], metric: str) -> list[list[str]]:
 def top1_tables(result: dict[str, Any]) -> list[str]:
     lines = []
     for group, rows in groups(result).items():
-        lines += [f"**{group}**"]
+        lines += ["", f"**{group}**"]
         lines += table(["", "top-1, %", "gained, points", "", "seconds"], compared(rows, "top1"))
     return lines
 
@@ -98,7 +99,7 @@ def robustness_tables(result: dict[str, Any]) -> list[str]:
             against = "" if row is rows[0] else f"{points(change)}, {change.verdict()}"
             accuracies = [percent(spread(row, metric)) for metric in ("clean", "fgsm", "pgd")]
             cells.append([row["arm"], accuracies[0], against, *accuracies[1:], seconds(row)])
-        lines += [f"**{group}**"]
+        lines += ["", f"**{group}**"]
         lines += table(["", "clean, %", "clean gained, points", "FGSM, %", "PGD-20, %", "seconds"], cells)
     return lines
 
@@ -119,9 +120,9 @@ def kernel_table(result: dict[str, Any]) -> list[str]:
             )
             numbers = [f"{value:.1e}" for value in (first, *largest)]
             against_exact = "" if row is exact else f"{rounding:.1e}"
-            cells.append([group, row["arm"], str(len(curves[0]["reference"])), *numbers, against_exact])
+            cells.append([group, row["arm"], str(len(curves[0]["reference"])), *numbers, against_exact, seconds(row)])
     header = ["run", "type", "steps", "operators, first step", "operators, largest", "PyTorch's convolution, largest"]
-    return table([*header, "the references' own float32 against float64, largest"], cells)
+    return table([*header, "the references' own float32 against float64, largest", "seconds, all three"], cells)
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
@@ -133,24 +134,35 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 }
 
 
+IN_SHORT = {
+    "simmim": ("Pre-training", "top1", "top-1"),
+    "long_tail": ("Long tail", "few", "classes of fewer than 20 images"),
+    "randaugment": ("RandAugment", "top1", "top-1"),
+    "robustness": ("Attacked", "pgd", "accuracy under PGD-20"),
+}
+
+
 def summary(rows: list[dict[str, Any]], metric: str) -> str:
     """One sentence: which arms gain, which cost, and which show no difference from the first."""
+    changes = [(row["arm"], difference(row, rows[0], metric)) for row in rows[1:]]
     said = []
-    for verdict in ("gains", "no difference shown", "costs"):
-        arms = [
-            f"{row['arm']} ({points(change)})"
-            for row in rows[1:]
-            if (change := difference(row, rows[0], metric)).verdict() == verdict
-        ]
-        said += [f"{verdict}: {', '.join(arms)}"] if arms else []
-    return f"Against {rows[0]['arm']}: {'; '.join(said)}."
+    for verdict in dict.fromkeys(change.verdict() for _, change in changes):
+        arms = [f"{arm} ({points(change)})" for arm, change in changes if change.verdict() == verdict]
+        said.append(f"*{verdict}*: {', '.join(arms)}")
+    return f"against {rows[0]['arm']} {'; '.join(said)}"
 
 
 def summaries(name: str, result: dict[str, Any]) -> list[str]:
-    metric = {"simmim": "top1", "randaugment": "top1", "long_tail": "few", "robustness": "pgd"}.get(name)
-    if metric is None:
-        return []
-    return [f"- {group}: {summary(rows, metric)}" for group, rows in groups(result).items()]
+    """A line for each table of the section, in percentage points."""
+    if name == "kernels":
+        exact = [
+            seed["largest"]["operator"] for row in result["rows"] if row["arm"] == "float64" for seed in row["seeds"]
+        ]
+        return [
+            f"- **Operators for references**, float64: no step's loss of any run moves by more than {max(exact):.0e}."
+        ]
+    title, metric, unit = IN_SHORT[name]
+    return [f"- **{title}**, {group}, {unit}: {summary(rows, metric)}." for group, rows in groups(result).items()]
 
 
 def whole(results: Path, figures: Path) -> str:
@@ -159,10 +171,11 @@ def whole(results: Path, figures: Path) -> str:
     draw_simmim(loaded["simmim"], figures / "evidence_simmim.png")
     draw_long_tail(loaded["long_tail"], figures / "evidence_long_tail.png")
     lines = [HEAD.format(conditions=conditions(loaded["long_tail"]), seeds=len(loaded["simmim"]["rows"][0]["seeds"]))]
+    lines += ["## In short", "", "Points of accuracy gained, mean ± standard deviation over the seeds.", ""]
+    lines += [line for name, result in loaded.items() for line in summaries(name, result)]
     for name, write in SECTIONS.items():
-        result = loaded[name]
-        lines += [WORDS[name].strip(), *write(result), *summaries(name, result), ""]
-    return "\n".join(lines).rstrip() + "\n"
+        lines += ["", WORDS[name].strip(), *write(loaded[name])]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
 
 
 def main() -> int:

@@ -25,9 +25,9 @@ WORDS = {
     "simmim": """
 ## Masked pre-training, fine-tuned with few labels
 
-20 epochs of SimMIM on the 1,438 training digits without their labels (or on the photographs), then fine-tuning of all
-weights. The subsets hold the same number of images of each class; an epoch lists them 70 or 5 times, 700 in all, for
-12 epochs.
+20 epochs of SimMIM on the 1,438 training digits without their labels, or 60 on squares of photographs, then
+fine-tuning of all weights. The subsets hold the same number of images of each class; an epoch lists them 70 or 5
+times, 700 in all, for 12 epochs.
 
 ![Held-out accuracy by share of the labels](img/evidence_simmim.png)
 """,
@@ -37,22 +37,23 @@ weights. The subsets hold the same number of images of each class; an epoch list
 Training digits cut to an exponential tail of imbalance 50, drawn anew for each seed: of the classes 0 to 9 one has
 many images (139), four a medium number (89, 58, 37, 24), five few (15, 10, 6, 4, 2). 20 epochs of 12 steps of 32
 images, no label smoothing. Held-out accuracy, whose data is balanced: overall, mean over classes, and over the groups.
-PaCo and GPaCo have a queue of 384, 32 dimensions and momentum 0.99: their own sizes are for runs of 100,000 steps.
+PaCo and GPaCo have a queue of 384, 32 dimensions and momentum 0.99 (their own sizes are for runs of 100,000 steps), and
+see two views of every image in a step. cRT trains the head for 10 epochs more, on features that stay.
 
 ![Accuracy by method](img/evidence_long_tail.png)
 """,
     "randaugment": """
 ## RandAugment
 
-`n2-m9` (two of the paper's 14 operations at magnitude 9 of 30), with and without the preset's own affine variation.
+`n2-m9` (two of the paper's 14 operations at magnitude 9 of 30), beside nothing and beside the preset's own affine
+variation. It is made for trainings that are longer than these 12 epochs.
 """,
     "robustness": """
 ## Attacks
 
-Each arm goes on from plain training of 12 epochs for 6 more (from random weights Fast-AT had not converged after 12).
-FGSM and PGD-20 (steps of 2.5 epsilon / 20, one random start), in 255ths of the range of a pixel; one grey level of the
-digits is 16. An image counts if it is right clean and under the attack. AdvProp is meant for clean accuracy, not as a
-defence.
+Each arm goes on for 6 epochs from plain training of 12, which is then the same in all. FGSM and PGD-20 (steps of
+2.5 epsilon / 20, one random start), in 255ths of the range of a pixel; one grey level of the digits is 16. An image
+counts if it is right clean and under the attack. AdvProp is meant for clean accuracy, not as a defence.
 """,
     "kernels": """
 ## The operators against their references
@@ -60,8 +61,8 @@ defence.
 The same short training (the preset's AdamW from random weights, 14 images a class) three times: with the large-kernel
 blocks' depthwise convolutions and the masked-patch loss by the operators, by their references, and with PyTorch's
 convolution. The table has differences of the loss, which is about 2.4 (fine-tuning) and 0.75 (pre-training), from that
-with the references; of all steps and seeds the largest. In float64 the curves are the same. In float32 they part after
-the first steps, whoever computes: batch norm and AdamW carry rounding on, and float32 moves the references' own curve
-as far from their float64 one.
+with the references; of all steps and seeds the largest. In float32 the curves part after the first steps, whoever
+computes: batch norm and AdamW carry rounding on, and float32 moves the references' own curve as far from their float64
+one. So it is the float64 rows that tell whether two implementations are the same function.
 """,
 }
