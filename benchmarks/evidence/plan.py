@@ -135,7 +135,7 @@ def long_tail(seeds: Iterable[int]) -> list[Arm]:
 
 def robustness(seeds: Iterable[int]) -> list[Arm]:
     def trained(name: str, settings: dict[str, Any], seed: int) -> Run:
-        """Plainly trained, then with the method: from random weights attacks are not learned in so few steps."""
+        """Plain training, then the method: every arm begins from the same model, which knows the classes."""
         return finetune(f"{name}-after-scratch", DIGITS, seed, {**AFTER_PLAIN, **settings}, from_scratch(0, seed))
 
     def attacked(epsilon: int, run: Run) -> Run:
