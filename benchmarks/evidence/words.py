@@ -62,8 +62,8 @@ counts if it is right clean and under the attack. AdvProp is meant for clean acc
 The same short training (the preset's AdamW from random weights, 14 images a class) three times: with the large-kernel
 blocks' depthwise convolutions and the masked-patch loss by the operators, by their references, and with PyTorch's
 convolution. The table has differences of the loss, which is about 2.4 (fine-tuning) and 0.75 (pre-training), from that
-with the references; of all steps and seeds the largest. In float32 the curves part after the first steps, whoever
-computes: batch norm and AdamW carry rounding on, and float32 moves the references' own curve as far from their float64
-one. So it is the float64 rows that tell whether two implementations are the same function.
+with the references; of all seeds the largest, and the fewest steps. Training from random weights carries rounding on:
+in float32 the curves part after a few steps, whoever computes, and float32 moves the references' own curve about as
+far from their float64 one. In float64 the same begins later, so the first steps tell whether the functions are equal.
 """,
 }

@@ -28,7 +28,7 @@ TIMES = {"seconds": 30.0, "processor_seconds": 25.0, "seconds_before": 100.0, "p
 def seed_values(arm: Arm, place: int, seed: int) -> dict[str, Any]:
     """A later arm is better, by 1 % each; seeds differ by a tenth of that."""
     values = {name: value - 0.2 + 0.01 * place + 0.001 * seed * (place % 3) for name, value in METRICS.items()}
-    curves = {name: [2.3, 1.0 + shift] for name, shift in (("reference", 0.0), ("operator", 1e-6), ("pytorch", 2e-6))}
+    curves = {name: [2.3, 1.0 + shift] for name, shift in (("reference", 0.0), ("operator", 1.5e-6), ("pytorch", 2e-6))}
     return {"seed": seed, **values, **TIMES, "losses": curves, "largest": {"operator": 1e-6, "pytorch": 2e-6}}
 
 
@@ -76,9 +76,9 @@ def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_pa
     assert "| from scratch | 70.0 ± 0.0 (70.0 to 70.0) |  | baseline | 30 + 100 / 25 + 90 |" in text
     assert "| SimMIM, token | 71.1 ± 0.1 (71.0 to 71.2) | +1.1 ± 0.1 | gains |" in text
     assert "20 images: against plain cross-entropy *gains*: class weights 1/n (+1.1 ± 0.1), class" in text
-    assert "no step's loss of any run moves by more than 1e-06" in text
-    assert "| finetune | float32 | 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 | 0.0e+00 | 30 + 100 / 25 + 90 |" in text
-    assert "| finetune | float64 | 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 |  | 30 + 100 / 25 + 90 |" in text
+    assert "first steps whose loss agrees to 1e-6: finetune 1 of 2, pretrain 1 of 2." in text
+    assert "| finetune | float32 | 1 of 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 | 0.0e+00 | 30 + 100 / 25 + 90 |" in text
+    assert "| finetune | float64 | 1 of 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 |  | 30 + 100 / 25 + 90 |" in text
     assert "a processor" in text
     for picture in ("evidence_simmim.png", "evidence_long_tail.png"):
         with Image.open(tmp_path / picture) as image:
