@@ -8,7 +8,7 @@ PY_FILES := build_models.py demo.py
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve test test-all check bench bench-gpu gpu-check constraints clean
+.PHONY: setup native demo serve test test-all check bench bench-gpu gpu-check evidence constraints clean
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt tools/check_system.py
@@ -49,6 +49,10 @@ bench: native
 
 bench-gpu:
 	$(GPU_PYTHON) -m benchmarks.kernels --device cuda
+
+evidence: native
+	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.evidence.report
 
 gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu_check

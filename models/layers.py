@@ -19,10 +19,11 @@ class ConvBN(nn.Module):
         stride: int = 1,
         groups: int = 1,
         activation: nn.Module | None = None,
+        conv: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
         padding = kernel_size // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
+        self.conv = conv(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.activation = activation or nn.Identity()
 
@@ -33,6 +34,13 @@ class ConvBN(nn.Module):
         if isinstance(self.bn, _BatchNorm):
             fold_after(self.conv, self.bn)
             self.bn = nn.Identity()
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise nn.Conv2d of stride 1 and odd kernel, [B,C,H,W] both ways, computed by Widefield's operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias)
 
 
 class DropPath(nn.Module):
@@ -60,11 +68,13 @@ class ReparamLargeKernelConv(nn.Module):
         self.lkb_reparam: nn.Conv2d | None = None
         self.small_conv: ConvBN | None = None
         if merged:
-            self.lkb_reparam = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+            self.lkb_reparam = DepthwiseConv2d(
+                channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+            )
             return
-        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels)
+        self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels, conv=DepthwiseConv2d)
         if small_kernel is not None:
-            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels)
+            self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels, conv=DepthwiseConv2d)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.lkb_reparam is not None:

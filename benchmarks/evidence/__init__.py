@@ -1,0 +1,1 @@
+"""What the training methods gain on real data: `python -m benchmarks.evidence`, then `benchmarks.evidence.report`."""

@@ -1,0 +1,88 @@
+"""Do the runs of the evidence and write benchmarks/results/evidence_*.json.
+
+python -m benchmarks.evidence                       # about an hour on two cores; what is done is not done again
+python -m benchmarks.evidence --only long_tail --seeds 3
+python -m benchmarks.evidence.report                # docs/results.md from the results
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.data import prepare
+from benchmarks.evidence.plan import EXPERIMENTS
+from benchmarks.evidence.pool import run_all
+from benchmarks.evidence.run import Arm, Run, runs_of
+from benchmarks.harness import versions, write_results
+
+TIMES = ("seconds", "processor_seconds")
+PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "scikit-image")
+
+
+def rows_of(arms: list[Arm], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row an arm, with its settings and, for each seed, the metrics, the seconds and those of what it starts from."""
+    rows = []
+    for arm in arms:
+        seeds = [
+            {
+                "seed": run.seed,
+                **results[run.name]["metrics"],
+                **{unit: results[run.name][unit] for unit in TIMES},
+                **{f"{unit}_before": total(results, run.chain()[:-1], unit) for unit in TIMES},
+            }
+            for run in arm.runs
+        ]
+        first = arm.runs[0]
+        steps = [{"kind": run.kind, "data": run.data.kind, "settings": run.settings} for run in first.chain()]
+        rows.append({"group": arm.group, "arm": arm.name, "steps": steps, "seeds": seeds})
+    return rows
+
+
+def total(results: dict[str, dict[str, Any]], runs: list[Run], unit: str) -> float:
+    return round(sum(results[run.name][unit] for run in runs), 2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="folder of the runs and their data")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error(f"--seeds {options.seeds}, --jobs {options.jobs}: both are at least 1")
+    arms = {name: EXPERIMENTS[name](range(options.seeds)) for name in options.only}
+    return carry_out(arms, options.cache, options.jobs)
+
+
+def carry_out(arms: dict[str, list[Arm]], cache: Path, jobs: int) -> int:
+    """Do what is not done of `arms` by experiment, and write the results of the experiments that are whole."""
+    runs = by_seed(runs_of([arm for group in arms.values() for arm in group]))
+    for data in {run.data for run in runs}:
+        prepare(data, cache)
+    results, failed = run_all(runs, cache, jobs, lambda line: print(line, flush=True))
+    for name, group in arms.items():
+        if any(run.name in failed for run in runs_of(group)):
+            print(f"{name}: runs failed, its results are not written", file=sys.stderr)
+            continue
+        path = write_results(
+            f"evidence_{name}",
+            versions=versions(*PACKAGES),
+            jobs=jobs,
+            arch="replknet_nano",
+            rows=rows_of(group, results),
+        )
+        print(f"wrote {path}")
+    for name, error in failed.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def by_seed(runs: list[Run]) -> list[Run]:
+    """All runs of the first seed before those of the second: a fault of any method shows early."""
+    return sorted(runs, key=lambda run: run.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

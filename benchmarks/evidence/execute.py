@@ -1,0 +1,125 @@
+"""Do one run through the training code, and keep its result so that it is not done again."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.evidence.kernel_check import compare
+from benchmarks.evidence.run import Run
+from training import attack, evaluate, finetune, pretrain
+from training.logs import LOG_FILE
+from training.long_tail import shot_report
+
+ALONE = {"workers": 0, "threads": 1, "device": "cpu"}  # a run is one process with one thread
+RESULT, RUN = "result.json", "run.json"
+
+
+def folder_of(run: Run, root: Path) -> Path:
+    return root / "runs" / run.name
+
+
+def finished(run: Run, root: Path) -> dict[str, Any] | None:
+    """The result of a run that was done with these settings: {"metrics": {...}, "seconds": ...}."""
+    path = folder_of(run, root) / RESULT
+    if not path.exists():
+        return None
+    kept = json.loads(path.read_text())
+    return kept["result"] if kept["run"] == as_kept(run) else None
+
+
+def execute(run: Run, root: Path) -> dict[str, Any]:
+    """Do `run`, or go on with it where it was cut off; its data and the run that it starts from are there.
+
+    What a folder holds of a run with other settings is removed. Raises what the training code raises.
+    """
+    if result := finished(run, root):
+        return result
+    torch.set_num_threads(1)
+    folder = folder_of(run, root)
+    marker = folder / RUN
+    if folder.exists() and (not marker.exists() or json.loads(marker.read_text()) != as_kept(run)):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(as_kept(run)))
+    wall, processor = time.perf_counter(), time.process_time()
+    metrics, seconds = DO[run.kind](run, root, folder)
+    result = {
+        "metrics": metrics,
+        "seconds": round(seconds or time.perf_counter() - wall, 2),
+        "processor_seconds": round(time.process_time() - processor, 2),
+    }
+    temporary = folder / f".{RESULT}.tmp"
+    temporary.write_text(json.dumps({"run": as_kept(run), "result": result}, indent=2) + "\n")
+    os.replace(temporary, folder / RESULT)
+    return result
+
+
+def as_kept(run: Run) -> dict[str, Any]:
+    return json.loads(json.dumps(run.as_json()))
+
+
+def last_epoch(folder: Path) -> tuple[dict[str, float], float]:
+    """The log's last line, the number of its lines, and the seconds of all epochs, of earlier sittings too."""
+    records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
+    kept = ("loss", "val_loss", "top1", "balanced", "many", "medium", "few", "robust")
+    metrics = {name: records[-1][name] for name in kept if name in records[-1]}
+    return {**metrics, "epochs": len(records)}, sum(record["seconds"] for record in records)
+
+
+def start_of(run: Run, root: Path) -> Path | None:
+    return folder_of(run.start, root) if run.start else None
+
+
+def do_finetune(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+    config = replace(
+        finetune.PRESETS["digits"], data=root / run.data.name, output=folder, seed=run.seed, weights=start_of(run, root)
+    )
+    finetune.train(replace(config, **{**ALONE, **run.settings}), Console(quiet=True))
+    return last_epoch(folder)
+
+
+def do_pretrain(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+    config = replace(pretrain.PRESETS["digits"], data=root / run.data.name, output=folder, seed=run.seed)
+    pretrain.train(replace(config, **{**ALONE, **run.settings}), Console(quiet=True))
+    return last_epoch(folder)
+
+
+def do_evaluate(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+    checkpoint = _checkpoint(run, root)
+    values: dict[str, Any] = {"checkpoint": checkpoint, "data": root / run.data.name / "val", "device": "cpu"}
+    confusion, _ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
+    counts = evaluate.training_counts(checkpoint) or []
+    return {"top1": evaluate.top1(confusion), **shot_report(confusion, counts)}, 0.0
+
+
+def do_attack(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+    values: dict[str, Any] = {"checkpoint": _checkpoint(run, root), "data": root / run.data.name / "val"}
+    results = attack.attack_checkpoint(attack.Config(**values, seed=run.seed, device="cpu", **run.settings))
+    return {result.attack: result.accuracy for result in results}, 0.0
+
+
+def do_kernels(run: Run, root: Path, folder: Path) -> tuple[dict[str, Any], float]:
+    return compare(root / run.data.name, folder, run.seed, **run.settings), 0.0
+
+
+def _checkpoint(run: Run, root: Path) -> Path:
+    if run.start is None:
+        raise ValueError(f"{run.name}: {run.kind} needs the run whose checkpoint it is about")
+    return folder_of(run.start, root)
+
+
+DO: dict[str, Callable[[Run, Path, Path], tuple[dict[str, Any], float]]] = {
+    "pretrain": do_pretrain,
+    "finetune": do_finetune,
+    "evaluate": do_evaluate,
+    "attack": do_attack,
+    "kernels": do_kernels,
+}

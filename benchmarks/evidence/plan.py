@@ -1,0 +1,172 @@
+"""Which methods are compared, with which settings. All arms of a table share what is not named in the arm."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.evidence.run import SECONDS_AN_IMAGE, Arm, Data, Run
+
+IMAGES = {"digits": 1438, "photos": 250, "labels": 700, "long_tail": 500}  # of an epoch, about
+DIGITS = Data()
+SHARES = {"1 % (1 a class)": 1, "10 % (14 a class)": 14, "100 % (1,438 images)": 0}  # labels: images of each class
+
+# A short run of the preset `digits`; the number of epochs was set so that plain training of all digits reaches 98 %.
+SHORT: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}
+FEW_LABELS: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}  # of 700 listed images
+PRETRAIN: dict[str, Any] = {"epochs": 20, "pictures": 0}
+PRETRAIN_PHOTOS: dict[str, Any] = {"epochs": 60, "pictures": 0, "flip": True}
+LONG_TAIL: dict[str, Any] = {"epochs": 20, "warmup_epochs": 2.0, "batch_size": 32, "label_smoothing": 0.0}
+IMBALANCE = 50
+AFTER_PLAIN: dict[str, Any] = {"epochs": 6, "warmup_epochs": 1.0}
+EPSILONS = (8, 16)  # of the attacks, in 255ths; a grey level of the digits is 16
+# Sizes for a run of 240 steps; PaCo's own (queue 8192, dim 128, momentum 0.999) are for runs of 100,000.
+SHORT_PACO: dict[str, Any] = {"paco_queue": 384, "paco_dim": 32, "paco_momentum": 0.99}
+
+LONG_TAIL_METHODS: dict[str, dict[str, Any]] = {
+    "class weights 1/n": {"class_weights": "inverse"},
+    "class weights 1/sqrt(n)": {"class_weights": "inverse_sqrt"},
+    "class weights, effective number": {"class_weights": "effective"},
+    "balanced softmax = logit adjustment in training, tau 1": {"loss": "balanced_softmax"},
+    "LDAM-DRW": {"loss": "ldam"},
+    "focal": {"loss": "focal"},
+    "class-balanced sampler": {"sampler": "class_balanced"},
+    "square-root sampler": {"sampler": "square_root"},
+    "PaCo": {"loss": "paco", **SHORT_PACO},
+    "GPaCo": {"loss": "gpaco", **SHORT_PACO},
+}
+AFTERWARDS: dict[str, dict[str, Any]] = {
+    "logit adjustment post hoc, tau 1": {"logit_adjustment": 1.0},
+    "tau-norm, tau 0.7": {"tau_norm": 0.7},
+    "tau-norm, tau 1": {"tau_norm": 1.0},
+}
+CRT: dict[str, Any] = {"head_only": True, "sampler": "class_balanced", "epochs": 10, "label_smoothing": 0.0}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "nothing": {"augmentation": "none"},
+    "RandAugment": {"augmentation": "none", "rand_augment": "n2-m9"},
+    "affine": {},
+    "affine + RandAugment": {"rand_augment": "n2-m9"},
+}
+ON_AND_OFF = (("nothing", "RandAugment"), ("affine", "affine + RandAugment"))
+DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("plain", {}),
+    "Fast-AT, epsilon 8": ("fast_at", {"adversarial": "fast_at", "epsilon": 8.0}),
+    "AdvProp, epsilon 4": ("advprop", {"adversarial": "advprop", "epsilon": 4.0}),
+}
+
+
+def finetune(name: str, data: Data, seed: int, settings: dict[str, Any], start: Run | None = None) -> Run:
+    cost = IMAGES[data.kind] * settings["epochs"] * SECONDS_AN_IMAGE["finetune"]
+    cost *= {"paco": 2.5, "gpaco": 2.2}.get(settings.get("loss", ""), 1.0)
+    cost *= {"fast_at": 1.7, "advprop": 5.2}.get(settings.get("adversarial", ""), 1.0)
+    return Run(f"{name}-seed{seed}", "finetune", data, seed, settings, start, cost)
+
+
+def pretrain(mode: str, data: Data, seed: int) -> Run:
+    settings = {**(PRETRAIN_PHOTOS if data.kind == "photos" else {**PRETRAIN, "flip": False}), "mask_mode": mode}
+    cost = IMAGES[data.kind] * settings["epochs"] * SECONDS_AN_IMAGE["pretrain"] * (1.5 if mode == "sparse" else 1.0)
+    return Run(f"pretrain-{data.kind}-{mode}-seed{seed}", "pretrain", data, seed, settings, None, cost)
+
+
+def from_scratch(size: int, seed: int) -> Run:
+    """Plain training on `size` labels of each class (0: on all); an arm of more than one table."""
+    return _on_labels("scratch", size, seed)
+
+
+def _on_labels(
+    name: str, size: int, seed: int, settings: dict[str, Any] | None = None, start: Run | None = None
+) -> Run:
+    data = Data("labels", size, seed) if size else DIGITS
+    common = FEW_LABELS if size else SHORT
+    return finetune(f"{name}-labels{size or 'all'}", data, seed, {**common, **(settings or {})}, start)
+
+
+def simmim(seeds: Iterable[int]) -> list[Arm]:
+    starts: dict[str, tuple[str, Data]] = {
+        "SimMIM, token": ("token", DIGITS),
+        "SimMIM, sparse": ("sparse", DIGITS),
+        "SimMIM, sparse, on photographs": ("sparse", Data("photos")),
+    }
+
+    def run(name: str, size: int, seed: int) -> Run:
+        if name not in starts:
+            return from_scratch(size, seed)
+        mode, data = starts[name]
+        return _on_labels(f"from-pretrain-{data.kind}-{mode}", size, seed, None, pretrain(mode, data, seed))
+
+    return [
+        Arm("simmim", share, name, tuple(run(name, size, seed) for seed in seeds))
+        for share, size in SHARES.items()
+        for name in ("from scratch", *starts)
+        if size == 14 or not name.endswith("photographs")
+    ]
+
+
+def randaugment(seeds: Iterable[int]) -> list[Arm]:
+    def run(name: str, size: int, seed: int) -> Run:
+        if not AUGMENTATIONS[name]:
+            return from_scratch(size, seed)
+        return _on_labels(f"augmented-{name.replace(' + ', '-').lower()}", size, seed, AUGMENTATIONS[name])
+
+    few, every = list(SHARES)[1:]
+    tables = [(few, ON_AND_OFF[0]), (few, ON_AND_OFF[1]), (every, ON_AND_OFF[1])]
+    return [
+        Arm("randaugment", f"{share}, {names[0]}", name, tuple(run(name, SHARES[share], seed) for seed in seeds))
+        for share, names in tables
+        for name in names
+    ]
+
+
+def long_tail(seeds: Iterable[int]) -> list[Arm]:
+    def train(name: str, settings: dict[str, Any], seed: int, start: Run | None = None) -> Run:
+        data = Data("long_tail", IMBALANCE, seed)
+        short = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return finetune(f"long_tail-{short}", data, seed, {**LONG_TAIL, **settings}, start)
+
+    def correct(name: str, settings: dict[str, Any], seed: int) -> Run:
+        plain = train("plain", {}, seed)
+        short = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return Run(f"long_tail-{short}-seed{seed}", "evaluate", plain.data, seed, settings, plain, 1.0)
+
+    arms = {"plain cross-entropy": [train("plain", {}, seed) for seed in seeds]}
+    arms |= {name: [train(name, settings, seed) for seed in seeds] for name, settings in LONG_TAIL_METHODS.items()}
+    arms["cRT (10 epochs more)"] = [train("crt", CRT, seed, train("plain", {}, seed)) for seed in seeds]
+    arms |= {name: [correct(name, settings, seed) for seed in seeds] for name, settings in AFTERWARDS.items()}
+    return [Arm("long_tail", f"imbalance {IMBALANCE}", name, tuple(runs)) for name, runs in arms.items()]
+
+
+def robustness(seeds: Iterable[int]) -> list[Arm]:
+    def trained(name: str, settings: dict[str, Any], seed: int) -> Run:
+        """Plain training, then the method: every arm begins from the same model, which knows the classes."""
+        return finetune(f"{name}-after-scratch", DIGITS, seed, {**AFTER_PLAIN, **settings}, from_scratch(0, seed))
+
+    def attacked(epsilon: int, run: Run) -> Run:
+        settings = {"attacks": ("fgsm", "pgd"), "epsilon": float(epsilon), "steps": 20}
+        return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run, 10.0)
+
+    return [
+        Arm("robustness", f"epsilon {epsilon}/255", name, tuple(attacked(epsilon, trained(*how, s)) for s in seeds))
+        for epsilon in EPSILONS
+        for name, how in DEFENCES.items()
+    ]
+
+
+def kernels(seeds: Iterable[int]) -> list[Arm]:
+    def run(task: str, double: bool, seed: int) -> Run:
+        settings: dict[str, Any] = {"task": task, "double": double, "epochs": 1}
+        settings |= {"pictures": 0, "mask_mode": "token"} if task == "pretrain" else {}
+        name = f"kernels-{task}-{'float64' if double else 'float32'}-seed{seed}"
+        return Run(name, "kernels", Data("labels", 14, seed), seed, settings, None, 30.0)
+
+    return [
+        Arm("kernels", task, "float64" if double else "float32", tuple(run(task, double, seed) for seed in seeds))
+        for task in ("finetune", "pretrain")
+        for double in (False, True)
+    ]
+
+
+EXPERIMENTS: dict[str, Callable[[Iterable[int]], list[Arm]]] = {
+    "long_tail": long_tail,
+    "simmim": simmim,
+    "robustness": robustness,
+    "randaugment": randaugment,
+    "kernels": kernels,
+}

@@ -1,0 +1,210 @@
+"""docs/results.md and its charts from benchmarks/results/evidence_*.json: `python -m benchmarks.evidence.report`."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.charts import draw_long_tail, draw_simmim
+from benchmarks.evidence.statistics import Spread, difference, spread, values_of
+from benchmarks.evidence.words import HEAD, WORDS
+from benchmarks.harness import RESULTS
+from benchmarks.report import conditions
+
+DOCS = Path(__file__).parents[2] / "docs"
+SHOTS = ("balanced", "many", "medium", "few")
+
+
+def load(name: str, results: Path) -> dict[str, Any]:
+    """Raises `FileNotFoundError` with the command that writes the file."""
+    path = results / f"evidence_{name}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: python -m benchmarks.evidence --only {name} writes it")
+    return json.loads(path.read_text())
+
+
+def groups(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["group"], []).append(row)
+    return found
+
+
+def percent(value: Spread) -> str:
+    return f"{100 * value.mean:.1f} ± {100 * value.std:.1f} ({100 * value.least:.1f} to {100 * value.most:.1f})"
+
+
+def points(value: Spread) -> str:
+    return f"{100 * value.mean:+.1f} ± {100 * value.std:.1f}"
+
+
+def seconds(row: dict[str, Any]) -> str:
+    """Wall time of a run and, behind a slash, of its thread alone; what it starts from comes on top."""
+    cells = []
+    for unit in ("seconds", "processor_seconds"):
+        before = Spread.of(values_of(row, f"{unit}_before")).mean
+        cells.append(f"{spread(row, unit).mean:.0f}" + (f" + {before:.0f}" if before else ""))
+    return " / ".join(cells)
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        "",
+        f"| {' | '.join(header)} |",
+        "|" + "---|" * len(header),
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+
+
+def compared(rows: list[dict[str, Any]], metric: str) -> list[list[str]]:
+    """[arm, accuracy, difference from the first arm, verdict, seconds] of each arm."""
+    cells = []
+    for row in rows:
+        change = difference(row, rows[0], metric)
+        against = ["", "baseline"] if row is rows[0] else [points(change), change.verdict()]
+        cells.append([row["arm"], percent(spread(row, metric)), *against, seconds(row)])
+    return cells
+
+
+def top1_tables(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for group, rows in groups(result).items():
+        lines += ["", f"**{group}**"]
+        lines += table(["", "top-1, %", "gained, points", "", "seconds"], compared(rows, "top1"))
+    return lines
+
+
+def long_tail_table(result: dict[str, Any]) -> list[str]:
+    rows = result["rows"]
+    cells = []
+    for row in rows:
+        gained = difference(row, rows[0], "few")
+        against = ["", "baseline"] if row is rows[0] else [points(gained), gained.verdict()]
+        means = [f"{100 * spread(row, metric).mean:.1f} ± {100 * spread(row, metric).std:.1f}" for metric in SHOTS[1:3]]
+        cells.append([row["arm"], *(percent(spread(row, m)) for m in ("top1", "balanced")), *means])
+        cells[-1] += [percent(spread(row, "few")), *against, seconds(row)]
+    header = ["", "overall, %", "balanced, %", "many, %", "medium, %", "few, %", "few gained, points", "", "seconds"]
+    return table(header, cells)
+
+
+def robustness_tables(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for group, rows in groups(result).items():
+        cells = []
+        for row in rows:
+            change = difference(row, rows[0], "clean")
+            against = "" if row is rows[0] else f"{points(change)}, {change.verdict()}"
+            accuracies = [percent(spread(row, metric)) for metric in ("clean", "fgsm", "pgd")]
+            cells.append([row["arm"], accuracies[0], against, *accuracies[1:], seconds(row)])
+        lines += ["", f"**{group}**"]
+        lines += table(["", "clean, %", "clean gained, points", "FGSM, %", "PGD-20, %", "seconds"], cells)
+    return lines
+
+
+def agreeing_steps(row: dict[str, Any], tolerance: float = 1e-6) -> int:
+    """How many first steps' losses with the operators are those with the references; the fewest of any seed."""
+    fewest = []
+    for curves in (seed["losses"] for seed in row["seeds"]):
+        pairs = zip(curves["operator"], curves["reference"], strict=True)
+        agrees = [abs(a - b) <= tolerance for a, b in pairs]
+        fewest.append(agrees.index(False) if False in agrees else len(agrees))
+    return min(fewest)
+
+
+def kernel_table(result: dict[str, Any]) -> list[str]:
+    cells = []
+    for group, rows in groups(result).items():
+        exact = next(row for row in rows if row["arm"] == "float64")
+        for row in rows:
+            curves = [seed["losses"] for seed in row["seeds"]]
+            first = max(abs(curve["operator"][0] - curve["reference"][0]) for curve in curves)
+            largest = [max(seed["largest"][name] for seed in row["seeds"]) for name in ("operator", "pytorch")]
+            pairs = zip(curves, (seed["losses"] for seed in exact["seeds"]), strict=True)
+            rounding = max(
+                abs(a - b)
+                for curve, other in pairs
+                for a, b in zip(curve["reference"], other["reference"], strict=True)
+            )
+            numbers = [f"{agreeing_steps(row)} of {len(curves[0]['reference'])}"]
+            numbers += [f"{value:.1e}" for value in (first, *largest)]
+            against_exact = "" if row is exact else f"{rounding:.1e}"
+            cells.append([group, row["arm"], *numbers, against_exact, seconds(row)])
+    header = [
+        "run",
+        "type",
+        "steps that agree to 1e-6",
+        "operators, first step",
+        "operators, largest",
+        "PyTorch's convolution, largest",
+    ]
+    return table([*header, "the references' own float32 against float64, largest", "seconds, all three"], cells)
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "simmim": top1_tables,
+    "long_tail": long_tail_table,
+    "randaugment": top1_tables,
+    "robustness": robustness_tables,
+    "kernels": kernel_table,
+}
+
+
+IN_SHORT = {
+    "simmim": ("Pre-training", "top1", "top-1"),
+    "long_tail": ("Long tail", "few", "classes of fewer than 20 images"),
+    "randaugment": ("RandAugment", "top1", "top-1"),
+    "robustness": ("Attacked", "pgd", "accuracy under PGD-20"),
+}
+
+
+def summary(rows: list[dict[str, Any]], metric: str) -> str:
+    """One sentence: which arms gain, which cost, and which show no difference from the first."""
+    changes = [(row["arm"], difference(row, rows[0], metric)) for row in rows[1:]]
+    said = []
+    for verdict in dict.fromkeys(change.verdict() for _, change in changes):
+        arms = [f"{arm} ({points(change)})" for arm, change in changes if change.verdict() == verdict]
+        said.append(f"*{verdict}*: {', '.join(arms)}")
+    return f"against {rows[0]['arm']} {'; '.join(said)}"
+
+
+def summaries(name: str, result: dict[str, Any]) -> list[str]:
+    """A line for each table of the section, in percentage points."""
+    if name == "kernels":
+        said = [
+            f"{row['group']} {agreeing_steps(row)} of {len(row['seeds'][0]['losses']['reference'])}"
+            for row in result["rows"]
+            if row["arm"] == "float64"
+        ]
+        return [f"- **Operators for references**, float64, first steps whose loss agrees to 1e-6: {', '.join(said)}."]
+    title, metric, unit = IN_SHORT[name]
+    return [f"- **{title}**, {group}, {unit}: {summary(rows, metric)}." for group, rows in groups(result).items()]
+
+
+def whole(results: Path, figures: Path) -> str:
+    """The text of docs/results.md; draws the charts into `figures`."""
+    loaded = {name: load(name, results) for name in SECTIONS}
+    draw_simmim(loaded["simmim"], figures / "evidence_simmim.png")
+    draw_long_tail(loaded["long_tail"], figures / "evidence_long_tail.png")
+    lines = [HEAD.format(conditions=conditions(loaded["long_tail"]), seeds=len(loaded["simmim"]["rows"][0]["seeds"]))]
+    lines += ["## In short", "", "Points of accuracy gained, mean ± standard deviation over the seeds.", ""]
+    lines += [line for name, result in loaded.items() for line in summaries(name, result)]
+    for name, write in SECTIONS.items():
+        lines += ["", WORDS[name].strip(), *write(loaded[name])]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+
+
+def main() -> int:
+    try:
+        text = whole(RESULTS, DOCS / "img")
+    except FileNotFoundError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 1
+    (DOCS / "results.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""docs/results.md from results files: statistics, tables, the sentences and the charts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.evidence import report
+from benchmarks.evidence.plan import EXPERIMENTS
+from benchmarks.evidence.run import Arm
+from benchmarks.evidence.statistics import Spread, difference, spread
+
+METRICS = {
+    "top1": 0.9,
+    "balanced": 0.8,
+    "many": 0.99,
+    "medium": 0.9,
+    "few": 0.5,
+    "clean": 0.98,
+    "fgsm": 0.4,
+    "pgd": 0.1,
+}
+TIMES = {"seconds": 30.0, "processor_seconds": 25.0, "seconds_before": 100.0, "processor_seconds_before": 90.0}
+
+
+def seed_values(arm: Arm, place: int, seed: int) -> dict[str, Any]:
+    """A later arm is better, by 1 % each; seeds differ by a tenth of that."""
+    values = {name: value - 0.2 + 0.01 * place + 0.001 * seed * (place % 3) for name, value in METRICS.items()}
+    curves = {name: [2.3, 1.0 + shift] for name, shift in (("reference", 0.0), ("operator", 1.5e-6), ("pytorch", 2e-6))}
+    return {"seed": seed, **values, **TIMES, "losses": curves, "largest": {"operator": 1e-6, "pytorch": 2e-6}}
+
+
+def document(name: str) -> dict[str, Any]:
+    rows = [
+        {"group": arm.group, "arm": arm.name, "steps": [], "seeds": [seed_values(arm, place, s) for s in range(3)]}
+        for place, arm in enumerate(EXPERIMENTS[name](range(3)))
+    ]
+    machine = {"cpu": "a processor", "cores": 2, "instructions": ["avx2"], "memory_gib": 8.0}
+    return {"machine": machine, "versions": {"torch": "2.15"}, "date": "2026-01-02", "jobs": 2, "rows": rows}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in EXPERIMENTS:
+        (folder / f"evidence_{name}.json").write_text(json.dumps(document(name)))
+    return folder
+
+
+def test_spread_and_verdict() -> None:
+    value = Spread.of([0.01, 0.02, 0.03])
+    assert (value.mean, value.std, value.least, value.most) == pytest.approx((0.02, 0.01, 0.01, 0.03))
+    assert value.verdict() == "no difference shown"  # 0.02 -+ 4.303 * 0.01 / sqrt(3) = 0.0248
+    assert Spread.of([0.02, 0.03, 0.025]).verdict() == "gains"
+    assert Spread.of([-0.02, -0.03, -0.025]).verdict() == "costs"
+    assert Spread.of([0.0, 0.0, 0.0]).verdict() == "no difference shown"
+    assert Spread.of([0.5]).verdict() == "one seed"
+
+
+def test_differences_are_of_pairs() -> None:
+    rows = [{"arm": str(n), "seeds": [{"seed": s, "top1": 0.1 * n + 0.01 * s} for s in range(3)]} for n in range(2)]
+    assert spread(rows[1], "top1").std == pytest.approx(0.01)
+    assert difference(rows[1], rows[0], "top1").std == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(ValueError, match=r"0 has seeds \[0, 1\], 1 has \[0, 1, 2\]"):
+        difference({"arm": "0", "seeds": rows[0]["seeds"][:2]}, rows[1], "top1")
+
+
+def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_path: Path) -> None:
+    text = report.whole(results, tmp_path)
+    for name in EXPERIMENTS:
+        for row in document(name)["rows"]:
+            assert f"| {row['arm']} |" in text or name == "kernels"
+    assert "| from scratch | 70.0 ± 0.0 (70.0 to 70.0) |  | baseline | 30 + 100 / 25 + 90 |" in text
+    assert "| SimMIM, token | 71.1 ± 0.1 (71.0 to 71.2) | +1.1 ± 0.1 | gains |" in text
+    assert "20 images: against plain cross-entropy *gains*: class weights 1/n (+1.1 ± 0.1), class" in text
+    assert "first steps whose loss agrees to 1e-6: finetune 1 of 2, pretrain 1 of 2." in text
+    assert "| finetune | float32 | 1 of 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 | 0.0e+00 | 30 + 100 / 25 + 90 |" in text
+    assert "| finetune | float64 | 1 of 2 | 0.0e+00 | 1.0e-06 | 2.0e-06 |  | 30 + 100 / 25 + 90 |" in text
+    assert "a processor" in text
+    for picture in ("evidence_simmim.png", "evidence_long_tail.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert image.width > 600
+        assert f"img/{picture}" in text
+
+
+def test_a_missing_file_is_named_with_the_command_that_writes_it(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", results)
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    monkeypatch.setattr(
+        report, "whole", lambda folder, figures: f"{report.load('simmim', folder)['date']} {figures.name}"
+    )
+    assert report.main() == 0
+    assert (tmp_path / "results.md").read_text() == "2026-01-02 img"
+    (results / "evidence_simmim.json").unlink()
+    assert report.main() == 1
+    assert "python -m benchmarks.evidence --only simmim writes it" in capsys.readouterr().err
