@@ -175,7 +175,8 @@ def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_
     pairs = batch * triton.cdiv(height, rows)
     block_m = max(16, min(64, triton.next_power_of_2(pairs)))
     block_k = 32 if element_bytes == 4 else 64
-    return Tile(rows, columns, window, offset, block_m, block_k, 8 if block_m * rows * columns >= 8192 else 4, 3)
+    warps = 8 if block_m * rows * columns * element_bytes >= 16384 else 4  # float32's products hold more registers
+    return Tile(rows, columns, window, offset, block_m, block_k, warps, 3)
 
 
 def alignment(tensor) -> int:

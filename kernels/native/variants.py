@@ -100,7 +100,7 @@ class Toeplitz:
 
     @property
     def warps(self) -> int:
-        return 8 if self.block_m * self.tile[0] * self.tile[1] >= 8192 else 4
+        return 8 if self.block_m * self.tile[0] * self.tile[1] * self.element_bytes >= 16384 else 4
 
     @property
     def element_bytes(self) -> int:
