@@ -128,23 +128,21 @@ def _head_parameters(model: nn.Module) -> int:
 
 
 def figures_table(rows: list[Row]) -> Table:
-    table = Table(
-        "architecture", "px", "parameters, M", "published", "MACs, G", "published", "ms, batch 1", "published top-1, %"
-    )
+    table = Table(title="counted and timed here, one image (published; 22K: pre-trained on ImageNet-22K)")
+    table.add_column("architecture", overflow="fold")
+    for name in ("px", "M params", "G MACs", "ms", "top-1, %"):
+        table.add_column(name)
     for row in rows:
         figures = row.published
         same_size = figures.get("image_size") == row.image_size
-        times = ", ".join(f"{device} {value:.1f}" for device, value in row.latency_ms.items())
-        from_22k = f" (from 22K: {figures['top1_from_22k']})" if figures.get("top1_from_22k") else ""
+        from_22k = f"\n22K: {figures['top1_from_22k']}" if figures.get("top1_from_22k") else ""
         table.add_row(
             row.arch,
             str(row.image_size),
-            f"{row.parameters / 1e6:.2f}",
-            _shown(figures.get("parameters_m")),
-            f"{row.macs / 1e9:.3f}",
-            _shown(figures.get("gmacs") if same_size else None),
-            times or "-",
-            _shown(figures.get("top1")) + from_22k,
+            f"{row.parameters / 1e6:.2f}" + _beside(figures.get("parameters_m")),
+            f"{row.macs / 1e9:.3f}" + _beside(figures.get("gmacs") if same_size else None),
+            "\n".join(f"{device} {value:.1f}" for device, value in row.latency_ms.items()) or "-",
+            ("-" if figures.get("top1") is None else f"{figures['top1']:g}") + from_22k,
         )
     return table
 
@@ -163,8 +161,8 @@ def recommendation_table(recommendations: list[Recommendation]) -> Table:
     return table
 
 
-def _shown(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:g}"
+def _beside(published: float | None) -> str:
+    return "" if published is None else f" ({published:g})"
 
 
 def main() -> int:

@@ -47,9 +47,17 @@ def test_random_weights_of_an_arch(tmp_path: Path) -> None:
 
 class OnItsDevice(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3)) + torch.arange(3, device=images.device)
+        return images.mean((2, 3)) + torch.zeros(images.shape[0], 1, device=images.device)
 
 
-def test_a_trace_with_a_device_in_it_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="OnItsDevice bakes in a device"):
-        trace_backbone(ServedBackbone(OnItsDevice(), [0.5] * 3, [0.5] * 3), 32)
+class OfItsBatch(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) + torch.zeros(len(images), 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"), [(OnItsDevice(), "OnItsDevice bakes in a device"), (OfItsBatch(), "bakes in a batch size")]
+)
+def test_a_trace_that_is_of_its_making_is_refused(network: torch.nn.Module, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        trace_backbone(ServedBackbone(network, [0.5] * 3, [0.5] * 3), 32)
