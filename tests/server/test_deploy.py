@@ -1,10 +1,13 @@
 """What deploy/ says of tritonserver, asked of the real one: its metrics, the probe, the entry point's preload."""
 
+import concurrent.futures
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -13,7 +16,8 @@ import psutil
 import pytest
 
 from kernels import native_library
-from server.canary import is_ready
+from server import TritonServer
+from server.canary import CanaryError, classify_canary, is_ready
 from server.locate import find_tritonserver
 from server.preflight import free_ports
 from server.repository import read_repository
@@ -61,16 +65,73 @@ def test_tritonserver_exports_what_the_queries_read(server, classify, encode):
     assert not any(matches({"model": ("MatchOp.Equal", "another")}, its) for _, its in series if "model" in its)
 
 
-@pytest.mark.parametrize("question", ["ready", "alive"])
-def test_probe(server, question):
+def probe(server, question):
     environment = {
         **os.environ,
         "WIDEFIELD_HTTP_PORT": server.http_url.rpartition(":")[2],
         "PYTHONPATH": str(ROOT / "server"),  # canary.py, which lies beside it in the image
     }
     command = [sys.executable, str(IMAGE / "probe.py"), question]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("question", ["ready", "alive"])
+def test_probe(server, question):
+    done = probe(server, question)
     assert done.returncode == 0, done.stderr
+
+
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.3)
+        output = pb_utils.Tensor("probabilities", np.zeros((1, 1), np.float32))
+        return [pb_utils.InferenceResponse([output]) for _ in requests]
+"""
+FULL = """name: "classifier"
+backend: "python"
+max_batch_size: 1
+input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "probabilities" data_type: TYPE_FP32 dims: [1] }]
+instance_group [{ kind: KIND_CPU count: 1 }]
+dynamic_batching { default_queue_policy { max_queue_size: 1 } }
+"""
+
+
+def test_a_full_queue_is_busy_not_dead(tmp_path):
+    """The real server turns the canary away with the status that the probe takes for busy."""
+    version = tmp_path / "classifier" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(SLOW)
+    (version.parent / "config.pbtxt").write_text(FULL)
+    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0) as server:
+        done = threading.Event()
+
+        def ask():
+            while not done.is_set():
+                with contextlib.suppress(CanaryError):
+                    classify_canary(server.http_url, "classifier", 10)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            try:
+                for _ in range(8):
+                    pool.submit(ask)
+                refusals = set()
+                for _ in range(20):
+                    try:
+                        classify_canary(server.http_url, "classifier", 10)
+                    except CanaryError as error:
+                        refusals.add(str(error))
+                assert refusals
+                assert all(": HTTP 503: " in refusal for refusal in refusals), refusals
+                assert probe(server, "alive").returncode == 0
+            finally:
+                done.set()
 
 
 def test_entry_point_preloads_for_tritonserver_alone(light_repository):
