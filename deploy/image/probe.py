@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Exec probe: `probe.py ready` and `probe.py alive`. Exit code 0 for yes, 1 for no with the reason on standard error.
+
+Both send the canary image through the whole ensemble. A busy server may turn it away (HTTP 503) or not answer it in
+time: when it answers others meanwhile it is alive and ready, so load alone takes no pod out of service and kills none.
+`ready` asks for tritonserver's own opinion too.
+"""
+
+import os
+import sys
+import time
+
+from canary import CanaryError, CanaryTimeoutError, classify_canary, is_ready, success_count
+
+MODEL = "classifier"
+INFERENCE_SECONDS = 8.0  # with STATUS_SECONDS three times it stays below the probes' timeoutSeconds
+STATUS_SECONDS = 2.0
+
+
+def check(question: str, address: str) -> None:
+    """Raises `CanaryError`, with the reason, when the answer is no."""
+    if question == "ready" and not is_ready(address, STATUS_SECONDS):
+        raise CanaryError(f"{address} says that it is not ready")
+    before = success_count(address, MODEL, STATUS_SECONDS)
+    deadline = time.monotonic() + INFERENCE_SECONDS
+    try:
+        classify_canary(address, MODEL, INFERENCE_SECONDS)
+    except CanaryError as error:
+        if not is_busy(error):
+            raise
+        while success_count(address, MODEL, STATUS_SECONDS) <= before:
+            if time.monotonic() > deadline:
+                raise CanaryError(f"{error}, and no other request was answered") from error
+            time.sleep(0.2)
+
+
+def is_busy(error: CanaryError) -> bool:
+    return isinstance(error, CanaryTimeoutError) or ": HTTP 503: " in str(error)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in (["ready"], ["alive"]):
+        print(f"probe: say ready or alive, not {' '.join(arguments)!r}", file=sys.stderr)
+        return 2
+    try:
+        check(arguments[0], f"127.0.0.1:{os.environ.get('WIDEFIELD_HTTP_PORT', '8000')}")
+    except CanaryError as error:
+        print(f"probe: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,46 @@
+#!/bin/bash
+# Starts tritonserver as this process, with the operator's library preloaded into it and not into its Python processes.
+set -euo pipefail
+
+here=$(dirname "$(readlink -f "$0")")
+server=${TRITONSERVER:-/opt/tritonserver/bin/tritonserver}
+libtorch=${WIDEFIELD_LIBTORCH:-/opt/tritonserver/backends/pytorch}
+library=${WIDEFIELD_PRELOAD:-$here/libwidefield.so}
+models=${WIDEFIELD_MODELS:-/models}
+
+for file in "$library" "$models"; do
+  [[ -e $file ]] || { echo "serve.sh: $file does not exist: mount the model repository, or build the image anew" >&2; exit 1; }
+done
+
+# The same as server/runtime.py sets; what the user has set stays.
+export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_-2147483647}
+export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
+export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX-1}
+export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-20000}
+export LD_LIBRARY_PATH=$libtorch${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+token=${WIDEFIELD_MANAGEMENT_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+restricted="shared-memory,model-config,model-repository,trace,logging:widefield-management=$token"
+unset WIDEFIELD_MANAGEMENT_TOKEN
+
+options=(
+  --model-repository="$models"
+  --model-control-mode=none
+  --disable-auto-complete-config
+  --http-address="${WIDEFIELD_HOST:-0.0.0.0}" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
+  --http-restricted-api="$restricted"
+  --grpc-address="${WIDEFIELD_HOST:-0.0.0.0}" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
+  --grpc-restricted-protocol="$restricted"
+  --metrics-address="${WIDEFIELD_HOST:-0.0.0.0}" --metrics-port="${WIDEFIELD_METRICS_PORT:-8002}"
+  --metrics-config=summary_latencies=true
+  --exit-timeout-secs="${WIDEFIELD_DRAIN_SECONDS:-30}"
+  --log-format=ISO8601
+  --backend-config=python,shm-default-byte-size=8388608
+  --backend-config=python,shm-growth-byte-size=8388608
+)
+gpu=${WIDEFIELD_GPU:-$([[ -e /dev/nvidiactl ]] && echo true || echo false)}
+[[ $gpu == true ]] || options+=(--allow-gpu-metrics=false --pinned-memory-pool-byte-size=0)
+
+# bash starts the Python processes and reads unload.sh first.
+LD_PRELOAD=$library BASH_ENV=$here/unload.sh exec "$server" "${options[@]}" "$@"

@@ -1,0 +1,1 @@
+unset LD_PRELOAD BASH_ENV

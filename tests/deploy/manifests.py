@@ -1,0 +1,75 @@
+"""What the tests of deploy/ read: the rendered chart, and every query in the rules and the dashboard."""
+
+import json
+from pathlib import Path
+
+import helm_python as helm
+import promql_parser
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+IMAGE = DEPLOY / "image"
+CHART = DEPLOY / "helm" / "widefield"
+RULES = CHART / "files" / "alerts.yml"
+DASHBOARD = CHART / "files" / "dashboard.json"
+VARIABLES = {"$__rate_interval": "5m", "$instance": ".*"}  # as Grafana fills them in
+
+
+def render(values=None, release="demo"):
+    """Every manifest of the chart, as (kind, name) -> document."""
+    with helm.Chart.load(CHART) as chart:
+        texts = chart.render(values or {}, name=release, namespace="production")
+    documents = [document for text in texts.values() for document in yaml.safe_load_all(text) if document]
+    found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
+    assert len(found) == len(documents)
+    return found
+
+
+def one(manifests, kind):
+    (document,) = [document for (its_kind, _), document in manifests.items() if its_kind == kind]
+    return document
+
+
+def container(manifests):
+    (only,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+def rules():
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def dashboard():
+    return json.loads(DASHBOARD.read_text())
+
+
+def queries():
+    """Where each query stands -> the query."""
+    found = {f"alert {rule['alert']}": rule["expr"] for rule in rules()}
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            text = target["expr"]
+            for name, value in VARIABLES.items():
+                text = text.replace(name, value)
+            found[f"panel {panel['title']} {target['refId']}"] = text
+    adapter = yaml.safe_load((DEPLOY / "helm" / "prometheus-adapter-values.yaml").read_text())["rules"]["custom"]
+    for number, rule in enumerate(adapter):
+        found[f"adapter series {number}"] = rule["seriesQuery"]
+        series = rule["name"]["as"]
+        text = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "pod")
+        found[f"adapter metric {number}"] = text.replace("<<.LabelMatchers>>", 'model="backbone"')
+    return found
+
+
+def selectors(query):
+    """Every selector in a query, as (metric, {label: (operator, value)})."""
+    found = []
+
+    def visit(expression):
+        if isinstance(expression, promql_parser.VectorSelector):
+            labels = {matcher.name: (str(matcher.op), matcher.value) for matcher in expression.matchers.matchers}
+            found.append((expression.name, labels))
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    return found

@@ -1,0 +1,197 @@
+"""The Helm chart, rendered by Helm's own engine and held to Kubernetes' schemas."""
+
+import helm_python as helm
+import kubernetes_validate
+import pytest
+import yaml
+from cloudcoil.models.prometheus_operator import v1 as operator
+from manifests import CHART, DASHBOARD, DEPLOY, RULES, container, one, render
+
+ALL = {
+    "monitoring": {"serviceMonitor": True, "prometheusRule": True, "dashboard": True, "labels": {"release": "stack"}},
+    "imagePullSecrets": [{"name": "registry"}],
+    "managementToken": {"secretName": "widefield-management"},
+    "modelRepository": {"subPath": "2026-11-24"},
+    "nodeSelector": {"zone": "a"},
+    "affinity": {"nodeAffinity": {}},
+    "podAnnotations": {"note": "x"},
+    "priorityClassName": "serving",
+    "runtimeClassName": "nvidia",
+    "extraArgs": ["--log-verbose=1"],
+}
+CASES = {
+    "default": {},
+    "gpu": yaml.safe_load((CHART / "values-gpu.yaml").read_text()),
+    "everything": ALL,
+    "fixed size": {"autoscaling": {"enabled": False}, "replicas": 3},
+    "no policy": {"networkPolicy": {"enabled": False}},
+    "closed": {"networkPolicy": {"clients": [], "monitoring": []}},
+}
+
+
+@pytest.mark.parametrize("version", ["1.32", "1.37"])
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_kubernetes_accepts_every_manifest(values, version):
+    checked = 0
+    for document in render(values).values():
+        if not document["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(document, version, strict=True)
+            checked += 1
+    assert checked >= 5
+
+
+def test_a_misspelt_field_is_found():
+    deployment = one(render(), "Deployment")
+    deployment["spec"]["template"]["spec"]["containers"][0]["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PrometheusRule"])
+def test_the_operator_accepts_its_resources(kind):
+    document = one(render(ALL), kind)
+    kept = getattr(operator, kind).model_validate(document).model_dump(by_alias=True, exclude_unset=True, mode="json")
+    assert kept["spec"] == document["spec"]  # an unknown field would be missing
+
+
+def test_lint():
+    report = helm.lint(CHART, strict=True)
+    assert report["errors"] == []
+    assert [message["error"] for message in report["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replica": 3},
+        {"replicas": 0},
+        {"probes": {"timeoutSeconds": 5}},
+        {"gpu": {"count": "one"}},
+        {"resources": {"limits": {"memory": "6 GB"}}},
+        {"image": {"digest": "sha256:short"}},
+        {"modelRepository": {"subPath": "../other"}},
+        {"extraArgs": ["log-verbose"]},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_wrong_value_is_refused(values):
+    with helm.Chart.load(CHART) as chart, pytest.raises(helm.HelmValuesError):
+        chart.validate_schema(chart.merge_values(values))
+
+
+def test_the_grace_period_holds_the_whole_shutdown():
+    manifests = render({"shutdown": {"preStopSeconds": 7, "drainSeconds": 50, "spareSeconds": 9}})
+    server = container(manifests)
+    assert server["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
+    assert {"name": "WIDEFIELD_DRAIN_SECONDS", "value": "50"} in server["env"]
+    assert one(manifests, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 66
+
+
+def test_probes_are_inferences():
+    server = container(render())
+    for name, question in (("startupProbe", "ready"), ("readinessProbe", "ready"), ("livenessProbe", "alive")):
+        assert server[name]["exec"]["command"] == ["/opt/widefield/probe.py", question]
+    startup, liveness = server["startupProbe"], server["livenessProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+    assert liveness["failureThreshold"] >= 3
+
+
+@pytest.mark.parametrize("values", [CASES["default"], CASES["gpu"], CASES["everything"]], ids=["cpu", "gpu", "all"])
+def test_security_defaults(values):
+    manifests = render(values)
+    pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    server = container(manifests)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert server["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    mounts = {mount["mountPath"]: mount for mount in server["volumeMounts"]}
+    assert mounts["/models"]["readOnly"] is True
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
+    assert "emptyDir" in volumes[mounts["/tmp"]["name"]]
+
+
+def test_gpu():
+    server = container(render(CASES["gpu"]))
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert {"name": "WIDEFIELD_GPU", "value": "true"} in server["env"]
+    without = container(render())
+    assert "nvidia.com/gpu" not in without["resources"]["limits"]
+    assert {"name": "WIDEFIELD_GPU", "value": "false"} in without["env"]
+
+
+def test_image_reference():
+    assert container(render())["image"] == "widefield:0.1.0"
+    assert container(render({"image": {"repository": "r/w", "tag": "2"}}))["image"] == "r/w:2"
+    digest = "sha256:" + "a" * 64
+    assert container(render({"image": {"repository": "r/w", "tag": "2", "digest": digest}}))["image"] == f"r/w@{digest}"
+
+
+def test_names_follow_the_release():
+    assert ("Deployment", "demo-widefield") in render()
+    assert ("Deployment", "widefield-eu") in render(release="widefield-eu")
+
+
+def test_everything_selects_the_pods():
+    manifests = render(ALL)
+    labels = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"].items()
+    services = [document for (kind, _), document in manifests.items() if kind == "Service"]
+    selected = [one(manifests, "Deployment")["spec"]["selector"]["matchLabels"]]
+    selected += [one(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]]
+    selected += [one(manifests, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"]]
+    selected += [service["spec"]["selector"] for service in services]
+    for selector in selected:
+        assert selector
+        assert selector.items() <= labels
+    wanted = one(manifests, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
+    (scraped,) = [service for service in services if wanted <= service["metadata"]["labels"].items()]
+    (endpoint,) = one(manifests, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in scraped["spec"]["ports"]]
+    assert scraped["metadata"]["labels"]["app.kubernetes.io/name"] == "widefield"  # becomes the job label
+
+
+def test_ports_exist():
+    manifests = render()
+    names = {port["name"] for port in container(manifests)["ports"]}
+    used = {
+        port["targetPort"] for (kind, _), d in manifests.items() if kind == "Service" for port in d["spec"]["ports"]
+    }
+    used |= {port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]}
+    assert used == names
+
+
+def test_grpc_clients_see_every_pod():
+    assert render()["Service", "demo-widefield-grpc"]["spec"]["clusterIP"] == "None"
+
+
+def test_autoscaler():
+    manifests = render()
+    scaler, deployment = one(manifests, "HorizontalPodAutoscaler"), one(manifests, "Deployment")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]  # an upgrade would undo the autoscaler's work
+    (metric,) = scaler["spec"]["metrics"]
+    asked = metric["pods"]["metric"]
+    assert asked["selector"] == {"matchLabels": {"model": "backbone"}}
+    adapter = yaml.safe_load((DEPLOY / "helm" / "prometheus-adapter-values.yaml").read_text())
+    assert asked["name"] in [rule["name"]["as"] for rule in adapter["rules"]["custom"]]
+    fixed = render(CASES["fixed size"])
+    assert not [kind for kind, _ in fixed if kind == "HorizontalPodAutoscaler"]
+    assert one(fixed, "Deployment")["spec"]["replicas"] == 3
+
+
+def test_network_policy_closes_what_is_not_named():
+    policy = one(render(CASES["closed"]), "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["ingress"] == []
+    assert policy["egress"] == []
+
+
+def test_rules_and_dashboard_are_the_files():
+    manifests = render(ALL)
+    assert one(manifests, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
+    assert one(manifests, "ConfigMap")["data"]["widefield.json"].strip() == DASHBOARD.read_text().strip()

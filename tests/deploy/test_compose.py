@@ -1,0 +1,80 @@
+"""compose: of the specification's form, every mounted file there, nothing open to other machines."""
+
+import json
+
+import compose_spec
+import pytest
+import yaml
+from manifests import DASHBOARD, DEPLOY
+
+FILES = ["compose.yaml", "compose.gpu.yaml"]
+
+
+def services():
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_the_specification(name):
+    document = yaml.safe_load((DEPLOY / name).read_text())
+    document.pop("x-hardened", None)
+    if name == "compose.gpu.yaml":  # an overlay: the image is named in the file below it
+        document["services"]["server"]["image"] = "widefield"
+    compose = compose_spec.PyCompose.from_yaml(yaml.safe_dump(document))
+    compose.validate()
+    assert set(compose.service_names()) == set(document["services"])
+
+
+def test_a_misspelt_field_is_found():
+    document = {"services": {"server": {"image": "x", "prots": ["1:1"]}}}
+    with pytest.raises(Exception, match="prots"):
+        compose_spec.PyCompose.from_yaml(yaml.safe_dump(document))
+
+
+def test_what_is_mounted_exists():
+    for service in services().values():
+        for volume in service["volumes"]:
+            source, _, rest = volume.partition(":")
+            if source.startswith("."):
+                assert (DEPLOY / source).exists(), source
+                assert rest.endswith(":ro"), volume
+    build = services()["server"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+
+
+def test_hardened_and_on_loopback():
+    for name, service in services().items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        for port in service["ports"]:
+            assert port.startswith("127.0.0.1:"), port
+
+
+def test_images_are_pinned():
+    for service in services().values():
+        tag = service["image"].rpartition(":")[2]
+        assert tag[0].isdigit() or tag[0] == "v"
+
+
+def test_the_grace_period_holds_the_drain():
+    server = services()["server"]
+    assert int(server["stop_grace_period"].rstrip("s")) >= int(server["environment"]["WIDEFIELD_DRAIN_SECONDS"]) + 15
+
+
+def test_grafana_finds_its_data_source_and_dashboard():
+    provisioning = DEPLOY / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    (variable,) = [v for v in json.loads(DASHBOARD.read_text())["templating"]["list"] if v["type"] == "datasource"]
+    assert variable["current"]["value"] == source["uid"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "widefield.yml").read_text())["providers"]
+    assert f"{provider['options']['path']}/widefield.json" in str(services()["grafana"]["volumes"])
+
+
+def test_prometheus_scrapes_the_server_and_reads_the_rules():
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    (job,) = config["scrape_configs"]
+    assert job["job_name"] == "widefield"
+    assert job["static_configs"] == [{"targets": ["server:8002"]}]
+    (rules,) = config["rule_files"]
+    assert f"/etc/prometheus/{rules}:ro" in str(services()["prometheus"]["volumes"])

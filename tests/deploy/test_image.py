@@ -1,0 +1,239 @@
+"""The image's parts that run without a container: the Dockerfile's lint, the entry point, the probe."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from manifests import DEPLOY, IMAGE, ROOT
+
+from server.runtime import ENVIRONMENT, MANAGEMENT_HEADER, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
+
+SPY = """#!/bin/bash
+printf '%s\\n' "$@" > {out}/arguments
+env > {out}/environment
+bash -c 'env > {out}/stub'
+"""
+
+
+def tools(name):
+    return str(Path(sys.executable).parent / name)
+
+
+def test_hadolint():
+    done = subprocess.run([tools("hadolint"), DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_what_the_dockerfile_copies_exists():
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    sources = [
+        word
+        for line in (DEPLOY / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY") and "--from" not in line
+        for word in line.split()[1:-1]
+        if not word.startswith("--")
+    ]
+    assert len(sources) == 6
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(f"!{part}" in ignored for part in (source, str(Path(source).parent))), source
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """serve(*arguments, **environment) runs the entry point on a program that writes down what it is given."""
+    spy = tmp_path / "tritonserver"
+    spy.write_text(SPY.format(out=tmp_path))
+    spy.chmod(0o755)
+    for name in ("serve.sh", "unload.sh"):
+        shutil.copy2(IMAGE / name, tmp_path)
+    empty = ["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / "libwidefield.so")]
+    subprocess.run(empty, check=True)
+    (tmp_path / "models").mkdir()
+    base = {"PATH": os.environ["PATH"], "TRITONSERVER": str(spy), "WIDEFIELD_MODELS": str(tmp_path / "models")}
+
+    def run(*arguments, **environment):
+        command = [str(tmp_path / "serve.sh"), *arguments]
+        done = subprocess.run(command, env=base | environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr, None, None
+
+        def read(name):
+            return dict(line.split("=", 1) for line in (tmp_path / name).read_text().splitlines() if "=" in line)
+
+        return (tmp_path / "arguments").read_text().splitlines(), read("environment"), read("stub")
+
+    return run
+
+
+def test_python_processes_are_not_preloaded(serve):
+    _, server, stub = serve()
+    # The program is itself a bash script here and has read unload.sh: what reaches its children is what matters.
+    assert "LD_PRELOAD" not in stub
+    assert "BASH_ENV" not in stub
+    assert server["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch"
+
+
+@pytest.mark.usefixtures("serve")
+def test_tritonserver_is_preloaded(tmp_path):
+    """`printenv` in tritonserver's place: no bash in between."""
+    program = shutil.which("printenv")
+    (tmp_path / "serve.sh").write_text(
+        (tmp_path / "serve.sh").read_text().replace('"${options[@]}" "$@"', "LD_PRELOAD BASH_ENV")
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "TRITONSERVER": program,
+        "WIDEFIELD_MODELS": str(tmp_path / "models"),
+    }
+    done = subprocess.run([tmp_path / "serve.sh"], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "libwidefield.so"), str(tmp_path / "unload.sh")]
+
+
+def test_the_same_settings_as_the_launcher(serve):
+    arguments, environment, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret")
+    assert (ENVIRONMENT | SPIN).items() <= environment.items()
+    key = f"{RESTRICTED}:{MANAGEMENT_HEADER}=secret"
+    for option in (
+        f"--http-restricted-api={key}",
+        f"--grpc-restricted-protocol={key}",
+        "--model-control-mode=none",
+        "--disable-auto-complete-config",
+        "--metrics-config=summary_latencies=true",
+        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
+        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    ):
+        assert option in arguments
+    assert "WIDEFIELD_MANAGEMENT_TOKEN" not in environment
+
+
+def test_what_the_user_sets_stays(serve):
+    arguments, environment, _ = serve(
+        "--log-verbose=1", MALLOC_ARENA_MAX="4", LD_LIBRARY_PATH="/own", WIDEFIELD_DRAIN_SECONDS="50"
+    )
+    assert environment["MALLOC_ARENA_MAX"] == "4"
+    assert environment["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch:/own"
+    assert "--exit-timeout-secs=50" in arguments
+    assert arguments[-1] == "--log-verbose=1"
+
+
+def test_the_token_is_random_unless_named(serve):
+    def token():
+        (option,) = [each for each in serve()[0] if each.startswith("--http-restricted-api=")]
+        return option.rpartition("=")[2]
+
+    first, second = token(), token()
+    assert len(first) == 32
+    assert first != second
+
+
+def test_gpu(serve):
+    off = "--allow-gpu-metrics=false"
+    assert off in serve(WIDEFIELD_GPU="false")[0]
+    assert off not in serve(WIDEFIELD_GPU="true")[0]
+
+
+def test_missing_models_are_named(serve):
+    message, _, _ = serve(WIDEFIELD_MODELS="/nowhere")
+    assert message == "serve.sh: /nowhere does not exist: mount the model repository, or build the image anew\n"
+
+
+class Fake(BaseHTTPRequestHandler):
+    """Says what a tritonserver in the state `self.server.state` says."""
+
+    def answer(self, status, body=b"{}"):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.path == "/v2/health/ready":
+            return self.answer(400 if self.server.state == "loading" else 200)
+        self.server.answered += self.server.state.startswith("busy")
+        count = b'{"model_stats": [{"inference_stats": {"success": {"count": %d}}}]}' % self.server.answered
+        return self.answer(200, count)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        state = self.server.state
+        if state == "dead":
+            return self.answer(500, b"Stub process is not healthy")
+        if state in ("busy, full", "stuck, full"):
+            return self.answer(503, b"Exceeds maximum queue size")
+        if state in ("busy, slow", "stuck, slow"):
+            self.server.release.wait(30)
+            return None
+        return self.answer(200, b'{"outputs": [1]}')
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def fake():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
+        server.answered, server.release = 0, threading.Event()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.release.set()
+        server.shutdown()
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """probe(port, question, seconds for the inference): as in the image, beside canary.py."""
+    shutil.copy(ROOT / "server" / "canary.py", tmp_path)
+    text = (IMAGE / "probe.py").read_text()
+
+    def run(port, *question, seconds=8.0):
+        (tmp_path / "probe.py").write_text(text.replace("INFERENCE_SECONDS = 8.0", f"INFERENCE_SECONDS = {seconds}"))
+        environment = {**os.environ, "WIDEFIELD_HTTP_PORT": str(port)}
+        command = [sys.executable, "-S", str(tmp_path / "probe.py"), *question]  # the standard library is enough
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("state", "ready", "alive"),
+    [
+        ("well", 0, 0),
+        ("loading", 1, 0),
+        ("dead", 1, 1),
+        ("busy, full", 0, 0),
+        ("busy, slow", 0, 0),
+        ("stuck, full", 1, 1),
+        ("stuck, slow", 1, 1),
+    ],
+)
+def test_probe(fake, probe, state, ready, alive):
+    fake.state = state
+    for question, expected in (("ready", ready), ("alive", alive)):
+        done = probe(fake.server_port, question, seconds=0.5)
+        assert done.returncode == expected, done.stderr
+        assert bool(done.stderr) == bool(expected)
+
+
+def test_probe_says_why(fake, probe):
+    fake.state = "dead"
+    assert "Stub process is not healthy" in probe(fake.server_port, "alive").stderr
+    fake.state = "stuck, full"
+    assert "no other request was answered" in probe(fake.server_port, "alive", seconds=0.3).stderr
+    assert probe(fake.server_port, "healthy").returncode == 2
+
+
+def test_probe_fits_the_time_it_gets():
+    sys.path.insert(0, str(ROOT / "server"))
+    try:
+        namespace = {"__name__": "probe"}
+        exec((IMAGE / "probe.py").read_text(), namespace)
+    finally:
+        sys.path.remove(str(ROOT / "server"))
+    # ready, count, the canary, and one count after the deadline
+    assert namespace["INFERENCE_SECONDS"] + 3 * namespace["STATUS_SECONDS"] < 15

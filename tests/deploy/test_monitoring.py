@@ -1,0 +1,67 @@
+"""Rules and dashboard: queries that parse, over metrics that tritonserver has, alerts that fire when they should."""
+
+import re
+import shutil
+import subprocess
+
+import promql_parser
+import pytest
+from manifests import DEPLOY, RULES, dashboard, queries, rules, selectors
+
+ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yml"
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
+)
+
+
+@pytest.mark.parametrize("place", queries())
+def test_queries_parse_and_name_their_metrics(place):
+    found = selectors(queries()[place])
+    assert found
+    for metric, labels in found:
+        assert metric == "up" or metric.startswith("nv_"), metric
+        assert place.startswith("adapter") or labels["job"][1] == "widefield"
+
+
+def test_the_parser_refuses_nonsense():
+    with pytest.raises(ValueError, match="unclosed left parenthesis"):
+        promql_parser.parse("sum by (rate(up[5m])")
+
+
+def test_panels_have_places_of_their_own():
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for panel in panels
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+def test_every_alert_is_tested_and_has_a_severity():
+    tested = set(re.findall(r"alertname: (\w+)", ALERTS_TEST.read_text()))
+    assert {rule["alert"] for rule in rules()} == tested
+    assert {rule["labels"]["severity"] for rule in rules()} <= {"critical", "warning", "info"}
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "rules", RULES), ("test", "rules", ALERTS_TEST)],
+    ids=["rules", "alerts fire"],
+)
+def test_promtool(arguments):
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_promtool_reads_the_configuration(tmp_path):
+    shutil.copy(DEPLOY / "prometheus" / "prometheus.yml", tmp_path)
+    shutil.copy(RULES, tmp_path)  # beside it, as compose mounts them
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
