@@ -68,9 +68,7 @@ class ReparamLargeKernelConv(nn.Module):
         self.lkb_reparam: nn.Conv2d | None = None
         self.small_conv: ConvBN | None = None
         if merged:
-            self.lkb_reparam = DepthwiseConv2d(
-                channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-            )
+            self.lkb_reparam = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
             return
         self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels, conv=DepthwiseConv2d)
         if small_kernel is not None:
