@@ -8,7 +8,7 @@
 namespace widefield {
 namespace {
 
-constexpr int kToeplitzTaps = 49;  // op.TOEPLITZ_TAPS
+constexpr int kToeplitzTaps = 49;  // dispatch.TOEPLITZ_TAPS
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
 constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
 constexpr int kSmallBatch = 32;                     // (row block, image) pairs that blocks of 16 serve

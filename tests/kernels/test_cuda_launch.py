@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.depthwise_conv2d.op import TOEPLITZ_TAPS
+from kernels.depthwise_conv2d.dispatch import TOEPLITZ_TAPS
 from kernels.depthwise_conv2d.toeplitz import choose_tile
 from kernels.native import aot, variants
 

@@ -11,7 +11,7 @@ import torch
 from loss_cases import CASES, LossCase, make_loss_problem
 
 from kernels import masked_patch_loss
-from kernels.native.aot import ARCHITECTURES
+from kernels.native.variants import SIMPLE_ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 INTERPRETED = ROOT / "tests/kernels/interpreted_masked_patch_loss.py"
@@ -60,7 +60,7 @@ def sources():
     yield "patch", n.patch_kernel, image | {"mask_ptr": "*u8"}, {"P": 32, "BLOCK": 1024}
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", SIMPLE_ARCHITECTURES)
 def test_machine_code_has_no_spill_and_fits(architecture, tmp_path):
     import triton
     import triton.backends.nvidia
