@@ -1,7 +1,7 @@
 """The same short training with the operators, with their references and with PyTorch's own: are the losses the same?
 
-Every depthwise convolution of the large-kernel blocks is computed by `conv2d` (what training has), by the operator
-`depthwise_conv2d` or by its reference; in pre-training the masked-patch loss is the operator's or the reference's.
+Every depthwise convolution of the large-kernel blocks is computed by PyTorch's, by the operator (what training has) or
+by its reference; in pre-training the masked-patch loss is the operator's or the reference's.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from kernels import depthwise_conv2d, masked_patch_loss
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
-from models import MaskedPretrainer, ModelConfig, RepLKNet
+from models import MaskedPretrainer, ModelConfig
 from models.layers import ReparamLargeKernelConv
 from training import finetune, pretrain
 from training.logs import RunLog
@@ -68,7 +68,7 @@ def computed_by(name: str, double: bool) -> Iterator[list[float]]:
         if double:
             model.double().register_forward_pre_hook(_to_double)
 
-    def make_classifier(config: finetune.Config, labels: list[str]) -> tuple[RepLKNet, ModelConfig]:
+    def make_classifier(config: finetune.Config, labels: list[str]) -> tuple[nn.Module, ModelConfig]:
         model, model_config = finetuned(config, labels)
         change(model)
         return model, model_config
