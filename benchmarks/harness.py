@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training.measurement import Timing, gpu, interleaved, load_average_warning, machine, versions, write_document
+from training.measurement import (
+    Timing,
+    gpu,
+    interleaved,
+    load_average_warning,
+    machine,
+    name_on,
+    versions,
+    write_document,
+)
 
 __all__ = [
     "RESULTS",
@@ -14,6 +23,7 @@ __all__ = [
     "interleaved",
     "load_average_warning",
     "machine",
+    "name_on",
     "run_as_served",
     "versions",
     "write_results",

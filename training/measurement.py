@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -91,6 +92,11 @@ def gpu() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+
+
+def name_on(hardware: dict[str, Any], name: str) -> str:
+    """The name of a results file of one GPU: "kernels", "NVIDIA H200" -> kernels_nvidia_h200."""
+    return f"{name}_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -16,18 +16,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from kernels import depthwise_conv2d, masked_patch_loss
+from kernels import masked_patch_loss
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from models import MaskedPretrainer, ModelConfig
-from models.layers import ReparamLargeKernelConv
+from models.layers import DepthwiseConv2d, ReparamLargeKernelConv
 from training import finetune, pretrain
 from training.logs import RunLog
-
-
-class OperatorConv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, None, "none")
 
 
 class ReferenceConv2d(nn.Conv2d):
@@ -37,7 +32,7 @@ class ReferenceConv2d(nn.Conv2d):
 
 CONVOLUTIONS: dict[str, type[nn.Conv2d]] = {
     "pytorch": nn.Conv2d,
-    "operator": OperatorConv2d,
+    "operator": DepthwiseConv2d,
     "reference": ReferenceConv2d,
 }
 

@@ -4,7 +4,6 @@ The same weights and images, in turn, in one process; the figures go to results/
 same model with F.conv2d for every K x K and 5 x 5 depthwise layer, in the contiguous and the channels_last layout.
 """
 
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.cuda_timing import elapsed_ms
-from benchmarks.harness import Timing, gpu, versions, write_results
+from benchmarks.harness import Timing, gpu, name_on, versions, write_results
 from kernels import depthwise_conv2d
 from models import create_model, reparameterize
 
@@ -180,7 +179,7 @@ def measure(
 
 def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", rounds: int = 5) -> int:
     hardware = gpu()
-    name = "end_to_end_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
+    name = name_on(hardware, "end_to_end")
     content = {"gpu": hardware, "arch": arch, "image_size": size, "versions": versions("torch", "triton")}
     for what, row in measure(arch, size, device, rounds):
         content[what] = row

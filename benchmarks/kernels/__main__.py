@@ -11,7 +11,6 @@ whose answer is wrong carries no speed and makes the exit status 1. docs/kernels
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import gpu, load_average_warning, run_as_served, versions, write_results
+from benchmarks.harness import gpu, load_average_warning, name_on, run_as_served, versions, write_results
 from benchmarks.kernels import cpu, cuda
 from benchmarks.kernels.goals import goal_rows, goal_table
 from benchmarks.kernels.layers import replknet_31b, sweep
@@ -62,7 +61,7 @@ def run_cuda(seconds: float, device: str = "cuda") -> int:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     hardware = gpu()
-    name = "kernels_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
+    name = name_on(hardware, "kernels")
     content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
     content |= {"complete": False, "rows": [], "losses": []}
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.depthwise_conv2d.layout import dense
+
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
 
@@ -21,16 +23,13 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
     """Room for the answer: channels_last on the CPU, where it is computed so; else as a forward pass would return."""
     if grad.device.type == "cpu":
         return torch.empty_like(grad, memory_format=torch.channels_last)
-    from kernels.depthwise_conv2d.op import dense
-
     return torch.empty_like(dense(grad))
 
 
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
     source = grad.contiguous(memory_format=torch.channels_last)
-    result = _convolution_backward(source, source, weight, [True, False, False])[
-        0
-    ]  # of the input only the shape counts
+    # Of the input only the shape counts.
+    result, *_ = _convolution_backward(source, source, weight, [True, False, False])
     expected = _grad_input_layout(grad)
     return result if result.stride() == expected.stride() else expected.copy_(result)
 

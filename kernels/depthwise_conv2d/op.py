@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.depthwise_conv2d import dispatch, gradients  # noqa: F401 (registers the gradients)
+from kernels.depthwise_conv2d.layout import dense, laid_out_as
 from kernels.native import load_native_library
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
@@ -31,14 +32,20 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         ValueError: naming the argument, its value and what is expected.
         RuntimeError: when it is differentiated twice.
     """
-    device = input.device.type
-    if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if dtype := autocast_dtype(input):
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if not torch.jit.is_tracing():  # a trace would bake the comparisons in; the native library makes them too
         check_arguments(input, weight, bias, activation)
     return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """What autocast casts a convolution of `input` to; None where it is off or leaves the type alone."""
+    device = input.device.type
+    if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
@@ -61,13 +68,6 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
         raise ValueError(f"input is {input.dtype}: a floating-point type is expected")
 
 
-def dense(input: Tensor) -> Tensor:
-    """The input itself where it is contiguous or channels_last, else a contiguous copy."""
-    if input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last):
-        return input
-    return input.contiguous()
-
-
 def _activate(output: Tensor, activation: str) -> Tensor:
     return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
 
@@ -81,7 +81,7 @@ def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
     """oneDNN's channels_last path, whatever the layout: in NCHW it is 40 times slower."""
     source = dense(input)
     output = _activate(_convolution(source.contiguous(memory_format=torch.channels_last), weight, bias), activation)
-    return torch.empty_like(source).copy_(output) if output.stride() != source.stride() else output
+    return laid_out_as(output, source)
 
 
 def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:

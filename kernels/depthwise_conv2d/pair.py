@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import dispatch
-from kernels.depthwise_conv2d.op import check_arguments, dense, depthwise_conv2d
+from kernels.depthwise_conv2d.layout import dense, laid_out_as
+from kernels.depthwise_conv2d.op import autocast_dtype, check_arguments, depthwise_conv2d
 from kernels.depthwise_conv2d.precision import get_float32_precision
 
 SCHEMA = "depthwise_conv2d_pair(Tensor input, Tensor weight, Tensor small_weight) -> (Tensor, Tensor)"
@@ -36,9 +37,7 @@ def depthwise_conv2d_pair(
     """
     if not (FUSED if fused is None else fused):
         return depthwise_conv2d(input, weight), depthwise_conv2d(input, small_weight)
-    device = input.device.type
-    if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if dtype := autocast_dtype(input):
         input, weight, small_weight = (t.to(dtype) for t in (input, weight, small_weight))
     _check(input, weight, small_weight)
     return torch.ops.widefield.depthwise_conv2d_pair(input, weight, small_weight)
@@ -68,9 +67,7 @@ def _cuda(input: Tensor, weight: Tensor, small_weight: Tensor) -> tuple[Tensor, 
     with torch.cuda.device(input.device):
         filters = (weight.contiguous(), small_weight.contiguous())
         pair_kernel.launch(contiguous, *filters, *outputs, get_float32_precision())
-    if contiguous.stride() != source.stride():
-        outputs = (torch.empty_like(source).copy_(outputs[0]), torch.empty_like(source).copy_(outputs[1]))
-    return outputs
+    return laid_out_as(outputs[0], source), laid_out_as(outputs[1], source)
 
 
 def _fake(input: Tensor, weight: Tensor, small_weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -175,8 +175,13 @@ def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_
     pairs = batch * triton.cdiv(height, rows)
     block_m = max(16, min(64, triton.next_power_of_2(pairs)))
     block_k = 32 if element_bytes == 4 else 64
-    warps = 8 if block_m * rows * columns * element_bytes >= 16384 else 4  # float32's products hold more registers
+    warps = warps_for(block_m * rows * columns, element_bytes)
     return Tile(rows, columns, window, offset, block_m, block_k, warps, 3)
+
+
+def warps_for(sums: int, element_bytes: int) -> int:
+    """Of a program with so many sums; float32's products hold more registers."""
+    return 8 if sums * element_bytes >= 16384 else 4
 
 
 def alignment(tensor) -> int:

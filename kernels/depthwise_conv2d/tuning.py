@@ -78,14 +78,13 @@ def fastest(options: Iterator[Any], launch: Callable[[Any], None]) -> Any:
 def toeplitz_tile(
     input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, activation: str, precision: str
 ) -> Any:
-    batch, _, height, width = input.shape
-    rule = toeplitz.choose_tile(batch, height, width, weight.shape[3], input.element_size())
-
     def options() -> Iterator[toeplitz.Tile]:
+        batch, _, height, width = input.shape
+        rule = toeplitz.choose_tile(batch, height, width, weight.shape[3], input.element_size())
         for block_m in (16, 32, 64, 128):
             for block_k in (32, 64, 128):
                 for stages in (2, 3, 4):
-                    warps = 8 if block_m * rule.rows * rule.columns >= 8192 else 4
+                    warps = toeplitz.warps_for(block_m * rule.rows * rule.columns, input.element_size())
                     yield replace(rule, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
 
     return find(

@@ -100,7 +100,9 @@ class Toeplitz:
 
     @property
     def warps(self) -> int:
-        return 8 if self.block_m * self.tile[0] * self.tile[1] * self.element_bytes >= 16384 else 4
+        from kernels.depthwise_conv2d.toeplitz import warps_for
+
+        return warps_for(self.block_m * self.tile[0] * self.tile[1], self.element_bytes)
 
     @property
     def element_bytes(self) -> int:

@@ -19,7 +19,7 @@ from benchmarks.evidence.execute import execute, finished, folder_of
 from benchmarks.evidence.kernel_check import CONVOLUTIONS, compare, replace_convolutions
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm, Data, Run, runs_of
-from models import create_model
+from models import create_model, layers
 from training import attack, evaluate, finetune, pretrain
 from training.data import DataError
 from training.long_tail import long_tail_counts
@@ -205,8 +205,13 @@ def test_the_kernel_check_computes_with_each_implementation(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: Counter[str] = Counter()
-    for name in ("depthwise_conv2d", "depthwise_conv2d_reference", "masked_patch_loss", "masked_patch_loss_reference"):
-        monkeypatch.setattr(kernel_check, name, counting(getattr(kernel_check, name), name, called))
+    for module, name in (
+        (layers, "depthwise_conv2d"),
+        (kernel_check, "depthwise_conv2d_reference"),
+        (kernel_check, "masked_patch_loss"),
+        (kernel_check, "masked_patch_loss_reference"),
+    ):
+        monkeypatch.setattr(module, name, counting(getattr(module, name), name, called))
     model = create_model("replknet_nano", 10).eval()
     images = torch.randn(2, 3, 32, 32)
     answers = {}

@@ -2,20 +2,10 @@
 
 import pytest
 import torch
+from device_stand_ins import no_device
 
 from kernels import float32_precision, set_float32_precision
 from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, kernel, op, precision, toeplitz, tuning
-
-
-class NoDevice:
-    def __init__(self, _):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -39,7 +29,7 @@ def taken(monkeypatch, tmp_path):
         seen.append(("grad_weight", tuple(output.shape), precision, tile))
         output.fill_(3)
 
-    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    monkeypatch.setattr(torch.cuda, "device", no_device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(kernel, "launch", taps)

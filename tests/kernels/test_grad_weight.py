@@ -1,27 +1,20 @@
 """The filter's gradient: its arithmetic through the interpreter, its machine code for every architecture."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED = ROOT / "tests/kernels/grad_weight_interpreted.py"
 STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
 POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_interpreted(dtype):
-    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
-    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == ["every_case 13", "every_tile 16", "what_is_not_finite 6"]
+def test_interpreted():
+    for lines in interpreted("grad_weight_interpreted.py").values():
+        assert lines == ["every_case 13", "every_tile 16", "what_is_not_finite 6"]
 
 
 def compile_for(architecture, size, kernel_size, dtype, folder, precision="ieee", **more):

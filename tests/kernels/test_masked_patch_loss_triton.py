@@ -1,30 +1,24 @@
 """The loss's Triton-language kernels: interpreted, as machine code without a GPU, and run where there is one."""
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from device_stand_ins import interpreted
 from loss_cases import CASES, LossCase, make_loss_problem
 
 from kernels import masked_patch_loss
 from kernels.native.variants import SIMPLE_ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED = ROOT / "tests/kernels/interpreted_masked_patch_loss.py"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
-def test_interpreted(dtype):
-    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
-    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "62 problems right" in done.stdout
+def test_interpreted():
+    for lines in interpreted("interpreted_masked_patch_loss.py").values():
+        assert "62 problems right" in "\n".join(lines)
 
 
 def sources():

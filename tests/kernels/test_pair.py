@@ -1,13 +1,11 @@
 """The two branches of a training block: two calls, or one kernel where it is asked for."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from device_stand_ins import interpreted, no_device
 from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
 from torch.library import opcheck
 
@@ -15,17 +13,12 @@ from kernels import depthwise_conv2d_pair
 from kernels.depthwise_conv2d import pair
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED = ROOT / "tests/kernels/pair_interpreted.py"
 SHAPES = ((2, 8, 9, 7), (8, 1, 7, 7), (8, 1, 5, 5))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_interpreted(dtype):
-    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
-    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == ["every_case 7", "what_is_not_finite 2"]
+def test_interpreted():
+    for lines in interpreted("pair_interpreted.py").values():
+        assert lines == ["every_case 7", "what_is_not_finite 2"]
 
 
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
@@ -91,23 +84,13 @@ def test_the_fused_kernel_is_launched_for_many_taps_alone(monkeypatch):
 
     taken = []
 
-    class NoDevice:
-        def __init__(self, _):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
     def launch(source, weight, small_weight, output, small_output, precision):
         assert source.is_contiguous()
         taken.append((tuple(weight.shape[2:]), precision))
         output.fill_(3)
         small_output.fill_(4)
 
-    monkeypatch.setattr(torch.cuda, "device", NoDevice)
+    monkeypatch.setattr(torch.cuda, "device", no_device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(pair_kernel, "launch", launch)
     x, w, s = (torch.randn(shape) for shape in SHAPES)

@@ -1,21 +1,18 @@
 """The tensor-core kernel: its arithmetic through the interpreter, its machine code for every architecture."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from cases import CASES, Case
+from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
 
 from kernels import depthwise_conv2d
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED = ROOT / "tests/kernels/toeplitz_interpreted.py"
 STAGES = {  # of RepLKNet-31B at 224 px: channels, height = width, kernel
     "stage1": (128, 56, 31),
     "stage2": (256, 28, 29),
@@ -25,13 +22,9 @@ STAGES = {  # of RepLKNet-31B at 224 px: channels, height = width, kernel
 TABLE = ROOT / "kernels/depthwise_conv2d/tiles.json"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_interpreted(dtype):
-    """In a process of its own: TRITON_INTERPRET is read when Triton is imported."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{ROOT}:{INTERPRETED.parent}"}
-    done = subprocess.run([sys.executable, str(INTERPRETED), dtype], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == ["every_case 54", "other_tiles 6", "what_is_not_finite 6"]
+def test_interpreted():
+    for lines in interpreted("toeplitz_interpreted.py").values():
+        assert lines == ["every_case 54", "other_tiles 6", "what_is_not_finite 6"]
 
 
 def compile_for(architecture, dtype, tile, width, folder, activation=0):

@@ -204,7 +204,8 @@ def test_a_model_on_every_core_has_a_thread_on_each(infer, process):
 
     before = pinned()
     infer("every_core", x=[[0, 0]])
-    assert sorted(before + list(cores)) == pinned()
+    # Linux cuts the list of a process's threads short where one of them ends meanwhile (gRPC's come and go).
+    assert sorted(before + list(cores)) in (pinned() for _ in range(5))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,31 @@
+"""What stands in for a GPU: the interpreter in a process of its own, and a torch.cuda.device that selects nothing."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def interpreted(script: str) -> dict[str, list[str]]:
+    """What a script of this folder prints under TRITON_INTERPRET (read when Triton is imported), by data type."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{FOLDER.parents[1]}:{FOLDER}"
+
+    def run(dtype: str) -> list[str]:
+        command = [sys.executable, str(FOLDER / script), dtype]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(DTYPES, pool.map(run, DTYPES), strict=True))
+
+
+def no_device(_: object) -> contextlib.AbstractContextManager[None]:
+    """In the place of torch.cuda.device."""
+    return contextlib.nullcontext()
