@@ -1,239 +1,218 @@
-// A 16-channel block at a time: its input is copied to a zero-bordered buffer that stays in the cache (channels_last
-// rows lie `channels` floats apart and would fall on the same cache sets), its filters to [Kh*Kw][16]. Then a tile of
-// two rows by seven columns is accumulated in 14 registers; each input vector that is loaded serves both rows. Where the
-// filter is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is one whole row and no tap is wasted.
+// A 16-channel block at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
+// channels_last lie `channels` floats apart and would fall on the same cache sets), its filters to [Kh*Kw][16]. Then a
+// tile of two rows by seven columns is accumulated in 14 registers; each input vector that is loaded serves both rows.
+// A filter of 3, 5 or 7 columns is held in registers, a row at a time. Where it is so wide that every tap row spans the
+// image (14 x 14 with 27 taps), the tile is one whole row and no tap is wasted.
 #include "depthwise_conv2d_avx512.h"
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 
-#define AVX512 __attribute__((target("avx512f")))
+#include "avx512_blocks.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f")
 
 namespace widefield {
 namespace {
 
-constexpr int kLanes = 16;     // channels in a vector
-constexpr int kColumns = 7;    // output columns in a tile: 14 and 28 divide by it, and 2 x 7 accumulators hide the latency
 constexpr int kWholeRow = 14;  // widest image whose rows are one tile
-constexpr int kBorder = kColumns - 1;  // zero columns left and right: a tile's taps reach at most this far outside
+constexpr int64_t kStreamed = 2 << 20;  // bytes: an output beyond it leaves the L2 cache before the next layer reads it
 
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-
-Buffer allocate(int64_t floats) {
-  const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-  return Buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
-}
-
-// Image rows [first, last) of one channel block: [rows][pitch][16], image column x at x + kBorder.
-struct PackedRows {
-  const float* data;
-  int64_t first, last, pitch;
+// What becomes of a sum; `stream`: past the caches, which saves reading the line that is written.
+struct Epilogue {
+  const float* bias;  // [channels] or null
+  Activation activation;
+  bool stream;
 };
 
-// rows[i][j] -> rows[j][i]
-AVX512 void transpose(__m512 (&rows)[kLanes]) {
-  __m512 pairs[kLanes];
-  for (int i = 0; i < kLanes; i += 2) {
-    pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
-    pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+// acc[i][t] += input[t + k] * weight[i][k] over k in order, for one filter row per output row: for all of its `Taps`
+// columns where it is narrow, each input vector loaded once; else (Taps = 0) for k in [begin, end).
+template <int Rows, int Taps>
+[[gnu::always_inline]] inline void add_row(const float* input, const float* const (&weight)[Rows], int64_t begin,
+                                           int64_t end, __m512 (*acc)[kColumns]) {
+  if constexpr (Taps > 0) {
+    __m512 filter[Rows][Taps];
+    unroll<Rows * Taps>([&](auto i) {
+      constexpr int row = i / Taps, k = i % Taps;
+      filter[row][k] = _mm512_load_ps(weight[row] + k * kLanes);
+    });
+    unroll<kColumns + Taps - 1>([&](auto u) {
+      const __m512 value = _mm512_load_ps(input + u * kLanes);
+      unroll<kColumns * Rows>([&](auto i) {
+        constexpr int t = i / Rows, row = i % Rows, k = u - t;
+        if constexpr (k >= 0 && k < Taps) acc[row][t] = _mm512_fmadd_ps(value, filter[row][k], acc[row][t]);
+      });
+    });
+    return;
   }
-  for (int i = 0; i < kLanes; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      const __m512d first = _mm512_castps_pd(pairs[i + j]), second = _mm512_castps_pd(pairs[i + j + 2]);
-      rows[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(first, second));
-      rows[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(first, second));
-    }
-  }
-  for (int i = 0; i < 4; ++i) {  // 128-bit blocks: block b of rows[4 * q + i] holds lanes 4 q .. 4 q + 3 of column 4 b + i
-    const __m512 low01 = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0x44);
-    const __m512 high01 = _mm512_shuffle_f32x4(rows[i], rows[i + 4], 0xee);
-    const __m512 low23 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0x44);
-    const __m512 high23 = _mm512_shuffle_f32x4(rows[i + 8], rows[i + 12], 0xee);
-    pairs[i] = _mm512_shuffle_f32x4(low01, low23, 0x88);
-    pairs[i + 4] = _mm512_shuffle_f32x4(low01, low23, 0xdd);
-    pairs[i + 8] = _mm512_shuffle_f32x4(high01, high23, 0x88);
-    pairs[i + 12] = _mm512_shuffle_f32x4(high01, high23, 0xdd);
-  }
-  std::copy(std::begin(pairs), std::end(pairs), std::begin(rows));
-}
-
-// [16][taps] -> [taps][16]
-AVX512 void pack_weight(const float* weight, int64_t taps, float* packed) {
-  for (int64_t tap = 0; tap < taps; tap += kLanes) {
-    const int64_t count = std::min<int64_t>(kLanes, taps - tap);
-    const __mmask16 inside = static_cast<__mmask16>((1u << count) - 1);
-    __m512 rows[kLanes];
-    for (int channel = 0; channel < kLanes; ++channel)
-      rows[channel] = _mm512_maskz_loadu_ps(inside, weight + channel * taps + tap);
-    transpose(rows);
-    for (int64_t i = 0; i < count; ++i) _mm512_store_ps(packed + (tap + i) * kLanes, rows[i]);
-  }
-}
-
-AVX512 PackedRows pack_rows(const DepthwiseShape& s, const float* image, int64_t first, int64_t last, float* packed) {
-  const int64_t right = s.width + kBorder;
-  const int64_t pitch = (s.width + kColumns - 1) / kColumns * kColumns + 2 * kBorder;
-  for (int64_t y = first; y < last; ++y) {
-    float* row = packed + (y - first) * pitch * kLanes;
-    std::memset(row, 0, kBorder * kLanes * sizeof(float));
-    for (int64_t x = 0; x < s.width; ++x)
-      _mm512_store_ps(row + (kBorder + x) * kLanes, _mm512_loadu_ps(image + (y * s.width + x) * s.channels));
-    std::memset(row + right * kLanes, 0, (pitch - right) * kLanes * sizeof(float));
-  }
-  return {packed, first, last, pitch};
-}
-
-// acc[i][t] += input[t + k] * weight[i][k] for the taps k in [begin, end) of one filter row per output row.
-template <int Rows>
-AVX512 inline void add_taps(const float* input, const float* const (&weight)[Rows], int64_t begin, int64_t end,
-                            __m512 (&acc)[Rows][kColumns]) {
   for (int64_t k = begin; k < end; ++k) {
     __m512 filter[Rows];
-    for (int i = 0; i < Rows; ++i) filter[i] = _mm512_load_ps(weight[i] + k * kLanes);
-#pragma GCC unroll 7
-    for (int t = 0; t < kColumns; ++t) {
+    unroll<Rows>([&](auto row) { filter[row] = _mm512_load_ps(weight[row] + k * kLanes); });
+    unroll<kColumns>([&](auto t) {
       const __m512 value = _mm512_load_ps(input + (k + t) * kLanes);
-      for (int i = 0; i < Rows; ++i) acc[i][t] = _mm512_fmadd_ps(value, filter[i], acc[i][t]);
-    }
+      unroll<Rows>([&](auto row) { acc[row][t] = _mm512_fmadd_ps(value, filter[row], acc[row][t]); });
+    });
   }
 }
 
-AVX512 inline __m512 activate(__m512 value, Activation activation) {
+[[gnu::noinline]] __m512 gelu(__m512 value) {
+  alignas(64) float lanes[kLanes];
+  _mm512_store_ps(lanes, value);
+  for (float& x : lanes) x = 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
+  return _mm512_load_ps(lanes);
+}
+
+inline __m512 activate(__m512 value, Activation activation) {
   if (activation == Activation::relu) return _mm512_max_ps(_mm512_setzero_ps(), value);  // this order keeps a NaN
-  if (activation == Activation::gelu) {
-    alignas(64) float lanes[kLanes];
-    _mm512_store_ps(lanes, value);
-    for (float& x : lanes) x = 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
-    return _mm512_load_ps(lanes);
-  }
-  return value;
+  return activation == Activation::gelu ? gelu(value) : value;
 }
 
-// Output rows y .. y + Rows - 1 of one channel block.
-template <int Rows>
-AVX512 void convolve_rows(const DepthwiseShape& s, const PackedRows& in, const float* weight, const float* bias,
-                          Activation activation, int64_t y, float* output) {
+inline void store(float* output, __m512 value, const Epilogue& epilogue) {
+  value = activate(value, epilogue.activation);
+  if (epilogue.stream) {
+    _mm512_stream_ps(output, value);
+  } else {
+    _mm512_storeu_ps(output, value);
+  }
+}
+
+// Output rows y .. y + Rows - 1 of one channel block; Taps as in add_row.
+template <int Rows, int Taps>
+void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weight,
+                          const Epilogue& epilogue, int64_t y, float* output) {
   const int64_t pad_y = s.kernel_height / 2, pad_x = s.kernel_width / 2, row_taps = s.kernel_width * kLanes;
-  const __m512 start = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+  const __m512 start = epilogue.bias ? _mm512_loadu_ps(epilogue.bias) : _mm512_setzero_ps();
   for (int64_t x = 0; x < s.width; x += kColumns) {
     __m512 acc[Rows][kColumns];
-    for (auto& row : acc)
-      for (auto& value : row) value = start;
+    unroll<Rows * kColumns>([&](auto i) { acc[i / kColumns][i % kColumns] = start; });
     const int64_t begin = std::max<int64_t>(0, pad_x - x - kBorder);  // taps that touch the image in any column
     const int64_t end = std::min(s.kernel_width, s.width - x + pad_x);
-    const int64_t top = std::max<int64_t>(0, y - pad_y);
-    const int64_t bottom = std::min(s.height, y + Rows - 1 + s.kernel_height - pad_y);
-    for (int64_t r = top; r < bottom; ++r) {
-      const float* input = in.data + ((r - in.first) * in.pitch + x - pad_x + kBorder) * kLanes;
-      const int64_t ky = r - y + pad_y;  // the filter row of output row y; of row y + 1 it is ky - 1
-      if constexpr (Rows == 2) {
-        if (ky < s.kernel_height && ky > 0) {
-          add_taps<2>(input, {weight + ky * row_taps, weight + (ky - 1) * row_taps}, begin, end, acc);
-          continue;
-        }
+    // Rows - 1 input rows at either end serve one output row alone; acc is indexed by constants, to stay in registers.
+    const int64_t top = y - pad_y, bottom = top + s.kernel_height;
+    if (Rows == 2 && top >= 0) add_row<1, Taps>(in.at(top, x - pad_x), {weight}, begin, end, acc);
+    for (int64_t r = std::max<int64_t>(0, top + Rows - 1); r < std::min(s.height, bottom); ++r) {
+      const float* filter = weight + (r - top) * row_taps;
+      if constexpr (Rows == 1) {
+        add_row<1, Taps>(in.at(r, x - pad_x), {filter}, begin, end, acc);
+      } else {
+        add_row<2, Taps>(in.at(r, x - pad_x), {filter, filter - row_taps}, begin, end, acc);
       }
-      const int i = ky < s.kernel_height ? 0 : 1;
-      __m512 one[1][kColumns];
-      std::copy(std::begin(acc[i]), std::end(acc[i]), std::begin(one[0]));
-      add_taps<1>(input, {weight + (ky - i) * row_taps}, begin, end, one);
-      std::copy(std::begin(one[0]), std::end(one[0]), std::begin(acc[i]));
     }
-    const int64_t columns = std::min<int64_t>(kColumns, s.width - x);
-    for (int i = 0; i < Rows; ++i)
-      for (int64_t t = 0; t < columns; ++t)
-        _mm512_storeu_ps(output + ((y + i) * s.width + x + t) * s.channels, activate(acc[i][t], activation));
+    if (Rows == 2 && bottom < s.height)
+      add_row<1, Taps>(in.at(bottom, x - pad_x), {weight + (s.kernel_height - 1) * row_taps}, begin, end,
+                       acc + Rows - 1);
+    const int64_t columns = s.width - x;
+    float* pixel = output + (y * s.width + x) * s.channels;
+    unroll<Rows * kColumns>([&](auto i) {
+      constexpr int row = i / kColumns, t = i % kColumns;
+      if (t < columns) store(pixel + (row * s.width + t) * s.channels, acc[row][t], epilogue);
+    });
   }
 }
 
 // Output row y where every tap row spans the image.
 template <int Columns>
-AVX512 void convolve_whole_row(const DepthwiseShape& s, const PackedRows& in, const float* weight, const float* bias,
-                                Activation activation, int64_t y, float* output) {
+void convolve_whole_row(const DepthwiseShape& s, const RowRing& in, const float* weight,
+                               const Epilogue& epilogue, int64_t y, float* output) {
   const int64_t pad_y = s.kernel_height / 2, pad_x = s.kernel_width / 2, row_taps = s.kernel_width * kLanes;
-  const __m512 start = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+  const __m512 start = epilogue.bias ? _mm512_loadu_ps(epilogue.bias) : _mm512_setzero_ps();
   __m512 acc[Columns];
-  for (auto& value : acc) value = start;
+  unroll<Columns>([&](auto t) { acc[t] = start; });
   const int64_t top = std::max<int64_t>(0, y - pad_y), bottom = std::min(s.height, y + s.kernel_height - pad_y);
   for (int64_t r = top; r < bottom; ++r) {
-    const float* input = in.data + ((r - in.first) * in.pitch + kBorder) * kLanes;
+    const float* input = in.at(r, 0);
     const float* taps = weight + (r - y + pad_y) * row_taps + pad_x * kLanes;
     for (int u = 0; u < Columns; ++u, input += kLanes, taps += kLanes) {  // acc[t] += input[u] * taps[u - t]
       const __m512 value = _mm512_load_ps(input);
-#pragma GCC unroll 14
-      for (int t = 0; t < Columns; ++t) acc[t] = _mm512_fmadd_ps(value, _mm512_load_ps(taps - t * kLanes), acc[t]);
+      unroll<Columns>([&](auto t) { acc[t] = _mm512_fmadd_ps(value, _mm512_load_ps(taps - t * kLanes), acc[t]); });
     }
   }
-  for (int64_t t = 0; t < Columns; ++t)
-    _mm512_storeu_ps(output + (y * s.width + t) * s.channels, activate(acc[t], activation));
+  float* pixel = output + y * s.width * s.channels;
+  unroll<Columns>([&](auto t) { store(pixel + t * s.channels, acc[t], epilogue); });
 }
 
-using RowsFunction = void (*)(const DepthwiseShape&, const PackedRows&, const float*, const float*, Activation, int64_t,
-                              float*);
+using RowsFunction = void (*)(const DepthwiseShape&, const RowRing&, const float*, const Epilogue&, int64_t, float*);
+
+// By how many output rows are made at once, 1 and 2.
+struct RowFunctions {
+  RowsFunction one, two;
+};
 
 template <int Columns = kWholeRow>
-RowsFunction whole_rows(const DepthwiseShape& s) {
+RowFunctions whole_rows(int64_t width) {
   if constexpr (Columns < 7) {
-    return nullptr;
+    return {};
   } else {
-    if (s.width != Columns) return whole_rows<Columns - 1>(s);
-    return s.kernel_width >= 2 * s.width - 1 ? &convolve_whole_row<Columns> : nullptr;
+    return width == Columns ? RowFunctions{&convolve_whole_row<Columns>} : whole_rows<Columns - 1>(width);
   }
 }
 
-// Output rows [y, end) of one channel block of one image.
-void convolve(const DepthwiseShape& s, const PackedRows& in, const float* weight, const float* bias,
-              Activation activation, int64_t y, int64_t end, float* output) {
-  if (const RowsFunction whole = whole_rows(s)) {
-    for (; y < end; ++y) whole(s, in, weight, bias, activation, y, output);
-    return;
+RowFunctions functions(const DepthwiseShape& s) {
+  if (s.kernel_width >= 2 * s.width - 1)
+    if (const RowFunctions whole = whole_rows(s.width); whole.one) return whole;
+  switch (s.kernel_width) {
+    case 3: return {&convolve_rows<1, 3>, &convolve_rows<2, 3>};
+    case 5: return {&convolve_rows<1, 5>, &convolve_rows<2, 5>};
+    case 7: return {&convolve_rows<1, 7>, &convolve_rows<2, 7>};
+    default: return {&convolve_rows<1, 0>, &convolve_rows<2, 0>};
   }
-  for (; y + 2 <= end; y += 2) convolve_rows<2>(s, in, weight, bias, activation, y, output);
-  if (y < end) convolve_rows<1>(s, in, weight, bias, activation, y, output);
 }
 
 }  // namespace
 
-bool depthwise_conv2d_avx512_suits(const DepthwiseShape& s) {
-  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
-  const int64_t taps = s.kernel_height * s.kernel_width;
-  return has_avx512 && s.channels % kLanes == 0 && taps >= 81 && s.batch * s.height * s.width * s.channels > 0;
-}
-
 void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const float* weight, const float* bias,
                              Activation activation, float* output, int threads, const ParallelFor& parallel_for) {
-  const int64_t blocks = s.channels / kLanes, taps = s.kernel_height * s.kernel_width;
-  // Rows are split only where blocks and images alone would leave threads idle.
-  const int64_t wanted = (4 * threads + blocks * s.batch - 1) / (blocks * s.batch);
+  const int64_t blocks = s.channels / kLanes, filter = s.kernel_height * s.kernel_width * kLanes;
+  // Blocks are taken singly and rows are split only where a thread would idle otherwise.
+  const int64_t tasks = 4 * threads;
+  const int64_t group = std::clamp<int64_t>(blocks * s.batch / tasks, 1, std::min<int64_t>(kGroup, blocks));
+  const int64_t groups = (blocks + group - 1) / group;
+  const int64_t wanted = (tasks + groups * s.batch - 1) / (groups * s.batch);
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
   const int64_t part_rows = (s.height + parts - 1) / parts;
-  const int64_t pad_y = s.kernel_height / 2;
-  const int64_t pitch = (s.width + kColumns - 1) / kColumns * kColumns + 2 * kBorder;
-  const int64_t packed_rows = std::min(s.height, part_rows + 2 * pad_y);
+  const int64_t pad_y = s.kernel_height / 2, image_floats = s.height * s.width * s.channels;
+  const bool stream = s.batch * image_floats * static_cast<int64_t>(sizeof(float)) > kStreamed &&
+                      reinterpret_cast<uintptr_t>(output) % 64 == 0;
+  const RowFunctions convolve = functions(s);
 
-  parallel_for(blocks * s.batch * parts, [&](int64_t begin, int64_t end) {
-    const Buffer filters = allocate(taps * kLanes);
-    const Buffer rows = allocate(packed_rows * pitch * kLanes);
-    int64_t packed_block = -1;
+  parallel_for(groups * s.batch * parts, [&](int64_t begin, int64_t end) {
+    const Buffer filters = allocate(group * filter);
+    std::vector<RowRing> rings;
+    for (int64_t b = 0; b < group; ++b) rings.emplace_back(std::min(s.height, 2 + 2 * pad_y), s.width);
+    int64_t packed_group = -1;
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task / (s.batch * parts), n = task / parts % s.batch, part = task % parts;
-      const int64_t channel = block * kLanes, y = part * part_rows, last = std::min(s.height, y + part_rows);
-      if (y >= last) continue;
-      if (block != packed_block) pack_weight(weight + channel * taps, taps, filters.get());
-      packed_block = block;
-      const int64_t image = n * s.height * s.width * s.channels + channel;
-      const PackedRows in = pack_rows(s, input + image, std::max<int64_t>(0, y - pad_y),
-                                      std::min(s.height, last + pad_y), rows.get());
-      convolve(s, in, filters.get(), bias ? bias + channel : nullptr, activation, y, last, output + image);
+      const int64_t g = task / (s.batch * parts), n = task / parts % s.batch, part = task % parts;
+      const int64_t first = g * group, count = std::min(group, blocks - first);
+      if (g != packed_group)
+        for (int64_t b = 0; b < count; ++b)
+          pack_weight(weight + (first + b) * filter, filter / kLanes, &filters[b * filter]);
+      packed_group = g;
+      const int64_t image = n * image_floats + first * kLanes, last = std::min(s.height, (part + 1) * part_rows);
+      int64_t y = part * part_rows, packed = std::max<int64_t>(0, y - pad_y);
+      while (y < last) {
+        const bool two = convolve.two && y + 2 <= last;
+        const int64_t needed = std::min(s.height, y + 1 + two + pad_y);
+        pack_rows(s, input + image, packed, needed, rings, count);
+        packed = needed;
+        for (int64_t b = 0; b < count; ++b) {
+          const Epilogue epilogue{bias ? bias + (first + b) * kLanes : nullptr, activation, stream};
+          const auto rows = two ? convolve.two : convolve.one;
+          rows(s, rings[b], &filters[b * filter], epilogue, y, output + image + b * kLanes);
+        }
+        y += 1 + two;
+      }
     }
+    if (stream) _mm_sfence();
   });
 }
 
 }  // namespace widefield
+
+#pragma GCC pop_options
+
+bool widefield::depthwise_conv2d_avx512_suits(const DepthwiseShape& s) {
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
+  const int64_t taps = s.kernel_height * s.kernel_width;
+  return has_avx512 && s.channels % kLanes == 0 && taps >= 9 && s.batch * s.height * s.width * s.channels > 0;
+}

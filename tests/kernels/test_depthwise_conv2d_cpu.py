@@ -39,7 +39,7 @@ def test_within_the_bound_of_float64(implementation, problem, case, dtype, layou
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=["avx512", "onednn"])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[7]], ids=["whole-row", "narrow", "onednn"])
 def test_bias_and_activation(implementation, problem, case, bias, activation):
     p = problem(case, activation=activation, bias=bias)
     p.check(implementation(p.input.contiguous(memory_format=torch.channels_last), p.weight, p.bias, activation))
@@ -53,6 +53,26 @@ def test_widths_around_the_whole_row_tile(problem, width, narrower):
     p = problem(case, activation="relu")
     source = p.input.contiguous(memory_format=torch.channels_last)
     p.check(torch.ops.widefield.depthwise_conv2d(source, p.weight, p.bias, "relu"))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(9, 80, 13, 11, 7, 7),  # five blocks: one group is not full
+        Case(2, 80, 33, 30, 3, 3),
+        Case(8, 80, 30, 29, 5, 5),  # an output that goes past the caches
+        Case(8, 80, 30, 29, 9, 9),
+        Case(1, 16, 3, 40, 5, 7),
+        Case(1, 16, 1, 9, 7, 5),
+        Case(1, 16, 41, 8, 7, 3),  # rows in several parts
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_narrow_filters_and_groups_of_blocks(problem, case, activation):
+    p = problem(case, activation=activation)
+    source = p.input.contiguous(memory_format=torch.channels_last)
+    p.check(torch.ops.widefield.depthwise_conv2d(source, p.weight, p.bias, activation))
 
 
 def test_no_worse_than_pytorch(problem):
@@ -90,12 +110,14 @@ def test_the_channels_last_path_is_taken_whatever_comes_in(monkeypatch):
     assert seen == [True]
 
 
-@pytest.mark.parametrize(("kernel", "expected"), [(13, False), (5, True)])
-def test_native_paths(kernel, expected):
-    """A large filter takes the AVX-512 kernel, where the processor has it; a small one oneDNN, in channels_last."""
+@pytest.mark.parametrize(
+    ("channels", "kernel", "expected"), [(16, 13, False), (16, 3, False), (16, 1, True), (20, 5, True)]
+)
+def test_native_paths(channels, kernel, expected):
+    """Whole blocks of 16 channels take the AVX-512 kernel, where the processor has it; the rest oneDNN."""
     if "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("no AVX-512 here: oneDNN serves every filter")
-    x, w = torch.randn(1, 16, 32, 32), torch.randn(16, 1, kernel, kernel)
+    x, w = torch.randn(1, channels, 32, 32), torch.randn(channels, 1, kernel, kernel)
     with torch.profiler.profile(record_shapes=True) as profile:
         torch.ops.widefield.depthwise_conv2d(x, w)
     names = {event.name for event in profile.events()}
