@@ -17,6 +17,13 @@ class CanaryTimeoutError(CanaryError):
     """No answer in time: hung, or busy with others."""
 
 
+class CanaryRefusedError(CanaryError):
+    """HTTP 503: a full queue turned the canary away; or none of the model's requests is served."""
+
+
+PERHAPS_BUSY = (CanaryTimeoutError, CanaryRefusedError)  # no fault where others are answered meanwhile
+
+
 def canary_png() -> bytes:
     """A grey SIDE x SIDE picture, written without an image library."""
 
@@ -29,7 +36,7 @@ def canary_png() -> bytes:
 
 
 def classify_canary(address: str, model: str, timeout: float) -> None:
-    """One image through `model` over HTTP. Raises `CanaryError`, `CanaryTimeoutError`."""
+    """One image through `model` over HTTP. Raises `CanaryError`, and of `PERHAPS_BUSY` where load may be why."""
     element = canary_png()
     body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor
     image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(body)}}
@@ -75,7 +82,8 @@ def _request(
     finally:
         connection.close()
     if response.status != 200:
-        raise CanaryError(f"{path}: HTTP {response.status}: {text[:500].decode(errors='replace')}")
+        kind = CanaryRefusedError if response.status == 503 else CanaryError
+        raise kind(f"{path}: HTTP {response.status}: {text[:500].decode(errors='replace')}")
     try:
         return json.loads(text) if text else {}
     except ValueError as error:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.canary import CanaryError, CanaryTimeoutError, classify_canary, is_ready, success_count
+from server.canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 from server.errors import StartError
 from server.log import failure_reasons, read_from
 from server.process import ServerProcess
@@ -50,7 +50,8 @@ class Run:
     def watch(self, interval: float, timeout: float) -> str:
         """Returns why the server must be restarted, or "stopped" when asked to stop.
 
-        A canary that gets no answer in time while other answers go out is no reason: the server is busy, not hung.
+        A canary that gets no answer in time, or is turned away by a full queue, while other answers go out is no
+        reason: the server is busy, not hung.
         """
         misses = 0
         answered = self._answered(timeout)
@@ -70,7 +71,7 @@ class Run:
             except CanaryError as error:
                 reason = str(error)
                 answered = self._answered(timeout)
-                busy = isinstance(error, CanaryTimeoutError) and answered is not None and answered != before
+                busy = isinstance(error, PERHAPS_BUSY) and answered is not None and answered != before
                 misses = 0 if busy else misses + 1
             else:
                 misses, answered = 0, self._answered(timeout)

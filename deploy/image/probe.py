@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from canary import CanaryError, CanaryTimeoutError, classify_canary, is_ready, success_count
+from canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 
 MODEL = "classifier"
 INFERENCE_SECONDS = 8.0  # with STATUS_SECONDS three times it stays below the probes' timeoutSeconds
@@ -26,16 +26,12 @@ def check(question: str, address: str) -> None:
     try:
         classify_canary(address, MODEL, INFERENCE_SECONDS)
     except CanaryError as error:
-        if not is_busy(error):
+        if not isinstance(error, PERHAPS_BUSY):
             raise
         while success_count(address, MODEL, STATUS_SECONDS) <= before:
             if time.monotonic() > deadline:
                 raise CanaryError(f"{error}, and no other request was answered") from error
             time.sleep(0.2)
-
-
-def is_busy(error: CanaryError) -> bool:
-    return isinstance(error, CanaryTimeoutError) or ": HTTP 503: " in str(error)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from server import GaveUpError, ServerError, StartError, TritonServer
 from server import run as run_module
-from server.canary import CanaryError, CanaryTimeoutError
+from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
 from server.run import Run
 
 
@@ -59,6 +59,7 @@ def make(monkeypatch, tmp_path):
 
 
 TIMEOUT, REFUSED = CanaryTimeoutError("no answer in 1 s"), CanaryError("HTTP 500")
+TURNED_AWAY = CanaryRefusedError("HTTP 503: Exceeds maximum queue size")
 
 
 def test_ready_after_a_real_inference(make):
@@ -106,6 +107,8 @@ def test_without_a_canary_model_readiness_is_asked(make):
         ([TIMEOUT] * 3, [], "the canary inference failed 3 times, no answer in 1 s"),
         ([REFUSED, REFUSED, None, REFUSED, REFUSED, "stop"], [], "stopped"),  # not in a row
         ([TIMEOUT] * 5 + ["stop"], range(1, 9), "stopped"),  # busy: others are answered meanwhile
+        ([TURNED_AWAY] * 5 + ["stop"], range(1, 9), "stopped"),  # a full queue, and it moves
+        ([TURNED_AWAY] * 3, [5] * 9, "the canary inference failed 3 times, HTTP 503: Exceeds maximum queue size"),
         ([REFUSED] * 3, range(1, 9), "the canary inference failed 3 times, HTTP 500"),  # an error is no busyness
         ([TIMEOUT] * 3, [CanaryError("x")] * 9, "the canary inference failed 3 times, no answer in 1 s"),
     ],
