@@ -80,9 +80,12 @@ class MaskedPretrainer(nn.Module):
         x = images.masked_fill(_repeat(masked, patch), 0.0)
         if self.visible is not None:
             assert self.fill is not None
-            with self.visible.set(~masked):
+            self.visible.patches = ~masked
+            try:
                 features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]
                 visible = self.visible.at(*features.shape[2:])
+            finally:
+                self.visible.patches = None
             return self.decoder(self.fill(features, visible))
         x = self.encoder.forward_stem(x)
         assert self.mask_token is not None
@@ -124,16 +127,6 @@ class Visible:
 
     def __init__(self) -> None:
         self.patches: Tensor | None = None  # [B,1,h',w'] bool
-
-    def set(self, patches: Tensor) -> "Visible":
-        self.patches = patches
-        return self
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.patches = None
 
     def at(self, height: int, width: int) -> Tensor:
         """[B,1,height,width] bool; a position that covers several patches is visible if one of them is."""

@@ -2,6 +2,7 @@
 // The operator's library is not named here: it comes by LD_PRELOAD.
 //
 //   serve_without_python MODEL PIXELS(uint8, [8,S,S,3]) SIDE THREADS  ->  logits as float32 on standard output
+#include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>

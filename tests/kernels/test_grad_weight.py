@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from device_stand_ins import interpreted
-from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
+from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES, machine_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
@@ -65,6 +65,8 @@ def test_arguments_of_one_are_constants_to_the_compiler(tmp_path):
 @pytest.mark.parametrize("ones", [(), ("N", "C", "splits", "skip_y", "lead")], ids=["many", "one"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_machine_code_of_the_reduction(dtype, ones, tmp_path):
+    if not NEW_TRITON and not ones:
+        pytest.skip("Triton 3.6 spills here")
     from kernels.depthwise_conv2d.grad_weight import BLOCK_TAPS
     from kernels.depthwise_conv2d.grad_weight_kernel import reduce_kernel
 
