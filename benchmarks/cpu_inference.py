@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, openvino_core, run_as_served, versions, write_results
 from server.runtime import ENVIRONMENT
 
 FP32_TOLERANCE = 1e-3  # of the largest logit
@@ -24,7 +24,6 @@ BF16_TOLERANCE = 1e-1
 def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callable[[Any], Any], float]]:
     """name -> (pixels -> logits as numpy or Tensor, tolerance)."""
     import onnxruntime
-    import openvino
     import torch
 
     from export.onnx import export_onnx
@@ -45,7 +44,7 @@ def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callabl
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    core = openvino.Core()
+    core = openvino_core()
     latency = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     fp32 = core.compile_model(folder / "model.onnx", "CPU", {**latency, "INFERENCE_PRECISION_HINT": "f32"})
     default = core.compile_model(folder / "model.onnx", "CPU", latency)

@@ -1,5 +1,6 @@
 """Where benchmarks leave their results, and the environment that they run in; the timing is training.measurement's."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "load_average_warning",
     "machine",
     "name_on",
+    "openvino_core",
     "run_as_served",
     "versions",
     "write_results",
@@ -44,3 +46,15 @@ def run_as_served(module: str) -> None:
     if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's Core, one for the process and never let go.
+
+    Each Core's CPU plugin brings a signal stack of its own and takes it away again: where a second Core came between,
+    the thread keeps one that is unmapped, and the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import interleaved
+from benchmarks.harness import interleaved, openvino_core
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
 from kernels import depthwise_conv2d
 
@@ -66,7 +66,7 @@ def open_vino(model: bytes, input: Tensor, threads: int, layout: str) -> Callabl
     """fp32; `layout` "NCHW" or "NHWC" of the input's and output's memory."""
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     steps = openvino.preprocess.PrePostProcessor(core.read_model(model))
     for end in (steps.input(), steps.output()):
         end.tensor().set_layout(openvino.Layout(layout))

@@ -1,6 +1,8 @@
 """The CPU's benchmark on small layers: every peer gives the layer's answer, a wrong one gets no speed."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,6 +25,26 @@ def test_every_peer_computes_the_layer():
     for call in calls.values():
         torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+
+
+SIGNALLED = """
+import faulthandler, os, signal
+import torch
+from benchmarks.kernels import cpu
+from tests.benchmarks.test_kernels_cpu import LAYER
+
+faulthandler.enable()  # Python's handlers run on its signal stack
+signal.signal(signal.SIGUSR1, lambda *_: print("survived"))
+first, second = cpu.candidates(LAYER, 1), cpu.candidates(LAYER, 1)
+first = None
+second = None
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_openvino_was_used_twice():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 @pytest.fixture
