@@ -6,6 +6,7 @@ python -m benchmarks.evidence.report                # docs/results.md from the r
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.evidence.run import Arm, Run, runs_of
 from benchmarks.harness import versions, write_results
 
 TIMES = ("seconds", "processor_seconds")
+ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when a run's process starts
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "scikit-image")
 
 
@@ -85,4 +87,5 @@ def by_seed(runs: list[Run]) -> list[Run]:
 
 
 if __name__ == "__main__":
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     sys.exit(main())

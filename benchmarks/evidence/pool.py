@@ -1,7 +1,6 @@
-"""Independent runs side by side, each in a process of one thread; what is done already is not done again."""
+"""Independent runs side by side, each in a process of its own; what is done already is not done again."""
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -11,8 +10,6 @@ from typing import Any
 from benchmarks.evidence.execute import execute, finished
 from benchmarks.evidence.run import Run
 
-ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when a process starts
-
 
 def run_all(
     runs: list[Run], root: Path, jobs: int, say: Callable[[str], None]
@@ -21,7 +18,6 @@ def run_all(
 
     A run begins as soon as the one it starts from is done, in the order of `runs` otherwise.
     """
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     done = {run.name: result for run in runs if (result := finished(run, root))}
     waiting = [run for run in runs if run.name not in done]
     if done:

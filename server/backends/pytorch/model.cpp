@@ -209,7 +209,10 @@ void configure_process(const Settings& settings) {
 
 void set_thread_count(int count) {
   if (!omp_set_num_threads) return;
-  at::get_num_threads();  // PyTorch sets a thread's number once, at its first use: not after this
+  // PyTorch sets a thread's number from the environment at its first use, once in its library and once in what is
+  // inlined here: neither may come after this.
+  at::internal::lazy_init_num_threads();
+  at::get_num_threads();
   omp_set_num_threads(count);
 }
 
