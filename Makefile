@@ -1,6 +1,9 @@
-# make demo: set up, train, build, serve, classify.   make test: every test that needs no GPU.
+# make demo: set up, train, build, serve, classify.   make serve ARGS="--http-port 9000": and stay, with server options.
+# make test: the tests that need no GPU, but for the slow ones;   make test-all: those too.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 EXTRAS := train,build,serve,loadtest,bench,dev
 PY_DIRS := kernels models training export server client loadtest benchmarks tools
 PY_FILES := build_models.py demo.py
@@ -8,15 +11,15 @@ PY_FILES := build_models.py demo.py
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve test test-all check bench bench-gpu gpu-check evidence constraints clean
+.PHONY: setup native demo serve test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean
 
-setup: .venv/.ready
-.venv/.ready: pyproject.toml constraints.txt tools/check_system.py
+setup: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py
 	@$(PYTHON) tools/check_system.py
-	@echo "Setting up .venv (PyTorch is a download of about 2.5 GB; 5 minutes on a 100 Mbit/s line)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'
+	@echo "Setting up $(VENV) (PyTorch is a download of about 2.5 GB; 5 minutes on a 100 Mbit/s line)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 native: setup
@@ -24,16 +27,25 @@ native: setup
 	@$(BIN)/python server/backends/pytorch/build.py
 
 demo: native
-	@$(BIN)/python demo.py
+	@$(BIN)/python demo.py $(ARGS)
 
 serve: native
-	@$(BIN)/python demo.py --serve
+	@$(BIN)/python demo.py --serve $(ARGS)
 
 test: native
 	$(BIN)/python -m pytest -m "not gpu and not slow"
 
 test-all: native
 	$(BIN)/python -m pytest -m "not gpu"
+
+# With the oldest PyTorch and Triton that are supported; the native libraries are built for them, and anew afterwards.
+OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0
+test-oldest: build/oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=$<
+build/oldest.txt: constraints.txt Makefile
+	@mkdir -p build
+	@grep -vE '^(cuda|nvidia|setuptools|torch|triton)' constraints.txt > $@
+	@printf '%s\n' $(OLDEST) >> $@
 
 check: setup
 	$(BIN)/ruff check .

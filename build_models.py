@@ -7,10 +7,12 @@ python build_models.py --arch timm/mobilenetv3_large_100 --weights mobilenetv3_l
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
-from export.build import FORMATS, BuildOptions, build
+from export.build import build
+from export.source import FORMATS, BuildOptions
 from export.torchscript import PRECISIONS
 
 
@@ -27,6 +29,9 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     )
     parser.add_argument("--output", type=Path, default=Path("model_repository"))
     parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")
+    parser.add_argument(
+        "--crop-pct", type=float, help="share of the resized shorter side that is kept (default: as image size)"
+    )
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
     parser.add_argument("--version", type=int, help="version number (default: the next)")
@@ -39,11 +44,16 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
 
 
 def main() -> int:
+    options = parse_arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds: what is unfinished is removed
     try:
-        report = build(parse_arguments())
+        report = build(options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("build_models: stopped, the repository is as it was", file=sys.stderr)
+        return 130
     print(report)
     return 0
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +18,16 @@ from client import Classifier, Prediction
 from server import ServerError, TritonServer
 
 CHECKPOINT = Path("runs/digits-nano")
-REPOSITORY = Path("model_repository")
 HELD_OUT = Path("data/digits/val")
 PICTURE = Path("runs/demo.png")
+DIGITS = [str(digit) for digit in range(10)]
 THREADS = "2"  # said, so that the tracked config is the same on every machine
 
 console = Console()
+
+
+class DemoError(RuntimeError):
+    """What keeps the demo from running, in one line."""
 
 
 def train(checkpoint: Path = CHECKPOINT) -> None:
@@ -35,7 +40,7 @@ def train(checkpoint: Path = CHECKPOINT) -> None:
     )
 
 
-def build(checkpoint: Path = CHECKPOINT, repository: Path = REPOSITORY) -> None:
+def build(repository: Path, checkpoint: Path = CHECKPOINT) -> None:
     """Write the model repository, unless it holds this checkpoint."""
     if is_built(checkpoint, repository):
         console.print(f"[dim]{repository} holds this checkpoint[/]")
@@ -45,15 +50,24 @@ def build(checkpoint: Path = CHECKPOINT, repository: Path = REPOSITORY) -> None:
 
 
 def is_built(checkpoint: Path, repository: Path) -> bool:
-    versions = sorted((repository / "backbone").glob("[0-9]*/build.json"), key=lambda p: int(p.parent.name))
-    if (
-        not versions
-        or not (versions[-1].parent / "model.pt").exists()
-        or not (repository / "softmax/1/model.pt").exists()
-    ):
+    """Whether `repository` serves this checkpoint. Raises `DemoError` where it holds somebody's other network."""
+    record = newest_build(repository)
+    if record is None:
         return False
+    if record["config"]["labels"] != DIGITS:
+        raise DemoError(
+            f"{repository} holds a {record['config']['arch']} of {record['config']['num_classes']} classes, not the "
+            "demo's digits, and would be overwritten: move it away, or name another folder: demo.py --repository FOLDER"
+        )
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    return json.loads(versions[-1].read_text())["weights_sha256"] == weights
+    return record["weights_sha256"] == weights and (repository / "softmax/1/model.pt").exists()
+
+
+def newest_build(repository: Path) -> dict[str, Any] | None:
+    """build.json of the version that is served, if it is whole."""
+    versions = [path for path in (repository / "backbone").glob("*/build.json") if path.parent.name.isdecimal()]
+    newest = max(versions, key=lambda path: int(path.parent.name), default=None)
+    return json.loads(newest.read_text()) if newest and newest.with_name("model.pt").exists() else None
 
 
 def held_out_images() -> list[tuple[Path, str]]:
@@ -79,12 +93,12 @@ def show(images: list[tuple[Path, str]], answers: list[list[Prediction]], title:
     console.print(table)
 
 
-def demo() -> int:
+def demo(repository: Path) -> int:
     images = held_out_images()
     paths = [path for path, _ in images]
     shown = range(0, len(images), len(images) // 6)
     results = {}
-    with TritonServer(REPOSITORY, http_port=0, grpc_port=0, metrics_port=0, log_file=Path("runs/server.log")) as server:
+    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=Path("runs/server.log")) as server:
         console.print(f"tritonserver is ready: gRPC {server.grpc_url}, HTTP {server.http_url}")
         for protocol in ("grpc", "http"):
             answers, seconds = classify(server, protocol, paths)
@@ -148,18 +162,24 @@ def main() -> int:
     parser.add_argument(
         "--serve", action="store_true", help="stay in the foreground until Ctrl-C; other options go to the server"
     )
+    parser.add_argument(
+        "--repository", type=Path, default=Path(__file__).with_name("model_repository"), help="where it is built"
+    )
     options, for_server = parser.parse_known_args()
+    if for_server and not options.serve:
+        parser.error(f"{for_server[0]} is an option of the server: it goes with --serve")
+    repository = Path(os.path.relpath(options.repository.absolute(), Path(__file__).parent))
     os.chdir(Path(__file__).parent)
     try:
         train()
-        build()
+        build(repository)
         if options.serve:
-            command = [sys.executable, "-m", "server", "--model-repository", str(REPOSITORY), *for_server]
-            os.execv(sys.executable, command)
-        return demo()
+            command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
+            os.execv(sys.executable, [*command, "--example", str(held_out_images()[0][0]), *for_server])
+        return demo(repository)
     except subprocess.CalledProcessError as error:
         return error.returncode  # the step has said why
-    except ServerError as error:
+    except (DemoError, ServerError) as error:
         console.print(f"[red]demo:[/] {error}")
         return 1
     except KeyboardInterrupt:

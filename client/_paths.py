@@ -9,8 +9,11 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Every image file below `folder` by its suffix, sorted; hidden files are left out."""
-    found = (Path(root, name) for root, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 

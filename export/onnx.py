@@ -45,7 +45,10 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
             verbose=False,
         )
     model = onnx.load(str(path))
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise RuntimeError(f"{path}: onnx.checker refuses the graph: {error}") from error
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"} | {
         function.name for function in model.functions
     }

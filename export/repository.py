@@ -29,8 +29,8 @@ def write_repository(
     write_backbone: Callable[[Path], dict[str, Any]],
     warmup_image: bytes,
     version: int | None = None,
-) -> int:
-    """Add a backbone version to `output` and return its number; on any error `output` is as it was.
+) -> tuple[int, list[int]]:
+    """Add a backbone version to `output`; returns its number, and those that had to go. On any error nothing changes.
 
     `write_backbone(folder)` writes the version's files and returns what build.json records. Earlier versions stay
     (the newest three) while the input size and the classes are the same; otherwise they could not be served.
@@ -41,10 +41,14 @@ def write_repository(
         if not label.strip() or "\n" in label:
             raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
     with _moved_in_whole(output) as stage:
-        versions = _kept_versions(stage, spec, labels)
-        number = version or max(versions, default=0) + 1
-        if number in versions:
-            raise RepositoryError(f"{output}/backbone has a version {number} already: choose another --version or none")
+        versions, removed = _kept_versions(stage, spec, labels)
+        newest = max(versions, default=0)
+        number = version or newest + 1
+        if number <= newest:  # the highest is served, the lowest are removed
+            raise RepositoryError(
+                f"--version {number}: {output}/backbone has version {newest}, and the highest is served: "
+                f"choose {newest + 1} or more, or none"
+            )
         folder = stage / "backbone" / str(number)
         folder.mkdir(parents=True)
         record = write_backbone(folder)
@@ -52,7 +56,7 @@ def write_repository(
         for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, spec, labels, warmup_image)
-    return number
+    return number, removed
 
 
 def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], warmup_image: bytes) -> None:
@@ -70,10 +74,10 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
     save_torchscript(script_softmax(), softmax)
 
 
-def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> list[int]:
-    """The versions that the new configs can still serve; the others are removed."""
+def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[list[int], list[int]]:
+    """The versions that the new configs can still serve, and the others, which are removed."""
     backbone = stage / "backbone"
-    versions = sorted(int(p.name) for p in backbone.glob("[0-9]*") if p.is_dir()) if backbone.is_dir() else []
+    versions = version_numbers(backbone)
     config = backbone / "config.pbtxt"
     labels_file = stage / "classifier" / "labels.txt"
     same = (
@@ -82,11 +86,16 @@ def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> list[in
         and interface(config.read_text()) == interface(CONFIGS["backbone"](spec))
         and labels_file.read_text() == "\n".join(labels) + "\n"
     )
-    if not same:
-        for stale in versions:
-            shutil.rmtree(backbone / str(stale))
-        return []
-    return versions
+    if same:
+        return versions, []
+    for stale in versions:
+        shutil.rmtree(backbone / str(stale))
+    return [], versions
+
+
+def version_numbers(model: Path) -> list[int]:
+    """The version folders of a model in a repository, ascending; what else lies there is not tritonserver's."""
+    return sorted(int(p.name) for p in model.glob("[1-9]*") if p.name.isdecimal() and p.is_dir())
 
 
 def _replace(path: Path, content: bytes) -> None:

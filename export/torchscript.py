@@ -71,6 +71,13 @@ def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
     traced.save(str(path))
 
 
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """On the CPU."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return torch.jit.load(str(path), map_location="cpu")
+
+
 class Softmax(nn.Module):
     """Logits [B,classes] -> probabilities [B,classes], float32."""
 

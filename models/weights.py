@@ -34,7 +34,8 @@ class WeightsError(ValueError):
 def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
     """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
 
-    Raises `ValueError` for a model whose batch norms are folded away: it could not be trained or loaded again.
+    Raises `ValueError` for a model whose batch norms are folded away: it could not be trained or loaded again;
+    `OSError` for a file that cannot be written, such as on a full disk.
     """
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
     if any(isinstance(module.bn, nn.Identity) for module in convolutions):
@@ -42,9 +43,9 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load_checkpoint(folder: str | Path) -> tuple[nn.Module, ModelConfig]:
@@ -107,6 +108,18 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_
     if isinstance(model, RepLKNet) and target is not model:
         model.merge_branches()
     model.load_state_dict(state)
+
+
+def count_classes(arch: str, path: str | Path) -> int | None:
+    """Classes of the head in a weights file of `arch`; None where it has none. Raises as `load_weights`."""
+    path = Path(path)
+    with torch.device("meta"):
+        model = create_model(arch)
+    state = _unwrap(_read(path), path, ema=False)
+    if of_timm(model) and state.keys() != model.state_dict().keys():
+        state = _translated(state, model, path)
+    head = state.get(head_name(model) + ".weight")
+    return None if head is None or head.dim() == 0 else len(head)
 
 
 def _read(path: Path) -> Any:
@@ -187,12 +200,25 @@ def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
     return checked
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then take its place in one step."""
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         temporary.chmod(0o644)  # safetensors makes its files private
+        _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors' own error derives from Exception alone
+        raise OSError(f"{path} cannot be written ({error}): what was there is kept; make room and resume") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """To the disk, so that a power cut after it loses nothing: a file's content, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,8 @@
 """python -m server: serves a model repository until Ctrl-C or SIGTERM."""
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 import time
@@ -29,6 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--management-token", metavar="TOKEN", help="open the restricted interfaces to the header widefield-management"
     )
+    parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
 
@@ -43,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     signal.signal(signal.SIGTERM, interrupt)
     begun = time.monotonic()
+    example = options.pop("example")
     server = TritonServer(options.pop("model_repository"), **options, on_event=say)
     try:
         with server:
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  HTTP     http://{server.http_url}")
             print(f"  gRPC     {server.grpc_url}")
             print(f"  metrics  http://{server.metrics_url}/metrics")
-            print(f"try:  python -m client classify IMAGE --url {server.grpc_url} --protocol grpc", flush=True)
+            print(f"try:  {client_command(example, server.grpc_url)}", flush=True)
             try:
                 server.wait()
             except KeyboardInterrupt:
@@ -62,6 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     say("stopped")
     return 0
+
+
+def client_command(image: str, url: str) -> str:
+    """To paste into another shell in this folder, whether the virtual environment is active there or not."""
+    here = os.path.join(os.getcwd(), "")
+    python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
+    return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", "grpc"])
 
 
 def interrupt(number: int, frame: object) -> None:

@@ -16,9 +16,9 @@ from client._paths import expand, find_images
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """photos/{a.png,b.JPG,notes.txt,.hidden.png,sub/c.webp,sub/d.gif}, and the current folder is theirs."""
+    """photos/{a.png,b.JPG,notes.txt,.hidden.png,sub/{c.webp,d.gif},.cache/e.png}, and the current folder is theirs."""
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "b.JPG", "notes.txt", ".hidden.png", "sub/c.webp", "sub/d.gif"):
+    for name in ("a.png", "b.JPG", "notes.txt", ".hidden.png", "sub/c.webp", "sub/d.gif", ".cache/e.png"):
         file = Path("photos", name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(Path(name).stem.encode())

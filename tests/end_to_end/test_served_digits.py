@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,7 +94,8 @@ def test_command_line_answers_as_the_library_does(digits_server: TritonServer, h
 def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
     before, running = set(os.listdir("/dev/shm")), servers()
     started = time.time()
-    done = subprocess.run([sys.executable, "demo.py"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gave the same answers" in done.stdout
     assert (ROOT / "runs/demo.png").stat().st_mtime >= started
@@ -101,12 +103,27 @@ def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_pat
     assert set(os.listdir("/dev/shm")) <= before
 
 
-def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tmp_path: Path) -> None:
+    version = tmp_path / "models/backbone/3"
+    version.mkdir(parents=True)
+    (version / "model.pt").write_bytes(b"")
+    record = {"config": {"arch": "replknet_31b", "num_classes": 1000, "labels": None}}
+    (version / "build.json").write_text(json.dumps(record))
+    command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "holds a replknet_31b of 1000 classes" in " ".join(done.stdout.split())
+    assert (version / "build.json").exists()
+
+
+def test_serve_stays_and_ctrl_c_leaves_nothing(
+    digits_checkpoint: Path, digits_repository: Path, tmp_path: Path
+) -> None:
     before = set(os.listdir("/dev/shm"))
     output = tmp_path / "output"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with output.open("w") as file:
-        command = [sys.executable, "demo.py", "--serve", *ports]
+        command = [sys.executable, "demo.py", "--serve", "--repository", str(digits_repository), *ports]
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 120
@@ -114,6 +131,10 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(digits_checkpoint: Path, tmp_path
             time.sleep(0.2)
         text = output.read_text()
         assert process.poll() is None, text
+        command = re.search("try: +(.*)", text).group(1)  # pasted as it is printed
+        pasted = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert pasted.returncode == 0, pasted.stderr
+        assert "%" in pasted.stdout
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0, output.read_text()

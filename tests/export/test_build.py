@@ -2,6 +2,11 @@
 
 import hashlib
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +22,8 @@ import export.build as build_module
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
 from export.parity import ParityError, real_pixels
-from models import ModelConfig, create_model, load_checkpoint, reparameterize, save_checkpoint
+from export.source import load_model, read_labels
+from models import ModelConfig, create_model, load_checkpoint, load_config, reparameterize, save_checkpoint
 
 SIZE = 64
 
@@ -136,10 +142,13 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
     for _ in range(4):
         build(options)
     assert sorted(p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")) == ["2", "3", "4"]
-    with pytest.raises(RuntimeError, match="version 3 already"):
-        build(replace(options, version=3))
-    build(replace(options, image_size=96))  # earlier versions cannot serve another input size
-    assert [p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")] == ["1"]
+    for taken in (1, 3, 4):  # 1 is gone, and would be the first to go again
+        with pytest.raises(RuntimeError, match=f"--version {taken}: .* choose 5 or more"):
+            build(replace(options, version=taken))
+    (tmp_path / "models/backbone/5.bak").mkdir()
+    summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
+    assert "removed version 2, 3, 4: other input size" in summary
+    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt"}
 
 
 def test_failed_build_leaves_the_repository(
@@ -175,8 +184,9 @@ def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_pat
     assert labels.read().startswith(b"ant")
 
 
-def test_half_precision_builds_and_answers_float32(checkpoint: Path, tmp_path: Path) -> None:
-    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision="bf16"))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_builds_and_answers_float32(precision: str, checkpoint: Path, tmp_path: Path) -> None:
+    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
     logits = torch.jit.load(str(tmp_path / "models/backbone/1/model.pt"))(real_pixels(None, SIZE, count=2))
     assert logits.dtype == torch.float32
 
@@ -191,6 +201,8 @@ def test_half_precision_builds_and_answers_float32(checkpoint: Path, tmp_path: P
         (["--arch", "replknet_nano", "--random-weights", "--format", "onnx", "--precision", "bf16"], "bf16"),
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
+        (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
+        (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
     ],
 )
@@ -210,6 +222,33 @@ def test_label_count_must_fit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="2 labels for 5 classes"):
         build(BuildOptions(weights=checkpoint, labels=tmp_path / "labels.txt", output=tmp_path / "models"))
     assert not (tmp_path / "models").exists()
+
+
+def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> None:
+    model, config = load_model(BuildOptions(weights=checkpoint / "model.safetensors"))
+    assert config == load_config(checkpoint)
+    copy = tmp_path / "alone.safetensors"
+    shutil.copy(checkpoint / "model.safetensors", copy)
+    with pytest.raises(ValueError, match=r"no config.json lies beside .*alone.safetensors"):
+        load_model(BuildOptions(weights=copy))
+    model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
+    assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
+    assert model.head.out_features == 5
+
+
+def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
+    assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
+
+
+def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(tmp_path / "models")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".models.building-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:

@@ -70,6 +70,15 @@ def test_each_kernel_is_taken(taken):
     assert len(taken) == 4
 
 
+def test_what_is_neither_contiguous_nor_channels_last_is_copied(taken):
+    for source in (torch.zeros(2, 4, 16, 8)[:, :, ::2], torch.zeros(4, 2, 8, 8).transpose(0, 1)):
+        for size in (5, 7):
+            output = op._cuda(source, torch.zeros(size, size, 1, 4).permute(3, 2, 0, 1))
+            assert output.is_contiguous()
+            assert bool((output == 3).all())
+    assert [launch[:2] for launch in taken] == [("taps", True), ("toeplitz", True)] * 2
+
+
 def test_the_gradients_take_them_too(taken):
     for size in ((3, 3), (31, 5)):
         grad, source = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)

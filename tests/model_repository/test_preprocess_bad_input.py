@@ -114,8 +114,15 @@ def test_empty(step, settings):
 
 @pytest.mark.parametrize(
     "data",
-    [b"hello world", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\0" * 1000, encode(photo(), "TIFF")],
-    ids=["text", "svg", "pdf", "zeros", "tiff"],
+    [
+        b"hello world",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"\0" * 1000,
+        encode(photo(), "TIFF"),
+        b"RIFF\x24\0\0\0WAVEfmt ",
+    ],
+    ids=["text", "svg", "pdf", "zeros", "tiff", "wave"],
 )
 def test_other_formats_are_named_by_their_beginning(step, settings, data):
     with pytest.raises(step.ImageError) as caught:

@@ -3,14 +3,17 @@
 import concurrent.futures
 import http.client
 import json
+import re
 import struct
 import time
 import zlib
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 pytestmark = pytest.mark.server
@@ -82,19 +85,48 @@ def test_a_bad_image_in_a_request_is_named(server, classify, encode):
 
 
 @pytest.mark.usefixtures("still_right")
-def test_a_bad_image_in_a_crowd(server, classify, encode):
-    """Requests in flight together: each bad one fails, each good one gets its own answer."""
+def test_bad_images_in_a_crowd(server, classify, encode):
+    """Requests in flight together: each bad one fails with its own message, each good one gets its own answer."""
     colours = ["red", "lime", "blue"] * 8
+    bad = [  # every fourth
+        (b"bad", "not a JPEG"),
+        (png_header(50_000, 50_000), "2500000000 pixels"),
+        (bytes(100_000_000), "100000000 bytes"),
+        (encode("red")[:60], "truncated"),
+        (b"", "empty"),
+        (b"RIFF", "not a JPEG"),
+    ]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         futures = []
         for index, colour in enumerate(colours):
-            futures.append(pool.submit(classify, server, [encode(colour) if index % 4 else b"bad"]))
+            futures.append(pool.submit(classify, server, [encode(colour) if index % 4 else bad[index // 4][0]]))
         for index, future in enumerate(futures):
             if index % 4:
                 assert future.result().argmax() == index % 3
             else:
-                with pytest.raises(InferenceServerException, match="not a JPEG"):
+                with pytest.raises(InferenceServerException, match=bad[index // 4][1]):
                     future.result()
+
+
+@pytest.mark.usefixtures("still_right")
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], "expected|unable to find"),
+        ([b"ab"], "incomplete|expected|unexpected"),
+        ([struct.pack("<I", 99) + b"short"], "incomplete|expected|unexpected"),
+        ([struct.pack("<I", 1) + b"x" + struct.pack("<I", 1) + b"y"], "unexpected|expected"),
+    ],
+    ids=["nothing", "half-a-length", "too-long-a-length", "two-strings"],
+)
+def test_a_malformed_grpc_tensor_is_refused(server, raw, message):
+    """What no client library sends: the string tensor's own framing is wrong."""
+    request = service_pb2.ModelInferRequest(model_name="classifier", raw_input_contents=raw)
+    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
+    with grpc.insecure_channel(server.grpc_url) as channel, pytest.raises(grpc.RpcError) as refused:
+        service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL)
+    assert re.search(message, refused.value.details())
 
 
 @pytest.mark.usefixtures("still_right")

@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM", b"GIF8")
+MAGIC = re.compile(rb"\xff\xd8|\x89PNG|RIFF....WEBP|BM|GIF8", re.DOTALL)
 READABLE = "JPEG, PNG, WebP, BMP or GIF"
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 COUNTED = re.compile(r"(\d+) pixels")  # in Pillow's own refusal
@@ -109,7 +109,7 @@ def open_image(data: bytes, settings: Settings) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        if data.startswith(MAGIC):
+        if MAGIC.match(data):
             raise ImageError(
                 f"the image's header is truncated or damaged ({len(data)} bytes, it begins with {data[:8]!r}): "
                 "save it again"

@@ -1,0 +1,107 @@
+"""What is built: the options of build_models.py, and the network, config and labels that they name."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from kernels import native_library
+from models import ModelConfig, check_arch, count_classes, create_model, load_config, load_weights
+from models.weights import CONFIG_FILE
+
+FORMATS = ("torchscript", "onnx")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What build_models.py was asked for; None means: as the checkpoint says."""
+
+    arch: str | None = None
+    weights: Path | None = None
+    random_weights: bool = False
+    labels: Path | None = None
+    output: Path = Path("model_repository")
+    image_size: int | None = None
+    crop_pct: float | None = None
+    precision: str = "fp32"
+    formats: tuple[str, ...] = ("torchscript",)
+    version: int | None = None
+    threads: int = 0
+    parity_images: Path | None = None
+    class_map: bool = False
+
+
+def check_options(options: BuildOptions) -> None:
+    """Raises `ValueError`, `FileNotFoundError` or `RuntimeError` for what cannot be built, before any work."""
+    unknown = [name for name in options.formats if name not in FORMATS]
+    if unknown or not options.formats:
+        raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
+    if options.arch is not None:
+        check_arch(options.arch)
+    if (options.weights is None) == (not options.random_weights):
+        raise ValueError("name --weights, or ask for --random-weights (for measuring speed only), not both")
+    if options.weights is not None and not options.weights.exists():
+        raise FileNotFoundError(f"--weights {options.weights} does not exist")
+    if options.random_weights and options.arch is None:
+        raise ValueError("--random-weights needs --arch: random weights say no architecture")
+    if options.version is not None and options.version < 1:
+        raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ...")
+    if options.image_size is not None and options.image_size < 32:
+        raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
+    if options.crop_pct is not None and not 0 < options.crop_pct <= 1:
+        raise ValueError(f"--crop-pct {options.crop_pct}: it is above 0 and at most 1")
+    if native_library() is None:
+        raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")
+
+
+def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
+    """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
+    folder = _checkpoint_folder(options.weights)
+    if folder is not None:
+        config = load_config(folder)
+        if options.arch not in (None, config.arch):
+            raise ValueError(f"--arch {options.arch}, but {folder} holds {config.arch}: leave --arch out")
+    elif options.arch is None:
+        raise ValueError(f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights}")
+    else:
+        config = _config_of_arch(options.arch, options)
+    if options.image_size is not None:
+        config = replace(config, image_size=options.image_size)
+    if options.crop_pct is not None:
+        config = replace(config, crop_pct=options.crop_pct)
+    model = create_model(config.arch, config.num_classes, config.image_size)
+    if options.weights is not None:
+        load_weights(model, options.weights)
+    return model.eval(), config
+
+
+def _checkpoint_folder(weights: Path | None) -> Path | None:
+    """Where config.json says what the weights are; a published file has none."""
+    if weights is None or weights.is_dir():
+        return weights
+    return weights.parent if (weights.parent / CONFIG_FILE).exists() else None
+
+
+def _config_of_arch(arch: str, options: BuildOptions) -> ModelConfig:
+    """A plain weights file has as many classes as its head, random weights as many as labels, else ImageNet's 1000."""
+    count = None
+    if options.weights is not None:
+        count = count_classes(arch, options.weights)
+    elif options.labels is not None:
+        count = len(read_labels(options.labels))
+    return ModelConfig(arch=arch, num_classes=count or 1000)
+
+
+def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:
+    """One label a class: the file's, else the checkpoint's, else the class numbers."""
+    if options.labels is not None:
+        return read_labels(options.labels)
+    return list(config.labels) if config.labels else [str(index) for index in range(config.num_classes)]
+
+
+def read_labels(path: Path) -> list[str]:
+    """One label a line; the last line may end with or without a newline."""
+    try:
+        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
