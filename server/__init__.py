@@ -1,11 +1,20 @@
 """Starts and supervises a tritonserver on this machine: ``python -m server``, or `TritonServer` in a with statement."""
 
-from server.errors import GaveUpError, InstallationError, PortInUseError, RepositoryError, ServerError, StartError
+from server.errors import (
+    GaveUpError,
+    InstallationError,
+    OptionError,
+    PortInUseError,
+    RepositoryError,
+    ServerError,
+    StartError,
+)
 from server.supervisor import TritonServer
 
 __all__ = [
     "GaveUpError",
     "InstallationError",
+    "OptionError",
     "PortInUseError",
     "RepositoryError",
     "ServerError",

@@ -2,10 +2,11 @@
 
 ServerError
 ├── InstallationError   tritonserver or something that it needs is missing, or of a wrong version
-├── RepositoryError      the model repository is missing, empty or not built
-├── PortInUseError            another process listens on a port that was asked for
-├── StartError           tritonserver ended, or did not answer a real inference in time
-└── GaveUpError               it kept failing after it had been ready, and the limit of restarts is reached
+├── RepositoryError     the model repository is missing, empty or not built
+├── OptionError         an option cannot be used: a host, a port's number, the log file
+├── PortInUseError      a port that was asked for is another process's, or was asked for twice
+├── StartError          tritonserver ended, or did not answer a real inference in time
+└── GaveUpError         it kept failing after it had been ready, and the limit of restarts is reached
 """
 
 
@@ -18,6 +19,10 @@ class InstallationError(ServerError):
 
 
 class RepositoryError(ServerError):
+    pass
+
+
+class OptionError(ServerError):
     pass
 
 

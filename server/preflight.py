@@ -1,18 +1,23 @@
 """Checks before the start: what tritonserver would say late, in many lines or not at all, said early in one."""
 
-import errno
+import contextlib
 import importlib.metadata
+import itertools
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
-from server.errors import InstallationError, PortInUseError
+from server.errors import InstallationError, OptionError, PortInUseError
+from server.locate import Installation
 
 PORT_FLAGS = {"http": "--http-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
+ANY_ADDRESS = ("0.0.0.0", "::")
+EMBEDDED_BACKENDS = ("python", "pytorch")  # the wheel's own, and the one in server/backends
 
 
 def check_numpy() -> None:
@@ -50,13 +55,56 @@ def check_python_on_path(folder: Path) -> None:
         raise InstallationError(f"{folder} has no python3, the Python backend needs one: use a virtual environment")
 
 
-def check_ports(host: str, ports: dict[str, int]) -> None:
-    """`ports`: service name -> port. Raises `PortInUseError` with the port and, where it can be seen, the process."""
-    seen: dict[int, str] = {}
-    for service, port in ports.items():
-        if port in seen:
-            raise PortInUseError(f"port {port} is asked for {seen[port]} and {service}: give each its own")
-        seen[port] = service
+def check_backends(needed: Mapping[str, str], installation: Installation, extra: Sequence[str] = ()) -> None:
+    """`needed`: model -> backend; `extra`: further options, which may name another folder of backends."""
+    if not installation.embedded or any(option.startswith("--backend-directory") for option in extra):
+        return
+    for model, backend in needed.items():
+        if backend not in EMBEDDED_BACKENDS:
+            rebuild = "build it with build_models.py --format torchscript, or " if backend == "onnxruntime" else ""
+            raise InstallationError(
+                f"model {model} needs the {backend} backend, which the embedded tritonserver has not: "
+                f"{rebuild}serve it with NVIDIA's container (deploy/)"
+            )
+
+
+def check_log_file(path: Path) -> None:
+    """Makes its folder, and the file where there is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OptionError(
+            f"log file {path} cannot be written ({error.strerror}): name another with --log-file"
+        ) from None
+
+
+def resolve(host: str) -> str:
+    """`host`, a name or an address of this machine, as a number: of IPv4 where it has one. Raises `OptionError`."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise OptionError(f"host {host!r} is not an address: use 127.0.0.1 or 0.0.0.0") from None
+    address = str(min(found, key=lambda each: each[0] != socket.AF_INET)[4][0])
+    try:
+        with socket.socket(family(address)) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        raise OptionError(
+            f"host {host} is no address of this machine ({error.strerror}): use 127.0.0.1 or 0.0.0.0"
+        ) from None
+    return address
+
+
+def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
+    """`asked`: service -> its numeric host and port. Raises `OptionError`, or `PortInUseError` with the process."""
+    for service, (_, port) in asked.items():
+        if not 1 <= port <= 65535:
+            raise OptionError(f"{PORT_FLAGS[service]} is {port}: choose one from 1024 to 65535, or 0 for any free one")
+    for (first, (host, port)), (second, (other_host, other_port)) in itertools.combinations(asked.items(), 2):
+        if port == other_port and overlap(host, other_host):
+            raise PortInUseError(f"port {port} is asked for {first} and {second}: give each its own")
+    for service, (host, port) in asked.items():
         if port_is_free(host, port):
             continue
         owner = port_owner(port)
@@ -66,21 +114,20 @@ def check_ports(host: str, ports: dict[str, int]) -> None:
         )
 
 
+def overlap(host: str, other: str) -> bool:
+    """Whether one port cannot serve both. gRPC listens on IPv6 too when it is told 0.0.0.0."""
+    return host == other or host in ANY_ADDRESS or other in ANY_ADDRESS
+
+
 def port_is_free(host: str, port: int) -> bool:
-    """Raises `InstallationError` when `host` is no address of this machine."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+    """`host`: as `resolve` returns it."""
+    with socket.socket(family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
         try:
             probe.bind((host, port))
         except PermissionError:
-            raise InstallationError(f"port {port} needs root: choose one above 1023") from None
-        except socket.gaierror:
-            raise InstallationError(f"host {host!r} is not an address: use 127.0.0.1 or 0.0.0.0") from None
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise InstallationError(
-                    f"host {host} is no address of this machine: use 127.0.0.1 or 0.0.0.0"
-                ) from None
+            raise OptionError(f"port {port} needs root: choose one above 1023") from None
+        except OSError:
             return False
     return True
 
@@ -96,13 +143,14 @@ def port_owner(port: int) -> str:
     return ""
 
 
-def free_ports(host: str, count: int) -> list[int]:
-    """Distinct ports that are free now."""
-    sockets = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
-    try:
-        for each in sockets:
+def free_ports(hosts: Sequence[str]) -> list[int]:
+    """For each of the numeric hosts a port that is free now; no two of one host are the same."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(family(host))) for host in hosts]
+        for each, host in zip(sockets, hosts, strict=True):
             each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET

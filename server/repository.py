@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
 BUILD = "run build_models.py"
-PYTORCH = {"pytorch": "model.pt", "pytorch_libtorch": "model.pt"}  # the backend's names, and its file
+FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
+PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
 OPERATOR_NAMESPACE = b"ops.widefield."
 
 
@@ -19,8 +21,13 @@ class Repository:
     models: tuple[str, ...]
     needs_library: str | None
     """The first model that calls an operator of the native library, None where no model does."""
-    needs_pytorch: str | None
-    """The first model of the pytorch backend, likewise."""
+    backends: Mapping[str, str]
+    """Model -> the backend that the server must have for it. Not in it: ensembles, and a model that brings its own."""
+
+    @property
+    def needs_pytorch(self) -> str | None:
+        """The first model of the pytorch backend, None where there is none."""
+        return next((model for model, backend in self.backends.items() if backend == "pytorch"), None)
 
     @property
     def has_canary(self) -> bool:
@@ -35,7 +42,8 @@ def read_repository(path: str | Path) -> Repository:
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     if not folders:
         raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
-    needs_library = needs_pytorch = None
+    needs_library = None
+    backends = {}
     for folder in folders:
         versions = [version for version in folder.iterdir() if version.name.isdigit() and version.is_dir()]
         if not versions:
@@ -45,11 +53,12 @@ def read_repository(path: str | Path) -> Repository:
         weights = newest / _artifact(config)
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
-        if needs_pytorch is None and _backend(config) in PYTORCH:
-            needs_pytorch = folder.name
+        backend = _backend(config)
+        if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
+            backends[folder.name] = backend
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
             needs_library = folder.name
-    return Repository(root, tuple(folder.name for folder in folders), needs_library, needs_pytorch)
+    return Repository(root, tuple(folder.name for folder in folders), needs_library, backends)
 
 
 def _artifact(config: str) -> str:
@@ -57,12 +66,12 @@ def _artifact(config: str) -> str:
     named = re.search(r'^\s*default_model_filename\s*:\s*"([^"]+)"', config, re.MULTILINE)
     if named:
         return named.group(1)
-    return {**PYTORCH, "python": "model.py", "onnxruntime": "model.onnx"}.get(_backend(config), "")
+    return FILES.get(_backend(config), "")
 
 
 def _backend(config: str) -> str:
     named = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', config, re.MULTILINE)
-    return named.group(1) if named else ""
+    return PLATFORMS.get(named.group(1), named.group(1)) if named else ""
 
 
 def _calls_operator(weights: Path) -> bool:

@@ -37,7 +37,10 @@ SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the server listens. Metrics have a host of their own: not all who may ask may look."""
+    """Where the server listens. Metrics have a host of their own: not all who may ask may look.
+
+    The hosts are numeric: told a name, tritonserver's HTTP listens on 255.255.255.255 and says that all is well.
+    """
 
     host: str
     metrics_host: str
@@ -47,9 +50,19 @@ class Endpoints:
 
     def address(self, service: str) -> str:
         """ "host:port" to connect to from this machine."""
-        host = self.metrics_host if service == "metrics" else self.host
+        host = self._host(service)
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"[{host}]:{getattr(self, service)}" if ":" in host else f"{host}:{getattr(self, service)}"
+
+    def listen_address(self, service: str) -> str:
+        """The host as tritonserver's option wants it: HTTP and metrics (libevhtp) write IPv6 unlike gRPC."""
+        host = self._host(service)
+        if ":" not in host:
+            return host
+        return f"[{host}]" if service == "grpc" else f"ipv6:{host}"
+
+    def _host(self, service: str) -> str:
+        return self.metrics_host if service == "metrics" else self.host
 
 
 class Runtime:
@@ -105,13 +118,13 @@ class Runtime:
         options = {
             "model-repository": self._repository_path(),
             "model-control-mode": "none",
-            "http-address": endpoints.host,
+            "http-address": endpoints.listen_address("http"),
             "http-port": endpoints.http,
             "http-restricted-api": f"{RESTRICTED}:{key}",
-            "grpc-address": endpoints.host,
+            "grpc-address": endpoints.listen_address("grpc"),
             "grpc-port": endpoints.grpc,
             "grpc-restricted-protocol": f"{RESTRICTED}:{key}",
-            "metrics-address": endpoints.metrics_host,
+            "metrics-address": endpoints.listen_address("metrics"),
             "metrics-port": endpoints.metrics,
             "metrics-config": "summary_latencies=true",
             "exit-timeout-secs": drain_seconds,
@@ -142,13 +155,18 @@ class Runtime:
         shutil.copy2(bundled / "libtriton_python.so", python)
         (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
         (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
-        if pytorch_backend.is_current():
-            shutil.copy2(pytorch_backend.OUTPUT, pytorch)
-        elif self.repository.needs_pytorch:
-            raise InstallationError(
-                f"model {self.repository.needs_pytorch} needs the pytorch backend, not built for this PyTorch yet: "
-                f"run {sys.executable} {pytorch_backend.__file__}"
-            )
+        needs = self.repository.needs_pytorch
+        try:
+            if pytorch_backend.is_current():
+                shutil.copy2(pytorch_backend.OUTPUT, pytorch)
+            elif needs:
+                raise InstallationError(
+                    f"model {needs} needs the pytorch backend, not built for this PyTorch yet: "
+                    f"run {sys.executable} {pytorch_backend.__file__}"
+                )
+        except pytorch_backend.BuildError as error:  # no PyTorch; not every repository needs it
+            if needs:
+                raise InstallationError(f"model {needs} needs the pytorch backend: {error}") from None
         check_stub_libraries(stub, {**os.environ, **self.environment()})
 
     def _link_libpython(self) -> None:

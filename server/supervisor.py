@@ -9,7 +9,7 @@ from types import TracebackType
 
 from server.errors import GaveUpError, ServerError, StartError
 from server.locate import find_tritonserver
-from server.preflight import check_ports, free_ports
+from server.preflight import check_backends, check_log_file, check_ports, free_ports, resolve
 from server.process import ServerProcess
 from server.repository import read_repository
 from server.run import Run
@@ -24,7 +24,7 @@ class TritonServer:
 
     Args:
         repository: the model repository's folder.
-        host, metrics_host: addresses to listen on.
+        host, metrics_host: addresses or names of this machine to listen on.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         library: the native operator library; None takes $WIDEFIELD_LIBRARY or the built one.
         log_file: tritonserver's output; None keeps it in a private folder that is removed at a clean end.
@@ -105,9 +105,11 @@ class TritonServer:
             raise ServerError("this server was started before: make a new TritonServer")
         repository = read_repository(self.repository)
         self._choose_ports()
+        installation = find_tritonserver()
+        check_backends(repository.backends, installation, self.tritonserver_args)
         if self.log_file is not None:
-            self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self._runtime = Runtime(find_tritonserver(), repository, self.library)
+            check_log_file(self.log_file)
+        self._runtime = Runtime(installation, repository, self.library)
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
@@ -155,15 +157,13 @@ class TritonServer:
         self.stop()
 
     def _choose_ports(self) -> None:
+        host, metrics_host = resolve(self.host), resolve(self.metrics_host)
+        hosts = {"http": host, "grpc": host, "metrics": metrics_host}
         chosen = {service: port for service, port in self.asked_ports.items() if port}
-        for service, port in chosen.items():
-            check_ports(self._host_of(service), {service: port})
+        check_ports({service: (hosts[service], port) for service, port in chosen.items()})
         missing = [service for service in SERVICES if service not in chosen]
-        chosen.update(zip(missing, free_ports("127.0.0.1", len(missing)), strict=True))
-        self._endpoints = Endpoints(self.host, self.metrics_host, **chosen)
-
-    def _host_of(self, service: str) -> str:
-        return self.metrics_host if service == "metrics" else self.host
+        chosen.update(zip(missing, free_ports([hosts[service] for service in missing]), strict=True))
+        self._endpoints = Endpoints(host, metrics_host, **chosen)
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""

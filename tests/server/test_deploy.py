@@ -137,7 +137,7 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository):
     import torch
 
     runtime = Runtime(find_tritonserver(), read_repository(light_repository))
-    http, grpc, metrics = free_ports("127.0.0.1", 3)
+    http, grpc, metrics = free_ports(["127.0.0.1"] * 3)
     environment = {
         **os.environ,
         **runtime.environment(),

@@ -3,36 +3,25 @@
 import contextlib
 import importlib.metadata
 import os
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
-from server import InstallationError, PortInUseError
+from server import InstallationError, OptionError
 from server.locate import Installation, find_tritonserver
 from server.preflight import (
+    check_backends,
+    check_log_file,
     check_numpy,
-    check_ports,
     check_python_on_path,
     check_stub_libraries,
-    free_ports,
-    port_is_free,
-    port_owner,
 )
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-@pytest.fixture
-def listening():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
 
 
 @pytest.mark.parametrize("version", ["2.0.0", "2.4.1", "10.0"])
@@ -109,40 +98,43 @@ def test_python3_on_path(tmp_path):
     check_python_on_path(tmp_path)
 
 
-def test_busy_port_names_its_owner(listening):
-    expected = rf"port {listening} is in use by {psutil.Process().name()} \(pid {os.getpid()}\).*--grpc-port"
-    with pytest.raises(PortInUseError, match=expected):
-        check_ports("127.0.0.1", {"grpc": listening})
+@pytest.mark.parametrize("name", ["file/log", "file/a/log", "", "x" * 300])
+def test_log_file_that_cannot_be_written(tmp_path, name):
+    (tmp_path / "file").touch()
+    path = re.escape(str(tmp_path / name))
+    with pytest.raises(OptionError, match=rf"log file {path} cannot be written \(.*\): name another with --log-file"):
+        check_log_file(tmp_path / name)
 
 
-def test_busy_port_whose_owner_is_hidden(listening, monkeypatch):
-    def denied(kind):
-        raise psutil.AccessDenied
-
-    monkeypatch.setattr(psutil, "net_connections", denied)
-    with pytest.raises(PortInUseError, match=rf"port {listening} is in use: stop it, or choose another"):
-        check_ports("127.0.0.1", {"http": listening})
-    assert port_owner(listening) == ""
+def test_log_file_in_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "log"
+    check_log_file(path)
+    path.write_text("kept")
+    check_log_file(path)
+    assert path.read_text() == "kept"
 
 
-def test_one_port_for_two():
-    (port,) = free_ports("127.0.0.1", 1)
-    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and metrics"):
-        check_ports("127.0.0.1", {"http": port, "metrics": port})
+@pytest.fixture
+def embedded(tmp_path):
+    (tmp_path / "python_backend_stubs").mkdir()
+    return Installation(tmp_path / "bin" / "tritonserver")
 
 
-def test_free_ports():
-    ports = free_ports("127.0.0.1", 3)
-    assert len(set(ports)) == 3
-    assert all(port_is_free("127.0.0.1", port) for port in ports)
+def test_a_backend_that_the_embedded_server_lacks(embedded):
+    with pytest.raises(InstallationError) as caught:
+        check_backends({"preprocess": "python", "backbone": "onnxruntime", "softmax": "pytorch"}, embedded)
+    assert str(caught.value) == (
+        "model backbone needs the onnxruntime backend, which the embedded tritonserver has not: "
+        "build it with build_models.py --format torchscript, or serve it with NVIDIA's container (deploy/)"
+    )
+    with pytest.raises(InstallationError, match=r"the tensorrt backend, .* has not: serve it with NVIDIA's container"):
+        check_backends({"backbone": "tensorrt"}, embedded)
 
 
-@pytest.mark.parametrize(
-    ("host", "message"), [("203.0.113.7", "no address of this machine"), ("no.such.host.invalid", "is not an address")]
-)
-def test_wrong_host(host, message):
-    with pytest.raises(InstallationError, match=message):
-        port_is_free(host, 0)
+def test_backends_that_are_there(embedded, tmp_path):
+    check_backends({"preprocess": "python", "softmax": "pytorch"}, embedded)
+    check_backends({"backbone": "mine"}, embedded, ["--backend-directory=/mine"])
+    check_backends({"backbone": "onnxruntime"}, Installation(tmp_path / "opt" / "bin" / "tritonserver"))
 
 
 def test_named_tritonserver(monkeypatch, tmp_path):

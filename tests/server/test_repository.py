@@ -51,6 +51,7 @@ def test_no_version(tmp_path):
         ('platform: "pytorch_libtorch"', "model.pt"),
         ('backend: "python"', "model.py"),
         ('backend: "onnxruntime"', "model.onnx"),
+        ('platform: "onnxruntime_onnx"', "model.onnx"),
         ('backend: "pytorch"\ndefault_model_filename: "other.bin"', "other.bin"),
     ],
 )
@@ -71,8 +72,27 @@ def test_what_is_read(tmp_path):
     repository = read_repository(tmp_path)
     assert repository.models == ("backbone", "classifier", "other", "preprocess")
     assert repository.has_canary
+    assert repository.backends == {"backbone": "pytorch", "other": "identity", "preprocess": "python"}
+    assert repository.needs_pytorch == "backbone"
     assert repository.needs_library is None
     assert not read_repository_without(tmp_path, "classifier").has_canary
+
+
+def test_platforms_are_backends(tmp_path):
+    write(tmp_path, "a", 'platform: "onnxruntime_onnx"', "1/model.onnx")
+    write(tmp_path, "b", 'platform: "tensorrt_plan"', "1/model.plan")
+    write_torchscript(write(tmp_path, "c", 'platform: "pytorch_libtorch"') / "1" / "model.pt", b"torch.ops.aten.relu")
+    repository = read_repository(tmp_path)
+    assert repository.backends == {"a": "onnxruntime", "b": "tensorrt", "c": "pytorch"}
+    assert repository.needs_pytorch == "c"
+
+
+@pytest.mark.parametrize("file", ["libtriton_mine.so", "1/libtriton_mine.so"])
+def test_a_model_that_brings_its_backend(tmp_path, file):
+    write(tmp_path, "backbone", 'backend: "mine"', "1/.keep", file)
+    repository = read_repository(tmp_path)
+    assert repository.backends == {}
+    assert repository.needs_pytorch is None
 
 
 def read_repository_without(root, name):

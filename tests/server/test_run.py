@@ -8,6 +8,7 @@ import pytest
 from server import GaveUpError, ServerError, StartError, TritonServer
 from server import run as run_module
 from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
+from server.locate import Installation
 from server.run import Run
 
 
@@ -138,7 +139,7 @@ def supervised(monkeypatch, tmp_path):
             self.removed = True
 
     monkeypatch.setattr("server.supervisor.Runtime", FakeRuntime)
-    monkeypatch.setattr("server.supervisor.find_tritonserver", lambda: None)
+    monkeypatch.setattr("server.supervisor.find_tritonserver", lambda: Installation(tmp_path / "bin" / "tritonserver"))
 
     def build(outcomes, **options):
         server = TritonServer(tmp_path, **options)

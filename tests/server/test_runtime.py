@@ -11,6 +11,7 @@ import pytest
 
 from server import InstallationError
 from server.__main__ import main, parse_arguments
+from server.backends.pytorch import build as pytorch_backend
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
 from server.runtime import DEFAULT_LIBRARY, Endpoints, Runtime, find_library, has_gpu, is_shell_safe
@@ -20,7 +21,7 @@ ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
 
 @pytest.fixture
 def runtime(tmp_path):
-    made = Runtime(find_tritonserver(), Repository(tmp_path, ("backbone",), None, "backbone"))
+    made = Runtime(find_tritonserver(), Repository(tmp_path, ("backbone",), None, {"backbone": "pytorch"}))
     yield made
     made.remove()
     assert not made.folder.exists()
@@ -95,7 +96,7 @@ def test_gpu_options(runtime):
 def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
     library = tmp_path / "libwidefield.so"
     library.touch()
-    runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", "backbone"), library)
+    runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)
     try:
         environment = runtime.environment()
         assert environment["LD_PRELOAD"] == str(library)
@@ -119,7 +120,7 @@ def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
     with pytest.raises(InstallationError, match=r"numpy 2\.1\.0"):
-        Runtime(find_tritonserver(), Repository(tmp_path, (), None, None))
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,9 +128,27 @@ def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):
     unsafe = tmp_path / "a b"
     unsafe.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(unsafe))
-    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, None))
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
     runtime.remove()
     assert is_shell_safe(str(runtime.folder))
+
+
+def test_no_pytorch(monkeypatch, tmp_path):
+    def missing():
+        raise pytorch_backend.BuildError("PyTorch is not installed: pip install torch")
+
+    monkeypatch.setattr(pytorch_backend, "is_current", missing)
+    with pytest.raises(InstallationError, match=r"^model softmax needs the pytorch backend: PyTorch is not installed"):
+        Runtime(find_tritonserver(), Repository(tmp_path, ("softmax",), None, {"softmax": "pytorch"}))
+    Runtime(find_tritonserver(), Repository(tmp_path, ("preprocess",), None, {"preprocess": "python"})).remove()
+
+
+def test_a_backend_that_is_not_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(pytorch_backend, "is_current", lambda: False)
+    with pytest.raises(
+        InstallationError, match=r"model softmax needs the pytorch backend, not built .*: run .*build\.py"
+    ):
+        Runtime(find_tritonserver(), Repository(tmp_path, ("softmax",), None, {"softmax": "pytorch"}))
 
 
 @pytest.mark.parametrize("path", ["/a b", "/a;b", "/$a", "/a'b", "/a`b`", "/a\nb", "/é"])
@@ -138,7 +157,7 @@ def test_shell_unsafe(path):
 
 
 def test_find_library(tmp_path):
-    plain = Repository(tmp_path, (), None, None)
+    plain = Repository(tmp_path, (), None, {})
     there = tmp_path / "lib.so"
     there.touch()
     assert find_library(there, plain, {}) == there
@@ -151,11 +170,11 @@ def test_find_library(tmp_path):
 
 def test_find_library_that_a_model_needs(tmp_path, monkeypatch):
     monkeypatch.setattr("server.runtime.DEFAULT_LIBRARY", tmp_path / "libwidefield.so")
-    assert find_library(None, Repository(tmp_path, (), None, None), {}) is None
+    assert find_library(None, Repository(tmp_path, (), None, {}), {}) is None
     with pytest.raises(InstallationError, match=r"model backbone needs libwidefield\.so, not built yet: run"):
-        find_library(None, Repository(tmp_path, ("backbone",), "backbone", "backbone"), {})
+        find_library(None, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), {})
     (tmp_path / "libwidefield.so").touch()
-    assert find_library(None, Repository(tmp_path, (), None, None), {}) == tmp_path / "libwidefield.so"
+    assert find_library(None, Repository(tmp_path, (), None, {}), {}) == tmp_path / "libwidefield.so"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +186,14 @@ def test_addresses_are_ones_to_connect_to(host, expected):
     assert Endpoints(host, "127.0.0.1", 1, 2, 3).address("metrics") == "127.0.0.1:3"
 
 
+def test_addresses_as_tritonserver_wants_them():
+    def listen(endpoints):
+        return [endpoints.listen_address(service) for service in ("http", "grpc", "metrics")]
+
+    assert listen(Endpoints("0.0.0.0", "127.0.0.1", 1, 2, 3)) == ["0.0.0.0", "0.0.0.0", "127.0.0.1"]
+    assert listen(Endpoints("::1", "::", 1, 2, 3)) == ["ipv6:::1", "[::1]", "ipv6:::"]
+
+
 def test_arguments():
     options = parse_arguments(["--http-port", "1", "--", "--log-verbose=1"])
     assert (options.host, options.http_port, options.tritonserver_args) == ("127.0.0.1", 1, ["--log-verbose=1"])
@@ -176,6 +203,26 @@ def test_command_line_says_one_line(tmp_path, capsys):
     assert main(["--model-repository", str(tmp_path / "none")]) == 1
     errors = capsys.readouterr().err
     assert errors == f"server: error: model repository {tmp_path / 'none'} does not exist: run build_models.py\n"
+
+
+def test_command_line_says_one_line_of_the_log_and_of_a_backend(tmp_path, capsys, monkeypatch):
+    embedded = Installation(tmp_path / "wheel" / "bin" / "tritonserver")
+    (embedded.root / "python_backend_stubs").mkdir(parents=True)
+    monkeypatch.setattr("server.supervisor.find_tritonserver", lambda: embedded)
+    config = tmp_path / "models" / "backbone" / "config.pbtxt"
+    (config.parent / "1").mkdir(parents=True)
+    config.touch()
+    arguments = ["--model-repository", str(tmp_path / "models"), "--http-port", "0", "--grpc-port", "0"]
+    arguments += ["--metrics-port", "0", "--log-file", str(config / "log")]
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"server: error: log file {config / 'log'} cannot be written (")
+
+    config.write_text('backend: "onnxruntime"\n')
+    (config.parent / "1" / "model.onnx").touch()
+    assert main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("server: error: model backbone needs the onnxruntime backend, which the embedded")
 
 
 def test_command_line_warns_of_another_host(tmp_path, capsys):

@@ -27,7 +27,7 @@ class BuildError(RuntimeError):
 def torch_folder() -> Path:
     """The torch package's folder, found without the seconds that importing it takes."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
         raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
     return Path(spec.submodule_search_locations[0])
 
@@ -76,7 +76,10 @@ def build(output: Path = OUTPUT) -> str:
 
 def run_all(commands: Iterable[list[str]]) -> None:
     """The commands, side by side."""
-    processes = [(command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) for command in commands]
+    try:
+        processes = [(command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) for command in commands]
+    except OSError as error:
+        raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
     for command, process in processes:
         errors = process.communicate()[1]
         if process.returncode != 0:

@@ -1,0 +1,177 @@
+"""One clear line for an address or a port that will not do; on each address that will, every service answers."""
+
+import os
+import socket
+import urllib.request
+
+import numpy as np
+import psutil
+import pytest
+
+from server import OptionError, PortInUseError, TritonServer
+from server.__main__ import main
+from server.preflight import check_ports, free_ports, port_is_free, port_owner, resolve
+
+HERE = "127.0.0.1"
+
+
+@pytest.fixture
+def listening():
+    with socket.socket() as listener:
+        listener.bind((HERE, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A repository that is good enough to get to the ports."""
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "config.pbtxt").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """names(addresses): what any host's name stands for."""
+
+    def build(*addresses):
+        found = [(socket.AF_INET6 if ":" in a else socket.AF_INET, 1, 6, "", (a, 0)) for a in addresses]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+    return build
+
+
+def test_busy_port_names_its_owner(listening):
+    expected = rf"port {listening} is in use by {psutil.Process().name()} \(pid {os.getpid()}\).*--grpc-port"
+    with pytest.raises(PortInUseError, match=expected):
+        check_ports({"grpc": (HERE, listening)})
+
+
+def test_busy_port_whose_owner_is_hidden(listening, monkeypatch):
+    def denied(kind):
+        raise psutil.AccessDenied
+
+    monkeypatch.setattr(psutil, "net_connections", denied)
+    with pytest.raises(PortInUseError, match=rf"port {listening} is in use: stop it, or choose another"):
+        check_ports({"http": (HERE, listening)})
+    assert port_owner(listening) == ""
+
+
+def test_port_of_root(monkeypatch):
+    class Denied(socket.socket):
+        def bind(self, address):
+            raise PermissionError
+
+    monkeypatch.setattr(socket, "socket", Denied)
+    with pytest.raises(OptionError, match="port 80 needs root: choose one above 1023"):
+        check_ports({"http": (HERE, 80)})
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 70000])
+@pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
+def test_no_port_number(root, capsys, service, port):
+    assert main(["--model-repository", str(root), f"--{service}-port", str(port)]) == 1
+    expected = f"--{service}-port is {port}: choose one from 1024 to 65535, or 0 for any free one"
+    assert capsys.readouterr().err == f"server: error: {expected}\n"
+
+
+@pytest.mark.parametrize("metrics_host", [HERE, "localhost", "0.0.0.0"])
+def test_one_port_for_two(root, metrics_host):
+    (port,) = free_ports([HERE])
+    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and grpc: give each its own"):
+        TritonServer(root, metrics_host=metrics_host, http_port=port, grpc_port=port).start()
+    with pytest.raises(PortInUseError, match=f"port {port} is asked for grpc and metrics"):
+        TritonServer(root, metrics_host=metrics_host, grpc_port=port, metrics_port=port).start()
+    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and metrics"):
+        TritonServer(root, host="0.0.0.0", metrics_host=metrics_host, http_port=port, metrics_port=port).start()
+
+
+def test_one_port_on_two_addresses():
+    (port,) = free_ports([HERE])
+    check_ports({"http": (HERE, port), "metrics": ("127.0.0.2", port)})
+
+
+def test_busy_port_of_the_metrics_own_address(root):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.2", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert port_is_free(HERE, port)
+        with pytest.raises(PortInUseError, match=rf"port {port} is in use .*--metrics-port"):
+            TritonServer(root, metrics_host="127.0.0.2", metrics_port=port).start()
+
+
+def test_free_ports():
+    ports = free_ports([HERE, HERE, "0.0.0.0"])
+    assert len(set(ports)) == 3
+    assert all(port_is_free(HERE, port) for port in ports)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("203.0.113.7", r"host 203\.0\.113\.7 is no address of this machine \(Cannot assign"),
+        ("no.such.host.invalid", "host 'no.such.host.invalid' is not an address: use 127.0.0.1 or 0.0.0.0"),
+        ("", "host '' is not an address"),
+        ("a..b", "host 'a..b' is not an address"),
+        ("[::1]", r"host '\[::1\]' is not an address"),
+    ],
+)
+def test_wrong_host(root, host, message):
+    with pytest.raises(OptionError, match=message):
+        TritonServer(root, host=host).start()
+    with pytest.raises(OptionError, match=message):
+        TritonServer(root, metrics_host=host).start()
+
+
+def test_a_machine_without_ipv6(names, monkeypatch):
+    class OnlyIPv4(socket.socket):
+        def __init__(self, family):
+            raise OSError(97, "Address family not supported by protocol")
+
+    names("::1")
+    monkeypatch.setattr(socket, "socket", OnlyIPv4)
+    with pytest.raises(OptionError, match=r"host ::1 is no address of this machine \(Address family not supported"):
+        resolve("::1")
+
+
+def test_names_become_numbers_of_ipv4_first(names):
+    names("::1", "127.0.0.1", "127.0.0.2")
+    assert resolve("localhost") == "127.0.0.1"
+
+
+def has_ipv6():
+    try:
+        resolve("::1")
+    except OptionError:
+        return False
+    return True
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("host", "metrics_host", "addresses"),
+    [
+        ("localhost", "localhost", ("127.0.0.1", "127.0.0.1")),
+        ("::1", "127.0.0.1", ("[::1]", "127.0.0.1")),
+        ("127.0.0.1", "::1", ("127.0.0.1", "[::1]")),
+        ("::", "::1", ("[::1]", "[::1]")),
+    ],
+)
+def test_each_service_answers_there(light_repository, sleep, host, metrics_host, addresses):
+    """tritonserver itself, told localhost or ::1, says that it listens and does so on 255.255.255.255."""
+    import tritonclient.http as triton_http
+
+    if ":" in host + metrics_host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with TritonServer(light_repository, host=host, metrics_host=metrics_host) as server:
+        urls = [server.http_url, server.grpc_url, server.metrics_url]
+        assert [url.rpartition(":")[0] for url in urls] == [addresses[0], addresses[0], addresses[1]]
+        assert sleep(server.grpc_url, 0.0) == 0.0
+        with triton_http.InferenceServerClient(server.http_url) as client:
+            tensor = triton_http.InferInput("seconds", [1, 1], "FP32")
+            tensor.set_data_from_numpy(np.zeros((1, 1), np.float32))
+            assert client.infer("sleepy", [tensor]).as_numpy("slept")[0, 0] == 0
+        with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+            assert b"nv_inference_count" in answer.read()
