@@ -16,7 +16,7 @@ WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver
 
 @dataclass(frozen=True)
 class ServingSpec:
-    """What the four configs must agree on. Sizes in pixels."""
+    """What the configs must agree on. Sizes in pixels."""
 
     image_size: int
     resize_size: int
@@ -97,31 +97,50 @@ def softmax_config(spec: ServingSpec) -> str:
 
 
 def classifier_config(spec: ServingSpec) -> str:
+    return _ensemble("classifier", spec, explained=False)
+
+
+def classifier_explained_config(spec: ServingSpec) -> str:
+    """The same steps, and the backbone's second output: nobody pays for it who asks for `classifier`."""
+    return _ensemble("classifier_explained", spec, explained=True)
+
+
+def _ensemble(name: str, spec: ServingSpec, explained: bool) -> str:
     def step(model: str, source: dict[str, str], result: dict[str, str]) -> dict[str, Any]:
         return {"model_name": model, "model_version": -1, "input_map": source, "output_map": result}
 
+    maps = {"class_map": "class_map"} if explained else {}
+    outputs = [{**_tensor("probabilities", "FP32", [spec.num_classes]), "label_filename": "labels.txt"}]
+    if explained and spec.class_map is not None:
+        outputs.append(_tensor("class_map", "FP32", list(spec.class_map)))
     return _text(
-        name="classifier",
+        name=name,
         platform="ensemble",
         max_batch_size=MAX_BATCH_SIZE,
         input=[_tensor("image", "STRING", [1])],
-        output=[{**_tensor("probabilities", "FP32", [spec.num_classes]), "label_filename": "labels.txt"}],
+        output=outputs,
         ensemble_scheduling={
             "step": [
                 step("preprocess", {"image": "image"}, {"pixels": "pixels"}),
-                step("backbone", {"pixels": "pixels"}, {"logits": "logits"}),
+                step("backbone", {"pixels": "pixels"}, {"logits": "logits"} | maps),
                 step("softmax", {"logits": "logits"}, {"probabilities": "probabilities"}),
             ]
         },
     )
 
 
-CONFIGS = {
-    "preprocess": preprocess_config,
-    "backbone": backbone_config,
-    "softmax": softmax_config,
-    "classifier": classifier_config,
-}
+def configs(spec: ServingSpec) -> dict[str, str]:
+    """config.pbtxt by model."""
+    texts = {
+        "preprocess": preprocess_config(spec),
+        "backbone": backbone_config(spec),
+        "softmax": softmax_config(spec),
+        "classifier": classifier_config(spec),
+    }
+    return texts if spec.class_map is None else texts | {"classifier_explained": classifier_explained_config(spec)}
+
+
+ENSEMBLES = ("classifier", "classifier_explained")
 
 
 def interface(config: str) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.configs import CONFIGS, WARMUP_IMAGE, ServingSpec, interface
+from export.configs import ENSEMBLES, WARMUP_IMAGE, ServingSpec, backbone_config, configs, interface
 from export.torchscript import save_torchscript, script_softmax
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1" / "model.py"
@@ -60,11 +60,16 @@ def write_repository(
 
 
 def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], warmup_image: bytes) -> None:
-    for name, config in CONFIGS.items():
+    texts = configs(spec)
+    for name, text in texts.items():
         (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
-        _replace(stage / name / "config.pbtxt", config(spec).encode())
-    _replace(stage / "classifier" / "labels.txt", ("\n".join(labels) + "\n").encode())
-    _replace(stage / "classifier" / "1" / ".gitkeep", b"")  # an ensemble needs a version folder, and it is empty
+        _replace(stage / name / "config.pbtxt", text.encode())
+    for name in ENSEMBLES:
+        if name not in texts:  # of an earlier build with class maps
+            shutil.rmtree(stage / name, ignore_errors=True)
+            continue
+        _replace(stage / name / "labels.txt", ("\n".join(labels) + "\n").encode())
+        _replace(stage / name / "1" / ".gitkeep", b"")  # an ensemble needs a version folder, and it is empty
     _replace(stage / "preprocess" / "1" / "model.py", PREPROCESS_SOURCE.read_bytes())
     warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
     warmup.parent.mkdir(exist_ok=True)
@@ -83,7 +88,7 @@ def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[l
     same = (
         config.exists()
         and labels_file.exists()
-        and interface(config.read_text()) == interface(CONFIGS["backbone"](spec))
+        and interface(config.read_text()) == interface(backbone_config(spec))
         and labels_file.read_text() == "\n".join(labels) + "\n"
     )
     if same:

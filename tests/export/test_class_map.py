@@ -64,7 +64,7 @@ def test_both_formats_have_the_map(repository: Path, checkpoint: Path) -> None:
 def test_config_is_complete_and_the_ensemble_as_it_was(repository: Path) -> None:
     configs = {
         name: text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-        for name in ("backbone", "classifier")
+        for name in ("backbone", "classifier", "classifier_explained")
     }
     outputs = [(o.name, o.data_type, list(o.dims)) for o in configs["backbone"].output]
     assert outputs == [
@@ -73,6 +73,16 @@ def test_config_is_complete_and_the_ensemble_as_it_was(repository: Path) -> None
     ]
     assert [o.name for o in configs["classifier"].output] == ["probabilities"]
     assert "class_map" not in str(configs["classifier"])
+    assert [o.name for o in configs["classifier_explained"].output] == ["probabilities", "class_map"]
+    assert list(configs["classifier_explained"].output[1].dims) == [MAP, MAP]
+
+
+def test_a_build_without_maps_takes_the_ensemble_away(checkpoint: Path, tmp_path: Path) -> None:
+    options = {"weights": checkpoint, "output": tmp_path / "models", "threads": 1}
+    build(BuildOptions(**options, class_map=True))
+    assert (tmp_path / "models/classifier_explained/labels.txt").exists()
+    assert "removed version 1" in build(BuildOptions(**options))
+    assert not (tmp_path / "models/classifier_explained").exists()
 
 
 def test_networks_without_an_exact_map_are_refused(tmp_path: Path) -> None:
@@ -108,7 +118,9 @@ def test_parity_compares_the_maps_of_the_same_answer() -> None:
 
 
 @pytest.mark.server
-def test_served_beside_an_ensemble_that_does_not_map_it(repository: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_served_by_the_ensemble_that_maps_it_and_not_by_the_other(
+    repository: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     import io
 
     import tritonclient.grpc
@@ -134,4 +146,10 @@ def test_served_beside_an_ensemble_that_does_not_map_it(repository: Path, checkp
             answer.as_numpy("probabilities"), logits[:1].softmax(1).numpy(), rtol=1e-3, atol=1e-3
         )
         assert answer.as_numpy("class_map") is None
+        explained = client.infer("classifier_explained", [image])
+        np.testing.assert_array_equal(explained.as_numpy("probabilities"), answer.as_numpy("probabilities"))
+        np.testing.assert_allclose(explained.as_numpy("class_map"), maps[:1].numpy(), rtol=1e-3, atol=1e-3)
+        wanted = [tritonclient.grpc.InferRequestedOutput("probabilities", class_count=1)]
+        (best,) = client.infer("classifier_explained", [image], outputs=wanted).as_numpy("probabilities").reshape(-1)
+        assert best.decode().split(":")[2] == str(int(logits[0].argmax()))
         client.close()
