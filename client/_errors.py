@@ -79,10 +79,10 @@ def shorten(words: str, limit: int = 300) -> str:
 
 def _classify(status: str, details: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
     lower = details.lower()
-    if status == "DEADLINE_EXCEEDED" or (status == "UNAVAILABLE" and "timeout expired" in lower):
+    if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError, f"no answer within {timeout:g} s: raise the timeout or send fewer at a time"
-    if "maximum queue size" in lower:
-        return QueueFullError, "the server's queue is full: try again later or send fewer at a time"
+    if "maximum queue size" in lower or "request timeout expired" in lower:
+        return QueueFullError, "the server's queue is too long: try again later or send fewer at a time"
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in lower:
         return InvalidImageError, f"the server takes no request that large ({details}): send a smaller file"
     if status == "RESOURCE_EXHAUSTED":

@@ -44,6 +44,11 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
+def queue_timeout(timeout: float) -> int:
+    """Microseconds that a request may wait in a step's queue: half its time, so that what leaves it can be answered."""
+    return max(1, int(timeout * 0.5e6))
+
+
 def open_transport(url: str | None, protocol: str) -> Transport:
     """Raises `ValueError` for an unknown protocol or a URL that is none. Nothing is sent yet."""
     if protocol not in DEFAULT_PORTS:

@@ -6,7 +6,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client._errors import ProtocolError, error_from_status
-from client._transport import INPUT, OUTPUT
+from client._transport import INPUT, OUTPUT, queue_timeout
 
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),  # gRPC's own limit of 4 MB is less than a photograph
@@ -32,7 +32,7 @@ class GrpcTransport:
         request.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
         request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
         request.outputs.add(name=OUTPUT).parameters["classification"].int64_param = top
-        request.parameters["timeout"].int64_param = int(timeout * 1e6)  # microseconds; a batcher's queue may heed it
+        request.parameters["timeout"].int64_param = queue_timeout(timeout)
         try:
             response = self._stub.ModelInfer(request, timeout=timeout)
         except grpc.RpcError as error:

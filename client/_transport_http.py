@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from client._connection import Connection
 from client._errors import ClassifierError, InvalidImageError, ProtocolError, error_from_status, shorten
-from client._transport import INPUT, OUTPUT
+from client._transport import INPUT, OUTPUT, queue_timeout
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
@@ -46,7 +46,7 @@ class HttpTransport:
                 }
             ],
             "outputs": [{"name": OUTPUT, "parameters": {"classification": top, "binary_data": False}}],
-            "parameters": {"timeout": int(timeout * 1e6)},  # microseconds; a batcher's queue may heed it
+            "parameters": {"timeout": queue_timeout(timeout)},
         }
         header = json.dumps(description).encode()
         headers = {

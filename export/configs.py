@@ -11,6 +11,10 @@ PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answ
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
 BACKBONE_BATCHES = (4, 1)
+# How long a request may wait in a step's queue; a client may ask for less. Waiting is what is bounded: tritonserver
+# 2.51 halves its throughput once `max_queue_size` turns requests away (docs/serving.md), so that bounds memory alone.
+QUEUE_SECONDS = 5.0
+QUEUE_REQUESTS = 1024
 WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver reads a string tensor
 
 
@@ -43,6 +47,17 @@ def _warmup(inputs: dict[str, dict[str, Any]], batch_sizes: tuple[int, ...] = (1
     return [{"name": f"batch_{n}", "batch_size": n, "count": 3, "inputs": inputs} for n in batch_sizes]
 
 
+def _bounded_queue() -> dict[str, Any]:
+    return {
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": int(QUEUE_SECONDS * 1e6),
+            "allow_timeout_override": True,
+            "max_queue_size": QUEUE_REQUESTS,
+        }
+    }
+
+
 def preprocess_config(spec: ServingSpec) -> str:
     image = {"data_type": "TYPE_STRING", "dims": [1], "input_data_file": WARMUP_IMAGE}
     return _text(
@@ -52,6 +67,7 @@ def preprocess_config(spec: ServingSpec) -> str:
         input=[_tensor("image", "STRING", [1])],
         output=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
         instance_group=[{"kind": "KIND_CPU", "count": PREPROCESS_INSTANCES}],
+        dynamic_batching=_bounded_queue(),
         parameters=_parameters(
             {
                 "image_size": spec.image_size,
@@ -76,7 +92,7 @@ def backbone_config(spec: ServingSpec) -> str:
         max_batch_size=MAX_BATCH_SIZE,
         input=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
         output=outputs,
-        dynamic_batching={},
+        dynamic_batching=_bounded_queue(),
         parameters=_libtorch_parameters(spec.threads, fusion=True),
         model_warmup=_warmup({"pixels": pixels}, BACKBONE_BATCHES),
     )

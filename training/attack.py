@@ -1,6 +1,7 @@
 """Clean and robust accuracy of a checkpoint, with the settings of every attack.
 
-python -m training.attack --checkpoint runs/digits-nano --data data/digits/val --epsilon 8 --attacks fgsm pgd apgd
+Example:
+    python -m training.attack --checkpoint runs/digits-nano --data data/digits/val --epsilon 8 --attacks fgsm pgd apgd
 """
 
 import json
@@ -149,7 +150,7 @@ def _in_255ths(name: str, value: Any) -> str:
 
 
 def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, prog="python -m training.attack", description=__doc__)
     console = Console()
     try:
         with console.status("attacking") as status:

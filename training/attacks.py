@@ -6,7 +6,7 @@ it in evaluation mode unless the caller means otherwise. epsilon and step are in
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropies [B], their gradient with respect to the pixels alone [B,3,S,S], logits [B,classes]."""
-    with torch.enable_grad():
+    """Cross entropies [B], their gradient with respect to the pixels alone [B,3,S,S], logits [B,classes].
+
+    Under autocast to float16 it is taken in float32: where the model is sure, float16 would round it, and so its sign,
+    to 0.
+    """
+    device = pixels.device.type
+    to_float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    with torch.autocast(device, enabled=False) if to_float16 else nullcontext(), torch.enable_grad():
         pixels = pixels.detach().requires_grad_(True)
         logits = model(pixels)
         losses = F.cross_entropy(_at_least_float32(logits), targets, reduction="none")
@@ -95,14 +101,15 @@ def pgd(
     """
     _check(epsilon, steps, restarts)
     size = 2.5 * epsilon / steps if step is None else step
-    best, best_loss = pixels.clone(), torch.full((len(pixels),), -torch.inf, device=pixels.device)
-    for _ in range(restarts):
+
+    def run() -> Tensor:
         adversarial = random_start(pixels, epsilon) if from_random else pixels
         for _ in range(steps):
             _, gradient, _ = losses_and_gradient(model, adversarial, targets)
             adversarial = project(adversarial + size * gradient.sign(), pixels, epsilon)
-        best, best_loss = _keep_stronger(model, adversarial, targets, best, best_loss)
-    return best
+        return adversarial
+
+    return _strongest(model, targets, run, restarts)
 
 
 def apgd_ce(
@@ -115,11 +122,7 @@ def apgd_ce(
     from its best point. Restarts as in `pgd`.
     """
     _check(epsilon, steps, restarts)
-    best, best_loss = pixels.clone(), torch.full((len(pixels),), -torch.inf, device=pixels.device)
-    for _ in range(restarts):
-        adversarial = _apgd_run(model, pixels, targets, epsilon, steps)
-        best, best_loss = _keep_stronger(model, adversarial, targets, best, best_loss)
-    return best
+    return _strongest(model, targets, lambda: _apgd_run(model, pixels, targets, epsilon, steps), restarts)
 
 
 def apgd_checkpoints(steps: int) -> list[int]:
@@ -164,15 +167,27 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
     return best
 
 
+def _strongest(model: nn.Module, targets: Tensor, run: Callable[[], Tensor], restarts: int) -> Tensor:
+    """Of each image the strongest of `restarts` runs; a single one needs no judge."""
+    best = run()
+    if restarts == 1:
+        return best
+    best_strength = _strength(model, best, targets)
+    for _ in range(restarts - 1):
+        adversarial = run()
+        strength = _strength(model, adversarial, targets)
+        stronger = strength > best_strength
+        best = torch.where(stronger.view(-1, 1, 1, 1), adversarial, best)
+        best_strength = torch.where(stronger, strength, best_strength)
+    return best
+
+
 @torch.no_grad()
-def _keep_stronger(
-    model: nn.Module, adversarial: Tensor, targets: Tensor, best: Tensor, best_loss: Tensor
-) -> tuple[Tensor, Tensor]:
+def _strength(model: nn.Module, adversarial: Tensor, targets: Tensor) -> Tensor:
+    """[B] the cross entropy, without limit where the answer is wrong."""
     logits = _at_least_float32(model(adversarial))
-    wrong = logits.argmax(1) != targets
-    loss = torch.where(wrong, torch.inf, F.cross_entropy(logits, targets, reduction="none"))
-    stronger = loss > best_loss
-    return torch.where(stronger.view(-1, 1, 1, 1), adversarial, best), torch.where(stronger, loss, best_loss)
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return torch.where(logits.argmax(1) != targets, torch.inf, losses)
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

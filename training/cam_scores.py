@@ -63,12 +63,17 @@ def _mean_ranks(values: Tensor) -> Tensor:
 
 
 def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
-    """The head and the two parts before it, from the last to the first."""
+    """Every part with weights, from the head to the stem."""
     if isinstance(model, RepLKNet):
-        return "head", "norm", "stages.3"
+        parts = ["stem", "stages.0"]
+        for i in range(len(model.transitions)):
+            parts += [f"transitions.{i}", f"stages.{i + 1}"]
+        parts.append("norm")
+    else:
+        parts = [name for name, _ in model.named_children()]
+    parts = [name for name in parts if any(True for _ in model.get_submodule(name).parameters())]
     head = head_name(model)
-    parts = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
-    return head, *[name for name in reversed(parts) if name != head.split(".")[0]][:2]
+    return head, *[name for name in reversed(parts) if name != head]
 
 
 @torch.no_grad()
@@ -79,7 +84,7 @@ def randomization_check(
 
     From the head down, each part stays random while the next one becomes so. A map that explains the model must change:
     a correlation near 1 means that it shows the image and not the model. The weights of a part are permuted, so that
-    their distribution stays. `parts`: empty, the head and the two before it.
+    their distribution stays. `parts`: empty, all of them down to the stem.
     """
     before, changed = explain(model), deepcopy(model)
     generator = torch.Generator().manual_seed(0)

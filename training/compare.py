@@ -1,7 +1,8 @@
 """Architectures side by side: counted and timed here, beside what is published; claims beside the truth; what to take.
 
-python -m training.compare
-python -m training.compare --archs replknet_nano timm/mobilenetv3_small_100 --rounds 5
+Examples:
+    python -m training.compare
+    python -m training.compare --archs replknet_nano timm/mobilenetv3_small_100 --rounds 5
 """
 
 import copy
@@ -166,7 +167,7 @@ def _beside(published: float | None) -> str:
 
 
 def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, prog="python -m training.compare", description=__doc__)
     console = Console()
     try:
         with console.status("comparing") as status:

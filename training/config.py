@@ -29,3 +29,5 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     drop_path: float = 0.1
+    label_smoothing: float | None = None  # type: ignore[assignment]  # AugmentConfig's; methods.label_smoothing has it
+    """None: 0.1, or 0 for ldam, focal and paco, which have none."""

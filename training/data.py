@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import signal
+import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -113,6 +115,7 @@ def make_loader(
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory,
+        "worker_init_fn": _outlive_sigterm,
         "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
     }
     if not train:
@@ -120,6 +123,21 @@ def make_loader(
     windows = dataset.sizes if isinstance(dataset, Shards) else None
     batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """In a worker: SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
+
+    The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def write_digits(folder: str | Path) -> Path:

@@ -8,16 +8,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from training.settings import SettingsError, first_line
 
 
 def setup(device: str) -> str:
-    """Join torchrun's other processes, if there are any; returns the device of this process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    """Join torchrun's other processes, if there are any; returns the device of this process.
+
+    Raises `SettingsError` for a device that PyTorch cannot use.
+    """
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): take another") from error
+    if device.startswith("cuda:"):
         torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group(backend(device))
     return device
+
+
+def backend(device: str) -> str:
+    """Of the process group: NCCL alone could not sum what lies on the CPU, such as an evaluation's counts."""
+    return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
 def shutdown() -> None:
@@ -53,6 +69,13 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """`module` with its gradients averaged over all processes; buffers are made equal here, and no more after that."""
+    network = DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
+    network.broadcast_buffers = False  # the argument of this name warns from torch 2.13 on; 2.11 has no other
+    return network
+
+
 class _SumOverProcesses(torch.autograd.Function):
     """The sum in both directions: what one process's activations add, every process's loss sees."""
 
@@ -71,6 +94,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(x)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # under autocast x may be bf16
         count = all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64))
         mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / count.to(x.dtype)  # [C]
         centred = x - mean.view(1, -1, 1, 1)
@@ -81,9 +105,9 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(var.detach() * (count / (count - 1)).to(x.dtype), momentum)
         out = centred * torch.rsqrt(var + self.eps).view(1, -1, 1, 1)
-        if self.weight is None:
-            return out
-        return out * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        if self.weight is not None:
+            out = out * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return out.to(dtype)
 
 
 def convert_sync_batchnorm(model: nn.Module, device: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """Top-1 accuracy and a per-class table of a checkpoint on a folder of labelled images.
 
-python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
+Example:
+    python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
 """
 
 import csv
@@ -131,7 +132,7 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
 
 
 def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, prog="python -m training.evaluate", description=__doc__)
     console = Console()
     try:
         confusion, labels = evaluate(config)

@@ -1,6 +1,7 @@
 """Pictures of where a checkpoint looks, with scores of how far they can be believed.
 
-python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --output runs/explained
+Example:
+    python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --method layercam --layer stages.0
 """
 
 import sys
@@ -23,8 +24,8 @@ from training.data import DataError, load_image
 from training.evaluate import labels_of
 from training.road import road
 from training.settings import SettingsError, one_line
+from training.shards import IMAGE_SUFFIXES
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
 
@@ -62,9 +63,9 @@ def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.I
 
 def find_images(path: Path, count: int) -> list[Path]:
     """`count` images, evenly over the folder. Raises `DataError` if there is none."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise DataError(f"{path} holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if count < 1:
         raise SettingsError(f"--count {count}: at least 1")
     chosen = min(count, len(files))
@@ -115,7 +116,7 @@ def scores_of(
 
 
 def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
+    config = tyro.cli(Config, prog="python -m training.explain", description=__doc__)
     console = Console()
     try:
         table, scores = explain_images(config)

@@ -1,8 +1,9 @@
 """Train a classifier on a folder of images or shards, from random weights or from a checkpoint.
 
-python -m training.finetune --preset digits --output runs/digits-nano
-python -m training.finetune --data my_images --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth
-torchrun --nproc-per-node 8 -m training.finetune --preset replknet_31b --data imagenet
+Examples:
+    python -m training.finetune --preset digits --output runs/digits-nano
+    python -m training.finetune --data my_images --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth
+    torchrun --nproc-per-node 8 -m training.finetune --preset replknet_31b --data imagenet
 """
 
 import argparse
@@ -26,7 +27,7 @@ from training.data import make_loader, open_images, write_digits
 from training.evaluate import confusion_matrix, top1
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
-from training.methods import check_method, make_learner
+from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import exit_code
@@ -43,6 +44,8 @@ def train(config: Config, console: Console | None = None) -> float:
     the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on SIGTERM.
     """
     check_method(config, config, config.weights is not None)
+    smoothing = label_smoothing(config, config.label_smoothing)
+    config = replace(config, epsilon=attack_epsilon(config), label_smoothing=smoothing)  # what holds: for args.json
     config = replace(config, device=distributed.setup(config.device))
     main = distributed.rank() == 0
     console = console or Console()
@@ -78,7 +81,7 @@ def train(config: Config, console: Console | None = None) -> float:
     learner = make_learner(model, config, config, model_config, counts, config.batch_size)
     learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     watched = config.adversarial == "fast_at"
-    watch = OverfittingWatch(learner, config.epsilon / 255, config.overfitting_drop) if watched else None
+    watch = OverfittingWatch(learner, attack_epsilon(config) / 255, config.overfitting_drop) if watched else None
 
     def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:
         confusion = distributed.all_sum(confusion_matrix(finished, val_loader, len(labels), config.device))
@@ -137,7 +140,8 @@ def parse_arguments(command_line: list[str] | None = None) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="folder")
     preset = first.parse_known_args(command_line)[0].preset
-    return tyro.cli(Config, args=command_line, default=PRESETS.get(preset, PRESETS["folder"]), description=__doc__)
+    default = PRESETS.get(preset, PRESETS["folder"])
+    return tyro.cli(Config, prog="python -m training.finetune", args=command_line, default=default, description=__doc__)
 
 
 def main() -> int:

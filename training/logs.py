@@ -18,11 +18,13 @@ LOG_FILE = "log.jsonl"
 class RunLog:
     """Progress bar on `console`, a JSON line for each epoch in `folder`/log.jsonl, scalars for TensorBoard.
 
-    Only the `main` process writes. A resumed log keeps the lines up to `step`. Raises `SettingsError` if TensorBoard is
-    asked for and not installed.
+    Only the `main` process writes. A resumed log keeps the lines of the `epochs` that are evaluated. Raises
+    `SettingsError` if TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, config: LoopConfig, folder: Path, console: Console, total: int, step: int, main: bool) -> None:
+    def __init__(
+        self, config: LoopConfig, folder: Path, console: Console, total: int, step: int, epochs: int, main: bool
+    ) -> None:
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         self.progress = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not main)
         self.bar = self.progress.add_task("starting", total=total, completed=step)
@@ -30,8 +32,7 @@ class RunLog:
         self.path = folder / LOG_FILE
         self.writer = tensorboard_writer(config.output / "tensorboard", step) if config.tensorboard and main else None
         if main:
-            lines = self.path.read_text().splitlines() if step and self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            kept = self.path.read_text().splitlines()[:epochs] if self.path.exists() else []
             temporary = self.path.with_name(f".{LOG_FILE}.tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept))
             os.replace(temporary, self.path)

@@ -73,7 +73,7 @@ def log_prior(counts: Sequence[int]) -> Tensor:
 
 def _check_counts(counts: Sequence[int]) -> None:
     if empty := [index for index, count in enumerate(counts) if count < 1]:
-        raise SettingsError(f"class {empty[0]} has no training image: add some, or leave the class out")
+        raise SettingsError(f"class index {empty[0]} has no training image: add some, or leave the class out")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from training.learners import CrossEntropy, ScheduledCriterion
 from training.long_tail import class_weights, log_prior
+from training.settings import SettingsError
 
 
 class LogitAdjusted(nn.Module):
@@ -28,18 +29,24 @@ class LogitAdjusted(nn.Module):
 
 
 class Focal(nn.Module):
-    """-(1 - p)^gamma log p of the true class (Lin et al., ICCV 2017, for a softmax), with class weights of mean 1."""
+    """-(1 - p)^gamma log p of the true class (Lin et al., ICCV 2017, for a softmax), with class weights of mean 1.
+
+    Raises `SettingsError` for a gamma below 0.
+    """
 
     weight: Tensor | None
 
     def __init__(self, gamma: float = 2.0, weight: Tensor | None = None) -> None:
         super().__init__()
+        if not gamma >= 0:
+            raise SettingsError(f"--focal-gamma {gamma}: at least 0 (0 is cross-entropy, the paper has 2)")
         self.gamma = gamma
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         log_p = F.log_softmax(logits, 1).gather(1, targets[:, None]).squeeze(1)  # [B]
-        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)  # [B] 1 - p; at 0 a root has no slope
+        loss = -(missing**self.gamma) * log_p
         if self.weight is not None:
             loss = loss * self.weight[targets].to(loss.dtype)
         return loss.mean()

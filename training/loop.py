@@ -7,8 +7,6 @@ an interruption (centres, queues, momentum encoders) in its parameters and buffe
 
 import json
 import math
-import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +19,6 @@ from rich.console import Console
 from timm.utils import ModelEmaV3
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from training import distributed
@@ -30,7 +27,7 @@ from training.optim import make_optimizer, make_scheduler
 from training.randomness import STEP, seed_everything
 from training.samplers import EpochBatches
 from training.settings import ARGUMENTS_FILE, LoopConfig, accumulation, check_same
-from training.state import load_state, save_state
+from training.state import check_same_step, is_finished, load_state, metrics_of, publish, save_state
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
@@ -56,6 +53,10 @@ class StopTraining(Exception):  # noqa: N818
     """Raised by an evaluation to end the run with the checkpoint of the epoch before."""
 
 
+class DivergenceError(RuntimeError):
+    """The loss or the gradient is not finite; the message names the step."""
+
+
 class Terminated(Exception):  # noqa: N818
     """SIGTERM came; the state is saved."""
 
@@ -70,12 +71,12 @@ def fit(
     save: Callable[[Path, nn.Module], None],
     console: Console,
 ) -> dict[str, float]:
-    """Train and publish config.output; returns the metrics of the last epoch.
+    """Train and publish config.output, unless that was done; returns the metrics of the last epoch.
 
     `loader` is of `training.data.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values) are
     kept as args.json, and a run is resumed only under the same ones. `evaluate(model, epoch)` is called in every
-    process, `save(folder, model)` in the first one. Raises `RuntimeError` with the step if the loss or the gradient is
-    not finite, `SettingsError`, `StateError`, `Terminated`.
+    process, `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
+    `Terminated`.
     """
     main, world = distributed.rank() == 0, distributed.world_size()
     device = torch.device(config.device)
@@ -94,14 +95,21 @@ def fit(
 
     last = config.output / "last"
     arguments = {**arguments, "images": batches.size, "images_per_step": images_per_step}
-    step, loss_sum, metrics = 0, 0.0, {}
-    if state := load_state(last) if config.resume == "auto" else None:
+    step, evaluated, loss_sum, metrics = 0, 0, 0.0, {}
+    state = load_state(last) if config.resume == "auto" else None
+    finished = config.resume == "auto" and state is None and is_finished(config.output)
+    check_same_step(state["step"] if state else total_steps if finished else 0, last, device)
+    if finished:
+        metrics = metrics_of(config.output, arguments)
+        console.print(f"{config.output} is finished already: --resume never trains it again")
+        return metrics
+    if state:
         check_same(json.loads(state["arguments"]), arguments, last)
         learner.load_state_dict(state["learner"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-        step, loss_sum, metrics = state["step"], state["loss_sum"], state["metrics"]
+        step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
         console.print(f"resumed at step {step} of {total_steps}")
     if main:
         last.mkdir(parents=True, exist_ok=True)
@@ -110,24 +118,24 @@ def fit(
     def save_run() -> None:
         if main:
             parts = {"learner": learner, "averaged": averaged, "optimizer": optimizer, "scaler": scaler}
-            values = {"step": step, "loss_sum": loss_sum, "metrics": metrics, "arguments": json.dumps(arguments)}
-            save_state(last, {**{name: part.state_dict() for name, part in parts.items()}, **values})
+            values = {"step": step, "evaluated": evaluated, "loss_sum": loss_sum, "metrics": metrics}
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_state(last, {**states, **values, "arguments": json.dumps(arguments)})
 
     network: Any = torch.compile(learner) if config.compile else learner
     if world > 1:
-        network = DistributedDataParallel(
-            network, [device.index] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        network = distributed.data_parallel(network, device)
     autocast = torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off")
 
-    with RunLog(config, last, console, total_steps, step, main) as log, _watch_for_sigterm() as asked_to_stop:
-        for epoch in range(step // steps_per_epoch, config.epochs):
-            batches.set_position(epoch, first=(step % steps_per_epoch) * accumulate)
+    with RunLog(config, last, console, total_steps, step, evaluated, main) as log, _watch_for_sigterm() as stop_asked:
+        for epoch in range(evaluated, config.epochs):
+            last_step = (epoch + 1) * steps_per_epoch
+            batches.set_position(epoch, first=(step - epoch * steps_per_epoch) * accumulate)
             learner.train()
             learner.start_epoch(epoch, config.epochs)
             log.start_epoch()
             loading = iter(loader)
-            while step < (epoch + 1) * steps_per_epoch:
+            while step < last_step:
                 seed_everything(config.seed, STEP, step, distributed.rank())
                 scheduler.step_update(step)
                 loss = torch.zeros((), device=device)
@@ -141,7 +149,7 @@ def fit(
                     loss += part.detach().float()
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
-                signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(asked_to_stop())])
+                signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(stop_asked())])
                 loss_now, norm_now, stop = distributed.all_sum(signals).tolist()
                 _check_finite(loss_now, norm_now, step, epoch, config, scaler)
                 scaler.step(optimizer)
@@ -154,31 +162,28 @@ def fit(
                 loss_sum += loss_now
                 values = {"loss": loss_now, "grad_norm": norm_now, "lr": optimizer.param_groups[-1]["lr"]}
                 log.step(epoch, step, images_per_step, values)
-                saves = stop or (config.save_every and step % config.save_every == 0)
-                if saves and step % steps_per_epoch:  # the end of an epoch is saved below, evaluated
+                if step == last_step and world > 1:
+                    distribute_bn(learner.model, world, reduce=True)
+                    distribute_bn(averaged, world, reduce=True)
+                if stop or step == last_step or (config.save_every and step % config.save_every == 0):
                     save_run()
-                    if stop:
-                        raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
+                if stop:
+                    raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
 
-            if world > 1:
-                distribute_bn(learner.model, world, reduce=True)
-                distribute_bn(averaged, world, reduce=True)
-            finished = learner.deployed(averaged)
+            deployed = learner.deployed(averaged)
             try:
-                metrics = evaluate(finished, epoch)
+                metrics = evaluate(deployed, epoch)
             except StopTraining as reason:
                 console.print(f"stopped in epoch {epoch + 1}: {reason}")
                 break
             record = {"epoch": epoch + 1, "step": step, "loss": loss_sum / steps_per_epoch}
             log.epoch({**record, "lr": optimizer.param_groups[-1]["lr"]}, metrics)
-            loss_sum = 0.0
+            loss_sum, evaluated = 0.0, epoch + 1
             if main:
-                save(last, finished)
+                save(last, deployed)
             save_run()
-            if stop:
-                raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
     if main:
-        _publish(last, config.output)
+        publish(last, config.output)
     return metrics
 
 
@@ -194,9 +199,9 @@ def _check_finite(
 ) -> None:
     where = f"in step {step + 1}, epoch {epoch + 1}: lower --lr {config.lr}"
     if not math.isfinite(loss):
-        raise RuntimeError(f"the loss is {loss} {where}")
+        raise DivergenceError(f"the loss is {loss} {where}")
     if not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE):
-        raise RuntimeError(f"the gradient's norm is {norm} {where}")  # with fp16 the scaler skips the step
+        raise DivergenceError(f"the gradient's norm is {norm} {where}")  # with fp16 the scaler skips the step
 
 
 @contextmanager
@@ -211,13 +216,3 @@ def _watch_for_sigterm() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _publish(last: Path, output: Path) -> None:
-    """The finished checkpoint takes its place, the model file last: it says "finished"."""
-    files = sorted((path for path in last.iterdir() if path.suffix in (".json", ".jsonl")), key=lambda p: p.name)
-    for path in [*files, last / "model.safetensors"]:
-        temporary = output / f".{path.name}.{os.getpid()}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, output / path.name)
-    shutil.rmtree(last)

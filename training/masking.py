@@ -15,11 +15,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
 from training.augment import Transform, eval_transform
-from training.data import DataError, load_image, open_images
+from training.data import DataError, load_image
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+from training.shards import IMAGE_SUFFIXES, Shards
 
 
 class MaskGenerator:
@@ -58,16 +57,21 @@ def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) ->
 class Unlabelled(Dataset[Image.Image]):
     """PIL RGB images of every file below a folder, or of the shards (*.tar) in it; labels are not looked at.
 
-    Raises `DataError` for a folder that is missing or without images, and for an image that cannot be decoded.
+    Raises `DataError` for a folder that is missing or without images, and for a shard or an image that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: images or shards are expected in it")
-        self.shards: Any = open_images(folder, None) if any(folder.glob("*.tar")) else None
-        self.files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        self.shards: Shards | None = None
+        if any(folder.glob("*.tar")):
+            try:
+                self.shards = Shards(folder, load_image, None, labelled=False)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+        self.files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not len(self):
-            raise DataError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}) and no .tar")
+            raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 
     def __len__(self) -> int:
         return len(self.shards) if self.shards is not None else len(self.files)

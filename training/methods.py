@@ -1,7 +1,7 @@
 """From settings to a learner: the loss, the sampler's weights and the method around the model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -17,6 +17,9 @@ from training.paco import PaCo
 from training.settings import SettingsError
 
 HARD_TARGETS = ("ldam", "focal", "paco", "gpaco")
+WITHOUT_SMOOTHING = ("ldam", "focal", "paco")
+LABEL_SMOOTHING = 0.1
+EPSILONS = {"fast_at": 8.0, "advprop": 4.0}  # the papers', in 255ths
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class MethodConfig:
     paco_momentum: float = 0.999
     adversarial: Literal["none", "fast_at", "advprop"] = "none"
     """fast_at: a defence; advprop: for clean accuracy, no defence."""
-    epsilon: float = 8.0
-    """Size of the attack, in 255ths (fast_at: 8; advprop: the paper has 4)."""
+    epsilon: float | None = None
+    """Size of the attack, in 255ths; None: the paper's, 8 for fast_at, 4 for advprop."""
     overfitting_drop: float = 0.2
     """fast_at stops when its accuracy under PGD-5 falls by more than this."""
 
@@ -64,8 +67,20 @@ def check_method(method: MethodConfig, augment: AugmentConfig, has_weights: bool
         raise SettingsError("--random-erasing leaves [0,1], where attacks live: set it to 0")
     if method.head_only and (special or not has_weights):
         raise SettingsError("--head-only needs the features of --weights, and a loss on logits")
+    if method.loss in WITHOUT_SMOOTHING and augment.label_smoothing:
+        raise SettingsError(f"--label-smoothing {augment.label_smoothing}: {method.loss} has none; leave it out")
     if method.class_weights != "none" and method.loss not in ("cross_entropy", "focal"):
         raise SettingsError(f"--class-weights {method.class_weights}: {method.loss} has its own; use none")
+
+
+def attack_epsilon(method: MethodConfig) -> float:
+    """The size that is asked for, or the paper's, in 255ths; 0 without an attack."""
+    return EPSILONS.get(method.adversarial, 0.0) if method.epsilon is None else method.epsilon
+
+
+def label_smoothing(method: MethodConfig, asked: float | None) -> float:
+    """What is asked for, or what goes with the loss, 0..1."""
+    return (0.0 if method.loss in WITHOUT_SMOOTHING else LABEL_SMOOTHING) if asked is None else asked
 
 
 def make_criterion(method: MethodConfig, augment: AugmentConfig, counts: Sequence[int]) -> nn.Module:
@@ -89,7 +104,8 @@ def make_learner(
     counts: Sequence[int],
     batch_size: int,
 ) -> Learner:
-    """The learner that the settings ask for, with its own parameters beside the model's."""
+    """The learner that the settings ask for, with its own parameters beside the model's. Raises `SettingsError`."""
+    augment = replace(augment, label_smoothing=label_smoothing(method, augment.label_smoothing))
     if method.loss in ("paco", "gpaco"):
         return PaCo(
             model,
@@ -105,10 +121,15 @@ def make_learner(
     criterion = make_criterion(method, augment, counts)
     if method.adversarial != "none":
         learner = FastAT if method.adversarial == "fast_at" else AdvProp
-        return learner(model, criterion, config.mean, config.std, method.epsilon / 255)
+        return learner(model, criterion, config.mean, config.std, attack_epsilon(method) / 255)
     if method.loss == "ldam":
         return CosineSupervised(model, criterion)
     if method.head_only:
         return HeadOnly(model, criterion)
-    mixing = augment.mixup > 0 or augment.cutmix > 0
-    return Supervised(model, criterion, MixBatch(augment, config.num_classes, batch_size) if mixing else None)
+    if augment.mixup <= 0 and augment.cutmix <= 0:
+        return Supervised(model, criterion)
+    if (images := sum(counts)) < batch_size and images % 2:  # they are one batch
+        raise SettingsError(
+            f"--batch-size {batch_size} with --mixup or --cutmix on {images} images: {images - 1} or a lower even one"
+        )
+    return Supervised(model, criterion, MixBatch(augment, config.num_classes, batch_size))

@@ -137,9 +137,11 @@ class PaCo(Learner):
             anchors, anchor_targets = queries, targets
         contrasts = torch.cat([queries, keys, self.queue.features.clone()])  # [2B+K,dim]
         contrast_targets = torch.cat([targets, targets, self.queue.labels.clone()])
+        with torch.autocast(images.device.type, enabled=False):  # the temperature would make bf16's error 0.02
+            similarities = anchors @ contrasts.T / self.temperature
         loss = paco_loss(
             logits.float(),
-            anchors @ contrasts.T / self.temperature,
+            similarities,
             anchor_targets,
             contrast_targets,
             prior=self.prior,

@@ -1,8 +1,9 @@
 """Pre-train an encoder without labels, by masked image modelling (SimMIM; token or sparse masks).
 
-python -m training.pretrain --preset photos --output runs/pretrain-photos
-torchrun --nproc-per-node 8 -m training.pretrain --preset simmim --data imagenet --arch replknet_31b
-python -m training.finetune --data my_images --weights runs/pretrain-photos
+Examples:
+    python -m training.pretrain --preset photos --output runs/pretrain-photos
+    torchrun --nproc-per-node 8 -m training.pretrain --preset simmim --data imagenet --arch replknet_31b
+    python -m training.finetune --data my_images --weights runs/pretrain-photos
 """
 
 import argparse
@@ -153,7 +154,8 @@ def parse_arguments(command_line: list[str] | None = None) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="simmim")
     preset = first.parse_known_args(command_line)[0].preset
-    return tyro.cli(Config, args=command_line, default=PRESETS.get(preset, PRESETS["simmim"]), description=__doc__)
+    default = PRESETS.get(preset, PRESETS["simmim"])
+    return tyro.cli(Config, prog="python -m training.pretrain", args=command_line, default=default, description=__doc__)
 
 
 def main() -> int:

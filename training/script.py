@@ -5,24 +5,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training import distributed
-from training.loop import Terminated
+from training.loop import DivergenceError, Terminated
 from training.settings import one_line
+from training.state import STATE_FILE
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path) -> int:
-    """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved."""
+    """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved.
+
+    What nobody foresaw is raised: its traceback is what there is to go by.
+    """
     try:
         run()
     except KeyboardInterrupt:
-        print(
-            f"\n{name}: interrupted; {output / 'last'} has the last saved state: run it again to resume",
-            file=sys.stderr,
-        )
+        last = output / "last"
+        saved = (last / STATE_FILE).exists()
+        what = "has the last saved state: run it again to resume" if saved else "has no saved state yet"
+        print(f"\n{name}: interrupted; {last} {what}", file=sys.stderr)
         return 130
     except Terminated as reason:
         print(f"{name}: {reason}", file=sys.stderr)
         return 143
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, DivergenceError) as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 1
     finally:

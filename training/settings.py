@@ -10,8 +10,11 @@ import timm
 import torch
 
 ARGUMENTS_FILE = "args.json"
-FREE_TO_CHANGE = frozenset(
-    ("output", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size", "torch", "timm")
+FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has, and of which class, is compared
+    (
+        *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
+        *("torch", "timm"),
+    )
 )
 
 
@@ -58,7 +61,8 @@ class LoopConfig:
     """CPU threads that compute; 0: all."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from output/last if a run with the same settings was cut off there; never: start over."""
+    """auto: go on from output/last if a run with the same settings was cut off there, and leave one that finished as
+    it is; never: start over."""
     save_every: int = 0
     """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
     tensorboard: bool = False
@@ -98,3 +102,8 @@ def one_line(error: BaseException) -> str:
     """The message without the traceback that a worker process puts before it."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The message without the stack that PyTorch's C++ puts after it."""
+    return (str(error) or type(error).__name__).splitlines()[0]

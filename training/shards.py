@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "ppm"))
+IMAGE_SUFFIXES = frozenset(IMG_EXTENSIONS)  # .jpg, .png, ...: what ImageFolder reads is read everywhere
 LABELS_FILE = "labels.txt"
+NO_CLASS = -1
 
 
 class Member(NamedTuple):
@@ -32,9 +34,9 @@ class Shards(Dataset[tuple[Any, int]]):
     """(image, class index) of FOLDER/*.tar.
 
     A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
-    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes; without them they are numbered.
-    `sizes`: images of each shard. `transform`, if any, is applied to what `decode(file, name)` gives. Raises
-    `ValueError` naming the shard and key.
+    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes; without them they are numbered. Not
+    `labelled`: classes are not read, there are none, and every index is `NO_CLASS`. `sizes`: images of each shard.
+    `transform`, if any, is applied to what `decode(file, name)` gives. Raises `ValueError` naming the shard and key.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Shards(Dataset[tuple[Any, int]]):
         decode: Callable[[BytesIO, str], Image.Image],
         transform: Callable[[Image.Image], Any] | None,
         labels: list[str] | None = None,
+        *,
+        labelled: bool = True,
     ) -> None:
         self.paths = sorted(Path(folder).glob("*.tar"))
-        self.decode, self.transform = decode, transform
+        self.decode, self.transform, self.labelled = decode, transform, labelled
         names = Path(folder) / LABELS_FILE
-        if labels is None and names.exists():
+        if labelled and labels is None and names.exists():
             labels = names.read_text(encoding="utf-8").splitlines()
         self.samples: list[Member] = []
         self.targets: list[int] = []
@@ -57,7 +61,8 @@ class Shards(Dataset[tuple[Any, int]]):
             self._index(number, path, labels)
             self.sizes.append(len(self.samples) - before)
         if not self.samples:
-            raise ValueError(f"{folder}: its {len(self.paths)} shards hold no pair of KEY.jpg and KEY.cls")
+            what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            raise ValueError(f"{folder}: its {len(self.paths)} shards hold no {what}")
         self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
         self._files: dict[tuple[int, int], int] = {}
 
@@ -76,9 +81,9 @@ class Shards(Dataset[tuple[Any, int]]):
                     if (stem := f"{folder}/{stem}") != key:
                         self._add(path, image, target, key)
                         key, image, target = stem, None, None
-                    if suffix.lower() in IMAGE_SUFFIXES:
+                    if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                         image = Member(number, member.offset_data, member.size, f"{path}:{member.name}")
-                    elif suffix in ("cls", "json"):
+                    elif self.labelled and suffix in ("cls", "json"):
                         content = shard.extractfile(member)
                         text = content.read().decode() if content else ""
                         target = self._target(text, suffix, f"{path}:{member.name}", labels)
@@ -87,11 +92,14 @@ class Shards(Dataset[tuple[Any, int]]):
         self._add(path, image, target, key)
 
     def _add(self, path: Path, image: Member | None, target: int | None, key: str | None) -> None:
-        if image is not None and target is None:
+        if image is None and target is not None:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"{path}: {key} has a class and no image that is read ({suffixes}): add it or take it out")
+        if image is not None and target is None and self.labelled:
             raise ValueError(f"{path}: {key} has an image and no .cls or .json with its class")
-        if image is not None and target is not None:
+        if image is not None:
             self.samples.append(image)
-            self.targets.append(target)
+            self.targets.append(NO_CLASS if target is None else target)
 
     @staticmethod
     def _target(text: str, suffix: str, name: str, labels: list[str] | None) -> int:
@@ -102,8 +110,10 @@ class Shards(Dataset[tuple[Any, int]]):
                 value = content["label"] if "label" in content else content["cls"]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f'{name} is no JSON object with "label" or "cls"') from error
-        if labels is not None and str(value) in labels and not isinstance(value, int):
-            return labels.index(str(value))
+        elif value.removeprefix("-").isdecimal():
+            value = int(value)  # an index, even where a label is written so
+        if isinstance(value, str) and labels is not None and value in labels:
+            return labels.index(value)
         try:
             index = int(value)
         except (TypeError, ValueError):

@@ -1,15 +1,23 @@
-"""The state of a run: one file, replaced in one step, from which the run goes on exactly."""
+"""The state of a run: one file, replaced in one step, from which the run goes on exactly; and how a run ends."""
 
+import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from models.weights import WEIGHTS_FILE, replace_file
+from training import distributed
+from training.logs import LOG_FILE
+from training.settings import ARGUMENTS_FILE, SettingsError, check_same, first_line
 
 STATE_FILE = "state.pt"
 
@@ -62,5 +70,34 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         raise StateError(f"{path} is damaged ({first_line(error)}): start over with --resume never") from error
 
 
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def check_same_step(step: int, folder: Path, device: torch.device) -> None:
+    """Raises `SettingsError` in every process where they have not found the same `step` in `folder`."""
+    steps = distributed.all_gather_rows(torch.tensor([step], device=device)).tolist()
+    if len(set(steps)) > 1:
+        raise SettingsError(
+            f"the processes 0 to {len(steps) - 1} find {folder} at the steps {steps}: give all machines one shared "
+            "folder as --output, or start over with --resume never"
+        )
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a run has ended there, or somebody's checkpoint lies there."""
+    return (output / WEIGHTS_FILE).exists()
+
+
+def metrics_of(output: Path, arguments: dict[str, Any]) -> dict[str, float]:
+    """The last record of a finished run. Raises `SettingsError` for one with other `arguments`, or none."""
+    path = output / ARGUMENTS_FILE
+    if not path.exists():
+        raise SettingsError(f"{output} holds a checkpoint: name another --output, or replace it with --resume never")
+    check_same(json.loads(path.read_text()), arguments, output)
+    return json.loads((output / LOG_FILE).read_text().splitlines()[-1])
+
+
+def publish(last: Path, output: Path) -> None:
+    """The finished checkpoint takes its place, the model file last: it says "finished"."""
+    files = sorted(path for path in last.iterdir() if path.suffix in (".json", ".jsonl"))
+    for path in [*files, last / WEIGHTS_FILE]:
+        replace_file(output / path.name, partial(shutil.copyfile, path))
+    (last / STATE_FILE).unlink()  # first: from here on the run has ended, and half a last/ is not gone on with
+    shutil.rmtree(last)

@@ -149,17 +149,21 @@ def robustness(seeds: Iterable[int]) -> list[Arm]:
     ]
 
 
+SMALL_LR = 1e-5  # AdamW's steps are then too small to carry a rounding error on to the next loss
+
+
 def kernels(seeds: Iterable[int]) -> list[Arm]:
-    def run(task: str, double: bool, seed: int) -> Run:
-        settings: dict[str, Any] = {"task": task, "double": double, "epochs": 1}
+    def run(task: str, arm: str, seed: int) -> Run:
+        settings: dict[str, Any] = {"task": task, "double": arm == "float64", "epochs": 1}
+        settings |= {"lr": SMALL_LR} if arm == "float32, small steps" else {}
         settings |= {"pictures": 0, "mask_mode": "token"} if task == "pretrain" else {}
-        name = f"kernels-{task}-{'float64' if double else 'float32'}-seed{seed}"
+        name = f"kernels-{task}-{arm.replace(', ', '-').replace(' ', '-')}-seed{seed}"
         return Run(name, "kernels", Data("labels", 14, seed), seed, settings, None, 30.0)
 
     return [
-        Arm("kernels", task, "float64" if double else "float32", tuple(run(task, double, seed) for seed in seeds))
+        Arm("kernels", task, arm, tuple(run(task, arm, seed) for seed in seeds))
         for task in ("finetune", "pretrain")
-        for double in (False, True)
+        for arm in ("float32, small steps", "float32", "float64")
     ]
 
 

@@ -63,8 +63,11 @@ counts if it is right clean and under the attack. AdvProp is meant for clean acc
 The same short training (the preset's AdamW from random weights, 14 images a class) three times: with the large-kernel
 blocks' depthwise convolutions and the masked-patch loss by the operators, by their references, and with PyTorch's
 convolution. The table has differences of the loss, which is about 2.4 (fine-tuning) and 0.75 (pre-training), from that
-with the references; of all seeds the largest, and the fewest steps. Training from random weights carries rounding on:
-in float32 the curves part after a few steps, whoever computes, and float32 moves the references' own curve about as
-far from their float64 one. In float64 the same begins later, so the first steps tell whether the functions are equal.
+with the references; of all seeds the largest, and the fewest steps. **Small steps** (learning rate 1e-5) are the check:
+what is computed differs by float32's rounding, the weights hardly move, and the curves must stay together to the end.
+The preset's own rate of 4e-3 from random weights multiplies rounding: in float32 the curves part after a few steps,
+whoever computes, and float32 moves the references' own curve about as far from their float64 one. In float64 the
+operators' CPU implementation is PyTorch's own convolution (the AVX-512 kernel is float32's), so its row shows the
+loss's operator and the gradients' wiring alone.
 """,
 }

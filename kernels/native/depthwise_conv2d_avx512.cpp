@@ -159,16 +159,25 @@ RowFunctions functions(const DepthwiseShape& s) {
   }
 }
 
+// Channel blocks that are taken together: as many as leave the threads with the same work, to a sixteenth. parallel_for
+// gives each thread one run of neighbouring tasks.
+int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
+  int64_t group = std::min<int64_t>(kGroup, blocks);
+  for (; group > 1; --group) {
+    const int64_t tasks = (blocks + group - 1) / group * batch, busiest = (tasks + threads - 1) / threads * group;
+    if (16 * busiest * threads <= 17 * blocks * batch) break;
+  }
+  return group;
+}
+
 }  // namespace
 
 void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const float* weight, const float* bias,
                              Activation activation, float* output, int threads, const ParallelFor& parallel_for) {
   const int64_t blocks = s.channels / kLanes, filter = s.kernel_height * s.kernel_width * kLanes;
-  // Blocks are taken singly and rows are split only where a thread would idle otherwise.
-  const int64_t tasks = 4 * threads;
-  const int64_t group = std::clamp<int64_t>(blocks * s.batch / tasks, 1, std::min<int64_t>(kGroup, blocks));
-  const int64_t groups = (blocks + group - 1) / group;
-  const int64_t wanted = (tasks + groups * s.batch - 1) / (groups * s.batch);
+  const int64_t group = choose_group(blocks, s.batch, threads), groups = (blocks + group - 1) / group;
+  // Rows are split only where a thread would idle otherwise: each part copies its border rows anew.
+  const int64_t tasks = groups * s.batch, wanted = tasks % threads == 0 ? 1 : (4 * threads + tasks - 1) / tasks;
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
   const int64_t part_rows = (s.height + parts - 1) / parts;
   const int64_t pad_y = s.kernel_height / 2, image_floats = s.height * s.width * s.channels;
@@ -176,7 +185,7 @@ void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const 
                       reinterpret_cast<uintptr_t>(output) % 64 == 0;
   const RowFunctions convolve = functions(s);
 
-  parallel_for(groups * s.batch * parts, [&](int64_t begin, int64_t end) {
+  parallel_for(tasks * parts, [&](int64_t begin, int64_t end) {
     const Buffer filters = allocate(group * filter);
     std::vector<RowRing> rings;
     for (int64_t b = 0; b < group; ++b) rings.emplace_back(std::min(s.height, 2 + 2 * pad_y), s.width);

@@ -12,7 +12,7 @@ UNKNOWN_MODEL = "Request for unknown model: 'm' is not found"
 
 STATUSES = [
     ("DEADLINE_EXCEEDED", "Deadline Exceeded", "DeadlineExceededError"),
-    ("UNAVAILABLE", "Request timeout expired", "DeadlineExceededError"),
+    ("UNAVAILABLE", "in ensemble 'classifier', Request timeout expired", "QueueFullError"),
     ("UNAVAILABLE", "[request id: <id_unknown>] Exceeds maximum queue size", "QueueFullError"),
     ("RESOURCE_EXHAUSTED", "too many requests", "QueueFullError"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "InvalidImageError"),

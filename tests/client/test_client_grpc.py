@@ -72,7 +72,7 @@ def test_request_and_answer(stub: Stub, transport: GrpcTransport) -> None:
     (output,) = request.outputs
     assert output.name == "probabilities"
     assert output.parameters["classification"].int64_param == 3
-    assert request.parameters["timeout"].int64_param == 2_500_000
+    assert request.parameters["timeout"].int64_param == 1_250_000
 
 
 def test_large_messages_both_ways(stub: Stub, transport: GrpcTransport) -> None:

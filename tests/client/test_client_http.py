@@ -95,7 +95,7 @@ def test_request_and_answer(stub: Stub, transport: HttpTransport) -> None:
     assert json.loads(header) == {
         "inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 4 + 7}}],
         "outputs": [{"name": "probabilities", "parameters": {"classification": 3, "binary_data": False}}],
-        "parameters": {"timeout": 2_500_000},
+        "parameters": {"timeout": 1_250_000},
     }
 
 

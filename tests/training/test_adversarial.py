@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,55 @@ def test_advprop_loss_is_the_sum_of_both_paths() -> None:
         AdvProp(nn.Linear(2, 2), CrossEntropy(), MEAN, STD, 0.1)
 
 
+def test_advprop_is_the_papers_step_on_two_models() -> None:
+    """Against two plain models that share all but their batch norms; float64, statistics and weights apart."""
+    epsilon, steps = 4 / 255, 3
+    torch.manual_seed(0)
+    main = create_model("replknet_nano", 4).double()
+    auxiliary = deepcopy(main)
+    for network in (main, auxiliary):
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                nn.init.normal_(norm.running_mean, std=0.3)
+                nn.init.uniform_(norm.running_var, 0.5, 2.0)
+                nn.init.normal_(norm.weight, mean=1.0, std=0.3)
+                nn.init.normal_(norm.bias, std=0.3)
+    learner = AdvProp(deepcopy(main), CrossEntropy(), MEAN, STD, epsilon, steps).double()
+    norms = dict(auxiliary.named_modules())
+    for name, module in learner.model.named_modules():
+        if hasattr(module, "auxiliary"):
+            module.auxiliary.load_state_dict(norms[name].state_dict())
+    pixels, targets = torch.rand(3, 3, 32, 32).double(), torch.tensor([0, 1, 2])
+    mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (MEAN, STD))
+    torch.manual_seed(1)
+    loss = learner.train()((pixels - mean) / std, targets)
+    loss.backward()
+
+    torch.manual_seed(1)
+    attacked = (pixels + (2 * torch.rand(pixels.shape, dtype=pixels.dtype) - 1) * epsilon).clamp(0, 1)
+    auxiliary.eval()
+    for _ in range(steps):
+        attacked.requires_grad_(True)
+        attack_loss = F.cross_entropy(auxiliary((attacked - mean) / std), targets, reduction="sum")
+        (gradient,) = torch.autograd.grad(attack_loss, attacked)
+        moved = attacked.detach() + gradient.sign() / 255
+        attacked = torch.maximum(torch.minimum(moved, pixels + epsilon), pixels - epsilon).clamp(0, 1)
+    clean_loss = F.cross_entropy(main.train()((pixels - mean) / std), targets)
+    adversarial_loss = F.cross_entropy(auxiliary.train()((attacked - mean) / std), targets)
+    assert (adversarial_loss - clean_loss).abs() > 0.01
+    torch.testing.assert_close(loss, clean_loss + adversarial_loss)
+    (clean_loss + adversarial_loss).backward()
+    trained = dict(learner.model.named_parameters())
+    of_auxiliary = dict(auxiliary.named_parameters())
+    for name, parameter in main.named_parameters():
+        layer, _, tensor = name.rpartition(".")
+        separate = trained.get(f"{layer}.auxiliary.{tensor}")
+        shared = 0 if separate is not None else of_auxiliary[name].grad
+        torch.testing.assert_close(trained[name].grad, parameter.grad + shared)
+        if separate is not None:
+            torch.testing.assert_close(separate.grad, of_auxiliary[name].grad)
+
+
 def test_strip_leaves_plain_models() -> None:
     network = create_model("replknet_nano", 2)
     add_auxiliary(network)
@@ -82,6 +132,26 @@ def test_fast_at_trains_on_attacked_images() -> None:
     moved = learner.pixel_model.pixels(seen[-1]) - pixels
     assert 0.5 * EPSILON < moved.abs().max() <= EPSILON + 1e-5
     assert loss > F.cross_entropy(network(learner.pixel_model.normalize(pixels)), targets)
+
+
+def test_fast_at_is_its_formula_on_a_linear_model() -> None:
+    """delta = project(u + 1.25 epsilon sign(gradient)), u uniform in the ball, the gradient at the clipped x + u."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).double()
+    learner = FastAT(network, CrossEntropy(), MEAN, STD, EPSILON).double().train()
+    pixels, targets = torch.rand(5, 3, 32, 32).double(), torch.tensor([0, 1, 2, 3, 0])
+    mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (MEAN, STD))
+    torch.manual_seed(1)
+    loss = learner((pixels - mean) / std, targets)
+
+    torch.manual_seed(1)
+    start = (pixels + (2 * torch.rand(pixels.shape, dtype=pixels.dtype) - 1) * EPSILON).clamp(0, 1)
+    error = network((start - mean) / std).softmax(1) - F.one_hot(targets, 4)
+    gradient = (error @ network[1].weight).view_as(pixels) / std
+    delta = (start - pixels + 1.25 * EPSILON * gradient.sign()).clamp(-EPSILON, EPSILON)
+    attacked = (pixels + delta).clamp(0, 1)
+    torch.testing.assert_close(loss, F.cross_entropy(network((attacked - mean) / std), targets))
+    assert loss > F.cross_entropy(network((pixels - mean) / std), targets) + 0.01
 
 
 def test_catastrophic_overfitting_stops_the_run(

@@ -68,6 +68,33 @@ def test_fgsm_is_its_formula(batch: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(pgd(model, pixels, targets, EPSILON, 1, EPSILON, from_random=False), expected)
 
 
+def test_sign_of_a_tiny_gradient_survives_float16(batch: tuple[Tensor, Tensor]) -> None:
+    """The answer is so sure that the gradient is about 1e-10; float16's least number is 6e-8."""
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
+    with torch.no_grad():
+        linear[1].weight[0] = -linear[1].weight[1]
+        linear[1].bias.copy_(torch.tensor([20.0, 0.0]))
+    model, pixels, targets = PixelModel(linear, MEAN, STD), batch[0], torch.zeros(6, dtype=torch.int64)
+    with torch.autocast("cpu", torch.float16):
+        losses, gradient, logits = losses_and_gradient(model, pixels, targets)
+        assert model(pixels).dtype == torch.float16, "the caller's own passes are as before"
+    assert 0 < gradient.abs().max() < 6e-8
+    assert (losses.dtype, logits.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(gradient.sign(), linear[1].weight[1].sign().view(1, 3, 32, 32).expand(6, -1, -1, -1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses_and_gradient(model, pixels, targets)[2].dtype == torch.bfloat16, "has float32's range"
+
+
+@pytest.mark.parametrize(("restarts", "passes"), [(1, 5), (2, 12)])
+def test_one_restart_needs_no_judge(restarts: int, passes: int, batch: tuple[Tensor, Tensor]) -> None:
+    calls: list[int] = []
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
+    linear.register_forward_hook(lambda *_: calls.append(1))
+    pgd(PixelModel(linear, MEAN, STD), *batch, EPSILON, steps=5, restarts=restarts)
+    assert len(calls) == passes
+
+
 def test_stronger_attacks_are_stronger(model: PixelModel, batch: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
     mean = {name: cross_entropy(model, attack(model, *batch), batch[1]).mean() for name, attack in ATTACKS.items()}

@@ -144,11 +144,34 @@ def test_randomisation_changes_the_map_and_not_the_model(model: RepLKNet, images
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     targets = torch.zeros(3, dtype=torch.int64)
     check = randomization_check(model, lambda m: explain(m, images, targets, "cam"))
-    assert list(check) == ["head", "norm", "stages.3"]
+    stages = ["stages.3", "transitions.2", "stages.2", "transitions.1", "stages.1", "transitions.0", "stages.0"]
+    assert list(check) == ["head", "norm", *stages, "stem"]
     assert all(abs(value) < 0.9 for value in check.values())
     image_only = randomization_check(model, lambda _: upscale(images.mean(1), images.shape[-2:]))
     assert all(value == pytest.approx(1.0) for value in image_only.values()), "a map of the image alone is found out"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_randomisation_reaches_the_explained_layer(model: RepLKNet, images: Tensor) -> None:
+    """A map of the stem's output changes when the stem does, and not before."""
+    check = randomization_check(model, lambda m: upscale(m.forward_stem(images).mean(1), images.shape[-2:]))
+    assert check.pop("stem") < 0.9
+    assert all(value == pytest.approx(1.0) for value in check.values())
+
+
+def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, on a model of the preset `digits` after its first epoch."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = create_model("replknet_nano", 10)
+    save_checkpoint("runs/digits-nano", network, ModelConfig("replknet_nano", 10, image_size=32, crop_pct=1.0))
+    digit = tmp_path / "data/digits/val/3/0001.png"
+    digit.parent.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(digit)
+    (command,) = [line for line in script.__doc__.splitlines() if line.startswith("    python -m training.explain ")]
+    monkeypatch.setattr("sys.argv", command.split()[2:])
+    assert script.main() == 0
+    assert len(list(tmp_path.glob("runs/explained/*.png"))) == 1
 
 
 def test_script_writes_overlays(

@@ -1,26 +1,25 @@
 """Two gloo processes do what one would with twice the batch."""
 
+import copy
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+import torch.distributed as dist
+from torch import nn
 
 from models import create_model, load_checkpoint
+from tests.training.runs import QUIET, ROOT, Tiny, assert_same, records, wait_for
 from tests.training.two_processes import METHODS, one_step
-from training.config import Config
-from training.distributed import CpuSyncBatchNorm, convert_sync_batchnorm
+from training import distributed
+from training.distributed import CpuSyncBatchNorm, backend, convert_sync_batchnorm
 from training.finetune import train
-
-ROOT = Path(__file__).parents[2]
-QUIET = Console(quiet=True)
-Tiny = Callable[..., Config]
+from training.state import load_state
 
 
 def free_port() -> str:
@@ -80,6 +79,22 @@ def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
     assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
 
 
+def test_two_processes_resume(folder: Path) -> None:
+    """In the very same weights, with --sync-bn; and not where they find the run at different steps."""
+    assert_same(folder / "whole", folder / "cut")
+    assert records(folder / "whole") == records(folder / "cut")
+    for rank, name in enumerate(("cut", "alone")):
+        told = torch.load(folder / f"results{rank}.pt")["told"]
+        assert f"find {folder / name / 'last'} at the steps [2, 0]: give all machines one shared folder" in told
+    assert not (folder / "alone").exists()
+
+
+def test_on_gpus_what_lies_on_the_cpu_is_summed_too() -> None:
+    devices = dist.BackendConfig(dist.Backend(backend("cuda:1"))).get_device_backend_map()
+    assert devices == {"cpu": "gloo", "cuda": "nccl"}
+    assert backend("cpu") == "gloo"
+
+
 def test_sync_batch_norm_is_a_batch_norm() -> None:
     model = create_model("replknet_nano", 2)
     images = torch.randn(4, 3, 32, 32)
@@ -90,13 +105,40 @@ def test_sync_batch_norm_is_a_batch_norm() -> None:
     torch.testing.assert_close(converted.train()(images), expected)
 
 
+def test_sync_batch_norm_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a second process had the same images: bf16 in and out, statistics in float32."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_sum", lambda tensor: 2 * tensor)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    synced = convert_sync_batchnorm(copy.deepcopy(plain), "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        images = torch.randn(4, 3, 16, 16)
+        outputs = [model(images) for model in (plain, synced)]
+    assert outputs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0.02, atol=0.02)
+    assert synced[1].running_var.dtype == torch.float32
+    torch.testing.assert_close(synced[1].running_mean, plain[1].running_mean)
+    torch.testing.assert_close(synced[1].running_var, plain[1].running_var, rtol=1e-3, atol=0)
+    outputs[1].float().square().sum().backward()
+    assert synced[0].weight.grad.isfinite().all()
+
+
 @pytest.mark.slow
 def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
     """As a user starts it, and cut off by SIGTERM to its parent."""
     config = tiny(tmp_path / "run")
-    options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "2"]
+    options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "4"]
+    options += ["--save-every", "1", "--batch-size", "8", "--sync-bn", "--device", "cpu"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-    command = [*torchrun, "-m", "training.finetune", *options, "--batch-size", "8", "--sync-bn", "--device", "cpu"]
+    command = [*torchrun, "-m", "training.finetune", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(config.output / "last/state.pt", process)
+    process.terminate()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    step = load_state(config.output / "last")["step"]
+    assert error.count(f"stopped by SIGTERM after step {step};") == 2, error
+    assert 0 < step < 24
     subprocess.run(command, cwd=ROOT, check=True, timeout=240)
-    assert len((config.output / "log.jsonl").read_text().splitlines()) == 2
+    assert len((config.output / "log.jsonl").read_text().splitlines()) == 4
     load_checkpoint(config.output)

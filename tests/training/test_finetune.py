@@ -20,6 +20,7 @@ from training.data import DataError, write_digits
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import confusion_matrix, evaluate, per_class_table, top1
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
+from training.loop import DivergenceError
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 10
@@ -135,11 +136,17 @@ def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path)
     assert not torch.equal(saved[0.0], saved[0.5]), "the same run, so only averaging can tell the two apart"
 
 
-def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
+def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 3), ModelConfig("replknet_nano", 3))
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) in step \d+, epoch 1: lower --lr"):
-        train(tiny(data, tmp_path, lr=1e30, warmup_epochs=0.0), QUIET)
+    config = tiny(data, tmp_path, lr=1e30, warmup_epochs=0.0, resume="never")
+    with pytest.raises(DivergenceError, match=r"the loss is (nan|inf) in step \d+, epoch 1: lower --lr"):
+        train(config, QUIET)
+    monkeypatch.setattr(finetune, "parse_arguments", lambda: config)
+    assert finetune.main() == 1
+    assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
@@ -190,6 +197,21 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     error = capsys.readouterr().err
     assert "nowhere/train is no folder" in error
     assert error.count("\n") == 1
+    monkeypatch.setattr("sys.argv", [*arguments, "--device", "gpu"])
+    assert finetune.main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("finetune: --device gpu cannot be used (Expected one of cpu")
+    assert error.count("\n") == 1
+
+
+def test_an_error_that_nobody_foresaw_has_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Config) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(finetune, "train", fails)
+    monkeypatch.setattr("sys.argv", ["finetune", "--output", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        finetune.main()
 
 
 def test_confusion_matrix_counts_rows_as_truth() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def test_exponential_counts_and_subset() -> None:
     assert class_counts([targets[i] for i in kept], 3) == [50, 10, 2]
     assert len(set(kept)) == len(kept)
     assert kept == long_tail_subset(targets, 3, 25) != long_tail_subset(targets, 3, 25, seed=1)
-    with pytest.raises(SettingsError, match="class 1 has no training image"):
+    with pytest.raises(SettingsError, match="class index 1 has no training image"):
         long_tail_subset([0, 2], 3, 10)
     with pytest.raises(SettingsError, match=r"--imbalance 0\.5"):
         long_tail_counts(10, 3, 0.5)
@@ -74,7 +75,7 @@ def test_class_weights(rule: str) -> None:
     expected = [value * 3 / sum(raw) for value in raw]
     assert class_weights(COUNTS, rule).tolist() == pytest.approx(expected, rel=1e-6)
     assert class_weights(COUNTS, "none") is None
-    with pytest.raises(SettingsError, match="class 1 has no training image"):
+    with pytest.raises(SettingsError, match="class index 1 has no training image"):
         class_weights([3, 0], rule)
 
 
@@ -124,6 +125,21 @@ def test_focal(batch: tuple[Tensor, Tensor]) -> None:
     close(Focal(0.0)(logits, targets), CrossEntropy()(logits, targets).item())
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_gradient_where_p_rounds_to_1(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0, 0.0], [1.0, 0.0, 0.5]], requires_grad=True)
+    Focal(gamma)(logits, torch.tensor([0, 1])).backward()
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[0].any()
+    assert logits.grad[1].all()
+
+
+@pytest.mark.parametrize("gamma", [-0.5, math.nan])
+def test_focal_refuses_a_gamma_that_prefers_the_easy(gamma: float) -> None:
+    with pytest.raises(SettingsError, match=f"--focal-gamma {gamma}: at least 0"):
+        Focal(gamma)
+
+
 def test_ldam_margins_and_deferred_weights(batch: tuple[Tensor, Tensor]) -> None:
     cosines, targets = batch[0].tanh(), batch[1]
     loss = LDAM(COUNTS, drw_start=0.8)
@@ -148,6 +164,18 @@ def test_cosine_learner_is_deployed_as_a_plain_head() -> None:
     assert cosines.abs().max() <= 1
     lengths = model.forward_features(images).mean((2, 3)).norm(dim=1, keepdim=True)
     torch.testing.assert_close(logits, cosines * lengths)
+
+
+def test_cosines_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, features = create_model("replknet_nano", 3), torch.randn(4, 256)
+    monkeypatch.setattr("training.learners.pooled_features", lambda *_: features)
+    learner = CosineSupervised(model, nn.Identity())
+    learner.criterion.forward = lambda cosines, targets: cosines  # type: ignore[method-assign]
+    expected = F.cosine_similarity(features.double()[:, None], model.head.weight.double()[None], dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        cosines = learner(torch.zeros(4, 3, 32, 32), torch.zeros(4))
+    torch.testing.assert_close(cosines.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_tau_normalization() -> None:

@@ -1,6 +1,8 @@
 """SimMIM's masks, images without labels, and the photographs that come with packages."""
 
+import io
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from models import ModelConfig
 from training.data import DataError
 from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
 from training.settings import SettingsError
+from training.shards import NO_CLASS
 
 CONFIG = ModelConfig("replknet_nano", 1, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
 
@@ -72,6 +75,34 @@ def test_images_at_any_depth_without_labels(images: Path) -> None:
     (images / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no image"):
         Unlabelled(images / "empty")
+
+
+@pytest.fixture
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions in the place of classes, and classes of which 0 and 1 have no image."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        with tarfile.open(folder / f"{number}.tar", "w") as shard:
+            shard.add(path, "key.png")
+            note = tarfile.TarInfo("key.cls" if number else "key.txt")
+            note.size = 1
+            shard.addfile(note, io.BytesIO(b"2"))
+    (folder / "labels.txt").write_text("only\n")
+    return folder
+
+
+def test_shards_need_no_labels(shards: Path) -> None:
+    dataset = Unlabelled(shards)
+    assert [dataset[index].size for index in range(len(dataset))] == [(50, 40)] * 3
+    assert dataset.shards.classes == []
+    assert dataset.shards.targets == [NO_CLASS] * 3
+    (shards / "0.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"0\.tar cannot be read"):
+        Unlabelled(shards)
+    for path in shards.glob("*.tar"):
+        tarfile.open(path, "w").close()
+    with pytest.raises(DataError, match="its 3 shards hold no image"):
+        Unlabelled(shards)
 
 
 def test_held_out_images_keep_their_masks_and_training_images_do_not(images: Path) -> None:

@@ -115,8 +115,21 @@ def test_learner(generalized: bool) -> None:
     torch.testing.assert_close(learner.key_model.head.weight, 0.9 * before + 0.1 * name)
 
 
+def test_similarities_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    learner = PaCo(create_model("replknet_nano", 3), COUNTS, queue_size=4, dim=6, temperature=0.02)
+    logits, features = torch.randn(5, 3), F.normalize(torch.randn(5, 6), dim=1)
+    monkeypatch.setattr(PaCo, "_encode", staticmethod(lambda *_: (logits, features)))
+    images, targets = torch.zeros(5, 2, 3, 32, 32), torch.tensor([0, 2, 1, 0, 0])
+    state = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    exact = learner(images, targets)
+    learner.load_state_dict(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(learner(images, targets), exact, rtol=1e-6, atol=1e-6)
+
+
 def test_impossible_sizes() -> None:
     with pytest.raises(SettingsError, match="queue 0"):
         PaCo(create_model("replknet_nano", 3), COUNTS, queue_size=0)
-    with pytest.raises(SettingsError, match="class 2 has no training image"):
+    with pytest.raises(SettingsError, match="class index 2 has no training image"):
         PaCo(create_model("replknet_nano", 3), [3, 2, 0])

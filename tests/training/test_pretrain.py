@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,18 @@ def test_a_run_cut_off_goes_on_bit_for_bit(data: Path, tmp_path: Path, monkeypat
     train(tiny(data, tmp_path / "cut", epochs=2, pictures=0, save_every=1), QUIET)
     whole, resumed = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_unlabelled_shards_are_trained_on(data: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        with tarfile.open(tmp_path / part / "0.tar", "w") as shard:
+            for path in sorted((data / part).rglob("*.png")):
+                shard.add(path, f"{path.parent.name}_{path.name}")
+    settings = {"epochs": 1, "pictures": 0}
+    loss = train(tiny(tmp_path, tmp_path / "run", **settings), QUIET)
+    assert loss == pytest.approx(train(tiny(data, tmp_path / "folders", **settings), QUIET))
+    assert json.loads((tmp_path / "run/args.json").read_text())["images"] == 64
 
 
 def test_pre_training_goes_on_from_weights(run: tuple[Path, float]) -> None:

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from training.data import DataError, load_image, make_loader, open_images
+from training.explain import find_images
+from training.masking import Unlabelled
 from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
 from training.samplers import EpochBatches
 from training.settings import SettingsError
@@ -108,7 +110,7 @@ def shards(tmp_path: Path) -> Path:
     first = {f"{n}.{suffix}": content for n in range(3) for suffix, content in (("png", png(n)), ("cls", b"%d" % n))}
     second = {"a/x.json": json.dumps({"label": "cat"}).encode(), "a/x.png": png(3), "notes": b"-"}
     write_shard(tmp_path / "00.tar", first)
-    write_shard(tmp_path / "01.tar", {**second, "a/y.png": png(4), "a/y.cls": b"2\n", "a/z.cls": b"1"})
+    write_shard(tmp_path / "01.tar", {**second, "a/y.png": png(4), "a/y.cls": b"2\n", "a/z.txt": b"1"})
     (tmp_path / "labels.txt").write_text("ant\ncat\ndog\n")
     return tmp_path
 
@@ -137,7 +139,8 @@ def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
         ({"a.png": png(0), "a.cls": b"-1"}, r"class -1 is out of range"),
         ({"a.png": png(0), "a.cls": b"cow"}, r"the class 'cow' is no index and not in labels\.txt"),
         ({"a.png": png(0), "a.json": b"[]"}, r'a\.json is no JSON object with "label" or "cls"'),
-        ({"a.cls": b"1"}, "hold no pair"),
+        ({"a.txt": b"1"}, "hold no pair"),
+        ({"a.cls": b"1", "a.gif": b"", "b.png": png(0), "b.cls": b"1"}, r"/a has a class and no image .*\.tiff"),
     ],
 )
 def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -145,6 +148,28 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
     (tmp_path / "labels.txt").write_text("ant\ncat\ndog\n")
     with pytest.raises(DataError, match=message):
         open_images(tmp_path, None)
+
+
+def test_an_index_is_no_label(tmp_path: Path) -> None:
+    """Labels that are numbers: an integer is the index all the same, a text is the label."""
+    members = {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1", "c.png": png(2), "c.cls": b"2\n"}
+    texts = {"d.png": png(3), "d.json": b'{"label": "1"}', "e.png": png(4), "e.json": b'{"cls": 1}'}
+    write_shard(tmp_path / "0.tar", {**members, **texts})
+    (tmp_path / "labels.txt").write_text("1\n2\n3\n")
+    assert open_images(tmp_path, None).targets == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".pgm", ".jpeg", ".webp"])
+def test_shards_and_folders_read_the_same_files(suffix: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (6, 5), 7).save(buffer, Image.registered_extensions()[suffix.lower()])
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    (tmp_path / "folder" / "x" / f"0{suffix}").write_bytes(buffer.getvalue())
+    write_shard(tmp_path / "0.tar", {f"0{suffix}": buffer.getvalue(), "0.cls": b"0"})
+    for source in (tmp_path, tmp_path / "folder"):
+        assert [image.size for image, _ in open_images(source, None)] == [(6, 5)]
+        assert len(Unlabelled(source)) == 1
+    assert find_images(tmp_path / "folder", 1)
 
 
 def test_damaged_shards_and_images_are_named(shards: Path) -> None:

@@ -139,10 +139,10 @@ def test_explanations_of_other_layouts() -> None:
     assert explain(swin, images, targets, "cam").shape == (1, 224, 224)
     assert explain(swin, images, targets, "gradcam").shape == (1, 224, 224)
     resnet = create_model("timm/resnet18", 3).eval()
-    assert parts_from_the_head(resnet) == ("fc", "layer4", "layer3")
     small = torch.randn(2, 3, 96, 96)
     check = randomization_check(resnet, lambda m: explain(m, small, torch.tensor([0, 1]), "cam"))
-    assert list(check) == ["fc", "layer4", "layer3"]
+    assert list(check) == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    assert parts_from_the_head(create_model("timm/convnext_atto", 3)) == ("head.fc", "head", "stages", "stem")
 
 
 def test_pretraining_is_for_replknets() -> None:

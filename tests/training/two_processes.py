@@ -3,19 +3,22 @@
 import dataclasses
 import json
 import sys
+import warnings
 from pathlib import Path
 
+import pytest
 import torch
-from rich.console import Console
-from torch import nn
 
 from models import ModelConfig, create_model
+from tests.training.runs import QUIET, Killed, before_step, die
 from training import distributed
+from training.config import Config
 from training.distributed import convert_sync_batchnorm
 from training.finetune import train
 from training.methods import make_learner
 from training.paco import PaCo
 from training.presets import PRESETS
+from training.settings import SettingsError
 
 METHODS: dict[str, dict] = {
     "plain": {},
@@ -34,7 +37,7 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
     learner = make_learner(model, config, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2], 4)
     learner = learner.double().train()
-    network = nn.parallel.DistributedDataParallel(learner, broadcast_buffers=False) if world > 1 else learner
+    network = distributed.data_parallel(learner, torch.device("cpu")) if world > 1 else learner
     loss = network(images, targets)
     loss.backward()
     tensors = {name: parameter.grad for name, parameter in learner.named_parameters()}
@@ -50,14 +53,33 @@ def queue_labels() -> list[int]:
     return learner.queue.labels.tolist()
 
 
+def cut_and_resumed(config: Config) -> str:
+    """Runs in cut/, which is cut off and goes on, and in whole/; what process 1 is told that finds another folder."""
+    config = dataclasses.replace(config, lr=4e-3, optimizer="adamw", epochs=2, save_every=2)
+    train(dataclasses.replace(config, output=config.output / "whole"), QUIET)
+    cut = dataclasses.replace(config, output=config.output / "cut")
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(3, die, patch)
+        with pytest.raises(Killed):
+            train(cut, QUIET)
+    alone = dataclasses.replace(config, output=config.output / "alone")
+    with pytest.raises(SettingsError) as told:
+        train(alone if distributed.rank() else cut, QUIET)
+    train(cut, QUIET)
+    return str(told.value)
+
+
 def main() -> None:
+    warnings.simplefilter("error", FutureWarning)
     folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     distributed.setup("cpu")
     results: dict = {"steps": {name: one_step(method) for name, method in METHODS.items()}, "queue": queue_labels()}
-    torch.save(results, folder / f"results{distributed.rank()}.pt")
     changes |= {"data": Path(changes["data"]), "output": Path(changes["output"])}
-    train(dataclasses.replace(PRESETS["digits"], **changes), Console(quiet=True))
+    config = dataclasses.replace(PRESETS["digits"], **changes)
+    train(config, QUIET)
+    results["told"] = cut_and_resumed(dataclasses.replace(config, output=folder))
+    torch.save(results, folder / f"results{distributed.rank()}.pt")
     distributed.shutdown()
 
 

@@ -1,0 +1,21 @@
+"""What --help of a script shows: how to call it, with examples that can be copied."""
+
+from types import ModuleType
+
+import pytest
+
+from training import attack, compare, evaluate, explain, finetune, pretrain
+
+
+@pytest.mark.parametrize("script", [attack, compare, evaluate, explain, finetune, pretrain])
+def test_examples_are_lines_of_their_own(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/some/where/script.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: python -m {script.__name__} ")
+    examples = [line for line in script.__doc__.splitlines() if line.startswith("    ")]
+    assert examples
+    assert set(examples) <= set(lines)

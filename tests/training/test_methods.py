@@ -1,0 +1,80 @@
+"""From settings to a learner: what holds, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from models import ModelConfig, create_model
+from training.config import Config
+from training.finetune import train
+from training.methods import check_method, make_learner
+from training.settings import SettingsError
+
+QUIET = Console(quiet=True)
+NANO = ModelConfig("replknet_nano", 3, image_size=32)
+Tiny = Callable[..., Config]
+
+
+def learner_of(config: Config, batch_size: int = 16, counts: tuple[int, ...] = (32, 32, 32)) -> object:
+    return make_learner(create_model("replknet_nano", 3), config, config, NANO, counts, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "epsilon"),
+    [("fast_at", None, 8.0), ("advprop", None, 4.0), ("advprop", 2.0, 2.0), ("fast_at", 0.0, 0.0)],
+)
+def test_epsilon_is_the_papers_unless_asked(method: str, asked: float | None, epsilon: float) -> None:
+    learner = learner_of(Config(adversarial=method, epsilon=asked))
+    assert learner.epsilon == epsilon / 255
+    if method == "advprop":
+        assert learner.steps == epsilon + 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "asked", "smoothing"),
+    [("cross_entropy", None, 0.1), ("gpaco", None, 0.1), ("balanced_softmax", 0.2, 0.2), ("cross_entropy", 0.0, 0.0)],
+)
+def test_label_smoothing_is_what_was_asked_or_the_default(loss: str, asked: float | None, smoothing: float) -> None:
+    config = Config(loss=loss, label_smoothing=asked)
+    check_method(config, config, has_weights=False)
+    learner = learner_of(config)
+    criterion = getattr(learner, "criterion", None)
+    found = learner.smoothing if criterion is None else getattr(criterion, "cross_entropy", criterion).label_smoothing
+    assert found == smoothing
+
+
+@pytest.mark.parametrize("loss", ["ldam", "focal", "paco"])
+def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
+    for fine in (None, 0.0):
+        config = Config(loss=loss, label_smoothing=fine)
+        check_method(config, config, has_weights=False)
+    config = Config(loss=loss, label_smoothing=0.1)
+    with pytest.raises(SettingsError, match=rf"--label-smoothing 0\.1: {loss} has none"):
+        check_method(config, config, has_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({"adversarial": "advprop"}, {"epsilon": 4.0, "label_smoothing": 0.1}),
+        ({"loss": "ldam"}, {"epsilon": 0.0, "label_smoothing": 0.0}),
+    ],
+)
+def test_what_holds_is_recorded(changes: dict, holds: dict, tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", epochs=1, **changes), QUIET)
+    recorded = json.loads((tmp_path / "run/args.json").read_text())
+    assert {name: recorded[name] for name in holds} == holds
+
+
+def test_one_odd_batch_cannot_be_mixed(tiny: Tiny, tmp_path: Path) -> None:
+    """An imbalance of 8 leaves 32 + 11 + 4 images."""
+    config = tiny(tmp_path / "run", mixup=0.8, batch_size=64, imbalance=8.0, epochs=1)
+    with pytest.raises(SettingsError, match="--batch-size 64 with --mixup or --cutmix on 47 images: 46 or a lower"):
+        train(config, QUIET)
+    train(dataclasses.replace(config, batch_size=46), QUIET)
+    learner_of(config, 64, (32, 22, 16))  # more than a batch
+    learner_of(config, 64, (32, 11, 5))  # an even one
