@@ -9,7 +9,6 @@
 #include <cstring>
 #include <memory>
 #include <utility>
-#include <vector>
 
 #include "depthwise_conv2d_avx512.h"
 
@@ -33,6 +32,18 @@ inline Buffer allocate(int64_t floats) {
   return Buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
 }
 
+// At least `floats`, of this thread, until its next call: threads that allocate at the same time wait for each other in
+// the kernel where the allocator has one arena, for longer than a small layer takes.
+inline float* scratch(int64_t floats) {
+  thread_local Buffer buffer;
+  thread_local int64_t size = 0;
+  if (size < floats) {
+    buffer = allocate(floats);
+    size = floats;
+  }
+  return buffer.get();
+}
+
 // f(0) ... f(N - 1) with constants, so that what they index can live in registers: a loop is unrolled too late for that.
 template <int N, class Function>
 [[gnu::always_inline]] inline void unroll(Function&& f) {
@@ -46,16 +57,21 @@ class RowRing {
  public:
   RowRing(int64_t rows, int64_t width)
       : mask_(std::bit_ceil<uint64_t>(rows) - 1),
-        pitch_((width + kColumns - 1) / kColumns * kColumns + 2 * kBorder),
-        data_(allocate((mask_ + 1) * pitch_ * kLanes)) {
-    std::memset(data_.get(), 0, (mask_ + 1) * pitch_ * kLanes * sizeof(float));  // the borders stay so
+        pitch_((width + kColumns - 1) / kColumns * kColumns + 2 * kBorder) {}
+
+  int64_t floats() const { return (mask_ + 1) * pitch_ * kLanes; }
+
+  // `data` holds floats().
+  void place(float* data) {
+    data_ = data;
+    std::memset(data, 0, floats() * sizeof(float));  // the borders stay so
   }
 
-  float* at(int64_t y, int64_t x) const { return data_.get() + ((y & mask_) * pitch_ + kBorder + x) * kLanes; }
+  float* at(int64_t y, int64_t x) const { return data_ + ((y & mask_) * pitch_ + kBorder + x) * kLanes; }
 
  private:
   int64_t mask_, pitch_;
-  Buffer data_;
+  float* data_ = nullptr;
 };
 
 // rows[i][j] -> rows[j][i]
@@ -100,7 +116,7 @@ inline void pack_weight(const float* weight, int64_t taps, float* packed) {
 
 // Image rows [y, end) of one channel block for each ring.
 inline void pack_rows(const DepthwiseShape& s, const float* image, int64_t y, int64_t end,
-                             const std::vector<RowRing>& rings, int64_t blocks) {
+                             const RowRing* rings, int64_t blocks) {
   for (; y < end; ++y) {
     const float* pixel = image + y * s.width * s.channels;
     float* rows[kGroup];

@@ -186,9 +186,10 @@ void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const 
   const RowFunctions convolve = functions(s);
 
   parallel_for(tasks * parts, [&](int64_t begin, int64_t end) {
-    const Buffer filters = allocate(group * filter);
-    std::vector<RowRing> rings;
-    for (int64_t b = 0; b < group; ++b) rings.emplace_back(std::min(s.height, 2 + 2 * pad_y), s.width);
+    const RowRing ring(std::min(s.height, 2 + 2 * pad_y), s.width);
+    float* const filters = scratch(group * (filter + ring.floats()));
+    RowRing rings[kGroup] = {ring, ring, ring, ring};
+    for (int64_t b = 0; b < group; ++b) rings[b].place(filters + group * filter + b * ring.floats());
     int64_t packed_group = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t g = task / (s.batch * parts), n = task / parts % s.batch, part = task % parts;
