@@ -1,4 +1,4 @@
-"""README's table and chart from results/*.json: `python -m benchmarks.report`."""
+"""The pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
 
 import json
 from pathlib import Path
@@ -87,19 +87,77 @@ def draw(result: dict[str, Any]) -> None:
     figure.savefig(CHART, dpi=100)
 
 
-def main() -> None:
-    inference = load("cpu_inference_replknet_31b")
-    tables = [
-        inference_table(inference),
-        depthwise_table(load("kernels_cpu")),
-        serving_table(load("serving_overhead")),
+def comparison_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**Counted and timed, one image, beside what is published** ({result['form']}; {conditions(result)})", ""]
+    lines += ["| architecture | px | M parameters (published) | G MACs (published) | CPU, ms | top-1 published, % |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in result["rows"]:
+        published = row["published"] or {}
+        accuracy = [f"{published['top1']}"] if "top1" in published else ["none"]
+        accuracy += [f"{published['top1_from_22k']} from ImageNet-22K"] if "top1_from_22k" in published else []
+        cells = [row["arch"], str(row["image_size"])]
+        for mine, theirs in ((f"{row['parameters'] / 1e6:.2f}", "parameters_m"), (f"{row['macs'] / 1e9:.3f}", "gmacs")):
+            cells.append(mine + (f" ({published[theirs]})" if theirs in published else ""))
+        cells += [f"{row['latency_ms']['cpu']:.0f}", ", ".join(accuracy)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def overload_table(result: dict[str, Any]) -> list[str]:
+    (row,) = result["rows"]
+    lines = [f"**More than it can do**: {row['arch']}, {result['image']}, each request to be answered within"]
+    lines += [f"{result['deadline_s']:g} s ({conditions(result)}). The best of a closed loop is"]
+    lines += [
+        f"{row['peak_images_per_s']:.1f} images/s, {row['peak_over_bare']:.2f} times a bare loop of the same steps.",
+        "",
     ]
-    before, rest = README.read_text().split(BEGIN)
+    lines += [
+        "| load, of the best | answered in time, of the best | p99 of those, ms | turned away, p50 ms | not in time |"
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for load in row["open_loop"]:
+        outcomes = load["outcomes"]
+        missed = sum(count for kind, count in outcomes.items() if kind not in ("in time", "rejected"))
+        rejected = outcomes.get("rejected", 0)
+        away = f"{rejected} ({load['rejected_p50_ms']:.0f})" if rejected else "0"
+        cells = [
+            f"{load['load']:g}",
+            f"{load['goodput_of_peak']:.0%}",
+            f"{load['in_time_p99_ms']:.0f}",
+            away,
+            str(missed),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def pages() -> dict[Path, list[list[str]]]:
+    """The tables of each page, between its two marks."""
+    return {
+        README: [
+            inference_table(load("cpu_inference_replknet_31b")),
+            depthwise_table(load("kernels_cpu")),
+            serving_table(load("serving_overhead")),
+        ],
+        ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
+        ROOT / "docs" / "serving.md": [overload_table(load("overload"))],
+    }
+
+
+def written(page: Path, tables: list[list[str]]) -> str:
+    """The page's text with these tables."""
+    before, rest = page.read_text().split(BEGIN)
     _, after = rest.split(END)
     body = "\n\n".join("\n".join(lines) for lines in tables)
-    README.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}")
-    draw(inference)
-    print(f"wrote {README.name} and {CHART.relative_to(ROOT)}")
+    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
+
+
+def main() -> None:
+    for page, tables in pages().items():
+        page.write_text(written(page, tables))
+        print(f"wrote {page.relative_to(ROOT)}")
+    draw(load("cpu_inference_replknet_31b"))
+    print(f"wrote {CHART.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
