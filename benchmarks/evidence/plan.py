@@ -149,7 +149,7 @@ def robustness(seeds: Iterable[int]) -> list[Arm]:
     ]
 
 
-SMALL_LR = 1e-5  # AdamW's steps are then too small to carry a rounding error on to the next loss
+SMALL_LR = 1e-6  # AdamW's steps are then too small to carry a rounding error on to the next loss
 
 
 def kernels(seeds: Iterable[int]) -> list[Arm]:

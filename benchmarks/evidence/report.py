@@ -184,12 +184,21 @@ def summaries(name: str, result: dict[str, Any]) -> list[str]:
     return [f"- **{title}**, {group}, {unit}: {summary(rows, metric)}." for group, rows in groups(result).items()]
 
 
+def minutes_in_all(loaded: dict[str, dict[str, Any]], unit: str) -> float:
+    """Of all runs, two at a time; what several runs start from counts once."""
+    seeds = [seed for result in loaded.values() for row in result["rows"] for seed in row["seeds"]]
+    before = {(seed["seed"], seed[f"{unit}_before"]) for seed in seeds}
+    return (sum(seed[unit] for seed in seeds) + sum(value for _, value in before)) / 2 / 60
+
+
 def whole(results: Path, figures: Path) -> str:
     """The text of docs/results.md; draws the charts into `figures`."""
     loaded = {name: load(name, results) for name in SECTIONS}
     draw_simmim(loaded["simmim"], figures / "evidence_simmim.png")
     draw_long_tail(loaded["long_tail"], figures / "evidence_long_tail.png")
-    lines = [HEAD.format(conditions=conditions(loaded["long_tail"]), seeds=len(loaded["simmim"]["rows"][0]["seeds"]))]
+    spent = {unit: round(minutes_in_all(loaded, unit)) for unit in ("seconds", "processor_seconds")}
+    seeds = len(loaded["simmim"]["rows"][0]["seeds"])
+    lines = [HEAD.format(conditions=conditions(loaded["long_tail"]), seeds=seeds, **spent)]
     lines += ["## In short", "", "Points of accuracy gained, mean ± standard deviation over the seeds.", ""]
     lines += [line for name, result in loaded.items() for line in summaries(name, result)]
     for name, write in SECTIONS.items():

@@ -16,7 +16,8 @@ Written by `python -m benchmarks.evidence.report` from benchmarks/results/eviden
   the 95 % interval of the mean difference (Student's t) leaves out 0; of many arms one in twenty does by chance alone.
 - **Seconds** of one run, training and its evaluations: wall time / processor time of its one thread; "+": what it
   starts from. Two runs at a time on two cores; other work shared these and at times stopped the runs, so the wall
-  times are upper bounds.
+  times are upper bounds. All runs of this page, two at a time: {seconds} minutes by the clock, {processor_seconds} of
+  computing.
 - {conditions}
 
 Small data and short runs: these figures say what the methods do here, not what they do on ImageNet.
@@ -63,7 +64,7 @@ counts if it is right clean and under the attack. AdvProp is meant for clean acc
 The same short training (the preset's AdamW from random weights, 14 images a class) three times: with the large-kernel
 blocks' depthwise convolutions and the masked-patch loss by the operators, by their references, and with PyTorch's
 convolution. The table has differences of the loss, which is about 2.4 (fine-tuning) and 0.75 (pre-training), from that
-with the references; of all seeds the largest, and the fewest steps. **Small steps** (learning rate 1e-5) are the check:
+with the references; of all seeds the largest, and the fewest steps. **Small steps** (learning rate 1e-6) are the check:
 what is computed differs by float32's rounding, the weights hardly move, and the curves must stay together to the end.
 The preset's own rate of 4e-3 from random weights multiplies rounding: in float32 the curves part after a few steps,
 whoever computes, and float32 moves the references' own curve about as far from their float64 one. In float64 the
