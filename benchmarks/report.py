@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS
+from benchmarks.kernels import expected
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -139,6 +140,7 @@ def pages() -> dict[Path, list[list[str]]]:
             depthwise_table(load("kernels_cpu")),
             serving_table(load("serving_overhead")),
         ],
+        ROOT / "docs" / "kernels.md": [expected.table()],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
         ROOT / "docs" / "serving.md": [overload_table(load("overload"))],
     }

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, versions, write_results
@@ -67,17 +68,19 @@ def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
             del module.forward
 
 
-def training_step(model: nn.Module, images: Tensor, labels: Tensor, precise: bool = False) -> list[Tensor]:
-    """Forward and backward, under autocast unless `precise`: the logits and the first depthwise filter's gradient.
-
-    Not the loss: at random weights it is the same whatever a kernel does.
-    """
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, precise: bool = False, optimizer: Optimizer | None = None
+) -> list[Tensor]:
+    """Forward, backward and the optimiser's step, under autocast unless `precise`; the logits and the first depthwise
+    filter's gradient. Not the loss: at random weights it is the same whatever a kernel does."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=not precise):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
     loss.backward()
     first = next(module for module in model.modules() if is_large_depthwise(module))
     answers = [logits.detach(), first.weight.grad]
+    if optimizer is not None:
+        optimizer.step()
     for parameter in model.parameters():
         parameter.grad = None
     return answers
@@ -163,9 +166,12 @@ def measure(
 
     def train(batch: int) -> dict[str, Any]:
         images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device)
+        # At a rate of 0: all of AdamW's work, and the weights stay those that every variant starts from.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=device != "cpu")
 
-        def step(model: nn.Module, images: Tensor, precise: bool = False) -> list[Tensor]:
-            return training_step(model, images, labels[: len(images)], precise)
+        def step(timed: nn.Module, images: Tensor, precise: bool = False) -> list[Tensor]:
+            own = optimizer if timed is model else None  # not of the copy that is computed precisely
+            return training_step(timed, images, labels[: len(images)], precise, own)
 
         return compare(model.train(), images, step, rounds)
 

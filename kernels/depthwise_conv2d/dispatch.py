@@ -1,5 +1,7 @@
 """Which implementation a call on the GPU takes, and how its kernels are launched."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from kernels.depthwise_conv2d.precision import get_float32_precision
 
 TOEPLITZ_TAPS = 49  # from 7 x 7 on the tensor cores' waste is smaller than their gain (README.md; not measured)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GRID_LIMIT = 65535  # of CUDA, for the grid's second dimension: the channels
 LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
 
 
@@ -22,7 +25,13 @@ def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: 
 
 
 def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
-    return choose_kernel(input.dtype, kernel_size, torch.cuda.get_device_capability(input.device))
+    """`choose_kernel` on the input's device; warns once where that is too old."""
+    capability = torch.cuda.get_device_capability(input.device)
+    if capability < LEAST_CAPABILITY:
+        warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution computes", stacklevel=2)
+    if input.shape[1] > GRID_LIMIT:
+        return "pytorch"
+    return choose_kernel(input.dtype, kernel_size, capability)
 
 
 def forward_cuda(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str) -> Tensor:

@@ -109,7 +109,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     input, weight, kept = ctx.saved_tensors  # type: ignore[attr-defined]
     activation, has_bias = ctx.activation, ctx.has_bias  # type: ignore[attr-defined]
     if activation == "relu":
-        grad = torch.where(kept > 0, grad, 0)
+        grad = torch.where(kept <= 0, 0, grad)  # where it is not a number, as PyTorch's
     elif activation == "gelu":
         before = torch.ops.widefield.depthwise_conv2d(input, weight, kept, "none")
         grad = torch.ops.aten.gelu_backward(grad, before)

@@ -85,5 +85,7 @@ def fake_gpu(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
+        monkeypatch.setattr(torch.optim.Optimizer, name, lambda self: None, raising=False)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     return gpu

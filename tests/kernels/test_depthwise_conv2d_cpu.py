@@ -175,6 +175,16 @@ def test_opcheck_of_the_gradients(layout):
     opcheck(ops.depthwise_conv2d_grad_weight.default, (grad, x, [13, 3]), test_utils=tests)
 
 
+def test_relu_gradient_where_the_output_is_no_number():
+    """As PyTorch's own: what diverged shows in the gradient too."""
+    input = torch.zeros(1, 1, 3, 3)
+    input[0, 0, 0, 0] = float("nan")
+    weights = [torch.ones(1, 1, 3, 3, requires_grad=True) for _ in range(2)]
+    depthwise_conv2d(input, weights[0], None, "relu").sum().backward()
+    torch.relu(torch.nn.functional.conv2d(input, weights[1], padding=1)).sum().backward()
+    torch.testing.assert_close(weights[0].grad, weights[1].grad, equal_nan=True)
+
+
 @pytest.mark.parametrize("with_respect_to", [0, 1])
 def test_double_backward_is_an_error(with_respect_to):
     x, w = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(4, 1, 5, 5, requires_grad=True)

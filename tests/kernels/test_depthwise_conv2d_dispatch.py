@@ -70,6 +70,19 @@ def test_each_kernel_is_taken(taken):
     assert len(taken) == 4
 
 
+def test_more_channels_than_a_grid_has(taken):
+    source = torch.zeros(1, 65536, 1, 1)
+    assert op._cuda(source, torch.zeros(65536, 1, 7, 7)).shape == source.shape
+    assert not taken
+
+
+def test_an_old_device_is_warned_of(taken, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    with pytest.warns(UserWarning, match=r"capability \(7, 5\): PyTorch's convolution computes"):
+        op._cuda(torch.zeros(1, 4, 8, 8), torch.zeros(4, 1, 7, 7))
+    assert not taken
+
+
 def test_what_is_neither_contiguous_nor_channels_last_is_copied(taken):
     for source in (torch.zeros(2, 4, 16, 8)[:, :, ::2], torch.zeros(4, 2, 8, 8).transpose(0, 1)):
         for size in (5, 7):
