@@ -162,27 +162,18 @@ def test_mixed_precision_is_the_same_run(amp: str, tiny: Tiny, tmp_path: Path, m
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_tensorboard_is_asked_for(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: dict[str, list[int]] = {}
+def test_tensorboard_reads_what_was_written(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    class Writer:
-        def __init__(self, folder: str, purge_step: int | None) -> None:
-            assert folder.endswith("tensorboard")
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.setdefault(name, []).append(step)
-
-        def close(self) -> None:
-            written["closed"] = []
-
-    module = type(sys)("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     train(tiny(tmp_path / "run", tensorboard=True, epochs=1), QUIET)
-    assert written == {name: list(range(1, 7)) for name in ("train/loss", "train/grad_norm", "train/lr")} | {
-        "val/top1": [6],
-        "closed": [],
-    }
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"train/loss", "train/grad_norm", "train/lr", "val/top1"}
+    (epoch,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert sum(losses) / len(losses) == pytest.approx(epoch["loss"])
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 7))
+    ((step, top1),) = [(event.step, event.value) for event in events.Scalars("val/top1")]
+    assert (step, top1) == (6, pytest.approx(epoch["top1"]))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install tensorboard"):
         train(tiny(tmp_path / "other", tensorboard=True), QUIET)
