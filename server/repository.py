@@ -1,10 +1,13 @@
 """What the launcher must know of a model repository before tritonserver reads it."""
 
+import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from server.errors import RepositoryError
 
@@ -53,12 +56,37 @@ def read_repository(path: str | Path) -> Repository:
         weights = newest / _artifact(config)
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
+        verify(newest)
         backend = _backend(config)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
             needs_library = folder.name
     return Repository(root, tuple(folder.name for folder in folders), needs_library, backends)
+
+
+def verify(version: Path) -> None:
+    """Compares a version's files with the checksums that its build.json holds; one that has none is taken as it is.
+
+    Raises `RepositoryError` for a file that is missing, cut off or changed since it was built.
+    """
+    record = version / "build.json"
+    if not record.is_file():
+        return
+    remedy = f"build it again, or remove {version} to go back to the version before"
+    try:
+        expected = dict(json.loads(record.read_text())["files_sha256"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise RepositoryError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
+    for name, digest in expected.items():
+        try:
+            with (version / name).open("rb") as file:
+                found = _sha256(file)
+        except OSError as error:
+            raise RepositoryError(f"{version / name} cannot be read ({error.strerror}): {remedy}") from error
+        if found != digest:
+            differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
+            raise RepositoryError(f"{version / name} is not what was built ({differs}): {remedy}")
 
 
 def _artifact(config: str) -> str:
@@ -72,6 +100,13 @@ def _artifact(config: str) -> str:
 def _backend(config: str) -> str:
     named = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', config, re.MULTILINE)
     return PLATFORMS.get(named.group(1), named.group(1)) if named else ""
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _calls_operator(weights: Path) -> bool:

@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 from io import BytesIO
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -115,7 +117,7 @@ def make_loader(
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory,
-        "worker_init_fn": _outlive_sigterm,
+        "worker_init_fn": _begin_worker,
         "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
     }
     if not train:
@@ -125,13 +127,20 @@ def make_loader(
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
 
 
-def _outlive_sigterm(_: int) -> None:
-    """In a worker: SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
+def _begin_worker(_: int) -> None:
+    """SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
 
     The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _but_for_an_ended_run
+
+
+def _but_for_an_ended_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A main process that ends leaves batches that it was told of: no news to a user who has pressed Ctrl-C."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _obey(parent: int) -> None:

@@ -1,5 +1,8 @@
 """What the launcher reads of a repository, and its one line for each way in which one can be unfit."""
 
+import hashlib
+import json
+import shutil
 import zipfile
 
 import pytest
@@ -111,3 +114,25 @@ def test_damaged_weights(tmp_path):
     (folder / "1" / "model.pt").write_bytes(b"half a zip")
     with pytest.raises(RepositoryError, match=r"model\.pt is damaged"):
         read_repository(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["cut off", "changed", "gone", "record"])
+def test_what_was_built_is_verified(repository, tmp_path, harm):
+    root = shutil.copytree(repository, tmp_path / "models")
+    version = root / "backbone" / "1"
+    weights = version / "model.pt"
+    record = {"files_sha256": {"model.pt": hashlib.sha256(weights.read_bytes()).hexdigest()}}
+    (version / "build.json").write_text(json.dumps(record))
+    read_repository(root)
+    data = weights.read_bytes()
+    if harm == "cut off":
+        weights.write_bytes(data[:-1])
+    elif harm == "changed":
+        weights.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif harm == "gone":
+        record["files_sha256"]["model.onnx"] = "0" * 64
+        (version / "build.json").write_text(json.dumps(record))
+    else:
+        (version / "build.json").write_text("{}")
+    with pytest.raises(RepositoryError, match="to go back to the version before"):
+        read_repository(root)

@@ -12,6 +12,7 @@ import pytest
 
 import training.finetune
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, before_step, start, wait_for
+from training.data import _but_for_an_ended_run
 from training.finetune import train
 from training.state import load_state, save_state
 
@@ -96,3 +97,12 @@ def test_ctrl_c_waits_for_the_state_to_be_whole(tmp_path: Path, monkeypatch: pyt
         save_state(tmp_path, {"step": 3})
     assert load_state(tmp_path) == {"step": 3}
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_batch_that_nobody_fetches_is_no_news(capsys: pytest.CaptureFixture) -> None:
+    """What a worker's thread meets when Ctrl-C ends the main process between a batch's message and its memory."""
+    for error in (ConnectionResetError("Connection reset by peer"), BrokenPipeError("Broken pipe")):
+        _but_for_an_ended_run(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    _but_for_an_ended_run(ValueError, ValueError("what"), None)
+    assert "ValueError: what" in capsys.readouterr().err
