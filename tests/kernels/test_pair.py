@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SHAPES = ((2, 8, 9, 7), (8, 1, 7, 7), (8, 1, 5, 5))
 
 
+@pytest.mark.slow  # 35 s for a kernel that is off
 def test_interpreted():
     for lines in interpreted("pair_interpreted.py").values():
         assert lines == ["every_case 7", "what_is_not_finite 2"]
