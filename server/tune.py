@@ -29,6 +29,7 @@ from server.repository import read_repository
 from server.supervisor import TritonServer
 
 ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
+ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
 THREADS = "INTRA_OP_THREAD_COUNT"
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 
@@ -83,7 +84,7 @@ def read_settings(repository: Path) -> Settings:
 
 
 def write_settings(repository: Path, settings: Settings) -> None:
-    """Each config is replaced in one step; the batch size is the ensemble's and every step's."""
+    """Each config is replaced in one step; no ensemble may take larger batches than its backbone."""
     preprocess, backbone = read_config(repository, PREPROCESS), read_config(repository, BACKBONE)
     for config, count in ((preprocess, settings.preprocess_instances), (backbone, settings.backbone_instances)):
         kind = config.instance_group[0].kind if config.instance_group else model_config_pb2.ModelInstanceGroup.KIND_CPU
@@ -92,7 +93,10 @@ def write_settings(repository: Path, settings: Settings) -> None:
     backbone.parameters[THREADS].string_value = str(settings.backbone_threads)
     backbone.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
     backbone.max_batch_size = settings.max_batch_size
-    for name, config in ((PREPROCESS, preprocess), (BACKBONE, backbone)):
+    ensembles = {name: read_config(repository, name) for name in ENSEMBLES if (repository / name).is_dir()}
+    for config in ensembles.values():
+        config.max_batch_size = settings.max_batch_size
+    for name, config in ({PREPROCESS: preprocess, BACKBONE: backbone} | ensembles).items():
         path = repository / name / "config.pbtxt"
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text_format.MessageToString(config))

@@ -57,14 +57,19 @@ def test_settings_are_written_and_read_again(own):
     assert "INTER_OP_THREAD_COUNT" in (own / "backbone/config.pbtxt").read_text()
 
 
+def one_step(now, cores):
+    yield lambda best: [replace(best, preprocess_instances=1, max_batch_size=4)]
+
+
 @pytest.mark.server
 def test_a_run_writes_what_served_most(own, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda best: [replace(best, preprocess_instances=1)]])
+    monkeypatch.setattr(tune, "candidates", one_step)
     monkeypatch.setattr(tune, "LEAST_GAIN", 0.0)  # the last one stays
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2", "--dry-run"]) == 0
     assert read_settings(own).preprocess_instances == 2
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2"]) == 0
     assert read_settings(own).preprocess_instances == 1
+    assert "max_batch_size: 4" in (own / "classifier/config.pbtxt").read_text()  # or the server would not start
     printed = capsys.readouterr().out
     assert printed.count("images/s, p99") == 4
     assert "times the images a second of before" in printed
