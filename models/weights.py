@@ -137,14 +137,15 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} cannot be read as tensors alone ({_first_line(error)}): it is damaged, or holds objects that "
+            f"{path} cannot be read as tensors alone ({first_line(error)}): it is damaged, or holds objects that "
             "could run code; save its state dict as .safetensors where you trust it"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read ({_first_line(error)}): it is truncated or damaged") from error
+        raise WeightsError(f"{path} cannot be read ({first_line(error)}): it is truncated or damaged") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The message without the stack that PyTorch's C++ puts after it."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -171,7 +172,7 @@ def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
     try:
         return renamed_keys(state, model)
     except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path} is of another model: timm cannot translate it ({_first_line(error)})") from error
+        raise WeightsError(f"{path} is of another model: timm cannot translate it ({first_line(error)})") from error
 
 
 def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, prefix: str) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from training.settings import SettingsError, first_line
+from models.weights import first_line
+from training.settings import SettingsError
 
 
 def setup(device: str) -> str:

@@ -102,8 +102,3 @@ def one_line(error: BaseException) -> str:
     """The message without the traceback that a worker process puts before it."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
-
-
-def first_line(error: BaseException) -> str:
-    """The message without the stack that PyTorch's C++ puts after it."""
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from models.weights import WEIGHTS_FILE, replace_file
+from models.weights import WEIGHTS_FILE, first_line, replace_file
 from training import distributed
 from training.logs import LOG_FILE
-from training.settings import ARGUMENTS_FILE, SettingsError, check_same, first_line
+from training.settings import ARGUMENTS_FILE, SettingsError, check_same
 
 STATE_FILE = "state.pt"
 

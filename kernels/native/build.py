@@ -96,7 +96,10 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         commands = [
             [compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
         ]
-        processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+        try:
+            processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+        except OSError as error:
+            raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
         for command, process in zip(commands, processes, strict=True):
             check(command, process.communicate()[1], process.returncode)
         library = work / output.name

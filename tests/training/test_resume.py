@@ -12,6 +12,7 @@ import training.finetune
 import training.state
 from models import ModelConfig, create_model, save_checkpoint
 from tests.training.runs import QUIET, Killed, Tiny, assert_same, before_step, die, records
+from training.config import Config
 from training.finetune import train
 from training.settings import SettingsError
 from training.state import StateError, load_state
@@ -104,12 +105,16 @@ def test_cut_off_while_publishing(call: str, tiny: Tiny, tmp_path: Path, monkeyp
     assert train(config, QUIET) == records(config.output)[-1]["top1"]
 
 
-def test_other_settings_do_not_resume(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(tmp_path / "cut", save_every=1)
+def kill_in_step_2(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         before_step(2, die, patch)
         with pytest.raises(Killed):
             train(config, QUIET)
+
+
+def test_other_settings_do_not_resume(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path / "cut", save_every=1)
+    kill_in_step_2(config, monkeypatch)
     with pytest.raises(SettingsError, match=r"has lr 0\.004, this one 0\.1: .*--resume never"):
         train(dataclasses.replace(config, lr=0.1), QUIET)
     train(dataclasses.replace(config, lr=0.1, resume="never", epochs=1), QUIET)
@@ -118,10 +123,7 @@ def test_other_settings_do_not_resume(tiny: Tiny, tmp_path: Path, monkeypatch: p
 
 def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path / "cut", save_every=1)
-    with monkeypatch.context() as patch:
-        before_step(2, die, patch)
-        with pytest.raises(Killed):
-            train(config, QUIET)
+    kill_in_step_2(config, monkeypatch)
     moved = dataclasses.replace(config, data=shutil.copytree(config.data, tmp_path / "moved"))
     removed = next((moved.data / "train/0").iterdir())
     content = removed.read_bytes()
