@@ -194,40 +194,6 @@ def test_double_backward_is_an_error(with_respect_to):
         grad.sum().backward()
 
 
-def test_compiled_gradients_are_eager_ones():
-    """Forward and backward in one graph each, through both gradient operators."""
-    shapes = ((2, 8, 9, 9), (8, 1, 7, 7), (8,))
-    arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    compiled = torch.compile(lambda *a: depthwise_conv2d(*a, "gelu"), fullgraph=True, backend="aot_eager")
-    grads = [torch.autograd.grad(f(*arguments).square().sum(), arguments) for f in (compiled, _gelu)]
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def _gelu(x, w, b):
-    return F.gelu(F.conv2d(x, w, b, padding=3, groups=8))
-
-
-def test_export_keeps_the_operator_and_a_dynamic_batch():
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.randn(8, 1, 7, 7))
-
-        def forward(self, x):
-            return depthwise_conv2d(x, self.weight, activation="relu")
-
-    program = torch.export.export(Module(), (torch.randn(2, 8, 9, 9),), dynamic_shapes=({0: torch.export.Dim("n")},))
-    assert "widefield.depthwise_conv2d" in str(program.graph)
-    assert program.module()(torch.randn(5, 8, 9, 9)).shape[0] == 5
-
-
-def test_compile_has_no_graph_break():
-    x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 7, 7)
-    compiled = torch.compile(lambda x, w: depthwise_conv2d(x, w) * 2, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, w), depthwise_conv2d(x, w) * 2)
-
-
 def test_autocast_computes_as_convolution_does():
     x, w = torch.randn(1, 8, 9, 9), torch.randn(8, 1, 7, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
