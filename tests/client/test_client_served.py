@@ -155,7 +155,7 @@ def test_model_that_fails(address: str, protocol: str) -> None:
 
 
 def test_full_queue(address: str, protocol: str) -> None:
-    with Classifier(address, protocol, model="slow", timeout=20) as classifier:
+    with Classifier(address, protocol, model="slow", timeout=20, retries=0) as classifier:
         outcomes = classifier.classify_many([b"0.3"] * 8)
     kinds = {type(outcome) for outcome in outcomes}
     assert kinds == {list, QueueFullError}, outcomes
