@@ -7,6 +7,7 @@ with Classifier("127.0.0.1:8001") as classifier:
         print(prediction.label, prediction.probability)
 """
 
+from client._async_classifier import AsyncClassifier
 from client._classifier import Classifier
 from client._errors import (
     ClassifierError,
@@ -26,11 +27,13 @@ from client._prediction import Prediction
 from client._request import Answer, Explanation, Request
 from client._status import ModelStatus, ServerStatus, Times
 from client._tls import TLS
-from client._transport import Transport
+from client._transport import AsyncTransport, Transport
 
 __all__ = [
     "TLS",
     "Answer",
+    "AsyncClassifier",
+    "AsyncTransport",
     "Classifier",
     "ClassifierError",
     "ConnectionFailedError",

@@ -140,7 +140,8 @@ class Classifier(Session):
         try:
             for image in images:
                 waiting.append(pool.submit(self._outcome, image, top))
-                if len(waiting) == 2 * concurrency:  # a slow first one does not stop the rest, nor do they pile up
+                # A slow first one does not stop the rest, nor do they pile up.
+                while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

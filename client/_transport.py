@@ -104,3 +104,15 @@ def open_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike
     from client._transport_http import HttpTransport
 
     return [HttpTransport(*each) for each in found]
+
+
+def open_async_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None) -> list[AsyncTransport]:
+    """As `open_transports`."""
+    found = addresses(url, protocol, tls)
+    if protocol == "grpc":
+        from client._async_grpc import AsyncGrpcTransport
+
+        return [AsyncGrpcTransport(*each) for each in found]
+    from client._async_http import AsyncHttpTransport
+
+    return [AsyncHttpTransport(*each) for each in found]

@@ -34,19 +34,17 @@ class GrpcTransport:
 
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
-        messages = (service_pb2.ServerMetadataRequest(), service_pb2.ServerReadyRequest())
-        calls = (self._stub.ServerMetadata, self._stub.ServerReady)
+        answers = []
         try:
-            metadata, ready = (
-                call(message, timeout=deadline - time.monotonic())
-                for call, message in zip(calls, messages, strict=True)
-            )
-            statistics = self._stub.ModelStatistics(
-                service_pb2.ModelStatisticsRequest(), timeout=deadline - time.monotonic()
-            )
+            for call, message in (
+                (self._stub.ServerMetadata, service_pb2.ServerMetadataRequest()),
+                (self._stub.ServerReady, service_pb2.ServerReadyRequest()),
+                (self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest()),
+            ):
+                answers.append(call(message, timeout=deadline - time.monotonic()))
         except FAILURES as error:
             raise error_from_rpc(error, self.url, "status", timeout) from error
-        return decode_status(self.url, metadata, ready.ready, statistics)
+        return decode_status(self.url, *answers)
 
     def close(self) -> None:
         self._channel.close()

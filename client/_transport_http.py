@@ -12,7 +12,7 @@ from client import _wire_http as wire
 from client._connection import Connection
 from client._errors import error_from_status
 from client._request import Answer, Request
-from client._status import ServerStatus, parse_status
+from client._status import ServerStatus
 from client._tls import TLS, ssl_context
 
 
@@ -33,14 +33,11 @@ class HttpTransport:
 
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
-        answers = []
-        for path in (wire.METADATA, wire.READY, wire.STATISTICS):
-            answers.append(self._ask("GET", path, {}, [], "status", deadline - time.monotonic()))
-            if answers[-1][0] != 200 and path != wire.READY:
-                raise wire.refusal(*answers[-1], self.url, "status", timeout)
-        metadata, ready, statistics = answers
-        described, counted = wire.decode_json(metadata[1], self.url), wire.decode_json(statistics[1], self.url)
-        return parse_status(self.url, described, ready[0] == 200, counted)
+        answers = [
+            self._ask("GET", path, {}, [], "status", deadline - time.monotonic())
+            for path in (wire.METADATA, wire.READY, wire.STATISTICS)
+        ]
+        return wire.decode_status(answers, self.url, timeout)
 
     def close(self) -> None:
         self._closed = True

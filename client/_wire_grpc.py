@@ -66,10 +66,10 @@ def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> Cl
     return error_from_status(code.name, details, url=url, model=model, timeout=timeout)
 
 
-def decode_status(url: str, metadata: Any, ready: bool, statistics: Any) -> ServerStatus:
+def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> ServerStatus:
     """Of the three messages; 64-bit numbers become strings, as they are in the server's own JSON."""
     answer = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
-    return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready, answer)
+    return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready.ready, answer)
 
 
 def split_bytes_tensor(data: bytes) -> list[str]:

@@ -2,12 +2,14 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 from client._errors import ClassifierError, InvalidImageError, ProtocolError, error_from_status, shorten
 from client._prediction import parse_predictions
 from client._request import Answer, Request
+from client._status import ServerStatus, parse_status
 from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
@@ -58,13 +60,11 @@ def decode_answer(body: bytes, request: Request, url: str) -> Answer:
         raise ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]") from None
 
 
-def decode_json(body: bytes, url: str) -> dict[str, Any]:
-    """Raises `ProtocolError`."""
-    try:
-        answer = json.loads(body)
-        return dict(answer)
-    except (ValueError, TypeError):
-        raise ProtocolError(f"the server answers no JSON: check the address [{url}]") from None
+def decode_status(answers: Sequence[tuple[int, bytes]], url: str, timeout: float) -> ServerStatus:
+    """Of HTTP's status and the body of `METADATA`, `READY` and `STATISTICS`. Raises a `ClassifierError`."""
+    metadata, ready, statistics = answers
+    described, counted = (_decode_json(*answer, url, timeout) for answer in (metadata, statistics))
+    return parse_status(url, described, ready[0] == 200, counted)
 
 
 def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> ClassifierError:
@@ -87,6 +87,15 @@ def other_protocol(error: Exception, url: str) -> ProtocolError:
 def address_url(host: str, port: int, encrypted: bool) -> str:
     name = f"[{host}]" if ":" in host else host
     return f"{'https' if encrypted else 'http'}://{name}:{port}"
+
+
+def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str, Any]:
+    if status != 200:
+        raise refusal(status, body, url, "status", timeout)
+    try:
+        return dict(json.loads(body))
+    except (ValueError, TypeError):
+        raise ProtocolError(f"the server answers no JSON: check the address [{url}]") from None
 
 
 def _map(output: dict[str, Any]) -> Any:

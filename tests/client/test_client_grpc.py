@@ -125,6 +125,16 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     transport.close()
 
 
+def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
+    """Where another server is left."""
+    transport = GrpcTransport("127.0.0.1", unreachable, None, 0.3)
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError):
+        ask(transport)
+    assert time.monotonic() - started < 2
+    transport.close()
+
+
 def test_frozen_server_before_the_first_word() -> None:
     """It accepts the connection and never says anything."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:

@@ -161,6 +161,14 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     assert 0.59 < time.monotonic() - started < 0.9
 
 
+def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
+    """Where another server is left."""
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
+        ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))
+    assert time.monotonic() - started < 0.6
+
+
 def test_server_may_close_each_connection(stub: HttpStub, transport: HttpTransport) -> None:
     def say_so(handler: Handler) -> bool:
         handler.rfile.read(int(handler.headers["Content-Length"]))

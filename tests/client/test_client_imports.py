@@ -28,6 +28,8 @@ def test_each_protocol_loads_its_own(protocol: str, needed: set[str]) -> None:
 def test_public_names() -> None:
     assert set(client.__all__) == {
         "Answer",
+        "AsyncClassifier",
+        "AsyncTransport",
         "Classifier",
         "ClassifierError",
         "ConnectionFailedError",

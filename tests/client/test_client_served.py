@@ -1,5 +1,6 @@
 """The client against a real tritonserver, over both protocols."""
 
+import asyncio
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from client import (
+    AsyncClassifier,
     Classifier,
     DeadlineExceededError,
     InferenceError,
@@ -102,6 +104,20 @@ def test_sixteen_threads_on_one_client(classifier: Classifier, picture: Callable
     with ThreadPoolExecutor(16) as pool:
         assert sum(pool.map(hammer, range(16))) == 320
     assert wrong == []
+
+
+def test_asyncio_answers_alike(address: str, protocol: str, picture: Callable[..., bytes]) -> None:
+    images = [picture(colour) for colour in BEST] * 5
+
+    async def main() -> list:
+        async with AsyncClassifier([address, address], protocol, timeout=20) as classifier:
+            return await classifier.classify_many([*images, b"text"])
+
+    with Classifier(address, protocol, timeout=20) as classifier:
+        expected = classifier.classify_many(images)
+    *answers, bad = asyncio.run(main())
+    assert answers == expected
+    assert isinstance(bad, InvalidImageError)
 
 
 def test_large_image(classifier: Classifier) -> None:
