@@ -7,34 +7,51 @@ with Classifier("127.0.0.1:8001") as classifier:
         print(prediction.label, prediction.probability)
 """
 
+from client._async_classifier import AsyncClassifier
 from client._classifier import Classifier
 from client._errors import (
     ClassifierError,
+    ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
     ModelNotFoundError,
     ProtocolError,
     QueueFullError,
+    ServerNotReadyError,
     ServerUnavailableError,
 )
 from client._images import ImageLike
 from client._paths import find_images
 from client._prediction import Prediction
-from client._transport import Transport
+from client._request import Answer, Explanation, Request
+from client._status import ModelStatus, ServerStatus, Times
+from client._tls import TLS
+from client._transport import AsyncTransport, Transport
 
 __all__ = [
+    "TLS",
+    "Answer",
+    "AsyncClassifier",
+    "AsyncTransport",
     "Classifier",
     "ClassifierError",
+    "ConnectionFailedError",
     "DeadlineExceededError",
+    "Explanation",
     "ImageLike",
     "InferenceError",
     "InvalidImageError",
     "ModelNotFoundError",
+    "ModelStatus",
     "Prediction",
     "ProtocolError",
     "QueueFullError",
+    "Request",
+    "ServerNotReadyError",
+    "ServerStatus",
     "ServerUnavailableError",
+    "Times",
     "Transport",
     "find_images",
 ]

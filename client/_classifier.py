@@ -1,63 +1,81 @@
-"""The one class that an application uses."""
+"""The class that an application with threads uses; `AsyncClassifier` is its like for asyncio."""
 
-import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TypeAlias
 
+from client._attempts import Send, Steps
 from client._errors import ClassifierError
-from client._images import ImageLike, describe, encode
-from client._prediction import Prediction, parse_predictions
-from client._transport import Transport, check_timeout, open_transport
+from client._images import ImageLike, encode
+from client._prediction import Prediction
+from client._request import Answer, Explanation
+from client._session import Outcome, Session, explanation
+from client._status import ServerStatus
+from client._tls import TLSLike
+from client._transport import Transport, open_transports
 
-Outcome: TypeAlias = "list[Prediction] | ClassifierError"
 
-
-class Classifier:
-    """Classifies images on a Widefield server. May be shared by threads; connects at the first request.
+class Classifier(Session):
+    """Classifies images on Widefield servers. May be shared by threads; connects at the first request.
 
     Args:
-        url: ``"host:port"``; None is this machine at the protocol's own port (gRPC 8001, HTTP 8000).
+        url: ``"host:port"``, or several, which take turns; None is this machine at the protocol's own port (gRPC
+            8001, HTTP 8000). One that cannot be reached or is not ready is left out until it is back.
         protocol: ``"grpc"`` or ``"http"``; answers and errors are the same.
         model: the model's name on the server.
-        timeout: seconds for one image, from sending to the whole answer; also told to the server.
-        transport: carries the requests instead of `url` and `protocol`, for example a fake in a test.
+        timeout: seconds for one image, from sending to the whole answer, all attempts and pauses included; also told
+            to the server.
+        retries: how often an image is sent again where that is safe: no connection, not ready, a full queue. Pauses
+            are random and grow.
+        tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
+        transport: one, or one a server, instead of `url`, `protocol` and `tls`: a fake in a test.
 
     An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
     """
 
     def __init__(
         self,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         protocol: str = "grpc",
         model: str = "classifier",
         timeout: float = 30.0,
+        retries: int = 2,
         *,
-        transport: Transport | None = None,
+        tls: TLSLike = None,
+        transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
-        self.model = model
-        self.timeout = check_timeout(timeout)
-        self._transport = transport if transport is not None else open_transport(url, protocol)
-        self._closed = False
+        if transport is None:
+            self._transports = open_transports(url, protocol, tls)
+        else:
+            self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
+        super().__init__(len(self._transports), model, timeout, retries)
+        self._closing = threading.Event()
 
-    def classify(self, image: ImageLike, top: int = 5) -> list[Prediction]:
+    def classify(
+        self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
+    ) -> list[Prediction]:
         """The `top` most probable classes, best first; all of them where the model has fewer.
+
+        Args:
+            timeout: seconds, instead of the Classifier's.
+            request_id: what the server's log calls the request; None makes one.
 
         Raises:
             ClassifierError: one of its subclasses, with the image's name in `image`.
-            ValueError: `top` is less than 1.
+            ValueError: `top` is less than 1, or `timeout` no time.
         """
-        _check_top(top)
-        self._check_open()
-        try:
-            entries = self._transport.infer(self.model, encode(image), top, self.timeout)
-            return parse_predictions(entries)
-        except ClassifierError as error:
-            self._check_open()
-            error.image = describe(image)
-            raise
+        return list(self._ask(image, top, timeout, request_id, explain=False).predictions)
+
+    def explain(
+        self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
+    ) -> Explanation:
+        """`classify`, and the evidence map of the best class, from the server's ``<model>_explained``.
+
+        A server built without ``--class-map`` has none: `ModelNotFoundError`.
+        """
+        return explanation(self._ask(image, top, timeout, request_id, explain=True))
 
     def classify_many(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> list[Outcome]:
         """One outcome an image, in order: its predictions, or, not raised, the `ClassifierError` that it met.
@@ -68,18 +86,20 @@ class Classifier:
 
     def classify_stream(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> Iterator[Outcome]:
         """`classify_many`, each outcome as soon as it and those before it are there; `images` may be endless."""
-        _check_top(top)
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}: give 1 or more")
-        if isinstance(images, (str, bytes, bytearray, os.PathLike)):
-            raise TypeError(f"{describe(images)} is one image: use classify, or give a list")
-        self._check_open()
+        self._check_many(images, top, concurrency)
         return self._stream(images, top, concurrency)
 
+    def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
+        """What each server says of itself, or the error that it met: readiness, models, and where the time goes."""
+        self._check(1, timeout)
+        return [self._status(transport, timeout or self.timeout) for transport in self._transports]
+
     def close(self) -> None:
-        """Closes the connections. Twice does no harm."""
+        """Closes the connections; who waits for an answer or a retry meets a `RuntimeError`. Twice does no harm."""
         self._closed = True
-        self._transport.close()
+        self._closing.set()
+        for transport in self._transports:
+            transport.close()
 
     def __enter__(self) -> "Classifier":
         return self
@@ -89,13 +109,39 @@ class Classifier:
     ) -> None:
         self.close()
 
+    def _ask(self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool) -> Answer:
+        self._check(top, timeout)
+        try:
+            return self._run(self._steps(encode(image), top, request_id, timeout, explain))
+        except ClassifierError as error:
+            self._name(error, image)
+            raise
+
+    def _run(self, steps: Steps) -> Answer:
+        step = next(steps)
+        while True:
+            answer = None
+            try:
+                if isinstance(step, Send):
+                    answer = self._transports[step.server].infer(step.request)
+                elif self._closing.wait(step.seconds):
+                    self._check_open()
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                try:
+                    step = steps.send(answer)
+                except StopIteration as done:
+                    return done.value
+
     def _stream(self, images: Iterable[ImageLike], top: int, concurrency: int) -> Iterator[Outcome]:
         waiting: deque[Future[Outcome]] = deque()
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="classify")
         try:
             for image in images:
                 waiting.append(pool.submit(self._outcome, image, top))
-                if len(waiting) == 2 * concurrency:  # a slow first one does not stop the rest, nor do they pile up
+                # A slow first one does not stop the rest, nor do they pile up.
+                while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -108,11 +154,9 @@ class Classifier:
         except ClassifierError as error:
             return error
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this Classifier is closed: make a new one")
-
-
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise ValueError(f"top is {top}: ask for 1 class or more")
+    @staticmethod
+    def _status(transport: Transport, timeout: float) -> "ServerStatus | ClassifierError":
+        try:
+            return transport.status(timeout)
+        except ClassifierError as error:
+            return error

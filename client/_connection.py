@@ -4,25 +4,45 @@ import contextlib
 import http.client
 import io
 import socket
+import ssl
 import time
 from typing import Any
 
 
 class Connection(http.client.HTTPConnection):
-    """`http.client`'s timeout is for each read; this one's `deadline` (monotonic seconds) is for all of a request."""
+    """`http.client`'s timeout is for each read; this one's `deadline` (monotonic seconds) is for all of a request.
+
+    With `context` it is encrypted. `connect_timeout` seconds without a connection are no missed deadline but no server.
+    """
 
     deadline: float
 
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None, connect_timeout: float | None) -> None:
+        super().__init__(host, port)
+        self._context, self._connect_timeout = context, connect_timeout
+
     def connect(self) -> None:
-        self.timeout = self.seconds_left()
-        super().connect()
+        left = self.seconds_left()
+        self.timeout = left if self._connect_timeout is None else min(left, self._connect_timeout)
+        try:
+            super().connect()
+            if self._context is not None:
+                self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+        except TimeoutError:
+            self.close()
+            self.seconds_left()  # raises where it was the deadline
+            raise ConnectionError(f"not connected within {self.timeout:g} s") from None
+        except BaseException:
+            self.close()
+            raise
         self.sock: Any = _DeadlineSocket(self.sock, self)
 
     def abort(self) -> None:
         """From another thread: whoever waits for an answer meets a closed connection."""
         sock = self.sock
         if sock is not None:
-            sock.shutdown()
+            with contextlib.suppress(OSError):  # closed meanwhile
+                sock.shutdown(socket.SHUT_RDWR)
 
     def seconds_left(self) -> float:
         left = self.deadline - time.monotonic()
@@ -34,11 +54,7 @@ class Connection(http.client.HTTPConnection):
 class _DeadlineSocket:
     def __init__(self, sock: Any, connection: Connection) -> None:
         self._sock, self._connection = sock, connection
-        self.close = sock.close
-
-    def shutdown(self) -> None:
-        with contextlib.suppress(OSError):  # closed meanwhile
-            self._sock.shutdown(socket.SHUT_RDWR)
+        self.close, self.shutdown = sock.close, sock.shutdown
 
     def sendall(self, data: bytes) -> None:
         self._sock.settimeout(self._connection.seconds_left())

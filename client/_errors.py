@@ -3,7 +3,9 @@
 ClassifierError
 ├── InvalidImageError        the picture: missing, empty, of a wrong type or size, or the server cannot decode it
 ├── ModelNotFoundError       the server has no model of that name
-├── ServerUnavailableError   no connection, or the server is not ready
+├── ServerUnavailableError   this server is of no use for now; another one may be
+│   ├── ConnectionFailedError    no connection, or it broke
+│   └── ServerNotReadyError      the server answers that it, or the model, is not ready
 ├── QueueFullError           the server refuses more work for now: try again later, or send fewer at a time
 ├── DeadlineExceededError    no answer within the timeout
 ├── InferenceError           the server failed on a good request; its log says why
@@ -16,11 +18,19 @@ import re
 
 
 class ClassifierError(Exception):
-    """Base of all. `image` names the picture, where one is to blame or was being sent; None otherwise."""
+    """Base of all.
+
+    Attributes:
+        image: the picture's name, where one is to blame or was being sent; None otherwise.
+        request_id: what the server's log calls the request; None where none was sent.
+        attempts: how often it was sent.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.image: str | None = None
+        self.request_id: str | None = None
+        self.attempts = 0
 
     @property
     def message(self) -> str:
@@ -43,6 +53,14 @@ class ServerUnavailableError(ClassifierError):
     pass
 
 
+class ConnectionFailedError(ServerUnavailableError):
+    pass
+
+
+class ServerNotReadyError(ServerUnavailableError):
+    pass
+
+
 class QueueFullError(ClassifierError):
     pass
 
@@ -61,11 +79,12 @@ class ProtocolError(ClassifierError):
 
 # tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
 _MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|unable to parse|missing )", re.IGNORECASE)
+_NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", re.IGNORECASE)
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 
 
 def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:
-    """The typed error for a gRPC status name (``"NOT_FOUND"``) and the server's words."""
+    """The typed error for a gRPC status name (``"NOT_FOUND"``, or ``"NOT_READY"``) and the server's words."""
     details = shorten(_NOISE.sub("", details))
     kind, message = _classify(status, details, model, timeout)
     return kind(f"{message} [{model} at {url}]")
@@ -80,16 +99,18 @@ def shorten(words: str, limit: int = 300) -> str:
 def _classify(status: str, details: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
     lower = details.lower()
     if status == "DEADLINE_EXCEEDED":
-        return DeadlineExceededError, f"no answer within {timeout:g} s: raise the timeout or send fewer at a time"
+        return DeadlineExceededError, f"no answer within {timeout:.3g} s: raise the timeout or send fewer at a time"
     if "maximum queue size" in lower or "request timeout expired" in lower:
         return QueueFullError, "the server's queue is too long: try again later or send fewer at a time"
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in lower:
         return InvalidImageError, f"the server takes no request that large ({details}): send a smaller file"
     if status == "RESOURCE_EXHAUSTED":
         return QueueFullError, f"the server is overloaded ({details}): try again later"
+    if status == "NOT_READY" or (status == "UNAVAILABLE" and _NOT_READY.search(details)):
+        return ServerNotReadyError, f"the server is not ready ({details}): wait until it is, or see its log"
     if status in ("UNAVAILABLE", "CANCELLED"):
         remedy = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
-        return ServerUnavailableError, f"the server cannot be reached or is not ready ({details}): {remedy}"
+        return ConnectionFailedError, f"the server cannot be reached ({details}): {remedy}"
     if status == "NOT_FOUND" and "unknown model" in lower:
         return ModelNotFoundError, f"the server has no model {model!r}: check the name, or the server's repository"
     if status == "INVALID_ARGUMENT" and not _MISFIT.match(details):

@@ -1,41 +1,68 @@
-"""What carries one image to the server and the answer back."""
+"""What carries one image to one server and the answer back."""
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-INPUT, OUTPUT = "image", "probabilities"
+from client._request import Answer, Request
+from client._tls import TLS, TLSLike, as_tls
+
+if TYPE_CHECKING:
+    from client._status import ServerStatus
+
+INPUT, OUTPUT, CLASS_MAP = "image", "probabilities", "class_map"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
+ENCRYPTED = {"grpcs": "grpc", "https": "http"}
+CONNECT_SECONDS = 2.0  # where another server is left: one that does not even refuse must not take the whole deadline
 
 
 class Transport(Protocol):
-    """Implement these two to put something else under a `Classifier`: a fake in a test, another protocol."""
+    """Implement these to put something else under a `Classifier`: another protocol, or `client.testing`'s fake."""
 
-    def infer(self, model: str, image: bytes, top: int, timeout: float) -> list[str]:
-        """Encoded image -> the `top` best classes as ``"probability:index:label"``, from any thread.
+    url: str
 
-        `timeout` is in seconds. Raises a `ClassifierError`.
-        """
+    def infer(self, request: Request) -> Answer:
+        """From any thread, within `request.timeout` seconds. Raises a `ClassifierError`."""
+
+    def status(self, timeout: float) -> "ServerStatus":
+        """The server's own account of itself. Raises a `ClassifierError`."""
 
     def close(self) -> None: ...
 
 
-def parse_address(url: str | None, protocol: str) -> tuple[str, int]:
-    """``"host"``, ``"host:port"`` or ``"grpc://host:port"`` (``"http://..."``) -> host, port. Raises `ValueError`."""
+class AsyncTransport(Protocol):
+    """The same for an `AsyncClassifier`. Cancelling the caller must end the request."""
+
+    url: str
+
+    async def infer(self, request: Request) -> Answer: ...
+
+    async def status(self, timeout: float) -> "ServerStatus": ...
+
+    async def close(self) -> None: ...
+
+
+def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
+    """``"host"``, ``"host:port"``, ``"grpc://host:port"`` -> host, port, encrypted (``grpcs://``, ``https://``).
+
+    Raises `ValueError`.
+    """
     port = DEFAULT_PORTS[protocol]
     if url is None:
-        return "127.0.0.1", port
+        return "127.0.0.1", port, False
     remedy = f"write host:port, for example 127.0.0.1:{port}"
     try:
         parts = urlsplit(url if "://" in url else f"{protocol}://{url}")
-        host, port = parts.hostname or "", parts.port or port
+        encrypted = parts.scheme in ENCRYPTED
+        host, port = parts.hostname or "", parts.port or (443 if encrypted else port)
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}; {remedy}") from None
-    if parts.scheme != protocol:
+    if ENCRYPTED.get(parts.scheme, parts.scheme) != protocol:
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
     if not host or parts.path.strip("/") or parts.query or parts.username:
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
-    return host, port
+    return host, port, encrypted
 
 
 def check_timeout(timeout: float) -> float:
@@ -49,15 +76,43 @@ def queue_timeout(timeout: float) -> int:
     return max(1, int(timeout * 0.5e6))
 
 
-def open_transport(url: str | None, protocol: str) -> Transport:
-    """Raises `ValueError` for an unknown protocol or a URL that is none. Nothing is sent yet."""
+def addresses(
+    url: str | Sequence[str] | None, protocol: str, tls: TLSLike
+) -> list[tuple[str, int, TLS | None, float | None]]:
+    """Host, port, encryption and the seconds that connecting may take of every server. Raises `ValueError`."""
     if protocol not in DEFAULT_PORTS:
         raise ValueError(f'protocol is {protocol!r}: choose "grpc" or "http"')
-    host, port = parse_address(url, protocol)
+    urls = [url] if url is None or isinstance(url, str) else list(url)
+    if not urls:
+        raise ValueError("no URL: give one or more")
+    described = as_tls(tls)
+    found = []
+    for each in urls:
+        host, port, encrypted = parse_address(each, protocol)
+        secure = described or (TLS() if encrypted else None)
+        found.append((host, port, secure, CONNECT_SECONDS if len(urls) > 1 else None))
+    return found
+
+
+def open_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None) -> list[Transport]:
+    """Raises `ValueError` for an unknown protocol or a URL that is none. Nothing is sent yet."""
+    found = addresses(url, protocol, tls)
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport
 
-        return GrpcTransport(host, port)
+        return [GrpcTransport(*each) for each in found]
     from client._transport_http import HttpTransport
 
-    return HttpTransport(host, port)
+    return [HttpTransport(*each) for each in found]
+
+
+def open_async_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None) -> list[AsyncTransport]:
+    """As `open_transports`."""
+    found = addresses(url, protocol, tls)
+    if protocol == "grpc":
+        from client._async_grpc import AsyncGrpcTransport
+
+        return [AsyncGrpcTransport(*each) for each in found]
+    from client._async_http import AsyncHttpTransport
+
+    return [AsyncHttpTransport(*each) for each in found]

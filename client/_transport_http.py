@@ -5,73 +5,39 @@ tritonclient's HTTP client is bound to gevent: not thread-safe, and no deadline 
 
 import contextlib
 import http.client
-import json
-import struct
 import time
-from urllib.parse import quote
+from collections.abc import Sequence
 
+from client import _wire_http as wire
 from client._connection import Connection
-from client._errors import ClassifierError, InvalidImageError, ProtocolError, error_from_status, shorten
-from client._transport import INPUT, OUTPUT, queue_timeout
-
-GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
-    400: "INVALID_ARGUMENT",
-    404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    502: "UNAVAILABLE",
-    503: "UNAVAILABLE",
-    504: "DEADLINE_EXCEEDED",
-}
+from client._errors import error_from_status
+from client._request import Answer, Request
+from client._status import ServerStatus
+from client._tls import TLS, ssl_context
 
 
 class HttpTransport:
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+        self._host, self._port, self._connect_timeout = host, port, connect_timeout
+        self._context = None if tls is None else ssl_context(tls)
+        self.url = wire.address_url(host, port, tls is not None)
         self._idle: list[Connection] = []  # append and pop are atomic, as are the set's add and discard
         self._busy: set[Connection] = set()
         self._closed = False
 
-    def infer(self, model: str, image: bytes, top: int, timeout: float) -> list[str]:
-        tensor = struct.pack("<I", len(image)) + image
-        description = {
-            "inputs": [
-                {
-                    "name": INPUT,
-                    "shape": [1, 1],
-                    "datatype": "BYTES",
-                    "parameters": {"binary_data_size": len(tensor)},
-                }
-            ],
-            "outputs": [{"name": OUTPUT, "parameters": {"classification": top, "binary_data": False}}],
-            "parameters": {"timeout": queue_timeout(timeout)},
-        }
-        header = json.dumps(description).encode()
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(len(header) + len(tensor)),
-            "Inference-Header-Content-Length": str(len(header)),
-        }
-        path = f"/v2/models/{quote(model, safe='')}/infer"
-        try:
-            status, answer = self._send(path, headers, [header, tensor], time.monotonic() + timeout)
-        except TimeoutError as error:
-            raise self._error("DEADLINE_EXCEEDED", "", model, timeout) from error
-        except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: a host that is no name
-            raise self._error("UNAVAILABLE", str(error), model, timeout) from error
-        except http.client.HTTPException as error:
-            raise ProtocolError(
-                f"this address does not speak HTTP ({shorten(repr(error), 80)}): "
-                f"use the HTTP port, or protocol grpc [{self.url}]"
-            ) from error
+    def infer(self, request: Request) -> Answer:
+        status, body = self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
         if status != 200:
-            raise self._refusal(status, answer, model, timeout)
-        try:
-            return [str(entry) for entry in json.loads(answer.decode(errors="replace"))["outputs"][0]["data"]]
-        except (ValueError, LookupError, TypeError):
-            raise ProtocolError(f"the answer holds no {OUTPUT}: check the model [{model} at {self.url}]") from None
+            raise wire.refusal(status, body, self.url, request.model, request.timeout)
+        return wire.decode_answer(body, request, self.url)
+
+    def status(self, timeout: float) -> ServerStatus:
+        deadline = time.monotonic() + timeout
+        answers = [
+            self._ask("GET", path, {}, [], "status", deadline - time.monotonic())
+            for path in (wire.METADATA, wire.READY, wire.STATISTICS)
+        ]
+        return wire.decode_status(answers, self.url, timeout)
 
     def close(self) -> None:
         self._closed = True
@@ -80,22 +46,44 @@ class HttpTransport:
         for connection in tuple(self._busy):
             connection.abort()
 
-    def _send(self, path: str, headers: dict[str, str], body: list[bytes], deadline: float) -> tuple[int, bytes]:
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
+    ) -> tuple[int, bytes]:
+        """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
+        try:
+            return self._send(method, path, headers, body, time.monotonic() + timeout)
+        except TimeoutError as error:
+            raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error
+        except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: a host that is no name
+            raise error_from_status("UNAVAILABLE", str(error), url=self.url, model=model, timeout=timeout) from error
+        except http.client.HTTPException as error:
+            raise wire.other_protocol(error, self.url) from error
+
+    def _send(
+        self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], deadline: float
+    ) -> tuple[int, bytes]:
         try:
             connection = self._idle.pop()
         except IndexError:
             pass
         else:
             try:
-                return self._exchange(connection, path, headers, body, deadline)
+                return self._exchange(connection, method, path, headers, body, deadline)
             except ConnectionError:
                 if self._closed:
                     raise
                 # closed by the server while it lay idle; an inference may safely be sent again
-        return self._exchange(Connection(self._host, self._port), path, headers, body, deadline)
+        connection = Connection(self._host, self._port, self._context, self._connect_timeout)
+        return self._exchange(connection, method, path, headers, body, deadline)
 
     def _exchange(
-        self, connection: Connection, path: str, headers: dict[str, str], body: list[bytes], deadline: float
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: Sequence[bytes],
+        deadline: float,
     ) -> tuple[int, bytes]:
         connection.deadline = deadline
         self._busy.add(connection)
@@ -103,7 +91,7 @@ class HttpTransport:
             if connection.sock is None:
                 connection.connect()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer may be there already
-                connection.request("POST", path, body, headers)
+                connection.request(method, path, body or None, headers)
             response = connection.getresponse()
             answer = response.read()
         except BaseException:
@@ -115,15 +103,3 @@ class HttpTransport:
         if self._closed:
             self.close()
         return response.status, answer
-
-    def _refusal(self, status: int, answer: bytes, model: str, timeout: float) -> ClassifierError:
-        try:
-            details = str(json.loads(answer)["error"])
-        except (ValueError, LookupError, TypeError):
-            details = shorten(answer.decode(errors="replace"))
-        if status == 413:
-            return InvalidImageError(f"the server takes no request that large: send a smaller file [{self.url}]")
-        return self._error(GRPC_STATUS.get(status, f"HTTP {status}"), details, model, timeout)
-
-    def _error(self, status: str, details: str, model: str, timeout: float) -> ClassifierError:
-        return error_from_status(status, details, url=self.url, model=model, timeout=timeout)

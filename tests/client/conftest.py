@@ -3,7 +3,6 @@
 import io
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,7 +14,8 @@ from PIL import Image
 sys.path.append(str(Path(__file__).parent))
 from tiny_repository import write_tiny_repository
 
-from client import ClassifierError
+from client import ClassifierError, Request
+from client.testing import FakeTransport
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
@@ -32,37 +32,28 @@ def picture() -> Callable[..., bytes]:
     return make
 
 
-class FakeTransport:
+class Echo(FakeTransport):
     """Answers with the image's bytes as the label; `b"!..."` is refused. `before` runs first, in that thread."""
 
-    def __init__(self, before: Callable[[bytes], None] = lambda image: None) -> None:
-        self.before = before
-        self.calls: list[tuple[str, bytes, int, float]] = []
-        self.closed = 0
-        self.in_flight = self.most_in_flight = 0
-        self.lock = threading.Lock()
+    def __init__(self) -> None:
+        super().__init__(self.echo)
+        self.before: Callable[[bytes], object] = lambda image: None
 
-    def infer(self, model: str, image: bytes, top: int, timeout: float) -> list[str]:
-        with self.lock:
-            self.calls.append((model, image, top, timeout))
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            self.before(image)
-            if image.startswith(b"!"):
-                raise ClassifierError("refused")
-            return [f"0.25:1:second of {image.decode()}", f"0.75:0:{image.decode()}"]
-        finally:
-            with self.lock:
-                self.in_flight -= 1
+    @property
+    def calls(self) -> list[tuple[str, bytes, int]]:
+        return [(request.model, request.image, request.top) for request in self.requests]
 
-    def close(self) -> None:
-        self.closed += 1
+    def echo(self, request: Request) -> list[tuple[str, int, float]]:
+        self.before(request.image)
+        if request.image.startswith(b"!"):
+            raise ClassifierError("refused")
+        label = request.image.decode()
+        return [(label, 0, 0.75), (f"second of {label}", 1, 0.25)]
 
 
 @pytest.fixture
-def fake() -> FakeTransport:
-    return FakeTransport()
+def fake() -> Echo:
+    return Echo()
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ def answer(label: str) -> list[Prediction]:
 def test_answer_is_sorted_and_the_request_is_passed_on(fake: Any) -> None:
     classifier = Classifier(model="m", timeout=7, transport=fake)
     assert classifier.classify(b"cat", top=2) == answer("cat")
-    assert fake.calls == [("m", b"cat", 2, 7)]
+    assert fake.calls == [("m", b"cat", 2)]
+    assert 6.9 < fake.requests[0].timeout <= 7
 
 
 @pytest.mark.parametrize(
@@ -113,6 +114,9 @@ def test_one_image_is_not_many(fake: Any, one: Any) -> None:
         (lambda c: c.classify(b"x", top=0), "top is 0"),
         (lambda c: c.classify_many([b"x"], top=-1), "top is -1"),
         (lambda c: c.classify_stream([b"x"], concurrency=0), "concurrency is 0"),  # at once, not at the first next()
+        (lambda c: c.classify(b"x", timeout=-1), "timeout is -1"),
+        (lambda c: Classifier(retries=-1), "retries is -1"),
+        (lambda c: Classifier([]), "no URL"),
         (lambda c: Classifier(timeout=0), "timeout is 0"),
         (lambda c: Classifier(timeout=float("inf")), "timeout is inf"),
         (lambda c: Classifier(timeout=float("nan")), "timeout is nan"),
@@ -146,16 +150,18 @@ def test_closed_meanwhile_is_told_from_a_failure(fake: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "protocol", "expected"),
     [
-        (None, "grpc", ("127.0.0.1", 8001)),
-        (None, "http", ("127.0.0.1", 8000)),
-        ("box", "grpc", ("box", 8001)),
-        ("box:9", "http", ("box", 9)),
-        ("http://box:9/", "http", ("box", 9)),
-        ("grpc://box", "grpc", ("box", 8001)),
-        ("[::1]:9", "grpc", ("::1", 9)),
+        (None, "grpc", ("127.0.0.1", 8001, False)),
+        (None, "http", ("127.0.0.1", 8000, False)),
+        ("box", "grpc", ("box", 8001, False)),
+        ("box:9", "http", ("box", 9, False)),
+        ("http://box:9/", "http", ("box", 9, False)),
+        ("grpc://box", "grpc", ("box", 8001, False)),
+        ("[::1]:9", "grpc", ("::1", 9, False)),
+        ("https://box", "http", ("box", 443, True)),
+        ("grpcs://box:9", "grpc", ("box", 9, True)),
     ],
 )
-def test_addresses(url: str | None, protocol: str, expected: tuple[str, int]) -> None:
+def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, bool]) -> None:
     assert parse_address(url, protocol) == expected
 
 
@@ -164,7 +170,7 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int]) ->
     [
         ("", "grpc", "not an address"),
         ("http://box", "grpc", "is http, the protocol is grpc"),
-        ("https://box", "http", "is https, the protocol is http"),
+        ("https://box", "grpc", "is https, the protocol is grpc"),
         ("box:port", "http", "box:port"),
         ("box:99999", "http", "box:99999"),
         ("box:1/v2/models", "http", "not an address"),

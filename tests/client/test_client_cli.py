@@ -29,7 +29,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def opened(fake: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, str]]:
     """(url, protocol) of every connection; all lead to the fake."""
     calls: list[tuple[str | None, str]] = []
-    monkeypatch.setattr(_classifier, "open_transport", lambda url, protocol: calls.append((url, protocol)) or fake)
+    monkeypatch.setattr(
+        _classifier, "open_transports", lambda url, protocol, tls: calls.append((url, protocol)) or [fake]
+    )
     return calls
 
 
@@ -84,14 +86,15 @@ def test_json(photos: Path, fake: Any, opened: list, capsys: pytest.CaptureFixtu
     ]
     assert err == ""
     assert opened == [("box:1", "http")]
-    assert sorted(fake.calls) == [("m", name, 2, 3.5) for name in (b"a", b"b", b"c", b"d")]
+    assert sorted(fake.calls) == [("m", name, 2) for name in (b"a", b"b", b"c", b"d")]
+    assert all(3.4 < request.timeout <= 3.5 for request in fake.requests)
     assert fake.closed == 1
 
 
 def test_defaults(photos: Path, fake: Any, opened: list) -> None:
     assert main(["classify", "photos/a.png"]) == 0
     assert opened == [(None, "grpc")]
-    assert fake.calls == [("classifier", b"a", 5, 30.0)]
+    assert fake.calls == [("classifier", b"a", 5)]
 
 
 def test_json_errors_are_in_their_place(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
@@ -130,7 +133,7 @@ def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.Ca
         (["classify", "a.png", "--timeout", "0"], "timeout is 0"),
         (["classify", "a.png", "--concurrency", "0"], "concurrency is 0"),
         (["classify", "a.png", "--protocol", "smtp"], "smtp"),
-        (["classify", "a.png", "--url", "https://box"], "https"),
+        (["classify", "a.png", "--url", "ftp://box"], "ftp"),
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:

@@ -4,57 +4,37 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from asking import CAT, ask
+from stub_grpc import GrpcStub, serve
 
 from client import (
     ClassifierError,
+    ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
     ModelNotFoundError,
     ProtocolError,
     QueueFullError,
+    ServerNotReadyError,
     ServerUnavailableError,
 )
-from client._transport_grpc import GrpcTransport, split_bytes_tensor
-
-
-class Stub(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers with `raw`, after `act`; keeps what it was sent."""
-
-    def __init__(self) -> None:
-        self.raw = [struct.pack("<I", 10) + "0.9:1:cät".encode()]
-        self.act: Callable[[grpc.ServicerContext], object] = lambda context: None
-        self.requests: list[Any] = []
-
-    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self.requests.append(request)
-        self.act(context)
-        return service_pb2.ModelInferResponse(raw_output_contents=self.raw)
-
-
-def serve(stub: Stub, port: int = 0) -> tuple[grpc.Server, int]:
-    options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-    server = grpc.server(ThreadPoolExecutor(8), options=options)
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stub, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
-    server.start()
-    return server, port
+from client._transport_grpc import GrpcTransport
+from client._wire_grpc import split_bytes_tensor
 
 
 @pytest.fixture
-def stub() -> Stub:
-    return Stub()
+def stub() -> GrpcStub:
+    return GrpcStub()
 
 
 @pytest.fixture
-def transport(stub: Stub) -> Iterator[GrpcTransport]:
+def transport(stub: GrpcStub) -> Iterator[GrpcTransport]:
     server, port = serve(stub)
     transport = GrpcTransport("127.0.0.1", port)
     yield transport
@@ -62,10 +42,10 @@ def transport(stub: Stub) -> Iterator[GrpcTransport]:
     server.stop(0).wait()
 
 
-def test_request_and_answer(stub: Stub, transport: GrpcTransport) -> None:
-    assert transport.infer("m", b"picture", 3, 2.5) == ["0.9:1:cät"]
+def test_request_and_answer(stub: GrpcStub, transport: GrpcTransport) -> None:
+    assert ask(transport, 3, 2.5, image=b"picture") == CAT
     (request,) = stub.requests
-    assert request.model_name == "m"
+    assert (request.model_name, request.id) == ("m", "id-1")
     (image,) = request.inputs
     assert (image.name, image.datatype, list(image.shape)) == ("image", "BYTES", [1, 1])
     assert list(request.raw_input_contents) == [struct.pack("<I", 7) + b"picture"]
@@ -75,9 +55,9 @@ def test_request_and_answer(stub: Stub, transport: GrpcTransport) -> None:
     assert request.parameters["timeout"].int64_param == 1_250_000
 
 
-def test_large_messages_both_ways(stub: Stub, transport: GrpcTransport) -> None:
-    stub.raw = [struct.pack("<I", 12_000_000) + b"x" * 12_000_000]
-    assert len(transport.infer("m", bytes(12_000_000), 1, 20)[0]) == 12_000_000
+def test_large_messages_both_ways(stub: GrpcStub, transport: GrpcTransport) -> None:
+    stub.raw = [struct.pack("<I", 12_000_004) + b"1:0:" + b"x" * 12_000_000]
+    assert len(ask(transport, 1, 20, image=bytes(12_000_000))[0].label) == 12_000_000
     assert len(stub.requests[0].raw_input_contents[0]) == 12_000_004
 
 
@@ -88,27 +68,28 @@ def test_large_messages_both_ways(stub: Stub, transport: GrpcTransport) -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference input 'image' for model 'm'", ProtocolError),
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found", ModelNotFoundError),
         (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", QueueFullError),
-        (grpc.StatusCode.UNAVAILABLE, "not ready", ServerUnavailableError),
+        (grpc.StatusCode.UNAVAILABLE, "not ready", ServerNotReadyError),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", ConnectionFailedError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "", DeadlineExceededError),
         (grpc.StatusCode.INTERNAL, "it broke", InferenceError),
         (grpc.StatusCode.PERMISSION_DENIED, "no", ProtocolError),
     ],
 )
 def test_statuses(
-    stub: Stub, transport: GrpcTransport, code: grpc.StatusCode, details: str, kind: type[ClassifierError]
+    stub: GrpcStub, transport: GrpcTransport, code: grpc.StatusCode, details: str, kind: type[ClassifierError]
 ) -> None:
     stub.act = lambda context: context.abort(code, details)
     with pytest.raises(ClassifierError) as caught:
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
     assert type(caught.value) is kind
     assert transport.url in str(caught.value)
 
 
 @pytest.mark.parametrize("raw", [[], [b"\x05\x00\x00\x00abc"], [b"\x05\x00"]])
-def test_answer_that_is_none(stub: Stub, transport: GrpcTransport, raw: list[bytes]) -> None:
+def test_answer_that_is_none(stub: GrpcStub, transport: GrpcTransport, raw: list[bytes]) -> None:
     stub.raw = raw
     with pytest.raises(ProtocolError, match="holds no probabilities"):
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
 
 
 def test_split() -> None:
@@ -122,16 +103,16 @@ def test_no_server() -> None:
         transport = GrpcTransport("127.0.0.1", taken.getsockname()[1])
         started = time.monotonic()
         with pytest.raises(ServerUnavailableError, match="refused"):
-            transport.infer("m", b"x", 1, 5)
+            ask(transport)
         assert time.monotonic() - started < 1
         transport.close()
 
 
-def test_silent_server(stub: Stub, transport: GrpcTransport) -> None:
+def test_silent_server(stub: GrpcStub, transport: GrpcTransport) -> None:
     stub.act = lambda context: time.sleep(1)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"within 0\.6 s"):
-        transport.infer("m", b"x", 1, 0.6)
+        ask(transport, 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
 
 
@@ -139,8 +120,18 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     transport = GrpcTransport("127.0.0.1", unreachable)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", b"x", 1, 0.6)
+        ask(transport, 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
+    transport.close()
+
+
+def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
+    """Where another server is left."""
+    transport = GrpcTransport("127.0.0.1", unreachable, None, 0.3)
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError):
+        ask(transport)
+    assert time.monotonic() - started < 2
     transport.close()
 
 
@@ -150,20 +141,20 @@ def test_frozen_server_before_the_first_word() -> None:
         transport = GrpcTransport("127.0.0.1", frozen.getsockname()[1])
         started = time.monotonic()
         with pytest.raises(DeadlineExceededError):
-            transport.infer("m", b"x", 1, 0.6)
+            ask(transport, 1, 0.6)
         assert 0.59 < time.monotonic() - started < 0.9
         transport.close()
 
 
-def test_server_that_is_back_is_found(stub: Stub) -> None:
+def test_server_that_is_back_is_found(stub: GrpcStub) -> None:
     server, port = serve(stub)
     transport = GrpcTransport("127.0.0.1", port)
-    transport.infer("m", b"x", 1, 5)
+    ask(transport)
     server.stop(0).wait()
     until = time.monotonic() + 1
     while time.monotonic() < until:
         with pytest.raises(ServerUnavailableError):
-            transport.infer("m", b"x", 1, 5)
+            ask(transport)
         time.sleep(0.02)
     server, _ = serve(stub, port)
     until = time.monotonic() + 2
@@ -176,16 +167,16 @@ def test_server_that_is_back_is_found(stub: Stub) -> None:
 
 def answers(transport: GrpcTransport) -> bool:
     try:
-        return bool(transport.infer("m", b"x", 1, 5))
+        return bool(ask(transport))
     except ServerUnavailableError:
         return False
 
 
-def test_close_ends_a_request_in_flight(stub: Stub, transport: GrpcTransport) -> None:
+def test_close_ends_a_request_in_flight(stub: GrpcStub, transport: GrpcTransport) -> None:
     waiting = threading.Event()
     stub.act = lambda context: waiting.set() or time.sleep(1)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(transport.infer, "m", b"x", 1, 10)
+        future = pool.submit(ask, transport, 1, 10)
         assert waiting.wait(5)
         started = time.monotonic()
         transport.close()
@@ -193,7 +184,7 @@ def test_close_ends_a_request_in_flight(stub: Stub, transport: GrpcTransport) ->
             future.result(5)
         assert time.monotonic() - started < 0.5
     with pytest.raises(ServerUnavailableError, match="closed"):
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
 
 
 def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:

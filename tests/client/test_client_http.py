@@ -5,101 +5,55 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
+from asking import CAT, ask
+from stub_http import GOOD, Handler, HttpStub, hang_up
 
 from client import (
     ClassifierError,
+    ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
     ModelNotFoundError,
     ProtocolError,
     QueueFullError,
+    ServerNotReadyError,
     ServerUnavailableError,
 )
 from client._transport_http import HttpTransport
 
-GOOD = json.dumps({"outputs": [{"name": "probabilities", "data": ["0.9:1:cät"]}]}).encode()
-
-
-class Stub(ThreadingHTTPServer):
-    """Answers each request with `status` and `body`, or as `act` does; keeps what it was sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.body = 200, GOOD
-        self.act: Callable[[Handler], bool] = lambda handler: False
-        self.requests: list[tuple[str, bytes]] = []
-        self.connections = 0
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients hang up here on purpose
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Stub
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections += 1
-
-    def do_POST(self) -> None:
-        if self.server.act(self):
-            return
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        cut = int(self.headers["Inference-Header-Content-Length"])
-        self.server.requests.append((self.path, body[:cut]))
-        self.image = body[cut:]
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    server = Stub()
+def stub() -> Iterator[HttpStub]:
+    server = HttpStub()
     yield server
     server.shutdown()
     server.server_close()
 
 
 @pytest.fixture
-def transport(stub: Stub) -> Iterator[HttpTransport]:
+def transport(stub: HttpStub) -> Iterator[HttpTransport]:
     transport = HttpTransport("127.0.0.1", stub.server_address[1])
     yield transport
     transport.close()
 
 
-def hang_up(handler: Handler) -> bool:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-    return True
-
-
-def test_request_and_answer(stub: Stub, transport: HttpTransport) -> None:
-    assert transport.infer("a/b c", b"picture", 3, 2.5) == ["0.9:1:cät"]
+def test_request_and_answer(stub: HttpStub, transport: HttpTransport) -> None:
+    assert ask(transport, 3, 2.5, image=b"picture", model="a/b c") == CAT
     ((path, header),) = stub.requests
     assert path == "/v2/models/a%2Fb%20c/infer"
     assert json.loads(header) == {
+        "id": "id-1",
         "inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 4 + 7}}],
         "outputs": [{"name": "probabilities", "parameters": {"classification": 3, "binary_data": False}}],
         "parameters": {"timeout": 1_250_000},
     }
 
 
-def test_image_is_one_string_element(stub: Stub, transport: HttpTransport) -> None:
+def test_image_is_one_string_element(stub: HttpStub, transport: HttpTransport) -> None:
     seen = []
 
     def keep(handler: Handler) -> bool:
@@ -108,15 +62,15 @@ def test_image_is_one_string_element(stub: Stub, transport: HttpTransport) -> No
 
     stub.act = keep
     with pytest.raises(ServerUnavailableError):
-        transport.infer("m", b"picture", 1, 5)
+        ask(transport, 1, 5, image=b"picture")
     assert seen[0].endswith(b"}" + struct.pack("<I", 7) + b"picture")
 
 
-def test_connections_are_used_again(stub: Stub, transport: HttpTransport) -> None:
+def test_connections_are_used_again(stub: HttpStub, transport: HttpTransport) -> None:
     for _ in range(5):
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
     assert stub.connections == 1
-    threads = [threading.Thread(target=transport.infer, args=("m", b"x", 1, 5)) for _ in range(8)]
+    threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -125,21 +79,21 @@ def test_connections_are_used_again(stub: Stub, transport: HttpTransport) -> Non
     assert stub.connections <= 9
 
 
-def test_connection_that_died_idle_is_replaced(stub: Stub, transport: HttpTransport) -> None:
+def test_connection_that_died_idle_is_replaced(stub: HttpStub, transport: HttpTransport) -> None:
     def close_after(handler: Handler) -> bool:
         handler.close_connection = True  # without saying so, as after an idle timeout
         return False
 
     stub.act = close_after
     for _ in range(3):
-        assert transport.infer("m", b"x", 1, 5) == ["0.9:1:cät"]
+        assert ask(transport) == CAT
     assert stub.connections == 3
 
 
-def test_fresh_connection_that_dies_is_not_tried_again(stub: Stub, transport: HttpTransport) -> None:
+def test_fresh_connection_that_dies_is_not_tried_again(stub: HttpStub, transport: HttpTransport) -> None:
     stub.act = hang_up
     with pytest.raises(ServerUnavailableError, match="closed connection"):
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
     assert stub.connections == 1
 
 
@@ -155,9 +109,9 @@ def test_fresh_connection_that_dies_is_not_tried_again(stub: Stub, transport: Ht
         (429, b"slow down", QueueFullError),
         (500, b'{"error": "it broke"}', InferenceError),
         (500, b'["it broke"]', InferenceError),
-        (502, b"\xff\xfe", ServerUnavailableError),
+        (502, b"\xff\xfe", ConnectionFailedError),
         (503, b'{"error": "Exceeds maximum queue size"}', QueueFullError),
-        (503, b'{"error": "not ready"}', ServerUnavailableError),
+        (503, b'{"error": "not ready"}', ServerNotReadyError),
         (504, b"", DeadlineExceededError),
         (302, b"", ProtocolError),
         (200, b"not json", ProtocolError),
@@ -166,10 +120,12 @@ def test_fresh_connection_that_dies_is_not_tried_again(stub: Stub, transport: Ht
         (200, b'{"outputs": [{"name": "probabilities", "data": 3}]}', ProtocolError),
     ],
 )
-def test_statuses(stub: Stub, transport: HttpTransport, status: int, body: bytes, kind: type[ClassifierError]) -> None:
+def test_statuses(
+    stub: HttpStub, transport: HttpTransport, status: int, body: bytes, kind: type[ClassifierError]
+) -> None:
     stub.status, stub.body = status, body
     with pytest.raises(ClassifierError) as caught:
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
     assert type(caught.value) is kind
     assert transport.url in str(caught.value)
 
@@ -179,33 +135,41 @@ def test_no_server() -> None:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         started = time.monotonic()
         with pytest.raises(ServerUnavailableError, match="refused"):
-            HttpTransport("127.0.0.1", taken.getsockname()[1]).infer("m", b"x", 1, 5)
+            ask(HttpTransport("127.0.0.1", taken.getsockname()[1]))
         assert time.monotonic() - started < 1
 
 
 def test_host_that_is_no_name() -> None:
     with pytest.raises(ServerUnavailableError, match="label"):
-        HttpTransport("a..b", 1).infer("m", b"x", 1, 5)
+        ask(HttpTransport("a..b", 1))
 
 
-def test_silent_server(stub: Stub, transport: HttpTransport) -> None:
+def test_silent_server(stub: HttpStub, transport: HttpTransport) -> None:
     stub.act = lambda handler: time.sleep(2) or False
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"within 0\.6 s"):
-        transport.infer("m", b"x", 1, 0.6)
+        ask(transport, 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
     stub.act = lambda handler: False
-    assert transport.infer("m", b"x", 1, 5) == ["0.9:1:cät"]  # on a connection that is not waiting for the old answer
+    assert ask(transport) == CAT  # on a connection that is not waiting for the old answer
 
 
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        HttpTransport("127.0.0.1", unreachable).infer("m", b"x", 1, 0.6)
+        ask(HttpTransport("127.0.0.1", unreachable), 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
 
 
-def test_server_may_close_each_connection(stub: Stub, transport: HttpTransport) -> None:
+def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
+    """Where another server is left."""
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
+        ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))
+    assert time.monotonic() - started < 0.6
+
+
+def test_server_may_close_each_connection(stub: HttpStub, transport: HttpTransport) -> None:
     def say_so(handler: Handler) -> bool:
         handler.rfile.read(int(handler.headers["Content-Length"]))
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD)
@@ -213,11 +177,11 @@ def test_server_may_close_each_connection(stub: Stub, transport: HttpTransport) 
 
     stub.act = say_so
     for _ in range(3):
-        assert transport.infer("m", b"x", 1, 5) == ["0.9:1:cät"]
+        assert ask(transport) == CAT
     assert stub.connections == 3
 
 
-def test_deadline_is_for_the_whole_answer(stub: Stub, transport: HttpTransport) -> None:
+def test_deadline_is_for_the_whole_answer(stub: HttpStub, transport: HttpTransport) -> None:
     """Each byte comes well within the timeout, all of them do not."""
 
     def drip(handler: Handler) -> bool:
@@ -229,20 +193,20 @@ def test_deadline_is_for_the_whole_answer(stub: Stub, transport: HttpTransport) 
     stub.act = drip
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", b"x", 1, 0.6)
+        ask(transport, 1, 0.6)
     assert time.monotonic() - started < 0.9
 
 
-def test_deadline_is_for_sending_too(stub: Stub, transport: HttpTransport) -> None:
-    transport.infer("m", b"x", 1, 30)  # a connection with another deadline behind it
+def test_deadline_is_for_sending_too(stub: HttpStub, transport: HttpTransport) -> None:
+    ask(transport, 1, 30)  # a connection with another deadline behind it
     stub.act = lambda handler: time.sleep(2) or False  # nothing is read: the socket's buffers fill up
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        transport.infer("m", bytes(50_000_000), 1, 0.6)
+        ask(transport, 1, 0.6, image=bytes(50_000_000))
     assert time.monotonic() - started < 0.9
 
 
-def test_refusal_before_the_body_was_read(stub: Stub, transport: HttpTransport) -> None:
+def test_refusal_before_the_body_was_read(stub: HttpStub, transport: HttpTransport) -> None:
     def refuse(handler: Handler) -> bool:
         handler.wfile.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         handler.connection.shutdown(socket.SHUT_WR)
@@ -252,56 +216,56 @@ def test_refusal_before_the_body_was_read(stub: Stub, transport: HttpTransport) 
 
     stub.act = refuse
     with pytest.raises(InvalidImageError, match="no request that large"):
-        transport.infer("m", bytes(50_000_000), 1, 5)
+        ask(transport, 1, 5, image=bytes(50_000_000))
     stub.act = lambda handler: False
-    assert transport.infer("m", b"x", 1, 5) == ["0.9:1:cät"]
+    assert ask(transport) == CAT
 
 
-def test_cut_answer(stub: Stub, transport: HttpTransport) -> None:
+def test_cut_answer(stub: HttpStub, transport: HttpTransport) -> None:
     def cut(handler: Handler) -> bool:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
         return hang_up(handler)
 
     stub.act = cut
     with pytest.raises(ServerUnavailableError, match="IncompleteRead"):
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
 
 
-def test_other_protocol(stub: Stub, transport: HttpTransport) -> None:
+def test_other_protocol(stub: HttpStub, transport: HttpTransport) -> None:
     def speak_http2(handler: Handler) -> bool:
         handler.wfile.write(b"\x00\x00\x18\x04\x00\x00\x00\x00\x00" + b"\x00" * 200 + b"\r\n")
         return hang_up(handler)
 
     stub.act = speak_http2
     with pytest.raises(ProtocolError, match="does not speak HTTP") as caught:
-        transport.infer("m", b"x", 1, 5)
+        ask(transport)
     assert len(str(caught.value)) < 250
 
 
-def test_close_ends_a_request_in_flight(stub: Stub, transport: HttpTransport) -> None:
-    transport.infer("m", b"x", 1, 5)  # one that lay idle would be sent again, were it not closed on purpose
+def test_close_ends_a_request_in_flight(stub: HttpStub, transport: HttpTransport) -> None:
+    ask(transport)  # one that lay idle would be sent again, were it not closed on purpose
     waiting = threading.Event()
     stub.act = lambda handler: waiting.set() or time.sleep(3) or False
     caught: list[Exception] = []
 
-    def ask() -> None:
+    def wait() -> None:
         try:
-            transport.infer("m", b"x", 1, 10)
+            ask(transport, 1, 10)
         except ClassifierError as error:
             caught.append(error)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=wait)
     thread.start()
     assert waiting.wait(5)
     transport.close()
     thread.join(1)
     assert not thread.is_alive()
-    assert [type(error) for error in caught] == [ServerUnavailableError]
+    assert [type(error) for error in caught] == [ConnectionFailedError]
 
 
-def test_close_leaves_no_connection(stub: Stub, transport: HttpTransport) -> None:
-    transport.infer("m", b"x", 1, 5)
+def test_close_leaves_no_connection(stub: HttpStub, transport: HttpTransport) -> None:
+    ask(transport)
     transport.close()
     assert transport._idle == []
-    transport.infer("m", b"x", 1, 5)  # the Classifier above says no; whoever finishes late must not keep one either
+    ask(transport)  # the Classifier above says no; whoever finishes late must not keep one either
     assert transport._idle == []

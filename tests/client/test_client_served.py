@@ -1,5 +1,6 @@
 """The client against a real tritonserver, over both protocols."""
 
+import asyncio
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from client import (
+    AsyncClassifier,
     Classifier,
     DeadlineExceededError,
     InferenceError,
@@ -104,6 +106,20 @@ def test_sixteen_threads_on_one_client(classifier: Classifier, picture: Callable
     assert wrong == []
 
 
+def test_asyncio_answers_alike(address: str, protocol: str, picture: Callable[..., bytes]) -> None:
+    images = [picture(colour) for colour in BEST] * 5
+
+    async def main() -> list:
+        async with AsyncClassifier([address, address], protocol, timeout=20) as classifier:
+            return await classifier.classify_many([*images, b"text"])
+
+    with Classifier(address, protocol, timeout=20) as classifier:
+        expected = classifier.classify_many(images)
+    *answers, bad = asyncio.run(main())
+    assert answers == expected
+    assert isinstance(bad, InvalidImageError)
+
+
 def test_large_image(classifier: Classifier) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), dtype=np.uint8)
     buffer = io.BytesIO()
@@ -155,7 +171,7 @@ def test_model_that_fails(address: str, protocol: str) -> None:
 
 
 def test_full_queue(address: str, protocol: str) -> None:
-    with Classifier(address, protocol, model="slow", timeout=20) as classifier:
+    with Classifier(address, protocol, model="slow", timeout=20, retries=0) as classifier:
         outcomes = classifier.classify_many([b"0.3"] * 8)
     kinds = {type(outcome) for outcome in outcomes}
     assert kinds == {list, QueueFullError}, outcomes

@@ -1,0 +1,157 @@
+"""`Classifier` for asyncio."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from types import TracebackType
+
+from client._attempts import Send, Steps
+from client._errors import ClassifierError
+from client._images import ImageLike, encode
+from client._prediction import Prediction
+from client._request import Answer, Explanation
+from client._session import Outcome, Session, explanation
+from client._status import ServerStatus
+from client._tls import TLSLike
+from client._transport import AsyncTransport, open_async_transports
+
+
+class AsyncClassifier(Session):
+    """`Classifier`'s interface for asyncio: the same arguments, answers, errors, retries and servers.
+
+    It belongs to the event loop of its first request. Cancelling who waits for an answer ends the request. Files are
+    read, and PIL images and arrays encoded, in a thread.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        protocol: str = "grpc",
+        model: str = "classifier",
+        timeout: float = 30.0,
+        retries: int = 2,
+        *,
+        tls: TLSLike = None,
+        transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
+    ) -> None:
+        if transport is None:
+            self._transports = open_async_transports(url, protocol, tls)
+        else:
+            self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
+        super().__init__(len(self._transports), model, timeout, retries)
+
+    async def classify(
+        self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
+    ) -> list[Prediction]:
+        """As `Classifier.classify`."""
+        return list((await self._ask(image, top, timeout, request_id, explain=False)).predictions)
+
+    async def explain(
+        self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
+    ) -> Explanation:
+        """As `Classifier.explain`."""
+        return explanation(await self._ask(image, top, timeout, request_id, explain=True))
+
+    async def classify_many(
+        self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
+    ) -> list[Outcome]:
+        """As `Classifier.classify_many`."""
+        return [outcome async for outcome in self.classify_stream(images, top, concurrency)]
+
+    def classify_stream(
+        self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
+    ) -> AsyncIterator[Outcome]:
+        """As `Classifier.classify_stream`; leaving it early (``aclose``) cancels what is in flight."""
+        self._check_many(images, top, concurrency)
+        return self._stream(images, top, concurrency)
+
+    async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
+        """As `Classifier.status`; all servers are asked at once."""
+        self._check(1, timeout)
+        asked = (self._status(transport, timeout or self.timeout) for transport in self._transports)
+        return list(await asyncio.gather(*asked))
+
+    async def close(self) -> None:
+        """Closes the connections; who waits for an answer meets a `RuntimeError`. Twice does no harm."""
+        self._closed = True
+        for transport in self._transports:
+            await transport.close()
+
+    async def __aenter__(self) -> "AsyncClassifier":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _ask(
+        self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool
+    ) -> Answer:
+        self._check(top, timeout)
+        try:
+            data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
+            return await self._run(self._steps(data, top, request_id, timeout, explain))
+        except ClassifierError as error:
+            self._name(error, image)
+            raise
+
+    async def _run(self, steps: Steps) -> Answer:
+        step = next(steps)
+        while True:
+            answer = None
+            try:
+                if isinstance(step, Send):
+                    answer = await self._transports[step.server].infer(step.request)
+                else:
+                    await asyncio.sleep(step.seconds)
+                    self._check_open()
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                try:
+                    step = steps.send(answer)
+                except StopIteration as done:
+                    return done.value
+
+    async def _stream(
+        self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int, concurrency: int
+    ) -> AsyncIterator[Outcome]:
+        gate = asyncio.Semaphore(concurrency)
+        waiting: deque[asyncio.Task[Outcome]] = deque()
+        try:
+            async for image in _each(images):
+                waiting.append(asyncio.create_task(self._outcome(gate, image, top)))
+                while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
+                    yield await waiting[0]
+                    waiting.popleft()
+            while waiting:
+                yield await waiting[0]
+                waiting.popleft()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _outcome(self, gate: asyncio.Semaphore, image: ImageLike, top: int) -> Outcome:
+        async with gate:
+            try:
+                return await self.classify(image, top)
+            except ClassifierError as error:
+                return error
+
+    @staticmethod
+    async def _status(transport: AsyncTransport, timeout: float) -> "ServerStatus | ClassifierError":
+        try:
+            return await transport.status(timeout)
+        except ClassifierError as error:
+            return error
+
+
+async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image

@@ -1,0 +1,65 @@
+"""KServe v2 over gRPC for asyncio: one channel, made in the event loop of the first request."""
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from client._errors import ClassifierError, error_from_status
+from client._request import Answer, Request
+from client._status import ServerStatus
+from client._tls import TLS
+from client._wire_grpc import channel_arguments, decode_answer, decode_status, encode_request, error_from_rpc
+
+
+class AsyncGrpcTransport:
+    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+        self._target, self._credentials, self._options = channel_arguments(host, port, tls, connect_timeout)
+        self.url = f"grpc://{self._target}" if tls is None else f"grpcs://{self._target}"
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._closed = False
+
+    async def infer(self, request: Request) -> Answer:
+        message = encode_request(request)
+        response = await self._call("ModelInfer", message, request.model, request.timeout)
+        return decode_answer(response, request, self.url)
+
+    async def status(self, timeout: float) -> ServerStatus:
+        deadline = time.monotonic() + timeout
+        answers = []
+        for name, message in (
+            ("ServerMetadata", service_pb2.ServerMetadataRequest()),
+            ("ServerReady", service_pb2.ServerReadyRequest()),
+            ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
+        ):
+            answers.append(await self._call(name, message, "status", deadline - time.monotonic()))
+        return decode_status(self.url, *answers)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _call(self, name: str, message: Any, model: str, timeout: float) -> Any:
+        if self._closed:
+            raise self._cut_off(model, timeout)
+        if self._channel is None:
+            if self._credentials is None:
+                self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
+            else:
+                self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        try:
+            return await getattr(self._stub, name)(message, timeout=timeout)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.url, model, timeout) from error
+        except asyncio.CancelledError:
+            if self._closed:  # so grpc tells those who wait; a task that is cancelled meets it unchanged
+                raise self._cut_off(model, timeout) from None
+            raise
+
+    def _cut_off(self, model: str, timeout: float) -> ClassifierError:
+        return error_from_status("CANCELLED", "channel closed", url=self.url, model=model, timeout=timeout)

@@ -1,0 +1,97 @@
+"""KServe v2 over HTTP/1.1 for asyncio: aiohttp's pool, made in the event loop of the first request."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+
+from client import _wire_http as wire
+from client._errors import error_from_status
+from client._request import Answer, Request
+from client._status import ServerStatus
+from client._tls import TLS, ssl_context
+
+
+class AsyncHttpTransport:
+    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+        self.url = wire.address_url(host, port, tls is not None)
+        self._connect_timeout = connect_timeout
+        self._context = None if tls is None else ssl_context(tls)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    async def infer(self, request: Request) -> Answer:
+        status, body = await self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
+        if status != 200:
+            raise wire.refusal(status, body, self.url, request.model, request.timeout)
+        return wire.decode_answer(body, request, self.url)
+
+    async def status(self, timeout: float) -> ServerStatus:
+        deadline = time.monotonic() + timeout
+        answers = [
+            await self._ask("GET", path, {}, [], "status", deadline - time.monotonic())
+            for path in (wire.METADATA, wire.READY, wire.STATISTICS)
+        ]
+        return wire.decode_status(answers, self.url, timeout)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
+    ) -> tuple[int, bytes]:
+        """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
+        reused: list[bool] = []
+        deadline = time.monotonic() + timeout
+        data = b"".join(body) or None
+        try:
+            try:
+                return await self._exchange(method, path, headers, data, deadline, reused)
+            except aiohttp.ClientConnectionError:
+                if self._closed or not reused:
+                    raise
+                # closed by the server while it lay idle; an inference may safely be sent again
+                return await self._exchange(method, path, headers, data, deadline, reused)
+        except aiohttp.ConnectionTimeoutError as error:
+            status = "DEADLINE_EXCEEDED" if self._connect_timeout is None else "UNAVAILABLE"
+            raise error_from_status(status, str(error), url=self.url, model=model, timeout=timeout) from error
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, ValueError) as error:
+            words = str(error) or repr(error)
+            raise error_from_status("UNAVAILABLE", words, url=self.url, model=model, timeout=timeout) from error
+        except aiohttp.ClientError as error:
+            raise wire.other_protocol(error, self.url) from error
+
+    async def _exchange(
+        self, method: str, path: str, headers: dict[str, str], data: bytes | None, deadline: float, reused: list[bool]
+    ) -> tuple[int, bytes]:
+        limits = aiohttp.ClientTimeout(total=max(1e-3, deadline - time.monotonic()), sock_connect=self._connect_timeout)
+        async with self._open().request(
+            method,
+            self.url + path,
+            headers=headers,
+            data=data,
+            timeout=limits,
+            allow_redirects=False,
+            trace_request_ctx=reused,
+        ) as response:
+            return response.status, await response.read()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise aiohttp.ClientConnectionError("closed")
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, ssl=True if self._context is None else self._context)
+            trace = aiohttp.TraceConfig()
+            trace.on_connection_reuseconn.append(_note_reuse)
+            self._session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+        return self._session
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
+    context.trace_request_ctx.append(True)

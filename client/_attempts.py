@@ -1,0 +1,91 @@
+"""One image's way to an answer over attempts and servers. No input or output, so that threads and asyncio share it."""
+
+import random
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from client._errors import ClassifierError, QueueFullError, ServerUnavailableError
+from client._request import Answer, Request
+from client._servers import Servers
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `request` to server number `server`, and send the answer back or throw the error."""
+
+    server: int
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait so many seconds."""
+
+    seconds: float
+
+
+Steps: TypeAlias = "Generator[Send | Pause, Answer | None, Answer]"
+
+
+class RetryBudget:
+    """gRPC's retry throttling (proposal A6) for full queues: a server that stays overloaded is not sent all twice.
+
+    Every refusal costs a token, every answer earns a tenth; one may try again while more than half are left.
+    """
+
+    def __init__(self, tokens: float = 10.0) -> None:
+        self._tokens = self._most = tokens
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + 0.1)
+
+    def spend(self) -> bool:
+        with self._lock:
+            self._tokens = max(0.0, self._tokens - 1)
+            return self._tokens > self._most / 2
+
+
+def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudget) -> Steps:
+    """Yields what to do, returns the answer or raises what the last attempt met. All within `request.timeout`.
+
+    Sent again is what is safe: no connection, not ready, a full queue (a classification changes nothing on the
+    server). While another server is left, one that cannot be reached costs neither a retry nor a pause.
+    """
+    deadline = time.monotonic() + request.timeout
+    tried: set[int] = set()
+    used = sent = 0
+    while True:
+        server = servers.take(tried)
+        tried.add(server)
+        sent += 1
+        try:
+            answer = yield Send(server, replace(request, timeout=deadline - time.monotonic()))
+        except ClassifierError as error:
+            error.request_id, error.attempts = request.id, sent
+            servers.report(server, error)
+            unreachable = isinstance(error, ServerUnavailableError)
+            if unreachable and servers.has_other(tried) and time.monotonic() < deadline:
+                continue
+            safe = unreachable or (isinstance(error, QueueFullError) and budget.spend())
+            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**used))  # full jitter
+            if not safe or used == retries or time.monotonic() + pause >= deadline:
+                raise
+        except BaseException:  # cancelled, closed, or a foreign error
+            servers.release(server)
+            raise
+        else:
+            servers.report(server, None)
+            budget.earn()
+            assert answer is not None
+            return answer
+        used += 1
+        if len(tried) == len(servers):
+            tried = {server}
+        yield Pause(pause)

@@ -1,0 +1,53 @@
+"""What goes to a server and what comes back, whichever protocol carries it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from client._prediction import Prediction
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One image on its way to one server.
+
+    Attributes:
+        model: the model's name on the server.
+        image: encoded bytes.
+        top: how many classes are asked for.
+        timeout: the seconds that are left for this attempt.
+        id: what the server's log calls it.
+        class_map: whether the map of the answer is asked for too.
+    """
+
+    model: str
+    image: bytes
+    top: int
+    timeout: float
+    id: str
+    class_map: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`predictions`, best first, and `class_map` [h,w] float32 where one was asked for."""
+
+    predictions: Sequence[Prediction]
+    class_map: "np.ndarray | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What `explain` returns.
+
+    Attributes:
+        predictions: as `classify` returns them.
+        class_map: [h,w] float32: the evidence for the best class at each position of the centre crop that the
+            model sees; its mean is that class's logit.
+    """
+
+    predictions: list[Prediction]
+    class_map: "np.ndarray"

@@ -1,0 +1,73 @@
+"""What `Classifier` and `AsyncClassifier` share: the settings, their checks, and each request's steps."""
+
+import itertools
+import os
+import secrets
+from typing import Any, TypeAlias
+
+from client._attempts import RetryBudget, Steps, attempts
+from client._errors import ClassifierError, ProtocolError
+from client._images import describe
+from client._prediction import Prediction
+from client._request import Answer, Explanation, Request
+from client._servers import Servers
+from client._transport import check_timeout
+
+Outcome: TypeAlias = "list[Prediction] | ClassifierError"
+
+
+class Session:
+    """`timeout` in seconds; `model` and both may be changed between requests."""
+
+    def __init__(self, servers: int, model: str, timeout: float, retries: int) -> None:
+        if retries < 0:
+            raise ValueError(f"retries is {retries}: give 0 or more")
+        self.model = model
+        self.timeout = check_timeout(timeout)
+        self.retries = retries
+        self._servers = Servers(servers)
+        self._budget = RetryBudget()
+        self._ids = itertools.count(1)
+        self._id_prefix = secrets.token_hex(4)
+        self._closed = False
+
+    def _steps(self, image: bytes, top: int, request_id: str | None, timeout: float | None, explain: bool) -> Steps:
+        request = Request(
+            model=f"{self.model}_explained" if explain else self.model,
+            image=image,
+            top=top,
+            timeout=self.timeout if timeout is None else timeout,
+            id=request_id or f"{self._id_prefix}-{next(self._ids)}",
+            class_map=explain,
+        )
+        return attempts(request, self._servers, self.retries, self._budget)
+
+    def _name(self, error: ClassifierError, image: Any) -> None:
+        """Gives `error` the image's name. Raises `RuntimeError` where the client was closed meanwhile."""
+        self._check_open()
+        error.image = describe(image)
+
+    def _check(self, top: int, timeout: float | None = None) -> None:
+        if top < 1:
+            raise ValueError(f"top is {top}: ask for 1 class or more")
+        if timeout is not None:
+            check_timeout(timeout)
+        self._check_open()
+
+    def _check_many(self, images: Any, top: int, concurrency: int) -> None:
+        self._check(top)
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}: give 1 or more")
+        if isinstance(images, (str, bytes, bytearray, os.PathLike)):
+            raise TypeError(f"{describe(images)} is one image: use classify, or give a list")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"this {type(self).__name__} is closed: make a new one")
+
+
+def explanation(answer: Answer) -> Explanation:
+    """Raises `ProtocolError`."""
+    if answer.class_map is None:
+        raise ProtocolError("the answer holds no class map: check the model")
+    return Explanation(list(answer.predictions), answer.class_map)

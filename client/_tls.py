@@ -1,0 +1,71 @@
+"""Encrypted connections, of one description for both protocols."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """What to trust and who to be: PEM files.
+
+    Attributes:
+        root: certificates of the authorities to trust; None: those that this system trusts.
+        certificate, key: the client's own, where the server asks for one; both or neither.
+    """
+
+    root: str | os.PathLike[str] | None = None
+    certificate: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("TLS takes the client's certificate and its key together: give both or neither")
+        for path in (self.root, self.certificate, self.key):
+            if path is not None and not Path(path).is_file():
+                raise ValueError(f"TLS: no such file: {os.fspath(path)}")
+
+
+TLSLike: TypeAlias = "TLS | str | os.PathLike[str] | bool | None"
+
+
+def as_tls(tls: TLSLike) -> TLS | None:
+    """True: the system's roots. A path: that root. Raises `ValueError`."""
+    if tls is None or isinstance(tls, TLS):
+        return tls
+    if isinstance(tls, bool):
+        return TLS() if tls else None
+    return TLS(root=tls)
+
+
+def ssl_context(tls: TLS) -> ssl.SSLContext:
+    """Raises `ValueError` where a file holds no certificate or key."""
+    try:
+        context = ssl.create_default_context(cafile=tls.root)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (ssl.SSLError, OSError) as error:
+        raise ValueError(f"TLS: {error}: give PEM files [{tls}]") from error
+    return context
+
+
+def grpc_credentials(tls: TLS) -> "grpc.ChannelCredentials":
+    """Raises `ValueError` where a file holds no certificate or key: gRPC itself would only say "unavailable"."""
+    import grpc
+
+    ssl_context(tls)
+    root = tls.root if tls.root is not None else system_roots()
+    files = (root, tls.key, tls.certificate)
+    return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
+
+
+def system_roots() -> Path | None:
+    """The file of the authorities that this system trusts, as OpenSSL finds it; None: gRPC's own list."""
+    paths = ssl.get_default_verify_paths()
+    files = [paths.cafile, paths.capath and os.path.join(paths.capath, "ca-certificates.crt")]
+    return next((Path(file) for file in files if file and os.path.isfile(file)), None)

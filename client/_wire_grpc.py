@@ -1,0 +1,92 @@
+"""KServe v2 as protobuf messages: what the blocking and the asyncio transport share."""
+
+import struct
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from tritonclient.grpc import service_pb2
+
+from client._errors import ClassifierError, ProtocolError, error_from_status
+from client._prediction import parse_predictions
+from client._request import Answer, Request
+from client._status import ServerStatus, parse_status
+from client._tls import TLS, grpc_credentials
+from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
+
+
+def channel_arguments(
+    host: str, port: int, tls: TLS | None, connect_timeout: float | None
+) -> tuple[str, grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+    """Target, credentials and options of a channel. Naming one option drops tritonclient's own: all are named."""
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options = [
+        ("grpc.max_send_message_length", -1),  # gRPC's own limit of 4 MB is less than a photograph
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.keepalive_time_ms", 60_000),  # a peer that vanished is noticed
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own 2 minutes would refuse a server that is back
+        ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for every Classifier
+        ("grpc.enable_http_proxy", 0),  # as over HTTP: the address given is the address called
+        ("grpc.enable_retries", 0),  # the Classifier's own policy is the only one
+    ]
+    if connect_timeout is not None:
+        options.append(("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)))  # gRPC's name for it
+    return target, None if tls is None else grpc_credentials(tls), options
+
+
+def encode_request(request: Request) -> service_pb2.ModelInferRequest:
+    message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id)
+    message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
+    message.raw_input_contents.append(struct.pack("<I", len(request.image)) + request.image)
+    message.outputs.add(name=OUTPUT).parameters["classification"].int64_param = request.top
+    if request.class_map:
+        message.outputs.add(name=CLASS_MAP)
+    message.parameters["timeout"].int64_param = queue_timeout(request.timeout)
+    return message
+
+
+def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url: str) -> Answer:
+    """Raises `ProtocolError`."""
+    pairs = zip(message.outputs, message.raw_output_contents, strict=False)
+    outputs = {output.name: (output, raw) for output, raw in pairs}
+    try:
+        predictions = parse_predictions(split_bytes_tensor(outputs[OUTPUT][1]))
+        return Answer(predictions, _map(*outputs[CLASS_MAP]) if request.class_map else None)
+    except (KeyError, ValueError, struct.error):
+        wanted = f"{OUTPUT} and {CLASS_MAP}" if request.class_map else OUTPUT
+        raise ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]") from None
+
+
+def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> ClassifierError:
+    """`error`: a `grpc.RpcError`, or what grpc raises of a channel that was closed meanwhile."""
+    code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.CANCELLED
+    details = (error.details() or "") if isinstance(error, grpc.RpcError) else str(error)
+    return error_from_status(code.name, details, url=url, model=model, timeout=timeout)
+
+
+def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> ServerStatus:
+    """Of the three messages; 64-bit numbers become strings, as they are in the server's own JSON."""
+    answer = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
+    return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready.ready, answer)
+
+
+def split_bytes_tensor(data: bytes) -> list[str]:
+    """Elements with a 4-byte little-endian length each. Raises `struct.error` where the lengths do not add up."""
+    elements, start = [], 0
+    while start < len(data):
+        (length,) = struct.unpack_from("<I", data, start)
+        start += 4 + length
+        if start > len(data):
+            raise struct.error("an element is cut off")
+        elements.append(data[start - length : start].decode(errors="replace"))
+    return elements
+
+
+def _map(output: Any, raw: bytes) -> Any:
+    """class_map [1,h,w] -> [h,w]."""
+    import numpy as np
+
+    height, width = list(output.shape)[-2:]
+    return np.frombuffer(raw, np.float32).reshape(height, width)

@@ -1,0 +1,106 @@
+"""KServe v2 as HTTP bodies: what the blocking and the asyncio transport share."""
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from client._errors import ClassifierError, InvalidImageError, ProtocolError, error_from_status, shorten
+from client._prediction import parse_predictions
+from client._request import Answer, Request
+from client._status import ServerStatus, parse_status
+from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
+
+GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    502: "UNAVAILABLE",
+    503: "NOT_READY",
+    504: "DEADLINE_EXCEEDED",
+}
+METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
+
+
+def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
+    """Path, headers and the body's parts."""
+    tensor = struct.pack("<I", len(request.image)) + request.image
+    size = {"binary_data_size": len(tensor)}
+    outputs: list[dict[str, Any]] = [
+        {"name": OUTPUT, "parameters": {"classification": request.top, "binary_data": False}}
+    ]
+    if request.class_map:
+        outputs.append({"name": CLASS_MAP, "parameters": {"binary_data": False}})
+    description = {
+        "id": request.id,
+        "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": size}],
+        "outputs": outputs,
+        "parameters": {"timeout": queue_timeout(request.timeout)},
+    }
+    header = json.dumps(description).encode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(len(header) + len(tensor)),
+        "Inference-Header-Content-Length": str(len(header)),
+    }
+    return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header, tensor]
+
+
+def decode_answer(body: bytes, request: Request, url: str) -> Answer:
+    """Raises `ProtocolError`."""
+    try:
+        outputs = {output["name"]: output for output in json.loads(body.decode(errors="replace"))["outputs"]}
+        predictions = parse_predictions([str(entry) for entry in outputs[OUTPUT]["data"]])
+        return Answer(predictions, _map(outputs[CLASS_MAP]) if request.class_map else None)
+    except (ValueError, LookupError, TypeError):
+        wanted = f"{OUTPUT} and {CLASS_MAP}" if request.class_map else OUTPUT
+        raise ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]") from None
+
+
+def decode_status(answers: Sequence[tuple[int, bytes]], url: str, timeout: float) -> ServerStatus:
+    """Of HTTP's status and the body of `METADATA`, `READY` and `STATISTICS`. Raises a `ClassifierError`."""
+    metadata, ready, statistics = answers
+    described, counted = (_decode_json(*answer, url, timeout) for answer in (metadata, statistics))
+    return parse_status(url, described, ready[0] == 200, counted)
+
+
+def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> ClassifierError:
+    """The error for an answer whose HTTP status is not 200."""
+    try:
+        details = str(json.loads(body)["error"])
+    except (ValueError, LookupError, TypeError):
+        details = shorten(body.decode(errors="replace"))
+    if status == 413:
+        return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
+    return error_from_status(GRPC_STATUS.get(status, f"HTTP {status}"), details, url=url, model=model, timeout=timeout)
+
+
+def other_protocol(error: Exception, url: str) -> ProtocolError:
+    return ProtocolError(
+        f"this address does not speak HTTP ({shorten(repr(error), 80)}): use the HTTP port, or protocol grpc [{url}]"
+    )
+
+
+def address_url(host: str, port: int, encrypted: bool) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if encrypted else 'http'}://{name}:{port}"
+
+
+def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str, Any]:
+    if status != 200:
+        raise refusal(status, body, url, "status", timeout)
+    try:
+        return dict(json.loads(body))
+    except (ValueError, TypeError):
+        raise ProtocolError(f"the server answers no JSON: check the address [{url}]") from None
+
+
+def _map(output: dict[str, Any]) -> Any:
+    """class_map [1,h,w] -> [h,w]."""
+    import numpy as np
+
+    height, width = output["shape"][-2:]
+    return np.array(output["data"], dtype=np.float32).reshape(height, width)

@@ -1,0 +1,57 @@
+"""An HTTP server in this process that does as it is told."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+GOOD = json.dumps({"outputs": [{"name": "probabilities", "data": ["0.9:1:cät"]}]}).encode()
+
+
+class HttpStub(ThreadingHTTPServer):
+    """Answers each request with `status` and `body`, or as `act` does; keeps what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.status, self.body = 200, GOOD
+        self.act: Callable[[Handler], bool] = lambda handler: False
+        self.requests: list[tuple[str, bytes]] = []
+        self.connections = 0
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # clients hang up here on purpose
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: HttpStub
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
+
+    def do_POST(self) -> None:
+        if self.server.act(self):
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        cut = int(self.headers["Inference-Header-Content-Length"])
+        self.server.requests.append((self.path, body[:cut]))
+        self.image = body[cut:]
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def hang_up(handler: Handler) -> bool:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+    return True

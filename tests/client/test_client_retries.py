@@ -1,0 +1,253 @@
+"""Attempts, pauses and servers: the policy over fake transports."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from client import (
+    Classifier,
+    ClassifierError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidImageError,
+    ModelNotFoundError,
+    ProtocolError,
+    QueueFullError,
+    Request,
+    ServerNotReadyError,
+)
+from client import _attempts as policy
+from client._servers import LATE, LONGEST_REST, Servers
+from client.testing import FakeTransport, Reply
+
+CAT = [("cat", 3, 0.9)]
+SAFE = [ConnectionFailedError, ServerNotReadyError, QueueFullError]
+UNSAFE = [InvalidImageError, ModelNotFoundError, DeadlineExceededError, InferenceError, ProtocolError]
+
+
+def replies(*script: Reply) -> Callable[[Request], Reply]:
+    """Each once, then the last for ever."""
+    left = list(script)
+    return lambda request: left.pop(0) if len(left) > 1 else left[0]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.001)
+
+
+@pytest.mark.parametrize("error", SAFE)
+def test_what_is_safe_is_sent_again(error: type[ClassifierError]) -> None:
+    fake = FakeTransport(replies(error("not now"), error("not now"), CAT))
+    with Classifier(transport=fake, retries=2) as classifier:
+        assert classifier.classify(b"x")[0].label == "cat"
+    assert len(fake.requests) == 3
+    assert len({request.id for request in fake.requests}) == 1  # one request in the log
+    timeouts = [request.timeout for request in fake.requests]
+    assert timeouts == sorted(timeouts, reverse=True)  # what is left of the one deadline
+    assert timeouts[0] > timeouts[2]
+
+
+@pytest.mark.parametrize("error", UNSAFE)
+def test_what_is_not_safe_is_sent_once(error: type[ClassifierError]) -> None:
+    fake = FakeTransport(error("no"))
+    with Classifier(transport=[fake, fake], retries=9) as classifier, pytest.raises(error) as caught:
+        classifier.classify(b"x")
+    assert len(fake.requests) == 1
+    assert caught.value.attempts == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_retries_end(retries: int) -> None:
+    fake = FakeTransport(ConnectionFailedError("refused"))
+    classifier = Classifier(transport=fake, retries=retries)
+    with pytest.raises(ConnectionFailedError) as caught:
+        classifier.classify(b"x", request_id="mine")
+    assert len(fake.requests) == retries + 1
+    assert (caught.value.attempts, caught.value.request_id) == (retries + 1, "mine")
+    assert fake.requests[0].id == "mine"
+
+
+def test_an_unread_file_was_never_sent() -> None:
+    with pytest.raises(InvalidImageError) as caught:
+        Classifier(transport=FakeTransport(CAT)).classify("/no/such.png")
+    assert (caught.value.attempts, caught.value.request_id) == (0, None)
+
+
+def test_deadline_holds_over_all_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.2)
+    fake = FakeTransport(ConnectionFailedError("refused"))
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError):  # the cause, not that the time is over
+        Classifier(transport=fake, timeout=0.5, retries=1000).classify(b"x")
+    assert time.monotonic() - started < 0.6
+    assert 1 < len(fake.requests) < 1000
+    assert all(0 < request.timeout <= 0.5 for request in fake.requests)
+
+
+def test_pauses_are_random_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = []
+    monkeypatch.setattr(policy, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: ranges.append((low, high)) or 0.0)
+    with pytest.raises(ServerNotReadyError):
+        Classifier(transport=FakeTransport(ServerNotReadyError("starting")), retries=7).classify(b"x")
+    pauses = [high for low, high in ranges if low == 0]  # the others are rests
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+
+
+def test_a_queue_that_stays_full_is_not_asked_twice_by_everyone() -> None:
+    full = FakeTransport(QueueFullError("full"))
+    classifier = Classifier(transport=full, retries=1)
+    outcomes = classifier.classify_many([b"x"] * 100)
+    assert all(isinstance(outcome, QueueFullError) for outcome in outcomes)
+    assert 100 < len(full.requests) <= 105
+    full.reply = CAT
+    classifier.classify_many([b"x"] * 100)  # earns trust again
+    full.reply = replies(QueueFullError("full"), CAT)
+    assert classifier.classify(b"x")
+
+
+def test_close_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: 10.0)
+    classifier = Classifier(transport=FakeTransport(ConnectionFailedError("refused")))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(classifier.classify, b"x")
+        time.sleep(0.1)
+        classifier.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            future.result(2)
+
+
+def test_servers_take_turns() -> None:
+    fakes = [FakeTransport(CAT) for _ in range(3)]
+    with Classifier(transport=fakes) as classifier:
+        classifier.classify_many([b"x"] * 30)
+    assert [len(fake.requests) for fake in fakes] == [10, 10, 10]
+    assert [fake.closed for fake in fakes] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_dead_server_costs_nobody_an_answer(retries: int) -> None:
+    """Even without retries: another server is left, and nothing has been computed."""
+    dead, alive, other = fakes = [
+        FakeTransport(ConnectionFailedError("refused")),
+        FakeTransport(CAT),
+        FakeTransport(CAT),
+    ]
+    outcomes = Classifier(transport=fakes, retries=retries).classify_many([b"x"] * 60, concurrency=4)
+    assert all(isinstance(outcome, list) for outcome in outcomes)
+    assert len(dead.requests) <= 4  # those that were on their way when it was found out
+    assert abs(len(alive.requests) - len(other.requests)) <= 8
+
+
+def test_a_full_queue_is_tried_elsewhere() -> None:
+    full, free = fakes = [FakeTransport(QueueFullError("full")), FakeTransport(CAT)]
+    classifier = Classifier(transport=fakes, retries=1)
+    assert [classifier.classify(b"x")[0].label for _ in range(4)] == ["cat"] * 4
+    assert len(free.requests) == 4
+    assert len(full.requests) > 1  # it answers: it stays
+
+
+def test_all_are_dead() -> None:
+    fakes = [FakeTransport(ConnectionFailedError("refused")) for _ in range(3)]
+    classifier = Classifier(transport=fakes, retries=2)
+    with pytest.raises(ConnectionFailedError) as caught:
+        classifier.classify(b"x")
+    assert caught.value.attempts == 5  # each once for nothing, then two retries
+    fakes[1].reply = CAT
+    assert classifier.classify(b"x")  # nobody waits for the end of a rest
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_dead_server_rests_and_is_tried_by_one() -> None:
+    clock = Clock()
+    servers = Servers(2, clock)
+    assert [servers.take(), servers.take(), servers.take()] == [0, 1, 0]
+    for number in (0, 1, 0):
+        servers.report(number, None)
+    servers.report(0, ConnectionFailedError("refused"))
+    assert {servers.take() for _ in range(5)} == {1}
+    clock.now += 1.01
+    trial = [servers.take() for _ in range(5)]
+    assert trial.count(0) == 1  # one finds out, the others do not wait for it
+    servers.report(0, None)
+    assert {servers.take() for _ in range(2)} == {0, 1}
+
+
+def test_rests_double_and_an_answer_forgets_them() -> None:
+    clock = Clock()
+    servers = Servers(2, clock)
+    rests = []
+    for _ in range(8):
+        servers.report(0, ServerNotReadyError("starting"))
+        started = clock.now
+        while 0 not in {servers.take(), servers.take()}:
+            clock.now += 0.05
+        servers.release(0)
+        rests.append(clock.now - started)
+    assert 0.5 <= rests[0] <= 1.1
+    assert 2 <= rests[2] <= 4.1
+    assert LONGEST_REST / 2 <= rests[-1] <= LONGEST_REST + 0.1
+    servers.report(0, None)
+    servers.report(0, ServerNotReadyError("starting"))
+    clock.now += 1.01
+    assert 0 in {servers.take(), servers.take()}
+
+
+def test_a_trial_that_is_cancelled_leaves_the_next_one_to_others() -> None:
+    clock = Clock()
+    servers = Servers(2, clock)
+    servers.report(0, ConnectionFailedError("refused"))
+    clock.now += 2
+    assert 0 in (servers.take(), servers.take())
+    assert not servers.has_other({1})
+    servers.release(0)
+    assert servers.has_other({1})
+    assert 0 in (servers.take(), servers.take())
+
+
+def test_a_server_that_hangs_is_left_out() -> None:
+    servers = Servers(2, Clock())
+    for _ in range(LATE - 1):
+        servers.report(0, DeadlineExceededError("late"))
+    servers.report(0, InvalidImageError("no picture"))  # it lives
+    for _ in range(LATE - 1):
+        servers.report(0, DeadlineExceededError("late"))
+    assert {servers.take(), servers.take()} == {0, 1}
+    servers.report(0, DeadlineExceededError("late"))
+    assert {servers.take(), servers.take()} == {1}
+
+
+def test_a_foreign_error_says_nothing_about_the_server() -> None:
+    broken, fine = fakes = [FakeTransport(replies(CAT)), FakeTransport(CAT)]
+    broken.reply = lambda request: 1 / 0  # type: ignore[assignment, return-value]
+    classifier = Classifier(transport=fakes)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            classifier.classify(b"x")
+        assert classifier.classify(b"x")
+    assert len(fine.requests) == 2
+
+
+def test_request_ids_differ(fake: FakeTransport) -> None:
+    one, other = Classifier(transport=fake), Classifier(transport=fake)
+    barrier = threading.Barrier(4)
+
+    def ask(number: int) -> None:
+        barrier.wait()
+        for _ in range(25):
+            (one if number % 2 else other).classify(b"x")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert len({request.id for request in fake.requests}) == 100
