@@ -1,10 +1,12 @@
 """Which implementation a call on the GPU takes, and how its kernels are launched."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.layout import laid_out_as
 from kernels.depthwise_conv2d.precision import get_float32_precision
 
@@ -35,24 +37,37 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
 
 
 def forward_cuda(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str) -> Tensor:
-    """`input` contiguous or channels_last -> its layout; `kernel` is "toeplitz" or "taps"."""
-    from kernels.depthwise_conv2d import kernel as taps
-    from kernels.depthwise_conv2d import toeplitz, tuning
+    """`input` contiguous or channels_last -> its layout; by `kernel`, "toeplitz" or "taps", or what was measured."""
+    from kernels.depthwise_conv2d import tuning
 
+    if input.numel() == 0:
+        return torch.empty_like(input)
+    precision = get_float32_precision()
+
+    def run(way: Any) -> Tensor:
+        return forward_by(way, input, weight, bias, activation, precision)
+
+    with torch.cuda.device(input.device):
+        return run(tuning.forward_way(input, tuple(weight.shape[2:]), activation, precision, kernel, run) or kernel)
+
+
+def forward_by(way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str) -> Tensor:
+    """`way`: a tile of the tensor-core kernel, "toeplitz" for the rule's, "taps", or one of `pytorch.WAYS`."""
+    if way in pytorch.WAYS:
+        return pytorch.forward_by(way, input, weight, bias, activation, precision)
     bias = None if bias is None else bias.contiguous()
-    if kernel == "taps":
+    if way == "taps":
+        from kernels.depthwise_conv2d import kernel as taps
+
         output = torch.empty_like(input)
-        if output.numel():
-            with torch.cuda.device(input.device):
-                taps.launch(input, weight.contiguous(), bias, output, activation)
+        taps.launch(input, weight.contiguous(), bias, output, activation)
         return output
+    from kernels.depthwise_conv2d import toeplitz
+
     # Its windows are runs of a row: channels_last is copied there and back.
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
-    if output.numel():
-        with torch.cuda.device(input.device):
-            arguments = (input.contiguous(), weight.contiguous(), bias, output, activation, get_float32_precision())
-            tile = tuning.toeplitz_tile(*arguments)
-            toeplitz.launch(*arguments, tile=tile)
+    tile = None if way == "toeplitz" else way
+    toeplitz.launch(input.contiguous(), weight.contiguous(), bias, output, activation, precision, tile=tile)
     return laid_out_as(output, input)
 
 
@@ -60,11 +75,16 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
     """[N,C,H,W] twice, any layout -> [C,1,Kh,Kw]."""
     from kernels.depthwise_conv2d import grad_weight, tuning
 
-    result = input.new_empty(input.shape[1], 1, *kernel_size)
     if input.numel() == 0:
-        return result.zero_()
+        return input.new_zeros(input.shape[1], 1, *kernel_size)
+    precision = get_float32_precision()
+
+    def run(way: Any) -> Tensor:
+        if way in pytorch.WAYS:
+            return pytorch.grad_weight_by(way, grad, input, kernel_size, precision)
+        result = input.new_empty(input.shape[1], 1, *kernel_size)
+        grad_weight.launch(grad.contiguous(), input.contiguous(), result, precision, tile=way)
+        return result
+
     with torch.cuda.device(input.device):
-        arguments = (grad.contiguous(), input.contiguous(), result, get_float32_precision())
-        tile = tuning.grad_weight_tile(*arguments)
-        grad_weight.launch(*arguments, tile=tile)
-    return result
+        return run(tuning.grad_weight_way(input, kernel_size, precision, run))

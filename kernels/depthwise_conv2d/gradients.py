@@ -3,20 +3,13 @@
 import torch
 from torch import Tensor
 
+from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.layout import dense
 
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
 
 _library = torch.library.Library("widefield", "FRAGMENT")
-
-
-def _convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
-    channels, _, kernel_height, kernel_width = weight.shape
-    padding = [kernel_height // 2, kernel_width // 2]
-    return torch.ops.aten.convolution_backward(
-        grad, input, weight, None, [1, 1], padding, [1, 1], False, [0, 0], channels, mask
-    )
 
 
 def _grad_input_layout(grad: Tensor) -> Tensor:
@@ -29,7 +22,7 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
     source = grad.contiguous(memory_format=torch.channels_last)
     # Of the input only the shape counts.
-    result, *_ = _convolution_backward(source, source, weight, [True, False, False])
+    result, *_ = pytorch.convolution_backward(source, source, weight, [True, False, False])
     expected = _grad_input_layout(grad)
     return result if result.stride() == expected.stride() else expected.copy_(result)
 
@@ -41,13 +34,7 @@ def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
 
 def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
     grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
-    return _grad_weight_pytorch(grad, input, kernel_size)
-
-
-def _grad_weight_pytorch(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
-    result = input.new_empty(input.shape[1], 1, *kernel_size)
-    answer = _convolution_backward(grad, input, result, [False, True, False])[1]
-    return answer if answer.stride() == result.stride() else result.copy_(answer)
+    return pytorch.grad_weight(grad, input, tuple(kernel_size))
 
 
 def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
@@ -55,7 +42,7 @@ def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Te
 
     size = (kernel_size[0], kernel_size[1])
     if dispatch.kernel_for(input, size) == "pytorch":
-        return _grad_weight_pytorch(grad, input, kernel_size)
+        return pytorch.grad_weight(grad, input, size)
     return dispatch.grad_weight_cuda(grad, input, size)
 
 

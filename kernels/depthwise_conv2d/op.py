@@ -1,10 +1,9 @@
 """widefield::depthwise_conv2d: its schema, checks, dispatch and gradients."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.depthwise_conv2d import dispatch, gradients  # noqa: F401 (registers the gradients)
+from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.depthwise_conv2d.layout import dense, laid_out_as
 from kernels.native import load_native_library
 
@@ -68,19 +67,11 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
         raise ValueError(f"input is {input.dtype}: a floating-point type is expected")
 
 
-def _activate(output: Tensor, activation: str) -> Tensor:
-    return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
-
-
-def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
-
-
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """oneDNN's channels_last path, whatever the layout: in NCHW it is 40 times slower."""
     source = dense(input)
-    output = _activate(_convolution(source.contiguous(memory_format=torch.channels_last), weight, bias), activation)
+    channels_last = source.contiguous(memory_format=torch.channels_last)
+    output = pytorch.activate(pytorch.convolution(channels_last, weight, bias), activation)
     return laid_out_as(output, source)
 
 
@@ -88,7 +79,7 @@ def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation:
     source = dense(input)
     kernel = dispatch.kernel_for(source, (weight.shape[2], weight.shape[3]))
     if kernel == "pytorch":
-        return _activate(_convolution(source, weight, bias), activation)
+        return pytorch.activate(pytorch.convolution(source, weight, bias), activation)
     return dispatch.forward_cuda(source, weight, bias, activation, kernel)
 
 

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.depthwise_conv2d.toeplitz import alignment, choose_tile, pack_filter
+from kernels.depthwise_conv2d.packing import pack_filter
+from kernels.depthwise_conv2d.toeplitz import alignment, choose_tile
 
 
 @triton.jit

@@ -6,33 +6,7 @@ import triton
 import triton.language as tl
 
 from kernels.depthwise_conv2d.kernel import ACTIVATIONS
-
-PACK_BLOCK = 256  # elements of a plane that a program of pack_filter_kernel writes at once
-
-
-@triton.jit
-def pack_filter_kernel(
-    weight_ptr,  # [C,1,KH,KW] contiguous
-    packed_ptr,  # [C,PLANES,WINDOW,COLUMNS]
-    KH,
-    KW,
-    offset,  # columns that the window begins left of the tile
-    planes,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """packed[c,q,u,x] = weight[c,0,q-ROWS+1,u-offset-x+KW//2], 0 outside the filter: one program a plane."""
-    c = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) - (ROWS - 1) + tl.zeros((BLOCK,), dtype=tl.int32)
-    plane = (c * planes + tl.program_id(1)) * WINDOW * COLUMNS
-    for begin in range(0, WINDOW * COLUMNS, BLOCK):
-        element = begin + tl.arange(0, BLOCK)
-        j = element // COLUMNS - offset - element % COLUMNS + KW // 2
-        inside = (i >= 0) & (i < KH) & (j >= 0) & (j < KW)
-        value = tl.load(weight_ptr + (c * KH + i) * KW + j, mask=inside, other=0)
-        tl.store(packed_ptr + plane + element, value, mask=element < WINDOW * COLUMNS)
+from kernels.depthwise_conv2d.packing import pack_filter
 
 
 @triton.jit
@@ -193,26 +167,6 @@ def alignment(tensor) -> int:
         if all(number % elements == 0 for number in numbers):
             return elements
     return 1
-
-
-def pack_filter(weight, tile):
-    """[C,1,KH,KW] -> the Toeplitz planes [C,KH+2*(rows-1),window,columns] of the weight's type."""
-    channels, _, kernel_height, kernel_width = weight.shape
-    planes = kernel_height + 2 * (tile.rows - 1)
-    packed = weight.new_empty(channels, planes, tile.window, tile.columns)
-    pack_filter_kernel[(channels, planes)](
-        weight,
-        packed,
-        kernel_height,
-        kernel_width,
-        tile.offset,
-        planes,
-        ROWS=tile.rows,
-        COLUMNS=tile.columns,
-        WINDOW=tile.window,
-        BLOCK=PACK_BLOCK,
-    )
-    return packed
 
 
 def launch(input, weight, bias, output, activation, precision="ieee", tile=None):

@@ -9,6 +9,7 @@ namespace widefield {
 namespace {
 
 constexpr int kToeplitzTaps = 49;  // dispatch.TOEPLITZ_TAPS
+constexpr int kPackGroup = 8;        // packing.PACK_GROUP
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
 constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
 constexpr int kSmallBatch = 32;                     // (row block, image) pairs that blocks of 16 serve
@@ -108,7 +109,7 @@ std::optional<ToeplitzPlan> plan_toeplitz(const KernelArguments& a, DataType dty
   const ToeplitzKernel* kernel = find_toeplitz(device.architecture, a, dtype);
   if (!pack || !kernel) return std::nullopt;
   const int planes = a.kernel_height + 2 * (kernel->rows - 1);
-  if (planes > kMaxGridY) return std::nullopt;
+  if (ceil_div(planes, kPackGroup) > kMaxGridY) return std::nullopt;
   const int64_t plane = static_cast<int64_t>(kernel->window) * kernel->columns;
   return ToeplitzPlan{device, pack, kernel, planes, a.channels * planes * plane};
 }
@@ -124,7 +125,8 @@ void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& a, void* p
   // In the order of pack_filter_kernel's and toeplitz_kernel's run-time arguments, then Triton's two scratch pointers.
   void* pack[] = {&copy.weight, &packed,       &copy.kernel_height, &copy.kernel_width, &tile.offset,    &planes,
                   &tile.rows,   &tile.columns, &tile.window,        &global_scratch,    &profile_scratch};
-  launch_cubin(plan.device, plan.pack->cubin, copy.channels, planes, stream, pack);
+  launch_cubin(plan.device, plan.pack->cubin, copy.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
+               pack);
   void* product[] = {&copy.input,         &packed,           &copy.weight,     &copy.bias,      &copy.output,
                      &batch,              &copy.height,      &copy.width,      &copy.kernel_height, &copy.kernel_width,
                      &stride_n,           &stride_c,         &stride_h,        &planes,         &has_bias,

@@ -64,11 +64,11 @@ class Simple:
 
 @dataclass(frozen=True)
 class Pack:
-    """toeplitz.pack_filter_kernel: copies bits, so that one cubin serves all types of a size, and every tile."""
+    """packing.py: copies bits, so that one cubin serves all types of a size, and every tile."""
 
     architecture: int
     element_bytes: int
-    source: ClassVar[str] = "toeplitz.py"
+    source: ClassVar[str] = "packing.py"
     warps: ClassVar[int] = 4
     stages: ClassVar[int] = 3
 
@@ -76,10 +76,10 @@ class Pack:
         return f"sm_{self.architecture}_pack_{self.element_bytes}"
 
     def specialisation(self) -> Specialisation:
-        from kernels.depthwise_conv2d.toeplitz import PACK_BLOCK
-        from kernels.depthwise_conv2d.toeplitz import pack_filter_kernel as kernel
+        from kernels.depthwise_conv2d.packing import PACK_BLOCK, PACK_GROUP
+        from kernels.depthwise_conv2d.packing import pack_filter_kernel as kernel
 
-        constants = {"BLOCK": PACK_BLOCK}
+        constants = {"BLOCK": PACK_BLOCK, "GROUP": PACK_GROUP}
         return kernel, signature(kernel, f"*i{8 * self.element_bytes}", constants), constants, {}
 
     def row(self) -> str:

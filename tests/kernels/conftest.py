@@ -1,16 +1,53 @@
-"""The problems of cases.py as a fixture."""
+"""The problems of cases.py, and launches that are recorded where there is no device."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import Problem, make_problem
+from device_stand_ins import no_device
 
 
 @pytest.fixture
 def problem() -> Callable[..., Problem]:
     return make_problem
+
+
+@pytest.fixture
+def taken(monkeypatch, tmp_path):
+    """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
+    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, tuning
+
+    seen = []
+
+    def taps(source, weight, bias, output, activation):
+        assert source.stride() == output.stride()
+        seen.append(("taps", output.is_contiguous()))
+        output.fill_(3)
+
+    def tensor_cores(source, weight, bias, output, activation, precision, tile=None):
+        assert source.stride() == output.stride()
+        seen.append(("toeplitz", output.is_contiguous(), precision, tile))
+        output.fill_(3)
+
+    def of_the_weight(grad, source, output, precision, tile=None):
+        assert grad.is_contiguous()
+        assert source.is_contiguous()
+        seen.append(("grad_weight", tuple(output.shape), precision, tile))
+        output.fill_(3)
+
+    monkeypatch.setattr(torch.cuda, "device", no_device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(kernel, "launch", taps)
+    monkeypatch.setattr(toeplitz, "launch", tensor_cores)
+    monkeypatch.setattr(grad_weight, "launch", of_the_weight)
+    monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
+    tuning.read.cache_clear()
+    yield seen
+    tuning.read.cache_clear()

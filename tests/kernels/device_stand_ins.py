@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 DTYPES = ("float32", "float16", "bfloat16")
 
 
-def interpreted(script: str) -> dict[str, list[str]]:
+def interpreted(script: str, dtypes: tuple[str, ...] = DTYPES) -> dict[str, list[str]]:
     """What a script of this folder prints under TRITON_INTERPRET (read when Triton is imported), by data type."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = f"{FOLDER.parents[1]}:{FOLDER}"
@@ -23,7 +23,7 @@ def interpreted(script: str) -> dict[str, list[str]]:
         return done.stdout.splitlines()
 
     with ThreadPoolExecutor() as pool:
-        return dict(zip(DTYPES, pool.map(run, DTYPES), strict=True))
+        return dict(zip(dtypes, pool.map(run, dtypes), strict=True))
 
 
 def no_device(_: object) -> contextlib.AbstractContextManager[None]:

@@ -8,7 +8,7 @@ import torch
 from loss_cases import CASES, make_loss_problem
 
 from kernels.masked_patch_loss import op
-from kernels.masked_patch_loss.kernel import launch, launch_backward, programs
+from kernels.masked_patch_loss.kernel import LOSSES, launch, launch_backward, programs
 from kernels.masked_patch_loss.kernel_normalize import launch_normalization
 
 NAN = float("nan")
@@ -49,6 +49,30 @@ def main() -> None:
         count += 1
     count += dispatched(dtype)
     print(count, "problems right")
+    print(combinations(dtype), "combinations right")
+
+
+def combinations(dtype: torch.dtype) -> int:
+    """Every loss with every normalisation as the operator runs them: strides, images of the prediction's type; then a
+    mask of zeros, whose loss and gradient are 0."""
+    count = 0
+    for loss, norm, empty in itertools.product(LOSSES, ("none", "window", "patch"), (False, True)):
+        ratio = 0.0 if empty else 0.6
+        problem = make_loss_problem(
+            CASES[0], dtype, loss, norm, window=3, image_dtype=dtype, ratio=ratio, grad_loss=64.0
+        )
+        prediction = problem.prediction.transpose(2, 3).contiguous().transpose(2, 3)
+        image = problem.image.transpose(1, 3).contiguous().transpose(1, 3)
+        assert not prediction.is_contiguous()
+        assert not image.is_contiguous()
+        result, direction, scale = op._cuda(prediction, image, problem.mask, *problem.settings)
+        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype)
+        problem.check(result, grad)
+        if empty:
+            assert result.item() == 0.0
+            assert torch.equal(grad, torch.zeros_like(grad))
+        count += 1
+    return count
 
 
 def dispatched(dtype: torch.dtype) -> int:

@@ -1,44 +1,10 @@
-"""Which way a call on the GPU takes, with what; launches are recorded, as there is no device."""
+"""Which way a call on the GPU takes, with what; launches are recorded (conftest.py), as there is no device."""
 
 import pytest
 import torch
-from device_stand_ins import no_device
 
 from kernels import float32_precision, set_float32_precision
-from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, kernel, op, precision, toeplitz, tuning
-
-
-@pytest.fixture
-def taken(monkeypatch, tmp_path):
-    """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
-    seen = []
-
-    def taps(source, weight, bias, output, activation):
-        assert source.stride() == output.stride()
-        seen.append(("taps", output.is_contiguous()))
-        output.fill_(3)
-
-    def tensor_cores(source, weight, bias, output, activation, precision, tile=None):
-        assert source.stride() == output.stride()
-        seen.append(("toeplitz", output.is_contiguous(), precision, tile))
-        output.fill_(3)
-
-    def of_the_weight(grad, source, output, precision, tile=None):
-        assert grad.is_contiguous()
-        assert source.is_contiguous()
-        seen.append(("grad_weight", tuple(output.shape), precision, tile))
-        output.fill_(3)
-
-    monkeypatch.setattr(torch.cuda, "device", no_device)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(kernel, "launch", taps)
-    monkeypatch.setattr(toeplitz, "launch", tensor_cores)
-    monkeypatch.setattr(grad_weight, "launch", of_the_weight)
-    monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
-    tuning.read.cache_clear()
-    yield seen
-    tuning.read.cache_clear()
+from kernels.depthwise_conv2d import dispatch, gradients, op, precision
 
 
 @pytest.mark.parametrize(
@@ -132,39 +98,3 @@ def test_float32_precision_reaches_every_kernel(taken):
         set_float32_precision("ieee")
     with pytest.raises(ValueError, match="bf16"):
         set_float32_precision("bf16")
-
-
-def test_a_shipped_tile_is_taken(taken):
-    x = torch.zeros(64, 1, 56, 56, dtype=torch.bfloat16).expand(64, 128, 56, 56)
-    tile = tuning.toeplitz_tile(x, torch.zeros(128, 1, 31, 31), None, x, "none", "ieee")
-    assert tile == toeplitz.Tile(**tuning.read(tuning.TABLE)["toeplitz sm_90 bfloat16 64x128x56x56 31x31"])
-
-
-def test_autotune_measures_once_and_remembers(taken, monkeypatch):
-    """The fastest of the candidates, one that does not fit passed over; from the file the second time."""
-    import triton
-
-    monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
-    measured = []
-
-    def do_bench(run, return_mode):
-        run()
-        tile = taken.pop()[3]
-        measured.append(tile)
-        if tile.stages == 4:
-            raise triton.runtime.errors.OutOfResources(300, 227, "shared memory")
-        return abs(tile.stages - 2) + abs(tile.block_k - 32)
-
-    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
-    x, w = torch.zeros(4, 2, 16, 16), torch.zeros(2, 1, 9, 9)
-    for _ in range(2):
-        op._cuda(x, w)
-        gradients._grad_weight_cuda(x, x, [9, 9])
-    tiles = [launch[3] for launch in taken]
-    assert tiles[:2] == tiles[2:]
-    assert all(tile.stages == 2 and tile.block_k == 32 for tile in tiles)
-    assert len(measured) == len(set(measured))
-    tuning.read.cache_clear()  # as a new process, which does not tune
-    monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
-    op._cuda(x, w)
-    assert taken[-1][3] == tiles[0]

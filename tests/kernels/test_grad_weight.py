@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_kernels import POINTER, compile_grad_weight
 from device_stand_ins import interpreted
 from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES, machine_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
-POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 def test_interpreted():
@@ -17,28 +17,12 @@ def test_interpreted():
         assert lines == ["every_case 13", "every_tile 16", "what_is_not_finite 6"]
 
 
-def compile_for(architecture, size, kernel_size, dtype, folder, precision="ieee", **more):
-    import triton.language as tl
-
-    from kernels.depthwise_conv2d.grad_weight import choose_tile, window_offset
-    from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel
-
-    tile = choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
-    constants = {"H": size, "W": size, "PAD": kernel_size // 2, "STEP_Y": tile.step_y, "STEP_X": tile.step_x}
-    constants |= {"TAPS": tile.taps, "WINDOW": tile.window, "EXTRA": tile.extra, "BLOCK_K": tile.block_k}
-    constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}
-    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | more
-    pointers = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype], "partial_ptr": "*fp32"}
-    code = machine_code(grad_weight_kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
-    return code, tile
-
-
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_machine_code(architecture, stage, tmp_path):
     """Tensor cores, asynchronous copies alone where rows are even, no spills, within the limits."""
     size, kernel_size = STAGES[stage]
-    code, tile = compile_for(architecture, size, kernel_size, torch.bfloat16, tmp_path)
+    code, tile = compile_grad_weight(architecture, size, kernel_size, torch.bfloat16, tmp_path)
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture])
     assert code.has("LDGSTS") == (size % 2 == 0)
@@ -47,18 +31,9 @@ def test_machine_code(architecture, stage, tmp_path):
         assert code.has("LDGSTS.E.BYPASS.128") or code.has("LDGSTS.E.BYPASS.LTC128B.128")
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
-@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
-def test_machine_code_of_float32(architecture, precision, tmp_path):
-    """IEEE takes no tensor core; the others do."""
-    code, tile = compile_for(architecture, 14, 27, torch.float32, tmp_path, precision)
-    code.check(architecture, tile.warps)
-    assert code.has(TENSOR_CORES[architecture]) == (precision != "ieee")
-
-
 def test_arguments_of_one_are_constants_to_the_compiler(tmp_path):
     """One image of one channel: the just-in-time compiler passes a 1 as a constant."""
-    code, tile = compile_for(90, 14, 27, torch.bfloat16, tmp_path, N=1, C=1, steps=1)
+    code, tile = compile_grad_weight(90, 14, 27, torch.bfloat16, tmp_path, N=1, C=1, steps=1)
     code.check(90, tile.warps)
 
 

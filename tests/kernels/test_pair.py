@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled_kernels import compile_pair
 from device_stand_ins import interpreted, no_device
-from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
+from machine_code import SHARED_LIMIT, TENSOR_CORES
 from torch.library import opcheck
 
 from kernels import depthwise_conv2d_pair
@@ -26,17 +27,10 @@ def test_interpreted():
 @pytest.mark.parametrize(("size", "kernel_size", "ones"), [(56, 31, ()), (14, 27, ("N", "C"))])
 def test_machine_code(architecture, size, kernel_size, ones, tmp_path):
     """No spills, within the limits; an argument of 1 is a constant to the just-in-time compiler."""
-    import triton.language as tl
-
-    from kernels.depthwise_conv2d.pair_kernel import pair_kernel
     from kernels.depthwise_conv2d.toeplitz import choose_tile
 
     tile = choose_tile(64, size, size, kernel_size, 2)
-    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
-    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": 8 if size == 56 else 2, "PRECISION": "ieee"}
-    constants |= {"INDEX": tl.int32, "INTERPRETED": False} | dict.fromkeys(ones, 1)
-    pointers = {name: "*bf16" for name in pair_kernel.arg_names if name.endswith("_ptr")}
-    code = machine_code(pair_kernel, architecture, pointers, constants, tile.warps, tile.stages, tmp_path)
+    code = compile_pair(architecture, torch.bfloat16, tile, size, tmp_path, ones=ones)
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture])
 

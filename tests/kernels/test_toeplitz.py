@@ -6,40 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES
+from compiled_kernels import STAGES, compile_forward
 from device_stand_ins import interpreted
-from machine_code import SHARED_LIMIT, TENSOR_CORES, machine_code
+from machine_code import SHARED_LIMIT, TENSOR_CORES
 
 from kernels import depthwise_conv2d
 
 ROOT = Path(__file__).parents[2]
-STAGES = {  # of RepLKNet-31B at 224 px: channels, height = width, kernel
-    "stage1": (128, 56, 31),
-    "stage2": (256, 28, 29),
-    "stage3": (512, 14, 27),
-    "stage4": (1024, 7, 13),
-}
 TABLE = ROOT / "kernels/depthwise_conv2d/tiles.json"
 
 
 def test_interpreted():
     for lines in interpreted("toeplitz_interpreted.py").values():
         assert lines == ["every_case 54", "other_tiles 6", "what_is_not_finite 6"]
-
-
-def compile_for(architecture, dtype, tile, width, folder, activation=0):
-    """As the just-in-time compiler would for an aligned contiguous input."""
-    import triton.language as tl
-
-    from kernels.depthwise_conv2d.toeplitz import toeplitz_kernel as kernel
-
-    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
-    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": max(a for a in (1, 2, 4, 8) if width % a == 0)}
-    constants |= {"PRECISION": "ieee", "ACTIVATION": activation, "INDEX": tl.int32, "INTERPRETED": False}
-    constants |= {"stride_w": 1}
-    pointer = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
-    pointers = {name: pointer for name in kernel.arg_names if name.endswith("_ptr")}
-    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
 
 
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
@@ -53,7 +33,7 @@ def test_machine_code(architecture, stage, dtype, tmp_path):
 
     _, size, kernel = STAGES[stage]
     tile = choose_tile(64, size, size, kernel, dtype.itemsize)
-    code = compile_for(architecture, dtype, tile, size, tmp_path, ACTIVATIONS["gelu"])
+    code = compile_forward(architecture, dtype, tile, size, tmp_path, ACTIVATIONS["gelu"])
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture]) == (dtype == torch.bfloat16)
     assert code.has("LDGSTS.E.BYPASS.128") or code.has("LDGSTS.E.BYPASS.LTC128B.128")
@@ -74,7 +54,7 @@ def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
         assert values == asdict(grad_weight.choose_tile(size, size, kernel_size, kernel_size, 2))
         return
     tile = toeplitz.Tile(**values)
-    code = compile_for(architecture, torch.bfloat16, tile, size, tmp_path)
+    code = compile_forward(architecture, torch.bfloat16, tile, size, tmp_path)
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture])
 
@@ -90,19 +70,6 @@ def test_tile_of_each_stage():
         "stage4": (8, 8, 16, 0),
     }
     assert choose_tile(1, 14, 14, 27, 2).block_m == 16  # a batch of one does not fill a block of 64
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32"])
-def test_precisions_on_the_gpu(problem, precision):
-    from kernels.depthwise_conv2d.toeplitz import launch
-
-    p = problem(Case(4, 64, 28, 28, 29, 29))
-    source, output = p.input.cuda(), torch.empty_like(p.input, device="cuda")
-    launch(source, p.weight.cuda(), p.bias.cuda(), output, p.activation, precision)
-    error = (output.double().cpu() - p.expected).abs()
-    assert bool((error <= p.bound * (2**13 if precision == "tf32" else 4)).all())
 
 
 @pytest.mark.gpu

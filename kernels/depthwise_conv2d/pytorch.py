@@ -1,0 +1,71 @@
+"""PyTorch's own convolution: what serves where no kernel of ours does, and a way that the tuner may choose."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.depthwise_conv2d.layout import laid_out_as
+
+# On a GPU contiguous memory takes PyTorch's own kernel from 7 x 7 on, channels_last takes cuDNN's.
+WAYS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}
+_settings = threading.Lock()  # they are the process's
+
+
+def activate(output: Tensor, activation: str) -> Tensor:
+    return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
+
+
+def convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
+
+
+def convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
+    channels, _, kernel_height, kernel_width = weight.shape
+    padding = [kernel_height // 2, kernel_width // 2]
+    return torch.ops.aten.convolution_backward(
+        grad, input, weight, None, [1, 1], padding, [1, 1], False, [0, 0], channels, mask
+    )
+
+
+def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
+    """[N,C,H,W] twice -> [C,1,Kh,Kw] contiguous."""
+    result = input.new_empty(input.shape[1], 1, *kernel_size)
+    answer = convolution_backward(grad, input, result, [False, True, False])[1]
+    return answer if answer.stride() == result.stride() else result.copy_(answer)
+
+
+@contextmanager
+def as_ours(dtype: torch.dtype, precision: str) -> Iterator[None]:
+    """cuDNN gives the same bits every time, and IEEE products of float32 unless "tf32" was asked for."""
+    cudnn = torch.backends.cudnn
+    wanted = {"deterministic": True}
+    if dtype == torch.float32:
+        wanted["allow_tf32"] = precision == "tf32"
+    with _settings:
+        before = {name: getattr(cudnn, name) for name in wanted}
+        try:
+            for name, value in wanted.items():
+                setattr(cudnn, name, value)
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(cudnn, name, value)
+
+
+def forward_by(way: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str) -> Tensor:
+    """By one of `WAYS`; laid out as the input."""
+    source = input.contiguous(memory_format=WAYS[way])
+    with as_ours(input.dtype, precision):
+        output = activate(convolution(source, weight, bias), activation)
+    return laid_out_as(output, input)
+
+
+def grad_weight_by(way: str, grad: Tensor, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> Tensor:
+    grad, input = (t.contiguous(memory_format=WAYS[way]) for t in (grad, input))
+    with as_ours(input.dtype, precision):
+        return grad_weight(grad, input, kernel_size)

@@ -1,0 +1,56 @@
+"""Each kernel's machine code for an architecture, compiled as the just-in-time compiler would for contiguous memory."""
+
+from pathlib import Path
+
+import torch
+from machine_code import MachineCode, machine_code
+
+STAGES = {  # of RepLKNet-31B at 224 px: channels, height = width, kernel
+    "stage1": (128, 56, 31),
+    "stage2": (256, 28, 29),
+    "stage3": (512, 14, 27),
+    "stage4": (1024, 7, 13),
+}
+POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0, precision="ieee") -> MachineCode:
+    import triton.language as tl
+
+    from kernels.depthwise_conv2d.toeplitz import toeplitz_kernel as kernel
+
+    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
+    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": max(a for a in (1, 2, 4, 8) if width % a == 0)}
+    constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32, "INTERPRETED": False}
+    constants |= {"stride_w": 1}
+    pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
+    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
+
+
+def compile_pair(architecture, dtype, tile, width, folder: Path, precision="ieee", ones=()) -> MachineCode:
+    """`ones`: arguments of 1, which are constants to the just-in-time compiler."""
+    import triton.language as tl
+
+    from kernels.depthwise_conv2d.pair_kernel import pair_kernel as kernel
+
+    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
+    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": max(a for a in (1, 2, 4, 8) if width % a == 0)}
+    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | dict.fromkeys(ones, 1)
+    pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
+    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
+
+
+def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, precision="ieee", **more):
+    """(machine code, the rule's tile)."""
+    import triton.language as tl
+
+    from kernels.depthwise_conv2d.grad_weight import choose_tile, window_offset
+    from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel as kernel
+
+    tile = choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
+    constants = {"H": size, "W": size, "PAD": kernel_size // 2, "STEP_Y": tile.step_y, "STEP_X": tile.step_x}
+    constants |= {"TAPS": tile.taps, "WINDOW": tile.window, "EXTRA": tile.extra, "BLOCK_K": tile.block_k}
+    constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}
+    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | more
+    pointers = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype], "partial_ptr": "*fp32"}
+    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder), tile

@@ -1,0 +1,139 @@
+"""What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kernels.depthwise_conv2d import gradients, op, pytorch, toeplitz, tuning
+
+
+def test_a_shipped_tile_is_taken(taken):
+    """With an activation and for channels_last too."""
+    x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 1024, 7, 7), (1024, 1, 13, 13)))
+    op._cuda(x, w)
+    op._cuda(x.to(memory_format=torch.channels_last), w, None, "relu")
+    tile = toeplitz.Tile(**tuning.read(tuning.TABLE)["toeplitz sm_90 bfloat16 64x1024x7x7 13x13"])
+    assert [launch[3] for launch in taken] == [tile] * 2
+
+
+@pytest.fixture
+def clock(taken, monkeypatch):
+    """Autotuning with a stand-in for the timer: `seconds(way)` says what is fastest; the ways timed."""
+    import triton
+
+    timed = SimpleNamespace(ways=[], seconds=lambda way: 1.0)
+    real = {name: getattr(pytorch, name) for name in ("forward_by", "grad_weight_by")}
+
+    def by(name):
+        def record(way, *arguments):
+            taken.append(way)
+            return real[name](way, *arguments)
+
+        return record
+
+    def do_bench(run, return_mode):
+        run()
+        launch = taken.pop()
+        way = launch if isinstance(launch, str) else launch[0] if launch[0] == "taps" else launch[3]
+        timed.ways.append(way)
+        return timed.seconds(way)
+
+    for name in real:
+        monkeypatch.setattr(pytorch, name, by(name))
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
+    return timed
+
+
+def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
+    """The fastest of the candidates, one that does not fit passed over; from the file the second time."""
+    import triton
+
+    def seconds(way):
+        if isinstance(way, str):
+            return 9.0
+        if way is not None and way.stages == 4:
+            raise triton.runtime.errors.OutOfResources(300, 227, "shared memory")
+        return 5.0 if way is None else abs(way.stages - 2) + abs(way.block_k - 32)
+
+    clock.seconds = seconds
+    x, w = torch.zeros(4, 2, 16, 16), torch.zeros(2, 1, 9, 9)
+    for _ in range(2):
+        op._cuda(x, w)
+        gradients._grad_weight_cuda(x, x, [9, 9])
+    tiles = [launch[3] for launch in taken]
+    assert tiles[:2] == tiles[2:]
+    assert all(tile.stages == 2 and tile.block_k == 32 for tile in tiles)
+    assert {way for way in clock.ways if isinstance(way, str)} == set(pytorch.WAYS)
+    assert len(clock.ways) == len(set(clock.ways)) + 2  # PyTorch's two ways for each of the operations
+    tuning.read.cache_clear()  # as a new process, which does not tune
+    monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
+    op._cuda(x, w)
+    assert taken[-1][3] == tiles[0]
+
+
+@pytest.mark.parametrize("way", sorted(pytorch.WAYS))
+@pytest.mark.parametrize("size", [5, 9])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch, way, size, layout):
+    """Forward and the filter's gradient, with right answers in the input's layout; in a later process too."""
+    clock.seconds = lambda timed: 1.0 if timed == way else 2.0
+    x, w, b = torch.randn(3, 4, 8, 6).contiguous(memory_format=layout), torch.randn(4, 1, size, size), torch.randn(4)
+    for _ in range(2):
+        output = op._cuda(x, w, b, "relu")
+        grad = gradients._grad_weight_cuda(output, x, [size, size])
+        assert taken == [way, way]
+        taken.clear()
+        tuning.read.cache_clear()
+        monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
+    assert output.stride() == x.stride()
+    exact = torch.nn.functional.conv2d(x, w, b, padding=size // 2, groups=4).relu()
+    torch.testing.assert_close(output, exact)
+    torch.testing.assert_close(grad, gradients._grad_weight_cpu(output, x, [size, size]))
+    op._cuda(x[:2], w, b, "relu")  # another batch has not been measured
+    assert taken[-1][0] == ("taps" if size == 5 else "toeplitz")
+
+
+def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, clock):
+    clock.seconds = lambda way: 1.0 if way is None else 2.0
+    op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 5, 5))
+    assert clock.ways == ["taps", *pytorch.WAYS, None]
+    assert taken == [("toeplitz", True, "ieee", None)]
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(taken, clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 7, 7))
+    assert clock.ways == []
+    assert taken == [("toeplitz", True, "ieee", None)]
+
+
+def test_a_shape_that_no_way_computes_says_why(taken, clock):
+    def fail(way):
+        raise RuntimeError("no kernel image")
+
+    clock.seconds = fail
+    with pytest.raises(RuntimeError, match=r"could be measured; .*no kernel image"):
+        op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tf32"),
+    [(torch.float32, "ieee", False), (torch.float32, "tf32", True), (torch.float32, "tf32x3", False)],
+)
+def test_pytorch_computes_as_ours_does(dtype, precision, tf32):
+    """The same bits every time, TF32 only where it was asked for; the settings are put back, after a failure too."""
+    cudnn = torch.backends.cudnn
+    before = (cudnn.deterministic, cudnn.allow_tf32)
+    seen = []
+
+    def fail():
+        with pytorch.as_ours(dtype, precision):
+            seen.append((cudnn.deterministic, cudnn.allow_tf32))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert seen == [(True, tf32)]
+    assert (cudnn.deterministic, cudnn.allow_tf32) == before
