@@ -8,6 +8,7 @@ import sys
 import time
 
 from server.errors import ServerError
+from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
 from server.supervisor import TritonServer
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -28,12 +29,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
-    parser.add_argument(
-        "--management-token", metavar="TOKEN", help="open the restricted interfaces to the header widefield-management"
-    )
+    add_token_options(parser)
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
+
+
+def add_token_options(parser: argparse.ArgumentParser) -> None:
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--management-token-file",
+        metavar="FILE",
+        help="its first line opens the management interfaces to the header "
+        f"{MANAGEMENT_HEADER}, and rolling changes (default: ${VARIABLE}, else closed)",
+    )
+    token.add_argument(
+        "--management-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,11 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
             f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication. "
             "Put a proxy in front, and use a current container (deploy/) for production."
         )
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupt_on_sigterm()
     begun = time.monotonic()
     example = options.pop("example")
-    server = TritonServer(options.pop("model_repository"), **options, on_event=say)
     try:
+        options["management_token"] = read_token(options["management_token"], options.pop("management_token_file"))
+        os.environ.pop(VARIABLE, None)  # nothing that is started inherits it
+        server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:
             say(f"ready after {time.monotonic() - begun:.1f} s")
             print(f"  HTTP     http://{server.http_url}")
@@ -73,6 +87,11 @@ def client_command(image: str, url: str) -> str:
     here = os.path.join(os.getcwd(), "")
     python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
     return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", "grpc"])
+
+
+def interrupt_on_sigterm() -> None:
+    """So that it ends as by Ctrl-C, and cleans up."""
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def interrupt(number: int, frame: object) -> None:

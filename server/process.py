@@ -54,13 +54,17 @@ class ServerProcess:
         self.backends = self._descendants()[1:]
 
     def dead_backend(self) -> str | None:
-        """The first backend process that has died, as words; None while all live."""
+        """The first backend process that has died, as words; None while as many live: a model may be loaded anew."""
         for backend in self.backends:
             try:
                 dead = not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
             except psutil.Error:
                 dead = True
             if dead:
+                now = self._descendants()[1:]
+                if len(now) >= len(self.backends):
+                    self.backends = now
+                    return None
                 return f"backend process {backend.pid} died"
         return None
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from server.backends.pytorch import build as pytorch_backend
 from server.errors import InstallationError
 from server.locate import Installation
+from server.management import MANAGEMENT_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
 
@@ -30,7 +31,6 @@ ENVIRONMENT = {
 }
 # 0.2 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
 SPIN = {"GOMP_SPINCOUNT": "20000"}
-MANAGEMENT_HEADER = "widefield-management"
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
@@ -113,11 +113,14 @@ class Runtime:
         extra: Sequence[str] = (),
         gpu: bool | None = None,
     ) -> list[str]:
-        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token."""
+        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token.
+
+        Without one nobody knows it, and the models stay as they are: one that can load models can run code.
+        """
         key = f"{MANAGEMENT_HEADER}={management_token or secrets.token_hex(16)}"
         options = {
             "model-repository": self._repository_path(),
-            "model-control-mode": "none",
+            "model-control-mode": "explicit" if management_token else "none",
             "http-address": endpoints.listen_address("http"),
             "http-port": endpoints.http,
             "http-restricted-api": f"{RESTRICTED}:{key}",
@@ -133,6 +136,8 @@ class Runtime:
             options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
         if self.installation.embedded:
             options["backend-directory"] = str(self.folder / "backends")
+        if management_token:
+            options["load-model"] = "*"
         arguments = [f"--{name}={value}" for name, value in options.items()]
         arguments += [  # "python" speaks for the Python-based backends too
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
