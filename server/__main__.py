@@ -10,6 +10,7 @@ import time
 from server.errors import ServerError
 from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
 from server.supervisor import TritonServer
+from server.tls import tls_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -30,6 +31,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
     add_token_options(parser)
+    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then listens on this machine only (deploy/proxy)")
+    tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
+    tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
+    tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate of these (mutual TLS)")
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
@@ -51,9 +56,10 @@ def add_token_options(parser: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing."""
     options = vars(parse_arguments(arguments))
-    if options["host"] not in LOOPBACK:
+    if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
         say(
-            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication. "
+            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
+            f"{' but mutual TLS (--tls-client-ca)' if options['tls_cert'] else ''}. "
             "Put a proxy in front, and use a current container (deploy/) for production."
         )
     interrupt_on_sigterm()
@@ -61,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     example = options.pop("example")
     try:
         options["management_token"] = read_token(options["management_token"], options.pop("management_token_file"))
+        options["tls"] = tls_of(*(options.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca")))
         os.environ.pop(VARIABLE, None)  # nothing that is started inherits it
         server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:
@@ -68,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  HTTP     http://{server.http_url}")
             print(f"  gRPC     {server.grpc_url}")
             print(f"  metrics  http://{server.metrics_url}/metrics")
-            print(f"try:  {client_command(example, server.grpc_url)}", flush=True)
+            url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
+            print(f"try:  {client_command(example, url, protocol)}", flush=True)
             try:
                 server.wait()
             except KeyboardInterrupt:
@@ -82,11 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def client_command(image: str, url: str) -> str:
+def client_command(image: str, url: str, protocol: str = "grpc") -> str:
     """To paste into another shell in this folder, whether the virtual environment is active there or not."""
     here = os.path.join(os.getcwd(), "")
     python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
-    return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", "grpc"])
+    return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", protocol])
 
 
 def interrupt_on_sigterm() -> None:

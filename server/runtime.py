@@ -17,6 +17,7 @@ from server.locate import Installation
 from server.management import MANAGEMENT_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
+from server.tls import Tls
 
 DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -47,6 +48,8 @@ class Endpoints:
     http: int
     grpc: int
     metrics: int
+    http_host: str | None = None
+    """Where it is not `host`: with TLS for gRPC, HTTP, which has none, stays on this machine."""
 
     def address(self, service: str) -> str:
         """ "host:port" to connect to from this machine."""
@@ -62,6 +65,8 @@ class Endpoints:
         return f"[{host}]" if service == "grpc" else f"ipv6:{host}"
 
     def _host(self, service: str) -> str:
+        if service == "http" and self.http_host is not None:
+            return self.http_host
         return self.metrics_host if service == "metrics" else self.host
 
 
@@ -112,6 +117,7 @@ class Runtime:
         management_token: str | None = None,
         extra: Sequence[str] = (),
         gpu: bool | None = None,
+        tls: Tls | None = None,
     ) -> list[str]:
         """tritonserver's command line. The restricted interfaces answer only to a header that holds the token.
 
@@ -132,6 +138,8 @@ class Runtime:
             "metrics-config": "summary_latencies=true",
             "exit-timeout-secs": drain_seconds,
         }
+        if tls is not None:
+            options |= tls.options()
         if not (has_gpu() if gpu is None else gpu):
             options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
         if self.installation.embedded:
