@@ -48,7 +48,7 @@ def release(
         number = versions.unused_number()
         with staged(repository, source, number) as stage:
             say(f"proving version {number} ({source}) on a server of its own")
-            with TritonServer(stage, library=library) as candidate:
+            with TritonServer(stage, library=library, start_timeout=management.timeout) as candidate:
                 check_answers(candidate.http_url)
             folder = versions.folder(number)
             switch(

@@ -39,20 +39,21 @@ class Versions:
         return max([*self.numbers(), *self._withdrawn()]) + 1
 
     def withdraw(self, number: int) -> None:
-        """Nothing to do for one that is not there."""
+        """Hides it, in the place of an older one of this number. Nothing to do for one that is not there."""
         if self.folder(number).exists():
-            self.folder(number).rename(self.model / f".{number}.withdrawn")
+            shutil.rmtree(self._hidden(number), ignore_errors=True)
+            self.folder(number).rename(self._hidden(number))
 
     def bring_back(self, number: int) -> None:
-        if (self.model / f".{number}.withdrawn").exists():
-            (self.model / f".{number}.withdrawn").rename(self.folder(number))
+        if not self.folder(number).exists():
+            self._hidden(number).rename(self.folder(number))
 
     def remove_all_but(self, kept: int) -> None:
         """Keeps the newest versions, and of the withdrawn only the newest."""
         for number in self.numbers()[:-kept]:
             shutil.rmtree(self.folder(number))
         for number in self._withdrawn()[:-1]:
-            shutil.rmtree(self.model / f".{number}.withdrawn")
+            shutil.rmtree(self._hidden(number))
 
     @contextmanager
     def locked(self) -> Iterator["Versions"]:
@@ -69,6 +70,9 @@ class Versions:
             yield self
         finally:
             os.close(handle)
+
+    def _hidden(self, number: int) -> Path:
+        return self.model / f".{number}.withdrawn"
 
     def _withdrawn(self) -> list[int]:
         found = (WITHDRAWN.fullmatch(each.name) for each in self.model.iterdir())

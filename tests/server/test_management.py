@@ -91,7 +91,7 @@ def test_a_token_file_that_is_not_there(tmp_path):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("way", ["file", "environment"])
+@pytest.mark.parametrize("way", ["file", pytest.param("environment", marks=pytest.mark.slow)])
 def test_what_is_visible_of_the_token(light_repository, tmp_path, way):
     """On tritonserver's command line alone: it takes it nowhere else."""
     command = [sys.executable, "-m", "server", "--model-repository", str(light_repository)]

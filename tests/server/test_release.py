@@ -259,6 +259,52 @@ def test_the_old_version_comes_back_by_itself(served, build, monkeypatch, classi
     assert served.restarts == 0
 
 
+class Fatal(Management):
+    """tritonserver dies of the first load."""
+
+    def __init__(self, server):
+        super().__init__(server.http_url, TOKEN, 60)
+        self.victims = psutil.Process(server._process.guard.pid).children()
+
+    def load(self, model):
+        if self.victims:
+            self.victims.pop().kill()
+        super().load(model)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_of_the_new_version_comes_back_with_the_old_one(served, build, monkeypatch, classify, image):
+    monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
+    live, restarts = served.management.ready_versions("backbone"), served.restarts
+    old = classify(served, [image])
+    with pytest.raises(ReleaseError, match=r"; version \d+ is live"):
+        release(build(), served.folder, Fatal(served), None, say)
+    assert served.management.ready_versions("backbone") == live
+    np.testing.assert_array_equal(classify(served, [image]), old)
+    assert served.restarts == restarts + 1
+
+
+def test_withdrawn_versions(tmp_path):
+    """Numbers are not used again; what is hidden gives way to a newer one; the newest are kept."""
+    model = tmp_path / "backbone"
+    for name in ("1", "2", "3", "4", "notes"):
+        (model / name).mkdir(parents=True)
+        (model / name / "file").write_text(name)
+    versions = Versions(tmp_path)
+    versions.withdraw(4)
+    versions.withdraw(9)  # not there
+    assert (versions.numbers(), versions.unused_number()) == ([1, 2, 3], 5)
+    (model / "4").mkdir()  # another one, built in place
+    versions.withdraw(4)
+    assert not (model / ".4.withdrawn" / "file").exists()
+    versions.withdraw(3)
+    versions.bring_back(3)
+    assert (model / "3" / "file").read_text() == "3"
+    versions.withdraw(3)
+    versions.remove_all_but(1)
+    assert sorted(each.name for each in model.iterdir()) == [".4.withdrawn", "2", "notes"]
+
+
 def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, monkeypatch):
     """Only the live server refuses it: tritonserver keeps what it serves until the new version is up."""
     monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
@@ -272,15 +318,15 @@ def test_a_request_in_flight_is_answered_by_the_version_that_took_it(light_repos
     root = shutil.copytree(light_repository, tmp_path / "light", ignore=shutil.ignore_patterns("__pycache__"))
     with TritonServer(root, management_token=TOKEN) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
         management = Management(server.http_url, TOKEN, 60)
-        request = pool.submit(sleep, server.grpc_url, 6.0)
-        time.sleep(1.0)
+        request = pool.submit(sleep, server.grpc_url, 4.0)
+        time.sleep(0.5)
         shutil.copytree(root / "sleepy" / "1", root / "sleepy" / "2")
         management.load("sleepy")
         assert management.ready_versions("sleepy") == [2]
         assert sleep(server.grpc_url, 0.0) == 0.0
         assert not request.done()
-        assert request.result(60) == 6.0
-        assert not server.wait(2.0)
+        assert request.result(60) == 4.0
+        assert not server.wait(1.5)
         assert server.restarts == 0
 
 
