@@ -8,7 +8,9 @@ import sys
 import time
 
 from server.errors import ServerError
+from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
 from server.supervisor import TritonServer
+from server.tls import tls_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -28,33 +30,53 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
-    parser.add_argument(
-        "--management-token", metavar="TOKEN", help="open the restricted interfaces to the header widefield-management"
-    )
+    add_token_options(parser)
+    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then listens on this machine only (deploy/proxy)")
+    tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
+    tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
+    tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate of these (mutual TLS)")
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
 
 
+def add_token_options(parser: argparse.ArgumentParser) -> None:
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--management-token-file",
+        metavar="FILE",
+        help="its first line opens the management interfaces to the header "
+        f"{MANAGEMENT_HEADER}, and rolling changes (default: ${VARIABLE}, else closed)",
+    )
+    token.add_argument(
+        "--management-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing."""
     options = vars(parse_arguments(arguments))
-    if options["host"] not in LOOPBACK:
+    if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
         say(
-            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication. "
+            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
+            f"{' but mutual TLS (--tls-client-ca)' if options['tls_cert'] else ''}. "
             "Put a proxy in front, and use a current container (deploy/) for production."
         )
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupt_on_sigterm()
     begun = time.monotonic()
     example = options.pop("example")
-    server = TritonServer(options.pop("model_repository"), **options, on_event=say)
     try:
+        options["management_token"] = read_token(options["management_token"], options.pop("management_token_file"))
+        options["tls"] = tls_of(*(options.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca")))
+        os.environ.pop(VARIABLE, None)  # nothing that is started inherits it
+        server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:
             say(f"ready after {time.monotonic() - begun:.1f} s")
             print(f"  HTTP     http://{server.http_url}")
             print(f"  gRPC     {server.grpc_url}")
             print(f"  metrics  http://{server.metrics_url}/metrics")
-            print(f"try:  {client_command(example, server.grpc_url)}", flush=True)
+            url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
+            print(f"try:  {client_command(example, url, protocol)}", flush=True)
             try:
                 server.wait()
             except KeyboardInterrupt:
@@ -68,11 +90,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def client_command(image: str, url: str) -> str:
+def client_command(image: str, url: str, protocol: str = "grpc") -> str:
     """To paste into another shell in this folder, whether the virtual environment is active there or not."""
     here = os.path.join(os.getcwd(), "")
     python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
-    return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", "grpc"])
+    return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", protocol])
+
+
+def interrupt_on_sigterm() -> None:
+    """So that it ends as by Ctrl-C, and cleans up."""
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def interrupt(number: int, frame: object) -> None:

@@ -35,22 +35,26 @@ def canary_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def classify_canary(address: str, model: str, timeout: float) -> None:
-    """One image through `model` over HTTP. Raises `CanaryError`, and of `PERHAPS_BUSY` where load may be why."""
+def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, Any]]:
+    """The outputs for one image through `model` over HTTP: name, shape, data.
+
+    Raises `CanaryError`, and of `PERHAPS_BUSY` where load may be why.
+    """
     element = canary_png()
     body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor
     image = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(body)}}
     header = json.dumps({"inputs": [image]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
-    answer = _request(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
+    answer = ask(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
     if not answer.get("outputs"):
         raise CanaryError(f"the canary image got no output: {answer}")
+    return answer["outputs"]
 
 
 def is_ready(address: str, timeout: float) -> bool:
     """tritonserver's own opinion, which a dead backend process does not change."""
     try:
-        _request(address, "GET", "/v2/health/ready", timeout)
+        ask(address, "GET", "/v2/health/ready", timeout)
     except CanaryError:
         return False
     return True
@@ -58,18 +62,19 @@ def is_ready(address: str, timeout: float) -> bool:
 
 def success_count(address: str, model: str, timeout: float) -> int:
     """Inferences that `model` has answered since the start. Raises `CanaryError`."""
-    statistics = _request(address, "GET", f"/v2/models/{model}/stats", timeout)
+    statistics = ask(address, "GET", f"/v2/models/{model}/stats", timeout)
     return sum(int(each["inference_stats"]["success"]["count"]) for each in statistics["model_stats"])
 
 
-def _request(
+def ask(
     address: str,
     method: str,
     path: str,
     timeout: float,
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Any:
+    """The JSON that the server at `address` answers; {} for an empty body. Raises `CanaryError`."""
     connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
         connection.request(method, path, body, headers or {})

@@ -6,6 +6,7 @@ ServerError
 ├── OptionError         an option cannot be used: a host, a port's number, the log file
 ├── PortInUseError      a port that was asked for is another process's, or was asked for twice
 ├── StartError          tritonserver ended, or did not answer a real inference in time
+├── ReleaseError        a version was not made live; the one before serves on
 └── GaveUpError         it kept failing after it had been ready, and the limit of restarts is reached
 """
 
@@ -31,6 +32,10 @@ class PortInUseError(ServerError):
 
 
 class StartError(ServerError):
+    pass
+
+
+class ReleaseError(ServerError):
     pass
 
 

@@ -54,13 +54,13 @@ class ServerProcess:
         self.backends = self._descendants()[1:]
 
     def dead_backend(self) -> str | None:
-        """The first backend process that has died, as words; None while all live."""
+        """The first backend process that has died, as words; None while as many live: a model may be loaded anew."""
         for backend in self.backends:
-            try:
-                dead = not backend.is_running() or backend.status() == psutil.STATUS_ZOMBIE
-            except psutil.Error:
-                dead = True
-            if dead:
+            if not is_alive(backend):
+                now = [each for each in self._descendants()[1:] if is_alive(each)]
+                if len(now) >= len(self.backends):
+                    self.backends = now
+                    return None
                 return f"backend process {backend.pid} died"
         return None
 
@@ -110,3 +110,10 @@ class ServerProcess:
         if self.guard.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.guard.stdin.close()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -14,8 +14,10 @@ from pathlib import Path
 from server.backends.pytorch import build as pytorch_backend
 from server.errors import InstallationError
 from server.locate import Installation
+from server.management import MANAGEMENT_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
+from server.tls import Tls
 
 DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -30,7 +32,6 @@ ENVIRONMENT = {
 }
 # 0.2 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
 SPIN = {"GOMP_SPINCOUNT": "20000"}
-MANAGEMENT_HEADER = "widefield-management"
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
@@ -47,6 +48,8 @@ class Endpoints:
     http: int
     grpc: int
     metrics: int
+    http_host: str | None = None
+    """Where it is not `host`: with TLS for gRPC, HTTP, which has none, stays on this machine."""
 
     def address(self, service: str) -> str:
         """ "host:port" to connect to from this machine."""
@@ -62,6 +65,8 @@ class Endpoints:
         return f"[{host}]" if service == "grpc" else f"ipv6:{host}"
 
     def _host(self, service: str) -> str:
+        if service == "http" and self.http_host is not None:
+            return self.http_host
         return self.metrics_host if service == "metrics" else self.host
 
 
@@ -112,12 +117,16 @@ class Runtime:
         management_token: str | None = None,
         extra: Sequence[str] = (),
         gpu: bool | None = None,
+        tls: Tls | None = None,
     ) -> list[str]:
-        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token."""
+        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token.
+
+        Without one nobody knows it, and the models stay as they are: one that can load models can run code.
+        """
         key = f"{MANAGEMENT_HEADER}={management_token or secrets.token_hex(16)}"
         options = {
             "model-repository": self._repository_path(),
-            "model-control-mode": "none",
+            "model-control-mode": "explicit" if management_token else "none",
             "http-address": endpoints.listen_address("http"),
             "http-port": endpoints.http,
             "http-restricted-api": f"{RESTRICTED}:{key}",
@@ -129,10 +138,14 @@ class Runtime:
             "metrics-config": "summary_latencies=true",
             "exit-timeout-secs": drain_seconds,
         }
+        if tls is not None:
+            options |= tls.options()
         if not (has_gpu() if gpu is None else gpu):
             options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
         if self.installation.embedded:
             options["backend-directory"] = str(self.folder / "backends")
+        if management_token:
+            options["load-model"] = "*"
         arguments = [f"--{name}={value}" for name, value in options.items()]
         arguments += [  # "python" speaks for the Python-based backends too
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",

@@ -14,6 +14,7 @@ from server.process import ServerProcess
 from server.repository import read_repository
 from server.run import Run
 from server.runtime import Endpoints, Runtime
+from server.tls import Tls
 
 PORT_TRIES = 3  # a free port can be taken between the choice and the bind
 SERVICES = ("http", "grpc", "metrics")
@@ -33,6 +34,7 @@ class TritonServer:
         max_restarts: within `restart_window` seconds; then it gives up.
         drain_seconds: for the requests in flight when it stops.
         management_token: opens the restricted interfaces to requests with the header widefield-management.
+        tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
         tritonserver_args: passed on as they are.
         on_event: called with one line at every restart.
 
@@ -58,6 +60,7 @@ class TritonServer:
         restart_window: float = 300.0,
         drain_seconds: int = 30,
         management_token: str | None = None,
+        tls: Tls | None = None,
         tritonserver_args: Sequence[str] = (),
         on_event: Callable[[str], None] | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class TritonServer:
         self.max_restarts, self.restart_window = max_restarts, restart_window
         self.drain_seconds = drain_seconds
         self.management_token = management_token
+        self.tls = tls
         self.tritonserver_args = tuple(tritonserver_args)
         self.on_event = on_event or (lambda line: None)
         self.restarts = 0
@@ -103,6 +107,8 @@ class TritonServer:
         """Blocks until a real inference has been answered. Raises `ServerError`."""
         if self._thread is not None:
             raise ServerError("this server was started before: make a new TritonServer")
+        if self.tls is not None:
+            self.tls.check()
         repository = read_repository(self.repository)
         self._choose_ports()
         installation = find_tritonserver()
@@ -158,12 +164,13 @@ class TritonServer:
 
     def _choose_ports(self) -> None:
         host, metrics_host = resolve(self.host), resolve(self.metrics_host)
-        hosts = {"http": host, "grpc": host, "metrics": metrics_host}
+        http_host = host if self.tls is None else "127.0.0.1"
+        hosts = {"http": http_host, "grpc": host, "metrics": metrics_host}
         chosen = {service: port for service, port in self.asked_ports.items() if port}
         check_ports({service: (hosts[service], port) for service, port in chosen.items()})
         missing = [service for service in SERVICES if service not in chosen]
         chosen.update(zip(missing, free_ports([hosts[service] for service in missing]), strict=True))
-        self._endpoints = Endpoints(host, metrics_host, **chosen)
+        self._endpoints = Endpoints(host, metrics_host, **chosen, http_host=http_host)
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
@@ -228,7 +235,7 @@ class TritonServer:
 
     def _spawn(self) -> ServerProcess:
         command = self._runtime.command(
-            self._endpoints, self.drain_seconds, self.management_token, self.tritonserver_args
+            self._endpoints, self.drain_seconds, self.management_token, self.tritonserver_args, tls=self.tls
         )
         return ServerProcess(
             command,

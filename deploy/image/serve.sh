@@ -12,6 +12,14 @@ for file in "$library" "$models"; do
   [[ -e $file ]] || { echo "serve.sh: $file does not exist: mount the model repository, or build the image anew" >&2; exit 1; }
 done
 
+# TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
+if [[ -n ${WIDEFIELD_TLS_CERT:-}${WIDEFIELD_TLS_KEY:-}${WIDEFIELD_TLS_CLIENT_CA:-} ]]; then
+  for name in WIDEFIELD_TLS_CERT WIDEFIELD_TLS_KEY ${WIDEFIELD_TLS_CLIENT_CA:+WIDEFIELD_TLS_CLIENT_CA}; do
+    [[ -r ${!name:-} ]] || { echo "serve.sh: $name is ${!name:-not set}, which is no file to be read: mount it" >&2; exit 1; }
+  done
+  WIDEFIELD_HTTP_HOST=${WIDEFIELD_HTTP_HOST:-127.0.0.1}
+fi
+
 # The same as server/runtime.py sets; what the user has set stays.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_-2147483647}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
@@ -28,7 +36,7 @@ options=(
   --model-repository="$models"
   --model-control-mode=none
   --disable-auto-complete-config
-  --http-address="${WIDEFIELD_HOST:-0.0.0.0}" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
+  --http-address="${WIDEFIELD_HTTP_HOST:-${WIDEFIELD_HOST:-0.0.0.0}}" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
   --http-restricted-api="$restricted"
   --grpc-address="${WIDEFIELD_HOST:-0.0.0.0}" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
   --grpc-restricted-protocol="$restricted"
@@ -39,6 +47,14 @@ options=(
   --backend-config=python,shm-default-byte-size=8388608
   --backend-config=python,shm-growth-byte-size=8388608
 )
+if [[ -n ${WIDEFIELD_TLS_CERT:-} ]]; then
+  kind=grpc-use-ssl
+  if [[ -n ${WIDEFIELD_TLS_CLIENT_CA:-} ]]; then
+    kind=grpc-use-ssl-mutual
+    options+=(--grpc-root-cert="$WIDEFIELD_TLS_CLIENT_CA")
+  fi
+  options+=(--$kind=true --grpc-server-cert="$WIDEFIELD_TLS_CERT" --grpc-server-key="$WIDEFIELD_TLS_KEY")
+fi
 gpu=${WIDEFIELD_GPU:-$([[ -e /dev/nvidiactl ]] && echo true || echo false)}
 [[ $gpu == true ]] || options+=(--allow-gpu-metrics=false --pinned-memory-pool-byte-size=0)
 

@@ -11,6 +11,7 @@ ALL = {
     "monitoring": {"serviceMonitor": True, "prometheusRule": True, "dashboard": True, "labels": {"release": "stack"}},
     "imagePullSecrets": [{"name": "registry"}],
     "managementToken": {"secretName": "widefield-management"},
+    "tls": {"secretName": "widefield-tls", "clientCertificates": True},
     "modelRepository": {"subPath": "2026-11-24"},
     "nodeSelector": {"zone": "a"},
     "affinity": {"nodeAffinity": {}},
@@ -195,3 +196,23 @@ def test_rules_and_dashboard_are_the_files():
     manifests = render(ALL)
     assert one(manifests, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
     assert one(manifests, "ConfigMap")["data"]["widefield.json"].strip() == DASHBOARD.read_text().strip()
+
+
+def test_tls():
+    """Off unless a secret is named; with one, the entry point is told of its files, and HTTP has no service."""
+    off = str(render().values())
+    assert "WIDEFIELD_TLS" not in off
+    for clients in (False, True):
+        manifests = render({"tls": {"secretName": "mine", "clientCertificates": clients}})
+        spec = one(manifests, "Deployment")["spec"]["template"]["spec"]
+        values = {each["name"]: each.get("value") for each in spec["containers"][0]["env"]}
+        assert (values["WIDEFIELD_TLS_CERT"], values["WIDEFIELD_TLS_KEY"]) == ("/tls/tls.crt", "/tls/tls.key")
+        assert values.get("WIDEFIELD_TLS_CLIENT_CA") == ("/tls/ca.crt" if clients else None)
+        (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "tls"]
+        assert mount == {"name": "tls", "mountPath": "/tls", "readOnly": True}
+        (volume,) = [each for each in spec["volumes"] if each["name"] == "tls"]
+        assert volume["secret"]["secretName"] == "mine"
+        ports = [
+            port["name"] for each in manifests.values() if each["kind"] == "Service" for port in each["spec"]["ports"]
+        ]
+        assert sorted(ports) == ["grpc", "metrics"]

@@ -12,6 +12,7 @@ import pytest
 from manifests import DEPLOY, IMAGE, ROOT
 
 from server.runtime import ENVIRONMENT, MANAGEMENT_HEADER, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
+from server.tls import Tls
 
 SPY = """#!/bin/bash
 printf '%s\\n' "$@" > {out}/arguments
@@ -120,6 +121,32 @@ def test_what_the_user_sets_stays(serve):
     assert environment["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch:/own"
     assert "--exit-timeout-secs=50" in arguments
     assert arguments[-1] == "--log-verbose=1"
+
+
+def test_tls(serve, tmp_path):
+    files = {name: tmp_path / name for name in ("cert", "key", "ca")}
+    for file in files.values():
+        file.touch()
+    variables = {
+        "WIDEFIELD_TLS_CERT": str(files["cert"]),
+        "WIDEFIELD_TLS_KEY": str(files["key"]),
+        "WIDEFIELD_TLS_CLIENT_CA": str(files["ca"]),
+    }
+    tls = Tls(files["cert"], files["key"], files["ca"])
+    arguments, _, _ = serve(**variables)
+    assert {f"--{name}={value}" for name, value in tls.options().items()} < set(arguments)
+    assert "--http-address=127.0.0.1" in arguments
+    assert "--grpc-address=0.0.0.0" in arguments
+    del variables["WIDEFIELD_TLS_CLIENT_CA"]
+    arguments, _, _ = serve(**variables)
+    assert {f"--{name}={value}" for name, value in Tls(files["cert"], files["key"]).options().items()} < set(arguments)
+    assert not [each for each in arguments if "mutual" in each or "root-cert" in each]
+    for name in variables:
+        error, _, _ = serve(**(variables | {name: str(tmp_path / "none")}))
+        assert f"{name} is {tmp_path / 'none'}, which is no file" in error
+        error, _, _ = serve(**{key: value for key, value in variables.items() if key != name})
+        assert f"{name} is not set" in error
+    assert not [each for each in serve()[0] if "ssl" in each]
 
 
 def test_the_token_is_random_unless_named(serve):

@@ -3,11 +3,15 @@
 import io
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -34,7 +38,8 @@ def config(name, inputs, outputs, rest, backend="pytorch", batch=16):
 
 def png(colour, side=40):
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), colour).save(buffer, "PNG")
+    picture = Image.fromarray(colour) if isinstance(colour, np.ndarray) else Image.new("RGB", (side, side), colour)
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -160,9 +165,37 @@ def server(repository):
         yield running
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    """Signs the server's certificate and those of its clients."""
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory):
+    """Another authority, that nobody here trusts."""
+    return Authority(tmp_path_factory.mktemp("tls") / "another")
+
+
+@pytest.fixture(scope="session")
+def management_token():
+    return "s3cret"
+
+
+@pytest.fixture(scope="session")
+def secured_server(repository, authority, management_token):
+    """gRPC with mutual TLS, a management token; HTTP, which has no TLS, on the loopback interface."""
+    from server import TritonServer
+    from server.tls import Tls
+
+    tls = Tls(*authority.issue("server"), authority.ca)
+    with TritonServer(repository, tls=tls, management_token=management_token) as running:
+        yield running
+
+
 @pytest.fixture
 def encode():
-    """A colour's name -> PNG bytes."""
+    """A colour or an array [H,W,3] -> PNG bytes."""
     return png
 
 

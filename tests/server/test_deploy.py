@@ -24,6 +24,8 @@ from server.repository import read_repository
 from server.runtime import Runtime
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
+sys.path.insert(0, str(Path(__file__).parent))
+from certificates import ready, refused
 from manifests import IMAGE, ROOT, queries, selectors
 
 pytestmark = pytest.mark.server
@@ -133,8 +135,11 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
                 done.set()
 
 
-def test_entry_point_preloads_for_tritonserver_alone(light_repository):
+def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority):
+    """And with mutual TLS for gRPC."""
     import torch
+
+    certificate, key = authority.issue("server")
 
     runtime = Runtime(find_tritonserver(), read_repository(light_repository))
     http, grpc, metrics = free_ports(["127.0.0.1"] * 3)
@@ -146,6 +151,9 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository):
         "WIDEFIELD_LIBTORCH": str(Path(torch.__file__).parent / "lib"),
         "WIDEFIELD_MODELS": str(light_repository),
         "WIDEFIELD_HOST": "127.0.0.1",
+        "WIDEFIELD_TLS_CERT": str(certificate),
+        "WIDEFIELD_TLS_KEY": str(key),
+        "WIDEFIELD_TLS_CLIENT_CA": str(authority.ca),
         "WIDEFIELD_HTTP_PORT": str(http),
         "WIDEFIELD_GRPC_PORT": str(grpc),
         "WIDEFIELD_METRICS_PORT": str(metrics),
@@ -163,6 +171,8 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository):
                 assert server.poll() is None, log.read_text()
                 assert time.monotonic() < end, log.read_text()
                 time.sleep(0.2)
+            assert ready(f"127.0.0.1:{grpc}", authority.ca, authority.issue("client"))
+            assert refused(f"127.0.0.1:{grpc}", authority.ca)
             stubs = psutil.Process(server.pid).children(recursive=True)
             assert {stub.name() for stub in stubs} == {"triton_python_backend_stub"}
             assert "libwidefield.so" in Path(f"/proc/{server.pid}/maps").read_text()

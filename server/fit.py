@@ -1,0 +1,71 @@
+"""Whether a newly built repository may replace only the weights of one that is being served."""
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from server.errors import ReleaseError
+
+BACKBONE, PREPROCESS = "backbone", "preprocess"
+REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
+
+
+def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+    """Raises `ReleaseError` for one that is missing or that tritonserver could not read."""
+    path = repository / model / "config.pbtxt"
+    try:
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise ReleaseError(f"{path} cannot be read ({error})") from None
+
+
+def check_fit(built: Path, served: Path) -> None:
+    """Raises `ReleaseError`, which names what differs.
+
+    The weights may: not the tensors, the labels, nor what is done to an image before it reaches them. The served
+    configs stay as they are, so their instances, threads and batching may differ.
+    """
+    for folder in sorted(path.parent for path in served.glob("*/config.pbtxt")):
+        name = folder.name
+        new, old = read_config(built, name), read_config(served, name)
+        if new.HasField("ensemble_scheduling"):
+            check_labels(built, new)
+        for part in ("backend", "platform", "input", "output", "ensemble_scheduling"):
+            if getattr(new, part) != getattr(old, part):
+                raise ReleaseError(
+                    f"{built}/{name}: its {part} differs from what {served} serves{_of(new, old)}: {REMEDY}"
+                )
+        if name == PREPROCESS and new.parameters != old.parameters:
+            raise ReleaseError(f"{built}/{name}: it prepares images otherwise than {served} does: {REMEDY}")
+        for file in ("labels.txt", "1/model.py"):
+            if (folder / file).is_file() and not _same(built / name / file, folder / file):
+                raise ReleaseError(f"{built}/{name}/{file} differs from the one that {served} serves: {REMEDY}")
+
+
+def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> None:
+    """One line a class. Raises `ReleaseError` with both numbers."""
+    for output in ensemble.output:
+        if output.label_filename:
+            path = repository / ensemble.name / output.label_filename
+            try:
+                labels = path.read_text().splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ReleaseError(f"{path} cannot be read ({error})") from None
+            if len(labels) != output.dims[-1]:
+                raise ReleaseError(f"{path} has {len(labels)} labels for {output.dims[-1]} classes: build it again")
+
+
+def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
+    """The first tensor that differs, as words."""
+    for ours, theirs in zip([*new.input, *new.output], [*old.input, *old.output], strict=False):
+        if ours != theirs:
+            return f" ({ours.name}{list(ours.dims)}, not {theirs.name}{list(theirs.dims)})"
+    return ""
+
+
+def _same(a: Path, b: Path) -> bool:
+    try:
+        return a.read_bytes() == b.read_bytes()
+    except OSError:
+        return False

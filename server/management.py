@@ -1,0 +1,71 @@
+"""tritonserver's repository interface, which answers only to the management token; and where that token comes from."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.canary import CanaryError, ask
+from server.errors import OptionError, ReleaseError
+
+MANAGEMENT_HEADER = "widefield-management"
+VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
+TOKEN = re.compile(r"[\w.~+/-]+", re.ASCII)  # commas, colons and equals signs part tritonserver's option
+HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
+
+
+class Management:
+    """Loads models of the server at `address` ("host:port" of its HTTP). `timeout`: seconds for one load."""
+
+    def __init__(self, address: str, token: str, timeout: float) -> None:
+        self.address, self.timeout = address, timeout
+        self._headers = {MANAGEMENT_HEADER: token}
+
+    def load(self, model: str) -> None:
+        """Loads what has changed in the model's folder; the version before serves until then, and stays on a failure.
+
+        Raises `ReleaseError` with tritonserver's reason.
+        """
+        self._ask(f"/v2/repository/models/{model}/load", self.timeout)
+
+    def ready_versions(self, model: str) -> list[int]:
+        """Those that are served now, ascending."""
+        index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
+        return sorted(int(each["version"]) for each in index if each["name"] == model and each.get("state") == "READY")
+
+    def _ask(self, path: str, timeout: float) -> list[dict[str, str]]:
+        try:
+            answer = ask(self.address, "POST", path, timeout, b"{}", self._headers)
+        except CanaryError as error:
+            text = str(error)
+            if "HTTP 403" in text or "HTTP 401" in text:
+                raise ReleaseError(f"the server at {self.address} refuses the token: {HOW_TO_GIVE_IT}") from None
+            raise ReleaseError(f"the server at {self.address} says: {_reason(text)}") from None
+        return answer if isinstance(answer, list) else []
+
+
+def read_token(token: str | None, file: str | Path | None, environment: Mapping[str, str] = os.environ) -> str | None:
+    """As given, else the file's first line, else the environment's; None where there is none. Raises `OptionError`."""
+    if token is None and file is not None:
+        try:
+            token = (Path(file).read_text().splitlines() or [""])[0].strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"--management-token-file {file} cannot be read ({error})") from None
+        if not token:
+            raise OptionError(f"--management-token-file {file} is empty: write the token on its first line")
+    token = token if token is not None else environment.get(VARIABLE) or None
+    if token is not None and not TOKEN.fullmatch(token):
+        raise OptionError(
+            "the management token is letters, digits and . _ ~ + / - only: `openssl rand -hex 16` makes one"
+        )
+    return token
+
+
+def _reason(text: str) -> str:
+    """tritonserver's own words out of "PATH: HTTP 400: {"error": ...}"; one line."""
+    start = text.find("{")
+    with contextlib.suppress(ValueError, LookupError):  # of an answer that was cut off
+        text = json.loads(text[start:])["error"] if start >= 0 else text
+    return " ".join(text.split())

@@ -1,0 +1,200 @@
+"""Make newly built weights live on a running server, with no request failed; python -m server.rollback goes back.
+
+    python build_models.py --weights runs/new --output built
+    python -m server.release built --model-repository model_repository --management-token-file token
+
+The version is compared with its checksums and with what is served, then proved by a server of its own; only then it
+goes into the served repository as the next version of the backbone, and live. When that fails, the one before stays.
+"""
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.__main__ import add_token_options, interrupt_on_sigterm
+from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
+from server.errors import ReleaseError, ServerError
+from server.fit import BACKBONE, check_fit
+from server.management import HOW_TO_GIVE_IT, Management, read_token
+from server.repository import CANARY_MODEL, read_repository, verify
+from server.supervisor import TritonServer
+from server.versions import KEPT, Versions
+
+BUSY_SECONDS = 30.0  # that a canary is tried again on a server that is busy with others
+AGAIN_SECONDS = 120.0  # that a server which ended is waited for
+
+
+def release(
+    built: Path, repository: Path, management: Management, library: str | None, say: Callable[[str], None]
+) -> int:
+    """Returns the version that is live now. Raises `ServerError`; then the version before serves on."""
+    if built.resolve() == repository.resolve():
+        raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
+    read_repository(built)  # complete, and as it was built
+    check_fit(built, repository)
+    source = Versions(built).newest_folder()
+    if not (source / "build.json").is_file():
+        raise ReleaseError(
+            f"{source} has no build.json, so no checksums to compare it with: build it with build_models.py"
+        )
+    with Versions(repository).locked() as versions:
+        before = check_live(versions, management)
+        number = versions.unused_number()
+        with staged(repository, source, number) as stage:
+            say(f"proving version {number} ({source}) on a server of its own")
+            with TritonServer(stage, library=library, start_timeout=management.timeout) as candidate:
+                check_answers(candidate.http_url)
+            folder = versions.folder(number)
+            switch(
+                management,
+                number,
+                before,
+                lambda: (stage / BACKBONE / str(number)).rename(folder),
+                lambda: versions.withdraw(number),
+            )
+        versions.remove_all_but(KEPT)
+    return number
+
+
+def rollback(repository: Path, management: Management) -> tuple[int, int]:
+    """Goes back to the version before; returns the numbers that were and are live. Raises `ServerError`."""
+    with Versions(repository).locked() as versions:
+        live = check_live(versions, management)
+        before = [number for number in versions.numbers() if number < live]
+        if not before:
+            raise ReleaseError(
+                f"{repository}/{BACKBONE} holds no version before {live}: there is nothing to go back to"
+            )
+        verify(versions.folder(before[-1]))
+        switch(management, before[-1], live, lambda: versions.withdraw(live), lambda: versions.bring_back(live))
+    return live, before[-1]
+
+
+def switch(
+    management: Management, wanted: int, before: int, change: Callable[[], object], undo: Callable[[], object]
+) -> None:
+    """`change` the repository so that `wanted` is its newest version, and load it; on any failure `undo`."""
+    try:
+        change()
+        management.load(BACKBONE)
+        if management.ready_versions(BACKBONE) != [wanted]:
+            raise ReleaseError(
+                f"the server at {management.address} has not taken version {wanted}: does it serve this repository?"
+            )
+        check_answers(management.address)
+    except BaseException as error:
+        undo()
+        state = restore(management, before)
+        if isinstance(error, ServerError):
+            raise ReleaseError(f"{error}; {state}") from error
+        raise
+
+
+def restore(management: Management, version: int) -> str:
+    """Waits until the server, which may have been restarted, answers with `version`. What came of it, as words."""
+    deadline = time.monotonic() + AGAIN_SECONDS
+    while True:
+        try:
+            if management.ready_versions(BACKBONE) != [version]:
+                management.load(BACKBONE)
+            check_answers(management.address)
+            return f"version {version} is live"
+        except ServerError as error:
+            if time.monotonic() > deadline:
+                return f"version {version} is in place again, but is not served: {error}"
+        time.sleep(0.5)
+
+
+def check_live(versions: Versions, management: Management) -> int:
+    """The version that is live, which must be the folder's newest. Raises `ReleaseError`."""
+    live, newest = management.ready_versions(BACKBONE), versions.numbers()[-1]
+    if live != [newest]:
+        raise ReleaseError(
+            f"the server at {management.address} serves version {', '.join(map(str, live)) or 'none'} of {BACKBONE} "
+            f"and the newest in {versions.model} is {newest}: name the repository that it serves; if that was "
+            "built anew since the start, restart the server"
+        )
+    return newest
+
+
+def check_answers(address: str) -> None:
+    """The canary image must get probabilities; a busy server is asked again. Raises `ReleaseError`."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            outputs = classify_canary(address, CANARY_MODEL, BUSY_SECONDS)
+            break
+        except PERHAPS_BUSY as error:
+            if time.monotonic() > deadline:
+                raise ReleaseError(f"the canary image got no answer: {error}") from None
+            time.sleep(0.2)
+        except CanaryError as error:
+            raise ReleaseError(f"the canary image was not classified: {error}") from None
+    for values in (output.get("data", []) for output in outputs if output["name"] == "probabilities"):
+        if not all(isinstance(p, float | int) and math.isfinite(p) for p in values) or abs(sum(values) - 1) > 1e-2:
+            raise ReleaseError(f"the canary image got what are no probabilities: {str(values)[:100]}")
+
+
+@contextmanager
+def staged(repository: Path, source: Path, number: int) -> Iterator[Path]:
+    """A repository beside the served one, with its models, and `source` as the only version of the backbone."""
+    repository = repository.resolve()
+    with tempfile.TemporaryDirectory(prefix=f".{repository.name}.release-", dir=repository.parent) as folder:
+        stage = Path(folder)
+        for each in repository.iterdir():
+            if each.name != BACKBONE:
+                (stage / each.name).symlink_to(each)
+        (stage / BACKBONE).mkdir()
+        for each in (repository / BACKBONE).iterdir():
+            if not each.name.isdecimal() and not each.name.startswith("."):
+                (stage / BACKBONE / each.name).symlink_to(each)
+        shutil.copytree(source, stage / BACKBONE / str(number))
+        verify(stage / BACKBONE / str(number))  # the copy too
+        yield stage
+
+
+def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP of the server that runs")
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for loading")
+    add_token_options(parser)
+    return parser
+
+
+def management_of(options: argparse.Namespace) -> Management:
+    token = read_token(options.management_token, options.management_token_file)
+    if token is None:
+        raise ReleaseError(f"no management token: {HOW_TO_GIVE_IT}")
+    return Management(options.url, token, options.timeout)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = parser_of("python -m server.release", __doc__)
+    parser.add_argument("built", type=Path, metavar="BUILT", help="a repository of build_models.py, not the served one")
+    parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
+    options = parser.parse_args(arguments)
+    interrupt_on_sigterm()
+
+    def say(line: str) -> None:
+        print(f"server.release: {line}", file=sys.stderr, flush=True)
+
+    try:
+        number = release(options.built, options.model_repository, management_of(options), options.library, say)
+    except (ServerError, OSError) as error:
+        say(f"not released: {error}")
+        return 1
+    print(f"version {number} is live")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

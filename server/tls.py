@@ -1,0 +1,77 @@
+"""The certificate of the gRPC endpoint, and whether clients must have one too."""
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from server.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files. `client_ca`: clients must show a certificate that one of these has signed (mutual TLS)."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def check(self) -> None:
+        """Raises `OptionError`: what tritonserver would not say, or only as a port that it could not open."""
+        certificate = _certificates(self.certificate, "--tls-cert")[0]
+        key = _read(self.key, "--tls-key")
+        try:
+            public = load_pem_private_key(key, None).public_key()
+        except TypeError:
+            raise OptionError(
+                f"--tls-key {self.key} has a passphrase: tritonserver reads only a key without one"
+            ) from None
+        except ValueError:
+            raise OptionError(f"--tls-key {self.key} holds no private key: give a PEM file") from None
+        if public != certificate.public_key():
+            raise OptionError(
+                f"--tls-key {self.key} does not belong to --tls-cert {self.certificate}: give its own key"
+            )
+        if self.client_ca is not None:
+            _certificates(self.client_ca, "--tls-client-ca")
+
+    def options(self) -> dict[str, str]:
+        """tritonserver's."""
+        kind = "grpc-use-ssl" if self.client_ca is None else "grpc-use-ssl-mutual"
+        files = {"grpc-server-cert": self.certificate, "grpc-server-key": self.key, "grpc-root-cert": self.client_ca}
+        return {kind: "true"} | {name: str(file.absolute()) for name, file in files.items() if file is not None}
+
+
+def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> Tls | None:
+    """None where none is given. Raises `OptionError` for half of a pair."""
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise OptionError("TLS needs both --tls-cert and --tls-key")
+    return Tls(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
+
+
+def _certificates(path: Path, option: str) -> list[x509.Certificate]:
+    """At least one, each of them valid today."""
+    data = _read(path, option)
+    try:
+        found = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise OptionError(f"{option} {path} holds no certificate: give a PEM file") from None
+    now = datetime.datetime.now(datetime.timezone.utc)
+    for each in found:
+        name = each.subject.rfc4514_string()
+        if each.not_valid_after_utc < now:
+            raise OptionError(f"{option} {path}: {name} expired on {each.not_valid_after_utc:%Y-%m-%d}: renew it")
+        if each.not_valid_before_utc > now:
+            raise OptionError(f"{option} {path}: {name} is valid from {each.not_valid_before_utc:%Y-%m-%d} only")
+    return found
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OptionError(f"{option} {path} cannot be read ({error.strerror})") from None

@@ -1,0 +1,79 @@
+"""The backbone's version folders in a repository: the newest is the live one, the withdrawn are hidden from it."""
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from server.errors import ReleaseError
+from server.fit import BACKBONE
+
+KEPT = 3
+WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
+
+
+class Versions:
+    """Folders N are versions, `.N.withdrawn` are those that were rolled back or failed."""
+
+    def __init__(self, repository: Path) -> None:
+        self.model = repository / BACKBONE
+
+    def folder(self, number: int) -> Path:
+        return self.model / str(number)
+
+    def numbers(self) -> list[int]:
+        """Ascending. Raises `ReleaseError` where there is none."""
+        found = sorted(int(each.name) for each in self.model.glob("[0-9]*") if each.name.isdecimal() and each.is_dir())
+        if not found:
+            raise ReleaseError(f"{self.model} holds no version: run build_models.py")
+        return found
+
+    def newest_folder(self) -> Path:
+        return self.folder(self.numbers()[-1])
+
+    def unused_number(self) -> int:
+        """Higher than all that are or were there, so that a number means one set of weights."""
+        return max([*self.numbers(), *self._withdrawn()]) + 1
+
+    def withdraw(self, number: int) -> None:
+        """Hides it, in the place of an older one of this number. Nothing to do for one that is not there."""
+        if self.folder(number).exists():
+            shutil.rmtree(self._hidden(number), ignore_errors=True)
+            self.folder(number).rename(self._hidden(number))
+
+    def bring_back(self, number: int) -> None:
+        if not self.folder(number).exists():
+            self._hidden(number).rename(self.folder(number))
+
+    def remove_all_but(self, kept: int) -> None:
+        """Keeps the newest versions, and of the withdrawn only the newest."""
+        for number in self.numbers()[:-kept]:
+            shutil.rmtree(self.folder(number))
+        for number in self._withdrawn()[:-1]:
+            shutil.rmtree(self._hidden(number))
+
+    @contextmanager
+    def locked(self) -> Iterator["Versions"]:
+        """One change at a time. Raises `ReleaseError` while another is under way."""
+        try:
+            handle = os.open(self.model, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ReleaseError(f"{self.model} cannot be read ({error.strerror}): name the served repository") from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ReleaseError(f"another release or rollback of {self.model} is under way") from None
+            yield self
+        finally:
+            os.close(handle)
+
+    def _hidden(self, number: int) -> Path:
+        return self.model / f".{number}.withdrawn"
+
+    def _withdrawn(self) -> list[int]:
+        found = (WITHDRAWN.fullmatch(each.name) for each in self.model.iterdir())
+        return sorted(int(each.group(1)) for each in found if each)

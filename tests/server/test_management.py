@@ -1,0 +1,115 @@
+"""The restricted interfaces of both protocols: closed without the key and with a wrong one, open with it."""
+
+import http.client
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2 as messages
+from tritonclient.grpc import service_pb2_grpc
+
+from server import OptionError
+from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
+
+ROOT = Path(__file__).parents[2]
+KEY = f"triton-grpc-protocol-{MANAGEMENT_HEADER}"  # tritonserver's own prefix
+WRONG = [None, "", "wrong", "s3cret ", "S3CRET", "s3cre", "s3crets"]
+OVER_HTTP = [
+    ("POST", "/v2/repository/index"),
+    ("GET", "/v2/models/classifier/config"),
+    ("GET", "/v2/systemsharedmemory/status"),
+    ("GET", "/v2/cudasharedmemory/status"),
+    ("GET", "/v2/trace/setting"),
+    ("GET", "/v2/logging"),
+]
+OVER_GRPC = {
+    "RepositoryIndex": messages.RepositoryIndexRequest(),
+    "ModelConfig": messages.ModelConfigRequest(name="classifier"),
+    "SystemSharedMemoryStatus": messages.SystemSharedMemoryStatusRequest(),
+    "CudaSharedMemoryStatus": messages.CudaSharedMemoryStatusRequest(),
+    "TraceSetting": messages.TraceSettingRequest(),
+    "LogSettings": messages.LogSettingsRequest(),
+}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(("method", "path"), OVER_HTTP)
+def test_http_asks_for_the_key(secured_server, management_token, method, path):
+    def status(token):
+        connection = http.client.HTTPConnection(secured_server.http_url, timeout=10)
+        headers = {} if token is None else {MANAGEMENT_HEADER: token}
+        connection.request(method, path, b"{}" if method == "POST" else None, headers)
+        response = connection.getresponse()
+        body = response.read().decode()
+        connection.close()
+        assert response.status == 200 or "restricted" in body
+        return response.status
+
+    assert {status(token) for token in WRONG if token != "s3cret "} == {403}  # HTTP drops spaces at the end
+    assert status(management_token) == 200
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", OVER_GRPC)
+def test_grpc_asks_for_the_key(secured_server, management_token, authority, name):
+    certificate, key = authority.issue("client")
+    credentials = grpc.ssl_channel_credentials(*(f.read_bytes() for f in (authority.ca, key, certificate)))
+    with grpc.secure_channel(secured_server.grpc_url, credentials) as channel:
+        call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), name)
+        for token in WRONG:
+            with pytest.raises(grpc.RpcError) as refused:
+                call(OVER_GRPC[name], metadata=[] if token is None else [(KEY, token)], timeout=10)
+            assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+            assert "restricted" in refused.value.details()
+        call(OVER_GRPC[name], metadata=[(KEY, management_token)], timeout=10)
+
+
+def test_where_the_token_comes_from(tmp_path):
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    assert read_token(None, None, {}) is None
+    assert read_token(None, None, {VARIABLE: ""}) is None
+    assert read_token(None, None, {VARIABLE: "from-environment"}) == "from-environment"
+    assert read_token(None, file, {VARIABLE: "from-environment"}) == "from-file"
+    assert read_token("given", None, {VARIABLE: "from-environment"}) == "given"
+
+
+@pytest.mark.parametrize("text", ["", "\n", "two words", "a,b", "a:b", "a=b", "\u00e4"])
+def test_a_token_that_cannot_be_used(tmp_path, text):
+    (tmp_path / "token").write_text(text, encoding="utf-8")
+    with pytest.raises(OptionError, match="token"):
+        read_token(None, tmp_path / "token", {})
+
+
+def test_a_token_file_that_is_not_there(tmp_path):
+    with pytest.raises(OptionError, match=r"--management-token-file .*none cannot be read \(.*No such file"):
+        read_token(None, tmp_path / "none", {})
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("way", ["file", pytest.param("environment", marks=pytest.mark.slow)])
+def test_what_is_visible_of_the_token(light_repository, tmp_path, way):
+    """On tritonserver's command line alone: it takes it nowhere else."""
+    command = [sys.executable, "-m", "server", "--model-repository", str(light_repository)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    environment = {**os.environ}
+    if way == "file":
+        (tmp_path / "token").write_text("hidden-token\n")
+        command += ["--management-token-file", str(tmp_path / "token")]
+    else:
+        environment[VARIABLE] = "hidden-token"
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline().startswith("  HTTP")
+        processes = psutil.Process(server.pid).children(recursive=True)
+        seen = {each.name() for each in processes if "hidden-token" in " ".join(each.cmdline())}
+        assert seen == {"tritonserver"}
+        assert not [each for each in processes if "hidden-token" in each.environ().values()]
+        assert "hidden-token" not in " ".join(psutil.Process(server.pid).cmdline())
+    finally:
+        server.terminate()
+        server.communicate(timeout=40)

@@ -1,0 +1,234 @@
+"""deploy/proxy/nginx.conf before the real server: certificates, closed paths, and clients that never come to an end."""
+
+import contextlib
+import http.client
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as triton_http
+
+from server.management import MANAGEMENT_HEADER
+from server.preflight import free_ports
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: apt-get install nginx-light"),
+]
+CONFIG = Path(__file__).parents[2] / "deploy" / "proxy" / "nginx.conf"
+PATIENCE = 2  # seconds, in the place of the configuration's ten
+SLOW = 60  # clients of each kind
+INFER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
+
+
+def replaced(text, pairs):
+    for old, new in pairs.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def proxy(secured_server, authority, tmp_path_factory):
+    """nginx with the file of deploy/, on a free port; only paths, ports and the patience are the test's."""
+    folder = tmp_path_factory.mktemp("nginx")
+    certificate, key = authority.issue("proxy")
+    (port,) = free_ports(["127.0.0.1"])
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    private = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
+    text = replaced(
+        CONFIG.read_text(),
+        {
+            "listen 8443": f"listen 127.0.0.1:{port}",
+            "server 127.0.0.1:8000": f"server {secured_server.http_url}",
+            "/etc/widefield/tls/server.crt": str(certificate),
+            "/etc/widefield/tls/server.key": str(key),
+            "/etc/widefield/tls/client-ca.crt": str(authority.ca),
+            "/run/widefield-nginx.pid": str(folder / "pid"),
+            "client_header_timeout 10s": f"client_header_timeout {PATIENCE}s",
+            "client_body_timeout 10s": f"client_body_timeout {PATIENCE}s",
+            "access_log off;": f"access_log off;\n{private}",
+        },
+    )
+    config = folder / "nginx.conf"
+    config.write_text(text)
+    options = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"  # the test's folder is its owner's
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(config), "-g", options], stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield SimpleNamespace(port=port, url=f"127.0.0.1:{port}", process=psutil.Process(process.pid))
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def context_of(root, pair=None):
+    context = ssl.create_default_context(cafile=str(root))
+    if pair:
+        context.load_cert_chain(*pair)
+    return context
+
+
+@pytest.fixture
+def trusted(authority):
+    return context_of(authority.ca, authority.issue("client"))
+
+
+def ask(proxy, context, method="GET", path="/v2/health/ready", headers=None):
+    """Status and body."""
+    connection = http.client.HTTPSConnection("127.0.0.1", proxy.port, timeout=10, context=context)
+    try:
+        connection.request(method, path, b"{}" if method == "POST" else None, headers or {})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+def test_certificates(proxy, trusted, authority, stranger):
+    assert ask(proxy, trusted)[0] == 200
+    status, body = ask(proxy, context_of(authority.ca))
+    assert (status, "No required SSL certificate" in body) == (400, True)
+    status, body = ask(proxy, context_of(authority.ca, stranger.issue("client")))
+    assert (status, "SSL certificate error" in body) == (400, True)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ask(proxy, context_of(stranger.ca, authority.issue("client")))
+    plain = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    plain.request("GET", "/v2/health/ready")
+    response = plain.getresponse()
+    assert (response.status, "plain HTTP request was sent to HTTPS port" in response.read().decode()) == (400, True)
+    plain.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_protocols_are_refused(proxy, trusted, version):
+    trusted.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    trusted.maximum_version = version
+    trusted.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):  # the proxy's word, not the client's
+        ask(proxy, trusted)
+
+
+def test_management_is_closed_with_the_right_token_too(proxy, trusted, management_token):
+    for method, path in (
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/backbone/load"),
+        ("GET", "/v2/models/classifier/config"),
+        ("GET", "/v2/systemsharedmemory/status"),
+        ("GET", "/v2/logging"),
+        ("GET", "/v2/trace/setting"),
+        ("POST", "/v2/models/../repository/index"),
+        ("POST", "/v2/models/x%2f..%2f..%2frepository/index"),
+    ):
+        assert ask(proxy, trusted, method, path, {MANAGEMENT_HEADER: management_token})[0] == 404, path
+    for path in (
+        "/v2",
+        "/v2/models/classifier",
+        "/v2/models/classifier/versions/1/ready",
+        "/v2/models/classifier/stats",
+    ):
+        assert ask(proxy, trusted, path=path)[0] == 200, path
+
+
+def classify(proxy, context, image):
+    with triton_http.InferenceServerClient(
+        proxy.url, ssl=True, ssl_context_factory=lambda: context, network_timeout=10
+    ) as client:
+        tensor = triton_http.InferInput("image", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[image]], dtype=np.object_))
+        return client.infer("classifier", [tensor]).as_numpy("probabilities")
+
+
+def test_images_through_the_proxy(proxy, trusted, encode):
+    assert classify(proxy, trusted, encode("lime")).argmax() == 1
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+    assert classify(proxy, trusted, encode(noise)).shape == (1, 3)  # 6 MB: more than nginx keeps in memory
+
+
+class Slow:
+    """One connection that says `first`, then a byte each time it is asked to; from an address of its own."""
+
+    def __init__(self, proxy, context, first, drip):
+        raw = socket.create_connection(("127.0.0.1", proxy.port), 10, source_address=("127.0.0.2", 0))
+        self.socket = raw if context is None else context.wrap_socket(raw, server_hostname="127.0.0.1")
+        self.socket.sendall(first)
+        self.socket.setblocking(False)
+        self.drip, self.begun, self.closed_after = drip, time.monotonic(), None
+
+    def go_on(self):
+        if self.closed_after is None:
+            try:
+                if self.drip:
+                    self.socket.send(self.drip)
+                self.socket.recv(4096)  # the end, or what nginx says before it
+                self.closed_after = time.monotonic() - self.begun
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+            except OSError:
+                self.closed_after = time.monotonic() - self.begun
+
+
+def test_clients_that_never_end_are_cut_off_and_hurt_nobody(proxy, trusted, secured_server, encode):
+    """Silent before the handshake; a header, a byte at a time; a body that stops. tritonserver sees none of them."""
+    tritonserver = psutil.Process(secured_server._process.guard.pid).children()[0]
+    image = encode("lime")
+    classify(proxy, trusted, image)
+    handles, memory = tritonserver.num_fds(), tritonserver.memory_info().rss
+    body = INFER + b"Content-Length: 20000000\r\n\r\n{"
+    slow = [Slow(proxy, None, b"", b"") for _ in range(SLOW)]
+    slow += [Slow(proxy, trusted, INFER + b"X: ", b"x") for _ in range(SLOW)]
+    slow += [Slow(proxy, trusted, body, b"") for _ in range(SLOW)]
+    try:
+        taken = []
+        until = time.monotonic() + 4 * PATIENCE
+        while time.monotonic() < until and any(each.closed_after is None for each in slow):
+            for each in slow:
+                each.go_on()
+            begun = time.monotonic()
+            assert classify(proxy, trusted, image).argmax() == 1
+            taken.append(time.monotonic() - begun)
+            time.sleep(0.1)
+        assert all(each.closed_after is not None for each in slow)
+        assert max(each.closed_after for each in slow) < 4 * PATIENCE
+        assert min(each.closed_after for each in slow) > PATIENCE / 2  # cut off for being slow, not refused
+        assert max(taken) < 2.0
+        assert tritonserver.num_fds() <= handles + 5
+        assert tritonserver.memory_info().rss < memory + 50e6
+    finally:
+        for each in slow:
+            each.socket.close()
+
+
+def test_a_body_a_byte_at_a_time_stays_at_the_proxy(proxy, trusted, secured_server, encode):
+    """It is no pause, so it may go on: but only a hundred from one address, and tritonserver sees none."""
+    tritonserver = psutil.Process(secured_server._process.guard.pid).children()[0]
+    handles = tritonserver.num_fds()
+    slow = [Slow(proxy, trusted, INFER + b"Content-Length: 20000000\r\n\r\n{", b" ") for _ in range(110)]
+    try:
+        until = time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < until:
+            for each in slow:
+                each.go_on()
+            time.sleep(0.2)
+        assert sum(each.closed_after is not None for each in slow) == 10
+        assert classify(proxy, trusted, encode("lime")).argmax() == 1
+        assert tritonserver.num_fds() <= handles + 5
+    finally:
+        for each in slow:
+            each.socket.close()
