@@ -25,10 +25,11 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=self.raw)
 
 
-def serve(stub: GrpcStub, port: int = 0) -> tuple[grpc.Server, int]:
+def serve(stub: GrpcStub, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> tuple[grpc.Server, int]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(8), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stub, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     return server, port
