@@ -30,10 +30,10 @@ class ModelStatus:
     """One version of one model since the server's start.
 
     Attributes:
-        inferences, executions: images, and batches that they were computed in (0 for an ensemble).
+        inferences, executions: images, and batches that they were computed in.
         success, failure: whole requests; failure counts those that were turned away too.
-        queue, compute_input, compute, compute_output: where a successful request's time went (0 for an ensemble's
-            own part: its steps have them).
+        queue, compute_input, compute, compute_output: where a successful request's time went. An ensemble's compute
+            is its steps' together; the queues are theirs alone.
     """
 
     name: str
@@ -72,7 +72,8 @@ def step_times(
 ) -> dict[str, dict[str, Times]]:
     """What each model's `STEPS` took between two calls of `status()`, all versions and servers together.
 
-    Servers that did not answer both are left out, as are models that did not work meanwhile.
+    Servers that did not answer both are left out, as are models that did not work meanwhile. See `ModelStatus` for what
+    an ensemble's are.
     """
     sums: dict[str, dict[str, Times]] = {}
     for one, other in zip(before, after, strict=True):

@@ -1,7 +1,7 @@
 """Show the servers, their models, and where the time goes.
 
-Times are means of each step's successful requests since the server's start, from the server's own statistics. An
-ensemble's queue and compute are its steps'.
+Times are milliseconds: means of the successful requests since the server's start, from its own statistics. An
+ensemble's compute is its steps' together; the queues are theirs alone.
 """
 
 import argparse
@@ -13,8 +13,10 @@ from typing import Any
 
 from client._classifier import Classifier
 from client._errors import ClassifierError
-from client._status import STEPS, ModelStatus, ServerStatus
+from client._status import STEPS, ModelStatus, ServerStatus, Times
 from client.commands._options import add_format_options, add_server_options, open_classifier
+
+COUNTS = ("model", "version", "images", "batches", "failed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(_as_json(url, status)))
     elif options.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["server", *_columns()])
+        writer.writerow(["server", *COUNTS, "total_ms", *(f"{step}_ms" for step in STEPS)])
         for status in found:
             if isinstance(status, ServerStatus):
                 writer.writerows([status.url, *_row(model)] for model in status.models)
@@ -49,15 +51,13 @@ def _as_json(url: str, status: "ServerStatus | ClassifierError") -> dict[str, An
     return asdict(status)
 
 
-def _columns() -> list[str]:
-    return ["model", "version", "images", "batches", "failures", "total ms", *(f"{step} ms" for step in STEPS)]
-
-
 def _row(model: ModelStatus) -> list[str]:
-    batches = model.executions or ""
-    times = ["" if not time.count else f"{time.mean_ms:.2f}" for time in (getattr(model, step) for step in STEPS)]
-    total = f"{model.success.mean_ms:.2f}" if model.success.count else ""
-    return [model.name, model.version, *map(str, (model.inferences, batches, model.failure.count)), total, *times]
+    times = [_milliseconds(time) for time in (model.success, *(getattr(model, step) for step in STEPS))]
+    return [model.name, model.version, *map(str, (model.inferences, model.executions, model.failure.count)), *times]
+
+
+def _milliseconds(time: Times) -> str:
+    return f"{time.mean_ms:.2f}" if time.count else ""
 
 
 def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
@@ -69,7 +69,17 @@ def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
         if isinstance(status, ClassifierError):
             continue
         ready = "ready" if status.ready else "NOT READY"
-        table = Table(*_columns(), title=Text(f"{status.url}  {status.name} {status.version}  {ready}"))
+        table = Table(
+            *COUNTS,
+            "total",
+            "queue",
+            "input",
+            "compute",
+            "output",
+            title=Text(f"{status.url}  {status.name} {status.version}  {ready}"),
+        )
+        for column in table.columns:
+            column.no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for model in status.models:

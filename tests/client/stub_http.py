@@ -23,6 +23,7 @@ class HttpStub(ThreadingHTTPServer):
         self.status, self.body = 200, GOOD
         self.act: Callable[[Handler], bool] = lambda handler: False
         self.requests: list[tuple[str, bytes]] = []
+        self.pages: dict[str, tuple[int, bytes]] = {}
         self.connections = 0
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -49,6 +50,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.server.body)))
         self.end_headers()
         self.wfile.write(self.server.body)
+
+    def do_GET(self) -> None:
+        status, body = self.server.pages[self.path]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

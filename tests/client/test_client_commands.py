@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import runpy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import client
 from client import (
     Answer,
     ConnectionFailedError,
@@ -107,6 +109,33 @@ def test_urls(fake: FakeTransport, web: str, capsys: pytest.CaptureFixture, monk
     monkeypatch.setattr(sources, "URL_BYTES", 6)
     assert main(["classify", f"{web}/a.png", "--allow-urls"]) == 1
     assert "more than 6 bytes" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed(fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output leads nowhere afterwards, so that nothing is said at the program's end either."""
+    Path("a.png").write_bytes(b"a")
+    moved: list[int] = []
+    monkeypatch.setattr("client.commands.os.dup2", lambda source, target: moved.append(target))
+    monkeypatch.setattr("client.commands._results.JsonResults.write", raiser(BrokenPipeError))
+    with open("out", "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert main(["classify", "a.png", "--json"]) == 1
+        assert moved == [out.fileno()]
+
+
+def raiser(kind: type[BaseException]) -> Callable[..., Any]:
+    def act(*arguments: Any) -> Any:
+        raise kind
+
+    return act
+
+
+def test_python_m_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["client", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(Path(client.__file__).with_name("__main__.py")), run_name="__main__")
+    assert end.value.code == 0
+    assert "{classify,watch,explain,status,bench}" in capsys.readouterr().out
 
 
 # watch
@@ -237,6 +266,11 @@ def test_explain_without_a_class_map(fake: FakeTransport, capsys: pytest.Capture
     assert main(["explain", "a.png", "--crop-pct", "1.5"]) == 2
 
 
+def test_explain_a_file_that_is_away(fake: FakeTransport) -> None:
+    assert main(["explain", "*.tiff"]) == 1
+    assert fake.requests == []
+
+
 def test_explain_standard_input(fake: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.reply = gradient
     data = io.BytesIO()
@@ -286,7 +320,7 @@ def test_status(fake: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch:
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert rows == [
         ["backbone", "1", "10", "5", "0", "", "20.00", "", "30.00", ""],
-        ["classifier", "1", "0", "", "0", "50.00", "", "", "", ""],
+        ["classifier", "1", "0", "0", "0", "50.00", "", "", "", ""],
     ]
     assert "2.51.0  ready" in out
     assert err == ""
@@ -303,7 +337,7 @@ def test_status(fake: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch:
     }
     assert main(["status", "--csv"]) == 1
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert [row["queue ms"] for row in rows] == ["20.00", ""]
+    assert [row["queue_ms"] for row in rows] == ["20.00", ""]
     monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [fake])
     monkeypatch.setattr(fake, "status", lambda timeout: server_status(ready=False))
     assert main(["status"]) == 1
