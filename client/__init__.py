@@ -22,14 +22,16 @@ from client._errors import (
     ServerUnavailableError,
 )
 from client._images import ImageLike
-from client._paths import find_images
+from client._overlay import overlay
 from client._prediction import Prediction
 from client._request import Answer, Explanation, Request
-from client._status import ModelStatus, ServerStatus, Times
+from client._sources import find_images
+from client._status import STEPS, ModelStatus, ServerStatus, Times, step_times
 from client._tls import TLS
 from client._transport import AsyncTransport, Transport
 
 __all__ = [
+    "STEPS",
     "TLS",
     "Answer",
     "AsyncClassifier",
@@ -54,4 +56,6 @@ __all__ = [
     "Times",
     "Transport",
     "find_images",
+    "overlay",
+    "step_times",
 ]

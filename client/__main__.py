@@ -1,6 +1,6 @@
 import sys
 
-from client._cli import main
+from client.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -38,7 +38,7 @@ class AsyncClassifier(Session):
             self._transports = open_async_transports(url, protocol, tls)
         else:
             self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
-        super().__init__(len(self._transports), model, timeout, retries)
+        super().__init__(model, timeout, retries)
 
     async def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None

@@ -1,14 +1,13 @@
 """The class that an application with threads uses; `AsyncClassifier` is its like for asyncio."""
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from client._attempts import Send, Steps
 from client._errors import ClassifierError
 from client._images import ImageLike, encode
+from client._ordered import in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
 from client._session import Outcome, Session, explanation
@@ -50,7 +49,7 @@ class Classifier(Session):
             self._transports = open_transports(url, protocol, tls)
         else:
             self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
-        super().__init__(len(self._transports), model, timeout, retries)
+        super().__init__(model, timeout, retries)
         self._closing = threading.Event()
 
     def classify(
@@ -87,7 +86,7 @@ class Classifier(Session):
     def classify_stream(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> Iterator[Outcome]:
         """`classify_many`, each outcome as soon as it and those before it are there; `images` may be endless."""
         self._check_many(images, top, concurrency)
-        return self._stream(images, top, concurrency)
+        return in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
         """What each server says of itself, or the error that it met: readiness, models, and where the time goes."""
@@ -133,20 +132,6 @@ class Classifier(Session):
                     step = steps.send(answer)
                 except StopIteration as done:
                     return done.value
-
-    def _stream(self, images: Iterable[ImageLike], top: int, concurrency: int) -> Iterator[Outcome]:
-        waiting: deque[Future[Outcome]] = deque()
-        pool = ThreadPoolExecutor(concurrency, thread_name_prefix="classify")
-        try:
-            for image in images:
-                waiting.append(pool.submit(self._outcome, image, top))
-                # A slow first one does not stop the rest, nor do they pile up.
-                while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # close() ends what is still in flight
 
     def _outcome(self, image: ImageLike, top: int) -> Outcome:
         try:

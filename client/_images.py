@@ -75,7 +75,7 @@ def _encode_array(array: np.ndarray) -> bytes:
     if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         hint = "; this looks like [3,H,W], transpose it" if array.ndim == 3 and array.shape[0] == 3 else ""
         raise InvalidImageError(f"the array's shape is {list(array.shape)}: give [H,W,3], RGB{hint}")
-    return _encode_pil(_pillow().fromarray(array))
+    return _encode_pil(pillow().fromarray(array))
 
 
 def _encode_pil(image: Any) -> bytes:
@@ -91,13 +91,14 @@ def _encode_pil(image: Any) -> bytes:
 
 
 def _is_pil(image: Any) -> bool:
-    pillow = sys.modules.get("PIL.Image")  # not imported: then nothing is a PIL image
-    return pillow is not None and isinstance(image, pillow.Image)
+    module = sys.modules.get("PIL.Image")  # not imported: then nothing is a PIL image
+    return module is not None and isinstance(image, module.Image)
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """``PIL.Image``. Raises `InvalidImageError` where it is not installed."""
     try:
         import PIL.Image
     except ImportError:
-        raise InvalidImageError("an array is encoded with Pillow: pip install pillow, or give encoded bytes") from None
+        raise InvalidImageError("arrays and overlays need Pillow: pip install pillow, or give encoded bytes") from None
     return PIL.Image

@@ -3,6 +3,7 @@
 import itertools
 import os
 import secrets
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from client._attempts import RetryBudget, Steps, attempts
@@ -19,17 +20,24 @@ Outcome: TypeAlias = "list[Prediction] | ClassifierError"
 class Session:
     """`timeout` in seconds; `model` and both may be changed between requests."""
 
-    def __init__(self, servers: int, model: str, timeout: float, retries: int) -> None:
+    _transports: Sequence[Any]
+
+    def __init__(self, model: str, timeout: float, retries: int) -> None:
         if retries < 0:
             raise ValueError(f"retries is {retries}: give 0 or more")
         self.model = model
         self.timeout = check_timeout(timeout)
         self.retries = retries
-        self._servers = Servers(servers)
+        self._servers = Servers(len(self._transports))
         self._budget = RetryBudget()
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._closed = False
+
+    @property
+    def urls(self) -> list[str]:
+        """The servers' addresses, in the order in which they were given."""
+        return [transport.url for transport in self._transports]
 
     def _steps(self, image: bytes, top: int, request_id: str | None, timeout: float | None, explain: bool) -> Steps:
         request = Request(

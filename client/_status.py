@@ -1,9 +1,12 @@
 """A server's own account of itself, from its statistics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client._errors import ProtocolError
+from client._errors import ClassifierError, ProtocolError
+
+STEPS = ("queue", "compute_input", "compute", "compute_output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,9 @@ class Times:
 
     count: int
     seconds: float
+
+    def plus(self, other: "Times", sign: int = 1) -> "Times":
+        return Times(self.count + sign * other.count, self.seconds + sign * other.seconds)
 
     @property
     def mean_ms(self) -> float:
@@ -24,10 +30,10 @@ class ModelStatus:
     """One version of one model since the server's start.
 
     Attributes:
-        inferences, executions: images, and batches that they were computed in (0 for an ensemble).
+        inferences, executions: images, and batches that they were computed in.
         success, failure: whole requests; failure counts those that were turned away too.
-        queue, compute_input, compute, compute_output: where a successful request's time went (0 for an ensemble's
-            own part: its steps have them).
+        queue, compute_input, compute, compute_output: where a successful request's time went. An ensemble's compute
+            is its steps' together; the queues are theirs alone.
     """
 
     name: str
@@ -59,6 +65,25 @@ def parse_status(url: str, metadata: dict[str, Any], ready: bool, statistics: di
         return ServerStatus(url, str(metadata["name"]), str(metadata["version"]), ready, models)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ProtocolError(f"the server's statistics cannot be read ({error!r}): check the address [{url}]") from None
+
+
+def step_times(
+    before: "Sequence[ServerStatus | ClassifierError]", after: "Sequence[ServerStatus | ClassifierError]"
+) -> dict[str, dict[str, Times]]:
+    """What each model's `STEPS` took between two calls of `status()`, all versions and servers together.
+
+    Servers that did not answer both are left out, as are models that did not work meanwhile. See `ModelStatus` for what
+    an ensemble's are.
+    """
+    sums: dict[str, dict[str, Times]] = {}
+    for one, other in zip(before, after, strict=True):
+        if isinstance(one, ServerStatus) and isinstance(other, ServerStatus):
+            for sign, models in ((-1, one.models), (1, other.models)):
+                for model in models:
+                    times = sums.setdefault(model.name, dict.fromkeys(STEPS, Times(0, 0.0)))
+                    for step in STEPS:
+                        times[step] = times[step].plus(getattr(model, step), sign)
+    return {name: times for name, times in sums.items() if times["compute"].count}
 
 
 def _model(entry: dict[str, Any]) -> ModelStatus:

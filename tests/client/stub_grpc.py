@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
@@ -14,21 +15,35 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.names = ["probabilities"]
+        self.shape = [1, 1]
         self.raw = [struct.pack("<I", 10) + "0.9:1:cät".encode()]
         self.act: Callable[[grpc.ServicerContext], object] = lambda context: None
+        self.ready = True
+        self.statistics: dict[str, Any] = {}
         self.requests: list[Any] = []
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.requests.append(request)
         self.act(context)
-        outputs = [service_pb2.ModelInferResponse.InferOutputTensor(name=name, shape=[1, 1]) for name in self.names]
+        outputs = [service_pb2.ModelInferResponse.InferOutputTensor(name=name, shape=self.shape) for name in self.names]
         return service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=self.raw)
 
+    def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
 
-def serve(stub: GrpcStub, port: int = 0) -> tuple[grpc.Server, int]:
+    def ServerReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return service_pb2.ServerReadyResponse(ready=self.ready)
+
+    def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.act(context)
+        return json_format.ParseDict(self.statistics, service_pb2.ModelStatisticsResponse())
+
+
+def serve(stub: GrpcStub, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> tuple[grpc.Server, int]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(8), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stub, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     return server, port

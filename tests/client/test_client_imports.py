@@ -47,9 +47,12 @@ def test_public_names() -> None:
         "ServerNotReadyError",
         "ServerStatus",
         "ServerUnavailableError",
+        "STEPS",
         "TLS",
         "Times",
         "Transport",
         "find_images",
+        "overlay",
+        "step_times",
     }
     assert all(hasattr(client, name) for name in client.__all__)

@@ -30,6 +30,7 @@ from client import (
     Prediction,
     ProtocolError,
     QueueFullError,
+    step_times,
 )
 
 pytestmark = pytest.mark.server
@@ -224,6 +225,38 @@ def test_wrong_protocol_is_said(tiny_server: "TritonServer", picture: Callable[.
         pytest.raises(Exception, match="8001 for gRPC"),
     ):
         classifier.classify(picture("red"))
+
+
+def test_class_map(classifier: Classifier, picture: Callable[..., bytes]) -> None:
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:, 16:] = 255
+    explained = classifier.explain(half, top=4)
+    assert explained.predictions == classifier.classify(half, top=4)
+    np.testing.assert_allclose(explained.class_map, [[0, 0, 1, 1]] * 2)
+
+
+def test_status(classifier: Classifier, picture: Callable[..., bytes]) -> None:
+    before = classifier.status()
+    classifier.classify_many([picture("red")] * 3)
+    after = classifier.status()
+    assert after[0].ready
+    assert after[0].name == "triton"
+    assert {"classifier", "colour", "preprocess"} <= {model.name for model in after[0].models}
+    times = step_times(before, after)
+    assert set(times) == {"classifier", "colour", "preprocess"}
+    assert times["colour"]["queue"].count == 3
+    steps = [times[name]["compute"].seconds for name in ("colour", "preprocess")]
+    assert times["classifier"]["compute"].seconds == pytest.approx(sum(steps), rel=0.01)
+    assert 0 < times["preprocess"]["compute"].mean_ms < 1000
+
+
+def test_one_dead_server_of_two(address: str, protocol: str, picture: Callable[..., bytes]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        with Classifier([dead, address], protocol, timeout=20, retries=0) as classifier:
+            answers = classifier.classify_many([picture("red")] * 20)
+    assert [best(answer) for answer in answers] == [BEST["red"]] * 20
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess:

@@ -22,7 +22,8 @@ parameters { key: "interpolation" value { string_value: "bicubic" } }
 COLOUR = """
 name: "colour" backend: "pytorch" max_batch_size: 16
 input [{ name: "pixels" data_type: TYPE_UINT8 dims: [32, 32, 3] }]
-output [{ name: "probabilities__0" data_type: TYPE_FP32 dims: [4] }]
+output [{ name: "probabilities__0" data_type: TYPE_FP32 dims: [4] },
+  { name: "class_map__1" data_type: TYPE_FP32 dims: [2, 4] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
 dynamic_batching {}
 parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
@@ -37,6 +38,11 @@ ensemble_scheduling { step [
   { model_name: "colour" model_version: -1
     input_map { key: "pixels" value: "pixels" } output_map { key: "probabilities__0" value: "probabilities" } } ] }
 """
+CLASSIFIER_EXPLAINED = (
+    CLASSIFIER.replace('"classifier"', '"classifier_explained"')
+    .replace('"labels.txt" }]', '"labels.txt" }, { name: "class_map" data_type: TYPE_FP32 dims: [2, 4] }]')
+    .replace('output_map { key: "prob', 'output_map { key: "class_map__1" value: "class_map" } output_map { key: "prob')
+)
 # One request at a time, one more may wait, no label file: for deadlines, a full queue, failures.
 SLOW = """
 name: "slow" backend: "python" max_batch_size: 1
@@ -67,16 +73,18 @@ class TritonPythonModel:
 
 
 class Colour(nn.Module):
-    """pixels [B,32,32,3] uint8 -> probabilities [B,4] of red, green, blue, grey."""
+    """pixels [B,32,32,3] uint8 -> probabilities [B,4] of red, green, blue, grey; brightness [B,2,4]."""
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         mean = pixels.float().mean(dim=(1, 2)) / 255  # [B,3]
         grey = 0.6 * mean.mean(dim=1, keepdim=True) + 0.25  # [B,1]
-        return torch.softmax(8 * torch.cat([mean, grey], dim=1), dim=1)
+        brightness = pixels.float().reshape(-1, 2, 16, 4, 8, 3).mean(dim=(2, 4, 5)) / 255  # [B,2,4]
+        return torch.softmax(8 * torch.cat([mean, grey], dim=1), dim=1), brightness
 
 
 def write_tiny_repository(root: Path) -> Path:
-    configs = {"preprocess": PREPROCESS, "colour": COLOUR, "classifier": CLASSIFIER, "slow": SLOW}
+    ensembles = {"classifier": CLASSIFIER, "classifier_explained": CLASSIFIER_EXPLAINED}
+    configs = {"preprocess": PREPROCESS, "colour": COLOUR, "slow": SLOW, **ensembles}
     for name, config in configs.items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(config)
@@ -84,6 +92,7 @@ def write_tiny_repository(root: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what tritonserver reads
         torch.jit.script(Colour().eval()).save(str(root / "colour/1/model.pt"))
-    (root / "classifier/labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    for name in ensembles:
+        (root / name / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     (root / "slow/1/model.py").write_text(SLOW_MODEL)
     return root

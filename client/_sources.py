@@ -1,0 +1,80 @@
+"""What a user typed -> images: files, folders, patterns, standard input, URLs."""
+
+import glob
+import os
+import sys
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from client._errors import InvalidImageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+STDIN = "-"
+URL_SCHEMES = ("http://", "https://")
+URL_BYTES = 50_000_000
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(root, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple[str, str | None]]:
+    """(name, None) for each image, once, and (argument, what is wrong) where an argument leads to none."""
+    seen: set[str] = set()
+    for argument in arguments:
+        names, problem = _expand_one(argument, allow_urls)
+        if problem is not None:
+            yield argument, problem
+        for name in names:
+            if name not in seen:
+                seen.add(name)
+                yield name, None
+
+
+def load(name: str, timeout: float) -> "bytes | str":
+    """What `Classifier.classify` takes of a name that `expand` gave: a path stays one. Raises `InvalidImageError`."""
+    if name == STDIN:
+        return sys.stdin.buffer.read()
+    return _download(name, timeout) if name.startswith(URL_SCHEMES) else name
+
+
+def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]:
+    if argument == STDIN:
+        return [argument], None
+    if argument.startswith(URL_SCHEMES):
+        return ([argument], None) if allow_urls else ([], "a URL: give --allow-urls to have it fetched by this machine")
+    path = Path(argument)
+    if path.is_dir():
+        files = find_images(path)
+        return list(map(str, files)), None if files else f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
+    if not path.exists() and glob.has_magic(argument):
+        matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+        files = [file for match in matches for file in (find_images(match) if match.is_dir() else [match])]
+        return list(map(str, files)), None if files else "the pattern matches no file"
+    return [str(path)], None  # a missing file too: it is reported like every other bad image
+
+
+def _download(url: str, timeout: float) -> bytes:
+    opener = urllib.request.OpenerDirector()  # no file:, ftp: or data:, not even by a redirect
+    for handler in (
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPRedirectHandler,
+    ):
+        opener.add_handler(handler())
+    try:
+        with opener.open(url, timeout=timeout) as response:
+            data = response.read(URL_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InvalidImageError(f"the URL cannot be fetched ({error})") from error
+    if len(data) > URL_BYTES:
+        raise InvalidImageError(f"the URL holds more than {URL_BYTES} bytes: fetch it yourself")
+    return data

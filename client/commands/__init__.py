@@ -1,0 +1,39 @@
+"""``python -m client COMMAND``: one module a command."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from client.commands import bench, classify, explain, status, watch
+from client.commands._options import UsageError
+
+EPILOG = "Exit status: 0 all was answered, 1 something was not, 2 wrong usage, 130 interrupted."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m client", description="Ask Widefield servers.", epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for module in (classify, watch, explain, status, bench):
+        summary, _, more = (module.__doc__ or "").partition("\n")
+        command = commands.add_parser(
+            module.__name__.rpartition(".")[2],
+            help=summary.rstrip("."),
+            description=f"{summary}\n{more}",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, parser=command)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        options.parser.print_usage(sys.stderr)
+        print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130

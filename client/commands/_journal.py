@@ -1,0 +1,103 @@
+"""A file of results that an interrupted run is continued from: nothing twice, nothing lost."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from client._errors import InvalidImageError
+from client._session import Outcome
+from client.commands._options import UsageError
+from client.commands._results import CsvResults, JsonResults, Results
+
+FINAL = InvalidImageError.__name__  # the server's state has no part in it: the same answer would come again
+SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv"}
+
+
+class Journal:
+    """Results appended to `path`, each flushed whole. `done`: the images that it has already.
+
+    Kept of an earlier run are answers, and pictures that are none; other errors, and what was cut off, are asked again.
+
+    Raises:
+        UsageError: the file exists and `resume` is False; it is another's; its kind is not known.
+    """
+
+    def __init__(self, path: Path, kind: str, resume: bool) -> None:
+        kind = SUFFIXES.get(path.suffix.lower(), "") if kind == "table" else kind
+        if not kind:
+            raise UsageError(f"--output {path}: name it .jsonl or .csv, or say --json or --csv")
+        if path.exists() and not resume:
+            raise UsageError(f"--output {path} is there already: continue it with --resume, or remove it")
+        try:
+            self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--output {path}: another process writes it") from None
+        except OSError as error:
+            raise UsageError(f"--output {path}: {error.strerror}") from None
+        self._file.seek(0)
+        self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+        self._replace(path, kept)
+        self._results: Results = JsonResults(self._file) if kind == "json" else CsvResults(self._file, header=not kept)
+
+    def write(self, image: str, outcome: Outcome) -> None:
+        self._results.write(image, outcome)
+
+    def finish(self) -> None:
+        self._results.finish()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _replace(self, path: Path, kept: str) -> None:
+        """The lines that stay, moved in whole: a crash meanwhile loses none of them."""
+        self._file.seek(0)
+        if self._file.read() == kept:
+            return
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        file = draft.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
+        file.write(kept)
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        draft.replace(path)
+        self._file.close()
+        self._file = file
+
+
+def _read_json(text: str) -> tuple[set[str], str]:
+    done, kept = set(), []
+    for line in text.splitlines(keepends=True):
+        try:
+            entry: Any = json.loads(line)
+            image, final = entry["image"], "predictions" in entry or entry["error"]["type"] == FINAL
+        except (ValueError, LookupError, TypeError):  # cut off
+            continue
+        if final and line.endswith("\n"):
+            done.add(image)
+            kept.append(line)
+    return done, "".join(kept)
+
+
+def _read_csv(text: str) -> tuple[set[str], str]:
+    """The last image may lack rows: it is asked again."""
+    rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
+    width = len(CsvResults.COLUMNS)
+    if rows and (len(rows[-1]) != width or not text.endswith("\n")):
+        rows.pop()
+    last = rows[-1][0] if rows and rows[-1] else ""
+    kept = [row for row in rows if len(row) == width and row[0] != last and row[5] in ("", FINAL)]
+    if not kept:
+        return set(), ""
+    written = io.StringIO()
+    csv.writer(written, lineterminator="\n").writerows([CsvResults.COLUMNS, *kept])
+    return {row[0] for row in kept}, written.getvalue()

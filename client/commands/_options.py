@@ -1,0 +1,82 @@
+"""The options that commands share."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from client._async_classifier import AsyncClassifier
+from client._classifier import Classifier
+from client._tls import TLS, TLSLike
+
+Kind = TypeVar("Kind", Classifier, AsyncClassifier)
+
+
+class UsageError(Exception):
+    """Wrong usage that argparse cannot see."""
+
+
+def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> None:
+    parser.add_argument(
+        "--url",
+        action="append",
+        help="host:port; again for more servers, which take turns (default: this machine, gRPC 8001, HTTP 8000)",
+    )
+    parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
+    parser.add_argument("--model", default="classifier", help="default: classifier")
+    parser.add_argument(
+        "--timeout", type=seconds, default=30.0, metavar="SECONDS", help="for one image, retries included (default: 30)"
+    )
+    parser.add_argument(
+        "--retries", type=whole(0), default=retries, metavar="N", help=f"of what may be sent again (default: {retries})"
+    )
+    parser.add_argument("--tls", action="store_true", help="encrypted; trust what this system trusts")
+    parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
+    parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
+    parser.add_argument("--tls-key", metavar="FILE")
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// paths")
+    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
+    parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
+
+
+def add_format_options(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--json", dest="format", action="store_const", const="json", help="JSON for programs")
+    kinds.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV for programs")
+    parser.set_defaults(format="table")
+
+
+def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
+    """Raises `UsageError`."""
+    try:
+        return kind(options.url, options.protocol, options.model, options.timeout, options.retries, tls=_tls(options))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
+        return int(text)
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """Also of rates: any number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number, more than 0")
+    return value
+
+
+def _tls(options: argparse.Namespace) -> TLSLike:
+    files: tuple[Any, ...] = (options.tls_root, options.tls_certificate, options.tls_key)
+    return TLS(*files) if any(files) else options.tls

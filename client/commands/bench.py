@@ -1,0 +1,177 @@
+"""Measure a server from here: how many images a second, and how long each takes.
+
+Closed loop (default): --concurrency callers, each sends when it has its answer. Open loop: --rate images a second
+arrive at random times (Poisson) whether or not earlier ones are answered; latency counts from when an image was due,
+so that a stall is charged to every image that it delays. Nothing is sent again unless --retries says so. The server's
+own times are those of its steps during the run.
+"""
+
+import argparse
+import asyncio
+import csv
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from client._async_classifier import AsyncClassifier
+from client._errors import ClassifierError
+from client._sources import expand
+from client._status import step_times
+from client.commands._options import (
+    UsageError,
+    add_format_options,
+    add_server_options,
+    open_classifier,
+    seconds,
+    whole,
+)
+
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass
+class Run:
+    """Seconds; `late` is the longest that this program itself was behind in sending."""
+
+    latencies: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    elapsed: float = 0.0
+    late: float = 0.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, sent in turn")
+    load = parser.add_mutually_exclusive_group()
+    load.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="closed loop (default: 8)")
+    load.add_argument("--rate", type=seconds, metavar="PER_SECOND", help="open loop")
+    parser.add_argument("--seconds", type=seconds, default=10.0, help="default: 10")
+    parser.add_argument("--warm-up", type=seconds, default=1.0, metavar="SECONDS", help="not counted (default: 1)")
+    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
+    add_format_options(parser)
+    add_server_options(parser, retries=0)
+
+
+def run(options: argparse.Namespace) -> int:
+    """1 where an image was not answered."""
+    images = _read(options.paths)
+    report = asyncio.run(_measure(images, options))
+    if options.format == "json":
+        print(json.dumps(report))
+    elif options.format == "csv":
+        flat = _flat(report)
+        csv.writer(sys.stdout, lineterminator="\n").writerows([flat.keys(), flat.values()])
+    else:
+        _print_table(report)
+    return 1 if report["errors"] or not report["answered"] else 0
+
+
+async def closed_loop(classifier: AsyncClassifier, images: Sequence[bytes], top: int, callers: int, end: float) -> Run:
+    """`end`: monotonic seconds after which nothing more is sent."""
+    result, numbers = Run(), iter(range(sys.maxsize))
+
+    async def call() -> None:
+        while (begun := time.monotonic()) < end:
+            await _send(classifier, images[next(numbers) % len(images)], top, begun, result)
+
+    started = time.monotonic()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    result.elapsed = time.monotonic() - started
+    return result
+
+
+async def open_loop(classifier: AsyncClassifier, images: Sequence[bytes], top: int, rate: float, end: float) -> Run:
+    """Poisson arrivals, the same at every run."""
+    result, generator, tasks = Run(), random.Random(0), set()
+    started = due = time.monotonic()
+    number = 0
+    while (due := due + generator.expovariate(rate)) < end:
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        result.late = max(result.late, time.monotonic() - due)
+        task = asyncio.create_task(_send(classifier, images[number % len(images)], top, due, result))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        number += 1
+    await asyncio.gather(*tasks)
+    result.elapsed = time.monotonic() - started
+    return result
+
+
+async def _send(classifier: AsyncClassifier, image: bytes, top: int, due: float, result: Run) -> None:
+    try:
+        await classifier.classify(image, top)
+    except ClassifierError as error:
+        result.errors[type(error).__name__] += 1
+        await asyncio.sleep(0.01)  # a refused connection must not become a busy loop
+    else:
+        result.latencies.append(time.monotonic() - due)
+
+
+async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+    async with open_classifier(options, AsyncClassifier) as classifier:
+
+        async def load(span: float) -> Run:
+            end = time.monotonic() + span
+            if options.rate is None:
+                return await closed_loop(classifier, images, options.top, options.concurrency, end)
+            return await open_loop(classifier, images, options.top, options.rate, end)
+
+        await load(options.warm_up)
+        before = await classifier.status(options.timeout)
+        result = await load(options.seconds)
+        after = await classifier.status(options.timeout)
+    return {
+        "load": {"concurrency": options.concurrency} if options.rate is None else {"rate": options.rate},
+        "seconds": round(result.elapsed, 3),
+        "answered": len(result.latencies),
+        "errors": dict(result.errors),
+        "images_per_s": round(len(result.latencies) / result.elapsed, 2),
+        "latency_ms": _percentiles(result.latencies),
+        "sent_late_ms": round(1e3 * result.late, 1),
+        "server_ms": {
+            model: {step: round(time.mean_ms, 3) for step, time in times.items()}
+            for model, times in step_times(before, after).items()
+        },
+    }
+
+
+def _percentiles(latencies: list[float]) -> dict[str, float | None]:
+    """Nearest rank."""
+    ordered = sorted(latencies)
+    last = len(ordered) - 1
+    named = {f"p{part}": ordered[min(last, len(ordered) * part // 100)] if ordered else None for part in PERCENTILES}
+    named["max"] = ordered[-1] if ordered else None
+    return {name: None if value is None else round(1e3 * value, 2) for name, value in named.items()}
+
+
+def _read(paths: list[str]) -> list[bytes]:
+    found = list(expand(paths))
+    for name, problem in found:
+        if problem is not None:
+            raise UsageError(f"{name}: {problem}")
+    try:
+        return [Path(name).read_bytes() for name, _ in found]
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+
+def _flat(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in report.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _print_table(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", show_header=False)
+    for name, value in _flat(report).items():
+        table.add_row(name.replace("_", " "), "" if value is None else str(value))
+    Console().print(table)

@@ -1,0 +1,93 @@
+"""Classify images.
+
+A PATH is a file, a folder (searched through, by suffix: jpg jpeg png webp bmp gif), a quoted pattern
+("photos/**/*.jpg"), - for one image on standard input, or with --allow-urls a URL.
+A bad image is reported by name, the others are answered all the same.
+
+--json writes one object a line, in order:
+  {"image": "cat.jpg", "predictions": [{"label": "cat", "index": 3, "probability": 0.98}, ...]}
+  {"image": "bad.jpg", "error": {"type": "InvalidImageError", "message": "no such file: check the path"}}
+--csv writes one row a prediction: image, rank, label, index, probability, error, message.
+--output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what the server
+did not answer is.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from client._classifier import Classifier
+from client._errors import ClassifierError, InvalidImageError
+from client._ordered import in_order
+from client._session import Outcome
+from client._sources import expand, load
+from client.commands._journal import Journal
+from client.commands._options import (
+    UsageError,
+    add_format_options,
+    add_image_options,
+    add_server_options,
+    open_classifier,
+)
+from client.commands._results import Results, open_results
+
+Found: TypeAlias = tuple[str, str | None]  # an image's name, and what is wrong with it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_image_options(parser)
+    add_format_options(parser)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there: .jsonl or .csv")
+    parser.add_argument("--resume", action="store_true", help="continue the --output of an interrupted run")
+    add_server_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.resume and options.output is None:
+        raise UsageError("--resume needs the --output that it continues")
+    with contextlib.ExitStack() as stack:
+        classifier = stack.enter_context(open_classifier(options, Classifier))
+        found = list(expand(options.paths, options.allow_urls))
+        results: Results
+        if options.output is None:
+            results = open_results(options.format)
+        else:
+            results = journal = stack.enter_context(Journal(options.output, options.format, options.resume))
+            found = [each for each in found if each[0] not in journal.done]
+        failed = 0
+        shown = progress(found, options.format != "table" and options.output is None)
+        for (image, _), outcome in zip(
+            shown, in_order(asker(classifier, options), found, options.concurrency), strict=True
+        ):
+            failed += isinstance(outcome, ClassifierError)
+            results.write(image, outcome)
+        results.finish()
+    if options.output is not None and failed:
+        print(f"{failed} not answered: see {options.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def asker(classifier: Classifier, options: argparse.Namespace) -> Callable[[Found], Outcome]:
+    def ask(found: Found) -> Outcome:
+        name, problem = found
+        try:
+            if problem is not None:
+                raise InvalidImageError(problem)
+            return classifier.classify(load(name, options.timeout), options.top)
+        except ClassifierError as error:
+            return error
+
+    return ask
+
+
+def progress(found: list[Found], quiet: bool) -> Iterable[Found]:
+    """A bar on standard error, where somebody sees it, so that standard output can be piped."""
+    if quiet or len(found) < 2 or not sys.stderr.isatty():
+        return found
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(found, "classifying", console=Console(stderr=True), transient=True)

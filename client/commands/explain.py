@@ -1,0 +1,82 @@
+"""Draw where the evidence for the answer lies.
+
+Writes the picture with the class map over it for each image. The server must have been built with --class-map.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from client._classifier import Classifier
+from client._errors import ClassifierError, InvalidImageError
+from client._ordered import in_order
+from client._overlay import overlay
+from client._session import Outcome
+from client._sources import STDIN, expand, load
+from client.commands._options import (
+    UsageError,
+    add_format_options,
+    add_image_options,
+    add_server_options,
+    open_classifier,
+    seconds,
+)
+from client.commands._results import open_results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_image_options(parser)
+    parser.add_argument("--output", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
+    parser.add_argument(
+        "--crop-pct",
+        type=seconds,
+        default=1.0,
+        metavar="SHARE",
+        help="of the shorter side that the server keeps, as in its build (default: 1)",
+    )
+    add_format_options(parser)
+    add_server_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.crop_pct > 1:
+        raise UsageError(f"--crop-pct {options.crop_pct}: a share, at most 1")
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = open_results(options.format)
+    found = list(expand(options.paths, options.allow_urls))
+    pictures = _pictures(options.output, [name for name, _ in found])
+    failed = 0
+    with open_classifier(options, Classifier) as classifier:
+
+        def ask(each: tuple[str, str | None]) -> Outcome:
+            name, problem = each
+            try:
+                if problem is not None:
+                    raise InvalidImageError(problem)
+                image = load(name, options.timeout)
+                explained = classifier.explain(image, options.top)
+                overlay(image, explained.class_map, options.crop_pct).save(pictures[name])
+            except ClassifierError as error:
+                return error
+            return explained.predictions
+
+        for (name, _), outcome in zip(found, in_order(ask, found, options.concurrency), strict=True):
+            failed += isinstance(outcome, ClassifierError)
+            results.write(name, outcome)
+    results.finish()
+    if failed < len(found):
+        print(f"{len(found) - failed} overlays in {options.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _pictures(folder: Path, names: list[str]) -> dict[str, Path]:
+    """Each image's picture; equal file names of different folders are numbered."""
+    counts: Counter[str] = Counter()
+    pictures = {}
+    for name in names:
+        stem = "stdin" if name == STDIN else Path(name).name
+        counts[stem] += 1
+        number = "" if counts[stem] == 1 else f".{counts[stem]}"
+        pictures[name] = folder / f"{stem}.explained{number}.png"
+    return pictures

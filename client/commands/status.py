@@ -1,0 +1,87 @@
+"""Show the servers, their models, and where the time goes.
+
+Times are milliseconds: means of the successful requests since the server's start, from its own statistics. An
+ensemble's compute is its steps' together; the queues are theirs alone.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from client._classifier import Classifier
+from client._errors import ClassifierError
+from client._status import STEPS, ModelStatus, ServerStatus, Times
+from client.commands._options import add_format_options, add_server_options, open_classifier
+
+COUNTS = ("model", "version", "images", "batches", "failed")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_format_options(parser)
+    add_server_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """1 where a server is away or not ready."""
+    with open_classifier(options, Classifier) as classifier:
+        urls, found = classifier.urls, classifier.status()
+    if options.format == "json":
+        for url, status in zip(urls, found, strict=True):
+            print(json.dumps(_as_json(url, status)))
+    elif options.format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["server", *COUNTS, "total_ms", *(f"{step}_ms" for step in STEPS)])
+        for status in found:
+            if isinstance(status, ServerStatus):
+                writer.writerows([status.url, *_row(model)] for model in status.models)
+    else:
+        _print_table(found)
+    for url, status in zip(urls, found, strict=True):
+        if isinstance(status, ClassifierError):
+            print(f"{url}: {status.message}", file=sys.stderr)
+    return 0 if all(isinstance(status, ServerStatus) and status.ready for status in found) else 1
+
+
+def _as_json(url: str, status: "ServerStatus | ClassifierError") -> dict[str, Any]:
+    if isinstance(status, ClassifierError):
+        return {"url": url, "ready": False, "error": {"type": type(status).__name__, "message": status.message}}
+    return asdict(status)
+
+
+def _row(model: ModelStatus) -> list[str]:
+    times = [_milliseconds(time) for time in (model.success, *(getattr(model, step) for step in STEPS))]
+    return [model.name, model.version, *map(str, (model.inferences, model.executions, model.failure.count)), *times]
+
+
+def _milliseconds(time: Times) -> str:
+    return f"{time.mean_ms:.2f}" if time.count else ""
+
+
+def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for status in found:
+        if isinstance(status, ClassifierError):
+            continue
+        ready = "ready" if status.ready else "NOT READY"
+        table = Table(
+            *COUNTS,
+            "total",
+            "queue",
+            "input",
+            "compute",
+            "output",
+            title=Text(f"{status.url}  {status.name} {status.version}  {ready}"),
+        )
+        for column in table.columns:
+            column.no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for model in status.models:
+            table.add_row(*map(Text, _row(model)))
+        Console().print(table)

@@ -1,0 +1,110 @@
+"""Classify the images that come into a folder, until Ctrl-C.
+
+One line an image as soon as it is there whole (its size and time unchanged between two looks): those that lie there
+already first, one that is replaced again. What the server did not answer is asked again at the next look.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+from client._classifier import Classifier
+from client._errors import ClassifierError, DeadlineExceededError, QueueFullError, ServerUnavailableError
+from client._ordered import in_order
+from client._session import Outcome
+from client._sources import find_images
+from client.commands._options import UsageError, add_format_options, add_server_options, open_classifier, seconds, whole
+from client.commands._results import Results, open_results
+
+State: TypeAlias = tuple[int, int]  # modification time in nanoseconds, size
+LATER = (ServerUnavailableError, QueueFullError, DeadlineExceededError)
+
+
+class Arrivals:
+    """New and changed images below `folder`."""
+
+    def __init__(self, folder: Path, skip_present: bool) -> None:
+        self._folder = folder
+        self._seen = self._look()
+        self._answered: dict[str, State] = dict(self._seen) if skip_present else {}
+
+    def ready(self) -> list[str]:
+        """Those that have not changed since the last look and are not answered as they are."""
+        before, self._seen = self._seen, self._look()
+        self._answered = {name: state for name, state in self._answered.items() if name in self._seen}
+        return [
+            name
+            for name, state in self._seen.items()
+            if before.get(name) == state and self._answered.get(name) != state
+        ]
+
+    def answered(self, name: str) -> None:
+        self._answered[name] = self._seen[name]
+
+    def _look(self) -> dict[str, State]:
+        return dict(_states(self._folder))
+
+
+class LineResults:
+    """For people: the best class, one line an image."""
+
+    def write(self, image: str, outcome: Outcome) -> None:
+        if isinstance(outcome, ClassifierError):
+            print(f"{image}: {outcome.message}", file=sys.stderr, flush=True)
+        else:
+            print("\t".join([image, outcome[0].label, f"{outcome[0].probability:.2%}"]), flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    add_format_options(parser)
+    parser.add_argument("--new-only", action="store_true", help="leave out what lies there at the start")
+    parser.add_argument("--interval", type=seconds, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
+    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
+    parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
+    add_server_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does not return; Ctrl-C ends it."""
+    if not options.folder.is_dir():
+        raise UsageError(f"{options.folder} is no folder")
+    results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
+    with open_classifier(options, Classifier) as classifier:
+        arrivals = Arrivals(options.folder, options.new_only)
+        while True:
+            time.sleep(options.interval)
+            look(arrivals, classifier, options, results)
+
+
+def look(
+    arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
+) -> None:
+    def ask(name: str) -> Outcome:
+        try:
+            return classifier.classify(name, options.top)
+        except ClassifierError as error:
+            return error
+
+    names = arrivals.ready()
+    put_off: list[ClassifierError] = []
+    for name, outcome in zip(names, in_order(ask, names, options.concurrency), strict=True):
+        if isinstance(outcome, LATER):
+            put_off.append(outcome)
+        else:
+            results.write(name, outcome)
+            arrivals.answered(name)
+    if put_off:
+        print(f"{len(put_off)} put off: {put_off[0].message}", file=sys.stderr, flush=True)
+
+
+def _states(folder: Path) -> Iterator[tuple[str, State]]:
+    for path in find_images(folder):
+        try:
+            found = path.stat()
+        except OSError:  # gone meanwhile
+            continue
+        yield str(path), (found.st_mtime_ns, found.st_size)

@@ -1,0 +1,164 @@
+"""``classify --output --resume``: nothing twice, nothing lost."""
+
+import csv
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_grpc import GrpcStub, serve
+
+from client import ConnectionFailedError, InvalidImageError, _classifier
+from client.commands import main
+from client.testing import FakeTransport
+
+NAMES = [f"{number:02}.png" for number in range(12)]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in NAMES:
+        (tmp_path / "photos" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
+    fake = FakeTransport(lambda request: [(request.image.decode(), 0, 0.75), ("other", 1, 0.25)])
+    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [fake])
+    return fake
+
+
+def classify(*arguments: str) -> int:
+    return main(["classify", "photos", "--retries", "0", "--output", *arguments])
+
+
+def images(file: str) -> list[str]:
+    """In order, each as often as it is answered."""
+    text = Path(file).read_text()
+    if file.endswith(".csv"):
+        return [row["image"] for row in csv.DictReader(text.splitlines()) if row["rank"] == "1"]
+    return [entry["image"] for entry in map(json.loads, text.splitlines()) if "predictions" in entry]
+
+
+ALL = [f"photos/{name}" for name in NAMES]
+
+
+@pytest.mark.parametrize("file", ["out.jsonl", "out.csv"])
+def test_resume_after_any_cut(folder: Path, fake: FakeTransport, file: str) -> None:
+    """Killed at whatever byte: the rest is asked, the file becomes as if nothing had happened."""
+    assert classify(file) == 0
+    whole = Path(file).read_bytes()
+    assert images(file) == ALL
+    for length in (*range(0, len(whole), 97), len(whole) - 1, len(whole)):
+        Path(file).write_bytes(whole[:length])
+        fake.requests.clear()
+        assert classify(file, "--resume") == 0
+        assert sorted(images(file)) == ALL
+        assert sorted(Path(file).read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert len(fake.requests) <= 1  # CSV: the last image's rows might not be all
+
+
+def test_what_the_server_did_not_answer_is_asked_again(folder: Path, fake: FakeTransport) -> None:
+    answers = fake.reply
+
+    def half(request: Any) -> Any:
+        number = int(request.image[:2])
+        if number == 3:
+            return InvalidImageError("no picture")
+        return ConnectionFailedError("refused") if number % 2 else answers(request)
+
+    fake.reply = half
+    for file in ("out.jsonl", "out.csv"):
+        fake.reply = half
+        assert classify(file) == 1
+        fake.reply = answers
+        fake.requests.clear()
+        assert classify(file, "--resume") == 0
+        asked = sorted(request.image.decode() for request in fake.requests)
+        assert asked == [name for name in NAMES if int(name[:2]) % 2 and name != "03.png"] or file == "out.csv"
+        assert "03.png" not in asked
+        assert sorted(images(file)) == [name for name in ALL if name != "photos/03.png"]
+        assert Path(file).read_text().count("no picture") == 1
+
+
+def test_a_kill_in_the_middle(folder: Path) -> None:
+    """A real process, a real SIGKILL, a real server that counts."""
+    stub = GrpcStub()
+    stub.act = lambda context: time.sleep(0.05)
+    server, port = serve(stub)
+    command = [sys.executable, "-m", "client", "classify", "photos", "--output", "out.jsonl", "--concurrency", "2"]
+    command += ["--url", f"127.0.0.1:{port}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment)
+    until = time.monotonic() + 30
+    while len(stub.requests) < 6 and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = images("out.jsonl")
+    assert 0 < len(kept) < len(ALL)
+    sent = len(stub.requests)
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=60)
+    server.stop(0).wait()
+    assert done.returncode == 0, done.stderr
+    assert images("out.jsonl") == ALL
+    assert len(stub.requests) - sent == len(ALL) - len(kept)
+
+
+def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    def refused(words: str, *arguments: str) -> None:
+        assert classify(*arguments) == 2
+        assert words in capsys.readouterr().err
+
+    refused("name it .jsonl or .csv", "out.txt")
+    refused("No such file", "none/out.csv")
+    assert classify("out.txt", "--csv") == 0
+    refused("continue it with --resume", "out.txt", "--csv")
+    with open("out.csv", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused("another process writes it", "out.csv", "--resume")
+    assert main(["classify", "photos", "--resume"]) == 2
+    assert "needs the --output" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text(folder: Path, fake: FakeTransport) -> None:
+    odd = os.fsdecode(b'photos/\xff",\n.png')
+    Path(odd).write_bytes(b"odd")
+    Path(os.fsdecode(b"photos/\xff\xff.png")).write_bytes(b"last")  # of a CSV the last image is asked again
+    for file in ("out.jsonl", "out.csv"):
+        assert classify(file) == 0
+        fake.requests.clear()
+        assert classify(file, "--resume") == 0
+        assert b"odd" not in [request.image for request in fake.requests]
+
+
+def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    fake.reply = ConnectionFailedError("refused")
+    assert classify("out.jsonl") == 1
+    assert capsys.readouterr().err == "12 not answered: see out.jsonl\n"
+
+
+def test_progress_is_shown_where_somebody_sees_it(
+    folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown: list[Any] = []
+
+    def track(found: list, words: str, **options: Any) -> Iterator:
+        shown.append((len(found), words))
+        return iter(found)
+
+    monkeypatch.setattr("rich.progress.track", track)
+    assert classify("out.jsonl") == 0
+    assert shown == [(12, "classifying")]

@@ -1,0 +1,193 @@
+"""The server's account of itself and class maps, over both protocols, blocking and asyncio."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from asking import CAT
+from stub_grpc import GrpcStub, serve
+from stub_http import HttpStub
+
+from client import (
+    AsyncClassifier,
+    Classifier,
+    ClassifierError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ModelStatus,
+    ProtocolError,
+    ServerNotReadyError,
+    ServerStatus,
+    Times,
+    step_times,
+)
+from client.testing import AsyncFakeTransport, FakeTransport
+
+STATISTICS = {
+    "model_stats": [
+        {
+            "name": "backbone",
+            "version": "2",
+            "inference_count": 8,
+            "execution_count": 4,
+            "inference_stats": {
+                "success": {"count": 8, "ns": 8_000_000_000},
+                "fail": {"count": 1, "ns": 5},
+                "queue": {"count": 8, "ns": 2_000_000_000},
+                "compute_infer": {"count": 8, "ns": 4_000_000_000},
+            },
+        },
+        {"name": "a", "version": "1"},
+    ]
+}
+NONE = Times(0, 0.0)
+MODELS = [
+    ModelStatus("a", "1", 0, 0, NONE, NONE, NONE, NONE, NONE, NONE),
+    ModelStatus("backbone", "2", 8, 4, Times(8, 8.0), Times(1, 5e-9), Times(8, 2.0), NONE, Times(8, 4.0), NONE),
+]
+MAP = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+class Server:
+    """Either stub; `url` is a Classifier's."""
+
+    def __init__(self, protocol: str) -> None:
+        self.protocol = protocol
+        if protocol == "grpc":
+            self.grpc = GrpcStub()
+            self.server, port = serve(self.grpc)
+        else:
+            self.http = HttpStub()
+            port = self.http.server_address[1]
+        self.url = f"127.0.0.1:{port}"
+        self.say(ready=True)
+
+    def say(self, ready: bool, statistics: Any = STATISTICS) -> None:
+        if self.protocol == "grpc":
+            self.grpc.ready, self.grpc.statistics = ready, statistics
+        else:
+            metadata = json.dumps({"name": "triton", "version": "2.51.0"}).encode()
+            self.http.pages = {
+                "/v2": (200, metadata),
+                "/v2/health/ready": (200 if ready else 400, b""),
+                "/v2/models/stats": (200, json.dumps(statistics).encode()),
+            }
+
+    def explain(self) -> None:
+        if self.protocol == "grpc":
+            self.grpc.names, self.grpc.shape = ["class_map", "probabilities"], [1, 2, 3]
+            self.grpc.raw.insert(0, MAP.tobytes())
+        else:
+            outputs = [
+                {"name": "class_map", "shape": [1, 2, 3], "data": MAP.reshape(-1).tolist()},
+                {"name": "probabilities", "data": ["0.9:1:cät"]},
+            ]
+            self.http.body = json.dumps({"outputs": outputs}).encode()
+
+    def stop(self) -> None:
+        if self.protocol == "grpc":
+            self.server.stop(0).wait()
+        else:
+            self.http.shutdown()
+            self.http.server_close()
+
+
+@pytest.fixture
+def server(protocol: str) -> Iterator[Server]:
+    server = Server(protocol)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def call(request: pytest.FixtureRequest, protocol: str) -> Callable[..., Any]:
+    """call(url, name, *arguments) of a client that is opened and closed around it."""
+
+    def blocking(url: str, name: str, *arguments: Any) -> Any:
+        with Classifier(url, protocol, timeout=5, retries=0) as classifier:
+            return getattr(classifier, name)(*arguments)
+
+    async def main(url: str, name: str, *arguments: Any) -> Any:
+        async with AsyncClassifier(url, protocol, timeout=5, retries=0) as classifier:
+            return await getattr(classifier, name)(*arguments)
+
+    return blocking if request.param == "blocking" else lambda *arguments: asyncio.run(main(*arguments))
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_status(server: Server, protocol: str, call: Callable[..., Any], ready: bool) -> None:
+    server.say(ready)
+    assert call(server.url, "status") == [ServerStatus(f"{protocol}://{server.url}", "triton", "2.51.0", ready, MODELS)]
+
+
+def test_status_of_nobody(server: Server, call: Callable[..., Any]) -> None:
+    server.stop()
+    (error,) = call(server.url, "status", 2.0)
+    assert isinstance(error, ConnectionFailedError)
+
+
+def test_class_map(server: Server, call: Callable[..., Any]) -> None:
+    server.explain()
+    explained = call(server.url, "explain", b"x")
+    assert explained.predictions == CAT
+    assert explained.class_map.dtype == np.float32
+    np.testing.assert_array_equal(explained.class_map, MAP)
+
+
+def test_no_class_map_in_the_answer(server: Server, call: Callable[..., Any]) -> None:
+    with pytest.raises(ProtocolError, match="no probabilities and class_map"):
+        call(server.url, "explain", b"x")
+
+
+def test_odd_http_answers() -> None:
+    server = Server("http")
+    with Classifier(server.url, "http", timeout=5) as classifier:
+        for page, kind in (
+            ((503, b"starting"), ServerNotReadyError),
+            ((200, b"<html>"), ProtocolError),
+            ((200, b"[1]"), ProtocolError),
+            ((200, b'{"model_stats": [{"version": "1"}]}'), ProtocolError),
+        ):
+            server.http.pages["/v2/models/stats"] = page
+            (error,) = classifier.status()
+            assert type(error) is kind
+    server.stop()
+
+
+def test_status_has_one_deadline() -> None:
+    server = Server("grpc")
+    server.grpc.act = lambda context: time.sleep(1)
+    with Classifier(server.url) as classifier:
+        (error,) = classifier.status(0.3)
+    assert isinstance(error, DeadlineExceededError)
+    server.stop()
+
+
+def test_times() -> None:
+    assert Times(4, 2.0).mean_ms == 500
+    assert Times(0, 0.0).mean_ms == 0
+
+
+def test_step_times_are_of_what_happened_between() -> None:
+    def status(*counts: int) -> ServerStatus:
+        models = [
+            ModelStatus(name, version, 0, 0, NONE, NONE, Times(n, 0.5 * n), NONE, Times(n, 2.0 * n), NONE)
+            for (name, version), n in zip((("b", "1"), ("b", "2"), ("idle", "1")), counts, strict=True)
+        ]
+        return ServerStatus("u", "triton", "0", True, models)
+
+    away: ClassifierError = ConnectionFailedError("refused")
+    found = step_times([status(1, 2, 3), status(0, 0, 0), away], [status(2, 4, 3), status(5, 0, 0), status(9, 9, 9)])
+    assert found == {
+        "b": {"queue": Times(8, 4.0), "compute_input": NONE, "compute": Times(8, 16.0), "compute_output": NONE}
+    }
+
+
+def test_fakes_have_a_status() -> None:
+    expected = [ServerStatus("fake://server", "fake", "0", True, [])]
+    assert Classifier(transport=FakeTransport()).status() == expected
+    assert asyncio.run(AsyncClassifier(transport=AsyncFakeTransport()).status()) == expected

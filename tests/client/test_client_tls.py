@@ -1,0 +1,148 @@
+"""Encrypted connections over both protocols, blocking and asyncio."""
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from asking import CAT
+from stub_grpc import GrpcStub, serve
+from stub_http import HttpStub
+
+from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError
+from client._tls import system_roots
+
+
+class Authority:
+    """PEM files of an authority, a server's certificate of 127.0.0.1 and a client's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        self.server = self.ca.issue_cert("127.0.0.1", "localhost")
+        client = self.ca.issue_cert("client@example.org")
+        self.root, self.certificate, self.key = (folder / name for name in ("root.pem", "client.pem", "client.key"))
+        self.ca.cert_pem.write_to_path(self.root)
+        client.cert_chain_pems[0].write_to_path(self.certificate)
+        client.private_key_pem.write_to_path(self.key)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module", params=["grpc", "http"])
+def secure(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tuple[str, str]]:
+    """Protocol and address of a server that anyone may call."""
+    yield from start(request.param, authority, client_needed=False)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def mutual(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tuple[str, str]]:
+    """Protocol and address of a server that wants the client's certificate."""
+    yield from start(request.param, authority, client_needed=True)
+
+
+def start(protocol: str, authority: Authority, client_needed: bool) -> Iterator[tuple[str, str]]:
+    if protocol == "grpc":
+        pair = (authority.server.private_key_pem.bytes(), authority.server.cert_chain_pems[0].bytes())
+        root = authority.ca.cert_pem.bytes()
+        credentials = grpc.ssl_server_credentials([pair], root if client_needed else None, client_needed)
+        server, port = serve(GrpcStub(), credentials=credentials)
+        yield protocol, f"127.0.0.1:{port}"
+        server.stop(0).wait()
+        return
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.server.configure_cert(context)
+    if client_needed:
+        authority.ca.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    stub = HttpStub(context)
+    yield protocol, f"127.0.0.1:{stub.server_address[1]}"
+    stub.shutdown()
+    stub.server_close()
+
+
+def both(protocol: str, address: str, tls: Any) -> None:
+    """Raises what either meets."""
+
+    async def main() -> None:
+        async with AsyncClassifier(address, protocol, timeout=10, retries=0, tls=tls) as classifier:
+            assert await classifier.classify(b"x") == CAT
+            assert await classifier.classify_many([b"x"] * 9) == [CAT] * 9
+
+    with Classifier(address, protocol, timeout=10, retries=0, tls=tls) as classifier:
+        assert classifier.classify(b"x") == CAT
+        assert classifier.classify_many([b"x"] * 9) == [CAT] * 9
+    asyncio.run(main())
+
+
+def test_own_root(secure: tuple[str, str], authority: Authority) -> None:
+    both(*secure, authority.root)
+    both(*secure, TLS(root=str(authority.root)))
+
+
+def test_system_roots(secure: tuple[str, str], authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.root))  # OpenSSL's own way to name them
+    protocol, address = secure
+    both(protocol, address, True)
+    both(protocol, f"{protocol}s://{address}", None)
+
+
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_a_stranger_is_not_trusted(secure: tuple[str, str], tmp_path: Path, kind: Any) -> None:
+    protocol, address = secure
+    other = tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(other)
+    classifier = kind(address, protocol, timeout=10, retries=0, tls=other)
+    with pytest.raises(ConnectionFailedError):
+        asyncio.run(finish(classifier))
+
+
+async def finish(classifier: Any) -> None:
+    answer = classifier.classify(b"x")
+    if isinstance(classifier, AsyncClassifier):
+        await answer
+
+
+def test_plain_text_to_an_encrypted_port(secure: tuple[str, str]) -> None:
+    protocol, address = secure
+    with pytest.raises(Exception, match=r"cannot be reached|does not speak"):
+        both(protocol, address, False)
+
+
+def test_client_certificate(mutual: tuple[str, str], authority: Authority) -> None:
+    both(*mutual, TLS(authority.root, authority.certificate, authority.key))
+    with pytest.raises(ConnectionFailedError):
+        both(*mutual, authority.root)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_files_that_are_none(authority: Authority, tmp_path: Path, protocol: str) -> None:
+    words = tmp_path / "words.pem"
+    words.write_text("no certificate")
+    with pytest.raises(ValueError, match="give PEM files"):
+        Classifier(protocol=protocol, tls=words)
+    with pytest.raises(ValueError, match="give PEM files"):
+        Classifier(protocol=protocol, tls=TLS(authority.root, authority.certificate, words))
+    with pytest.raises(ValueError, match=r"no such file: none\.pem"):
+        Classifier(protocol=protocol, tls="none.pem")
+    with pytest.raises(ValueError, match="both or neither"):
+        TLS(certificate=authority.certificate)
+
+
+def test_system_roots_are_a_file_or_left_to_grpc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def paths(cafile: str | None, capath: str | None) -> None:
+        found = ssl.DefaultVerifyPaths(cafile, capath, "", "", "", "")
+        monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: found)
+
+    paths(None, str(tmp_path))
+    assert system_roots() is None
+    (tmp_path / "ca-certificates.crt").touch()
+    assert system_roots() == tmp_path / "ca-certificates.crt"
+    paths(None, None)
+    assert system_roots() is None
