@@ -7,7 +7,13 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from client._errors import ClassifierError, QueueFullError, ServerUnavailableError
+from client._errors import (
+    ClassifierError,
+    DeadlineExceededError,
+    InferenceError,
+    QueueFullError,
+    ServerUnavailableError,
+)
 from client._request import Answer, Request
 from client._servers import Servers
 
@@ -33,7 +39,7 @@ Steps: TypeAlias = "Generator[Send | Pause, Answer | None, Answer]"
 
 
 class RetryBudget:
-    """gRPC's retry throttling (proposal A6) for full queues: a server that stays overloaded is not sent all twice.
+    """gRPC's retry throttling (proposal A6): servers that stay overloaded, or fail at all, are not sent all twice.
 
     Every refusal costs a token, every answer earns a tenth; one may try again while more than half are left.
     """
@@ -51,12 +57,16 @@ class RetryBudget:
             self._tokens = max(0.0, self._tokens - 1)
             return self._tokens > self._most / 2
 
+    def has_more(self) -> bool:
+        return self._tokens > self._most / 2
+
 
 def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudget) -> Steps:
     """Yields what to do, returns the answer or raises what the last attempt met. All within `request.timeout`.
 
-    Sent again is what is safe: no connection, not ready, a full queue (a classification changes nothing on the
-    server). While another server is left, one that cannot be reached costs neither a retry nor a pause.
+    Sent again is what another attempt may mend: no connection, not ready, a full queue, a failure of the server (a
+    classification changes nothing there). While another server is left, one that cannot be reached costs neither a
+    retry nor a pause; and one that is silent for half of the time that is left is not waited for, since it may hang.
     """
     deadline = time.monotonic() + request.timeout
     tried: set[int] = set()
@@ -65,17 +75,25 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
         server = servers.take(tried)
         tried.add(server)
         sent += 1
+        left = deadline - time.monotonic()
+        if retries and servers.has_other(tried) and budget.has_more():
+            left /= 2
         try:
-            answer = yield Send(server, replace(request, timeout=deadline - time.monotonic()))
+            answer = yield Send(server, replace(request, timeout=left))
         except ClassifierError as error:
             error.request_id, error.attempts = request.id, sent
             servers.report(server, error)
             unreachable = isinstance(error, ServerUnavailableError)
-            if unreachable and servers.has_other(tried) and time.monotonic() < deadline:
+            silent = isinstance(error, DeadlineExceededError)
+            if silent and not servers.hangs(server):
+                budget.spend()  # it is busy: so are the others, perhaps
+            if (unreachable or silent) and servers.has_other(tried) and time.monotonic() < deadline:
                 continue
-            safe = unreachable or (isinstance(error, QueueFullError) and budget.spend())
+            safe = unreachable or (isinstance(error, (QueueFullError, InferenceError)) and budget.spend())
             pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**used))  # full jitter
             if not safe or used == retries or time.monotonic() + pause >= deadline:
+                if silent and sent > 1:
+                    error.args = (f"{error.message}, {sent} attempts in {request.timeout:.3g} s",)
                 raise
         except BaseException:  # cancelled, closed, or a foreign error
             servers.release(server)

@@ -26,8 +26,9 @@ class Classifier(Session):
         model: the model's name on the server.
         timeout: seconds for one image, from sending to the whole answer, all attempts and pauses included; also told
             to the server.
-        retries: how often an image is sent again where that is safe: no connection, not ready, a full queue. Pauses
-            are random and grow.
+        retries: how often an image is sent again where that may help: no connection, not ready, a full queue, a failure
+            of the server. Pauses are random and grow. Of several servers one that is silent for half of the time that
+            is left is given up for the next; 0 waits for it to the end.
         tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
         transport: one, or one a server, instead of `url`, `protocol` and `tls`: a fake in a test.
 

@@ -62,6 +62,11 @@ class Servers:
             elif server.late == 0:  # any other error is an answer of a living server
                 self._servers[number] = _Server()
 
+    def hangs(self, number: int) -> bool:
+        """Whether it has let so many deadlines pass, and answered nothing between them, that it was left out."""
+        with self._lock:
+            return self._servers[number].late >= LATE
+
     def release(self, number: int) -> None:
         """The attempt was given up: it says nothing about the server."""
         with self._lock:

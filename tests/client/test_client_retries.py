@@ -1,5 +1,6 @@
 """Attempts, pauses and servers: the policy over fake transports."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from client import (
+    Answer,
     Classifier,
     ClassifierError,
     ConnectionFailedError,
@@ -25,8 +27,8 @@ from client._servers import LATE, LONGEST_REST, Servers
 from client.testing import FakeTransport, Reply
 
 CAT = [("cat", 3, 0.9)]
-SAFE = [ConnectionFailedError, ServerNotReadyError, QueueFullError]
-UNSAFE = [InvalidImageError, ModelNotFoundError, DeadlineExceededError, InferenceError, ProtocolError]
+SAFE = [ConnectionFailedError, ServerNotReadyError, QueueFullError, InferenceError]
+UNSAFE = [InvalidImageError, ModelNotFoundError, ProtocolError]
 
 
 def replies(*script: Reply) -> Callable[[Request], Reply]:
@@ -226,6 +228,49 @@ def test_a_server_that_hangs_is_left_out() -> None:
     assert {servers.take(), servers.take()} == {0, 1}
     servers.report(0, DeadlineExceededError("late"))
     assert {servers.take(), servers.take()} == {1}
+
+
+def hanging(request: Request) -> Reply:
+    time.sleep(request.timeout)
+    return DeadlineExceededError(f"no answer within {request.timeout:.3g} s")
+
+
+def test_a_server_that_hangs_costs_nobody_an_answer() -> None:
+    hung, *alive = fakes = [FakeTransport(hanging), FakeTransport(CAT), FakeTransport(CAT)]
+    with Classifier(transport=fakes, timeout=0.4) as classifier:
+        outcomes = classifier.classify_many([b"x"] * 60, concurrency=16)
+        assert all(isinstance(outcome, list) for outcome in outcomes)
+        assert 0 < len(hung.requests) <= 16
+        assert sum(len(fake.requests) for fake in alive) == 60
+
+
+def test_two_of_three_hang() -> None:
+    fakes = [FakeTransport(hanging), FakeTransport(hanging), FakeTransport(CAT)]
+    with Classifier(transport=fakes, timeout=0.4) as classifier:
+        assert classifier.classify(b"x")
+    assert [round(fake.requests[0].timeout, 1) for fake in fakes] == [0.2, 0.1, 0.1]
+
+
+def test_slow_servers_are_not_sent_everything_twice() -> None:
+    """Each request meets a server that answers others, but not this one in time."""
+    budget, servers, waits = policy.RetryBudget(), Servers(2), []
+    for _ in range(8):
+        steps = policy.attempts(Request("classifier", b"x", top=1, timeout=1.0, id="1"), servers, 2, budget)
+        first = next(steps)
+        assert isinstance(first, policy.Send)
+        waits.append(round(first.request.timeout, 1))
+        servers.report(first.server, None)  # another's answer
+        with contextlib.suppress(StopIteration, DeadlineExceededError):
+            steps.throw(DeadlineExceededError("late"))
+            steps.send(Answer([]))
+    assert waits == [0.5] * 6 + [1.0] * 2
+
+
+def test_without_retries_a_slow_answer_is_waited_for() -> None:
+    fakes = [FakeTransport(CAT), FakeTransport(CAT)]
+    with Classifier(transport=fakes, timeout=0.4, retries=0) as classifier:
+        classifier.classify(b"x")
+    assert fakes[0].requests[0].timeout > 0.3
 
 
 def test_a_foreign_error_says_nothing_about_the_server() -> None:
