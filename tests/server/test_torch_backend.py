@@ -2,13 +2,16 @@
 
 import concurrent.futures
 import os
+import struct
 import sys
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from server import TritonServer
@@ -134,6 +137,20 @@ def test_requests_of_other_shapes_fail_or_run_alone(infer):
     with pytest.raises(InferenceServerException, match="size of tensor a"):
         infer("any_width", **bad)
     assert results[0]["s"].tolist() == [[6, 8]]
+
+
+@pytest.mark.parametrize("beside", [0, 1], ids=["alone", "in a batch"])
+def test_a_batch_of_none_is_the_senders_mistake(infer, server, beside):
+    """The server takes a batch of 0 for no batch dimension, and hands the tensor over without one."""
+    request = service_pb2.ModelInferRequest(model_name="picky", raw_input_contents=[struct.pack("<2f", 1, 2)])
+    request.inputs.add(name="x", datatype="FP32", shape=[0, 2])
+    with grpc.insecure_channel(server.grpc_url) as channel, concurrent.futures.ThreadPoolExecutor() as pool:
+        others = [pool.submit(infer, "picky", x=[[1, 2]]) for _ in range(beside)]
+        with pytest.raises(grpc.RpcError) as refused:
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+        assert all(other.result()["y"].tolist() == [[2, 4]] for other in others)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "input 'x' has no batch: the first number of its shape must be 1 or more" in refused.value.details()
 
 
 def test_without_batching_requests_stay_apart(infer):

@@ -36,6 +36,8 @@ at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setti
   uint64_t bytes = 0;
   auto type = TYPE_INVALID;
   check(TRITONBACKEND_InputProperties(input, nullptr, &type, &shape, &dims, &bytes, &buffers));
+  if (dims != setting.rank)  // the server takes a batch of 0 for none
+    throw RequestError("input '" + setting.name + "' has no batch: the first number of its shape must be 1 or more");
   const auto options = at::TensorOptions(scalar_type(type));
   const auto read = [&](uint32_t index, uint64_t* size) {
     auto memory = MEMORY_CPU;
@@ -47,8 +49,8 @@ at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setti
   };
   const at::IntArrayRef sizes(shape, dims);
   if (static_cast<uint64_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize() != bytes)
-    throw std::invalid_argument("input '" + setting.name + "' has " + std::to_string(bytes) +
-                                " bytes, which do not fill its shape");
+    throw RequestError("input '" + setting.name + "' has " + std::to_string(bytes) +
+                       " bytes, which do not fill its shape");
   if (buffers == 1) {
     uint64_t size = 0;
     const char* data = read(0, &size);

@@ -15,6 +15,11 @@ void check(TRITONSERVER_Error* error);  // throws it as a `std::runtime_error`
 void log_failure(TRITONSERVER_Error* error);
 std::string message_of(const std::exception& error);
 
+// What the sender has to mend.
+struct RequestError : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
 // One request of an execute call, from its tensors to its answer.
 struct Work {
   TRITONBACKEND_Request* request;
@@ -33,6 +38,9 @@ template <class Body>
 void attempt(Work& work, Body body) {
   try {
     body();
+  } catch (const RequestError& error) {
+    work.error = error.what();
+    work.code = ERROR_INVALID_ARG;
   } catch (const std::exception& error) {
     work.error = message_of(error);
   }

@@ -14,14 +14,15 @@ const std::map<std::string, TRITONSERVER_DataType> kTypes{
     {"TYPE_FP32", TYPE_FP32},   {"TYPE_FP64", TYPE_FP64},
 };
 
-std::vector<TensorSetting> tensors(const std::string& kind, const Json& list) {
+std::vector<TensorSetting> tensors(const std::string& kind, const Json& list, bool batched) {
   std::vector<TensorSetting> settings;
   for (const Json& item : list.items) {
     const std::string &name = item["name"].text, &type = item["data_type"].text;
     const auto found = kTypes.find(type);
     if (found == kTypes.end())
       throw std::invalid_argument(kind + " '" + name + "' has data_type " + type + ", which is not supported");
-    settings.push_back({name, found->second});
+    const Json& shape = item["reshape"].members.empty() ? item["dims"] : item["reshape"]["shape"];
+    settings.push_back({name, found->second, shape.items.size() + batched});
   }
   return settings;
 }
@@ -94,9 +95,9 @@ void check_distinct(
 }  // namespace
 
 Settings::Settings(const Json& config)
-    : inputs(tensors("input", config["input"])),
-      outputs(tensors("output", config["output"])),
-      max_batch_size(config["max_batch_size"].number()),
+    : max_batch_size(config["max_batch_size"].number()),
+      inputs(tensors("input", config["input"], max_batch_size > 0)),
+      outputs(tensors("output", config["output"], max_batch_size > 0)),
       filename(config["default_model_filename"].text.empty() ? "model.pt" : config["default_model_filename"].text) {
   if (outputs.empty()) throw std::invalid_argument("the config has no output: declare at least one");
   std::set<int64_t, std::greater<>> sizes;

@@ -14,13 +14,14 @@ namespace widefield {
 struct TensorSetting {
   std::string name;
   TRITONSERVER_DataType type;
+  size_t rank;  // of what forward() gets, the batch's dimension included
 };
 
 struct Settings {
   explicit Settings(const Json& config);
 
-  std::vector<TensorSetting> inputs, outputs;  // in config order
   int64_t max_batch_size;
+  std::vector<TensorSetting> inputs, outputs;  // in config order
   std::string filename;               // of the weights, inside the version's folder
   std::vector<int64_t> warmup_sizes;  // model_warmup's batch sizes, largest first, each once
 

@@ -1,0 +1,147 @@
+"""At least 50,000 hostile inputs against the preprocess step and the real tritonserver, and what was held.
+
+    python -m benchmarks.fuzz [--cases 50000] [--seed 0]
+    python -m benchmarks.fuzz --replay http/0/17
+
+After every block of 500 the server must run in the same processes, answer good images with the same probabilities on
+both protocols and have no new shared-memory file; at its end none may be left. What this tritonserver is known not to
+survive (lethal.py) is tried apart.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.blocks import Outcomes, image_case, preprocess_block, served_block
+from benchmarks.fuzz.lethal import INPUTS, try_input
+from benchmarks.fuzz.watch import Watch
+from benchmarks.harness import load_average_warning, versions, write_results
+
+SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
+BLOCK = 500
+
+
+def blocks(cases: int, seed: int) -> list[tuple[str, list[str]]]:
+    """Every kind's blocks, in turn."""
+    made = []
+    for kind, share in SHARES.items():
+        names = [f"{kind}/{seed}/{index}" for index in range(round(cases * share))]
+        parts = [names[at : at + BLOCK] for at in range(0, len(names), BLOCK)]
+        made += [((number + 0.5) / len(parts), kind, part) for number, part in enumerate(parts)]
+    return [(kind, part) for _, kind, part in sorted(made)]
+
+
+def run(repository: Path, cases: int, seed: int) -> dict[str, Any]:
+    from server import TritonServer
+
+    not_held: list[str] = []
+    found = {kind: Outcomes() for kind in SHARES}
+    started = time.perf_counter()
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, spawn) as apart,
+        TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=print) as server,
+    ):
+        watch = Watch(server)
+        for number, (kind, names) in enumerate(blocks(cases, seed), 1):
+            if kind == "image in process":
+                outcomes = apart.submit(preprocess_block, names).result(timeout=600)
+            else:
+                outcomes = served_block(server, names)
+            found[kind].merge(outcomes)
+            for finding, case in outcomes.findings.items():
+                print(f"{case}: {finding}", flush=True)
+            try:
+                watch.check()
+            except Exception as error:
+                not_held.append(f"{names[0]} to {names[-1]}: {type(error).__name__}: {error}")
+                print(not_held[-1], flush=True)
+                if server.restarts:
+                    break
+            if number % 10 == 0:
+                print(
+                    f"{number} blocks, {time.perf_counter() - started:.0f} s, {sum(watch.resident[-1]):.0f} MiB",
+                    flush=True,
+                )
+    resident = watch.resident
+    return {
+        "cases": sum(sum(each.counts.values()) for each in found.values()),
+        "seconds": round(time.perf_counter() - started),
+        "kinds": {
+            kind: {
+                "cases": sum(each.counts.values()),
+                "outcomes": dict(sorted(each.counts.items())),
+                "findings": each.findings,
+                "slowest_s": round(each.slowest[0], 2),
+                "slowest_case": each.slowest[1],
+            }
+            for kind, each in found.items()
+        },
+        "not_held": not_held,
+        "checks_of_good_images": 2 * 6 * (len(resident) - 1),
+        "restarts": server.restarts,
+        "shared_memory_left": watch.left_over(),
+        "resident_mib": {
+            "tritonserver": thin(processes[0] for processes in resident),
+            "preprocess": thin(sum(processes[1:]) for processes in resident),
+        },
+    }
+
+
+def thin(values: Iterable[float]) -> list[int]:
+    """At the start, after each tenth of the run, at the end."""
+    rounded = [round(value) for value in values]
+    return [rounded[part * (len(rounded) - 1) // 10] for part in range(11)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--replay", metavar="CASE", help="one case alone, with its bytes")
+    options = parser.parse_args()
+    from export.build import BuildOptions, build
+
+    warning = load_average_warning()
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        build(BuildOptions(arch="replknet_nano", random_weights=True, image_size=32, output=repository, threads=1))
+        if options.replay:
+            return replay(repository, options.replay)
+        result = run(repository, options.cases, options.seed)
+        lethal = [try_input(repository, name) for name in INPUTS]
+    path = write_results(
+        "fuzz",
+        seed=options.seed,
+        versions=versions("nvidia-pytriton", "tritonclient", "numpy", "pillow", "grpcio", "torch"),
+        warning=warning,
+        **result,
+        known_limits=lethal,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    findings = [finding for kind in result["kinds"].values() for finding in kind["findings"]]
+    return 1 if findings or result["not_held"] or result["shared_memory_left"] else 0
+
+
+def replay(repository: Path, case: str) -> int:
+    from server import TritonServer
+
+    if case.startswith("image"):
+        print(image_case(case)[:300])
+    if case.startswith("image in process"):
+        print(preprocess_block([case]))
+        return 0
+    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=print) as server:
+        print(served_block(server, [case]))
+        Watch(server).check()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

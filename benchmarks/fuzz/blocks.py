@@ -1,0 +1,100 @@
+"""Blocks of cases: each is made from its kind and its number alone, so that any can be made again."""
+
+import random
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from benchmarks.fuzz import grpc_cases, http_cases
+from benchmarks.fuzz.images import seeds
+from benchmarks.fuzz.mutations import mutate
+from benchmarks.fuzz.wire import send_grpc, send_http
+from benchmarks.serving_overhead import load_step
+from server import TritonServer
+
+MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
+SENDERS = 8
+SLOW = 5.0  # seconds: within the limits of size an image may take that long on a busy machine
+
+
+@dataclass
+class Outcomes:
+    counts: Counter[str] = field(default_factory=Counter)
+    findings: dict[str, str] = field(default_factory=dict)  # what -> the first case that showed it
+    slowest: tuple[float, str] = (0.0, "")  # seconds, case
+
+    def add(self, case: str, outcome: str, seconds: float) -> None:
+        if outcome.startswith("finding"):
+            self.findings.setdefault(outcome, case)
+        self.counts[outcome] += 1
+        self.slowest = max(self.slowest, (seconds, case))
+
+    def merge(self, other: "Outcomes") -> None:
+        self.counts += other.counts
+        self.findings = other.findings | self.findings
+        self.slowest = max(self.slowest, other.slowest)
+
+
+def rng_of(case: str) -> random.Random:
+    return random.Random(case)
+
+
+def small() -> list[bytes]:
+    return [image for image in seeds() if len(image) < 10_000]
+
+
+def image_case(case: str) -> bytes:
+    rng = rng_of(case)
+    return mutate(rng, rng.choice(seeds()), seeds())
+
+
+def preprocess_block(cases: list[str]) -> Outcomes:
+    """In this process, with the step's own function: run it in a process that may crash."""
+    step = load_step(MODEL_FILE)
+    settings = step.Settings(image_size=32, resize_size=32, interpolation="bicubic")
+    outcomes = Outcomes()
+    for case in cases:
+        data = image_case(case)
+        begun = time.perf_counter()
+        try:
+            shape = step.preprocess(data, settings).shape
+            outcome = "answered" if shape == (32, 32, 3) else f"finding: pixels of shape {shape}"
+        except step.ImageError:
+            outcome = "refused"
+        except Exception as error:
+            outcome = f"finding: {type(error).__name__}"
+        outcomes.add(case, outcome, time.perf_counter() - begun)
+    return outcomes
+
+
+def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
+    """Over the wire, several senders at a time."""
+    outcomes = Outcomes()
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(server.grpc_url, options=options) as channel, ThreadPoolExecutor(SENDERS) as pool:
+
+        def send(case: str) -> tuple[str, str, float]:
+            kind, rng = case.split("/")[0], rng_of(case)
+            if kind == "http":
+                data = http_cases.request(rng, small())
+            elif kind == "grpc":
+                method, data = grpc_cases.message(rng, small())
+            elif rng.random() < 0.5:
+                kind, data = "http", http_cases.binary(*http_cases.inference(image_case(case)))
+            else:
+                kind, method = "grpc", grpc_cases.SERVICE + "ModelInfer"
+                data = grpc_cases.in_order(rng, "classifier", image_case(case)).SerializeToString()
+            begun = time.perf_counter()
+            try:
+                outcome = send_http(server.http_url, data) if kind == "http" else send_grpc(channel, method, data)
+            except Exception as error:
+                outcome = f"finding: {type(error).__name__}: {error}"
+            return case, outcome, time.perf_counter() - begun
+
+        for result in pool.map(send, cases):
+            outcomes.add(*result)
+    return outcomes

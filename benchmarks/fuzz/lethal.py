@@ -1,0 +1,56 @@
+"""What tritonserver 2.51.0 does not survive or does not give back, each on a server of its own; all of it over HTTP.
+
+The main run stays below these limits. A server ended by one of them is started again by its supervisor.
+"""
+
+import gzip
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fuzz.http_cases import dump, message
+from benchmarks.fuzz.images import good
+from benchmarks.fuzz.watch import ask, resident_mib
+from benchmarks.fuzz.wire import send_http
+
+CLAIM = {"inputs": [{"name": "image", "shape": [1, 2**40], "datatype": "FP32", "data": []}]}
+INPUTS: dict[str, bytes] = {
+    "JSON 200,000 levels deep": message(b"[" * 200_000),
+    "200,000 chunks": message(b"1\r\n[\r\n" * 200_000 + b"0\r\n\r\n", {"Transfer-Encoding": "chunked"}),
+    "JSON data of a claimed shape of 2^40": message(dump(CLAIM)),
+    "gzip of 100 MB, refused": message(gzip.compress(bytes(100_000_000)), {"Content-Encoding": "gzip"}),
+    "100 gzip bodies cut off, refused": message(gzip.compress(bytes(10_000))[:-9], {"Content-Encoding": "gzip"}),
+    "a body of 200 MB, refused": message(bytes(200_000_000)),
+}
+
+
+def try_input(repository: Path, name: str) -> dict[str, Any]:
+    """Returns what happened. Raises `AssertionError` when the server is not right again within a minute."""
+    from server import TritonServer
+
+    events: list[str] = []
+    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=events.append) as server:
+        expected, before = ask(server, good()["PNG"], "grpc"), resident_mib(server)
+        begun = time.perf_counter()
+        for _ in range(100 if name.startswith("100 ") else 1):
+            outcome = send_http(server.http_url, INPUTS[name])
+        deadline = begun + 60
+        time.sleep(1.5)  # until the supervisor has seen it
+        while True:
+            try:
+                if server.ready and (ask(server, good()["PNG"], "grpc") == expected).all():
+                    break
+            except Exception:
+                if time.perf_counter() > deadline:
+                    raise AssertionError(f"{name}: the server is not back after a minute") from None
+            time.sleep(0.1)
+        back = round(time.perf_counter() - begun, 1) if server.restarts else None
+        growth = None if server.restarts else round(resident_mib(server)[0] - before[0])
+    return {
+        "input": name,
+        "bytes": len(INPUTS[name]),
+        "outcome": outcome,
+        "events": events,
+        "back_s": back,
+        "grew_mib": growth,
+    }

@@ -1,0 +1,82 @@
+"""Hostile input against the real server: a small part of `python -m benchmarks.fuzz`, and each input that broke one."""
+
+import pytest
+
+from benchmarks.fuzz.__main__ import SHARES, blocks
+from benchmarks.fuzz.blocks import preprocess_block, served_block
+from benchmarks.fuzz.http_cases import LARGEST, bounded, dump, inference, message
+from benchmarks.fuzz.images import good
+from benchmarks.fuzz.lethal import INPUTS, try_input
+from benchmarks.fuzz.watch import Watch
+from benchmarks.fuzz.wire import is_whole, judge, send_http
+
+pytestmark = pytest.mark.server
+
+
+def run(server, kind, cases):
+    watch = Watch(server)
+    for its_kind, names in blocks(cases, seed=7):
+        if its_kind == kind:
+            outcomes = preprocess_block(names) if kind == "image in process" else served_block(server, names)
+            assert not outcomes.findings
+            assert len(outcomes.counts) > 1  # some are answered, some refused
+            watch.check()
+    return watch
+
+
+@pytest.mark.parametrize("kind", SHARES)
+def test_hostile_input_is_refused_and_hurts_nobody(digits_server, kind):
+    run(digits_server, kind, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SHARES)
+def test_thousands(digits_server, kind):
+    watch = run(digits_server, kind, 12_000)
+    assert sum(watch.resident[-1]) < sum(watch.resident[len(watch.resident) // 2]) * 1.2
+
+
+def test_every_case_is_made_once_and_kinds_alternate():
+    made = blocks(50_000, seed=0)
+    names = [name for _, part in made for name in part]
+    assert len(set(names)) == len(names) == 50_000
+    assert {kind for kind, _ in made[:5]} == set(SHARES)
+
+
+def test_a_shape_that_claims_too_much_is_not_sent():
+    for shape in ([1, 2**32], [2**20, 2**20]):
+        assert bounded({"inputs": [{"shape": shape}]})["inputs"][0]["shape"] == [1, LARGEST]
+    for content in ({"inputs": [{"shape": [1, 1]}]}, {"inputs": 3}, [], {"inputs": [{"shape": "x"}]}):
+        assert bounded(content) == content
+
+
+def test_the_judge(digits_server):
+    """It would see a wrong answer: what it calls a finding, and what it takes for whole."""
+    assert judge(False, "HTTP 500", "the model failed on 3").startswith("finding: HTTP 500: the model failed on N")
+    assert judge(False, "HTTP 500", "failed to parse the request JSON buffer: x") == "HTTP 500 (tritonserver's own)"
+    content, tensor = inference(good()["PNG"])
+    header = dump(content)
+    whole = message(header + tensor, {"Inference-Header-Content-Length": str(len(header))})
+    assert is_whole(whole)
+    assert not is_whole(whole[:-1])
+    assert send_http(digits_server.http_url, whole) == "HTTP 200"
+    assert send_http(digits_server.http_url, whole[:-1]) == "waits for the rest"
+
+
+def test_a_restart_and_another_answer_are_seen(digits_server):
+    watch = Watch(digits_server)
+    watch.check()
+    watch.answers["PNG"] = watch.answers["PNG"] + 1e-6
+    with pytest.raises(AssertionError, match="PNG over grpc is answered otherwise"):
+        watch.check()
+    watch.processes.add(1)
+    with pytest.raises(AssertionError, match="restarted"):
+        watch.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_ends_tritonserver_is_mended_by_its_supervisor(digits_repository, name):
+    row = try_input(digits_repository, name)
+    ended = [event for event in row["events"] if "tritonserver ended with code" in event]
+    assert len(ended) == (0 if "refused" in name else 1), row
