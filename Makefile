@@ -58,6 +58,7 @@ bench: native
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.masked_patch_loss
+	$(BIN)/python -m benchmarks.preprocess
 
 bench-gpu:
 	$(GPU_PYTHON) -m benchmarks.kernels --device cuda

@@ -1,6 +1,7 @@
 """The pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,29 @@ def overload_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def preprocess_table(result: dict[str, Any]) -> list[str]:
+    memory = result["memory_mib_12_mp"]
+    lines = [f"**Preprocessing alone**, images/s of one thread, {result['image_size']} px ({conditions(result)})", ""]
+    lines += [
+        "| file | pipeline | images/s | x Pillow | grey levels from Pillow: average, most |",
+        "|---|---|---|---|---|",
+    ]
+    for kind in result["rows"]:
+        for row in kind["rows"]:
+            speed = (
+                [f"{row['images_per_s']:.1f}", f"{row['ratio_to_pillow']:.2f}"] if "ms" in row else ["not equal", ""]
+            )
+            away = f"{row['mean_difference']:.2f}, {row['max_difference']}"
+            lines.append(f"| {' | '.join([kind['file'], row['pipeline'], *speed, away])} |")
+    lines += ["", f"One 12-megapixel JPEG takes {memory['reduced']:.0f} MiB, decoded in full {memory['full']:.0f}."]
+    return lines
+
+
+def measured(name: str, table: Callable[[dict[str, Any]], list[str]]) -> list[list[str]]:
+    """No table of what has not been measured on this machine yet."""
+    return [table(load(name))] if (RESULTS / f"{name}.json").exists() else []
+
+
 def pages() -> dict[Path, list[list[str]]]:
     """The tables of each page, between its two marks."""
     return {
@@ -142,7 +166,7 @@ def pages() -> dict[Path, list[list[str]]]:
         ],
         ROOT / "docs" / "kernels.md": [expected.table()],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
-        ROOT / "docs" / "serving.md": [overload_table(load("overload"))],
+        ROOT / "docs" / "serving.md": [overload_table(load("overload")), *measured("preprocess", preprocess_table)],
     }
 
 

@@ -32,6 +32,8 @@ class ServingSpec:
     """Height and width of the backbone's second output, if it has one."""
     max_file_bytes: int = 20 * 1024 * 1024
     max_pixels: int = 89_478_485  # Pillow's own bound: 256 MiB of RGB
+    reduced_decoding: bool = True
+    """Large JPEGs are decoded at a fraction of their size (model_repository/preprocess/1/model.py)."""
 
 
 def _tensor(name: str, data_type: str, dims: list[int]) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def preprocess_config(spec: ServingSpec) -> str:
                 "interpolation": spec.interpolation,
                 "max_file_bytes": spec.max_file_bytes,
                 "max_pixels": spec.max_pixels,
+                "reduced_decoding": str(spec.reduced_decoding).lower(),
             }
         ),
         model_warmup=_warmup({"image": image}),

@@ -69,8 +69,9 @@ def test_an_error_of_ours_is_not_the_senders(model, request_of):
 
 
 def test_settings_are_read(step):
-    read = step.read_settings(config(**PARAMETERS, max_file_bytes="7", max_pixels="9"))
-    assert read == step.Settings(8, 10, "bicubic", 7, 9)
+    read = step.read_settings(config(**PARAMETERS, max_file_bytes="7", max_pixels="9", reduced_decoding="false"))
+    assert read == step.Settings(8, 10, "bicubic", 7, 9, False)
+    assert step.read_settings(config(**PARAMETERS)).reduced_decoding
     assert step.read_settings(config(**PARAMETERS)).max_file_bytes == 20 * 1024 * 1024
 
 
@@ -79,6 +80,7 @@ def test_settings_are_read(step):
     [
         ({"image_size": "big"}, 'image_size is "big"'),
         ({"max_pixels": "0"}, "max_pixels is 0"),
+        ({"reduced_decoding": "no"}, 'reduced_decoding is "no": write true or false'),
         ({"interpolation": "nearest"}, 'interpolation is "nearest": choose bicubic or bilinear'),
         ({"resize_size": None}, "missing from config.pbtxt: resize_size"),
     ],

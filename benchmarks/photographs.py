@@ -1,0 +1,52 @@
+"""Photographs to send: scikit-learn's two, at sizes that cameras make."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+OCTAVE_SHARE = 0.5  # of the photograph's own contrast
+SENSOR_NOISE = 2.0  # grey levels
+
+
+def detailed(photograph: np.ndarray, width: int, height: int) -> Image.Image:
+    """A photograph [h,w,3] of uint8 enlarged, with detail down to single pixels.
+
+    Enlarged by Lanczos; its own fine detail (what a four times smaller copy has lost) is laid over it, mirrored tile by
+    tile, at its own scale, twice that and so on; then noise as a sensor's. An enlargement alone would be smooth, which
+    makes every decoder look right, and its file small, which makes every decoder look fast.
+    """
+    source = Image.fromarray(photograph)
+    small = source.resize((source.width // 4, source.height // 4), Image.Resampling.BOX)
+    detail = photograph.astype(np.float32) - np.asarray(small.resize(source.size, Image.Resampling.BICUBIC))
+    tile = np.concatenate([detail, detail[:, ::-1]], axis=1)
+    tile = np.concatenate([tile, tile[::-1]], axis=0)
+    picture = np.asarray(source.resize((width, height), Image.Resampling.LANCZOS)).astype(np.float32)
+    scale = 1
+    while scale * source.width <= width:
+        layer = np.tile(tile, (-(-height // (scale * len(tile))), -(-width // (scale * tile.shape[1])), 1))
+        layer = layer.repeat(scale, axis=0).repeat(scale, axis=1)[:height, :width]
+        picture += OCTAVE_SHARE * layer
+        scale *= 2
+    picture += np.random.default_rng(0).normal(0, SENSOR_NOISE, picture.shape)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def files() -> Iterator[tuple[str, list[bytes]]]:
+    """(what, its files), a file a photograph."""
+    from sklearn.datasets import load_sample_images
+
+    from benchmarks.serving_overhead import photograph
+
+    photographs = load_sample_images().images
+    for name, width, height in (("JPEG of 12 MP", 4032, 3024), ("JPEG of 2 MP", 1632, 1224)):
+        yield name, [encoded(detailed(one, width, height), "JPEG", quality=90) for one in photographs]
+    yield "JPEG of 960x640, 120 KB", [photograph()]
+    yield "PNG of 640x427", [encoded(Image.fromarray(one), "PNG") for one in photographs]
