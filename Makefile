@@ -32,11 +32,14 @@ demo: native
 serve: native
 	@$(BIN)/python demo.py --serve $(ARGS)
 
+# Two processes: the tests that meet a server mostly wait, the others compute.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadgroup
+
 test: native
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(PYTEST) -m "not gpu and not slow"
 
 test-all: native
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # With the oldest PyTorch and Triton that are supported; the native libraries are built for them, and anew afterwards.
 OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0

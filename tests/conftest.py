@@ -12,12 +12,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
+SERVED = {"client", "deploy", "end_to_end", "loadtest", "server"}  # share servers, and count the machine's processes
 
 
 def pytest_configure(config: pytest.Config) -> None:
     os.chdir(ROOT)
     # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --dist=loadgroup: what meets a server runs one after another in one process, the rest by files in others."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            folder = item.path.relative_to(ROOT / "tests").parts[0]
+            item.add_marker(pytest.mark.xdist_group("served" if folder in SERVED else item.path.stem))
 
 
 @pytest.fixture(scope="session")
