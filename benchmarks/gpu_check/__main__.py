@@ -63,7 +63,7 @@ def parts() -> list[Part]:
         Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
         Part("build", ("kernels/native/build.py",), 60),
         Part("native", ("-m", f"{here}.native"), 30),
-        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130"), 160),
+        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130", "--tune", "40"), 160),
         Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
         Part("tests", tests, 75),
         Part("served", ("-m", f"{here}.served"), 25),

@@ -1,9 +1,11 @@
 """RepLKNet-31B with the operator against eager PyTorch convolutions: a training step and inference, in bfloat16.
 
 The same weights and images, in turn, in one process; the figures go to results/end_to_end_<gpu>.json. "eager" is the
-same model with F.conv2d for every K x K and 5 x 5 depthwise layer, in the contiguous and the channels_last layout.
+same model with F.conv2d for every K x K and 5 x 5 depthwise layer, in the contiguous and the channels_last layout. The
+operator goes the ways that benchmarks.kernels --tune found, where it was run before.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from benchmarks import harness
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, versions, write_results
-from kernels import depthwise_conv2d
+from kernels import depthwise_conv2d, depthwise_conv2d_pair
 from models import create_model, reparameterize
 
 OURS, EAGER = "widefield", "eager"
@@ -57,11 +60,17 @@ def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
     def bound(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         return lambda x: counted(x, module.weight, module.bias)
 
+    def pair(input: Tensor, weight: Tensor, small_weight: Tensor) -> tuple[Tensor, Tensor]:
+        if convolve is not depthwise_conv2d:
+            return counted(input, weight), counted(input, small_weight)
+        calls[0] += 2
+        return depthwise_conv2d_pair(input, weight, small_weight)
+
     changed = [module for module in model.modules() if is_large_depthwise(module)]
     for module in changed:
         module.forward = bound(module)  # type: ignore[arg-type]
     try:
-        with mock.patch("models.layers.depthwise_conv2d", counted):
+        with mock.patch.multiple("models.layers", depthwise_conv2d=counted, depthwise_conv2d_pair=pair):
             yield calls
     finally:
         for module in changed:
@@ -186,6 +195,7 @@ def measure(
 def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", rounds: int = 5) -> int:
     hardware = gpu()
     name = name_on(hardware, "end_to_end")
+    os.environ.setdefault("WIDEFIELD_TILES", str(harness.RESULTS / f"{name_on(hardware, 'kernels')}_tiles.json"))
     content = {"gpu": hardware, "arch": arch, "image_size": size, "versions": versions("torch", "triton")}
     for what, row in measure(arch, size, device, rounds):
         content[what] = row

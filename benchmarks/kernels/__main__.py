@@ -4,8 +4,9 @@
     python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
     python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # the roofline picture alone
 
-Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, and the masked-patch loss. A layer
-whose answer is wrong carries no speed and makes the exit status 1. docs/kernels.md says how it is measured.
+Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32, the
+training pair, and the masked-patch loss. A layer whose answer is wrong carries no speed and makes the exit status 1.
+docs/kernels.md says how it is measured.
 """
 
 import argparse
@@ -19,11 +20,14 @@ from typing import Any
 
 import torch
 
+from benchmarks import harness
 from benchmarks.harness import gpu, load_average_warning, name_on, run_as_served, versions, write_results
-from benchmarks.kernels import cpu, cuda
+from benchmarks.kernels import cpu, cuda, variants
 from benchmarks.kernels.goals import goal_rows, goal_table
 from benchmarks.kernels.layers import replknet_31b, sweep
 from benchmarks.kernels.roofline import draw
+from benchmarks.kernels.tune import layers as tuned_layers
+from benchmarks.kernels.tune import tune
 from benchmarks.masked_patch_loss import measure as measure_loss
 
 Row = dict[str, Any]
@@ -53,8 +57,9 @@ def losses(device: str) -> tuple[list[Row], str | None]:
         return [], str(failure)
 
 
-def run_cuda(seconds: float, device: str = "cuda") -> int:
-    """Ceilings, RepLKNet-31B's layers with every peer, the loss, then as much of the sweep as the time allows."""
+def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
+    """Ceilings, the tuner for `tuning` seconds, RepLKNet-31B's layers with every peer, the loss, the variants, then as
+    much of the sweep as the time allows."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
@@ -63,7 +68,7 @@ def run_cuda(seconds: float, device: str = "cuda") -> int:
     hardware = gpu()
     name = name_on(hardware, "kernels")
     content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
-    content |= {"complete": False, "rows": [], "losses": []}
+    content |= {"complete": False, "tuned": {}, "rows": [], "losses": [], "variants": []}
 
     def save(rows: list[Row]) -> None:
         content["rows"] += rows
@@ -71,22 +76,32 @@ def run_cuda(seconds: float, device: str = "cuda") -> int:
             print(line(row), flush=True)
         write_results(name, **content)  # after every layer: what is measured stays if the run is cut off
 
+    def save_variant(row: Row) -> None:
+        content["variants"].append(row)
+        print(variants.line(row), flush=True)
+        write_results(name, **content)
+
     with torch.cuda.stream(torch.cuda.Stream()):  # gradients follow their forward pass's stream, graphs need one
         ceilings = cuda.measure_ceilings(device)
         content["ceilings"] = asdict(ceilings)
         peaks = ", ".join(f"{dtype} {peak / 1e12:.0f} TFLOP/s" for dtype, peak in ceilings.peak.items())
         print(f"{hardware['name']}: a copy moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
+        if tuning:
+            content["tuned"] = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
+            print(f"tuned: {len(content['tuned'])} shapes", flush=True)
         first = [(layer, True) for layer in replknet_31b(64)]
         _, left_out = cuda.run_layers(first, device, ceilings, deadline, save)
         content["losses"], failure = losses(device)
+        skipped = variants.run_variants(list(variants.variants()), device, deadline, save_variant)
         rest = [(layer, False) for layer in sweep()]
         _, later = cuda.run_layers(rest, device, ceilings, deadline, save)
-    content |= {"complete": True, "left_out": left_out + later, "loss_failure": failure}
+    content |= {"complete": True, "left_out": left_out + skipped + later, "loss_failure": failure}
     content["goals"] = goal_rows(content["rows"], content["losses"])
     path = write_results(name, **content)
     print("\n".join(goal_table(content["rows"], content["losses"])))
-    wrong = [row for row in content["rows"] if "wrong" in row]
-    print(f"{len(content['rows'])} rows, {len(wrong)} wrong; {len(left_out + later)} layers left out for time")
+    rows = content["rows"] + content["variants"]
+    wrong = [row for row in rows if "wrong" in row]
+    print(f"{len(rows)} rows, {len(wrong)} wrong; {len(content['left_out'])} layers left out for time")
     if failure:
         print(f"masked-patch loss: {failure}")
     if left_out:
@@ -125,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=240, help="no layer begins later than this (CUDA)")
+    parser.add_argument("--tune", type=float, default=0, help="of them for the tuner, in seconds; 0: none (CUDA)")
     parser.add_argument("--batches", default="1,8", help="batch sizes (CPU)")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved calls (CPU)")
     parser.add_argument("--draw", type=Path, help="a results file: draw its roofline and do nothing else")
@@ -136,7 +152,7 @@ def main() -> int:
         return run_cpu([int(batch) for batch in options.batches.split(",")], options.rounds)
     if not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here")
-    return run_cuda(options.seconds)
+    return run_cuda(options.seconds, tuning=options.tune)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 WIDEFIELD_AUTOTUNE=1 measures every shape once, when it is first seen, ours and PyTorch's convolution in both memory
 formats, and keeps the answers in $WIDEFIELD_TILES, else in widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache: a tile
-or the word for another way (dispatch.py). tiles.json beside this file is the shipped table for sm_80 and sm_90. Its
+or the word for another way (dispatch.py, pair.py). The most promising come first, and after WIDEFIELD_AUTOTUNE_SECONDS
+(60) for a shape no further one is tried. tiles.json beside this file is the shipped table for sm_80 and sm_90. Its
 entries are reasoned from machine code and byte counts: none has been measured.
 """
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import cache
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
 
+SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 TABLE = Path(__file__).with_name("tiles.json")
 Way = Any  # a tile, or a word of dispatch.py
 Run = Callable[[Way], Any]
@@ -72,16 +75,48 @@ def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Wa
 
 def fastest(options: Iterator[Way], run: Run) -> Way:
     """By the median time; what the device has no room for, or cuDNN no algorithm, is passed over."""
+    deadline = time.monotonic() + float(os.environ.get("WIDEFIELD_AUTOTUNE_SECONDS", "60"))
     times: dict[Way, float] = {}
     failure: Exception | None = None
     for way in options:
+        if times and time.monotonic() > deadline:
+            break
         try:
-            times[way] = triton.testing.do_bench(lambda way=way: run(way), return_mode="median")
+            times[way] = triton.testing.do_bench(lambda way=way: run(way), warmup=5, rep=25, return_mode="median")
         except (triton.errors.TritonError, RuntimeError) as error:
             failure = error
     if not times:
         raise RuntimeError(f"no way to compute this shape could be measured; the last one's failure: {failure}")
     return min(times, key=lambda way: times[way])
+
+
+def most_sums(capability: tuple[int, int], element_bytes: int, outputs: int) -> int:
+    """In a program of 8 warps without spills: compiled for every architecture (tests/kernels/test_toeplitz.py)."""
+    asynchronous = capability in ((9, 0), (10, 0))  # products from shared memory: their factors take no registers
+    if element_bytes == 2 and (asynchronous or (capability[0] == 8 and outputs == 1)):
+        return 256 * 128
+    return 128 * 128
+
+
+def toeplitz_tiles(input: Tensor, kernel_width: int, outputs: int = 1) -> Iterator[toeplitz.Tile]:
+    """The rule's tile with other blocks that the batch fills and the shared memory holds, the largest first: they
+    fetch the least. `outputs`: how many filters the program computes (a pair's two have as many sums and planes)."""
+    batch, _, height, width = input.shape
+    element_bytes = input.element_size()
+    rule = toeplitz.choose_tile(batch, height, width, kernel_width, element_bytes)
+    pixels = outputs * rule.rows * rule.columns
+    pairs = batch * triton.cdiv(height, rule.rows)
+    capability = torch.cuda.get_device_capability(input.device)
+    room, sums = 1024 * SHARED_KIB.get(capability, 99), most_sums(capability, element_bytes, outputs)
+    for block_m in (256, 128, 64, 32, 16):
+        if block_m > max(16, triton.next_power_of_2(pairs)) or block_m * pixels > sums:
+            continue
+        for block_k in sorted((32, 64, 128), key=lambda size: abs(size - rule.block_k)):
+            for stages in (3, 2, 4):
+                if (stages - 1) * block_k * (block_m + pixels) * element_bytes > room:
+                    continue
+                warps = toeplitz.warps_for(block_m * pixels, element_bytes)
+                yield replace(rule, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
 
 
 def forward_way(
@@ -95,13 +130,7 @@ def forward_way(
         if kernel == "taps":
             yield "toeplitz"
             return
-        batch, _, height, width = input.shape
-        rule = toeplitz.choose_tile(batch, height, width, kernel_size[1], input.element_size())
-        for block_m in (16, 32, 64, 128):
-            for block_k in (32, 64, 128):
-                for stages in (2, 3, 4):
-                    warps = toeplitz.warps_for(block_m * rule.rows * rule.columns, input.element_size())
-                    yield replace(rule, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
+        yield from toeplitz_tiles(input, kernel_size[1])
 
     details = ("" if activation == "none" else f" {activation}") + ("" if input.is_contiguous() else " channels_last")
     return find(key(kernel, input, kernel_size, precision), details, toeplitz.Tile, options, run)
@@ -125,3 +154,16 @@ def grad_weight_way(input: Tensor, kernel_size: tuple[int, ...], precision: str,
 
     details = "" if input.is_contiguous() else " channels_last"
     return find(key("grad_weight", input, kernel_size, precision), details, grad_weight.GradWeightTile, options, run)
+
+
+def pair_way(
+    input: Tensor, kernel_size: tuple[int, ...], small: tuple[int, ...], precision: str, run: Run
+) -> Way | None:
+    """A tile for the one kernel, or "two calls"; None where nothing was measured."""
+
+    def options() -> Iterator[Way]:
+        yield "two calls"
+        yield from toeplitz_tiles(input, kernel_size[1], outputs=2)
+
+    name = f"{key('pair', input, kernel_size, precision)}+{small[0]}x{small[1]}"
+    return find(name, "" if input.is_contiguous() else " channels_last", toeplitz.Tile, options, run)

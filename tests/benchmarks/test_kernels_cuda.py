@@ -10,9 +10,11 @@ from benchmarks import harness
 from benchmarks.harness import Timing
 from benchmarks.kernels import __main__ as main
 from benchmarks.kernels import candidates as c
-from benchmarks.kernels import cuda, goals, roofline
+from benchmarks.kernels import cuda, goals, roofline, variants
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
+from kernels import depthwise_conv2d
 
+STRIP = {c.OURS: depthwise_conv2d, c.NATIVE: variants.convolve}
 LAYER = Layer(2, 4, 7, 9, "float32")
 CEILINGS = Ceilings(1e9, {"float32": 1e9, "bfloat16": 1e9})
 
@@ -123,8 +125,12 @@ def run(fake_gpu, monkeypatch, tmp_path):
         main, "measure_loss", lambda *_: [{"norm": "none", "batch": 128, "of_copy": 0.8, "speedup_over_eager": 6.0}]
     )
 
-    def go(seconds=60.0):
-        status = main.run_cuda(seconds, "cpu")
+    strip = variants.Variant("strip", Layer(2, 4, 7, 9), ((9, 5),), STRIP)
+    monkeypatch.setattr(variants, "variants", lambda: [strip])
+    monkeypatch.setattr(main, "tuned_layers", lambda: [Layer(2, 4, 7, 9)])
+
+    def go(seconds=60.0, tuning=0.0):
+        status = main.run_cuda(seconds, "cpu", tuning)
         return status, json.loads((tmp_path / "kernels_fake_h200.json").read_text())
 
     return go
@@ -143,7 +149,23 @@ def test_the_whole_run(run, capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "of limit" in shown
     assert "not measured" in shown
-    assert "6 rows, 0 wrong; 0 layers left out" in shown
+    assert "7 rows, 0 wrong; 0 layers left out" in shown
+    assert "strip" in shown
+    assert document["variants"][0]["ways"].keys() == {c.OURS, c.NATIVE, f"{c.NATIVE} channels_last"}
+
+
+def test_the_tuner_comes_first_and_its_ways_are_in_the_file(run, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(main, "tune", lambda *arguments: seen.append(arguments) or {"a shape": "pytorch"})
+    status, document = run(tuning=7.0)
+    assert (status, document["tuned"]) == (0, {"a shape": "pytorch"})
+    assert [arguments[1:] for arguments in seen] == [("cpu", 7.0, tmp_path / "kernels_fake_h200_tiles.json")]
+
+
+def test_a_wrong_variant_makes_the_status_1(run, monkeypatch):
+    monkeypatch.setitem(STRIP, c.OURS, broken)
+    status, document = run()
+    assert (status, "wrong" in document["variants"][0]) == (1, True)
 
 
 def test_a_wrong_layer_makes_the_status_1(run, monkeypatch):
@@ -166,7 +188,7 @@ def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys):
 def test_no_time_for_the_layers_themselves_makes_the_status_1(run):
     status, document = run(seconds=-1.0)
     assert status == 1
-    assert len(document["left_out"]) == 2
+    assert len(document["left_out"]) == 3
 
 
 def test_what_is_measured_is_on_disk_when_the_run_breaks_off(run, monkeypatch, tmp_path):

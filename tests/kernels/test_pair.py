@@ -1,23 +1,24 @@
-"""The two branches of a training block: two calls, or one kernel where it is asked for."""
+"""The two branches of a training block: two calls, or one kernel where that was measured faster."""
 
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import Case
 from compiled_kernels import compile_pair
-from device_stand_ins import interpreted, no_device
+from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 from torch.library import opcheck
 
 from kernels import depthwise_conv2d_pair
-from kernels.depthwise_conv2d import pair
+from kernels.depthwise_conv2d import pair, tuning
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ((2, 8, 9, 7), (8, 1, 7, 7), (8, 1, 5, 5))
 
 
-@pytest.mark.slow  # 35 s for a kernel that is off
+@pytest.mark.slow  # 35 s for a kernel that is taken only where it was measured faster
 def test_interpreted():
     for lines in interpreted("pair_interpreted.py").values():
         assert lines == ["every_case 7", "what_is_not_finite 2"]
@@ -62,43 +63,81 @@ def test_one_graph_and_autocast():
             assert {o.dtype for o in depthwise_conv2d_pair(*arguments, fused=fused)} == {torch.bfloat16}
 
 
-def test_the_way_is_chosen_in_one_place(monkeypatch):
-    taken = []
-    monkeypatch.setattr(torch.ops.widefield, "depthwise_conv2d_pair", lambda *a: taken.append("fused"))
-    monkeypatch.setattr(pair, "depthwise_conv2d", lambda *a: taken.append("call"))
-    arguments = [torch.randn(shape) for shape in SHAPES]
-    depthwise_conv2d_pair(*arguments)
-    assert taken == ["call", "call"]
-    monkeypatch.setattr(pair, "FUSED", True)
-    depthwise_conv2d_pair(*arguments)
-    assert taken == ["call", "call", "fused"]
-
-
-def test_the_fused_kernel_is_launched_for_many_taps_alone(monkeypatch):
+@pytest.fixture
+def launched(taken, monkeypatch):
+    """The tiles of the one kernel's launches; the outputs are 3 and 4."""
     from kernels.depthwise_conv2d import pair_kernel
 
-    taken = []
+    tiles = []
 
-    def launch(source, weight, small_weight, output, small_output, precision):
+    def launch(source, weight, small_weight, output, small_output, precision, tile=None):
         assert source.is_contiguous()
-        taken.append((tuple(weight.shape[2:]), precision))
+        assert precision == "ieee"
+        tiles.append(tile)
         output.fill_(3)
         small_output.fill_(4)
 
-    monkeypatch.setattr(torch.cuda, "device", no_device)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
     monkeypatch.setattr(pair_kernel, "launch", launch)
+    monkeypatch.setattr(pair, "_two_calls", lambda x, w, s: tiles.append("two calls") or (x, x))
+    return tiles
+
+
+def test_the_one_kernel_is_launched_for_many_taps_alone(launched):
     x, w, s = (torch.randn(shape) for shape in SHAPES)
     for layout in (torch.contiguous_format, torch.channels_last):
         source = x.contiguous(memory_format=layout)
-        large, small = pair._cuda(source, w, s)
+        large, small = pair._cuda(source, w, s, True)
         assert large.stride() == small.stride() == source.stride()
         assert (large.unique().item(), small.unique().item()) == (3, 4)
-    assert taken == [((7, 7), "ieee")] * 2
-    pair._cuda(x, s, s)
-    pair._cuda(x.double(), w.double(), s.double())
-    pair._cuda(x[:0], w, s)
-    assert len(taken) == 2
+    assert launched == [None, None]
+    pair._cuda(x, s, s, True)
+    pair._cuda(x.double(), w.double(), s.double(), True)
+    pair._cuda(x[:0], w, s, True)
+    pair._cuda(x, w, s, False)
+    pair._cuda(x, w, s)  # nothing was measured
+    assert launched == [None, None] + ["two calls"] * 5
+
+
+@pytest.mark.parametrize("one_kernel", [True, False])
+def test_what_is_measured_faster_is_taken(launched, monkeypatch, one_kernel):
+    import triton
+
+    def do_bench(run, **_):
+        run()
+        return 1.0 if (launched[-1] == "two calls") != one_kernel else 2.0
+
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
+    arguments = [torch.randn(shape) for shape in SHAPES]
+    pair._cuda(*arguments)
+    timed = launched[:-1]
+    assert "two calls" in timed
+    assert len(set(timed)) == len(timed) > 2
+    chosen = launched[-1]
+    assert (chosen != "two calls") == one_kernel
+    tuning.read.cache_clear()  # as a new process, which does not tune
+    monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
+    pair._cuda(*arguments)
+    assert launched[len(timed) :] == [chosen] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(56, 31), (28, 29), (14, 27), (7, 13), (57, 9)])
+def test_both_outputs_on_the_gpu(problem, dtype, size):
+    """Within the bound of float64, the same bits twice, and gradients of two calls."""
+    p = problem(Case(9, 16, size[0], size[0], size[1], size[1]), dtype, bias=False)
+    small = problem(Case(9, 16, size[0], size[0], 5, 5), dtype, bias=False)
+    arguments = [t.cuda().requires_grad_() for t in (p.input, p.weight, small.weight)]
+    again, outputs = (depthwise_conv2d_pair(*arguments, fused=True) for _ in range(2))
+    assert torch.equal(p.input, small.input)
+    p.check(outputs[0].detach())
+    small.check(outputs[1].detach())
+    assert all(torch.equal(a, b) for a, b in zip(again, outputs, strict=True))
+    two = depthwise_conv2d_pair(*arguments, fused=False)
+    grads = [torch.autograd.grad((a * a.detach()).sum() + b.sum(), arguments) for a, b in (outputs, two)]
+    torch.testing.assert_close(*grads, rtol=2e-2, atol=2e-2)
 
 
 def test_a_small_filter_that_does_not_fit_is_named():

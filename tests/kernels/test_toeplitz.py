@@ -1,5 +1,6 @@
 """The tensor-core kernel: its arithmetic through the interpreter, its machine code for every architecture."""
 
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import CASES
-from compiled_kernels import STAGES, compile_forward
+from compiled_kernels import STAGES, compile_forward, compile_pair
 from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 
@@ -57,6 +58,28 @@ def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
     code = compile_forward(architecture, torch.bfloat16, tile, size, tmp_path)
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture])
+
+
+WIDE = {(architecture, torch.bfloat16, 1) for architecture in (80, 86, 89, 90, 100)}
+WIDE |= {(architecture, torch.bfloat16, 2) for architecture in (90, 100)}
+LARGEST = [  # the forward kernel, the pair's, types; one architecture of each family, the rest slow
+    pytest.param(*each, marks=() if each in {(90, "bfloat16", 1), (120, "bfloat16", 2)} else pytest.mark.slow)
+    for each in itertools.product(sorted(SHARED_LIMIT), ("bfloat16", "float32"), (1, 2))
+]
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "outputs"), LARGEST)
+def test_the_tuners_largest_tile_fits(architecture, dtype, outputs, tmp_path, monkeypatch):
+    """No spills, within the limits: blocks of 256 (row block, image) pairs where the registers hold their sums, else of
+    128; half as many where there are two filters' sums."""
+    from kernels.depthwise_conv2d import tuning
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: divmod(architecture, 10))
+    dtype = getattr(torch, dtype)
+    tile = next(tuning.toeplitz_tiles(torch.zeros(64, 1, 56, 56, dtype=dtype), 31, outputs))
+    assert tile.block_m * outputs == (256 if (architecture, dtype, outputs) in WIDE else 128)
+    compiled = compile_forward if outputs == 1 else compile_pair
+    compiled(architecture, dtype, tile, 56, tmp_path).check(architecture, tile.warps)
 
 
 def test_tile_of_each_stage():

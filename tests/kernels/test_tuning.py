@@ -1,5 +1,6 @@
 """What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,7 @@ def clock(taken, monkeypatch):
 
         return record
 
-    def do_bench(run, return_mode):
+    def do_bench(run, **_):
         run()
         launch = taken.pop()
         way = launch if isinstance(launch, str) else launch[0] if launch[0] == "taps" else launch[3]
@@ -100,6 +101,39 @@ def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, c
     op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 5, 5))
     assert clock.ways == ["taps", *pytorch.WAYS, None]
     assert taken == [("toeplitz", True, "ieee", None)]
+
+
+def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
+    """The rule's and PyTorch's come first; what was measured by then is kept."""
+    now = [0.0]
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "3.5")
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
+
+    def seconds(way):
+        now[0] += 1.0
+        return 5.0 if isinstance(way, str) else 1.0
+
+    clock.seconds = seconds
+    op._cuda(torch.zeros(64, 2, 16, 16), torch.zeros(2, 1, 9, 9))
+    assert clock.ways[:3] == [None, *pytorch.WAYS]
+    assert [way.block_m for way in clock.ways[3:]] == [128]
+    assert taken[-1][3] is None
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (8, 0), (8, 6), (12, 0)])
+def test_tiles_fit_batch_registers_and_shared_memory(taken, monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    limit = 1024 * tuning.SHARED_KIB.get(capability, 99)
+    for dtype, batch in itertools.product((torch.bfloat16, torch.float32), (1, 8, 64)):
+        for outputs in (1, 2):
+            tiles = list(tuning.toeplitz_tiles(torch.zeros(batch, 1, 56, 56, dtype=dtype), 31, outputs))
+            assert len(set(tiles)) == len(tiles) > 2
+            most = tuning.most_sums(capability, dtype.itemsize, outputs) // (128 * outputs)
+            assert max(tile.block_m for tile in tiles) == min(most, max(16, 8 * batch))
+            for tile in tiles:
+                pixels = outputs * tile.rows * tile.columns
+                assert (tile.stages - 1) * tile.block_k * (tile.block_m + pixels) * dtype.itemsize <= limit
+                assert tile.block_m * pixels <= 32 * tile.warps * 128
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(taken, clock, monkeypatch):

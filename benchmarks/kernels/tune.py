@@ -1,0 +1,51 @@
+"""The dispatch's own tuner on the layers that count, within a time: what it finds is used by what is measured next."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kernels.layers import Layer, replknet_31b
+from kernels import depthwise_conv2d, depthwise_conv2d_pair
+
+OPERATIONS = 4  # a layer: forward, the filter's gradient, the 5 x 5 beside it, both in one
+LEAST_SECONDS = 2.5  # for an operation: the rule's tile, PyTorch's ways and some tiles more are compiled and timed
+
+
+def layers() -> list[Layer]:
+    """RepLKNet-31B's in bfloat16, in training's batch and one image's; then in float16."""
+    return [*replknet_31b(64), *replknet_31b(1), *replknet_31b(64, "float16")]
+
+
+def tune(chosen: Sequence[Layer], device: str, seconds: float, tiles: Path) -> dict[str, Any]:
+    """Measures each operation for its share of `seconds`, but no layer after them; the ways found, which `tiles` keeps.
+
+    WIDEFIELD_TILES names that file from here on. A share is checked between candidates, so a slow one overruns it.
+    """
+    deadline = time.monotonic() + seconds
+    tiles.unlink(missing_ok=True)
+    os.environ["WIDEFIELD_TILES"] = str(tiles)
+    os.environ["WIDEFIELD_AUTOTUNE"] = "1"
+    os.environ["WIDEFIELD_AUTOTUNE_SECONDS"] = str(max(LEAST_SECONDS, seconds / (OPERATIONS * len(chosen))))
+    try:
+        for layer in chosen:
+            if time.monotonic() > deadline:
+                break
+            image = (layer.batch, layer.channels, layer.size, layer.size)
+            input, grad = (torch.randn(image, device=device).to(layer.torch_dtype) for _ in range(2))
+            weight, small = (
+                torch.randn(layer.channels, 1, k, k, device=device).to(layer.torch_dtype) for k in (layer.kernel, 5)
+            )
+            weight.requires_grad_()
+            torch.autograd.grad(depthwise_conv2d(input, weight), weight, grad)
+            with torch.no_grad():
+                depthwise_conv2d(input, small)
+                depthwise_conv2d_pair(input, weight, small)
+    finally:
+        for name in ("WIDEFIELD_AUTOTUNE", "WIDEFIELD_AUTOTUNE_SECONDS"):
+            del os.environ[name]
+    return json.loads(tiles.read_text()) if tiles.is_file() else {}

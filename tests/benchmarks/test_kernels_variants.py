@@ -1,0 +1,77 @@
+"""The strips, the fused activation, tf32 and the pair on a faked GPU; and the tuner within its time."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from benchmarks.kernels import tune, variants
+from benchmarks.kernels.candidates import NATIVE, OURS
+from benchmarks.kernels.layers import Layer
+from kernels.depthwise_conv2d import dispatch
+
+SMALL = [Layer(2, 4, size, kernel) for size, kernel in ((9, 7), (7, 9), (6, 11), (5, 9))]
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_every_variant_is_right_each_way(monkeypatch):
+    monkeypatch.setattr(variants, "replknet_31b", lambda batch: SMALL)
+    rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
+    assert [row["variant"] for row in rows] == ["pair"] * 4 + ["strip", "strip", "bias and gelu", "tf32x3", "tf32"] * 2
+    for row in rows:
+        assert all(way["error"] <= 1 for way in row["ways"].values()), row
+        assert row["fastest"] in row["ways"]
+        assert {NATIVE, f"{NATIVE} channels_last"} < row["ways"].keys()
+        assert "us" in variants.line(row)
+    assert rows[0]["ways"].keys() >= {f"{OURS} one kernel", f"{OURS} two calls"}
+    assert rows[4]["filters"] == [[7, 5]]
+    json.dumps(rows, default=str)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_wrong_answer_of_ours_makes_the_row_wrong_and_a_peers_does_not():
+    def wrong(*arguments):
+        return variants.convolve(*arguments) + 1
+
+    def make(ours, native):
+        ways = {OURS: ours, NATIVE: native}
+        return variants.measure_variant(variants.Variant("strip", SMALL[0], ((7, 5),), ways), "cpu")
+
+    row = make(wrong, variants.convolve)
+    assert "times the bound" in row["wrong"]
+    assert "fastest" not in row
+    assert "WRONG" in variants.line(row)
+    assert make(variants.convolve, wrong)["fastest"] == OURS
+
+
+@pytest.fixture
+def budgets(monkeypatch):
+    """What each operation was given, with the kernel sizes."""
+    seen = []
+
+    def convolve(input, weight):
+        seen.append((weight.shape[2], float(os.environ["WIDEFIELD_AUTOTUNE_SECONDS"])))
+        return variants.convolve(input, weight)
+
+    monkeypatch.setattr(tune, "depthwise_conv2d", convolve)
+    monkeypatch.setattr(tune, "depthwise_conv2d_pair", lambda input, weight, small: seen.append("pair"))
+    return seen
+
+
+def test_the_tuners_time_is_shared_out(budgets, tmp_path, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_TILES", "")
+    (tmp_path / "tiles.json").write_text('{"of": "an older run"}')
+    assert tune.tune(SMALL[:2], "cpu", 40.0, tmp_path / "tiles.json") == {}
+    assert budgets == [(7, 5.0), (5, 5.0), "pair", (9, 5.0), (5, 5.0), "pair"]
+    budgets.clear()
+    tune.tune(SMALL, "cpu", 4.0, tmp_path / "tiles.json")
+    assert budgets[0] == (7, tune.LEAST_SECONDS)
+    budgets.clear()
+    tune.tune(SMALL, "cpu", -1.0, tmp_path / "tiles.json")
+    assert budgets == []
+    assert "WIDEFIELD_AUTOTUNE" not in os.environ
+    assert os.environ["WIDEFIELD_TILES"] == str(tmp_path / "tiles.json")
+    assert len(tune.layers()) == 12
+    assert dispatch.TOEPLITZ_TAPS > 25  # the 5 x 5 is tuned as the few-tap kernel
+    assert torch.bfloat16 in {layer.torch_dtype for layer in tune.layers()}
