@@ -9,7 +9,6 @@ goes into the served repository as the next version of the backbone, and live. W
 
 import argparse
 import math
-import shutil
 import sys
 import tempfile
 import time
@@ -46,18 +45,16 @@ def release(
     with Versions(repository).locked() as versions:
         before = check_live(versions, management)
         number = versions.unused_number()
-        with staged(repository, source, number) as stage:
+        with versions.incoming(source) as incoming:
+            verify(incoming)  # the copy too
             say(f"proving version {number} ({source}) on a server of its own")
-            with TritonServer(stage, library=library, start_timeout=management.timeout) as candidate:
+            with (
+                staged(repository, incoming, number) as stage,
+                TritonServer(stage, library=library, start_timeout=management.timeout) as candidate,
+            ):
                 check_answers(candidate.http_url)
             folder = versions.folder(number)
-            switch(
-                management,
-                number,
-                before,
-                lambda: (stage / BACKBONE / str(number)).rename(folder),
-                lambda: versions.withdraw(number),
-            )
+            switch(management, number, before, lambda: incoming.rename(folder), lambda: versions.withdraw(number))
         versions.remove_all_but(KEPT)
     return number
 
@@ -142,10 +139,10 @@ def check_answers(address: str) -> None:
 
 
 @contextmanager
-def staged(repository: Path, source: Path, number: int) -> Iterator[Path]:
-    """A repository beside the served one, with its models, and `source` as the only version of the backbone."""
+def staged(repository: Path, incoming: Path, number: int) -> Iterator[Path]:
+    """A repository of links: what is served, but `incoming` as the only version of the backbone."""
     repository = repository.resolve()
-    with tempfile.TemporaryDirectory(prefix=f".{repository.name}.release-", dir=repository.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="widefield-release-") as folder:
         stage = Path(folder)
         for each in repository.iterdir():
             if each.name != BACKBONE:
@@ -154,8 +151,7 @@ def staged(repository: Path, source: Path, number: int) -> Iterator[Path]:
         for each in (repository / BACKBONE).iterdir():
             if not each.name.isdecimal() and not each.name.startswith("."):
                 (stage / BACKBONE / each.name).symlink_to(each)
-        shutil.copytree(source, stage / BACKBONE / str(number))
-        verify(stage / BACKBONE / str(number))  # the copy too
+        (stage / BACKBONE / str(number)).symlink_to(incoming.resolve())
         yield stage
 
 

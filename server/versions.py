@@ -56,6 +56,16 @@ class Versions:
             shutil.rmtree(self._hidden(number))
 
     @contextmanager
+    def incoming(self, source: Path) -> Iterator[Path]:
+        """A copy of `source` in the same folder, hidden, so that one rename makes it a version; else it is removed."""
+        copy = self.model / ".incoming"
+        shutil.rmtree(copy, ignore_errors=True)  # of a release that was killed
+        try:
+            yield Path(shutil.copytree(source, copy))
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    @contextmanager
     def locked(self) -> Iterator["Versions"]:
         """One change at a time. Raises `ReleaseError` while another is under way."""
         try:
