@@ -101,11 +101,11 @@ class AsyncClassifier(Session):
         while True:
             answer = None
             try:
+                self._check_open()
                 if isinstance(step, Send):
                     answer = await self._transports[step.server].infer(step.request)
                 else:
                     await asyncio.sleep(step.seconds)
-                    self._check_open()
             except BaseException as error:
                 step = steps.throw(error)
             else:

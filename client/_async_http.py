@@ -1,6 +1,7 @@
 """KServe v2 over HTTP/1.1 for asyncio: aiohttp's pool, made in the event loop of the first request."""
 
 import asyncio
+import io
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class AsyncHttpTransport:
         """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
         reused: list[bool] = []
         deadline = time.monotonic() + timeout
-        data = b"".join(body) or None
+        data = b"".join(body)
         try:
             try:
                 return await self._exchange(method, path, headers, data, deadline, reused)
@@ -68,14 +69,14 @@ class AsyncHttpTransport:
             raise wire.other_protocol(error, self.url) from error
 
     async def _exchange(
-        self, method: str, path: str, headers: dict[str, str], data: bytes | None, deadline: float, reused: list[bool]
+        self, method: str, path: str, headers: dict[str, str], data: bytes, deadline: float, reused: list[bool]
     ) -> tuple[int, bytes]:
         limits = aiohttp.ClientTimeout(total=max(1e-3, deadline - time.monotonic()), sock_connect=self._connect_timeout)
         async with self._open().request(
             method,
             self.url + path,
             headers=headers,
-            data=data,
+            data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
             timeout=limits,
             allow_redirects=False,
             trace_request_ctx=reused,
@@ -89,7 +90,12 @@ class AsyncHttpTransport:
             connector = aiohttp.TCPConnector(limit=0, ssl=True if self._context is None else self._context)
             trace = aiohttp.TraceConfig()
             trace.on_connection_reuseconn.append(_note_reuse)
-            self._session = aiohttp.ClientSession(connector=connector, trace_configs=[trace])
+            self._session = aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept-Encoding": "identity"},  # the server would compress, at the price of its cores
+                trace_configs=[trace],
+            )
         return self._session
 
 

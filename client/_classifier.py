@@ -122,10 +122,11 @@ class Classifier(Session):
         while True:
             answer = None
             try:
+                self._check_open()
                 if isinstance(step, Send):
                     answer = self._transports[step.server].infer(step.request)
-                elif self._closing.wait(step.seconds):
-                    self._check_open()
+                else:
+                    self._closing.wait(step.seconds)
             except BaseException as error:
                 step = steps.throw(error)
             else:

@@ -34,7 +34,7 @@ def overlay(image: ImageLike, class_map: np.ndarray, crop_pct: float = 1.0, stre
 
     try:
         picture = ImageOps.exif_transpose(module.open(io.BytesIO(encode(image)))).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
         raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
     side = max(1, round(min(picture.size) * crop_pct))
     left, upper = ((length - side) // 2 for length in picture.size)

@@ -27,8 +27,7 @@ METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
 
 def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
     """Path, headers and the body's parts."""
-    tensor = struct.pack("<I", len(request.image)) + request.image
-    size = {"binary_data_size": len(tensor)}
+    size = len(request.image) + 4  # a string element: its length, then its bytes
     outputs: list[dict[str, Any]] = [
         {"name": OUTPUT, "parameters": {"classification": request.top, "binary_data": False}}
     ]
@@ -36,17 +35,21 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
         outputs.append({"name": CLASS_MAP, "parameters": {"binary_data": False}})
     description = {
         "id": request.id,
-        "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": size}],
+        "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}],
         "outputs": outputs,
         "parameters": {"timeout": queue_timeout(request.timeout)},
     }
     header = json.dumps(description).encode()
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Length": str(len(header) + len(tensor)),
+        "Content-Length": str(len(header) + size),
         "Inference-Header-Content-Length": str(len(header)),
     }
-    return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header, tensor]
+    return (
+        f"/v2/models/{quote(request.model, safe='')}/infer",
+        headers,
+        [header + struct.pack("<I", len(request.image)), request.image],
+    )
 
 
 def decode_answer(body: bytes, request: Request, url: str) -> Answer:

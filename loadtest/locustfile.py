@@ -67,7 +67,8 @@ class ClassifierUser(User):
         options: Any = self.environment.parsed_options
         self.top = options.top
         self.sent = itertools.islice(itertools.cycle(self.images), next(self.numbers) % len(self.images), None)
-        self.classifier = Classifier(self.address(), self.protocol, options.model, options.request_timeout)
+        arguments = (self.address(), self.protocol, options.model, options.request_timeout)
+        self.classifier = Classifier(*arguments, retries=0)  # what is refused is counted, not hidden
 
     def on_stop(self) -> None:
         self.classifier.close()

@@ -35,5 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{options.parser.prog}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130

@@ -33,6 +33,7 @@ class HttpStub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: HttpStub
 
     def setup(self) -> None:

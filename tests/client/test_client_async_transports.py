@@ -218,6 +218,13 @@ def test_http_statuses(stub: HttpStub, status: int, body: bytes, kind: type[Clas
         ask_once(over_http(stub))
 
 
+def test_the_server_is_not_asked_to_compress(stub: HttpStub) -> None:
+    encodings = []
+    stub.act = lambda handler: encodings.append(handler.headers["Accept-Encoding"]) or False
+    ask_once(over_http(stub))
+    assert encodings == ["identity"]
+
+
 def test_connection_that_died_idle_is_replaced(stub: HttpStub) -> None:
     def close_after(handler: Handler) -> bool:
         handler.close_connection = True  # without saying so, as after an idle timeout

@@ -123,6 +123,12 @@ def test_a_pipe_that_is_closed(fake: FakeTransport, monkeypatch: pytest.MonkeyPa
         assert moved == [out.fileno()]
 
 
+def test_what_cannot_be_written(fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("file").touch()
+    assert main(["explain", "a.png", "--output", "file"]) == 1
+    assert "File exists: 'file'" in capsys.readouterr().err
+
+
 def raiser(kind: type[BaseException]) -> Callable[..., Any]:
     def act(*arguments: Any) -> Any:
         raise kind

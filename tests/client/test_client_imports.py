@@ -7,7 +7,7 @@ import pytest
 
 import client
 
-HEAVY = {"torch", "torchvision", "timm", "triton", "gevent", "PIL", "rich", "tritonclient", "grpc"}
+HEAVY = {"aiohttp", "torch", "torchvision", "timm", "triton", "gevent", "PIL", "rich", "tritonclient", "grpc"}
 
 
 def loaded_after(code: str) -> set[str]:

@@ -124,6 +124,18 @@ def test_close_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
             future.result(2)
 
 
+def test_close_is_no_reason_to_go_to_another_server() -> None:
+    def close(request: Request) -> Reply:
+        classifier.close()
+        return ConnectionFailedError("closed")
+
+    one, other = FakeTransport(close), FakeTransport(CAT)
+    classifier = Classifier(transport=[one, other])
+    with pytest.raises(RuntimeError, match="closed"):
+        classifier.classify(b"x")
+    assert other.requests == []
+
+
 def test_servers_take_turns() -> None:
     fakes = [FakeTransport(CAT) for _ in range(3)]
     with Classifier(transport=fakes) as classifier:

@@ -1,0 +1,96 @@
+"""What is known to be wrong with tritonclient, and is not with this client; and what docs/client.md promises.
+
+Elsewhere: threads, message sizes (test_client_served.py), a deadline for the whole of a request
+(test_client_http.py, test_client_grpc.py), channel options (test_client_grpc.py), microseconds (both).
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import request
+from stub_grpc import GrpcStub, serve
+from stub_http import HttpStub
+
+import client.testing
+from client import _wire_http
+from client._async_http import AsyncHttpTransport
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_headers_are_nobody_elses() -> None:
+    """tritonclient writes into the dictionary that its caller gave."""
+    one, other = (_wire_http.encode_request(request(image=image)) for image in (b"one", b"another"))
+    assert one[1] is not other[1]
+    assert one[1]["Content-Length"] != other[1]["Content-Length"]
+
+
+def test_an_answer_does_not_wait_for_a_poll() -> None:
+    """tritonclient's async_infer looks every 10 ms; the median of a hundred answers, one after the other, is less."""
+    stub = HttpStub()
+
+    async def main() -> float:
+        transport = AsyncHttpTransport("127.0.0.1", stub.server_address[1])
+        taken = []
+        for _ in range(101):
+            started = time.perf_counter()
+            await transport.infer(request())
+            taken.append(time.perf_counter() - started)
+        await transport.close()
+        return sorted(taken)[50]
+
+    median = asyncio.run(main())
+    stub.shutdown()
+    stub.server_close()
+    assert median < 0.008
+
+
+UNCLOSED = """
+import asyncio, sys
+from client import AsyncClassifier, Classifier
+
+grpc, http = sys.argv[1:]
+for url, protocol in ((grpc, "grpc"), (http, "http")):
+    kept = Classifier(url, protocol)
+    assert kept.classify(b"x")
+    Classifier(url, protocol).classify(b"x")  # dropped
+    Classifier(url, protocol)  # never used
+    AsyncClassifier(url, protocol)
+    async def main():
+        async with AsyncClassifier(url, protocol) as classifier:
+            await classifier.classify(b"x")
+    asyncio.run(main())
+print("done")
+"""
+
+
+def test_teardown_is_silent() -> None:
+    """tritonclient closes in __del__, where what it needs may be gone; nothing here has one."""
+    stub, http = GrpcStub(), HttpStub()
+    server, port = serve(stub)
+    command = [sys.executable, "-c", UNCLOSED, f"127.0.0.1:{port}", f"127.0.0.1:{http.server_address[1]}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    server.stop(0).wait()
+    http.shutdown()
+    http.server_close()
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+
+
+@pytest.mark.parametrize("source", ["docs/client.md", "client/testing.py"])
+def test_the_fake_is_shown_as_it_works(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / source).read_text()
+    (example,) = re.findall(
+        r"^( *)(from client import Classifier, QueueFullError\n.*?attempt$)", page, re.DOTALL | re.M
+    )
+    monkeypatch.setattr(client._attempts, "FIRST_PAUSE", 0.001)
+    names: dict[str, Any] = {}
+    exec("\n".join(line.removeprefix(example[0]) for line in example[1].splitlines()), names)
+    assert len(names["fake"].requests) == 2
