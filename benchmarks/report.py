@@ -1,6 +1,7 @@
 """The pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,40 @@ def measured(name: str, table: Callable[[dict[str, Any]], list[str]]) -> list[li
     return [table(load(name))] if (RESULTS / f"{name}.json").exists() else []
 
 
+def faults_table(result: dict[str, Any]) -> list[str]:
+    faults, restarts, soak = parts = [result[name] for name in ("faults", "restarts", "soak")]
+    lines = [
+        f"**What {faults['servers']} servers survive** ({conditions(result)}).",
+        f"{faults['requests_per_s']:g} requests/s, half gRPC and half HTTP, each to be answered within",
+        f"{faults['deadline_s']:g} s, `retries={faults['retries']}`.",
+        "Other work ran beside: the counts hold, the times are too long." if any(p["warning"] for p in parts) else "",
+        "",
+        "| to one server | through | sent | answered in time | failed | p50, p99, longest: ms | back after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    left: Counter[str] = Counter()
+    for row in faults["rows"]:
+        left.update(row["left_over"])
+        failed = ", ".join(f"{count} {kind}" for kind, count in row["failed"].items()) or "0"
+        cells = [row["fault"], row["path"], str(row["sent"]), str(row["answered_in_time"]), failed]
+        cells += [", ".join(f"{row[key]:.0f}" for key in ("p50_ms", "p99_ms", "longest_ms"))]
+        cells += ["never" if row["back_s"] is None else f"{row['back_s']:.1f} s"]
+        lines.append(f"| {' | '.join(cells)} |")
+    more = ", ".join(f"{name} {count}" for name, count in left.items())
+    ways = ", ".join(f"{count} {way}" for way, count in restarts["ways"].items())
+    counts = ", ".join(f"{name} {count} to {restarts['last'][name]}" for name, count in restarts["first"].items())
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in soak["outcomes"].items())
+    rss = soak["rss_mib"]
+    lines += ["", f"- More after these faults than before: {more}."]
+    lines += [f"- **{restarts['restarts']} restarts** ({ways}), {restarts['seconds_median']:.1f} s each: {counts}."]
+    lines += [f"- **{soak['requests']} requests** to one server: {outcomes}; {soak['requests_per_s']:.0f} requests/s,"]
+    lines += [f"  p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. Its memory: {rss['after_warm_up']:.1f} MiB"]
+    lines += [
+        f"  after the first tenth, {rss['at_the_end']:.1f} MiB in the last ({soak['rss_growth_percent']:+.2f} %)."
+    ]
+    return [line.replace("shm_files", "shared-memory files").replace("folders", "private folders") for line in lines]
+
+
 def pages() -> dict[Path, list[list[str]]]:
     """The tables of each page, between its two marks."""
     return {
@@ -165,8 +200,9 @@ def pages() -> dict[Path, list[list[str]]]:
             serving_table(load("serving_overhead")),
         ],
         ROOT / "docs" / "kernels.md": [expected.table()],
-        ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
+        ROOT / "docs" / "operations.md": [faults_table(load("faults"))],
         ROOT / "docs" / "serving.md": [overload_table(load("overload")), *measured("preprocess", preprocess_table)],
+        ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
     }
 
 

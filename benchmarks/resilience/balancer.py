@@ -1,0 +1,74 @@
+"""HAProxy as deploy/haproxy/haproxy.cfg sets it up, in front of servers on this machine."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+REMEDY = "apt-get install haproxy"
+
+
+@dataclass(frozen=True)
+class Balancer:
+    http: str
+    grpc: str
+    metrics: str
+    pid: int
+
+
+def find_haproxy() -> str | None:
+    """Debian keeps it where only root's PATH leads."""
+    return shutil.which("haproxy", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
+
+
+def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[str, str]:
+    """What the configuration reads: the servers' addresses, and bind_http, bind_grpc, bind_metrics."""
+    values = {f"WIDEFIELD_{name.upper()}": address for name, address in bind.items()}
+    for number, (one, two) in enumerate(zip(http, grpc, strict=True), start=1):
+        values |= {f"WIDEFIELD_HTTP_{number}": one, f"WIDEFIELD_GRPC_{number}": two}
+    return values
+
+
+@contextlib.contextmanager
+def balancer(http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float = 20.0) -> Iterator[Balancer]:
+    """In front of these servers, host:port each; ends with the block. Raises `OSError` where there is no HAProxy."""
+    program = find_haproxy()
+    if program is None:
+        raise OSError(f"haproxy is missing: {REMEDY}")
+    addresses = [f"127.0.0.1:{port}" for port in _free_ports(3)]
+    bind = dict(zip(("bind_http", "bind_grpc", "bind_metrics"), addresses, strict=True))
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [program, "-db", "-f", str(CONFIG)],
+            env={**os.environ, **environment(http, grpc, **bind)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _await_port(process, addresses[0], log, seconds)
+        yield Balancer(addresses[0], addresses[1], addresses[2], process.pid)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _await_port(process: subprocess.Popen[bytes], address: str, log: Path, seconds: float) -> None:
+    host, port = address.split(":")
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+            return
+        time.sleep(0.05)
+    raise OSError(f"haproxy does not listen on {address}: {log.read_text(errors='replace')[-500:]}")

@@ -1,0 +1,58 @@
+"""The demo's digits network in a model repository of its own, and pictures with the answers that it must give."""
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+import demo
+from client import Classifier
+from export.build import BuildOptions, build
+
+LARGE_EVERY, LARGE_SIDE = 20, 1760  # pictures, pixels
+TOLERANCE = 1e-3  # of a probability: oneDNN computes a batch of 4 in another order than one image
+
+LARGE_TOLERANCE = 0.3  # enlarged and reduced again, a digit is the same digit, not the same pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    data: bytes
+    label: str
+    probability: float
+    tolerance: float = TOLERANCE
+
+    def is_answered_by(self, label: str, probability: float) -> bool:
+        return label == self.label and abs(probability - self.probability) < self.tolerance
+
+    def enlarged(self) -> "Picture":
+        """As a BMP of 9 MB; each pixel is repeated, and the preprocess step makes nearly the same of it."""
+        buffer = io.BytesIO()
+        image = Image.open(io.BytesIO(self.data)).convert("RGB")
+        image.resize((LARGE_SIDE, LARGE_SIDE), Image.Resampling.BICUBIC).save(buffer, "BMP")
+        return replace(self, data=buffer.getvalue(), tolerance=LARGE_TOLERANCE)
+
+
+def build_digits(folder: Path) -> Path:
+    """The repository's folder. One thread a server: several share the cores."""
+    demo.train()
+    repository = folder / "model_repository"
+    build(BuildOptions(weights=demo.CHECKPOINT, output=repository, threads=1, parity_images=demo.HELD_OUT))
+    return repository
+
+
+def pictures(url: str) -> list[Picture]:
+    """The held-out digits, with what an undisturbed server answers over gRPC."""
+    found = []
+    with Classifier(url) as classifier:
+        for path, _ in demo.held_out_images():
+            data = path.read_bytes()
+            (best,) = classifier.classify(data, top=1)
+            found.append(Picture(data, best.label, best.probability))
+    return found
+
+
+def with_large(small: list[Picture]) -> list[Picture]:
+    """Each twentieth as a file of 9 MB: more than a balancer keeps to send again, and it needs new shared memory."""
+    return [picture if number % LARGE_EVERY else picture.enlarged() for number, picture in enumerate(small)]

@@ -1,0 +1,178 @@
+"""What happens to requests while one of several servers is killed, frozen or starved, and when that one is back."""
+
+import contextlib
+import errno
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.resilience.balancer import balancer
+from benchmarks.resilience.digits import pictures, with_large
+from benchmarks.resilience.fleet import Member, fleet
+from benchmarks.resilience.load import Load
+from client import Classifier
+
+SERVERS = 3
+RATE = 30.0  # requests a second, half over gRPC and half over HTTP
+DEADLINE = 10.0  # seconds
+RETRIES = 5  # behind a balancer the next attempt may meet the same server
+OPTIONS = ("--probe-interval", "2", "--probe-timeout", "3", "--drain-seconds", "5")
+BEFORE = AFTER = 3.0  # seconds of load around the fault
+BACK_SECONDS = 180.0  # a server that is not back by then is lost
+FILL = "filled-by-the-benchmark"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`inject` breaks a server, `keep` holds it so for `lasts` seconds, `clear` takes the cause away; where `restarts`,
+    only a new tritonserver counts as being back. `large`: files that no server has seen before are among the others."""
+
+    name: str
+    inject: Callable[[Member], None]
+    keep: Callable[[Member], None] = lambda member: None
+    clear: Callable[[Member], None] = lambda member: None
+    lasts: float = 0.0
+    restarts: bool = True
+    large: bool = False
+
+
+def kill(member: Member) -> None:
+    member.tritonserver().kill()
+
+
+def kill_backend(member: Member) -> None:
+    member.backend().kill()
+
+
+def freeze(member: Member) -> None:
+    member.tritonserver().send_signal(signal.SIGSTOP)
+
+
+def thaw(member: Member) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess, RuntimeError):
+        member.tritonserver().send_signal(signal.SIGCONT)
+
+
+def fill(folder: Path) -> None:
+    with (folder / FILL).open("ab", buffering=0) as file:
+        block = bytes(1 << 16)
+        while block:
+            try:
+                file.write(block)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                block = block[: len(block) // 2]  # to the last byte
+
+
+def fill_shared_memory(member: Member) -> None:
+    fill(member.shared_memory)
+
+
+def empty_shared_memory(member: Member) -> None:
+    (member.shared_memory / FILL).unlink()
+
+
+def fill_disk(member: Member) -> None:
+    fill(member.disk)
+
+
+def empty_disk(member: Member) -> None:
+    (member.disk / FILL).unlink()
+
+
+FAULTS = (
+    Fault("kill -9 of tritonserver", kill),
+    Fault("kill -9 of a Python process", kill_backend),
+    Fault("frozen for 3 s (SIGSTOP, SIGCONT)", freeze, clear=thaw, lasts=3.0, restarts=False),
+    Fault("frozen for good (SIGSTOP)", freeze),
+    Fault(
+        "/dev/shm full for 10 s",
+        fill_shared_memory,
+        clear=empty_shared_memory,
+        lasts=10.0,
+        restarts=False,
+        large=True,
+    ),
+    Fault("kill -9, and /dev/shm full for 10 s", kill, fill_shared_memory, empty_shared_memory, 10.0),
+    Fault("kill -9, and disk full for 10 s", kill, fill_disk, empty_disk, 10.0),
+)
+
+
+def endure(repository: Path, folder: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
+    """Every fault twice: through the balancer, and with the servers' addresses given to the client."""
+    rows = []
+    for path in ("balancer", "client"):
+        with contextlib.ExitStack() as stack:
+            members = stack.enter_context(fleet(repository, folder / path, SERVERS, *OPTIONS, confined=True))
+            small = pictures(members[0].grpc)
+            mixed = with_large(small)
+            addresses = [[member.http for member in members], [member.grpc for member in members]]
+            if path == "balancer":
+                front = stack.enter_context(balancer(addresses[0], addresses[1], folder / "haproxy.log"))
+                addresses = [[front.http], [front.grpc]]
+            classifiers = [
+                stack.enter_context(Classifier(urls, protocol=protocol, timeout=DEADLINE, retries=RETRIES))
+                for protocol, urls in zip(("http", "grpc"), addresses, strict=True)
+            ]
+            for number, fault in enumerate(faults):
+                member = members[number % SERVERS]  # in turn: a supervisor waits longer after each restart
+                row = suffer(fault, member, Load(classifiers, mixed if fault.large else small, RATE, DEADLINE))
+                rows.append({"path": path, **row})
+                print(json.dumps(rows[-1]), flush=True)
+    return {
+        "servers": SERVERS,
+        "requests_per_s": RATE,
+        "deadline_s": DEADLINE,
+        "retries": RETRIES,
+        "server_options": " ".join(OPTIONS),
+        "rows": rows,
+    }
+
+
+def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
+    """Load, the fault, and load until the member is back; what was lost and what is left over."""
+    before, restarts, old = member.footprint(), member.restarts, member.tritonserver().pid
+    with load:
+        time.sleep(BEFORE)
+        begun = time.monotonic()
+        fault.inject(member)
+        back: float | None = None
+        while time.monotonic() < begun + fault.lasts:
+            fault.keep(member)
+            if back is None and fault.restarts:  # perhaps in spite of the fault
+                back = _seconds_if_back(member, old, begun)
+            time.sleep(0.05)
+        fault.clear(member)
+        while back is None and time.monotonic() < begun + BACK_SECONDS:
+            back = _seconds_if_back(member, old if fault.restarts else None, begun)
+            time.sleep(0.05)
+        time.sleep(AFTER)
+    after = member.footprint()
+    return {
+        "fault": fault.name,
+        **load.summary(),
+        "back_s": None if back is None else round(back, 1),
+        "restarts": member.restarts - restarts,
+        "left_over": {
+            name: getattr(after, name) - getattr(before, name)
+            for name in ("processes", "descriptors", "shm_files", "folders")
+        },
+    }
+
+
+def _seconds_if_back(member: Member, dead: int | None, begun: float) -> float | None:
+    there = _pid(member) not in (None, dead) and all(member.answers() for _ in range(3))
+    return time.monotonic() - begun if there else None
+
+
+def _pid(member: Member) -> int | None:
+    with contextlib.suppress(RuntimeError):
+        return member.tritonserver().pid
+    return None

@@ -1,0 +1,131 @@
+"""Real servers as an operator starts them, `python -m server`, each with a small /dev/shm and disk of its own."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from benchmarks.resilience.footprint import Footprint, backends_of, tritonserver_of
+from server.canary import CanaryError, classify_canary
+
+START_SECONDS = 180.0
+SHM_MIB = 64
+DISK_MIB = 64
+# A mount namespace of the server's own: what is filled there is full for nobody else.
+CONFINED = 'mount -t tmpfs -o size={shm}m tmpfs /dev/shm && mount -t tmpfs -o size={disk}m tmpfs "$TMPDIR" && exec "$@"'
+
+
+def unshare() -> list[str]:
+    """The command that gives a process mounts of its own. Raises `OSError` where this machine does not allow it."""
+    command = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None:
+        raise OSError("unshare is missing: apt-get install util-linux")
+    tried = subprocess.run(
+        [*command, "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], capture_output=True, text=True, check=False
+    )
+    if tried.returncode:
+        raise OSError(f"this machine allows no mount namespace ({tried.stderr.strip()}): run as root")
+    return command
+
+
+class Member:
+    """One supervised server. `folder` holds its log and, in its own namespace, its disk."""
+
+    def __init__(self, repository: Path, folder: Path, *options: str, confined: bool = False) -> None:
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(parents=True)
+        command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
+        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+        command += ["--start-timeout", str(START_SECONDS), *options]
+        if confined:
+            command = [*unshare(), "sh", "-c", CONFINED.format(shm=SHM_MIB, disk=DISK_MIB), "sh", *command]
+        self.events: list[str] = []
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        threading.Thread(target=self._read_events, daemon=True).start()
+
+    def await_ready(self) -> None:
+        assert self.process.stdout is not None  # made with PIPE
+        lines = [self.process.stdout.readline() for _ in range(4)]
+        if not lines[3]:
+            raise RuntimeError(f"the server did not start: {' '.join(self.events[-3:])}")
+        self.http, self.grpc = lines[0].split()[1].removeprefix("http://"), lines[1].split()[1]
+        self.names = [path.name for path in self.disk.glob("widefield-*")]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def restarts(self) -> int:
+        return sum("; restarting" in line for line in self.events)
+
+    def tritonserver(self) -> psutil.Process:
+        found = tritonserver_of(self.pid)
+        if found is None:
+            raise RuntimeError("there is no tritonserver at the moment")
+        return found
+
+    def backend(self) -> psutil.Process:
+        return backends_of(self.pid)[0]
+
+    @property
+    def shared_memory(self) -> Path:
+        """As the server sees it, in its own namespace."""
+        return Path(f"/proc/{self.pid}/root/dev/shm")
+
+    @property
+    def disk(self) -> Path:
+        return Path(f"/proc/{self.pid}/root{self.temporary}")
+
+    def answers(self, seconds: float = 1.0) -> bool:
+        try:
+            classify_canary(self.http, "classifier", seconds)
+        except CanaryError:
+            return False
+        return True
+
+    def footprint(self) -> Footprint:
+        """Of the supervisor and what lies below it."""
+        return Footprint.of(self.pid, self.names, self.shared_memory, self.disk)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL where that does not end it."""
+        self.process.terminate()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _read_events(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.events.append(line.rstrip())
+
+
+@contextlib.contextmanager
+def fleet(repository: Path, folder: Path, count: int, *options: str, confined: bool = False) -> Iterator[list[Member]]:
+    """`count` servers that are ready; stopped at the end."""
+    members: list[Member] = []
+    try:
+        for number in range(count):
+            members.append(Member(repository, folder / f"server-{number + 1}", *options, confined=confined))
+        for member in members:
+            member.await_ready()
+        yield members
+    finally:
+        for member in members:
+            member.stop()

@@ -1,0 +1,62 @@
+"""The arithmetic of benchmarks/resilience; real servers and faults are in tests/server/test_balancer.py."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.resilience import __main__ as command
+from benchmarks.resilience.digits import Picture
+from benchmarks.resilience.footprint import Footprint, middle
+from benchmarks.resilience.load import Load
+from benchmarks.resilience.soak import Sample, growth
+from client import Classifier, QueueFullError, Request
+from client.testing import FakeTransport, Reply
+
+
+def test_every_request_is_counted_once() -> None:
+    def reply(request: Request) -> Reply:
+        if request.image == b"late":
+            time.sleep(0.3)
+        return QueueFullError("full") if request.image == b"full" else [("cat", 0, 0.9)]
+
+    pictures = [Picture(name, "cat", 0.9) for name in (b"good", b"late", b"full")] + [Picture(b"wrong", "dog", 0.9)]
+    with Classifier(transport=FakeTransport(reply), retries=0, timeout=5) as classifier:
+        with Load([classifier], pictures, rate=40.0, deadline=0.2) as load:
+            time.sleep(0.5)
+        summary = load.summary()
+    assert summary["sent"] == summary["answered_in_time"] + sum(summary["failed"].values()) > 12
+    assert set(summary["failed"]) == {"Late", "QueueFullError", "WrongAnswer"}
+    assert abs(summary["answered_in_time"] - summary["sent"] / 4) <= 1
+    assert summary["first_failures"]
+
+
+def test_growth_is_from_after_the_warm_up_to_the_end() -> None:
+    samples = [Sample(done, 100.0 if done < 100 else 200.0 + done / 100, 80) for done in range(0, 1001, 10)]
+    found = growth(samples, 1000)
+    assert found["rss_mib"] == {"after_warm_up": 201.4, "at_the_end": 209.5}
+    assert found["rss_growth_percent"] == pytest.approx(4.0, abs=0.1)
+    with pytest.raises(ValueError, match="too few to see growth"):
+        growth(samples[:1], 1000)
+
+
+def test_a_count_of_a_moment_is_no_leak() -> None:
+    usual, moment = Footprint(4, 7, 3, 2, 1), Footprint(4, 8, 3, 2, 1)
+    assert middle([usual, moment, usual]) == {
+        "processes": 4,
+        "descriptors": 7,
+        "threads": 3,
+        "shm_files": 2,
+        "folders": 1,
+    }
+
+
+def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
+    command.write("soak", {"requests": 1}, None)
+    path = command.write("restarts", {"restarts": 2}, "busy")
+    found = json.loads(path.read_text())
+    assert found["soak"] == {"warning": None, "requests": 1}
+    assert found["restarts"] == {"warning": "busy", "restarts": 2}

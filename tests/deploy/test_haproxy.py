@@ -1,0 +1,55 @@
+"""deploy/haproxy/haproxy.cfg: HAProxy takes it, and the picture in its check is one. What it does: tests/server."""
+
+import io
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from manifests import DEPLOY
+from PIL import Image
+
+from benchmarks.resilience.balancer import REMEDY, environment, find_haproxy
+
+CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
+ADDRESSES = [f"192.0.2.{number}:80" for number in range(1, 5)]
+
+
+def check(addresses):
+    program = find_haproxy()
+    if program is None:
+        pytest.skip(f"haproxy is not installed: {REMEDY}")
+    return subprocess.run(
+        [program, "-c", "-f", str(CONFIG)],
+        env={**os.environ, **environment(addresses, addresses)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_haproxy_takes_it(count):
+    result = check(ADDRESSES[:count])
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" not in result.stderr
+
+
+def test_without_a_server_it_is_refused():
+    result = check([])
+    assert result.returncode != 0
+    assert "'server' expects <name> and <addr>" in result.stderr
+
+
+def test_the_check_sends_a_picture():
+    (body,) = re.findall(r"body '(.*)'", CONFIG.read_text())
+    request = json.loads(body)
+    (image,) = request["inputs"]
+    data = image["data"][0].encode("ascii")
+    assert (image["name"], image["datatype"], image["shape"]) == ("image", "BYTES", [1, 1])
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.load()
+        assert (picture.format, picture.size) == ("BMP", (1, 1))
+    seconds = int(re.search(r"timeout check (\d+)s", CONFIG.read_text()).group(1))
+    assert request["parameters"]["timeout"] < seconds * 1e6  # busy is said before the check ends

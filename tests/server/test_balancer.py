@@ -1,0 +1,122 @@
+"""HAProxy with deploy's configuration in front of real servers: who is sent to, who waits, and what a kill costs."""
+
+import contextlib
+import http.server
+import socket
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from benchmarks.resilience.balancer import REMEDY, balancer, find_haproxy
+from benchmarks.resilience.digits import Picture
+from benchmarks.resilience.faults import FAULTS, suffer
+from benchmarks.resilience.fleet import fleet
+from benchmarks.resilience.load import Load
+from client import Classifier
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(find_haproxy() is None, reason=f"haproxy is not installed: {REMEDY}"),
+]
+SLOW_SENDER_SECONDS = 10  # `timeout http-request` and `wait-for-body`
+HALF_A_HEADER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: here\r\n"
+HALF_A_BODY = HALF_A_HEADER + b"Content-Length: 1000\r\n\r\n{"
+
+
+class DeadInside(http.server.BaseHTTPRequestHandler):
+    """As tritonserver with a dead Python process: ready, and no inference."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer(200)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(500)
+
+    def answer(self, status):
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def dead_inside():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), DeadInside) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+@pytest.fixture
+def nobody():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    return address
+
+
+def servers_up(metrics):
+    """Names of the HTTP servers that HAProxy sends to."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    start = 'haproxy_server_status{proxy="http",server="'
+    return {
+        line[len(start) :].split('"')[0] for line in lines if line.startswith(start) and line.endswith('state="UP"} 1')
+    }
+
+
+def connect(address, data):
+    host, port = address.split(":")
+    connection = socket.create_connection((host, int(port)), timeout=SLOW_SENDER_SECONDS * 2)
+    connection.sendall(data)
+    return connection
+
+
+def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_inside, nobody, encode, tmp_path):
+    http_servers = [server.http_url, dead_inside, nobody]
+    grpc_servers = [server.grpc_url, nobody, nobody]
+    with balancer(http_servers, grpc_servers, tmp_path / "haproxy.log") as front, contextlib.ExitStack() as stack:
+        begun = time.monotonic()
+        slow = [stack.enter_context(connect(front.http, data)) for data in (HALF_A_HEADER, HALF_A_BODY)]
+        for address, protocol in ((front.http, "http"), (front.grpc, "grpc")):
+            with Classifier(address, protocol=protocol, retries=0) as classifier:  # at once: no check has failed yet
+                assert [classifier.classify(encode("green"), top=1)[0].label for _ in range(9)] == ["green"] * 9
+        while servers_up(front.metrics) != {"s1"}:
+            assert time.monotonic() < begun + 15, servers_up(front.metrics)
+            time.sleep(0.1)
+        for connection in slow:
+            assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        assert SLOW_SENDER_SECONDS - 1 < time.monotonic() - begun < SLOW_SENDER_SECONDS + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["balancer", "client"])
+def test_kill_9_and_a_freeze_lose_no_request(path, repository, encode, tmp_path):
+    with contextlib.ExitStack() as stack:
+        options = ("--probe-interval", "1", "--probe-timeout", "2")
+        members = stack.enter_context(fleet(repository, tmp_path, 2, *options))
+        addresses = [[member.http for member in members], [member.grpc for member in members]]
+        with Classifier(members[0].grpc) as classifier:
+            data = [encode(colour) for colour in ("red", "green", "blue")]
+            best = [classifier.classify(each, top=1)[0] for each in data]
+            pictures = [Picture(each, one.label, one.probability) for each, one in zip(data, best, strict=True)]
+        if path == "balancer":
+            front = stack.enter_context(balancer(*addresses, tmp_path / "haproxy.log"))
+            addresses = [[front.http], [front.grpc]]
+        classifiers = [
+            stack.enter_context(Classifier(urls, protocol=protocol, timeout=10.0))
+            for protocol, urls in zip(("http", "grpc"), addresses, strict=True)
+        ]
+        for member, fault in zip((*members, members[0]), (FAULTS[0], FAULTS[1], FAULTS[3]), strict=True):
+            result = suffer(fault, member, Load(classifiers, pictures, 20.0, 10.0))
+            assert result["back_s"] is not None, result
+            assert result["restarts"] == 1, result
+            assert not result["failed"], result
+            assert result["answered_in_time"] == result["sent"] > 100
+            assert set(result["left_over"].values()) == {0}, result
