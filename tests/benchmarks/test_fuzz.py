@@ -78,5 +78,4 @@ def test_a_restart_and_another_answer_are_seen(digits_server):
 @pytest.mark.parametrize("name", INPUTS)
 def test_what_ends_tritonserver_is_mended_by_its_supervisor(digits_repository, name):
     row = try_input(digits_repository, name)
-    ended = [event for event in row["events"] if "tritonserver ended with code" in event]
-    assert len(ended) == (0 if "refused" in name else 1), row
+    assert len(row["events"]) == (0 if "refused" in name else 1), row  # each is a restart

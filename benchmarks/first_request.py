@@ -1,0 +1,95 @@
+"""Is the first request after the start as fast as the hundredth? Every step is warmed up before the server says ready.
+
+    python -m benchmarks.first_request [--archs replknet_nano,replknet_small] [--starts 5]
+
+The server is started anew each time; its own proof, one small picture, comes first, as it does in service. The client's
+connection is made before the clock runs. "Hundredth" is the median of requests 91 to 110 of the same start; four
+pictures are in flight at once in the second row, so that a batch of four is the first of its size too.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
+from benchmarks.serving_overhead import IMAGE_SIZE, photograph
+
+REQUESTS = 110
+
+
+def one_start(repository: Path, jpeg: bytes, at_once: int) -> tuple[float, float]:
+    """Milliseconds of the first request (the slowest of those sent at once) and of the hundredth."""
+    import tritonclient.grpc as triton_grpc
+
+    from server import TritonServer
+
+    tensor = triton_grpc.InferInput("image", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[jpeg]], dtype=np.object_))
+
+    with (
+        TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        triton_grpc.InferenceServerClient(server.grpc_url) as client,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
+        client.is_server_live()  # connects
+
+        def ask(_: int) -> float:
+            begun = time.perf_counter()
+            client.infer("classifier", [tensor])
+            return (time.perf_counter() - begun) * 1e3
+
+        taken = [max(pool.map(ask, range(at_once))) for _ in range(REQUESTS)]
+    return taken[0], statistics.median(taken[90:])
+
+
+def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
+    from export.build import BuildOptions, build
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository))
+        for at_once in (1, 4):
+            pairs = [one_start(repository, jpeg, at_once) for _ in range(starts)]
+            rows.append(
+                {
+                    "arch": arch,
+                    "at_once": at_once,
+                    "starts": starts,
+                    "first_ms": [round(first, 2) for first, _ in pairs],
+                    "hundredth_ms": [round(hundredth, 2) for _, hundredth in pairs],
+                    "first_over_hundredth": round(statistics.median(first / late for first, late in pairs), 2),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", default="replknet_nano,replknet_small")
+    parser.add_argument("--starts", type=int, default=5)
+    options = parser.parse_args()
+    run_as_served("benchmarks.first_request")
+    warning = load_average_warning()
+    jpeg = photograph()
+    rows = [row for arch in options.archs.split(",") for row in measure(arch, jpeg, options.starts)]
+    path = write_results(
+        "first_request",
+        image=f"JPEG 960x640, {len(jpeg)} bytes",
+        image_size=IMAGE_SIZE,
+        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
+        warning=warning,
+        rows=rows,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""What an operator sees of the real server: request ids in log and traces, words of failures, numbers of panels."""
+
+import concurrent.futures
+import contextlib
+import http.client
+import http.server
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+import yaml
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from server import PortInUseError, TritonServer
+from server.preflight import free_ports
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
+from manifests import DEPLOY, RULES, queries
+
+pytestmark = pytest.mark.server
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+LOG_LINE = re.compile(re.search(r"^    (\^\(\?P<time>.*)$", OPERATIONS, re.MULTILINE).group(1))
+
+
+def infer(server, protocol, image, request_id="", model="classifier", timeout=None, batch=1):
+    module, url = (triton_grpc, server.grpc_url) if protocol == "grpc" else (triton_http, server.http_url)
+    tensor = module.InferInput("image", [batch, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image]] * batch, dtype=np.object_))
+    with module.InferenceServerClient(url) as client:
+        return client.infer(model, [tensor], request_id=request_id, timeout=timeout)
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def manage(server, path, body, token="secret"):
+    connection = http.client.HTTPConnection(server.http_url, timeout=30)
+    with contextlib.closing(connection):
+        connection.request("POST", path, json.dumps(body), {"widefield-management": token})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+@pytest.fixture(scope="module")
+def observed(repository, tmp_path_factory):
+    """(lines of the log while verbose, events of the trace) of a server that has ended; its answers to management."""
+    folder = tmp_path_factory.mktemp("observed")
+    log, trace = folder / "log", folder / "trace.json"
+    options = ["--log-format=ISO8601", f"--trace-config=triton,file={trace}", "--trace-config=rate=1"]
+    options += ["--trace-config=level=TIMESTAMPS"]
+    with TritonServer(repository, log_file=log, management_token="secret", tritonserver_args=options) as server:
+        assert manage(server, "/v2/logging", {"log_verbose_level": 1}, "guess")[0] == 403
+        assert manage(server, "/v2/logging", {"log_verbose_level": 1})[0] == 200
+        begin = log.stat().st_size
+        for protocol in ("grpc", "http"):
+            infer(server, protocol, png("red"), f"order-{protocol}")
+            infer(server, protocol, png("red"), f"evil-{protocol}\nE forged line")
+            with pytest.raises(InferenceServerException):
+                infer(server, protocol, b"no image", f"bad-{protocol}")
+        time.sleep(0.3)
+        manage(server, "/v2/logging", {"log_verbose_level": 0})
+        end = log.stat().st_size
+    return log.read_bytes()[begin:end].decode().splitlines(), json.loads(
+        trace.read_text(), strict=False
+    )  # ids are not escaped in it
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_log_lines_carry_the_request_id(observed, protocol):
+    lines, _ = observed
+    messages = [json.loads(match["message"]) for match in map(LOG_LINE.match, lines) if match]
+    for name, steps in ((f"order-{protocol}", 4), (f"bad-{protocol}", 2)):  # the ensemble and what was reached
+        assert len([each for each in messages if each.startswith(f"[request id: {name}] prepared")]) == steps
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_request_id_cannot_forge_a_line(observed, protocol):
+    lines, _ = observed
+    messages = [json.loads(match["message"]) for match in map(LOG_LINE.match, lines) if match]
+    assert any(f"evil-{protocol}\nE forged line" in message for message in messages)
+    assert not any(line.startswith("E forged") for line in lines)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_traces_carry_the_request_id_and_the_times(observed, protocol):
+    _, events = observed
+    (first,) = [each for each in events if each.get("request_id") == f"order-{protocol}" and "parent_id" not in each]
+    assert first["model_name"] == "classifier"
+    steps = {event["id"] for event in events if event.get("parent_id") == first["id"]}
+    assert {each["model_name"] for each in events if each["id"] in steps and "model_name" in each} == {
+        "preprocess",
+        "backbone",
+        "softmax",
+    }
+    stamps = {stamp["name"] for each in events if each["id"] in steps for stamp in each.get("timestamps", [])}
+    assert {"QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END"} <= stamps
+
+
+@pytest.mark.slow
+def test_opentelemetry(repository, encode):
+    """Spans reach a collector by OTLP over HTTP, JSON, under the sender's trace."""
+    received = []
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    threading.Thread(target=collector.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
+    options = ["mode=opentelemetry", f"opentelemetry,url={url}", "opentelemetry,resource=service.name=widefield"]
+    options = [f"--trace-config={option}" for option in (*options, "rate=1", "level=TIMESTAMPS")]
+    with TritonServer(repository, tritonserver_args=options) as server:
+        tensor = triton_http.InferInput("image", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[encode("red")]], dtype=np.object_))
+        parent = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+        with triton_http.InferenceServerClient(server.http_url) as client:
+            client.infer("classifier", [tensor], headers=parent)
+    collector.shutdown()
+    spans = [
+        span
+        for message in received
+        for resource in message["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
+    own = {span["name"] for span in spans if span["traceId"] == "ab" * 16}
+    assert {"InferRequest", "classifier", "preprocess", "backbone", "softmax", "compute"} <= own
+
+
+@pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
+)
+def test_prometheus_answers_every_panel_and_loads_every_rule(server, classify, encode, tmp_path):
+    """The real Prometheus with the deployed rules, on the real server's metrics; panels of a GPU are empty here."""
+    (port,) = free_ports(["127.0.0.1"])
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [server.metrics_url]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(RULES, tmp_path)
+    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    wanted = {place: query for place, query in queries().items() if place.startswith("panel") and "GPU" not in place}
+
+    def ask(path, **parameters):
+        address = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        return json.load(urllib.request.urlopen(address, timeout=10))["data"]
+
+    def has_data(place):
+        """For refused images: more than none."""
+        rows = ask("query", query=wanted[place])["result"]
+        return bool(rows) and (place != "panel Requests failed, by step and reason B" or float(rows[0]["value"][1]) > 0)
+
+    with subprocess.Popen(command) as prometheus:
+        try:
+            empty, end = set(wanted), time.monotonic() + 60
+            while empty:
+                assert time.monotonic() < end, f"no data for {sorted(empty)}"
+                classify(server, [encode("red")])
+                with contextlib.suppress(InferenceServerException):
+                    classify(server, [b"no image"])
+                with contextlib.suppress(OSError):
+                    empty = {place for place in empty if not has_data(place)}
+                time.sleep(0.5)
+            rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+            assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
+            assert not any(rule.get("lastError") for rule in rules)
+        finally:
+            prometheus.terminate()
+
+
+def signature(text):
+    """It stands in docs/operations.md, and is what the server says."""
+    assert f"`{text}`" in OPERATIONS, text
+    return re.escape(text)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_signatures_of_refusals(server, encode, protocol):
+    for text, arguments in {
+        "not a JPEG, PNG, WebP, BMP or GIF image": {"image": b"text"},
+        "the file is truncated or damaged, save it again": {"image": encode("red")[:70]},
+        "Request for unknown model": {"image": encode("red"), "model": "nobody"},
+        "batch-size must be <= 16": {"image": encode("red"), "batch": 17},
+    }.items():
+        with pytest.raises(InferenceServerException, match=signature(text)):
+            infer(server, protocol, **arguments)
+
+
+def test_signature_of_a_closed_interface(server):
+    status, text = manage(server, "/v2/repository/index", {}, "guess")
+    assert status == 403
+    assert re.search(signature("This API is restricted, expecting header"), text)
+
+
+def test_signature_of_an_expired_wait(digits_server, encode):
+    """Requests that may wait a microsecond, while others are ahead of them."""
+
+    def ask(number):
+        try:
+            infer(digits_server, "grpc", encode("red"), timeout=1)
+        except InferenceServerException as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(ask, range(64)))
+    assert any(re.search(signature("Request timeout expired"), answer) for answer in answers)
+
+
+@pytest.mark.slow
+def test_signatures_of_restarts(repository):
+    """A dead Python process; and a signal that ends tritonserver, as its own crash would."""
+    import psutil
+
+    events: list[str] = []
+    with TritonServer(repository, probe_interval=1, on_event=events.append) as server:
+        for kill, text in (
+            (-1, r"backend process \d+ died; restarting"),
+            (0, r"tritonserver ended with code 139; restarting"),
+        ):
+            processes = psutil.Process(server._process.guard.pid).children(recursive=True)
+            os.kill(processes[kill].pid, signal.SIGKILL if kill else signal.SIGSEGV)
+            end = time.monotonic() + 60
+            while not (any(re.match(text, event) for event in events) and server.ready):
+                assert time.monotonic() < end, events
+                time.sleep(0.1)
+    for text in ("backend process", "died; restarting", "tritonserver ended with code 139; restarting"):
+        assert text in OPERATIONS
+
+
+def test_signature_of_a_port_in_use(repository, server):
+    port = int(server.http_url.rpartition(":")[2])
+    with pytest.raises(PortInUseError) as refused:
+        TritonServer(repository, http_port=port).start()
+    assert re.search(signature("is in use"), str(refused.value)), refused.value
