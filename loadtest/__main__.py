@@ -1,78 +1,208 @@
-"""A short closed-loop load test with a table at the end.
+"""Load tests of a running server: run, capacity, null, report.
 
-    python -m loadtest --protocol both --users 4 --seconds 10 --images DIR
+    python -m loadtest --protocol both --users 4 --seconds 10
+    python -m loadtest run --rate 40 --shape step --slo slo.toml --report report.html
+    python -m loadtest capacity --slo slo.toml --report report.html
+    python -m loadtest null
+    python -m loadtest report results.json report.html
 
-Times are locust's: whole milliseconds below 100 ms, two significant digits above. Exit status: 0 every request was
-answered, 1 at least one was not, or none was sent, 2 wrong usage.
+`run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
+Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered; 2 wrong usage; 3 the load
+generator cannot send twice the rate that was asked for.
 """
 
-from loadtest.locustfile import (
-    ClassifierUser,
-    GrpcClassifierUser,
-    HttpClassifierUser,
-    add_arguments,
-    read_images,
-)  # patches first
-
-# isort: split
 import argparse
-import contextlib
+import json
+import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import gevent
-from locust.env import Environment
-from rich.console import Console
-from rich.table import Table
+from loadtest.capacity import find_capacity
+from loadtest.null_check import null_rate, run_load
+from loadtest.options import add_load_options, add_target_options, positive
+from loadtest.results import requests_needed
+from loadtest.slo import load_slo
 
-USERS: dict[str, list[type[ClassifierUser]]] = {
-    "grpc": [GrpcClassifierUser],
-    "http": [HttpClassifierUser],
-    "both": [GrpcClassifierUser, HttpClassifierUser],
-}
+USERS = {"grpc": ["GrpcClassifierUser"], "http": ["HttpClassifierUser"], "both": []}
+LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+NULL_EXPLAINED = "a server that does nothing, in a process of its own on this machine"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
-    environment = Environment(user_classes=list(USERS[options.protocol]), host=options.host, parsed_options=options)
-    read_images(environment)
-    runner = environment.create_local_runner()
-    runner.start(options.users, spawn_rate=options.users)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the table of what there is
-        gevent.sleep(options.seconds)
-    runner.quit()
-    return _report(environment, {user.request_type for user in USERS[options.protocol]})
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"run": run, "capacity": capacity, "null": null, "report": report}
+    command = commands[arguments.pop(0)] if arguments and arguments[0] in commands else run
+    try:
+        return command(arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        text = str(error)
+        print(text if text.startswith("loadtest: ") else f"loadtest: {text}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m loadtest", description="Load on a running server.")
-    parser.add_argument("--protocol", choices=sorted(USERS), default="both", help="default: both")
-    parser.add_argument("--users", type=int, default=4, metavar="N", help="in all, shared by protocol (default: 4)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="default: 10")
-    parser.add_argument("--host", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
-    add_arguments(parser)
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m loadtest {command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that send, on this machine (default: 1)")
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    parser = _parser("run", __doc__ or "")
+    parser.add_argument("-u", "--users", type=int, metavar="N", help="closed loop: users in all (default: 4)")
+    parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
+    parser.add_argument(
+        "--null-check",
+        choices=("refuse", "warn", "off"),
+        default="refuse",
+        help=f"before an open loop: can this machine send twice the rate, to {NULL_EXPLAINED}? (default: refuse)",
+    )
+    add_target_options(parser)
+    add_load_options(parser)
+    options, of_locust = parser.parse_known_args(arguments)
+    if options.users is not None and options.rate is not None:
+        parser.error("give --users (closed loop) or --rate (open loop), not both")
+    if options.levels and options.shape != "step":
+        parser.error("--levels belong to --shape step")
+    peak = _peak(options)
+    kinds = len(USERS[options.protocol]) or 2
+    if options.rate is None and not options.levels and (options.users if options.users is not None else 4) < kinds:
+        parser.error("give at least one user for each protocol")
+    if options.slo:
+        load_slo(options.slo)
+    if options.rate is not None and options.null_check != "off" and "--worker" not in of_locust:
+        options.null_rate = null_rate(options.protocol, max(1, options.processes), _image_options(options))
+        if peak > options.null_rate / 2:
+            print(
+                f"loadtest: {peak:g} requests/s are more than half of the {options.null_rate:.0f} that this load "
+                f"generator sends to {NULL_EXPLAINED}: use --processes, send from more machines, or --null-check warn",
+                file=sys.stderr,
+            )
+            if options.null_check == "refuse":
+                return 3
+    return _locust(options, of_locust)
+
+
+def _peak(options: argparse.Namespace) -> float:
+    """The highest rate of an open loop."""
+    if options.shape == "step" and options.levels:
+        return max(options.levels)
+    return (options.rate or 0.0) * (options.peak if options.shape == "spike" else 1.0)
+
+
+def _image_options(options: argparse.Namespace) -> list[str]:
+    return ["--images", options.images, "--sizes", options.sizes]
+
+
+def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
+    """Gives this process to locust."""
+    passed: dict[str, Any] = {name: value for name, value in vars(options).items() if value not in (None, "", [])}
+    protocol = passed.pop("protocol")
+    passed.pop("null_check")
+    if passed["processes"] == 1:
+        passed.pop("processes")
+    passed.setdefault("shape", "steady")
+    if options.rate is None:
+        passed.setdefault("users", 4)
+    if "levels" in passed:
+        passed["levels"] = ",".join(f"{level:g}" for level in passed["levels"])
+    words = [word for name, value in passed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    sys.argv = ["locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--skip-log-setup"]
+    sys.argv += [*words, *of_locust, *USERS[protocol]]
+    from locust.main import main as locust_main
+
+    locust_main()
+    return 0  # not reached: locust ends the process with its own status
+
+
+def capacity(arguments: Sequence[str]) -> int:
+    parser = _parser(
+        "capacity",
+        "The highest Poisson rate at which the objectives hold. Exit status: 0 found, 1 no rate holds, 2 wrong usage.",
+    )
+    parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
+    parser.add_argument("--slo", required=True, metavar="FILE", help="objectives (TOML)")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="of each run, or more (default: 20)")
+    parser.add_argument("--warm-up", type=positive, default=3.0, help="seconds before them (default: 3)")
+    parser.add_argument("--repeats", type=int, default=3, help="most of them decide (default: 3)")
+    parser.add_argument("--precision", type=positive, default=0.05, help="share of the rate (default: 0.05)")
+    parser.add_argument("--from-rate", type=positive, help="first rate (default: what 8 users of a closed loop get)")
+    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
+    parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")
+    add_target_options(parser)
     options = parser.parse_args(arguments)
-    if options.users < len(USERS[options.protocol]) or options.seconds <= 0:
-        parser.error("give at least one user for each protocol, and more than 0 seconds")
-    return options
+    if options.repeats < 1:
+        parser.error("--repeats: 1 or more")
+    percentiles = [name for name in load_slo(options.slo).get("latency_ms", {}) if name != "max"]
+    requests = max(map(requests_needed, percentiles), default=1) * (len(USERS[options.protocol]) or 2)
+    names = ("protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout")
+    target = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    if options.processes > 1:
+        target += ["--processes", str(options.processes)]
+    null = null_rate(options.protocol, options.processes, _image_options(options))
+    print(f"load generator: {null:.0f} requests/s to {NULL_EXPLAINED}; rates up to half of it are tried", flush=True)
+
+    def at_rate(rate: float) -> dict[str, Any]:
+        seconds = max(options.seconds, 1.2 * requests / rate)  # enough for the percentile to be one
+        load = ["--rate", repr(rate), "--seconds", f"{seconds:.1f}", "--warm-up", str(options.warm_up)]
+        result = run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
+        phase = result["phases"][-1]
+        missed = sorted({line["objective"] for line in phase["slo"] if not line["met"]})
+        print(f"  {rate:8.1f}/s: {'missed ' + ', '.join(missed) if missed else 'met'}", flush=True)
+        return result
+
+    first = options.from_rate
+    if first is None:
+        closed = run_load([*target, "--users", "8", "--seconds", "5", "--warm-up", "2"])
+        first = sum(row["answered_per_s"] for row in closed["phases"][-1]["protocols"].values())
+        if not first:
+            raise RuntimeError(f"no request was answered at {options.host}: is the server there?")
+        print(f"closed loop, 8 users: {first:.1f} answers/s", flush=True)
+    search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision)
+    found = {"rate": search.capacity, "limited": search.limited, "tried": sorted(search.tried.items())}
+    if options.results:
+        Path(options.results).write_text(json.dumps({"capacity": found, "runs": search.results}, indent=1))
+    if options.report:
+        from loadtest.report import write_report
+
+        write_report(search.results, Path(options.report), found)
+    limit = " or more: the load generator is the limit" if search.limited else ""
+    print(f"capacity: {search.capacity:.1f} requests/s{limit}")
+    return 0 if search.capacity else 1
 
 
-def _report(environment: Environment, expected: set[str]) -> int:
-    entries = sorted(environment.stats.entries.values(), key=lambda entry: entry.method)
-    table = Table("protocol", "requests", "errors", "requests/s", "p50 ms", "p99 ms")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for entry in entries:
-        percentiles = (f"{entry.get_response_time_percentile(part):.0f}" for part in (0.5, 0.99))
-        count, errors = str(entry.num_requests), str(entry.num_failures)
-        table.add_row(entry.method, count, errors, f"{entry.total_rps:.1f}", *percentiles)
-    Console().print(table)
-    for error in environment.stats.errors.values():
-        print(f"{error.occurrences} x {error.method}: {error.error}", file=sys.stderr)
-    answered = {entry.method for entry in entries if entry.num_requests > entry.num_failures}
-    for silent in sorted(expected - answered):
-        print(f"{silent}: no request was answered", file=sys.stderr)
-    return 1 if environment.stats.errors or expected != answered else 0
+def null(arguments: Sequence[str]) -> int:
+    parser = _parser("null", f"What this machine can send, shown against {NULL_EXPLAINED}.")
+    parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
+    parser.add_argument("--sizes", default="", metavar="PIXELS:COUNT,...", help="as of run")
+    options = parser.parse_args(arguments)
+    rate = null_rate(options.protocol, options.processes, _image_options(options))
+    print(f"{rate:.0f} requests/s to {NULL_EXPLAINED}; up to {math.floor(rate / 2)}/s can be trusted")
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m loadtest report", description="An HTML report of saved results.")
+    parser.add_argument("results", help="what --results has written")
+    parser.add_argument("output", help="the HTML file")
+    options = parser.parse_args(arguments)
+    from loadtest.report import write_report
+
+    saved = json.loads(Path(options.results).read_text())
+    if "runs" in saved:
+        write_report(saved["runs"], Path(options.output), saved["capacity"])
+    else:
+        write_report([saved], Path(options.output))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,28 +1,71 @@
 """The real pictures that the users send."""
 
 import importlib.util
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from client import find_images
 
-DIGITS = Path(__file__).parents[1] / "data" / "digits" / "val"
+# Longer side in pixels : images of that size in 20. Thumbnails, pages, phone screens, cameras of 1 and 12 megapixels.
+SIZES = "320:6,640:7,1280:4,1920:2,4000:1"
+QUALITIES = (75, 85, 92)
+GRAIN = 6.0  # grey levels, standard deviation: an enlarged picture has as many bytes a pixel as a camera's
 
 
-def default_folder() -> Path:
-    """The held-out digits where they are, else the photographs that scikit-learn ships. Raises `FileNotFoundError`."""
-    if DIGITS.is_dir():
-        return DIGITS
+def parse_sizes(text: str) -> list[tuple[int, int]]:
+    """``"320:6,640:7"`` -> [(320, 6), (640, 7)]. Raises `ValueError`."""
+    try:
+        sizes = [(int(side), int(count)) for side, count in (part.split(":") for part in text.split(","))]
+    except ValueError:
+        sizes = []
+    if not sizes or any(not 16 <= side <= 8000 or not 1 <= count <= 1000 for side, count in sizes):
+        raise ValueError(f"sizes are {text!r}: write longer side:count, for example {SIZES} (16 to 8000 pixels)")
+    return sizes
+
+
+def photographs() -> list[Path]:
+    """Those that scikit-learn ships. Raises `FileNotFoundError`."""
     package = importlib.util.find_spec("sklearn")  # looked up, not imported
     if package is None or not package.submodule_search_locations:
-        raise FileNotFoundError("no images: name a folder with --images")
-    return Path(package.submodule_search_locations[0], "datasets", "images")
+        raise FileNotFoundError("no photographs (scikit-learn is not installed): name a folder with --images")
+    return find_images(Path(package.submodule_search_locations[0], "datasets", "images"))
 
 
-def load_images(folder: Path | None = None, limit: int = 500) -> list[bytes]:
-    """The encoded bytes of up to `limit` images below `folder`, evenly picked. Raises `FileNotFoundError`."""
-    folder = default_folder() if folder is None else folder
+def load_images(folder: Path | None = None, sizes: str = "", limit: int = 500) -> list[bytes]:
+    """Encoded images: up to `limit` of `folder`, evenly picked, as they are; else photographs in the mix of `sizes`.
+
+    With both, the folder's images are resized in turn. Raises `FileNotFoundError`, `ValueError`.
+    """
+    if folder is None:
+        return resized(photographs(), parse_sizes(sizes or SIZES))
     paths = find_images(folder)
     if not paths:
         raise FileNotFoundError(f"no image below {folder}: name another folder with --images")
+    if sizes:
+        return resized(paths, parse_sizes(sizes))
     step = max(1.0, len(paths) / limit)
     return [paths[int(number * step)].read_bytes() for number in range(min(limit, len(paths)))]
+
+
+def resized(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+    """JPEGs, the count of each size; pictures and qualities in turn. The same at every call."""
+    import numpy as np
+    from PIL import Image
+
+    encoded: list[bytes] = []
+    tile = np.random.default_rng(0).normal(0, GRAIN, (512, 512, 1)).astype(np.int16)
+    for side, count in sizes:
+        for _ in range(count):
+            with Image.open(paths[len(encoded) % len(paths)]) as image:
+                picture = image.convert("RGB")
+            scale = side / max(picture.size)
+            width, height = (max(1, round(scale * length)) for length in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            if scale > 1:
+                grain = np.tile(tile, (height // 512 + 1, width // 512 + 1, 1))[:height, :width]
+                picture = Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=QUALITIES[len(encoded) % len(QUALITIES)])
+            encoded.append(buffer.getvalue())
+    return encoded

@@ -1,13 +1,19 @@
-"""The server that the load goes to."""
+"""The servers that the load goes to, and the command that sends it."""
 
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "client"))
 from tiny_repository import write_tiny_repository
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +25,71 @@ def load_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonSer
     write_tiny_repository(folder / "model_repository")
     with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
         yield server
+
+
+@pytest.fixture
+def loadtest() -> Callable[..., subprocess.CompletedProcess]:
+    """loadtest("--users", "2") -> what `python -m loadtest` did."""
+
+    def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "loadtest", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+    return run
+
+
+class CountingServer(ThreadingHTTPServer):
+    """Answers every request at once with one label, but all stand still for `stall` seconds after the `stall_at`th."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, status: int = 200, stall_at: int = 0, stall: float = 0.0) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status, self.stall_at, self.stall = status, stall_at, stall
+        self.stalled_until = 0.0
+        self.count = 0
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet
+    server: CountingServer
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        with self.server.lock:
+            self.server.count += 1
+            if self.server.count == self.server.stall_at:
+                self.server.stalled_until = time.monotonic() + self.server.stall
+        time.sleep(max(0.0, self.server.stalled_until - time.monotonic()))
+        body = b'{"outputs": [{"data": ["1.0:0:one"]}]}' if self.server.status == 200 else b'{"error": "refused"}'
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def counting_server() -> Iterator[Callable[..., CountingServer]]:
+    servers = []
+
+    def start(**options: float) -> CountingServer:
+        servers.append(CountingServer(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

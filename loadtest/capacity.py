@@ -1,0 +1,51 @@
+"""The highest open-loop rate at which the objectives hold: bisection over runs that are warmed up and repeated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtest.results import met
+
+
+@dataclass
+class Search:
+    """What `find_capacity` found."""
+
+    capacity: float = 0.0  # requests a second; 0: not even the lowest rate tried holds
+    limited: bool = False  # True: the highest rate that was allowed holds; the server can do more
+    tried: dict[float, list[bool]] = field(default_factory=dict)
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+
+def find_capacity(
+    run: Callable[[float], dict[str, Any]], high: float, ceiling: float, repeats: int = 3, precision: float = 0.05
+) -> Search:
+    """Bisection between 0 and `high`, which is doubled while it holds, up to `ceiling`.
+
+    A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. The
+    answer is within `precision` of the lowest rate that does not hold.
+    """
+    search = Search()
+
+    def holds(rate: float) -> bool:
+        needed = repeats // 2 + 1
+        outcomes = search.tried.setdefault(rate, [])
+        while outcomes.count(True) < needed and outcomes.count(False) < needed:
+            result = run(rate)
+            search.results.append(result)
+            outcomes.append(met(result))
+        return outcomes.count(True) >= needed
+
+    low, high = 0.0, min(high, ceiling)
+    while holds(high):
+        low = high
+        if high >= ceiling:
+            search.capacity, search.limited = high, True
+            return search
+        high = min(2 * high, ceiling)
+    floor = high / 64
+    while high - low > precision * high and high > floor:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    search.capacity = low
+    return search

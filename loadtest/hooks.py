@@ -1,0 +1,160 @@
+"""What happens around the users: options, images, schedule, workers' results, the server's statistics, the verdict."""
+
+import contextlib
+import json
+import math
+import signal
+import sys
+import time
+from argparse import ArgumentParser
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import gevent
+from locust import events
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from loadtest import results
+from loadtest.images import load_images
+from loadtest.options import add_load_options, add_target_options
+from loadtest.recorder import Recorder
+from loadtest.schedule import Schedule
+from loadtest.server_statistics import read_statistics
+from loadtest.shapes import Phase, plan
+from loadtest.slo import Slo, load_slo
+from loadtest.users import ClassifierUser, Clock
+
+
+def install() -> None:
+    """Once a process: adds the listeners to locust's events."""
+    events.init_command_line_parser.add_listener(add_options)
+    events.init.add_listener(_Test.begin)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    add_target_options(parser)
+    add_load_options(parser)
+    # The images now, which takes seconds: before locust forks, and before a worker tells its master that it is ready.
+    early = ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--images", default="")
+    early.add_argument("--sizes", default="")
+    options, others = early.parse_known_args()
+    if not {"-h", "--help"} & set(others):
+        with contextlib.suppress(OSError, ValueError):  # said when the test begins
+            _images(options.images, options.sizes)
+
+
+@lru_cache
+def _images(folder: str, sizes: str) -> list[bytes]:
+    return load_images(Path(folder) if folder else None, sizes)
+
+
+class _Test:
+    """One process's share of a test."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.options = cast(Any, environment.parsed_options)
+        self.slo: Slo | None = load_slo(self.options.slo) if self.options.slo else None
+        for name in (self.options.report, self.options.results):
+            if not Path(name).parent.is_dir():
+                raise ValueError(f"{name} cannot be written: no folder {Path(name).parent}")
+        self.phases = self._plan()
+        self.recorder = Recorder(self.phases)
+        self.server: list[dict[str, Any] | None] = []  # at the start of each phase, and at the end
+        self.ended: float | None = None
+        ClassifierUser.images = _images(self.options.images, self.options.sizes)
+        ClassifierUser.recorder = self.recorder
+        ClassifierUser.phases = self.phases if self.options.rate else []
+
+    @classmethod
+    def begin(cls, environment: Environment, **_: Any) -> None:
+        try:
+            test = cls(environment)
+        except (OSError, ValueError) as error:
+            print(f"loadtest: {error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, ValueError) else 1)
+        environment.events.test_start.add_listener(test.on_test_start)
+        environment.events.test_stop.add_listener(test.on_test_stop)
+        runner: Any = environment.runner
+        if isinstance(runner, WorkerRunner):
+            environment.events.report_to_master.add_listener(test.on_report_to_master)
+        else:
+            # Ctrl-C is for locust's main greenlet, not for the user that happens to run.
+            loop, main = gevent.get_hub().loop, gevent.getcurrent()
+            gevent.signal_handler(signal.SIGINT, loop.run_callback, main.throw, KeyboardInterrupt)
+            loop.update_now()  # the time that went by since is not the run's
+            if isinstance(runner, MasterRunner):
+                environment.events.worker_report.add_listener(test.on_worker_report)
+                runner.register_message("loadtest", lambda msg, **_: test.recorder.merge(msg.data["cells"]))
+            environment.events.quitting.add_listener(test.on_quitting)
+
+    def _plan(self) -> list[Phase]:
+        options, environment = self.options, self.environment
+        if options.shape is None and options.rate is None:
+            return [Phase("run", options.num_users or 0, 0.0, math.inf)]
+        seconds = options.run_time or options.seconds
+        level = options.rate or options.num_users or len(environment.user_classes)
+        phases = plan(options.shape or "steady", level, seconds, options.warm_up, options.levels, options.peak)
+        # What is in flight when the time is over is still waited for.
+        environment.stop_timeout = max(environment.stop_timeout, options.request_timeout + 1)
+        workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
+        options.senders = workers * len(environment.user_classes) if options.rate else None  # workers are told
+        if not isinstance(environment.runner, WorkerRunner):
+            grace = 2.0 if isinstance(environment.runner, MasterRunner) else 0.5 if options.rate else 0.0
+            environment.shape_class = Schedule(phases, options.senders, grace)
+            environment.shape_class.runner = environment.runner
+        return phases
+
+    def on_test_start(self, environment: Environment, **_: Any) -> None:
+        if not isinstance(environment.runner, WorkerRunner):
+            self.server = [read_statistics(self.address())]
+            gevent.spawn(self._watch_server)
+        self.recorder.cells.clear()
+        self.ended = None
+        ClassifierUser.clock = Clock()
+        if environment.shape_class is not None:
+            environment.shape_class.reset_time()
+
+    def on_test_stop(self, **_: Any) -> None:
+        self.ended = ClassifierUser.clock.now()
+        if isinstance(self.environment.runner, WorkerRunner):
+            # What is left, before it says that it has stopped. Its users have finished, and locust would now sleep for
+            # the time that they were given, and find no master any more that tells it to end.
+            self.environment.runner.send_message("loadtest", {"cells": self.recorder.take()})
+            self.environment.stop_timeout = 0.0
+        else:
+            self.server = [*self.server[: len(self.phases)], read_statistics(self.address())]
+
+    def _watch_server(self) -> None:
+        for phase in self.phases[1:]:
+            gevent.sleep(max(0.0, phase.start - ClassifierUser.clock.now()))
+            if self.ended is not None:
+                return
+            self.server.append(read_statistics(self.address()))
+
+    def address(self) -> str:
+        return (self.environment.host or "127.0.0.1:8000").removeprefix("http://").rstrip("/")
+
+    def on_report_to_master(self, client_id: str, data: dict[str, Any]) -> None:
+        data["loadtest"] = self.recorder.take()
+
+    def on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
+        self.recorder.merge(data.get("loadtest", []))
+
+    def on_quitting(self, environment: Environment, **_: Any) -> None:
+        result = results.summarise(self)
+        result["finished"] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        if self.slo is not None:
+            environment.process_exit_code = 0 if results.met(result) else 1
+        elif results.silent(result):
+            environment.process_exit_code = 1
+        results.print_result(result, stderr=self.options.json)  # locust's --json has the other
+        if self.options.results:
+            Path(self.options.results).write_text(json.dumps(result, indent=1))
+        if self.options.report:
+            from loadtest.report import write_report  # matplotlib, only where it is asked for
+
+            write_report([result], Path(self.options.report))

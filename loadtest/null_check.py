@@ -1,0 +1,54 @@
+"""What the load generator can send, shown against a server that does nothing, in a process of its own here."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loadtest.results import warnings
+
+USERS = 8  # for each protocol and process
+SECONDS, WARM_UP = 3, 1
+
+
+@contextmanager
+def null_server() -> Iterator[tuple[str, str]]:
+    """HTTP and gRPC address."""
+    command = [sys.executable, "-m", "loadtest.null_server"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        ports = json.loads(process.stdout.readline())
+        yield f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}"
+    finally:
+        process.communicate("", timeout=10)
+
+
+def run_load(arguments: Sequence[str]) -> dict[str, Any]:
+    """A run in a process of its own -> its result. Raises `RuntimeError` with what it said where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "results.json")
+        command = [sys.executable, "-m", "loadtest", "run", "--null-check", "off", *arguments, "--results", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not path.is_file():
+            raise RuntimeError(done.stderr.strip() or f"the run ended with {done.returncode}")
+        return json.loads(path.read_text())
+
+
+def null_rate(protocol: str, processes: int, images: Sequence[str] = ()) -> float:
+    """Requests a second that are answered, closed loop; with two protocols twice the slower one's."""
+    with null_server() as (http, grpc):
+        users = USERS * processes * (2 if protocol == "both" else 1)
+        load = ["--users", str(users), "--seconds", str(SECONDS), "--warm-up", str(WARM_UP)]
+        target = ["--protocol", protocol, "--host", http, "--grpc-host", grpc]
+        workers = ["--processes", str(processes)] if processes > 1 else []
+        result = run_load([*load, *target, *workers, *images])
+    rows = result["phases"][-1]["protocols"].values()
+    rate = len(rows) * min(row["answered_per_s"] for row in rows)
+    if not rate:
+        raise RuntimeError(f"the null model gave no answer ({warnings(result)}): --null-check off goes without")
+    return rate

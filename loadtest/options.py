@@ -1,0 +1,56 @@
+"""The options that `python -m loadtest` and the locust command share."""
+
+import argparse
+import math
+
+from loadtest.images import SIZES
+from loadtest.shapes import SHAPES
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    value = float(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number, 0 or more")
+    return value
+
+
+def levels(text: str) -> list[float]:
+    return [positive(part) for part in text.split(",")]
+
+
+def add_target_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grpc-host", default="", metavar="HOST:PORT", help="gRPC (default: --host's host, port 8001)")
+    parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
+    parser.add_argument(
+        "--sizes", default="", metavar="PIXELS:COUNT,...", help=f"longer sides of resized images (default: {SIZES})"
+    )
+    parser.add_argument("--model", default="classifier", help="default: classifier")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes asked for (default: 5)")
+    parser.add_argument(
+        "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
+    )
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default=None, help="the load over time (default: steady)")
+    parser.add_argument(
+        "--rate",
+        type=positive,
+        metavar="PER_S",
+        help="open loop: requests a second, Poisson, whether or not earlier ones were answered (default: closed loop)",
+    )
+    parser.add_argument("--seconds", type=positive, default=10.0, help="that count (default: 10)")
+    parser.add_argument("--warm-up", type=not_negative, default=2.0, help="seconds before them (default: 2)")
+    parser.add_argument("--levels", type=levels, default=[], metavar="A,B,...", help="of --shape step: rates or users")
+    parser.add_argument("--peak", type=positive, default=4.0, help="of --shape spike: times the level (default: 4)")
+    parser.add_argument("--slo", default="", metavar="FILE", help="objectives (TOML); exit status 1 if one is missed")
+    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
+    parser.add_argument("--results", default="", metavar="FILE", help="write what was measured as JSON")
+    parser.add_argument("--null-rate", type=positive, default=None, help=argparse.SUPPRESS)  # for the report

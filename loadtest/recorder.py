@@ -1,0 +1,108 @@
+"""What was measured, by phase and by second: latency histograms that workers send to the master and that add up.
+
+Locust rounds times to whole milliseconds, above 100 ms to two digits. Here a bucket is 1 % wide.
+"""
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from loadtest.shapes import Phase
+
+WIDTH = math.log(1.01)
+WINDOWS = 120  # points of the time line, at most
+
+
+def bucket(milliseconds: float) -> int:
+    return round(math.log(max(milliseconds, 1e-3)) / WIDTH)
+
+
+def middle(index: int) -> float:
+    """Milliseconds; at most half a per cent from any time in the bucket."""
+    return math.exp(index * WIDTH)
+
+
+class Cell:
+    """The requests of one protocol that were due in one phase, or in one window of time."""
+
+    def __init__(self) -> None:
+        self.latency: Counter[int] = Counter()  # of answers, by bucket
+        self.late: Counter[int] = Counter()  # how long after its due time a request was sent
+        self.errors: Counter[str] = Counter()
+        self.total_ms = 0.0
+        self.max_ms = 0.0
+
+    def add(self, latency_ms: float, late_ms: float, error: str | None) -> None:
+        self.late[bucket(late_ms)] += 1
+        if error is not None:
+            self.errors[error] += 1
+            return
+        self.latency[bucket(latency_ms)] += 1
+        self.total_ms += latency_ms
+        self.max_ms = max(self.max_ms, latency_ms)
+
+    def percentile(self, part: float) -> float | None:
+        """Milliseconds, of the answers."""
+        value = percentile(self.latency, part)
+        return None if value is None else min(value, self.max_ms)
+
+    def merge(self, other: "Cell") -> None:
+        self.latency.update(other.latency)
+        self.late.update(other.late)
+        self.errors.update(other.errors)
+        self.total_ms += other.total_ms
+        self.max_ms = max(self.max_ms, other.max_ms)
+
+    def to_wire(self) -> list[Any]:
+        counters = (list(counter.items()) for counter in (self.latency, self.late, self.errors))
+        return [*counters, self.total_ms, self.max_ms]
+
+    @classmethod
+    def from_wire(cls, wire: list[Any]) -> "Cell":
+        cell = cls()
+        cell.latency, cell.late = Counter(dict(wire[0])), Counter(dict(wire[1]))
+        cell.errors = Counter(dict(wire[2]))
+        cell.total_ms, cell.max_ms = wire[3:]
+        return cell
+
+
+def percentile(counts: "Counter[int]", part: float) -> float | None:
+    """Milliseconds that `part` of the counted times do not exceed (nearest rank). None where nothing was counted."""
+    rank, passed = math.ceil(part * counts.total()), 0
+    for index in sorted(counts):
+        passed += counts[index]
+        if passed >= rank:
+            return middle(index)
+    return None
+
+
+def count_within(counts: "Counter[int]", milliseconds: float) -> int:
+    """How many of the counted times are at most that long."""
+    return sum(count for index, count in counts.items() if middle(index) <= milliseconds * (1 + 1e-9))
+
+
+class Recorder:
+    def __init__(self, phases: Sequence[Phase]) -> None:
+        self.phases = list(phases)
+        total = phases[-1].end
+        self.window = float(max(1, math.ceil(total / WINDOWS))) if math.isfinite(total) else 1.0  # seconds
+        self.cells: dict[tuple[str, int, str], Cell] = {}
+
+    def record(self, due: float, protocol: str, latency_ms: float, late_ms: float, error: str | None) -> None:
+        """`due`: seconds after the start. What falls behind the last phase (a closed loop's last round) is left out."""
+        if due >= self.phases[-1].end:
+            return
+        phase = bisect_right([phase.start for phase in self.phases], due) - 1
+        for key in (("phase", phase, protocol), ("window", int(due / self.window), protocol)):
+            self.cells.setdefault(key, Cell()).add(latency_ms, late_ms, error)
+
+    def take(self) -> list[Any]:
+        """All that is there, in a form for the wire; and begins anew."""
+        cells, self.cells = self.cells, {}
+        return [[*key, cell.to_wire()] for key, cell in cells.items()]
+
+    def merge(self, wire: list[Any]) -> None:
+        for kind, index, protocol, cell in wire:
+            self.cells.setdefault((kind, index, protocol), Cell()).merge(Cell.from_wire(cell))

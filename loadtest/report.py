@@ -1,0 +1,205 @@
+"""One HTML file, nothing loaded from elsewhere: the verdict, charts, tables."""
+
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest.charts import latency_against_throughput, over_time, where_the_time_goes
+from loadtest.results import measured, met, number, warnings
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 980px; margin: 2em auto;
+       padding: 0 1em }
+h1 { font-size: 1.6em; margin: 0 } h2 { font-size: 1.15em; margin: 2em 0 .4em; border-bottom: 1px solid #d0d7de }
+p { margin: .4em 0 } .note { color: #57606a; font-size: 13px } svg { width: 100%; height: auto }
+table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #eaeef2 } th { color: #57606a; font-weight: 600 }
+.n { text-align: right } .missed { color: #cf222e; font-weight: 600 } .met { color: #1a7f37 }
+.verdict { display: inline-block; color: #fff; padding: 2px 12px; border-radius: 1em; margin: .6em 0; font-weight: 600 }
+.verdict.met { background: #1a7f37 } .verdict.missed { background: #cf222e }
+.warning { background: #fff8c5; border-left: 4px solid #d4a72c; padding: .3em .8em; font-size: 13px }
+"""
+Cells = Sequence[Any]
+
+
+def write_report(results: Sequence[dict[str, Any]], path: Path, capacity: dict[str, Any] | None = None) -> None:
+    """`results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
+    path.write_text(render(results, capacity), encoding="utf-8")
+
+
+def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:
+    first = results[0]
+    body = [f"<h1>Load on {escape(first['model'])} at {escape(first['host'])}</h1>", *_verdict(results, capacity)]
+    body += [f'<p class="note">{text}</p>' for text in _facts(first)]
+    texts = _once(warnings(result) for result in results)
+    texts[3:] = [f"and {len(texts) - 3} more of this kind in other phases"] if len(texts) > 4 else texts[3:]
+    body += [f'<p class="warning">{escape(text)}</p>' for text in texts]
+    if capacity:
+        body += [
+            "<h2>Rates tried</h2>",
+            _table(("requests/s", "runs that met the objectives"), _tried(capacity), words=2),
+        ]
+    if first["slo"] and not capacity:
+        body += ["<h2>Objectives</h2>", _objectives(first)]
+    if any(row["answered"] for result in results for phase in measured(result) for row in phase["protocols"].values()):
+        rate = capacity["rate"] if capacity else None
+        body += ["<h2>Latency against throughput</h2>", latency_against_throughput(results, rate)]
+    if not capacity and first["windows"]:
+        body += ["<h2>Over time</h2>", over_time(first)]
+    shown = {phase["level"] if capacity else label: (label, phase) for label, phase in _labelled(results)}
+    shares = [(label, row) for label, phase in shown.values() if (row := time_shares(phase, first["model"]))]
+    if shares:
+        body += ["<h2>Where the time goes</h2>", where_the_time_goes(shares)]
+        body.append('<p class="note">The server\'s own statistics beside the mean that the client saw.</p>')
+    body += ["<h2>The client's measurements</h2>", _client_table(results)]
+    body += ["<h2>The server's measurements</h2>", _server_table(results)]
+    title = f"Load on {escape(first['model'])}"
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "</body></html>\n"
+
+
+def time_shares(phase: dict[str, Any], model: str) -> dict[str, float]:
+    """Mean milliseconds of a request by part; empty without the server's statistics."""
+    rows = [row for row in phase["protocols"].values() if row["answered"]]
+    whole = next((row for row in phase["server"] if row["model"] == model), None)
+    if not rows or whole is None:
+        return {}
+    seen = sum(row["mean_ms"] * row["answered"] for row in rows) / sum(row["answered"] for row in rows)
+    shares = {}
+    # An ensemble's own times are the sums of its steps'; another client's models are not ours.
+    steps = [row for row in phase["server"] if row is not whole and row["requests"] >= whole["requests"] / 2]
+    for step in steps or [whole]:
+        times = {"queue": step["queue_ms"], "compute": sum(step[f"compute_{part}_ms"] for part in _COMPUTE)}
+        for part, milliseconds in times.items():
+            if milliseconds >= 0.005:
+                shares[f"{step['model']}: {part}"] = milliseconds
+    shares["rest of the server"] = max(0.0, whole["total_ms"] - sum(shares.values()))
+    shares["outside the server"] = max(0.0, seen - whole["total_ms"])
+    return shares
+
+
+_COMPUTE = ("input", "infer", "output")
+
+
+def escape(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _once(groups: Iterable[Sequence[str]]) -> list[str]:
+    return list(dict.fromkeys(text for group in groups for text in group))
+
+
+def _verdict(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None) -> list[str]:
+    if capacity:
+        rate = f"{capacity['rate']:.1f} requests a second"
+        words = f"at least {rate} (the load generator's limit)" if capacity["limited"] else rate
+        good = capacity["rate"] > 0
+        words = f"Capacity within the objectives: {words}" if good else "No rate that was tried meets the objectives"
+    elif results[0]["slo"]:
+        good = met(results[0])
+        words = "All objectives met" if good else "Objectives missed"
+    else:
+        return []
+    return [f'<p><span class="verdict {"met" if good else "missed"}">{words}</span></p>']
+
+
+def _facts(result: dict[str, Any]) -> list[str]:
+    loop = (
+        "Open loop, Poisson: latencies count from the intended send time."
+        if result["open_loop"]
+        else "Closed loop: each user sends when it has its answer, so a slow server is asked less often."
+    )
+    images = result["images"]
+    mean = images["bytes"] / images["count"] / 1000
+    null = f"{result['null_rate']:.0f} requests/s to a null model" if result["null_rate"] else "not measured"
+    return [
+        f"{loop} Shape: {escape(result['shape'])}. {escape(result.get('finished', ''))}.",
+        f"{images['count']} images ({escape(images['from'])}), mean {mean:.0f} kB. Processes: {result['workers']}. "
+        f"What the load generator can send: {null}.",
+    ]
+
+
+def _tried(capacity: dict[str, Any]) -> list[Cells]:
+    return [(f"{rate:.1f}", f"{outcomes.count(True)} of {len(outcomes)}") for rate, outcomes in capacity["tried"]]
+
+
+def _labelled(results: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Measured phases with a name each; the runs of a search by their rate, in order of it."""
+    if len(results) == 1:
+        return [(phase["name"], phase) for phase in measured(results[0])]
+    phases = sorted((phase for result in results for phase in measured(result)), key=lambda phase: phase["level"])
+    return [(f"{phase['level']:.1f}/s ({number})", phase) for number, phase in enumerate(phases, 1)]
+
+
+def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
+    """The first `words` columns are text, the others numbers; a cell that begins with < is HTML already."""
+
+    def cell(kind: str, index: int, value: Any) -> str:
+        text = value if isinstance(value, str) and value.startswith("<") else escape(value)
+        return f"<{kind}{' class=n' * (index >= words)}>{text}</{kind}>"
+
+    lines = [[cell("th", index, name) for index, name in enumerate(names)]]
+    lines += [[cell("td", index, value) for index, value in enumerate(row)] for row in rows]
+    return "<table>" + "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>"
+
+
+def _objectives(result: dict[str, Any]) -> str:
+    """A row for each phase and protocol, a column for each objective."""
+    rows, names = [], ["phase", "protocol"]
+    for phase in measured(result):
+        for protocol in phase["protocols"]:
+            lines = [line for line in phase["slo"] if line["protocol"] == protocol]
+            names = ["phase", "protocol", *(f"{line['objective']}: {line['limit']:g}" for line in lines)]
+            rows.append((phase["name"], protocol, *map(_judged, lines)))
+    return _table(names, rows, words=2)
+
+
+def _judged(line: dict[str, Any]) -> str:
+    value = number(line["value"], 4 if line["limit"] < 1 else 1)
+    return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
+
+
+def _client_table(results: Sequence[dict[str, Any]]) -> str:
+    names = (
+        "phase",
+        "protocol",
+        "offered/s",
+        "answers/s",
+        "errors",
+        "mean",
+        "p50",
+        "p95",
+        "p99",
+        "p99.9",
+        "max",
+        "late",
+    )
+    keys = ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "max_ms", "sent_late_p99_ms")
+    rows = []
+    for label, phase in _labelled(results):
+        for name, row in phase["protocols"].items():
+            counts = (number(row["offered_per_s"]), number(row["answered_per_s"]), row["failed"])
+            rows.append((label, name, *counts, *(number(row[key]) for key in keys)))
+    note = '<p class="note">Times in milliseconds; late: p99 of how long after its due time a request was sent.</p>'
+    return _table(names, rows, words=2) + note
+
+
+def _server_table(results: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        (
+            label,
+            step["model"],
+            step["version"],
+            step["requests"],
+            step["failed"],
+            number(step["batch"]),
+            *(number(step[f"{part}_ms"], 2) for part in ("queue", *(f"compute_{part}" for part in _COMPUTE), "total")),
+        )
+        for label, phase in _labelled(results)
+        for step in phase["server"]
+    ]
+    if not rows:
+        return '<p class="note">The server gave no statistics (HTTP /v2/models/stats).</p>'
+    names = ("phase", "model", "version", "requests", "failed", "batch", "queue", "input", "compute", "output", "total")
+    return _table(names, rows, words=2) + '<p class="note">Mean milliseconds of a request in each model.</p>'

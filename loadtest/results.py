@@ -1,0 +1,208 @@
+"""A run's result: a dictionary for JSON, the tables for people, and whether it was good."""
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtest.recorder import Cell, percentile
+from loadtest.server_statistics import difference
+from loadtest.slo import judge
+
+if TYPE_CHECKING:
+    from loadtest.hooks import _Test
+    from loadtest.users import ClassifierUser
+
+PARTS = (0.5, 0.9, 0.95, 0.99, 0.999)
+LINE = ("protocol", "objective", "limit", "value", "met")
+TOO_LATE = 10.0  # ms: a sender that is later than this at its p99 was short of CPU time
+
+
+def summarise(test: "_Test") -> dict[str, Any]:
+    options, environment = test.options, test.environment
+    kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
+    names = sorted(kind.request_type for kind in kinds)
+    elapsed = test.ended or 0.0
+    phases = []
+    for index, phase in enumerate(test.phases):
+        if phase.start >= elapsed and index:
+            break  # interrupted
+        seconds = min(phase.seconds, elapsed - phase.start) or math.nan
+        cells = {name: test.recorder.cells.get(("phase", index, name), Cell()) for name in names}
+        server = difference(*test.server[index : index + 2]) if index + 1 < len(test.server) else []
+        protocols = {name: describe(cell, seconds) for name, cell in cells.items()}
+        lines = [
+            (name, *line)
+            for name, cell in cells.items()
+            if test.slo and phase.measured
+            for line in judge(test.slo, cell, seconds)
+        ]
+        if options.rate and phase.measured:
+            least = least_offered(phase.level / len(names), seconds)
+            for name, row in protocols.items():
+                row["least_offered_per_s"] = least
+                if test.slo:
+                    offered = row["offered_per_s"]
+                    lines.append((name, "offered/s", round(least, 2), offered, offered >= least))
+        phases.append(
+            {
+                "name": phase.name,
+                "level": phase.level,
+                "seconds": seconds,
+                "measured": phase.measured,
+                "protocols": protocols,
+                "server": server,
+                "slo": [dict(zip(LINE, line, strict=True)) for line in lines],
+            }
+        )
+    windows = sorted((key for key in test.recorder.cells if key[0] == "window"), key=lambda key: key[1:])
+    return {
+        "open_loop": options.rate is not None,
+        "shape": options.shape or ("steady" if options.rate else "locust"),
+        "host": test.address(),
+        "model": options.model,
+        "images": {
+            "count": len(kinds[0].images),
+            "bytes": sum(map(len, kinds[0].images)),
+            "from": options.images or "photographs, resized",
+        },
+        "workers": getattr(options, "expect_workers", 1) if getattr(options, "master", False) else 1,
+        "null_rate": options.null_rate,
+        "complete": math.isinf(test.phases[-1].end) or elapsed >= test.phases[-1].end - 0.1,
+        "slo": test.slo,
+        "phases": phases,
+        "window_s": test.recorder.window,
+        "windows": [
+            {"from_s": key[1] * test.recorder.window, "protocol": key[2], **brief(test.recorder.cells[key])}
+            for key in windows
+        ],
+    }
+
+
+def least_offered(rate: float, seconds: float) -> float:
+    """Requests a second below which a Poisson process of that rate was not sent: five standard deviations.
+
+    Objectives that are met with less load than was asked for say nothing: a worker was lost, or this machine is slow.
+    """
+    return max(0.0, rate - 5 * math.sqrt(rate / seconds))
+
+
+def describe(cell: Cell, seconds: float) -> dict[str, Any]:
+    answered, failed = cell.latency.total(), cell.errors.total()
+    return {
+        "requests": answered + failed,
+        "answered": answered,
+        "failed": failed,
+        "errors": dict(cell.errors.most_common()),
+        "offered_per_s": (answered + failed) / seconds,
+        "answered_per_s": answered / seconds,
+        "mean_ms": cell.total_ms / answered if answered else None,
+        **{f"p{100 * part:g}_ms": cell.percentile(part) for part in PARTS},
+        "max_ms": cell.max_ms if answered else None,
+        "sent_late_p99_ms": percentile(cell.late, 0.99),
+    }
+
+
+def brief(cell: Cell) -> dict[str, Any]:
+    return {
+        "answered": cell.latency.total(),
+        "failed": cell.errors.total(),
+        "p50_ms": cell.percentile(0.5),
+        "p99_ms": cell.percentile(0.99),
+    }
+
+
+def measured(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [phase for phase in result["phases"] if phase["measured"]]
+
+
+def met(result: dict[str, Any]) -> bool:
+    """Every objective, in at least one phase that was measured, and the test was not cut short."""
+    lines = [line for phase in measured(result) for line in phase["slo"]]
+    return result["complete"] and bool(lines) and all(line["met"] for line in lines)
+
+
+def silent(result: dict[str, Any]) -> list[str]:
+    """Protocols over which no request was answered in any measured phase."""
+    names = result["phases"][0]["protocols"]
+    return [name for name in names if not any(phase["protocols"][name]["answered"] for phase in measured(result))]
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def print_result(result: dict[str, Any], stderr: bool = False) -> None:
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = 120
+    unit = "requests/s" if result["open_loop"] else "users"
+    table = Table("phase", "protocol", unit, "requests", "errors", "answers/s", "p50 ms", "p99 ms", "max ms")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for phase in result["phases"]:
+        for name, row in phase["protocols"].items():
+            numbers = (row["answered_per_s"], row["p50_ms"], row["p99_ms"], row["max_ms"])
+            counts = (f"{phase['level']:g}", str(row["requests"]), str(row["failed"]))
+            table.add_row(phase["name"], name, *counts, *map(number, numbers))
+    console.print(table)
+    lines = [(phase["name"], line) for phase in measured(result) for line in phase["slo"]]
+    if result["slo"]:
+        table = Table("phase", "protocol", "objective", "limit", "measured", "")
+        for phase_name, line in lines:
+            verdict = "met" if line["met"] else "[bold red]MISSED[/bold red]"
+            value = number(line["value"], 4 if line["limit"] < 1 else 1)
+            table.add_row(phase_name, line["protocol"], line["objective"], f"{line['limit']:g}", value, verdict)
+        console.print(table)
+    for text in warnings(result):
+        print(text, file=sys.stderr)
+
+
+def requests_needed(percentile: str) -> int:
+    """ "p99" -> 100: with fewer it is the slowest of them."""
+    return round(100 / (100 - float(percentile[1:])))
+
+
+def _has_latency(slo: dict[str, Any] | None) -> bool:
+    return bool(slo and slo.get("latency_ms"))
+
+
+def warnings(result: dict[str, Any]) -> list[str]:
+    """Errors by kind, and what makes the figures doubtful."""
+    texts = []
+    for name in result["phases"][0]["protocols"]:
+        errors: dict[str, int] = {}
+        for phase in result["phases"]:
+            for error, count in phase["protocols"][name]["errors"].items():
+                errors[error] = errors.get(error, 0) + count
+        texts += [f"{count} x {name}: {error}" for error, count in errors.items()]
+    texts += [f"{name}: no request was answered" for name in silent(result)]
+    if not result["complete"]:
+        texts.append("the test was cut short")
+    for phase in measured(result):
+        rows = phase["protocols"].values()
+        late = max((row["sent_late_p99_ms"] or 0.0 for row in rows), default=0.0)
+        if late > TOO_LATE:
+            texts.append(
+                f"phase {phase['name']}: 1 % of the requests went more than {late:.0f} ms after they were due: this "
+                "machine is the limit; use --processes, or send from another one"
+            )
+        rate = sum(row["answered_per_s"] for row in rows)
+        for name, row in phase["protocols"].items():
+            if row["offered_per_s"] < row.get("least_offered_per_s", 0.0):
+                texts.append(
+                    f"phase {phase['name']}: {name} was sent {row['offered_per_s']:.1f} requests/s, fewer than asked: "
+                    "a worker is lost, or this machine is the limit"
+                )
+        for objective in result["slo"]["latency_ms"] if _has_latency(result["slo"]) else ():
+            few = min(row["answered"] for row in rows)
+            if objective != "max" and few < (needed := requests_needed(objective)):
+                texts.append(f"phase {phase['name']}: {objective} of {few} answers; it takes {needed}: measure longer")
+        if result["null_rate"] and rate > result["null_rate"] / 2:
+            texts.append(
+                f"phase {phase['name']}: {rate:.0f} answers/s are more than half of what this load generator sends "
+                f"to a null model ({result['null_rate']:.0f}/s): it may be the limit"
+            )
+    return texts

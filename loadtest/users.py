@@ -1,0 +1,128 @@
+"""Locust users that send real images to a running server, through `client`, over gRPC and over HTTP."""
+
+import inspect
+import random
+import re
+import time
+from typing import Any, ClassVar
+
+import gevent
+import grpc.experimental.gevent
+from gevent.pool import Group
+from locust import User, constant, task
+from locust.user.users import LOCUST_STATE_STOPPING
+
+from client import Classifier, ClassifierError
+from loadtest.recorder import Recorder
+from loadtest.shapes import Phase, arrivals
+
+# Importing locust has made the standard library cooperative; gRPC's core must be told before its first channel.
+grpc.experimental.gevent.init_gevent()
+
+PAUSE_AFTER_ERROR = 0.1  # seconds: a refused connection must not turn a closed loop into a busy one
+LOOK_UP = 0.2  # seconds: how often a sender that waits looks whether the test has ended
+# A request that is sent again would be counted once and take the time of two.
+NO_RETRIES: dict[str, Any] = {"retries": 0} if "retries" in inspect.signature(Classifier).parameters else {}
+
+
+class Clock:
+    """When this process's test began, by `time.perf_counter`."""
+
+    def __init__(self) -> None:
+        self.origin = time.perf_counter()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.origin
+
+
+class ClassifierUser(User):
+    """Base of both. Closed loop: the next image goes when the answer is there. Open loop: it goes when it is due."""
+
+    abstract = True
+    wait_time = constant(0)
+    protocol: ClassVar[str]
+    request_type: ClassVar[str]
+    images: ClassVar[list[bytes]] = []
+    phases: ClassVar[list[Phase]] = []  # of an open loop
+    recorder: ClassVar[Recorder]
+    clock: ClassVar[Clock] = Clock()
+
+    def on_start(self) -> None:
+        options: Any = self.environment.parsed_options
+        self.top = options.top
+        self.source = random.Random()  # not the same arrivals at every run: a repeat has to be one
+        self.classifier = Classifier(
+            self.address(), self.protocol, options.model, options.request_timeout, **NO_RETRIES
+        )
+
+    def on_stop(self) -> None:
+        self.classifier.close()
+
+    def address(self) -> str:
+        host = self.host or "127.0.0.1:8000"
+        return host.removeprefix("http://").rstrip("/")
+
+    @task
+    def classify(self) -> None:
+        if self.phases:
+            options: Any = self.environment.parsed_options
+            self.send_when_due(1 / options.senders)
+        elif not self.send(self.clock.now()):
+            time.sleep(PAUSE_AFTER_ERROR)
+
+    def send_when_due(self, share: float) -> None:
+        """Each request in a greenlet of its own: a slow answer holds up none of those that are due after it."""
+        in_flight = Group()
+        for due in arrivals(self.phases, share, self.source):
+            while (rest := due - self.clock.now()) > 0:
+                if self._state == LOCUST_STATE_STOPPING:
+                    return self._finish(in_flight)
+                gevent.sleep(min(rest, LOOK_UP))
+            in_flight.spawn(self.send, due)
+        while self._state != LOCUST_STATE_STOPPING and self.clock.now() < self.phases[-1].end + LOOK_UP:
+            gevent.sleep(LOOK_UP)
+        self._finish(in_flight)
+
+    def _finish(self, in_flight: Group) -> None:
+        in_flight.join()
+        while self._state != LOCUST_STATE_STOPPING:  # locust would start the task again
+            gevent.sleep(LOOK_UP)
+
+    def send(self, due: float) -> bool:
+        """The latency counts from `due` (seconds after the start), not from when this process came to send."""
+        image = self.source.choice(self.images)
+        failure: Exception | None = None
+        late = self.clock.now() - due
+        try:
+            self.classifier.classify(image, top=self.top)
+        except ClassifierError as error:
+            error.image = None  # so that equal errors are counted together
+            failure = error
+        except Exception as error:  # whatever it is, it is no answer
+            failure = error
+        latency = 1000 * (self.clock.now() - due)  # ms
+        error_text = None if failure is None else str(failure)
+        self.recorder.record(due, self.request_type, latency, 1000 * late, error_text)
+        self.environment.events.request.fire(
+            request_type=self.request_type,
+            name="classify",
+            response_time=latency,
+            response_length=0,
+            exception=failure,
+            context={},
+        )
+        return failure is None
+
+
+class HttpClassifierUser(ClassifierUser):
+    protocol = "http"
+    request_type = "HTTP"
+
+
+class GrpcClassifierUser(ClassifierUser):
+    protocol = "grpc"
+    request_type = "gRPC"
+
+    def address(self) -> str:
+        options: Any = self.environment.parsed_options
+        return options.grpc_host or re.sub(r":\d+$", "", super().address()) + ":8001"

@@ -1,0 +1,44 @@
+"""What is sent: a folder's files as they are, or photographs in a stated mix of sizes."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from loadtest import images
+from loadtest.images import load_images, parse_sizes
+
+
+def test_images_are_picked_evenly(tmp_path: Path) -> None:
+    for number in range(10):
+        (tmp_path / f"{number}.png").write_bytes(str(number).encode())
+    (tmp_path / "notes.txt").write_text("no image")
+    assert load_images(tmp_path) == [str(number).encode() for number in range(10)]
+    assert load_images(tmp_path, limit=4) == [b"0", b"2", b"5", b"7"]
+
+
+def test_photographs_in_the_stated_mix() -> None:
+    pictures = [Image.open(io.BytesIO(data)) for data in load_images(sizes="64:3,700:1")]
+    assert [max(picture.size) for picture in pictures] == [64, 64, 64, 700]
+    assert {picture.format for picture in pictures} == {"JPEG"}
+    assert load_images(sizes="64:3") == load_images(sizes="64:3")
+    assert sum(count for _, count in parse_sizes(images.SIZES)) == 20
+
+
+def test_own_folder_resized(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 90), "red").save(tmp_path / "tall.png")
+    (data,) = load_images(tmp_path, "45:1")
+    assert Image.open(io.BytesIO(data)).size == (15, 45)
+
+
+@pytest.mark.parametrize("text", ["640", "640:0", "8:1", "640:x", "9000:1", ","])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="longer side:count, for example"):
+        parse_sizes(text)
+
+
+def test_no_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="--images"):
+        load_images()

@@ -1,0 +1,56 @@
+"""Histograms: percentiles, phases, what workers send."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from loadtest.recorder import Cell, Recorder, bucket, count_within, middle, percentile
+from loadtest.shapes import plan
+
+
+def test_percentiles_are_within_half_a_per_cent() -> None:
+    source = random.Random(0)
+    times = [source.lognormvariate(3, 1.5) for _ in range(5000)]
+    cell = Cell()
+    for time in times:
+        cell.add(time, 0.1, None)
+    for part in (0.01, 0.5, 0.9, 0.99, 0.999):
+        exact = np.percentile(times, 100 * part, method="inverted_cdf")
+        assert cell.percentile(part) == pytest.approx(exact, rel=0.0051)
+    assert cell.max_ms == max(times)
+    assert cell.total_ms == pytest.approx(sum(times))
+    assert count_within(cell.latency, 20) == pytest.approx(sum(time <= 20 for time in times), rel=0.02)
+
+
+def test_nothing_counted() -> None:
+    assert Cell().percentile(0.5) is None
+    assert percentile(Cell().late, 0.99) is None
+    assert bucket(0.0) == bucket(-1.0)
+    assert middle(bucket(0.0)) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_phases_and_workers_add_up() -> None:
+    phases = plan("spike", 10, 10, warm_up=2)  # warm-up to 2, before to 6, spike to 8, after to 12
+    workers = [Recorder(phases), Recorder(phases)]
+    workers[0].record(1.9, "HTTP", 5, 0.1, None)
+    workers[0].record(2.0, "HTTP", 5, 0.1, None)
+    workers[1].record(7.9, "HTTP", 10, 0.1, None)
+    workers[1].record(7.0, "HTTP", 1, 0.1, "refused")
+    workers[1].record(12.0, "HTTP", 5, 0.1, None)  # behind the last phase
+    master = Recorder(phases)
+    for worker in workers:
+        master.merge(json.loads(json.dumps(worker.take())))
+        assert worker.take() == []
+    found = {key[1]: cell for key, cell in master.cells.items() if key[0] == "phase"}
+    assert {index: cell.latency.total() for index, cell in found.items()} == {0: 1, 1: 1, 2: 1}
+    assert found[2].errors == {"refused": 1}
+    assert {key[1] for key in master.cells if key[0] == "window"} == {1, 2, 7}
+
+
+def test_windows_of_a_long_test() -> None:
+    assert Recorder(plan("soak", 1, 3600)).window == 30
+    phase = plan("steady", 1, math.inf)
+    assert Recorder(phase).window == 1
