@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
 SERVED = {"client", "deploy", "end_to_end", "loadtest", "server"}  # share servers, and count the machine's processes
+DIGITS = {"digits_checkpoint", "digits_repository", "digits_server"}  # made once, in runs/ and data/
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,7 +27,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             folder = item.path.relative_to(ROOT / "tests").parts[0]
-            item.add_marker(pytest.mark.xdist_group("served" if folder in SERVED else item.path.stem))
+            served = folder in SERVED or DIGITS.intersection(getattr(item, "fixturenames", ()))
+            item.add_marker(pytest.mark.xdist_group("served" if served else item.path.stem))
 
 
 @pytest.fixture(scope="session")
