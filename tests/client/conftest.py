@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
+from commands_fakes import CAT
 from tiny_repository import write_tiny_repository
 
-from client import ClassifierError, Request
-from client.testing import FakeTransport
+from client import ClassifierError, Request, _async_classifier, _classifier
+from client.testing import AsyncFakeTransport, FakeTransport
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 
@@ -88,3 +89,20 @@ def protocol(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def address(protocol: str, tiny_server: "TritonServer") -> str:  # noqa: F821
     return tiny_server.grpc_url if protocol == "grpc" else tiny_server.http_url
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTransport:
+    monkeypatch.chdir(tmp_path)
+    fake = FakeTransport(CAT)
+    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [fake])
+    return fake
+
+
+@pytest.fixture
+def async_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncFakeTransport:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"a")
+    fake = AsyncFakeTransport(CAT)
+    monkeypatch.setattr(_async_classifier, "open_async_transports", lambda *arguments: [fake])
+    return fake

@@ -1,0 +1,98 @@
+"""``python -m client bench``: closed and open loop; wrong usage of all commands."""
+
+import csv
+import json
+import time
+from typing import Any
+
+import pytest
+from commands_fakes import CAT, server_status
+
+from client import (
+    QueueFullError,
+    ServerStatus,
+)
+from client.commands import bench, main
+from client.testing import AsyncFakeTransport
+
+
+def measured(*arguments: str, status: int = 0) -> int:
+    return main(["bench", "a.png", "--seconds", "0.4", "--warm-up", "0.05", *arguments])
+
+
+def test_bench_closed_loop(
+    async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def reply(request: Any) -> Any:
+        await bench.asyncio.sleep(0.05)
+        return CAT
+
+    statuses = iter([server_status(10), server_status(30)])
+
+    async def status(timeout: float) -> ServerStatus:
+        return next(statuses)
+
+    async_served.reply = reply
+    monkeypatch.setattr(async_served, "status", status)
+    assert measured("--concurrency", "4", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["load"] == {"concurrency": 4}
+    assert async_served.most_in_flight == 4
+    assert 0 < report["answered"] <= 36
+    assert report["errors"] == {}
+    assert 50 <= report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"]
+    assert report["images_per_s"] == pytest.approx(report["answered"] / report["seconds"], rel=0.01)
+    step = {"queue": 20.0, "compute_input": 0.0, "compute": 30.0, "compute_output": 0.0}
+    assert report["server_ms"] == {"backbone": step}
+
+
+def test_bench_open_loop_counts_from_when_each_was_due(
+    async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture
+) -> None:
+    """This program stalls for 0.3 s once: every image that was due meanwhile is charged with it."""
+    stalls = iter([0.3])
+
+    async def reply(request: Any) -> Any:
+        if len(async_served.requests) == 40:
+            time.sleep(next(stalls, 0))
+        return CAT
+
+    async_served.reply = reply
+    assert measured("--rate", "200", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["load"] == {"rate": 200.0}
+    assert report["sent_late_ms"] > 200
+    assert report["latency_ms"]["max"] >= 250
+    assert report["latency_ms"]["p90"] > 100  # about 60 of 80 were due meanwhile
+
+
+def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
+    async_served.reply = QueueFullError("full")
+    assert measured("--concurrency", "2", "--csv") == 1
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert int(row["errors.QueueFullError"]) > 5
+    assert (row["answered"], row["latency_ms.p50"]) == ("0", "")
+    assert measured() == 1
+    assert "QueueFullError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench", "no.png"], "No such file"),
+        (["bench", "*.tiff"], "matches no file"),
+        (["bench", "a.png", "--rate", "x"], "more than 0"),
+        (["bench", "a.png", "--rate", "1", "--concurrency", "2"], "not allowed with"),
+        (["bench", "a.png", "--tls-certificate", "c.pem"], "both or neither"),
+        (["classify", "a.png", "--top", "x"], "1 or more"),
+    ],
+)
+def test_wrong_usage(
+    async_served: AsyncFakeTransport, arguments: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    try:
+        status: object = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""``python -m client explain`` and `overlay`."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from commands_fakes import CAT
+from PIL import Image
+
+from client import (
+    Answer,
+    ModelNotFoundError,
+    overlay,
+)
+from client.commands import main
+from client.testing import FakeTransport
+
+
+def gradient(request: Any) -> Any:
+    assert request.class_map
+    assert request.model == "classifier_explained"
+    return Answer(CAT, np.array([[0.0, 4.0], [-3.0, 2.0]], np.float32))
+
+
+def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    served.reply = gradient
+    for folder in ("one", "two"):
+        Path(folder).mkdir()
+        Image.new("RGB", (64, 32), (10, 20, 30)).save(f"{folder}/a.png")
+    Path("bad.png").write_bytes(b"text")
+    assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out", "--crop-pct", "0.5"]) == 1
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png.explained.2.png", "a.png.explained.png"]
+    picture = np.asarray(Image.open("out/a.png.explained.png"))
+    assert picture.shape == (32, 64, 3)
+    inside = np.zeros((32, 64), bool)
+    inside[8:24, 24:40] = True  # half of the shorter side, in the middle
+    assert (picture[~inside] == (10, 20, 30)).all()
+    assert (picture[inside] != (10, 20, 30)).any(axis=1).all()
+    assert picture[9, 38, 0] > 120 > picture[22, 25, 0]  # warm where the evidence is, cold where it speaks against
+    out, err = capsys.readouterr()
+    assert "[cat]" in out
+    assert "cannot be decoded here" in err
+    assert "2 overlays in out" in err
+
+
+def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("a.png").write_bytes(b"a")
+    served.reply = ModelNotFoundError("the server has no model 'classifier_explained'")
+    assert main(["explain", "a.png"]) == 1
+    assert "classifier_explained" in capsys.readouterr().err
+    served.reply = CAT
+    assert main(["explain", "a.png"]) == 1
+    assert "no class map" in capsys.readouterr().err
+    assert main(["explain", "a.png", "--crop-pct", "1.5"]) == 2
+
+
+def test_explain_a_file_that_is_away(served: FakeTransport) -> None:
+    assert main(["explain", "*.tiff"]) == 1
+    assert served.requests == []
+
+
+def test_explain_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.reply = gradient
+    data = io.BytesIO()
+    Image.new("L", (8, 8)).save(data, "PNG")
+    data.seek(0)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=data))
+    assert main(["explain", "-"]) == 0
+    assert Path("explained/stdin.explained.png").exists()
+
+
+def test_overlay_turns_the_picture_as_the_server_does() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(data, "JPEG", exif=exif)
+    assert overlay(data.getvalue(), np.zeros((2, 2), np.float32)).size == (20, 40)
+    with pytest.raises(ValueError, match="strength is 2"):
+        overlay(data.getvalue(), np.zeros((2, 2)), strength=2)

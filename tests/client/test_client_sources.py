@@ -1,0 +1,105 @@
+"""``python -m client classify`` of standard input and URLs; pipes that close."""
+
+import csv
+import io
+import json
+import runpy
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import client
+from client import _sources as sources
+from client.commands import main
+from client.testing import FakeTransport
+
+
+def test_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"piped")))
+    assert main(["classify", "-", "--csv"]) == 0
+    assert [request.image for request in served.requests] == [b"piped"]
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert rows == [
+        {"image": "-", "rank": "1", "label": "[cat]", "index": "3", "probability": "0.9", "error": "", "message": ""}
+    ]
+
+
+class Files(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/to-a-file":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+            return
+        self.send_response(404 if self.path == "/none.png" else 200)
+        self.end_headers()
+        self.wfile.write(b"fetched")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_urls_are_off_by_default(served: FakeTransport, web: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["classify", f"{web}/a.png"]) == 1
+    assert "give --allow-urls" in capsys.readouterr().err
+    assert served.requests == []
+
+
+def test_urls(served: FakeTransport, web: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [f"{web}/a.png", f"{web}/none.png", f"{web}/to-a-file", "http://[bad/"]
+    assert main(["classify", *paths, "--allow-urls", "--json"]) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["image"] for entry in found] == paths
+    assert ["predictions" in entry for entry in found] == [True, False, False, False]
+    assert "404" in found[1]["error"]["message"]
+    assert [request.image for request in served.requests] == [b"fetched"]
+    monkeypatch.setattr(sources, "URL_BYTES", 6)
+    assert main(["classify", f"{web}/a.png", "--allow-urls"]) == 1
+    assert "more than 6 bytes" in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output leads nowhere afterwards, so that nothing is said at the program's end either."""
+    Path("a.png").write_bytes(b"a")
+    moved: list[int] = []
+    monkeypatch.setattr("client.commands.os.dup2", lambda source, target: moved.append(target))
+    monkeypatch.setattr("client.commands._results.JsonResults.write", raiser(BrokenPipeError))
+    with open("out", "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert main(["classify", "a.png", "--json"]) == 1
+        assert moved == [out.fileno()]
+
+
+def test_what_cannot_be_written(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("file").touch()
+    assert main(["explain", "a.png", "--output", "file"]) == 1
+    assert "File exists: 'file'" in capsys.readouterr().err
+
+
+def raiser(kind: type[BaseException]) -> Callable[..., Any]:
+    def act(*arguments: Any) -> Any:
+        raise kind
+
+    return act
+
+
+def test_python_m_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["client", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(Path(client.__file__).with_name("__main__.py")), run_name="__main__")
+    assert end.value.code == 0
+    assert "{classify,watch,explain,status,bench}" in capsys.readouterr().out

@@ -1,0 +1,53 @@
+"""``python -m client status``."""
+
+import csv
+import json
+from typing import Any
+
+import pytest
+from commands_fakes import server_status
+
+from client import (
+    ConnectionFailedError,
+    _classifier,
+)
+from client.commands import main
+from client.testing import FakeTransport
+
+
+def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = FakeTransport(url="grpc://away:1")
+
+    def refuse(timeout: float) -> Any:
+        raise ConnectionFailedError("refused")
+
+    monkeypatch.setattr(away, "status", refuse)
+    monkeypatch.setattr(served, "status", lambda timeout: server_status())
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["status"]) == 0
+    out, err = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["backbone", "1", "10", "5", "0", "", "20.00", "", "30.00", ""],
+        ["classifier", "1", "0", "0", "0", "50.00", "", "", "", ""],
+    ]
+    assert "2.51.0  ready" in out
+    assert err == ""
+    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served, away])
+    assert main(["status"]) == 1
+    assert "grpc://away:1: refused" in capsys.readouterr().err
+    assert main(["status", "--json"]) == 1
+    one, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one["models"][0]["queue"] == {"count": 10, "seconds": 0.2}
+    assert other == {
+        "url": "grpc://away:1",
+        "ready": False,
+        "error": {"type": "ConnectionFailedError", "message": "refused"},
+    }
+    assert main(["status", "--csv"]) == 1
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["queue_ms"] for row in rows] == ["20.00", ""]
+    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served])
+    monkeypatch.setattr(served, "status", lambda timeout: server_status(ready=False))
+    assert main(["status"]) == 1
+    assert "NOT READY" in capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""``python -m client watch``: what comes into a folder, nothing twice, nothing lost."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from commands_fakes import CAT
+
+from client import (
+    InvalidImageError,
+    QueueFullError,
+)
+from client.commands import main, watch
+from client.testing import FakeTransport
+
+
+def watched(served: FakeTransport, folder: Path, *arguments: str, looks: list[Callable[[], object]]) -> int:
+    """Runs ``watch``; each of `looks` runs before a look, then Ctrl-C."""
+    steps = iter(looks)
+
+    def sleep(seconds: float) -> None:
+        try:
+            next(steps)()
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "time", SimpleNamespace(sleep=sleep))
+        return main(["watch", str(folder), "--retries", "0", *arguments])
+
+
+def write(name: str, data: bytes, age: int = 0) -> Callable[[], object]:
+    def act() -> None:
+        Path(name).write_bytes(data)
+        os.utime(name, ns=(age, age))
+
+    return act
+
+
+def nothing() -> None:
+    pass
+
+
+def test_watch(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("in").mkdir()
+    write("in/old.png", b"old")()
+    looks = [
+        nothing,
+        write("in/new.png", b"ne", 1),
+        write("in/new.png", b"new", 2),  # still being written
+        nothing,
+        nothing,
+        write("in/old.png", b"replaced", 3),
+        nothing,
+        lambda: Path("in/old.png").unlink(),
+        nothing,
+        write("in/old.png", b"replaced", 3),
+        nothing,
+    ]
+    assert watched(served, Path("in"), looks=looks) == 130
+    assert [request.image for request in served.requests] == [b"old", b"new", b"replaced", b"replaced"]
+    assert capsys.readouterr().out.splitlines()[0] == "in/old.png\t[cat]\t90.00%"
+    assert served.closed == 1
+
+
+def test_watch_new_only_as_json(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("in").mkdir()
+    write("in/old.png", b"old")()
+    assert (
+        watched(served, Path("in"), "--new-only", "--json", looks=[nothing, write("in/new.png", b"new"), nothing])
+        == 130
+    )
+    assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == ["in/new.png"]
+
+
+def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("in").mkdir()
+    write("in/a.png", b"a")()
+    write("in/bad.png", b"bad")()
+
+    def away(request: Any) -> Any:
+        return InvalidImageError("no picture") if request.image == b"bad" else QueueFullError("full")
+
+    def back() -> None:
+        served.reply = lambda request: CAT
+
+    served.reply = away
+    assert watched(served, Path("in"), looks=[nothing, nothing, back, nothing]) == 130
+    assert [request.image for request in served.requests].count(b"a") == 3
+    assert [request.image for request in served.requests].count(b"bad") == 1
+    out, err = capsys.readouterr()
+    assert out == "in/a.png\t[cat]\t90.00%\n"
+    assert err.splitlines() == ["in/bad.png: no picture", "1 put off: full", "1 put off: full"]
+
+
+def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "find_images", lambda folder: [Path("gone.png")])
+    assert watch.Arrivals(Path(), False).ready() == []
+    assert main(["watch", "no folder"]) == 2
