@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.harness import RESULTS
 from benchmarks.kernels import expected
+from benchmarks.serving import table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -201,7 +202,11 @@ def pages() -> dict[Path, list[list[str]]]:
         ],
         ROOT / "docs" / "kernels.md": [expected.table()],
         ROOT / "docs" / "operations.md": [faults_table(load("faults"))],
-        ROOT / "docs" / "serving.md": [overload_table(load("overload")), *measured("preprocess", preprocess_table)],
+        ROOT / "docs" / "serving.md": [
+            overload_table(load("overload")),
+            *measured("preprocess", preprocess_table),
+            *measured("serving", lambda result: table.lines(result, conditions(result))),
+        ],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
     }
 

@@ -1,0 +1,1 @@
+"""Widefield's ensemble against other servers of the same weights: `python -m benchmarks.serving`."""

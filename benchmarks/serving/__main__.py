@@ -1,0 +1,183 @@
+"""Widefield's ensemble against FastAPI, LitServe, BentoML and Ray Serve: the same weights, JPEG in, labels out.
+
+    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--repeats 5] [--seconds 10]
+
+Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
+four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
+50, 80 and 110 % of that server's own best closed loop. What is done is kept in build/serving/runs.jsonl: an interrupted
+run goes on where it was; --fresh begins again. The peers run in build/peers (requirements.txt), made at the first run.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
+from benchmarks.serving import table
+from benchmarks.serving.load import closed_loop, open_loop
+from benchmarks.serving.servers import ENVIRONMENT, OURS, PEERS, Answer, Running, prepare_environment, started
+from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph
+
+MODELS = {"nano": "replknet_nano", "small": "replknet_small", "mobilenetv3": "timm/mobilenetv3_large_100"}
+CALLERS = (1, 8, 32)
+SHARES = (0.5, 0.8, 1.1)
+FOLDER = Path("build/serving")
+START_SECONDS = 20  # of a server, for the plan alone
+RELATIVE, ABSOLUTE = 2e-2, 1e-4  # of probabilities: the peers' batches are summed in another order
+SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
+
+
+def build_repository(model: str, threads: int) -> Path:
+    """The repository of a network with random weights, its head scaled so that answers differ; built once."""
+    import torch
+
+    from export.build import BuildOptions, build
+    from export.parity import real_pixels
+    from models import ModelConfig, create_model, save_checkpoint
+
+    repository = FOLDER / model / "model_repository"
+    if (repository / "softmax/1/model.pt").exists():
+        return repository
+    torch.manual_seed(0)
+    config = ModelConfig(arch=MODELS[model], image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
+    network = create_model(config.arch, image_size=IMAGE_SIZE).eval()
+    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
+    images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    with torch.inference_mode():
+        logits = network(images)
+        head: Any = network.get_classifier()  # type: ignore[operator]
+        centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
+        head.weight.mul_(SPREAD / spread)
+        head.bias.copy_((head.bias - centre) * SPREAD / spread)
+    save_checkpoint(FOLDER / model / "checkpoint", network, config)
+    build(BuildOptions(weights=FOLDER / model / "checkpoint", output=repository, threads=threads))
+    return repository
+
+
+def images() -> list[bytes]:
+    """The 120 KB photograph, and three that differ from it: a server that mixes answers up is found out."""
+    import io
+
+    from PIL import Image
+
+    found = [photograph()]
+    for turn in (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(found[0])).transpose(turn).save(buffer, "JPEG", quality=85)
+        found.append(buffer.getvalue())
+    return found
+
+
+def expected(repository: Path, pictures: list[bytes], threads: int) -> list[list[float]]:
+    """Probabilities of each picture, from the same steps with no server."""
+    run = bare_pipeline(repository, threads)
+    return [run(picture)[0].tolist() for picture in pictures]
+
+
+def check(name: str, answer: Answer, right: list[float]) -> None:
+    """Raises `SystemExit` for a server that answers something else: no figure of it would mean anything."""
+    best = max(range(len(right)), key=right.__getitem__)
+    for entry in answer:
+        wanted = right[entry["index"]]
+        if abs(entry["probability"] - wanted) > ABSOLUTE + RELATIVE * wanted:
+            raise SystemExit(f"{name}: class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}")
+    if len(answer) != 5 or (answer[0]["index"] != best and right[answer[0]["index"]] < right[best] - ABSOLUTE):
+        raise SystemExit(f"{name} answers {answer}: the best class is {best} with {right[best]:.6f}")
+
+
+def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int) -> dict[str, Any]:
+    requests = [running.request(picture) for picture in pictures]
+    closed_loop(running.port, requests, CALLERS[-1], min(seconds, 3))  # batches of every size have been seen
+    loads = {f"closed {n}": closed_loop(running.port, requests, n, seconds) for n in CALLERS}
+    best = max(load["images_per_s"] for load in loads.values())
+    for share in SHARES:
+        loads[f"open {share:.0%}"] = open_loop(running.port, requests, max(share * best, 0.1), seconds, repeat)
+    return loads
+
+
+def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
+    repository, pictures = build_repository(model, threads), images()
+    right = expected(repository, pictures, threads)
+    with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
+        for picture, probabilities in zip(pictures, right, strict=True):
+            check(f"{server} with {model}", running.classify(picture), probabilities)
+        loads = measure(running, pictures, options.seconds, repeat)
+        memory = running.memory_mib()
+        cold = round(running.cold_start_s, 2)
+    known = {"model": model, "server": server, "repeat": repeat, "seconds": options.seconds}
+    return {**known, "cold_start_s": cold, "memory_mib": memory, "loads": loads}
+
+
+def remembered(fresh: bool) -> list[dict[str, Any]]:
+    path = FOLDER / "runs.jsonl"
+    if fresh:
+        path.unlink(missing_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def chosen(text: str, known: list[str], what: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"{what} {name!r} is unknown: choose from {', '.join(known)}")
+    return names
+
+
+def peer_versions() -> dict[str, str]:
+    (packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
+    wanted = ("fastapi", "uvicorn", "litserve", "bentoml", "ray")
+    found = {d.name: d.version for d in importlib.metadata.distributions(path=[str(packages)])}
+    return {name: found[name] for name in wanted}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
+    options = parser.parse_args()
+    run_as_served("benchmarks.serving")
+    models = chosen(options.models, list(MODELS), "model")
+    servers = [OURS, *chosen(options.peers, list(PEERS), "peer")]
+    warning = load_average_warning()
+    threads = len(os.sched_getaffinity(0))
+    prepare_environment()
+    plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
+    runs = [
+        run
+        for run in remembered(options.fresh)
+        if (run["model"], run["server"], run["repeat"]) in plan and run["seconds"] == options.seconds
+    ]
+    done = {(run["model"], run["server"], run["repeat"]) for run in runs}
+    left = [one for one in plan if one not in done]
+    minutes = len(left) * (START_SECONDS + min(options.seconds, 3) + 6 * options.seconds) / 60
+    print(f"{len(left)} runs of {len(plan)} to do, about {minutes:.0f} minutes", flush=True)
+    for model, server, repeat in left:
+        run = one_run(model, server, repeat, options, threads)
+        with (FOLDER / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        runs.append(run)
+        loads = ", ".join(f"{name} {load['images_per_s']:g}/s" for name, load in run["loads"].items())
+        print(f"{model} {server} {repeat + 1}/{options.repeats}: {loads}; {run['memory_mib']:.0f} MiB", flush=True)
+    rows = table.rows(runs)
+    path = write_results(
+        "serving",
+        image=f"JPEG 960x640, {len(images()[0])} bytes, and three like it",
+        threads=threads,
+        seconds=options.seconds,
+        repeats=options.repeats,
+        versions={**versions("torch", "nvidia-pytriton"), **peer_versions()},
+        warning=warning,
+        rows=rows,
+        verdicts=table.verdicts(rows),
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""One load generator for every server: HTTP/1.1 over kept-alive connections, each caller with its own."""
+
+import http.client
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SENDERS = 128  # requests in flight at most; a request that finds none free counts its wait
+TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def send(port: int, request: Request, timeout: float = TIMEOUT) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        return exchange(connection, request)
+    finally:
+        connection.close()
+
+
+def exchange(connection: http.client.HTTPConnection, request: Request) -> tuple[int, bytes]:
+    connection.request("POST", request.path, request.body, request.headers)
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+class Caller:
+    """One connection; notes seconds for each good answer, and counts the others."""
+
+    def __init__(self, port: int) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+        self.taken: list[float] = []
+        self.errors = 0
+
+    def call(self, request: Request, since: float) -> None:
+        try:
+            good = exchange(self.connection, request)[0] == 200
+        except (OSError, http.client.HTTPException):
+            good = False
+            self.connection.close()  # connects again at the next call
+        if good:
+            self.taken.append(time.perf_counter() - since)
+        else:
+            self.errors += 1
+
+
+def closed_loop(port: int, requests: list[Request], callers: int, seconds: float) -> dict[str, Any]:
+    """Each caller sends the next image when it has its answer. Answers after the end are waited for, not counted."""
+    end = time.perf_counter() + seconds
+
+    def run(number: int) -> Caller:
+        caller = Caller(port)
+        turn = number
+        while (now := time.perf_counter()) < end:
+            caller.call(requests[turn % len(requests)], now)
+            turn += 1
+        caller.connection.close()
+        return caller
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(callers) as pool:
+        done = list(pool.map(run, range(callers)))
+    return summary(done, time.perf_counter() - begun)
+
+
+def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
+    """Seconds after the start at which requests are due: a Poisson process."""
+    generator, due = random.Random(seed), 0.0
+    while (due := due + generator.expovariate(rate)) < seconds:
+        yield due
+
+
+def open_loop(port: int, requests: list[Request], rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    """Requests at a set rate, whether or not earlier ones are answered; a latency counts from when it was due."""
+    due: queue.SimpleQueue[tuple[float, Request] | None] = queue.SimpleQueue()
+    callers = [Caller(port) for _ in range(SENDERS)]
+
+    def run(caller: Caller) -> None:
+        while (work := due.get()) is not None:
+            caller.call(work[1], work[0])
+        caller.connection.close()
+
+    threads = [threading.Thread(target=run, args=(caller,)) for caller in callers]
+    for thread in threads:
+        thread.start()
+    begun, late = time.perf_counter(), 0.0
+    for number, offset in enumerate(arrivals(rate, seconds, seed)):
+        time.sleep(max(0.0, begun + offset - time.perf_counter()))
+        late = max(late, time.perf_counter() - begun - offset)
+        due.put((begun + offset, requests[number % len(requests)]))
+    for _ in threads:
+        due.put(None)
+    for thread in threads:
+        thread.join()
+    passed = max(seconds, time.perf_counter() - begun)
+    return {"rate": round(rate, 2), "sender_late_ms": round(late * 1e3, 1), **summary(callers, passed)}
+
+
+def summary(callers: list[Caller], seconds: float) -> dict[str, Any]:
+    taken = [value for caller in callers for value in caller.taken]
+    p50, p99 = np.percentile(taken, [50, 99]) * 1e3 if taken else (None, None)
+    return {
+        "answers": len(taken),
+        "errors": sum(caller.errors for caller in callers),
+        "images_per_s": round(len(taken) / seconds, 2),
+        "p50_ms": None if p50 is None else round(float(p50), 2),
+        "p99_ms": None if p99 is None else round(float(p99), 2),
+    }

@@ -1,0 +1,70 @@
+"""What every peer shares: JPEG -> pixels -> TorchScript -> labels, in plain Pillow and PyTorch. Run in build/peers."""
+
+import argparse
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+SIZE, RESIZE, TOP = 224, 256, 5
+MAX_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    library: str
+    port: int
+    threads: int
+    workers: int
+
+
+def options() -> Options:
+    parser = argparse.ArgumentParser()
+    for name in ("model", "library"):
+        parser.add_argument(f"--{name}")
+    for name in ("port", "threads", "workers"):
+        parser.add_argument(f"--{name}", type=int)
+    return Options(**vars(parser.parse_args()))
+
+
+def preprocess(image: Image.Image) -> np.ndarray:
+    """-> [S,S,3] uint8: what Widefield's step does with a photograph."""
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    size = (RESIZE * width // short, RESIZE * height // short)
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - SIZE) / 2), round((size[1] - SIZE) / 2)
+    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+
+
+def decode(data: bytes) -> np.ndarray:
+    return preprocess(Image.open(io.BytesIO(data)))
+
+
+class Classifier:
+    """The TorchScript that tritonserver runs, with the same fusion, warmed at every batch size that can come."""
+
+    def __init__(self, options: Options) -> None:
+        torch.set_num_threads(options.threads)
+        torch.jit.enable_onednn_fusion(True)
+        torch.ops.load_library(options.library)
+        self.backbone = torch.jit.load(options.model)
+        for batch in range(MAX_BATCH, 0, -1):
+            for _ in range(3):
+                self.classify([np.zeros((SIZE, SIZE, 3), np.uint8)] * batch)
+
+    @torch.inference_mode()
+    def classify(self, pixels: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
+        """The best five of each image."""
+        probabilities = self.backbone(torch.from_numpy(np.stack(pixels))).softmax(1)
+        values, indices = probabilities.topk(TOP)
+        return [
+            [{"label": str(i), "index": i, "probability": p} for i, p in zip(row, best, strict=True)]
+            for row, best in zip(indices.tolist(), values.tolist(), strict=True)
+        ]

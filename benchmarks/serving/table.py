@@ -1,0 +1,88 @@
+"""From the runs to one row a server and load: medians over the repeats, and where a peer wins."""
+
+import statistics
+from typing import Any
+
+OURS = "widefield"
+FIGURES = ("images_per_s", "p50_ms", "p99_ms")
+
+
+def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One a model and server: medians of each load's figures, errors in all."""
+    found = []
+    for model, server in dict.fromkeys((run["model"], run["server"]) for run in runs):
+        same = [run for run in runs if (run["model"], run["server"]) == (model, server)]
+        loads = {name: combined([run["loads"][name] for run in same]) for name in same[0]["loads"]}
+        row = {"model": model, "server": server, "repeats": len(same), "loads": loads}
+        for name in ("cold_start_s", "memory_mib"):
+            row[name] = round(statistics.median(run[name] for run in same), 2)
+        found.append(row)
+    return found
+
+
+def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians; None where a repeat had no answer at all."""
+    result: dict[str, Any] = {"errors": sum(load["errors"] for load in loads)}
+    for name in FIGURES:
+        values = [load[name] for load in loads]
+        result[name] = None if None in values else round(statistics.median(values), 2)
+    return result
+
+
+def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each model: the most images a second that each side gives at a p99 no worse than the best peer's own, and the
+    milliseconds that Widefield is behind the fastest peer with one caller (negative: ahead)."""
+    result = []
+    for model in dict.fromkeys(row["model"] for row in found):
+        servers = {row["server"]: row["loads"] for row in found if row["model"] == model}
+        mine = servers.pop(OURS, None)
+        if mine is None or not servers:
+            continue
+        best, load = max(
+            ((name, load) for name, loads in servers.items() for load in loads.values() if load["p99_ms"] is not None),
+            key=lambda pair: pair[1]["images_per_s"],
+        )
+        within = [one["images_per_s"] for one in mine.values() if (one["p99_ms"] or float("inf")) <= load["p99_ms"]]
+        fastest = min(servers, key=lambda name: servers[name]["closed 1"]["p50_ms"] or float("inf"))
+        ratio = round(max(within, default=0.0) / load["images_per_s"], 3)
+        behind = round(mine["closed 1"]["p50_ms"] - servers[fastest]["closed 1"]["p50_ms"], 2)
+        result.append(
+            {
+                "model": model,
+                "best_peer": best,
+                "its_images_per_s": load["images_per_s"],
+                "its_p99_ms": load["p99_ms"],
+                "throughput_ratio_at_equal_p99": ratio,
+                "fastest_peer_at_1": fastest,
+                "ms_behind_it_at_1": behind,
+                "peer_wins": [name for name, lost in (("throughput", ratio < 1), ("latency", behind > 0)) if lost],
+            }
+        )
+    return result
+
+
+def lines(result: dict[str, Any], conditions: str) -> list[str]:
+    """The report's table."""
+    text = [f"**Against other servers**, JPEG in, labels out, images/s (p50, p99 in ms) ({conditions})", ""]
+    names = list(result["rows"][0]["loads"])
+    text += [
+        f"| model | server | {' | '.join(names)} | errors | MiB | cold start, s |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for row in result["rows"]:
+        cells = [
+            f"{load['images_per_s']:.1f} ({load['p50_ms']:.0f}, {load['p99_ms']:.0f})" if load["p99_ms"] else "none"
+            for load in row["loads"].values()
+        ]
+        errors = sum(load["errors"] for load in row["loads"].values())
+        cells = [row["model"], row["server"], *cells, str(errors), f"{row['memory_mib']:.0f}"]
+        text.append(f"| {' | '.join(cells)} | {row['cold_start_s']:.1f} |")
+    text.append("")
+    for verdict in result["verdicts"]:
+        wins = f"a peer wins on {' and '.join(verdict['peer_wins'])}" if verdict["peer_wins"] else "no peer wins"
+        text.append(
+            f"- {verdict['model']}: {verdict['throughput_ratio_at_equal_p99']:.2f} times the throughput of "
+            f"{verdict['best_peer']} at its p99 of {verdict['its_p99_ms']:.0f} ms; one caller waits "
+            f"{verdict['ms_behind_it_at_1']:+.1f} ms against {verdict['fastest_peer_at_1']}: {wins}."
+        )
+    return text
