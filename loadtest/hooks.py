@@ -61,13 +61,10 @@ class _Test:
         for name in (self.options.report, self.options.results):
             if not Path(name).parent.is_dir():
                 raise ValueError(f"{name} cannot be written: no folder {Path(name).parent}")
-        self.phases = self._plan()
-        self.recorder = Recorder(self.phases)
+        self._prepare()
         self.server: list[dict[str, Any] | None] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
         ClassifierUser.images = _images(self.options.images, self.options.sizes)
-        ClassifierUser.recorder = self.recorder
-        ClassifierUser.phases = self.phases if self.options.rate else []
 
     @classmethod
     def begin(cls, environment: Environment, **_: Any) -> None:
@@ -91,18 +88,23 @@ class _Test:
                 runner.register_message("loadtest", lambda msg, **_: test.recorder.merge(msg.data["cells"]))
             environment.events.quitting.add_listener(test.on_quitting)
 
+    def _prepare(self) -> None:
+        self.phases = self._plan()
+        self.recorder = ClassifierUser.recorder = Recorder(self.phases)
+        ClassifierUser.phases = self.phases if self.options.rate else []
+
     def _plan(self) -> list[Phase]:
         options, environment = self.options, self.environment
         if options.shape is None and options.rate is None:
             return [Phase("run", options.num_users or 0, 0.0, math.inf)]
-        seconds = options.run_time or options.seconds
+        options.seconds = options.run_time or options.seconds
         level = options.rate or options.num_users or len(environment.user_classes)
-        phases = plan(options.shape or "steady", level, seconds, options.warm_up, options.levels, options.peak)
+        phases = plan(options.shape or "steady", level, options.seconds, options.warm_up, options.levels, options.peak)
         # What is in flight when the time is over is still waited for.
         environment.stop_timeout = max(environment.stop_timeout, options.request_timeout + 1)
-        workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
-        options.senders = workers * len(environment.user_classes) if options.rate else None  # workers are told
         if not isinstance(environment.runner, WorkerRunner):
+            workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
+            options.senders = workers * len(environment.user_classes) if options.rate else None  # workers are told
             grace = 2.0 if isinstance(environment.runner, MasterRunner) else 0.5 if options.rate else 0.0
             environment.shape_class = Schedule(phases, options.senders, grace)
             environment.shape_class.runner = environment.runner
@@ -112,6 +114,8 @@ class _Test:
         if not isinstance(environment.runner, WorkerRunner):
             self.server = [read_statistics(self.address())]
             gevent.spawn(self._watch_server)
+        if isinstance(environment.runner, WorkerRunner):
+            self._prepare()  # anew: the master's options are there now
         self.recorder.cells.clear()
         self.ended = None
         ClassifierUser.clock = Clock()

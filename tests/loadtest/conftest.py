@@ -39,14 +39,15 @@ def loadtest() -> Callable[..., subprocess.CompletedProcess]:
 
 
 class CountingServer(ThreadingHTTPServer):
-    """Answers every request at once with one label, but all stand still for `stall` seconds after the `stall_at`th."""
+    """Answers after `delay` seconds with one label; after the `stall_at`th request all wait for `stall` seconds."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, status: int = 200, stall_at: int = 0, stall: float = 0.0) -> None:
+    def __init__(self, status: int = 200, stall_at: int = 0, stall: float = 0.0, delay: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status, self.stall_at, self.stall = status, stall_at, stall
+        self.delay = delay
         self.stalled_until = 0.0
         self.count = 0
         self.lock = threading.Lock()
@@ -68,6 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.count += 1
             if self.server.count == self.server.stall_at:
                 self.server.stalled_until = time.monotonic() + self.server.stall
+        time.sleep(self.server.delay)
         time.sleep(max(0.0, self.server.stalled_until - time.monotonic()))
         body = b'{"outputs": [{"data": ["1.0:0:one"]}]}' if self.server.status == 200 else b'{"error": "refused"}'
         self.send_response(self.server.status)

@@ -77,16 +77,17 @@ def test_master_and_two_workers(tmp_path: Path, counting_server: Callable) -> No
     load = ["--shape", "step", "--rate", "80", "--seconds", "8", "--warm-up", "1", "--results", str(saved)]
     of_master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2"]
     try:
-        subprocess.run(
+        done = subprocess.run(
             [*command, *of_master, "--host", server.address, *images, *load, "HttpClassifierUser"],
-            check=True,
             capture_output=True,
+            text=True,
             timeout=60,
         )
     finally:
         for worker in workers:
             worker.terminate()
             worker.wait(20)
+    assert done.returncode == 0, done.stderr
     phases = rows(saved)
     for row, expected in zip(phases, (20, 40, 80, 120, 160), strict=True):
         assert abs(row["requests"] - expected) < 5 * math.sqrt(expected)
