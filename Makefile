@@ -32,8 +32,8 @@ demo: native
 serve: native
 	@$(BIN)/python demo.py --serve $(ARGS)
 
-# Two processes: the tests that meet a server mostly wait, the others compute.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist=loadgroup
+# Two processes, a thread each: the tests that meet a server mostly wait, the others compute.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: native
 	$(PYTEST) -m "not gpu and not slow"

@@ -1,6 +1,5 @@
 """Locust users that send real images to a running server, through `client`, over gRPC and over HTTP."""
 
-import inspect
 import random
 import re
 import time
@@ -22,7 +21,6 @@ grpc.experimental.gevent.init_gevent()
 PAUSE_AFTER_ERROR = 0.1  # seconds: a refused connection must not turn a closed loop into a busy one
 LOOK_UP = 0.2  # seconds: how often a sender that waits looks whether the test has ended
 # A request that is sent again would be counted once and take the time of two.
-NO_RETRIES: dict[str, Any] = {"retries": 0} if "retries" in inspect.signature(Classifier).parameters else {}
 
 
 class Clock:
@@ -51,9 +49,7 @@ class ClassifierUser(User):
         options: Any = self.environment.parsed_options
         self.top = options.top
         self.source = random.Random()  # not the same arrivals at every run: a repeat has to be one
-        self.classifier = Classifier(
-            self.address(), self.protocol, options.model, options.request_timeout, **NO_RETRIES
-        )
+        self.classifier = Classifier(self.address(), self.protocol, options.model, options.request_timeout, retries=0)
 
     def on_stop(self) -> None:
         self.classifier.close()

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
 SERVED = {"client", "deploy", "end_to_end", "loadtest", "server"}  # share servers, and count the machine's processes
-DIGITS = {"digits_checkpoint", "digits_repository", "digits_server"}  # made once, in runs/ and data/
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,13 +23,17 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --dist=loadgroup: what meets a server runs one after another in one process, the rest by files in others."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            folder = item.path.relative_to(ROOT / "tests").parts[0]
-            served = folder in SERVED or DIGITS.intersection(getattr(item, "fixturenames", ()))
-            item.add_marker(pytest.mark.xdist_group("served" if served else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What meets a server runs one after another in one process, the rest by files in others."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "served" if file.split("/")[1] in SERVED else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +41,8 @@ def digits_checkpoint() -> Path:
     """The demo's checkpoint, trained now if `make demo` has not."""
     import demo
 
-    demo.train()
+    with FileLock(ROOT / "runs" / ".lock"):  # two processes may ask
+        demo.train()
     return CHECKPOINT
 
 

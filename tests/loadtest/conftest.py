@@ -58,6 +58,9 @@ class CountingServer(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_address[1]}"
 
 
+ANSWER = b'{"outputs": [{"name": "probabilities", "data": ["1.0:0:one"]}]}'
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # one packet
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.server.stalled_until = time.monotonic() + self.server.stall
         time.sleep(self.server.delay)
         time.sleep(max(0.0, self.server.stalled_until - time.monotonic()))
-        body = b'{"outputs": [{"data": ["1.0:0:one"]}]}' if self.server.status == 200 else b'{"error": "refused"}'
+        body = ANSWER if self.server.status == 200 else b'{"error": "refused"}'
         self.send_response(self.server.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -59,7 +59,7 @@ def test_loss_falls_and_it_learns(run: tuple[Path, float]) -> None:
     log = records(run[0])
     assert [entry["epoch"] for entry in log] == list(range(1, EPOCHS + 1))
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
-    assert log[-1]["top1"] == run[1] >= 0.75
+    assert log[-1]["top1"] == run[1] >= 0.6  # a third by chance; 0.71 to 0.8 by the processor
     assert all(entry["images_per_second"] > 0 for entry in log)
     assert log[-1]["step"] == EPOCHS * (96 // 16)
 
