@@ -53,11 +53,13 @@ def depthwise_table(result: dict[str, Any]) -> list[str]:
 
 def serving_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**What serving adds**, one image at a time ({result['image']}; {conditions(result)})", ""]
-    lines += ["| model | bare pipeline, ms | over gRPC, ms | over HTTP, ms | ready in |", "|---|---|---|---|---|"]
+    lines += ["| model | bare pipeline, ms | over gRPC, ms | over HTTP, ms | empty steps over gRPC, ms | ready in |"]
+    lines += ["|---|---|---|---|---|---|"]
     for row in result["rows"]:
         bare, added = row["timings"]["bare"]["median"], row["added_ms"]
         grpc, http = (f"+{added[name]:.1f} ({100 * added[name] / bare:.1f} %)" for name in ("gRPC", "HTTP"))
-        lines.append(f"| {row['arch']} | {bare:.1f} | {grpc} | {http} | {row['seconds_to_ready']:.1f} s |")
+        empty, ready = row["timings"]["empty"]["median"], row["seconds_to_ready"]
+        lines.append(f"| {row['arch']} | {bare:.1f} | {grpc} | {http} | {empty:.1f} | {ready:.1f} s |")
     return lines
 
 

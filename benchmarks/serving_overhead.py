@@ -3,13 +3,15 @@
     python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
 
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
-the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready.
+the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready,
+and the limit: the same request through an ensemble of three steps that compute nothing (`empty`).
 """
 
 import argparse
 import importlib.util
 import io
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,6 +25,20 @@ from benchmarks.harness import interleaved, load_average_warning, run_as_served,
 IMAGE_SIZE = 224
 CROP_PCT = 0.875
 JPEG_BYTES = 120_000
+EMPTY_STEP = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+        pixels = np.zeros((len(images), SIZE, SIZE, 3), np.uint8)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
+"""
 
 
 def photograph() -> bytes:
@@ -72,6 +88,22 @@ def load_step(path: Path) -> Any:
     return module
 
 
+def empty_ensemble(repository: Path, target: Path) -> Path:
+    """A copy of the repository whose steps take the same tensors and compute nothing."""
+    import torch
+
+    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("build.json"))
+    (target / "preprocess/1/model.py").write_text(EMPTY_STEP.replace("SIZE", str(IMAGE_SIZE)))
+    (model,) = (target / "backbone").glob("*/model.pt")
+
+    class Nothing(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(pixels.shape[0], 1000)
+
+    torch.jit.script(Nothing().eval()).save(str(model))
+    return target
+
+
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
     from client import Classifier
     from export.build import BuildOptions, build
@@ -82,14 +114,20 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository, threads=threads))
         bare = bare_pipeline(repository, threads)
         started = time.perf_counter()
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        with TritonServer(repository) as server:
             ready = time.perf_counter() - started
-            with Classifier(server.grpc_url) as grpc, Classifier(server.http_url, protocol="http") as http:
+            with (
+                TritonServer(empty_ensemble(repository, Path(folder) / "empty")) as limit,
+                Classifier(server.grpc_url) as grpc,
+                Classifier(server.http_url, protocol="http") as http,
+                Classifier(limit.grpc_url) as empty,
+            ):
                 timings = interleaved(
                     {
                         "bare": lambda: bare(jpeg),
                         "gRPC": lambda: grpc.classify(jpeg, top=5),
                         "HTTP": lambda: http.classify(jpeg, top=5),
+                        "empty": lambda: empty.classify(jpeg, top=5),
                     },
                     rounds,
                     burst=11,
@@ -97,8 +135,9 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
     added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ("gRPC", "HTTP")}
     ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
     bare_ms = timings["bare"].median
+    limit_ms = timings["empty"].median
     print(f"{arch}: bare {bare_ms:.2f} ms, gRPC {added['gRPC']:+.2f} ms ({ratio:.3f}x), HTTP {added['HTTP']:+.2f} ms")
-    print(f"{arch}: ready in {ready:.1f} s", flush=True)
+    print(f"{arch}: an empty ensemble {limit_ms:.2f} ms over gRPC; ready in {ready:.1f} s", flush=True)
     return {
         "arch": arch,
         "timings": timings,
