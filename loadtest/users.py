@@ -20,7 +20,6 @@ grpc.experimental.gevent.init_gevent()
 
 PAUSE_AFTER_ERROR = 0.1  # seconds: a refused connection must not turn a closed loop into a busy one
 LOOK_UP = 0.2  # seconds: how often a sender that waits looks whether the test has ended
-# A request that is sent again would be counted once and take the time of two.
 
 
 class Clock:
@@ -49,6 +48,7 @@ class ClassifierUser(User):
         options: Any = self.environment.parsed_options
         self.top = options.top
         self.source = random.Random()  # not the same arrivals at every run: a repeat has to be one
+        # retries=0: a request that is sent again would be counted once and take the time of two.
         self.classifier = Classifier(self.address(), self.protocol, options.model, options.request_timeout, retries=0)
 
     def on_stop(self) -> None:

@@ -212,9 +212,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.settings = read_settings(config)
         threads = threads_of(config)
-        self.pool = (
-            ThreadPoolExecutor(threads) if threads > 1 else None
-        )  # Pillow decodes outside the interpreter's lock
+        # Pillow decodes outside the interpreter's lock.
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         warnings.simplefilter("ignore")  # what Pillow says of odd files is for nobody here
         Image.init()  # the format plugins load now and not in the first request
 
