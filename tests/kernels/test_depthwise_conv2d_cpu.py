@@ -117,7 +117,7 @@ def test_native_paths(channels, kernel, expected):
     """Whole blocks of 16 channels take the AVX-512 kernel, where the processor has it; the rest oneDNN."""
     if "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("no AVX-512 here: oneDNN serves every filter")
-    x, w = torch.randn(1, channels, 32, 32), torch.randn(channels, 1, kernel, kernel)
+    x, w = torch.randn(16, channels, 32, 32), torch.randn(channels, 1, kernel, kernel)
     with torch.profiler.profile(record_shapes=True) as profile:
         torch.ops.widefield.depthwise_conv2d(x, w)
     names = {event.name for event in profile.events()}

@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from compiled_kernels import POINTER, compile_grad_weight
-from device_stand_ins import interpreted
+from device_stand_ins import BY_TIME, interpreted
 from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES, machine_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
 
 
-def test_interpreted():
-    for lines in interpreted("grad_weight_interpreted.py").values():
+@pytest.mark.parametrize("dtypes", BY_TIME, ids="-".join)
+def test_interpreted(dtypes):
+    for lines in interpreted("grad_weight_interpreted.py", dtypes).values():
         assert lines == ["every_case 13", "every_tile 16", "what_is_not_finite 6"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_stand_ins import interpreted
+from device_stand_ins import BY_TIME, interpreted
 from loss_cases import CASES, LossCase, make_loss_problem
 from machine_code import NEW_TRITON
 
@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[2]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
-def test_interpreted():
-    for lines in interpreted("interpreted_masked_patch_loss.py").values():
+@pytest.mark.parametrize("dtypes", BY_TIME, ids="-".join)
+def test_interpreted(dtypes):
+    for lines in interpreted("interpreted_masked_patch_loss.py", dtypes).values():
         assert lines[-2:] == ["62 problems right", "18 combinations right"]
 
 

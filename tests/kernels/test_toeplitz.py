@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from compiled_kernels import STAGES, compile_forward, compile_pair
-from device_stand_ins import interpreted
+from device_stand_ins import BY_TIME, interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 
 from kernels import depthwise_conv2d
@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "kernels/depthwise_conv2d/tiles.json"
 
 
-def test_interpreted():
-    for lines in interpreted("toeplitz_interpreted.py").values():
+@pytest.mark.parametrize("dtypes", BY_TIME, ids="-".join)
+def test_interpreted(dtypes):
+    for lines in interpreted("toeplitz_interpreted.py", dtypes).values():
         assert lines == ["every_case 54", "other_tiles 6", "what_is_not_finite 6"]
 
 

@@ -31,7 +31,9 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "fp16" else ()) for name in METHODS]
+)  # half precision on a CPU takes half a minute
 def test_resumed_equals_uninterrupted(name: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut off twice: within the first epoch past a saved step, and within the second."""
     changes = {**METHODS[name], "save_every": 2}
