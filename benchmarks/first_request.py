@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
-from benchmarks.serving_overhead import IMAGE_SIZE, photograph
+from benchmarks.harness import load_average_warning, run_as_served
+from benchmarks.serving_overhead import IMAGE_SIZE, photograph, write_served
 
 REQUESTS = 110
 
@@ -80,15 +80,7 @@ def main() -> None:
     warning = load_average_warning()
     jpeg = photograph()
     rows = [row for arch in options.archs.split(",") for row in measure(arch, jpeg, options.starts)]
-    path = write_results(
-        "first_request",
-        image=f"JPEG 960x640, {len(jpeg)} bytes",
-        image_size=IMAGE_SIZE,
-        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
-        warning=warning,
-        rows=rows,
-    )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    write_served("first_request", jpeg, warning, rows=rows)
 
 
 if __name__ == "__main__":

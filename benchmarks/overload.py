@@ -14,15 +14,15 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
-from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph
+from benchmarks.harness import load_average_warning, run_as_served
+from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph, write_served
+from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 1.0, 2.0, 4.0)  # of the closed loop's best
@@ -70,13 +70,6 @@ def percentiles(name: str, seconds: list[float]) -> dict[str, float | None]:
     }
 
 
-def arrivals(rate: float, seconds: float) -> Iterator[float]:
-    """Seconds after the start at which requests are due: a Poisson process, the same at every run."""
-    generator, due = random.Random(0), 0.0
-    while (due := due + generator.expovariate(rate)) < seconds:
-        yield due
-
-
 def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
     """Every request is sent when it is due. Latencies count from then, not from when this process came to send it."""
     import grpc
@@ -103,7 +96,7 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
     with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         started = time.perf_counter()
-        for offset in arrivals(rate, seconds):
+        for offset in arrivals([Phase("open loop", rate, 0.0, seconds)], 1.0, random.Random(0)):  # alike at every run
             due = started + offset
             time.sleep(max(0.0, due - time.perf_counter()))
             lag, count = max(lag, time.perf_counter() - due), count + 1
@@ -166,18 +159,8 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()
     row = measure(options.arch, jpeg, options.seconds, options.deadline, threads)
-    path = write_results(
-        "overload",
-        image=f"JPEG 960x640, {len(jpeg)} bytes",
-        image_size=IMAGE_SIZE,
-        threads=threads,
-        seconds=options.seconds,
-        deadline_s=options.deadline,
-        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
-        warning=warning,
-        rows=[row],
-    )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    settings = {"threads": threads, "seconds": options.seconds, "deadline_s": options.deadline}
+    write_served("overload", jpeg, warning, rows=[row], **settings)
 
 
 if __name__ == "__main__":

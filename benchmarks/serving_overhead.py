@@ -147,6 +147,19 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
     }
 
 
+def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) -> None:
+    """The results of a benchmark that serves `jpeg`, with the versions that matter there; says where they are."""
+    path = write_results(
+        name,
+        image=f"JPEG 960x640, {len(jpeg)} bytes",
+        image_size=IMAGE_SIZE,
+        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
+        warning=warning,
+        **content,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
@@ -157,16 +170,7 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()
     rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs.split(",")]
-    path = write_results(
-        "serving_overhead",
-        image=f"JPEG 960x640, {len(jpeg)} bytes",
-        image_size=IMAGE_SIZE,
-        threads=threads,
-        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
-        warning=warning,
-        rows=rows,
-    )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    write_served("serving_overhead", jpeg, warning, threads=threads, rows=rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Meanwhile the canary image is classified again and again.
 
 import argparse
 import itertools
+import os
 import socket
 import statistics
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.harness import load_average_warning, versions, write_results
+from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
 from server.canary import CanaryError, classify_canary
 
@@ -96,7 +98,8 @@ def main() -> None:
     warning = load_average_warning()
     rows = []
     with TritonServer(options.repository, probe_interval=3600) as server:
-        process = next(each for each in psutil.Process().children(recursive=True) if each.name() == "tritonserver")
+        process = tritonserver_of(os.getpid())
+        assert process is not None  # it has just said ready
         values, _ = canaries(server.http_url)
         print(f"alone: canary p50 {statistics.median(values):.1f} ms")
         for kind in KINDS:

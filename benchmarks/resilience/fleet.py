@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.resilience.footprint import Footprint, backends_of, tritonserver_of
+from benchmarks.resilience.footprint import SHARED_MEMORY, Footprint, backends_of, tritonserver_of
 from server.canary import CanaryError, classify_canary
 
 START_SECONDS = 180.0
@@ -83,12 +83,11 @@ class Member:
 
     @property
     def shared_memory(self) -> Path:
-        """As the server sees it, in its own namespace."""
-        return Path(f"/proc/{self.pid}/root/dev/shm")
+        return self._seen(SHARED_MEMORY)
 
     @property
     def disk(self) -> Path:
-        return Path(f"/proc/{self.pid}/root{self.temporary}")
+        return self._seen(self.temporary)
 
     def answers(self, seconds: float = 1.0) -> bool:
         try:
@@ -109,6 +108,10 @@ class Member:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def _seen(self, path: Path) -> Path:
+        """`path` as the server sees it, in its own mount namespace."""
+        return Path("/proc", str(self.pid), "root", path.relative_to("/"))
 
     def _read_events(self) -> None:
         assert self.process.stderr is not None

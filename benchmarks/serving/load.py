@@ -5,12 +5,13 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from loadtest.shapes import Phase, arrivals
 
 SENDERS = 128  # requests in flight at most; a request that finds none free counts its wait
 TIMEOUT = 30.0
@@ -76,13 +77,6 @@ def closed_loop(port: int, requests: list[Request], callers: int, seconds: float
     return summary(done, time.perf_counter() - begun)
 
 
-def arrivals(rate: float, seconds: float, seed: int) -> Iterator[float]:
-    """Seconds after the start at which requests are due: a Poisson process."""
-    generator, due = random.Random(seed), 0.0
-    while (due := due + generator.expovariate(rate)) < seconds:
-        yield due
-
-
 def open_loop(port: int, requests: list[Request], rate: float, seconds: float, seed: int) -> dict[str, Any]:
     """Requests at a set rate, whether or not earlier ones are answered; a latency counts from when it was due."""
     due: queue.SimpleQueue[tuple[float, Request] | None] = queue.SimpleQueue()
@@ -97,7 +91,8 @@ def open_loop(port: int, requests: list[Request], rate: float, seconds: float, s
     for thread in threads:
         thread.start()
     begun, late = time.perf_counter(), 0.0
-    for number, offset in enumerate(arrivals(rate, seconds, seed)):
+    phases = [Phase("open loop", rate, 0.0, seconds)]
+    for number, offset in enumerate(arrivals(phases, 1.0, random.Random(seed))):
         time.sleep(max(0.0, begun + offset - time.perf_counter()))
         late = max(late, time.perf_counter() - begun - offset)
         due.put((begun + offset, requests[number % len(requests)]))

@@ -4,20 +4,21 @@ import base64
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.serving.load import Request, send
+from client._prediction import parse_predictions
 from kernels import native_library
 from server import TritonServer
+from server.preflight import free_ports
 
 HERE = Path(__file__).parent
 ENVIRONMENT = Path("build/peers")
@@ -113,14 +114,13 @@ def kserve_request(image: bytes) -> Request:
 
 
 def kserve_answer(body: bytes) -> Answer:
-    entries = [entry.split(":", 2) for entry in json.loads(body)["outputs"][0]["data"]]
-    return [{"label": label, "index": int(index), "probability": float(value)} for value, index, label in entries]
+    return [asdict(prediction) for prediction in parse_predictions(json.loads(body)["outputs"][0]["data"])]
 
 
 @contextlib.contextmanager
 def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> Iterator[Running]:
     (model,) = (repository / "backbone").glob("*/model.pt")
-    port = free_port()
+    (port,) = free_ports(["127.0.0.1"])
     workers = cores if peer.worker_a_core else 1
     values = {"model": model.resolve(), "library": native_library(), "port": port}
     values |= {"threads": cores // workers, "workers": workers}
@@ -180,12 +180,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(psutil.Error):
                 member.kill()
     process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def prepare_environment() -> None:
