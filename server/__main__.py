@@ -3,12 +3,12 @@
 import argparse
 import os
 import shlex
-import signal
 import sys
 import time
 
+from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ServerError
-from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
+from server.management import VARIABLE, read_token
 from server.supervisor import TritonServer
 from server.tls import tls_of
 
@@ -38,19 +38,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
-
-
-def add_token_options(parser: argparse.ArgumentParser) -> None:
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument(
-        "--management-token-file",
-        metavar="FILE",
-        help="its first line opens the management interfaces to the header "
-        f"{MANAGEMENT_HEADER}, and rolling changes (default: ${VARIABLE}, else closed)",
-    )
-    token.add_argument(
-        "--management-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,15 +82,6 @@ def client_command(image: str, url: str, protocol: str = "grpc") -> str:
     here = os.path.join(os.getcwd(), "")
     python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
     return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", protocol])
-
-
-def interrupt_on_sigterm() -> None:
-    """So that it ends as by Ctrl-C, and cleans up."""
-    signal.signal(signal.SIGTERM, interrupt)
-
-
-def interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def say(line: str) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.__main__ import add_token_options, interrupt_on_sigterm
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
+from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ReleaseError, ServerError
 from server.fit import BACKBONE, check_fit
 from server.management import HOW_TO_GIVE_IT, Management, read_token

@@ -5,7 +5,7 @@ python -m server.rollback --model-repository model_repository --management-token
 
 import sys
 
-from server.__main__ import interrupt_on_sigterm
+from server.command_line import interrupt_on_sigterm
 from server.errors import ServerError
 from server.release import management_of, parser_of, rollback
 

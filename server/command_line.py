@@ -1,0 +1,28 @@
+"""What the server's commands share: the token's options, and SIGTERM."""
+
+import argparse
+import signal
+
+from server.management import MANAGEMENT_HEADER, VARIABLE
+
+
+def add_token_options(parser: argparse.ArgumentParser) -> None:
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--management-token-file",
+        metavar="FILE",
+        help="its first line opens the management interfaces to the header "
+        f"{MANAGEMENT_HEADER}, and rolling changes (default: ${VARIABLE}, else closed)",
+    )
+    token.add_argument(
+        "--management-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
+    )
+
+
+def interrupt_on_sigterm() -> None:
+    """So that it ends as by Ctrl-C, and cleans up."""
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
