@@ -3,8 +3,9 @@
     python -m benchmarks.gpu_check [--seconds 480] [--only tests,native]
 
 A part that fails or runs out of time does not stop the others; without a GPU only the first is run. After every part
-benchmarks/results/gpu_check.json says what is known so far, so that a call that is cut off leaves what it had. The exit
-status is 0 only if nothing failed; a part that the machine has no means for is skipped, with the reason.
+benchmarks/results/gpu_check.json says what is known so far, so that a call that is cut off leaves what it had; all that
+a part printed is in build/gpu_check/<part>.log. The exit status is 0 only if nothing failed; a part that the machine
+has no means for is skipped, with the reason.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +24,7 @@ from typing import IO, Any
 from benchmarks.harness import write_results
 
 ROOT = Path(__file__).parents[2]
+LOGS = ROOT / "build" / "gpu_check"  # <part>.log, all that it printed
 SKIPPED = 77  # the exit status of a part that cannot be run here; its last line says why
 TOTAL_SECONDS = 480.0
 LEAST_SECONDS = 5.0  # no part begins with less
@@ -57,7 +58,7 @@ class Outcome:
 
 def parts() -> list[Part]:
     here = "benchmarks.gpu_check"
-    workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()  # most of the time is Triton's compiler
+    workers = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # most of the time is Triton's compiler
     tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests/kernels")
     return [
         Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
@@ -123,7 +124,8 @@ def check(chosen: Sequence[Part], seconds: float) -> list[Outcome]:
             outcomes[index].status = "running"
             save(outcomes, seconds)
             print(f"--- {part.name} (at most {allowed:.0f} s)", flush=True)
-            with tempfile.TemporaryFile() as log:
+            LOGS.mkdir(parents=True, exist_ok=True)
+            with open(LOGS / f"{part.name}.log", "w+b") as log:
                 outcomes[index] = run_part(part, allowed, log)
             print("\n".join(outcomes[index].tail), flush=True)
             if part.needed and outcomes[index].status != "passed":

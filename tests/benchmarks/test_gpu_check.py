@@ -23,6 +23,7 @@ HANG = Part("slow", ("-c", "import time; print('working'); time.sleep(60)"), 2)
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(runner, "LOGS", tmp_path / "logs")
     monkeypatch.setattr(runner, "LEAST_SECONDS", 0.5)
     return lambda: json.loads((tmp_path / "gpu_check.json").read_text())
 
