@@ -21,6 +21,10 @@ constexpr unsigned kDefaultSharedBytes = 48 * 1024;
 struct Driver {
   CUresult (*cuCtxGetCurrent)(void** context);
   CUresult (*cuCtxGetDevice)(int* device);
+  CUresult (*cuCtxPushCurrent)(void* context);
+  CUresult (*cuCtxPopCurrent)(void** context);
+  CUresult (*cuDeviceGet)(int* device, int ordinal);
+  CUresult (*cuDevicePrimaryCtxRetain)(void** context, int device);
   CUresult (*cuDeviceGetAttribute)(int* value, int attribute, int device);
   CUresult (*cuModuleLoadData)(void** module, const void* image);
   CUresult (*cuModuleGetFunction)(void** function, void* module, const char* name);
@@ -49,6 +53,10 @@ struct Driver {
     if (!library) throw std::runtime_error("widefield: libcuda.so.1 was not found: is the NVIDIA driver installed?");
     find(library, "cuCtxGetCurrent", cuCtxGetCurrent);
     find(library, "cuCtxGetDevice", cuCtxGetDevice);
+    find(library, "cuCtxPushCurrent_v2", cuCtxPushCurrent);  // the names that cuda.h gives them
+    find(library, "cuCtxPopCurrent_v2", cuCtxPopCurrent);
+    find(library, "cuDeviceGet", cuDeviceGet);
+    find(library, "cuDevicePrimaryCtxRetain", cuDevicePrimaryCtxRetain);
     find(library, "cuDeviceGetAttribute", cuDeviceGetAttribute);
     find(library, "cuModuleLoadData", cuModuleLoadData);
     find(library, "cuModuleGetFunction", cuModuleGetFunction);
@@ -65,7 +73,8 @@ struct Driver {
   }
 };
 
-// While it lives, this thread may load a module though a stream is being captured: nothing loaded belongs to the graph.
+// While it lives, this thread may load a module or retain a context though a stream is being captured: the graph holds
+// neither.
 class RelaxedCapture {
  public:
   explicit RelaxedCapture(const Driver& driver) : driver_(driver) { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
@@ -77,6 +86,43 @@ class RelaxedCapture {
   const Driver& driver_;
   int mode_ = kRelaxed;
 };
+
+// While it lives, `context` is the thread's.
+class InContext {
+ public:
+  InContext(const Driver& driver, void* context) : driver_(driver) {
+    void* current = nullptr;
+    driver_.check(driver_.cuCtxGetCurrent(&current), "cuCtxGetCurrent");
+    if (current == context) return;
+    driver_.check(driver_.cuCtxPushCurrent(context), "cuCtxPushCurrent");
+    pushed_ = true;
+  }
+  ~InContext() {
+    void* popped = nullptr;
+    if (pushed_) driver_.cuCtxPopCurrent(&popped);
+  }
+  InContext(const InContext&) = delete;
+  InContext& operator=(const InContext&) = delete;
+
+ private:
+  const Driver& driver_;
+  bool pushed_ = false;
+};
+
+// Retained once for each device, and never released: PyTorch's lives as long as the process too.
+void* primary_context(const Driver& driver, int device) {
+  static std::mutex mutex;
+  static std::map<int, void*> contexts;
+  const std::lock_guard<std::mutex> lock(mutex);
+  void*& context = contexts[device];
+  if (!context) {
+    const RelaxedCapture relaxed(driver);
+    void* retained = nullptr;
+    driver.check(driver.cuDevicePrimaryCtxRetain(&retained, device), "cuDevicePrimaryCtxRetain");
+    context = retained;
+  }
+  return context;
+}
 
 // Loaded once for each context: functions belong to the context that loaded their module.
 void* load(const Driver& driver, void* context, const Cubin& cubin) {
@@ -100,21 +146,23 @@ void* load(const Driver& driver, void* context, const Cubin& cubin) {
 
 }  // namespace
 
-CurrentDevice CurrentDevice::get() {
+Device Device::get(int ordinal) {
   const Driver& driver = Driver::get();
-  CurrentDevice current{};
-  int device = 0, major = 0, minor = 0;
-  driver.check(driver.cuCtxGetCurrent(&current.context), "cuCtxGetCurrent");
-  driver.check(driver.cuCtxGetDevice(&device), "cuCtxGetDevice");
+  void* context = nullptr;
+  int device = 0, current = 0, major = 0, minor = 0;
+  driver.check(driver.cuDeviceGet(&device, ordinal), "cuDeviceGet");
+  driver.check(driver.cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+  if (context) driver.check(driver.cuCtxGetDevice(&current), "cuCtxGetDevice");
+  if (!context || current != device) context = primary_context(driver, device);
   driver.check(driver.cuDeviceGetAttribute(&major, kComputeCapabilityMajor, device), "cuDeviceGetAttribute");
   driver.check(driver.cuDeviceGetAttribute(&minor, kComputeCapabilityMinor, device), "cuDeviceGetAttribute");
-  current.architecture = 10 * major + minor;
-  return current;
+  return {context, 10 * major + minor};
 }
 
-void launch_cubin(const CurrentDevice& device, const Cubin& cubin, unsigned grid_x, unsigned grid_y, void* stream,
+void launch_cubin(const Device& device, const Cubin& cubin, unsigned grid_x, unsigned grid_y, void* stream,
                   void** parameters) {
   const Driver& driver = Driver::get();
+  const InContext in_context(driver, device.context);
   void* function = load(driver, device.context, cubin);
   driver.check(driver.cuLaunchKernel(function, grid_x, grid_y, 1, 32 * cubin.warps, 1, 1, cubin.shared_bytes, stream,
                                      parameters, nullptr),

@@ -80,8 +80,7 @@ int64_t toeplitz_grid_x(const ToeplitzKernel& k, const KernelArguments& a) {
 
 }  // namespace
 
-bool launch_simple(const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
-  const CurrentDevice device = CurrentDevice::get();
+bool launch_simple(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
   const SimpleKernel* kernel = find_simple(device.architecture, dtype, channels_last);
   if (!kernel) return false;
   const int64_t grid_x = a.batch * ceil_div(static_cast<int64_t>(a.height) * a.width, kernel->block_pixels);
@@ -101,10 +100,9 @@ bool launch_simple(const KernelArguments& a, DataType dtype, bool channels_last,
   return true;
 }
 
-std::optional<ToeplitzPlan> plan_toeplitz(const KernelArguments& a, DataType dtype) {
+std::optional<ToeplitzPlan> plan_toeplitz(const Device& device, const KernelArguments& a, DataType dtype) {
   if (static_cast<int64_t>(a.kernel_height) * a.kernel_width < kToeplitzTaps) return std::nullopt;
   if (a.batch * a.channels * a.height * a.width >= kMaxElements || a.channels > kMaxGridY) return std::nullopt;
-  const CurrentDevice device = CurrentDevice::get();
   const PackKernel* pack = find_pack(device.architecture, dtype);
   const ToeplitzKernel* kernel = find_toeplitz(device.architecture, a, dtype);
   if (!pack || !kernel) return std::nullopt;

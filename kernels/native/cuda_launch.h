@@ -43,13 +43,14 @@ struct KernelArguments {
   int activation;
 };
 
-// All launch on `stream` of the current device and throw std::runtime_error with the driver's words when a call fails.
+// All launch on `stream` of `device`, and throw std::runtime_error with the driver's words when a call fails.
 
 // kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid.
-bool launch_simple(const KernelArguments& arguments, DataType dtype, bool channels_last, void* stream);
+bool launch_simple(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
+                   void* stream);
 
 struct ToeplitzPlan {
-  CurrentDevice device;
+  Device device;
   const PackKernel* pack;
   const ToeplitzKernel* kernel;
   int planes;
@@ -58,7 +59,7 @@ struct ToeplitzPlan {
 
 // toeplitz.py on contiguous memory, or nothing where kernel.py is to serve: filters of few taps, 2^31 elements or more,
 // an architecture, a width or a grid that no cubin fits. Of the pointers, it reads how input and output are aligned.
-std::optional<ToeplitzPlan> plan_toeplitz(const KernelArguments& arguments, DataType dtype);
+std::optional<ToeplitzPlan> plan_toeplitz(const Device& device, const KernelArguments& arguments, DataType dtype);
 
 // Packs the filter into `packed`, then convolves.
 void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& arguments, void* packed, void* stream);

@@ -137,11 +137,11 @@ void* current_stream(const Tensor& t) {
 }
 
 // The tensor-core kernel on contiguous memory, to which channels_last is copied and back; nothing where it does not serve.
-std::optional<Tensor> convolve_toeplitz(const Tensor& source, KernelArguments arguments, const Tensor& filter,
-                                        DataType dtype, void* stream) {
+std::optional<Tensor> convolve_toeplitz(const Device& device, const Tensor& source, KernelArguments arguments,
+                                        const Tensor& filter, DataType dtype, void* stream) {
   const bool copied = !source.is_contiguous();
   if (copied) arguments.input = nullptr;  // a copy is aligned as every allocation is, to more than any load needs
-  const auto plan = plan_toeplitz(arguments, dtype);
+  const auto plan = plan_toeplitz(device, arguments, dtype);
   if (!plan) return std::nullopt;
   const Tensor input = copied ? torch::stable::contiguous(source) : source;
   Tensor output = torch::stable::empty_like(input);
@@ -163,6 +163,7 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
   if (source.numel() == 0) return torch::stable::empty_like(source);
 
   if (const auto dtype = data_type(source.scalar_type())) {
+    const Device device = Device::get(source.get_device());
     const Tensor filter = torch::stable::contiguous(weight);
     const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
     void* stream = current_stream(source);
@@ -171,10 +172,10 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
         static_cast<int>(source.size(1)), static_cast<int>(source.size(2)), static_cast<int>(source.size(3)),
         static_cast<int>(filter.size(2)), static_cast<int>(filter.size(3)),
         {source.stride(0), source.stride(1), source.stride(2), source.stride(3)}, static_cast<int>(act)};
-    if (auto output = convolve_toeplitz(source, arguments, filter, *dtype, stream)) return *output;
+    if (auto output = convolve_toeplitz(device, source, arguments, filter, *dtype, stream)) return *output;
     Tensor output = torch::stable::empty_like(source);
     arguments.output = output.data_ptr();
-    if (launch_simple(arguments, *dtype, !source.is_contiguous(), stream)) return output;
+    if (launch_simple(device, arguments, *dtype, !source.is_contiguous(), stream)) return output;
     warn_no_kernel();
   }
   static const auto cuda_convolution = cuda_symbol<Convolution>("aoti_torch_cuda_convolution");

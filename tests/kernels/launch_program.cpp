@@ -1,6 +1,6 @@
 // Launches what stdin asks for as ops.cpp does, without libtorch; a line of numbers each:
 //   dtype channels_last batch channels height width kernel_height kernel_width activation has_bias input output stream
-// The first argument is the number of threads that each do all of it, half of them in a second context.
+// The first argument is the device, each further one the context of a thread that does all of it (0: none).
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -15,7 +15,12 @@
 
 using namespace widefield;
 
-const char* serve(const std::string& line) {
+template <class Function>
+Function driver(const char* name) {
+  return reinterpret_cast<Function>(dlsym(dlopen("libcuda.so.1", RTLD_NOW), name));
+}
+
+const char* serve(const std::string& line, int ordinal) {
   std::istringstream in(line);
   int dtype, channels_last, has_bias;
   intptr_t input, output, stream;
@@ -29,32 +34,35 @@ const char* serve(const std::string& line) {
   for (int i = 0; i < 4; ++i) a.strides[i] = 101 + i;
   const auto type = static_cast<DataType>(dtype);
   void* on = reinterpret_cast<void*>(stream);
-  if (const auto plan = plan_toeplitz(a, type)) {
+  const Device device = Device::get(ordinal);
+  if (const auto plan = plan_toeplitz(device, a, type)) {
     launch_toeplitz(*plan, a, reinterpret_cast<void*>(plan->packed_elements), on);  // an address that tells its size
     return "toeplitz";
   }
-  if (launch_simple(a, type, channels_last, on)) return "simple";
+  if (launch_simple(device, a, type, channels_last, on)) return "simple";
   warn_no_kernel();
   return "pytorch";
 }
 
-int main(int, char** arguments) {
+int main(int count, char** arguments) {
   std::vector<std::string> lines;
   for (std::string line; std::getline(std::cin, line);) lines.push_back(line);
   std::vector<std::thread> threads;
-  for (int t = 0; t < std::stoi(arguments[1]); ++t) {
-    threads.emplace_back([t, &lines] {
-      if (t % 2) {
-        void* driver = dlopen("libcuda.so.1", RTLD_NOW);
-        reinterpret_cast<void (*)(int)>(dlsym(driver, "fake_set_context"))(2);
-      }
+  for (int t = 2; t < count; ++t) {
+    threads.emplace_back([context = std::stol(arguments[t]), device = std::stoi(arguments[1]), &lines] {
+      const auto push = driver<int (*)(void*)>("cuCtxPushCurrent_v2");
+      const auto current = driver<int (*)(void**)>("cuCtxGetCurrent");
+      if (push && context) push(reinterpret_cast<void*>(context));
       for (const std::string& line : lines) {
         try {
-          std::printf("%s\n", serve(line));
+          std::printf("%s\n", serve(line, device));
         } catch (const std::exception& error) {
           std::printf("%s\n", error.what());
         }
       }
+      void* left = reinterpret_cast<void*>(context);
+      if (current) current(&left);
+      if (left != reinterpret_cast<void*>(context)) std::printf("the thread's context was changed\n");
     });
   }
   for (std::thread& thread : threads) thread.join();

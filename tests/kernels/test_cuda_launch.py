@@ -62,14 +62,14 @@ class Result:
     stderr: str
 
     def launches(self) -> list[tuple[object, list[int], dict[str, int]]]:
-        """(variant, [grid, block, shared bytes, stream], parameters by name) in order."""
+        """(variant, [grid, block, shared bytes, stream, context], parameters by name) in order."""
         by_name = {str(variant): variant for variant in variants.all_variants()}
         found = []
         for words in self.log:
             if words[0] == "launch":
                 variant, numbers = by_name[words[1]], [int(word) for word in words[2:]]
                 names = [name for name, _ in parameters(variant)]
-                found.append((variant, numbers[:8], dict(zip(names, numbers[8:], strict=True))))
+                found.append((variant, numbers[:9], dict(zip(names, numbers[9:], strict=True))))
         return found
 
 
@@ -94,11 +94,11 @@ def run(tmp_path_factory):
     samples = {names[type(v).__name__]: v for v in variants.all_variants()}
     sizes = {f"FAKE_{name}": "".join(size for _, size in parameters(v)) for name, v in samples.items()}
 
-    def run(calls, architecture=90, threads=1, fail="", driver=True):
+    def run(calls, architecture=90, contexts=(1,), fail="", driver=True, device=0):
         environment = {**os.environ, **sizes, "FAKE_ARCHITECTURE": str(architecture), "FAKE_FAIL": fail}
         environment |= {"FAKE_LOG": str(folder / "log"), "LD_LIBRARY_PATH": str(folder) if driver else ""}
         (folder / "log").write_text("")
-        command = [str(folder / "program"), str(threads)]
+        command = [str(folder / "program"), *map(str, (device, *contexts))]
         text = "\n".join(call.line() for call in calls)
         done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=True)
         log = [line.split() for line in (folder / "log").read_text().splitlines()]
@@ -136,7 +136,7 @@ def test_parameters_by_name(run):
     elements = 6 * planes * window * columns
     scratch = {"global_scratch": 0, "profile_scratch": 0}
     sizes = {"KH": 11, "KW": 31, "planes": planes}
-    assert launch == [6, -(-planes // PACK_GROUP), 1, 128, 1, 1, 20480, 77]
+    assert launch == [6, -(-planes // PACK_GROUP), 1, 128, 1, 1, 20480, 77, 1]
     tile = {"offset": offset, "ROWS": rows, "COLUMNS": columns, "WINDOW": window}
     assert packing == {"weight_ptr": 3001, "packed_ptr": elements, **sizes, **tile, **scratch}
     assert values == {
@@ -223,7 +223,7 @@ def test_what_the_simple_kernel_serves(run):
 def test_pytorch_serves_what_no_kernel_does_and_one_warning_says_so(run):
     too_many_channels = replace(STAGES["stage3"], channels=65536)
     for calls, architecture in (([STAGES["stage1"]], 75), ([STAGES["stage1"]], 130), ([too_many_channels], 90)):
-        result = run(calls * 3, architecture, threads=4)
+        result = run(calls * 3, architecture, contexts=(1, 2) * 2)
         assert result.answers == ["pytorch"] * 12
         assert result.stderr == FALLBACK
         assert result.log == []
@@ -241,7 +241,7 @@ def test_an_architecture_between(run, architecture):
 
 def test_threads_load_each_module_once_a_context(run):
     """And with this thread's capture mode relaxed, so that a graph's capture is not broken; then it is as it was."""
-    result = run([*STAGES.values()] * 20, threads=8)
+    result = run([*STAGES.values()] * 20, contexts=(1, 2) * 4)
     assert result.answers == ["toeplitz"] * 8 * 80
     loads = Counter(tuple(words[1:]) for words in result.log if words[0] == "load")
     assert set(loads.values()) == {1}
@@ -249,6 +249,24 @@ def test_threads_load_each_module_once_a_context(run):
     assert {words[2] for words in loads} == {"1", "2"}
     assert {words[4] for words in loads} == {"2"}
     assert len(result.launches()) == 8 * 80 * 2
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_a_thread_without_a_context_launches_in_its_device_s_primary_one(run, device):
+    """As PyTorch's threads do that have had nothing but cached memory yet; one of another device's context too."""
+    others = 11 - 10 * device  # a context of the other device
+    result = run([*STAGES.values()] * 5, contexts=(0, others) * 4, device=device)
+    assert result.answers == ["toeplitz"] * 8 * 20  # and every thread's context is what it was
+    primary = str(10 * device + 9)
+    assert {numbers[8] for _, numbers, _ in result.launches()} == {int(primary)}
+    assert {words[3] for words in result.log if words[0] == "load"} == {primary}
+    assert [words for words in result.log if words[0] == "retain"] == [["retain", str(device), "mode", "2"]]
+
+
+def test_a_thread_s_own_context_of_the_device_is_kept(run):
+    result = run([STAGES["stage1"]], contexts=(13,), device=1)
+    assert [numbers[8] for _, numbers, _ in result.launches()] == [13, 13]
+    assert not [words for words in result.log if words[0] == "retain"]
 
 
 def test_large_shared_memory_is_asked_for_once(run):
@@ -260,10 +278,13 @@ def test_large_shared_memory_is_asked_for_once(run):
     assert not [words for words in small.log if words[0] == "attribute"]
 
 
-@pytest.mark.parametrize("call", ["cuCtxGetCurrent", "cuModuleLoadData", "cuFuncSetAttribute", "cuLaunchKernel"])
+CALLS = ["cuDeviceGet", "cuCtxGetCurrent", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuModuleLoadData"]
+
+
+@pytest.mark.parametrize("call", [*CALLS, "cuFuncSetAttribute", "cuLaunchKernel"])
 def test_a_failing_call_is_named(run, call):
     message = f"widefield: {call} failed: an illegal memory access was encountered"
-    assert run([STAGES["stage1"]] * 2, fail=call).answers == [message] * 2
+    assert run([STAGES["stage1"]] * 2, contexts=(0,), fail=call).answers == [message] * 2
 
 
 def test_a_missing_driver_is_named(run):
