@@ -152,6 +152,29 @@ def test_end_to_end_refuses_a_wrong_answer(tiny, monkeypatch):
         dict(end_to_end.measure("replknet_nano", 64, "cpu", 2, (2,)))
 
 
+def test_the_optimiser_s_state_follows_the_weights(tiny, monkeypatch):
+    """What CUDA's fused AdamW refuses, a CPU's step accepts: tensors of one parameter that lie otherwise than it."""
+    steps = []
+
+    class Strict(torch.optim.AdamW):
+        def step(self):
+            parameters = self.param_groups[0]["params"]
+            for parameter in parameters:
+                moments = [value for value in self.state[parameter].values() if value.dim()]
+                for tensor in (parameter.grad, *moments):
+                    sides = zip(parameter.shape, parameter.stride(), tensor.stride(), strict=True)
+                    assert all(ours == its for size, ours, its in sides if size > 1)
+            steps.append(parameters[0].stride())
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Strict)
+    training = dict(end_to_end.measure("replknet_nano", 64, "cpu", 2, (2,)))["training step"]
+    rounds = len(steps) // 3
+    assert steps == steps[:3] * rounds
+    assert (steps[0] == steps[1], steps[0] == steps[2]) == (True, False)
+    assert {timing.calls for timing in training["ms"].values()} == {rounds - 2}  # the check, and the warm-up
+
+
 def test_a_slow_variant_does_not_stretch_the_comparison(tiny, monkeypatch):
     monkeypatch.setattr(end_to_end, "SECONDS", -1.0)
     model, images = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4), torch.randn(1, 4, 6, 6)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import CASES, Case
 from torch.library import opcheck
 
-from kernels import depthwise_conv2d, native_library
+from kernels import depthwise_conv2d, depthwise_conv2d_pair, native_library
 from kernels.depthwise_conv2d import op, pytorch
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 
@@ -164,6 +164,20 @@ def test_opcheck(activation, layout):
     w, b = torch.randn(16, 1, 13, 3, requires_grad=True), torch.randn(16, requires_grad=True)
     opcheck(torch.ops.widefield.depthwise_conv2d.default, (x, w, b, activation))
     opcheck(torch.ops.widefield.depthwise_conv2d.default, (x.detach(), w.detach()))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_a_filter_s_gradient_lies_as_the_filter_does(layout, autocast):
+    """But for sides of 1: CUDA's fused optimisers refuse another layout, which a CPU's accept."""
+    x = torch.randn(2, 8, 9, 7).contiguous(memory_format=layout)
+    filters = [torch.randn(8, 1, *size).to(memory_format=layout).requires_grad_() for size in ((13, 7), (5, 3), (1, 1))]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = [*depthwise_conv2d_pair(x, *filters[:2]), *(depthwise_conv2d(x, w) for w in filters)]
+        sum(output.square().sum() for output in outputs).backward()
+    for weight in filters:
+        sides = zip(weight.shape, weight.stride(), weight.grad.stride(), strict=True)
+        assert all(stride == its for size, stride, its in sides if size > 1)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
