@@ -25,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What meets a server runs one after another in one process, the rest by files in others."""
+    """What meets a server runs one after another in one process, the rest by files in others; single tests, whatever
+    file they are of, with --dist worksteal, which is for tests that meet none."""
+    if config.getoption("dist") == "worksteal":
+        return None  # xdist's own
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):

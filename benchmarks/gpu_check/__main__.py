@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +42,7 @@ class Part:
     command: tuple[str, ...]
     seconds: float
     needed: bool = False  # without it the others are not tried
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides what is set
 
 
 @dataclass
@@ -58,15 +59,18 @@ class Outcome:
 
 def parts() -> list[Part]:
     here = "benchmarks.gpu_check"
-    workers = ("-n", "12") if importlib.util.find_spec("xdist") else ()  # most of the time is Triton's compiler
-    tests = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests/kernels")
+    # Most of the time is Triton's compiler. Neighbours share kernels, and a process begins with a run of them.
+    processes = ("-n", str(min(16, os.cpu_count() or 1)), "--dist", "worksteal")
+    workers = processes if importlib.util.find_spec("xdist") else ()
+    without = ("-p", "no:cacheprovider", "-p", "no:benchmark")  # the latter warns in every process
+    tests = ("-m", "pytest", "-q", "-m", "gpu", "--durations=15", *without, *workers, "tests/kernels")
     return [
         Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
         Part("build", ("kernels/native/build.py",), 60),
         Part("native", ("-m", f"{here}.native"), 30),
         Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130", "--tune", "40"), 160),
         Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
-        Part("tests", tests, 75),
+        Part("tests", tests, 75, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
         Part("served", ("-m", f"{here}.served"), 25),
     ]
 
@@ -76,7 +80,7 @@ def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
     outcome = Outcome(part.name, seconds)
     started = time.monotonic()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths, **part.environment}
     command = [sys.executable, *part.command]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

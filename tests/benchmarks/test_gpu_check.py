@@ -132,6 +132,43 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)
     (tests,) = (part for part in runner.parts() if part.name == "tests")
     assert "-n" in tests.command
+    assert tests.environment == {"OMP_NUM_THREADS": "1"}
+
+
+def test_the_gpu_s_tests_are_spread_over_all_processes(tmp_path):
+    """By files, two of three workers would do nothing here; the project's tests have seven files for sixteen."""
+    (tmp_path / "conftest.py").write_text((runner.ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "test_one_file.py").write_text(
+        "import os, time, pytest\n"
+        "@pytest.mark.parametrize('number', range(6))\n"
+        "def test_it(number, worker_id):\n"
+        "    time.sleep(0.1)\n"
+        f"    open({str(tmp_path / 'workers')!r}, 'a').write(worker_id + '\\n')\n"
+    )
+    (tests,) = (part for part in runner.parts() if part.name == "tests")
+    distribution = tests.command[tests.command.index("--dist") :][:2]
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "3",
+        *distribution,
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        tmp_path,
+        tmp_path,
+    ]
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=runner.ROOT, capture_output=True, text=True)
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+    assert len(set((tmp_path / "workers").read_text().split())) == 3
+
+
+def test_a_part_s_environment_is_set(results):
+    code = "import os; print(os.environ['OMP_NUM_THREADS'], 'PATH' in os.environ)"
+    assert main([], [Part("set", ("-c", code), 20, environment={"OMP_NUM_THREADS": "7"})]) == 0
+    assert results()["parts"][0]["tail"] == ["7 True"]
 
 
 def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():

@@ -57,7 +57,7 @@ class LossProblem:
         assert abs(loss.item() - self.expected.item()) <= self.bound, (loss.item(), self.expected.item(), self.bound)
         if grad is not None:
             assert grad.dtype == self.prediction.dtype
-            error = (grad.double().cpu() - self.expected_grad).abs()
+            error = (grad.double() - self.expected_grad).abs()
             assert bool((error <= self.grad_bound).all()), (error - self.grad_bound).max()
 
 
@@ -72,17 +72,18 @@ def make_loss_problem(
     ratio: float = 0.6,
     grad_loss: float = 1.0,
     seed: int = 0,
+    device: str = "cpu",
 ) -> LossProblem:
     """What is not masked is NaN: no answer may depend on it (a window reads it, so there it is finite)."""
     generator = torch.Generator().manual_seed(seed)
     height, width = case.rows * case.stride, case.columns * case.stride
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device)
 
     prediction = random(case.batch, case.channels * case.stride**2, case.rows, case.columns).to(dtype)
     image = random(case.batch, case.channels, height, width).to(image_dtype)
-    mask = torch.rand(case.batch, height // case.patch, width // case.patch, generator=generator) < ratio
+    mask = torch.rand(case.batch, height // case.patch, width // case.patch, generator=generator).to(device) < ratio
     exact = prediction.double().clone().requires_grad_()
     settings = (loss, target_norm, window)
     expected = masked_patch_loss_reference(exact, image.double(), mask, *settings)

@@ -16,9 +16,9 @@ TILES = [  # each tile of kernels/native/variants.py, small and large batches, a
 
 def check_capture() -> None:
     """The first call of a form is in a graph's capture: its modules are loaded there; replays read the new input."""
-    problem = make_problem(Case(2, 8, 24, 24, 23, 23), torch.float16, "gelu")
-    source = torch.zeros_like(problem.input, device="cuda")
-    arguments = (problem.weight.cuda(), problem.bias.cuda(), "gelu")
+    problem = make_problem(Case(2, 8, 24, 24, 23, 23), torch.float16, "gelu", device="cuda")
+    source = torch.zeros_like(problem.input)
+    arguments = (problem.weight, problem.bias, "gelu")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = torch.ops.widefield.depthwise_conv2d(source, *arguments)
@@ -30,8 +30,8 @@ def check_capture() -> None:
 
 def check_threads() -> None:
     """Server instances are threads, each with its own stream."""
-    problem = make_problem(Case(5, 16, 28, 28, 29, 29), torch.bfloat16, "relu")
-    tensors = [t.cuda() for t in (problem.input, problem.weight, problem.bias)]
+    problem = make_problem(Case(5, 16, 28, 28, 29, 29), torch.bfloat16, "relu", device="cuda")
+    tensors = (problem.input, problem.weight, problem.bias)
     expected = torch.ops.widefield.depthwise_conv2d(*tensors, "relu")
     torch.cuda.synchronize()
 
@@ -52,12 +52,11 @@ def main() -> None:
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     everything = itertools.product([*CASES, Case(65, 64, 14, 14, 27, 27)], dtypes, layouts, ("none", "relu", "gelu"))
     for case, dtype, layout, activation in [*everything, *itertools.product(TILES, dtypes, layouts[:1], ("gelu",))]:
-        problem = make_problem(case, dtype, activation, bias=activation != "none")
-        source = problem.input.cuda().contiguous(memory_format=layout)
-        bias = None if problem.bias is None else problem.bias.cuda()
+        problem = make_problem(case, dtype, activation, bias=activation != "none", device="cuda")
+        source = problem.input.contiguous(memory_format=layout)
         with torch.cuda.stream(torch.cuda.Stream() if count % 2 else torch.cuda.current_stream()):
             torch.cuda.synchronize()
-            output = torch.ops.widefield.depthwise_conv2d(source, problem.weight.cuda(), bias, activation)
+            output = torch.ops.widefield.depthwise_conv2d(source, problem.weight, problem.bias, activation)
             torch.cuda.synchronize()
         problem.check(output)
         assert output.stride() == torch.empty_like(source).stride()

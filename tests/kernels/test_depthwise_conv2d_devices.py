@@ -44,13 +44,13 @@ def exact(input, weight, bias):
 
 def shares_of_the_bound(answers, arguments):
     """The largest |error| / (4 (eps_float32 sum |x||w| + eps |answer|)) of each result."""
-    wide = [t.double().cpu() for t in arguments]
+    wide = [t.double() for t in arguments]
     expected, sums = run(exact, *wide), run(exact, *(t.abs() for t in wide))
     eps = EPS[arguments[0].dtype]
     shares = {}
     for name, answer in answers.items():
         bound = 4 * (EPS[torch.float32] * sums[name] + eps * expected[name].abs()) + 1e-30
-        error = (answer.double().cpu() - expected[name]).abs() / bound
+        error = (answer.double() - expected[name]).abs() / bound
         shares[name] = error.nan_to_num(nan=float("inf")).max().item()
     return shares
 

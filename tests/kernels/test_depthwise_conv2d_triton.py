@@ -27,12 +27,12 @@ def test_interpreted():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [*CASES, Case(65, 64, 28, 28, 29, 29)], ids=str)
 def test_compiled_on_the_gpu(problem, case, dtype, layout):
-    p = problem(case, dtype, "gelu")
-    source = p.input.cuda().contiguous(memory_format=layout)
-    output = depthwise_conv2d(source, p.weight.cuda(), p.bias.cuda(), "gelu")
+    p = problem(case, dtype, "gelu", device="cuda")
+    source = p.input.contiguous(memory_format=layout)
+    output = depthwise_conv2d(source, p.weight, p.bias, "gelu")
     p.check(output)
     assert output.stride() == torch.empty_like(source).stride()
-    assert torch.equal(output, depthwise_conv2d(source, p.weight.cuda(), p.bias.cuda(), "gelu"))
+    assert torch.equal(output, depthwise_conv2d(source, p.weight, p.bias, "gelu"))
 
 
 @gpu

@@ -87,11 +87,11 @@ def test_machine_code_has_no_spill_and_fits(architecture, tmp_path):
 @pytest.mark.parametrize("case", [*CASES, LossCase(33, 3, 6, 6, 32, 32), LossCase(5, 3, 7, 7, 32, 4)], ids=str)
 def test_compiled_on_the_gpu(case, dtype, layout):
     for loss, norm in (("l1", "none"), ("smooth_l1", "none"), ("l2", "none"), ("l1", "window"), ("l2", "patch")):
-        problem = make_loss_problem(case, dtype, loss, norm, grad_loss=64.0)
+        problem = make_loss_problem(case, dtype, loss, norm, grad_loss=64.0, device="cuda")
         answers = []
         for _ in range(2):
-            prediction = problem.prediction.cuda().contiguous(memory_format=layout).requires_grad_()
-            result = masked_patch_loss(prediction, problem.image.cuda(), problem.mask.cuda(), *problem.settings)
+            prediction = problem.prediction.clone(memory_format=layout).requires_grad_()
+            result = masked_patch_loss(prediction, problem.image, problem.mask, *problem.settings)
             (result * 64).backward()
             problem.check(result.detach(), prediction.grad)
             answers.append((result.detach(), prediction.grad))

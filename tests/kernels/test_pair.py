@@ -127,9 +127,9 @@ def test_what_is_measured_faster_is_taken(launched, monkeypatch, one_kernel):
 @pytest.mark.parametrize("size", [(56, 31), (28, 29), (14, 27), (7, 13), (57, 9)])
 def test_both_outputs_on_the_gpu(problem, dtype, size):
     """Within the bound of float64, the same bits twice, and gradients of two calls."""
-    p = problem(Case(9, 16, size[0], size[0], size[1], size[1]), dtype, bias=False)
-    small = problem(Case(9, 16, size[0], size[0], 5, 5), dtype, bias=False)
-    arguments = [t.cuda().requires_grad_() for t in (p.input, p.weight, small.weight)]
+    p = problem(Case(9, 16, size[0], size[0], size[1], size[1]), dtype, bias=False, device="cuda")
+    small = problem(Case(9, 16, size[0], size[0], 5, 5), dtype, bias=False, device="cuda")
+    arguments = [t.requires_grad_() for t in (p.input, p.weight, small.weight)]
     again, outputs = (depthwise_conv2d_pair(*arguments, fused=True) for _ in range(2))
     assert torch.equal(p.input, small.input)
     p.check(outputs[0].detach())

@@ -78,8 +78,8 @@ def test_machine_code_of_float16(what, architecture, stage, tmp_path):
 def test_precisions_on_the_gpu(problem, precision):
     from kernels.depthwise_conv2d.toeplitz import launch
 
-    p = problem(Case(4, 64, 28, 28, 29, 29))
-    source, output = p.input.cuda(), torch.empty_like(p.input, device="cuda")
-    launch(source, p.weight.cuda(), p.bias.cuda(), output, p.activation, precision)
-    error = (output.double().cpu() - p.expected).abs()
+    p = problem(Case(4, 64, 28, 28, 29, 29), device="cuda")
+    output = torch.empty_like(p.input)
+    launch(p.input, p.weight, p.bias, output, p.activation, precision)
+    error = (output.double() - p.expected).abs()
     assert bool((error <= p.bound * {"ieee": 1, "tf32x3": 4, "tf32": 2**13}[precision]).all())

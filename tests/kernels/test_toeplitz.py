@@ -100,6 +100,6 @@ def test_tile_of_each_stage():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bitwise_the_same_on_the_gpu(problem, case):
-    p = problem(case, torch.bfloat16)
-    arguments = [t.cuda() for t in (p.input, p.weight, p.bias)]
+    p = problem(case, torch.bfloat16, device="cuda")
+    arguments = (p.input, p.weight, p.bias)
     assert torch.equal(depthwise_conv2d(*arguments), depthwise_conv2d(*arguments))
