@@ -1,5 +1,7 @@
 """widefield::depthwise_conv2d: its schema, checks, dispatch and gradients."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -121,7 +123,9 @@ def _register() -> None:
         _library.impl("depthwise_conv2d", _cpu, "CPU")
         _library.impl("depthwise_conv2d", _cuda, "CUDA")
     else:
-        _library.impl("depthwise_conv2d", _cuda, "CUDA", allow_override=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel.*depthwise_conv2d\(")
+            _library.impl("depthwise_conv2d", _cuda, "CUDA", allow_override=True)
     torch.library.register_fake(NAME, _fake)
     torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
