@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.vectorized import backward_vectorized, masked_patch_loss_vectorized
 
 SCHEMA = (
@@ -11,12 +12,12 @@ SCHEMA = (
 )
 BACKWARD_SCHEMA = (
     "masked_patch_loss_backward(Tensor grad_loss, Tensor loss, Tensor direction, Tensor scale, "
-    "ScalarType dtype) -> Tensor"
+    "ScalarType dtype, SymInt? channels=None) -> Tensor"
 )
 NAME = "widefield::masked_patch_loss"
-LOSSES = ("l1", "smooth_l1", "l2")
-TARGET_NORMS = ("none", "window", "patch")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MASK_DTYPES = (*TRITON_DTYPES, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+COUNTABLE = 2**30  # elements of an image, or cells, that the kernels count in 32 bits
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -53,46 +54,6 @@ def masked_patch_loss(
     return torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss, target_norm, window, gradient)[0]
 
 
-def check_arguments(
-    prediction: Tensor, image: Tensor, mask: Tensor, loss: str = "l1", target_norm: str = "none", window: int = 47
-) -> None:
-    """Raises `ValueError` for what the operation is not defined on."""
-    for name, tensor, dims in (("prediction", prediction, 4), ("image", image, 4), ("mask", mask, 3)):
-        if tensor.dim() != dims:
-            layout = {"prediction": "[B,C*s*s,h,w]", "image": "[B,C,H,W]", "mask": "[B,h',w']"}[name]
-            raise ValueError(f"{name} has shape {list(tensor.shape)}: {layout} is expected")
-        if tensor.device != prediction.device:
-            raise ValueError(f"{name} is on {tensor.device}, prediction on {prediction.device}")
-        if name != "mask" and not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} is {tensor.dtype}: a floating-point type is expected")
-    batch, channels, height, width = image.shape
-    if 0 in image.shape or 0 in prediction.shape or 0 in mask.shape:
-        shapes = ", ".join(str(list(t.shape)) for t in (prediction, image, mask))
-        raise ValueError(f"prediction, image, mask have shapes {shapes}: none may be empty")
-    stride = height // prediction.shape[2]
-    expected = [batch, channels * stride**2, height // max(stride, 1), width // max(stride, 1)]
-    if stride == 0 or list(prediction.shape) != expected or height % stride or width % stride:
-        raise ValueError(
-            f"prediction has shape {list(prediction.shape)}, image {list(image.shape)}: [B,C*s*s,H/s,W/s] is expected"
-        )
-    patch = height // mask.shape[1]
-    if patch == 0 or list(mask.shape) != [batch, height // patch, width // patch] or height % patch or width % patch:
-        raise ValueError(
-            f"mask has shape {list(mask.shape)}, image {list(image.shape)}: [{batch},H/p,W/p] is expected for square "
-            "patches of p pixels"
-        )
-    if patch % stride and stride % patch:
-        raise ValueError(
-            f"a mask patch is {patch} pixels, the prediction's stride {stride}: one must be a multiple of the other"
-        )
-    if loss not in LOSSES:
-        raise ValueError(f"loss {loss!r}: choose one of {', '.join(LOSSES)}")
-    if target_norm not in TARGET_NORMS:
-        raise ValueError(f"target_norm {target_norm!r}: choose one of {', '.join(TARGET_NORMS)}")
-    if window < 3 or window % 2 == 0:
-        raise ValueError(f"window {window}: an odd number of pixels, at least 3, is expected")
-
-
 def _dense(prediction: Tensor) -> Tensor:
     if prediction.is_contiguous() or prediction.is_contiguous(memory_format=torch.channels_last):
         return prediction
@@ -104,6 +65,26 @@ def _direction(prediction: Tensor, loss: str, gradient: bool) -> Tensor:
     if not gradient:
         return prediction.new_empty(0)
     return torch.empty_like(prediction, dtype=torch.int8 if loss == "l1" else prediction.dtype)
+
+
+def _packed_direction(prediction: Tensor, image: Tensor, loss: str, gradient: bool) -> Tensor:
+    """The same for the kernels: l1's signs lie four in a byte of [B,cdiv(C*s,4)*s,h,w]."""
+    if loss != "l1" or not gradient:
+        return _direction(prediction, loss, gradient)
+    batch, _, h, w = prediction.shape
+    stride = image.shape[2] // h
+    rows = (image.shape[1] * stride + 3) // 4
+    layout = torch.contiguous_format if prediction.is_contiguous() else torch.channels_last
+    return torch.empty((batch, rows * stride, h, w), dtype=torch.uint8, device=prediction.device, memory_format=layout)
+
+
+def _has_kernels(prediction: Tensor, image: Tensor) -> bool:
+    """Whether the Triton-language kernels take these types and count these sizes."""
+    if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES:
+        return False
+    extent = sum((n - 1) * step for n, step in zip(image.shape[1:], image.stride()[1:], strict=True))
+    cells = prediction.shape[0] * prediction.shape[2] * prediction.shape[3]
+    return max(extent, prediction[0].numel(), cells) < COUNTABLE
 
 
 def _result_dtype(prediction: Tensor, image: Tensor) -> torch.dtype:
@@ -136,14 +117,17 @@ def _cuda(
     window: int = 47,
     gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES:
-        return _cpu(prediction, image, mask, loss, target_norm, window, gradient)
     check_arguments(prediction, image, mask, loss, target_norm, window)
-    from kernels.masked_patch_loss.kernel import launch, programs
+    if not _has_kernels(prediction, image):
+        return _cpu(prediction, image, mask, loss, target_norm, window, gradient)
+    from kernels.masked_patch_loss.launch import launch
 
     source = _dense(prediction)
-    mask = (mask if mask.dtype == torch.bool else mask != 0).contiguous().view(torch.uint8)
-    direction = _direction(source, loss, gradient)
+    if mask.dtype == torch.bool:
+        mask = mask.view(torch.uint8)
+    elif mask.dtype not in MASK_DTYPES:
+        mask = (mask != 0).view(torch.uint8)
+    direction = _packed_direction(source, image, loss, gradient)
     result, scale = (source.new_empty((), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device(source.device):
         target = image
@@ -151,11 +135,8 @@ def _cuda(
             from kernels.masked_patch_loss.kernel_normalize import launch_normalization
 
             target = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-            launch_normalization(image, mask, target, target_norm, window)
-        count = programs(source)
-        sums = source.new_empty(count, dtype=torch.float32)
-        counts = source.new_empty(count, dtype=torch.int32)
-        launch(source, target, mask, direction if gradient else None, sums, counts, result, scale, loss)
+            launch_normalization(image, mask.contiguous(), target, target_norm, window)
+        launch(source, target, mask, direction if gradient else None, result, scale, loss)
     return result, direction, scale
 
 
@@ -170,27 +151,42 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
     dtype = _result_dtype(prediction, image)
-    scalar = prediction.new_empty((), dtype=dtype)
-    return scalar, _direction(_dense(prediction), loss, gradient), torch.empty_like(scalar)
+    scalar, source = prediction.new_empty((), dtype=dtype), _dense(prediction)
+    if prediction.device.type == "cuda" and _has_kernels(prediction, image):
+        direction = _packed_direction(source, image, loss, gradient)
+    else:
+        direction = _direction(source, loss, gradient)
+    return scalar, direction, torch.empty_like(scalar)
 
 
-def _backward_cpu(grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _backward_cpu(
+    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+) -> Tensor:
     return backward_vectorized(direction, grad_loss * scale, dtype)
 
 
-def _backward_cuda(grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _backward_cuda(
+    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+) -> Tensor:
     if dtype not in TRITON_DTYPES or scale.dtype not in TRITON_DTYPES:
         return backward_vectorized(direction, grad_loss * scale, dtype)
-    from kernels.masked_patch_loss.kernel import launch_backward
+    from kernels.masked_patch_loss.launch import launch_backward
 
-    grad = torch.empty_like(direction, dtype=dtype)
+    grad = _backward_fake(grad_loss, loss, direction, scale, dtype, channels)
     with torch.cuda.device(direction.device):
         launch_backward(direction, grad_loss, scale, grad)
     return grad
 
 
-def _backward_fake(grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(direction, dtype=dtype)
+def _backward_fake(
+    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+) -> Tensor:
+    """Room for the gradient; `channels` of the prediction where `direction` holds four in a byte."""
+    if direction.dtype != torch.uint8 or channels is None:
+        return torch.empty_like(direction, dtype=dtype)
+    batch, _, h, w = direction.shape
+    layout = torch.channels_last if direction.stride(1) == 1 else torch.contiguous_format
+    return torch.empty((batch, channels, h, w), dtype=dtype, device=direction.device, memory_format=layout)
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -198,7 +194,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
     ctx.mark_non_differentiable(direction, scale)
     # The loss is kept for its place in the graph alone: through it a second differentiation finds its error.
     ctx.save_for_backward(loss, direction, scale)
-    ctx.dtype, ctx.gradient = inputs[0].dtype, inputs[6]  # type: ignore[attr-defined]
+    ctx.dtype, ctx.channels, ctx.gradient = inputs[0].dtype, inputs[0].shape[1], inputs[6]  # type: ignore[attr-defined]
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -206,7 +202,8 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple
         raise RuntimeError("masked_patch_loss was called with gradient=False: call it with gradient=True to train")
     loss, direction, scale = ctx.saved_tensors  # type: ignore[attr-defined]
     backward = torch.ops.widefield.masked_patch_loss_backward
-    return backward(grads[0], loss, direction, scale, ctx.dtype), *[None] * 6  # type: ignore[attr-defined]
+    grad = backward(grads[0], loss, direction, scale, ctx.dtype, ctx.channels)  # type: ignore[attr-defined]
+    return grad, *[None] * 6
 
 
 def _double_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> None:

@@ -5,11 +5,13 @@ import sys
 from contextlib import nullcontext
 
 import torch
-from loss_cases import CASES, make_loss_problem
+from loss_cases import CASES, LossCase, make_loss_problem
 
+from kernels.masked_patch_loss import launch as tiles
 from kernels.masked_patch_loss import op
-from kernels.masked_patch_loss.kernel import LOSSES, launch, launch_backward, programs
+from kernels.masked_patch_loss.kernel import LOSSES
 from kernels.masked_patch_loss.kernel_normalize import launch_normalization
+from kernels.masked_patch_loss.launch import launch, launch_backward
 
 NAN = float("nan")
 
@@ -31,25 +33,22 @@ def main() -> None:
         if norm != "none":
             target = torch.full(image.shape, NAN)  # poisoned: what is masked must be written
             launch_normalization(image, mask, target, norm, problem.settings[2])
-        sums = torch.full((programs(prediction),), NAN)
-        counts = torch.full(sums.shape, -(2**30), dtype=torch.int32)
-        if loss == "l1":
-            direction = torch.full_like(prediction, 77, dtype=torch.int8)
-        else:
-            direction = torch.full_like(prediction, NAN)
+        direction = op._packed_direction(prediction, image, loss, True)
+        direction.fill_(77 if loss == "l1" else NAN)
         result, scale = torch.full((1,), NAN), torch.full((1,), NAN)
-        launch(prediction, target, mask, direction, sums, counts, result, scale, loss)
-        grad = torch.full_like(direction, NAN, dtype=dtype)
+        launch(prediction, target, mask, direction, result, scale, loss)
+        grad = torch.full_like(prediction, NAN)
         launch_backward(direction, torch.tensor(64.0), scale, grad)
         problem.check(result[0], grad)
         assert grad.stride() == prediction.stride()
         before = result.clone()
-        launch(prediction, target, mask, None, sums, counts, result, scale, loss)  # without a gradient
+        launch(prediction, target, mask, None, result, scale, loss)  # without a gradient
         assert torch.equal(before, result)
         count += 1
     count += dispatched(dtype)
     print(count, "problems right")
     print(combinations(dtype), "combinations right")
+    print(paths(dtype), "paths right")
 
 
 def combinations(dtype: torch.dtype) -> int:
@@ -66,13 +65,57 @@ def combinations(dtype: torch.dtype) -> int:
         assert not prediction.is_contiguous()
         assert not image.is_contiguous()
         result, direction, scale = op._cuda(prediction, image, problem.mask, *problem.settings)
-        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype)
+        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype, prediction.shape[1])
         problem.check(result, grad)
         if empty:
             assert result.item() == 0.0
             assert torch.equal(grad, torch.zeros_like(grad))
         count += 1
     return count
+
+
+def paths(dtype: torch.dtype) -> int:
+    """Cells that fill a program of their own, several steps a program, several passes of the last sum, every mask."""
+    count = 0
+    cells = [LossCase(1, 3, 2, 2, 20, 20), LossCase(2, 3, 1, 2, 20, 5), LossCase(1, 3, 2, 2, 20, 40)]
+    for case, loss, layout in itertools.product(cells, ("l1", "l2"), (torch.contiguous_format, torch.channels_last)):
+        problem = make_loss_problem(case, dtype, loss, image_dtype=dtype, ratio=0.5, grad_loss=64.0, seed=3)
+        prediction = problem.prediction.contiguous(memory_format=layout)
+        last = layout == torch.channels_last
+        _, block_q, steps = tiles.tile(3, 20, case.batch * case.rows * case.columns, last)
+        assert (block_q == 1, steps > 1) == (last, last)
+        count += answered(problem, prediction, problem.image.contiguous(memory_format=layout), problem.mask)
+    problem = make_loss_problem(LossCase(9, 3, 3, 3, 2, 2), dtype, grad_loss=64.0)
+    tiles.TILE[False], tiles.MOST_PROGRAMS, tiles.LARGEST_FINISH = 64, 4, 2  # type: ignore[assignment]
+    assert tiles.tile(3, 2, 81, False)[2] > 1
+    assert tiles.programs(problem.prediction, 3)[0] > 2
+    for kind in (torch.bool, *op.MASK_DTYPES):
+        mask = problem.mask.to(kind)
+        if kind not in (torch.bool, torch.uint8, torch.bfloat16):  # interpreted, bfloat16's -0 is not 0
+            mask = mask * -2
+        count += answered(problem, problem.prediction, problem.image, mask)
+    count += answered(problem, problem.prediction, problem.image, problem.mask.to(torch.complex64))
+    count += answered(
+        problem, problem.prediction, problem.image, problem.mask[:, :1].float().expand(9, 3, 3), check=False
+    )
+    return count
+
+
+def answered(problem, prediction, image, mask, check: bool = True) -> int:
+    """The operator's answers; where the mask is not the problem's, the vectorized implementation's."""
+    result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
+    grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, prediction.dtype, prediction.shape[1])
+    assert grad.stride() == prediction.stride()
+    if check:
+        problem.check(result, grad)
+    else:
+        prediction, image = (tensor.nan_to_num() for tensor in (prediction, image))
+        result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
+        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, prediction.dtype, prediction.shape[1])
+        expected, signs, scale = op._cpu(prediction, image, mask, *problem.settings)
+        torch.testing.assert_close(result, expected)
+        torch.testing.assert_close(grad, op._backward_cpu(torch.tensor(64.0), result, signs, scale, prediction.dtype))
+    return 1
 
 
 def dispatched(dtype: torch.dtype) -> int:
@@ -85,7 +128,8 @@ def dispatched(dtype: torch.dtype) -> int:
         result, direction, scale = op._cuda(
             prediction, image, problem.mask.mT.contiguous().mT.float(), *problem.settings
         )
-        problem.check(result, op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype))
+        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype, prediction.shape[1])
+        problem.check(result, grad)
         loss, direction, _ = op._cuda(prediction, image, problem.mask, *problem.settings, gradient=False)
         assert torch.equal(loss, result)
         assert direction.numel() == 0
