@@ -82,10 +82,13 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         write_results(name, **content)
 
     with torch.cuda.stream(torch.cuda.Stream()):  # gradients follow their forward pass's stream, graphs need one
-        ceilings = cuda.measure_ceilings(device)
-        content["ceilings"] = asdict(ceilings)
+        bandwidths = cuda.measure_bandwidths(device)
+        torch.cuda.empty_cache()
+        best = max(bandwidths, key=bandwidths.__getitem__)
+        ceilings = cuda.measure_ceilings(device, bandwidths[best])
+        content["ceilings"] = asdict(ceilings) | {"bandwidth_of": best, "bandwidths": bandwidths}
         peaks = ", ".join(f"{dtype} {peak / 1e12:.0f} TFLOP/s" for dtype, peak in ceilings.peak.items())
-        print(f"{hardware['name']}: a copy moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
+        print(f"{hardware['name']}: {best} moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
         if tuning:
             content["tuned"] = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
             print(f"tuned: {len(content['tuned'])} shapes", flush=True)

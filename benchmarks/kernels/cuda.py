@@ -7,29 +7,43 @@ from typing import Any
 
 import torch
 
-from benchmarks.cuda_timing import sets_that_exceed_the_cache, time_calls
+from benchmarks.cuda_timing import elapsed_ms, sets_that_exceed_the_cache, time_calls
+from benchmarks.harness import Timing
 from benchmarks.kernels.accuracy import Reference, Tensors
 from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
 
 PEER_TOLERANCE = 16.0  # bounds that a peer may be off: one that sums otherwise stays a peer, a wrong one does not
-COPY_BYTES = 2**30
+BANDWIDTH_BYTES = {"copy": 2**32, "add": 2**30}  # of the source; the target is as large
+COPIES = 10
 MATMUL_SIZES = {"bfloat16": 8192, "float16": 8192, "float32": 4096}
 
 Row = dict[str, Any]
 
 
-def measure_ceilings(device: str, copy_bytes: int = COPY_BYTES, sizes: dict[str, int] = MATMUL_SIZES) -> Ceilings:
-    """A large copy, and a large matrix product of each type (float32: IEEE, no TF32), on random numbers."""
-    source = torch.randint(0, 256, (copy_bytes,), dtype=torch.uint8, device=device)
+def measure_bandwidths(device: str, sizes: dict[str, int] = BANDWIDTH_BYTES) -> dict[str, float]:
+    """Bytes/s read and written: "copy", by events (in a graph it would go by a copy engine, slower), and "add", a
+    kernel that adds a number to float32. The copy is smaller where the memory is."""
+    room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory // 8
+    length = min(sizes["copy"], room)
+    source = torch.randint(0, 256, (length,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copied, _ = time_calls([lambda: target.copy_(source)])
+    times = [elapsed_ms(lambda: target.copy_(source)) for _ in range(1 + COPIES)][1:]  # the first warms up
+    found = {"copy": 2 * length / Timing.of(times).median * 1000}
+    addend = torch.randn(min(sizes["add"], room) // 4, device=device)
+    total = torch.empty_like(addend)
+    added, _ = time_calls([lambda: torch.add(addend, 1.0, out=total)])
+    return found | {"add": 2 * 4 * addend.numel() / added.median * 1000}
+
+
+def measure_ceilings(device: str, bandwidth: float, sizes: dict[str, int] = MATMUL_SIZES) -> Ceilings:
+    """`bandwidth` and a large matrix product of each type (float32: IEEE, no TF32) on random numbers."""
     peak = {}
     for name, size in sizes.items():
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
         product, _ = time_calls([lambda a=a, b=b: a @ b])  # type: ignore[misc]
         peak[name] = 2 * size**3 / product.median * 1000
-    return Ceilings(2 * copy_bytes / copied.median * 1000, peak)
+    return Ceilings(bandwidth, peak)
 
 
 def random_sets(layer: Layer, device: str) -> list[Tensors]:

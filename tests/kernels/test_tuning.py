@@ -1,12 +1,14 @@
 """What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
 
 import itertools
+import json
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kernels.depthwise_conv2d import gradients, op, pytorch, toeplitz, tuning
+from kernels.depthwise_conv2d import grad_weight, gradients, op, pytorch, toeplitz, tuning
 
 
 def test_a_shipped_tile_is_taken(taken):
@@ -20,10 +22,10 @@ def test_a_shipped_tile_is_taken(taken):
 
 @pytest.fixture
 def clock(taken, monkeypatch):
-    """Autotuning with a stand-in for the timer: `seconds(way)` says what is fastest; the ways timed."""
+    """Autotuning with a stand-in for the timers: `seconds(way)` says what is fastest; the ways called and timed."""
     import triton
 
-    timed = SimpleNamespace(ways=[], seconds=lambda way: 1.0)
+    timed = SimpleNamespace(ways=[], called=[], seconds=lambda way: 1.0)
     real = {name: getattr(pytorch, name) for name in ("forward_by", "grad_weight_by")}
 
     def by(name):
@@ -33,16 +35,20 @@ def clock(taken, monkeypatch):
 
         return record
 
-    def do_bench(run, **_):
-        run()
-        launch = taken.pop()
-        way = launch if isinstance(launch, str) else launch[0] if launch[0] == "taps" else launch[3]
-        timed.ways.append(way)
-        return timed.seconds(way)
+    def timer(ways):
+        def measure(run, **_):
+            run()
+            launch = taken.pop()
+            way = launch if isinstance(launch, str) else launch[0] if launch[0] == "taps" else launch[3]
+            ways.append(way)
+            return timed.seconds(way)
+
+        return measure
 
     for name in real:
         monkeypatch.setattr(pytorch, name, by(name))
-    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(triton.testing, "do_bench", timer(timed.ways))
+    monkeypatch.setattr(tuning, "one_call_ms", timer(timed.called))
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
     return timed
 
@@ -66,8 +72,8 @@ def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
     tiles = [launch[3] for launch in taken]
     assert tiles[:2] == tiles[2:]
     assert all(tile.stages == 2 and tile.block_k == 32 for tile in tiles)
-    assert {way for way in clock.ways if isinstance(way, str)} == set(pytorch.WAYS)
-    assert len(clock.ways) == len(set(clock.ways)) + 2  # PyTorch's two ways for each of the operations
+    assert {way for way in clock.called if isinstance(way, str)} == set(pytorch.WAYS)
+    assert len(clock.called) == len(set(clock.called)) + 2  # PyTorch's two ways for each of the operations
     tuning.read.cache_clear()  # as a new process, which does not tune
     monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
     op._cuda(x, w)
@@ -106,7 +112,7 @@ def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, c
 def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
     """The rule's and PyTorch's come first; what was measured by then is kept."""
     now = [0.0]
-    monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "3.5")
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "5.5")
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
 
     def seconds(way):
@@ -115,9 +121,64 @@ def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
 
     clock.seconds = seconds
     op._cuda(torch.zeros(64, 2, 16, 16), torch.zeros(2, 1, 9, 9))
-    assert clock.ways[:3] == [None, *pytorch.WAYS]
-    assert [way.block_m for way in clock.ways[3:]] == [128]
+    assert clock.called[:3] == [None, *pytorch.WAYS]
+    assert [way.block_m for way in clock.called[3:]] == [128]
+    assert clock.ways == [None, clock.called[3]]
     assert taken[-1][3] is None
+
+
+SHIPPED = "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
+
+
+@pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
+def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_long(taken, clock, monkeypatch, operation):
+    """A slow way has one call: PyTorch's took 75 ms each, and the time was over before the table's tile."""
+    now = [0.0]
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "0.5")
+    monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
+    kind = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}[operation]
+    name = SHIPPED.replace("toeplitz", operation)
+    table = kind(**tuning.read(tuning.TABLE)[name])
+    shipped = replace(table, stages=2)  # not the rule's
+    monkeypatch.setattr(tuning, "TABLE", tuning.cache_file().with_name("table.json"))
+    tuning.TABLE.write_text(json.dumps({name: asdict(shipped)}))
+
+    def seconds(way):
+        now[0] += 1.0
+        return 1.0 if way == shipped else 75.0 if isinstance(way, str) else 1.4
+
+    clock.seconds = seconds
+    x = torch.zeros(64, 128, 56, 56, dtype=torch.bfloat16, device="meta")
+    if operation == "toeplitz":
+        tuning.forward_way(x, (31, 31), "none", "ieee", "toeplitz", lambda way: taken.append(("", "", "", way)))
+        rule = "toeplitz"
+    else:
+        tuning.grad_weight_way(x, (31, 31), "ieee", lambda way: taken.append(("", "", "", way)))
+        rule = grad_weight.choose_tile(56, 56, 31, 31, 2)
+    assert clock.called == [shipped, rule, *pytorch.WAYS]
+    assert clock.ways == ([shipped] if isinstance(rule, str) else [shipped, rule])
+    assert tuning.read(tuning.cache_file()) == {name: asdict(shipped)}
+
+
+def test_a_call_is_timed_after_the_one_that_compiles(monkeypatch):
+    events = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            events.append("record")
+
+        def synchronize(self):
+            events.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 3.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert tuning.one_call_ms(lambda: events.append("call")) == 3.5
+    assert events == ["call", "record", "call", "record", "synchronize"]
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (8, 0), (8, 6), (12, 0)])
