@@ -156,3 +156,20 @@ def test_no_synchronisation_and_captured_in_a_graph():
         loss = masked_patch_loss(prediction.detach(), image, mask)
     graph.replay()
     problem.check(loss, None)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+def test_a_fake_gpu_answers_with_the_kernels_shapes(loss, layout):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        prediction = torch.empty(2, 50, 3, 2, dtype=torch.bfloat16, device="cuda", memory_format=layout)
+        image, mask = torch.empty(2, 2, 15, 10, device="cuda"), torch.empty(2, 3, 2, device="cuda")
+        total, direction, scale = torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss)
+        assert (total.shape, total.dtype, scale.shape) == ((), torch.float32, ())
+        assert (direction.shape[1], direction.dtype) == ((15, torch.uint8) if loss == "l1" else (50, torch.bfloat16))
+        assert direction.is_contiguous(memory_format=layout)
+        backward = torch.ops.widefield.masked_patch_loss_backward
+        grad = backward(total, total, direction, scale, torch.bfloat16, 50)
+        assert (grad.shape, grad.stride(), grad.dtype) == (prediction.shape, prediction.stride(), torch.bfloat16)
