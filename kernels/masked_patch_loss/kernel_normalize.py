@@ -5,38 +5,53 @@ import torch
 import triton
 import triton.language as tl
 
-ROW = 128  # pixels of one row in one program
-NUM_WARPS = 4
+PREFIX_TILE = 1024  # pixels whose prefix sums a program takes
+COLUMNS, ROWS = 64, 64  # of a program that slides the window
+NUM_WARPS, COLUMN_WARPS = 4, 2
 
 
 @triton.jit
-def window_rows_kernel(
-    image_ptr, mean_ptr, square_ptr, C, H, W, stride_b, stride_c, stride_y, stride_x, R, BLOCK: tl.constexpr
+def prefix_kernel(
+    image_ptr,
+    sum_ptr,  # [B,C,H,W] float64
+    square_ptr,  # [B,C,H,W] float64
+    rows,  # B*C*H
+    C,
+    H,
+    W,
+    stride_b,
+    stride_c,
+    stride_y,
+    stride_x,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
 ):
-    """mean and sum((x - mean)^2) of the up to 2R+1 pixels around each pixel in its row, [B,C,H,W] float32."""
-    row = tl.program_id(0).to(tl.int64)  # of B*C*H
-    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    start = row // (C * H) * stride_b + row // H % C * stride_c + row % H * stride_y
-    count = (tl.minimum(x + R + 1, W) - tl.maximum(x - R, 0)).to(tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for t in range(-R, R + 1):
-        inside = (x + t >= 0) & (x + t < W) & (x < W)
-        total += tl.load(image_ptr + start + (x + t).to(tl.int64) * stride_x, mask=inside, other=0.0).to(tl.float32)
-    mean = total / count
-    square = tl.zeros((BLOCK,), tl.float32)
-    for t in range(-R, R + 1):
-        inside = (x + t >= 0) & (x + t < W) & (x < W)
-        value = tl.load(image_ptr + start + (x + t).to(tl.int64) * stride_x, mask=inside, other=0.0).to(tl.float32)
-        square += tl.where(inside, (value - mean) * (value - mean), 0.0)
-    tl.store(mean_ptr + row * W + x, mean, mask=x < W)
-    tl.store(square_ptr + row * W + x, square, mask=x < W)
+    """sum[r,x] = sum(image[r,:x+1]), square[r,x] = sum(image[r,:x+1]^2). Bytes: the image read, 16 a pixel written."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_Y + tl.arange(0, BLOCK_Y)
+    x = tl.arange(0, BLOCK_X)
+    valid = (row < rows)[:, None] & (x < W)[None, :]
+    source = row // (C * H) * stride_b + row // H % C * stride_c + row % H * stride_y
+    value = tl.load(image_ptr + source[:, None] + (x.to(tl.int64) * stride_x)[None, :], mask=valid, other=0.0)
+    value = value.to(tl.float64)
+    place = (row * W)[:, None] + x[None, :]
+    tl.store(sum_ptr + place, tl.cumsum(value, 1), mask=valid)
+    tl.store(square_ptr + place, tl.cumsum(value * value, 1), mask=valid)
 
 
 @triton.jit
-def window_columns_kernel(
+def between(prefix_ptr, line, H, W, left, right):
+    """prefix[line,right] - prefix[line,left], 0 in the place of prefix[line,-1]; 0 for a line outside."""
+    lines = line + tl.zeros_like(left)
+    inside = (lines >= 0) & (lines < H)
+    upper = tl.load(prefix_ptr + line * W + right, mask=inside, other=0.0)
+    return upper - tl.load(prefix_ptr + line * W + left, mask=inside & (left >= 0), other=0.0)
+
+
+@triton.jit
+def window_kernel(
     image_ptr,
     mask_ptr,
-    mean_ptr,
+    sum_ptr,
     square_ptr,
     target_ptr,  # [B,C,H,W] float32, written where masked
     C,
@@ -50,33 +65,42 @@ def window_columns_kernel(
     stride_x,
     R,
     P: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr,
 ):
-    """(x - mean) / sqrt(var + 1e-6) over the window, its rows' means and squares joined without cancellation.
+    """(x - mean) / sqrt(var + 1e-6) over the window, which slides down BLOCK_Y rows of BLOCK_X columns.
 
-    sum((x - mean)^2) = sum over rows (square_row + count_x * (mean_row - mean)^2): every term is positive.
+    s = sum(x) and t = sum(x^2) over the n pixels of a window, in float64: x - mean = (n x - s) / n and
+    var = (n t - s^2) / (n (n - 1)). A row comes in and a row goes out by differences of prefix sums.
     """
-    row = tl.program_id(0).to(tl.int64)
-    x = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    b, c, y = row // (C * H), row // H % C, row % H
-    masked = tl.load(mask_ptr + (b * mask_h + y // P) * mask_w + x // P, mask=x < W, other=0) != 0
-    if tl.max(masked.to(tl.int32), 0) != 0:
-        top, bottom = tl.maximum(y - R, 0), tl.minimum(y + R + 1, H)
-        count_x = (tl.minimum(x + R + 1, W) - tl.maximum(x - R, 0)).to(tl.float32)
-        count_y = (bottom - top).to(tl.float32)
-        plane = (row - y) * W + x
-        mean = tl.zeros((BLOCK,), tl.float32)
-        for line in range(top, bottom):
-            mean += tl.load(mean_ptr + plane + line * W, mask=masked, other=0.0)
-        mean /= count_y
-        square = tl.zeros((BLOCK,), tl.float32)
-        for line in range(top, bottom):
-            gap = tl.load(mean_ptr + plane + line * W, mask=masked, other=0.0) - mean
-            square += tl.load(square_ptr + plane + line * W, mask=masked, other=0.0) + count_x * gap * gap
-        var = square / tl.maximum(count_x * count_y - 1.0, 1.0)
+    plane = tl.program_id(0).to(tl.int64)  # of B*C
+    x = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
+    first = tl.program_id(2) * BLOCK_Y
+    b, c = plane // C, plane % C
+    left, right = tl.minimum(x - R - 1, W - 1), tl.minimum(x + R, W - 1)
+    count_x = tl.maximum(right - tl.maximum(left, -1), 1)
+    sum_ptr += plane * H * W
+    square_ptr += plane * H * W
+    total = tl.zeros((BLOCK_X,), tl.float64)
+    square = tl.zeros((BLOCK_X,), tl.float64)
+    for line in range(tl.maximum(first - R - 1, 0), tl.minimum(first + R, H)):
+        total += between(sum_ptr, line, H, W, left, right)
+        square += between(square_ptr, line, H, W, left, right)
+    for y in range(first, tl.minimum(first + BLOCK_Y, H)):
+        enter, leave = y + R, y - R - 1
+        total += between(sum_ptr, enter, H, W, left, right)
+        square += between(square_ptr, enter, H, W, left, right)
+        total -= between(sum_ptr, leave, H, W, left, right)
+        square -= between(square_ptr, leave, H, W, left, right)
+        masked = tl.load(mask_ptr + (b * mask_h + y // P) * mask_w + x // P, mask=x < W, other=0) != 0
         source = b * stride_b + c * stride_c + y * stride_y + x.to(tl.int64) * stride_x
-        value = tl.load(image_ptr + source, mask=masked, other=0.0).to(tl.float32)
-        tl.store(target_ptr + plane + y * W, (value - mean) / tl.sqrt(var + 1e-6), mask=masked)
+        value = tl.load(image_ptr + source, mask=masked, other=0.0).to(tl.float64)
+        count = count_x * (tl.minimum(enter, H - 1) - tl.maximum(leave, -1))
+        n = count.to(tl.float64)
+        gap = (value * n - total).to(tl.float32) / count.to(tl.float32)
+        pairs = (n * tl.maximum(n - 1.0, 1.0)).to(tl.float32)
+        var = tl.maximum(n * square - total * total, 0.0).to(tl.float32) / pairs
+        tl.store(target_ptr + (plane * H + y) * W + x, gap / tl.sqrt(var + 1e-6), mask=masked)
 
 
 @triton.jit
@@ -137,20 +161,25 @@ def launch_normalization(image, mask, target, target_norm, window):
             image, mask, target, *sizes, *grid_size, *image.stride(), P=patch, BLOCK=size, num_warps=NUM_WARPS
         )
         return
-    mean, square = torch.empty_like(target), torch.empty_like(target)
-    grid = (batch * channels * height, triton.cdiv(width, ROW))
-    window_rows_kernel[grid](image, mean, square, *sizes, *image.stride(), window // 2, BLOCK=ROW, num_warps=NUM_WARPS)
-    window_columns_kernel[grid](
+    sums, squares = (torch.empty(image.shape, dtype=torch.float64, device=image.device) for _ in range(2))
+    block_x = triton.next_power_of_2(width)
+    block_y, rows = max(1, PREFIX_TILE // block_x), batch * channels * height
+    prefix_kernel[(triton.cdiv(rows, block_y),)](
+        image, sums, squares, rows, *sizes, *image.stride(), BLOCK_Y=block_y, BLOCK_X=block_x, num_warps=NUM_WARPS
+    )
+    grid = (batch * channels, triton.cdiv(width, COLUMNS), triton.cdiv(height, ROWS))
+    window_kernel[grid](
         image,
         mask,
-        mean,
-        square,
+        sums,
+        squares,
         target,
         *sizes,
         *grid_size,
         *image.stride(),
         window // 2,
         P=patch,
-        BLOCK=ROW,
-        num_warps=NUM_WARPS,
+        BLOCK_Y=ROWS,
+        BLOCK_X=COLUMNS,
+        num_warps=COLUMN_WARPS,
     )
