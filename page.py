@@ -39,7 +39,6 @@ PIPELINE = ("preprocess", "backbone", "softmax")
 NO_MAP = "the server has no explained model, so there is no overlay: build_models.py --class-map makes one."
 OFF = {"share": False, "ssr_mode": False, "mcp_server": False, "run_history": False, "footer_links": [], "quiet": True}
 CSS = """
-h1 {font-weight: 600 !important}
 #note:not(:has(.note)) {display: none}
 #note .note {padding: .6em .9em; border-left: 4px solid #d97706; background: rgba(217, 119, 6, .12)}
 #note .error {border-color: #dc2626; background: rgba(220, 38, 38, .12)}
@@ -195,7 +194,7 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
         picture.preprocess = lambda payload: payload and payload.path
         event = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}
         picture.change(show, picture, [note, evidence, classes, times], concurrency_limit=concurrency, **event)
-    font = LocalFont("IBM Plex Sans", weights=(400, 600, 700))  # comes with Gradio, in all weights
+    font = LocalFont("IBM Plex Sans", weights=(400, 700))  # comes with Gradio; its 600 has no Latin letters
     return page.queue(max_size=32), gradio.themes.Default(font=[font, "sans-serif"])
 
 
