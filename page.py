@@ -233,9 +233,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             where = {"server_name": options.host, "server_port": options.port, "root_path": options.root_path}
             size = int(options.max_megabytes * 2**20)
             page.launch(**where, **OFF, max_file_size=size, css=CSS, theme=theme, prevent_thread_lock=True)
-        except (ImportError, OSError) as error:  # no Gradio; the port is taken, or the host is another machine's
-            advice = ": make page has the environment for it" if isinstance(error, ImportError) else ""
-            print(f"page: {error}{advice}", file=sys.stderr)
+        except ImportError as error:
+            print(f"page: {error}: make page has the environment for it", file=sys.stderr)
+            return 1
+        except OSError:
+            print(f"page: {options.host}:{options.port} is taken, or not this machine's: see --port", file=sys.stderr)
             return 1
         print(f"the page is at {page.local_url}, its server at {', '.join(classifier.urls)}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

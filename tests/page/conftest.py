@@ -49,12 +49,15 @@ def outside() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def start_page(outside: socket.socket, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """start_page(server, *options) -> the page's address. It ends with the test, and well."""
+def page_python() -> Path:
     if not PAGE_PYTHON.exists():
-        pytest.skip(
-            f"no {PAGE_PYTHON.parents[1].name}, the page's environment: make {PAGE_PYTHON.parents[1].name}/.ready"
-        )
+        pytest.skip(f"no {PAGE_PYTHON}, the page's environment: make .venv-page/.ready")
+    return PAGE_PYTHON
+
+
+@pytest.fixture
+def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """start_page(server, *options) -> the page's address. It ends with the test, and well."""
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
     proxies = {name: proxy for each in ("http_proxy", "https_proxy", "all_proxy") for name in (each, each.upper())}
     local = {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost", "GRADIO_TEMP_DIR": str(tmp_path)}
@@ -64,7 +67,7 @@ def start_page(outside: socket.socket, tmp_path: Path) -> Iterator[Callable[...,
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            command = [str(PAGE_PYTHON), "-m", "page", "--server", server, "--port", str(port), *options]
+            command = [str(page_python), "-m", "page", "--server", server, "--port", str(port), *options]
             environment = os.environ | proxies | local
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 

@@ -4,12 +4,14 @@ import asyncio
 import json
 import re
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
@@ -162,6 +164,28 @@ def test_no_server(start_page: Callable[..., str], chromium: Any, flower: Path) 
     assert words.startswith("The server cannot be reached")
     assert "Traceback" not in words
     assert not shown.found("#classes dt, #overlay img, #times td")
+
+
+def test_files_that_nobody_dropped_and_a_port_that_is_taken(start_page: Callable[..., str], page_python: Path) -> None:
+    """The page reads no file of its machine but what was dropped; a second one says why it cannot start."""
+    address = start_page("127.0.0.1:1")
+    with urlopen(f"{address}config") as answer:
+        (event,) = json.load(answer)["dependencies"]
+    file = {"path": str(Path(__file__)), "meta": {"_type": "gradio.FileData"}}
+    body = json.dumps({"data": [file], "fn_index": event["id"], "session_hash": "mine"}).encode()
+    urlopen(Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"})).close()
+    with urlopen(f"{address}gradio_api/queue/data?session_hash=mine") as answer:
+        messages = [json.loads(line[5:]) for line in answer.read().decode().splitlines() if line.startswith("data:")]
+    (done,) = [each for each in messages if each["msg"] == "process_completed"]
+    assert done["success"] is False
+    assert done["output"] == {"error": None}
+
+    command = [str(page_python), "-m", "page", "--port", str(urlsplit(address).port)]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 1
+    assert second.stderr.splitlines() == [
+        f"page: {urlsplit(address).netloc} is taken, or not this machine's: see --port"
+    ]
 
 
 @contextmanager
