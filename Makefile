@@ -1,17 +1,19 @@
 # make demo: set up, train, build, serve, classify.   make serve ARGS="--http-port 9000": and stay, with server options.
 # make test: the tests that need no GPU, but for the slow ones;   make test-all: those too.
+# make page ARGS="--server localhost:8001": a page to try a server that runs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 EXTRAS := train,build,serve,loadtest,bench,dev
 PY_DIRS := kernels models training export server client loadtest benchmarks tools
-PY_FILES := build_models.py demo.py
+PY_FILES := build_models.py demo.py page.py
+PAGE_VENV ?= .venv-page
 
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean
+.PHONY: setup native demo serve page test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py
@@ -32,13 +34,21 @@ demo: native
 serve: native
 	@$(BIN)/python demo.py --serve $(ARGS)
 
+# Gradio wants an older Pillow than the server's: an environment of its own.
+page: $(PAGE_VENV)/.ready
+	@$(PAGE_VENV)/bin/python -m page $(ARGS)
+$(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
+	@test -x $(PAGE_VENV)/bin/python || $(PYTHON) -m venv $(PAGE_VENV)
+	@$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-page.txt -e '.[page]'
+	@touch $@
+
 # Two processes, a thread each: the tests that meet a server mostly wait, the others compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: native
 	$(PYTEST) -m "not gpu and not slow"
 
-test-all: native
+test-all: native $(PAGE_VENV)/.ready
 	$(PYTEST) -m "not gpu"
 
 # With the oldest PyTorch and Triton that are supported; the native libraries are built for them, and anew afterwards.
@@ -73,9 +83,12 @@ evidence: native
 gpu-check:
 	$(GPU_PYTHON) -m benchmarks.gpu_check
 
+comma := ,
+COMPILE := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-header \
+  --no-annotate --quiet
 constraints: setup
-	UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-header \
-	  --no-annotate --quiet pyproject.toml -o constraints.txt
+	$(COMPILE) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) -o constraints.txt
+	$(COMPILE) --extra page -o constraints-page.txt
 
 clean:
 	rm -rf runs data build kernels/native/lib server/backends/pytorch/lib *.egg-info

@@ -14,7 +14,7 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
-SERVED = {"client", "deploy", "end_to_end", "loadtest", "server"}  # share servers, and count the machine's processes
+SERVED = {"client", "deploy", "end_to_end", "loadtest", "page", "server"}  # share servers, count the processes
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from manifests import DASHBOARD, DEPLOY
 
+import page
+
 FILES = ["compose.yaml", "compose.gpu.yaml"]
 
 
@@ -33,13 +35,14 @@ def test_a_misspelt_field_is_found():
 
 def test_what_is_mounted_exists():
     for service in services().values():
-        for volume in service["volumes"]:
+        for volume in service.get("volumes", ()):
             source, _, rest = volume.partition(":")
             if source.startswith("."):
                 assert (DEPLOY / source).exists(), source
                 assert rest.endswith(":ro"), volume
-    build = services()["server"]["build"]
-    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+    for name in ("server", "page"):
+        build = services()[name]["build"]
+        assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
 
 
 def test_hardened_and_on_loopback():
@@ -48,6 +51,24 @@ def test_hardened_and_on_loopback():
         assert service["cap_drop"] == ["ALL"], name
         for port in service["ports"]:
             assert port.startswith("127.0.0.1:"), port
+
+
+def test_the_page_asks_the_server():
+    service = services()["page"]
+    options = page.options_of([*entry_point(DEPLOY / "page.Dockerfile"), *service["command"]])
+    assert [url.partition("://")[2] for url in options.classifier.urls] == ["server:8001"]
+    assert options.host == "0.0.0.0"
+    assert service["ports"] == [f"127.0.0.1:{options.port}:{options.port}"]
+    assert f"EXPOSE {options.port}\n" in (DEPLOY / "page.Dockerfile").read_text()
+    assert service["depends_on"] == ["server"]
+
+
+def entry_point(dockerfile):
+    """The arguments after ``python -m page``."""
+    (line,) = [line for line in dockerfile.read_text().splitlines() if line.startswith("ENTRYPOINT")]
+    program = json.loads(line.removeprefix("ENTRYPOINT"))
+    assert program[:3] == ["python", "-m", "page"]
+    return program[3:]
 
 
 def test_images_are_pinned():

@@ -25,21 +25,23 @@ def tools(name):
     return str(Path(sys.executable).parent / name)
 
 
-def test_hadolint():
-    done = subprocess.run([tools("hadolint"), DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("name", ["Dockerfile", "page.Dockerfile"])
+def test_hadolint(name):
+    done = subprocess.run([tools("hadolint"), DEPLOY / name], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_what_the_dockerfile_copies_exists():
-    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 6), ("page.Dockerfile", 3)])
+def test_what_the_dockerfile_copies_exists(name, count):
+    ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
         word
-        for line in (DEPLOY / "Dockerfile").read_text().splitlines()
+        for line in (DEPLOY / name).read_text().splitlines()
         if line.startswith("COPY") and "--from" not in line
         for word in line.split()[1:-1]
         if not word.startswith("--")
     ]
-    assert len(sources) == 6
+    assert len(sources) == count
     for source in sources:
         assert (ROOT / source).exists(), source
         assert any(f"!{part}" in ignored for part in (source, str(Path(source).parent))), source

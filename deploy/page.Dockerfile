@@ -1,0 +1,20 @@
+# syntax=docker/dockerfile:1
+# From the repository's root:  docker build -f deploy/page.Dockerfile -t widefield-page:0.1.0 .
+FROM python:3.12-slim-bookworm
+WORKDIR /opt/widefield
+COPY constraints-page.txt ./
+RUN pip install --no-cache-dir --only-binary :all: -r constraints-page.txt
+COPY client client
+COPY page.py ./
+# HOME, uploads and caches: the file system is read-only but for /tmp.
+ENV HOME=/tmp \
+    GRADIO_TEMP_DIR=/tmp/page \
+    PYTHONDONTWRITEBYTECODE=1
+# What would fail at the start fails here.
+RUN python -c "import gradio, page, tritonclient.grpc, tritonclient.http"
+USER 10001:10001
+EXPOSE 7860
+STOPSIGNAL SIGTERM
+HEALTHCHECK --start-period=60s --interval=30s --timeout=5s --retries=3 \
+  CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/', timeout=4)"]
+ENTRYPOINT ["python", "-m", "page", "--host", "0.0.0.0"]

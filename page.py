@@ -1,0 +1,249 @@
+"""A page to try a server: drop a picture, see its five best classes, where the evidence lies, and the time by step.
+
+    make page ARGS="--server localhost:8001"
+
+Gradio is imported by `build` alone: it has an environment of its own (docs/page.md).
+"""
+
+import argparse
+import html
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from client import (
+    STEPS,
+    Classifier,
+    ClassifierError,
+    InvalidImageError,
+    ModelNotFoundError,
+    Prediction,
+    ServerStatus,
+    Times,
+    overlay,
+    step_times,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+TOP = 5
+SMALL, LARGE = 256, 1024  # pixels
+STATUS_SECONDS = 2.0
+PIPELINE = ("preprocess", "backbone", "softmax")
+NO_MAP = "the server has no explained model, so there is no overlay: build_models.py --class-map makes one."
+OFF = {"share": False, "ssr_mode": False, "mcp_server": False, "run_history": False, "footer_links": [], "quiet": True}
+CSS = """
+#note:not(:has(.note)) {display: none}
+#note .note {padding: .6em .9em; border-left: 4px solid #d97706; background: rgba(217, 119, 6, .12)}
+#note .error {border-color: #dc2626; background: rgba(220, 38, 38, .12)}
+#picture img, #overlay img {width: 100%; height: 100%; object-fit: contain}
+#classes {overflow: hidden !important}
+#times table {width: 100%; margin: 1.2em 0 0; font-variant-numeric: tabular-nums}
+#times :is(table, tr, td) {border: 0; padding-block: .2em}
+#times td:nth-child(2) {width: 55%}
+#times td:last-child {text-align: right; white-space: nowrap}
+#times .bar {height: .5em; min-width: 1px; border-radius: 2px; background: var(--color-accent)}
+#times tr:last-child td {border-top: 1px solid var(--border-color-primary) !important}
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of one picture.
+
+    Attributes:
+        classes: label -> probability, best first.
+        picture: the overlay, if there is one.
+        times: (step, milliseconds), the last of them the total; `requests`: how many they are means of.
+        note: a line for the user; `failed`: it is an error, and there is no answer.
+    """
+
+    classes: dict[str, float] = field(default_factory=dict)
+    picture: "Image | None" = None
+    times: Sequence[tuple[str, float]] = ()
+    requests: int = 1
+    note: str = ""
+    failed: bool = False
+
+
+def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0) -> Shown:
+    """Classifies and explains one file. What goes wrong is told in `Shown.note`, not raised."""
+    if image is None:
+        return Shown()
+    before = classifier.status(STATUS_SECONDS)
+    note, picture = "", None
+    try:
+        started = time.perf_counter()
+        try:
+            explanation = classifier.explain(image, TOP)
+            predictions, class_map = explanation.predictions, explanation.class_map
+        except ModelNotFoundError:
+            started = time.perf_counter()
+            predictions, class_map, note = classifier.classify(image, TOP), None, NO_MAP
+        seconds = time.perf_counter() - started
+    except ClassifierError as error:
+        return Shown(note=error.message, failed=True)
+    steps = settled(classifier, before)
+    if class_map is not None:
+        try:
+            picture = draw(image, class_map, crop_pct)
+        except InvalidImageError as error:
+            note = f"there is no overlay: {error.message}"
+    times, requests = time_by_step(steps, seconds, classifier.model)
+    return Shown(named(predictions), picture, times, requests, note)
+
+
+def draw(image: str, class_map: "np.ndarray", crop_pct: float) -> "Image":
+    """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
+    picture = overlay(image, class_map, crop_pct)
+    if max(picture.size) < SMALL:
+        from PIL import Image, ImageOps
+
+        upright = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
+        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), class_map, crop_pct)
+    picture.thumbnail((LARGE, LARGE))
+    return picture
+
+
+def settled(classifier: Classifier, before: Sequence[Any]) -> dict[str, dict[str, Times]]:
+    """`step_times` since `before`, once two readings agree: the last step is counted after its answer has left."""
+    steps: dict[str, dict[str, Times]] = {}
+    if any(isinstance(status, ServerStatus) for status in before):
+        for _ in range(10):
+            last, steps = steps, step_times(before, classifier.status(STATUS_SECONDS))
+            if steps == last:
+                break
+            time.sleep(0.02)
+    return steps
+
+
+def time_by_step(steps: dict[str, dict[str, Times]], seconds: float, model: str) -> tuple[list[tuple[str, float]], int]:
+    """The rows of the table, and how many requests their means are of.
+
+    Each step of the server with its input's and output's copies, the queues of all steps together, what is left of
+    `seconds` (network, client, hand-over), and the total.
+    """
+    ensembles = (model, f"{model}_explained")
+    names = [name for name in steps if name not in ensembles]
+    names.sort(key=lambda name: PIPELINE.index(name) if name in PIPELINE else len(PIPELINE))
+    rows = [(name, sum(steps[name][step].mean_ms for step in STEPS if step != "queue")) for name in names]
+    if rows:
+        rows.append(("queue", sum(steps[name]["queue"].mean_ms for name in names)))
+        rows.append(("network", max(0.0, 1e3 * seconds - sum(ms for _, ms in rows))))
+    rows.append(("total", 1e3 * seconds))
+    return rows, max([1, *(steps[name]["compute"].count for name in names)])
+
+
+def named(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Label -> probability. Of two classes with one name (ImageNet has two cranes) the second has its index too."""
+    found: dict[str, float] = {}
+    for each in predictions:
+        found[f"{each.label} ({each.index})" if each.label in found else each.label] = each.probability
+    return found
+
+
+def note_html(shown: Shown) -> str:
+    kind, role = ("note error", "alert") if shown.failed else ("note", "status")
+    words = html.escape(shown.note[:1].upper() + shown.note[1:])
+    return f'<div class="{kind}" role="{role}">{words}</div>' if words else ""
+
+
+def times_html(shown: Shown) -> str:
+    if not shown.times:
+        return ""
+    total = shown.times[-1][1] or 1.0
+    rows = [
+        f'<tr><td>{html.escape(step)}</td><td><div class="bar" style="width: {min(100.0, 100 * ms / total):.1f}%">'
+        f"</div></td><td>{ms:.1f} ms</td></tr>"
+        for step, ms in shown.times
+    ]
+    notes = ["" if len(rows) > 1 else "The server does not tell its steps' times."]
+    if shown.requests > 1:
+        notes.append(f"The server answered {shown.requests} requests meanwhile: its times are their means.")
+    return f"<table>{''.join(rows)}</table>" + "".join(f"<p>{words}</p>" for words in notes if words)
+
+
+def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any, Any]:
+    """The page, a `gradio.Blocks`, and its theme; `answer` is given a file, or None when the picture is taken away."""
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
+    import gradio
+    from gradio.themes.utils.fonts import LocalFont
+
+    def show(image: str | None) -> list[Any]:
+        shown = answer(image)
+        return [note_html(shown), shown.picture, shown.classes or None, times_html(shown)]
+
+    # What has been uploaded is deleted after an hour.
+    with gradio.Blocks(title="Widefield", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gradio.Markdown("# Widefield\nDrop a picture: its five best classes, where the evidence for the best one lies.")
+        note = gradio.HTML(elem_id="note")
+        with gradio.Row(equal_height=True):
+            sources, buttons = ["upload", "clipboard"], ["download", "fullscreen"]
+            picture = gradio.Image(label="Picture", type="filepath", sources=sources, height=400, elem_id="picture")
+            evidence = gradio.Image(label="Evidence for the best class", buttons=buttons, height=400, elem_id="overlay")
+        with gradio.Row(equal_height=True):
+            classes = gradio.Label(label="Top 5", num_top_classes=TOP, show_heading=False, elem_id="classes")
+            times = gradio.HTML(label="Time by step", show_label=True, container=True, elem_id="times")
+        # The file as it was sent: Gradio would decode it, and fail, where the server is to be asked.
+        picture.preprocess = lambda payload: payload and payload.path
+        event = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}
+        picture.change(show, picture, [note, evidence, classes, times], concurrency_limit=concurrency, **event)
+    font = LocalFont("IBM Plex Sans", weights=(400, 700))  # comes with Gradio; its 600 has no Latin letters
+    return page.queue(max_size=32), gradio.themes.Default(font=[font, "sans-serif"])
+
+
+def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m page", description=(__doc__ or "").splitlines()[0], epilog="See docs/page.md."
+    )
+    add = parser.add_argument
+    add("--server", action="append", metavar="HOST:PORT", help="again for more of them (default: this machine)")
+    add("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
+    add("--model", default="classifier", help="default: classifier")
+    add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for one picture (default: 10)")
+    add("--crop-pct", type=float, default=1.0, metavar="SHARE", help="as in the server's build (default: 1)")
+    add("--host", default="127.0.0.1", help="where the page listens (default: 127.0.0.1)")
+    add("--port", type=int, default=7860, help="default: 7860")
+    add("--root-path", default="", metavar="PATH", help="the prefix that a proxy takes away, as /try")
+    add("--concurrency", type=int, default=2, metavar="N", help="pictures at a time (default: 2)")
+    add("--max-megabytes", type=float, default=20.0, metavar="MB", help="of a picture (default: 20)")
+    options = parser.parse_args(arguments)
+    if min(options.concurrency, options.max_megabytes) < 1:
+        parser.error("--concurrency and --max-megabytes: give 1 or more")
+    if not 0 < options.crop_pct <= 1:
+        parser.error(f"--crop-pct {options.crop_pct}: a share, more than 0 and at most 1")
+    try:
+        options.classifier = Classifier(options.server, options.protocol, options.model, options.timeout)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = options_of(arguments)
+    with options.classifier as classifier:
+        try:
+            page, theme = build(lambda image: ask(classifier, image, options.crop_pct), options.concurrency)
+            where = {"server_name": options.host, "server_port": options.port, "root_path": options.root_path}
+            size = int(options.max_megabytes * 2**20)
+            page.launch(**where, **OFF, max_file_size=size, css=CSS, theme=theme, prevent_thread_lock=True)
+        except ImportError as error:
+            print(f"page: {error}: make page has the environment for it", file=sys.stderr)
+            return 1
+        except OSError:
+            print(f"page: {options.host}:{options.port} is taken, or not this machine's: see --port", file=sys.stderr)
+            return 1
+        print(f"the page is at {page.local_url}, its server at {', '.join(classifier.urls)}", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        page.block_thread()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

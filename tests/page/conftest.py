@@ -1,0 +1,110 @@
+"""A server that knows colours, the page in its own environment, Chromium."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from colours_repository import write_colours_repository
+
+ROOT = Path(__file__).parents[2]
+PAGE_PYTHON = ROOT / os.environ.get("PAGE_VENV", ".venv-page") / "bin" / "python"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def colours_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+    from server import TritonServer
+
+    folder = tmp_path_factory.mktemp("colours")
+    write_colours_repository(folder / "model_repository")
+    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def unexplained_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+    """The same without class maps."""
+    from server import TritonServer
+
+    folder = tmp_path_factory.mktemp("unexplained")
+    write_colours_repository(folder / "model_repository", explained=False)
+    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def outside() -> Iterator[socket.socket]:
+    """A proxy for all other machines, which nobody is to ask."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+@pytest.fixture
+def page_python() -> Path:
+    if not PAGE_PYTHON.exists():
+        pytest.skip(f"no {PAGE_PYTHON}, the page's environment: make .venv-page/.ready")
+    return PAGE_PYTHON
+
+
+@pytest.fixture
+def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """start_page(server, *options) -> the page's address. It ends with the test, and well."""
+    proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+    proxies = {name: proxy for each in ("http_proxy", "https_proxy", "all_proxy") for name in (each, each.upper())}
+    local = {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost", "GRADIO_TEMP_DIR": str(tmp_path)}
+    with ExitStack() as stack:
+
+        def start(server: str, *options: str) -> str:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [str(page_python), "-m", "page", "--server", server, "--port", str(port), *options]
+            environment = os.environ | proxies | local
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+            def stop() -> None:
+                process.terminate()
+                try:
+                    assert process.wait(20) == 0
+                finally:
+                    process.kill()
+                    process.stdout.close()
+
+            stack.callback(stop)
+            line = process.stdout.readline()
+            found = re.match(r"the page is at (http://\S+), its server at", line)
+            assert found, line
+            return found[1]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator["Chrome"]:  # noqa: F821
+    """Chromium without a window, which writes down what it asks for."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (program and driver):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = program
+    for each in ("headless=new", "disable-dev-shm-usage", "window-size=1280,920", "hide-scrollbars", "no-proxy-server"):
+        options.add_argument(f"--{each}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # root has no other way
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
