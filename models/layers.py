@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kernels import depthwise_conv2d, depthwise_conv2d_pair
+from kernels import depthwise_conv2d
 from models.reparameterize import fold_after, merge_branches
 
 
@@ -28,11 +28,7 @@ class ConvBN(nn.Module):
         self.activation = activation or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.conv(x))
-
-    def after(self, x: Tensor) -> Tensor:
-        """What follows the convolution."""
-        return self.activation(self.bn(x))
+        return self.activation(self.bn(self.conv(x)))
 
     def reparameterize(self) -> None:
         if isinstance(self.bn, _BatchNorm):
@@ -64,15 +60,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
-def on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
-def is_hooked(branch: ConvBN) -> bool:
-    """Whether someone waits for the branch or its convolution to be called."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (branch, branch.conv))
-
-
 class ReparamLargeKernelConv(nn.Module):
     """relu(BN(K x K depthwise) + BN(small depthwise)), [B,C,h,w] both ways; in deploy form one call of the operator."""
 
@@ -93,10 +80,6 @@ class ReparamLargeKernelConv(nn.Module):
         assert self.lkb_origin is not None
         if self.small_conv is None:
             return torch.relu(self.lkb_origin(x))
-        if self.training and on_gpu(x) and not (is_hooked(self.lkb_origin) or is_hooked(self.small_conv)):
-            filters = (self.lkb_origin.conv.weight, self.small_conv.conv.weight)
-            large, small = depthwise_conv2d_pair(x, *filters)  # one kernel where it was measured faster than two
-            return torch.relu(self.lkb_origin.after(large) + self.small_conv.after(small))
         return torch.relu(self.lkb_origin(x) + self.small_conv(x))
 
     def reparameterize(self) -> None:

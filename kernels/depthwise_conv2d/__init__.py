@@ -1,7 +1,6 @@
 """Depthwise convolution with a large kernel, stride 1, "same" zero padding; bias and activation fused."""
 
 from kernels.depthwise_conv2d.op import depthwise_conv2d
-from kernels.depthwise_conv2d.pair import depthwise_conv2d_pair
 from kernels.depthwise_conv2d.precision import float32_precision, set_float32_precision
 
-__all__ = ["depthwise_conv2d", "depthwise_conv2d_pair", "float32_precision", "set_float32_precision"]
+__all__ = ["depthwise_conv2d", "float32_precision", "set_float32_precision"]

@@ -10,7 +10,7 @@ from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.layout import laid_out_as
 from kernels.depthwise_conv2d.precision import get_float32_precision
 
-TOEPLITZ_TAPS = 49  # from 7 x 7 on the tensor cores' waste is smaller than their gain (README.md; not measured)
+TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores are faster (README.md)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # of CUDA, for the grid's second dimension: the channels
 LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
@@ -36,8 +36,13 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
     return choose_kernel(input.dtype, kernel_size, capability)
 
 
-def forward_cuda(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str) -> Tensor:
-    """`input` contiguous or channels_last -> its layout; by `kernel`, "toeplitz" or "taps", or what was measured."""
+def forward_cuda(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str, flip: bool = False
+) -> Tensor:
+    """`input` contiguous or channels_last -> its layout; by `kernel`, "toeplitz" or "taps", or what was measured.
+
+    `flip`: with the filter turned by 180 degrees, which makes it the gradient of the input.
+    """
     from kernels.depthwise_conv2d import tuning
 
     if input.numel() == 0:
@@ -45,29 +50,37 @@ def forward_cuda(input: Tensor, weight: Tensor, bias: Tensor | None, activation:
     precision = get_float32_precision()
 
     def run(way: Any) -> Tensor:
-        return forward_by(way, input, weight, bias, activation, precision)
+        return forward_by(way, input, weight, bias, activation, precision, flip)
 
     with torch.cuda.device(input.device):
         return run(tuning.forward_way(input, tuple(weight.shape[2:]), activation, precision, kernel, run) or kernel)
 
 
-def forward_by(way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str) -> Tensor:
-    """`way`: a tile of the tensor-core kernel, "toeplitz" for the rule's, "taps", or one of `pytorch.WAYS`."""
+def forward_by(
+    way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
+) -> Tensor:
+    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the rule's, "whole image", "taps", one of `pytorch.WAYS`."""
+    if flip and (way == "taps" or way in pytorch.WAYS):
+        weight, flip = weight.flip(2, 3), False
     if way in pytorch.WAYS:
         return pytorch.forward_by(way, input, weight, bias, activation, precision)
-    bias = None if bias is None else bias.contiguous()
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     if way == "taps":
         from kernels.depthwise_conv2d import kernel as taps
 
         output = torch.empty_like(input)
-        taps.launch(input, weight.contiguous(), bias, output, activation)
+        taps.launch(input, weight, bias, output, activation)
         return output
-    from kernels.depthwise_conv2d import toeplitz
+    from kernels.depthwise_conv2d import toeplitz, whole_image
 
-    # Its windows are runs of a row: channels_last is copied there and back.
-    output = torch.empty_like(input, memory_format=torch.contiguous_format)
-    tile = None if way == "toeplitz" else way
-    toeplitz.launch(input.contiguous(), weight.contiguous(), bias, output, activation, precision, tile=tile)
+    # Their windows are runs of a row: channels_last is copied there and back.
+    source = input.contiguous()
+    output = torch.empty_like(source)
+    if way == "whole image" or (way == "toeplitz" and whole_image.suits(input, weight.shape[2:])):
+        whole_image.launch(source, weight, bias, output, activation, precision, flip)
+    else:
+        tile = None if way == "toeplitz" else way
+        toeplitz.launch(source, weight, bias, output, activation, precision, tile, flip)
     return laid_out_as(output, input)
 
 

@@ -133,5 +133,6 @@ def launch(grad, input, grad_weight, precision="ieee", tile=None):
         **shape,
         BLOCK_TAPS=BLOCK_TAPS,
         BLOCK_PIXELS=1024,
+        SUM=tl.float64 if grad_weight.dtype == torch.float32 else tl.float32,
         num_warps=4,
     )

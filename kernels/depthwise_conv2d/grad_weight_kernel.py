@@ -72,6 +72,13 @@ def grad_weight_kernel(
     acc = tl.zeros((TAPS * STEP_X, STEP_Y * WINDOW), dtype=tl.float32)
     if EXTRA:  # a window of 48 is one of 32 and one of 16
         acc_extra = tl.zeros((TAPS * STEP_X, STEP_Y * EXTRA), dtype=tl.float32)
+    SHORT: tl.constexpr = (
+        input_ptr.dtype.element_ty == tl.float32
+    )  # sums of four steps, added up: a long one is inexact
+    if SHORT:
+        total = tl.zeros_like(acc)
+        if EXTRA:
+            total_extra = tl.zeros_like(acc_extra)
     last = tl.minimum((split + 1) * steps, tl.cdiv(N * (BLOCKS_Y * BLOCKS_X), BLOCK_K))
     for step in range(split * steps, last):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)  # [k] = (n,yb,xb)
@@ -91,6 +98,17 @@ def grad_weight_kernel(
             if INTERPRETED:
                 v = v.to(tl.float32)
             acc_extra = tl.dot(g, v, acc_extra, input_precision=PRECISION)
+        if SHORT:  # noqa: SIM102 - the compiler knows it
+            if step % 4 == 3:
+                total += acc
+                acc = tl.zeros_like(acc)
+                if EXTRA:
+                    total_extra += acc_extra
+                    acc_extra = tl.zeros_like(acc_extra)
+    if SHORT:
+        acc += total
+        if EXTRA:
+            acc_extra += total_extra
 
     COLUMNS: tl.constexpr = STEP_Y * (WINDOW + EXTRA)
     partial_ptr += (split * C + c).to(tl.int64) * (TAPS * STEP_X * COLUMNS)
@@ -123,6 +141,7 @@ def reduce_kernel(
     EXTRA: tl.constexpr,
     BLOCK_TAPS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
+    SUM: tl.constexpr,  # float64 for a float32 gradient: a hundred large numbers are added here
 ):
     """grad_weight[c,0,i,j] = sum_{split,t,s} partial[split,c,(i-t+STEP_Y-1,s),(t,j+s)], always in this order.
 
@@ -133,7 +152,7 @@ def reduce_kernel(
     i = tap // KW - skip_y
     j = tap % KW - skip_x
     seen = (tap < KH * KW) & (i >= 0) & (i < KH - 2 * skip_y) & (j >= 0) & (j < KW - 2 * skip_x)
-    total = tl.zeros((BLOCK_TAPS,), dtype=tl.float32)
+    total = tl.zeros((BLOCK_TAPS,), dtype=SUM)
     COLUMNS: tl.constexpr = STEP_Y * (WINDOW + EXTRA)
     for split in range(splits):
         here = partial_ptr + (split * C + c) * (TAPS * STEP_X * COLUMNS)
@@ -142,7 +161,7 @@ def reduce_kernel(
                 row = (i - t + (STEP_Y - 1)) * STEP_X + s
                 u = j + s + lead
                 column = tl.where(u < WINDOW, t * WINDOW + u, STEP_Y * WINDOW + t * EXTRA + u - WINDOW)
-                total += tl.load(here + row * COLUMNS + column, mask=seen, other=0.0)
+                total += tl.load(here + row * COLUMNS + column, mask=seen, other=0.0).to(SUM)
 
     if tl.sum((total != total).to(tl.int32)) != 0:  # a NaN or an infinity met a zero beyond the image: true pairs alone
         plane = H * W
@@ -162,6 +181,6 @@ def reduce_kernel(
                         g = tl.load(grad_ptr + image + p, mask=inside, other=0.0).to(tl.float32)
                         v = tl.load(input_ptr + image + y * W + x, mask=inside, other=0.0).to(tl.float32)
                         sums += tl.where(inside, g * v, 0.0)
-                total = tl.where(this, tl.sum(sums), total)
+                total = tl.where(this, tl.sum(sums).to(SUM), total)
     grad_weight_ptr += c * KH * KW
     tl.store(grad_weight_ptr + tap, total.to(grad_weight_ptr.dtype.element_ty), mask=tap < KH * KW)

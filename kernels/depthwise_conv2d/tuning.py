@@ -2,9 +2,9 @@
 
 WIDEFIELD_AUTOTUNE=1 measures every shape once, when it is first seen, ours and PyTorch's convolution in both memory
 formats, and keeps the answers in $WIDEFIELD_TILES, else in widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache: a tile
-or the word for another way (dispatch.py, pair.py). The shipped table's tile comes first, then the rule's and PyTorch's
+or the word for another way (dispatch.py). The shipped table's tile comes first, then the rule's and PyTorch's
 ways, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is tried. tiles.json beside this file is the
-shipped table for sm_80 and sm_90. Its entries are reasoned from machine code and byte counts: none has been measured.
+shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
 """
 
 import json
@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
+from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz, whole_image
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
@@ -114,33 +114,30 @@ def fastest(options: Iterable[Way], run: Run) -> Way:
     return min(times, key=lambda way: times[way])
 
 
-def most_sums(capability: tuple[int, int], element_bytes: int, outputs: int) -> int:
+def most_sums(capability: tuple[int, int], element_bytes: int) -> int:
     """In a program of 8 warps without spills: compiled for every architecture (tests/kernels/test_toeplitz.py)."""
-    asynchronous = capability in ((9, 0), (10, 0))  # products from shared memory: their factors take no registers
-    if element_bytes == 2 and (asynchronous or (capability[0] == 8 and outputs == 1)):
-        return 256 * 128
-    return 128 * 128
+    return 256 * 128 if element_bytes == 2 and capability[0] in (8, 9, 10) else 128 * 128
 
 
-def toeplitz_tiles(input: Tensor, kernel_width: int, outputs: int = 1) -> Iterator[toeplitz.Tile]:
-    """The rule's tile with other blocks that the batch fills and the shared memory holds, the largest first: they
-    fetch the least. `outputs`: how many filters the program computes (a pair's two have as many sums and planes)."""
+def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
+    """The rule's tile with other rows and blocks that the batch fills and the shared memory holds, the largest first:
+    they fetch the least."""
     batch, _, height, width = input.shape
     element_bytes = input.element_size()
     rule = toeplitz.choose_tile(batch, height, width, kernel_width, element_bytes)
-    pixels = outputs * rule.rows * rule.columns
-    pairs = batch * triton.cdiv(height, rule.rows)
     capability = torch.cuda.get_device_capability(input.device)
-    room, sums = 1024 * SHARED_KIB.get(capability, 99), most_sums(capability, element_bytes, outputs)
-    for block_m in (256, 128, 64, 32, 16):
-        if block_m > max(16, triton.next_power_of_2(pairs)) or block_m * pixels > sums:
-            continue
-        for block_k in sorted((32, 64, 128), key=lambda size: abs(size - rule.block_k)):
-            for stages in (3, 2, 4):
-                if (stages - 1) * block_k * (block_m + pixels) * element_bytes > room:
-                    continue
-                warps = toeplitz.warps_for(block_m * pixels, element_bytes)
-                yield replace(rule, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
+    room, sums = 1024 * SHARED_KIB.get(capability, 99), most_sums(capability, element_bytes)
+    steps = ((64, 3), (64, 4), (32, 4), (64, 2), (128, 2)) if element_bytes == 2 else ((32, 3), (32, 2), (64, 2))
+    for rows in dict.fromkeys((2 * rule.rows, rule.rows, max(1, rule.rows // 2))):
+        pixels = rows * rule.columns
+        pairs = batch * triton.cdiv(height, rows)
+        for block_m in (128, 64, 256, 32, 16):
+            if block_m > max(16, triton.next_power_of_2(pairs)) or block_m * pixels > sums or pixels > 256:
+                continue
+            warps = toeplitz.warps_for(block_m * pixels, element_bytes)
+            for block_k, stages in steps:
+                if (stages - 1) * block_k * (block_m + pixels) * element_bytes <= room:
+                    yield replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
 
 
 def forward_way(
@@ -154,6 +151,8 @@ def forward_way(
         if kernel == "taps":
             yield "toeplitz"
             return
+        if whole_image.suits(input, kernel_size):
+            yield "whole image"
         yield from toeplitz_tiles(input, kernel_size[1])
 
     details = ("" if activation == "none" else f" {activation}") + ("" if input.is_contiguous() else " channels_last")
@@ -178,16 +177,3 @@ def grad_weight_way(input: Tensor, kernel_size: tuple[int, ...], precision: str,
 
     details = "" if input.is_contiguous() else " channels_last"
     return find(key("grad_weight", input, kernel_size, precision), details, grad_weight.GradWeightTile, options, run)
-
-
-def pair_way(
-    input: Tensor, kernel_size: tuple[int, ...], small: tuple[int, ...], precision: str, run: Run
-) -> Way | None:
-    """A tile for the one kernel, or "two calls"; None where nothing was measured."""
-
-    def options() -> Iterator[Way]:
-        yield "two calls"
-        yield from toeplitz_tiles(input, kernel_size[1], outputs=2)
-
-    name = f"{key('pair', input, kernel_size, precision)}+{small[0]}x{small[1]}"
-    return find(name, "" if input.is_contiguous() else " channels_last", toeplitz.Tile, options, run)

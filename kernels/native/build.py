@@ -39,7 +39,10 @@ def fingerprint(torch: Path) -> str:
     """Changes when a source, the compiler's flags, PyTorch or Triton does."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "variants.py", "build.py")]
-    inputs += [HERE.parent / "depthwise_conv2d" / name for name in ("kernel.py", "toeplitz.py", "packing.py")]
+    inputs += [
+        HERE.parent / "depthwise_conv2d" / name
+        for name in ("kernel.py", "toeplitz.py", "toeplitz_kernel.py", "packing.py")
+    ]
     for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())
     digest.update(triton_version().encode())

@@ -3,16 +3,17 @@
 #include <atomic>
 #include <cstdio>
 #include <initializer_list>
+#include <limits>
 #include <tuple>
 
 namespace widefield {
 namespace {
 
-constexpr int kToeplitzTaps = 49;  // dispatch.TOEPLITZ_TAPS
+constexpr int kToeplitzTaps = 25;  // dispatch.TOEPLITZ_TAPS
 constexpr int kPackGroup = 8;        // packing.PACK_GROUP
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
 constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
-constexpr int kSmallBatch = 32;                     // (row block, image) pairs that blocks of 16 serve
+constexpr int kFewRows = 128;                       // of all images: blocks of 16 serve them
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,13 +58,11 @@ bool covers(const ToeplitzKernel& k, const KernelArguments& a) {
   return k.offset == 0 ? a.width <= k.columns : k.offset >= pad && k.window >= k.offset + k.columns + pad;
 }
 
-int64_t pairs(const ToeplitzKernel& k, const KernelArguments& a) { return a.batch * ceil_div(a.height, k.rows); }
-
 // The least multiply-adds a row; then blocks that fit the batch; then the widest loads.
 const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, DataType dtype) {
   const int widest = alignment(a, dtype);
   const auto rank = [&](const ToeplitzKernel& k) {
-    const bool misfit = (pairs(k, a) <= kSmallBatch) != (k.block_m == 16);
+    const bool misfit = (a.batch * a.height <= kFewRows) != (k.block_m == 16);
     return std::make_tuple(ceil_div(a.width, k.columns) * k.columns * k.window, misfit, -k.alignment);
   };
   const ToeplitzKernel* best = nullptr;
@@ -74,8 +73,20 @@ const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, 
   return best;
 }
 
-int64_t toeplitz_grid_x(const ToeplitzKernel& k, const KernelArguments& a) {
-  return ceil_div(pairs(k, a), k.block_m) * ceil_div(a.width, k.columns);
+// Programs a channel and column of tiles, where one takes 2^log images.
+int64_t toeplitz_programs(const ToeplitzKernel& k, const KernelArguments& a, int log) {
+  return ceil_div(a.batch, int64_t{1} << log) * ceil_div(ceil_div(a.height, k.rows), k.block_m >> log);
+}
+
+// toeplitz.log_images: a program's block_m rows are 2^this images of each of its row blocks.
+int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
+  int best = 0;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int log = 0; k.block_m >> log; ++log) {
+    const int64_t programs = toeplitz_programs(k, a, log);
+    if (programs <= least) best = log, least = programs;
+  }
+  return best;
 }
 
 }  // namespace
@@ -117,7 +128,8 @@ void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& a, void* p
   if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
   ToeplitzKernel tile = *plan.kernel;
   int planes = plan.planes, has_bias = a.bias != nullptr, batch = static_cast<int>(a.batch);
-  int stride_h = a.width, stride_c = a.height * stride_h, stride_n = a.channels * stride_c;
+  int log = log_images(tile, a);
+  const int64_t grid_x = toeplitz_programs(tile, a, log) * ceil_div(a.width, tile.columns);
   void *global_scratch = nullptr, *profile_scratch = nullptr;
 
   // In the order of pack_filter_kernel's and toeplitz_kernel's run-time arguments, then Triton's two scratch pointers.
@@ -125,11 +137,16 @@ void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& a, void* p
                   &tile.rows,   &tile.columns, &tile.window,        &global_scratch,    &profile_scratch};
   launch_cubin(plan.device, plan.pack->cubin, copy.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
                pack);
-  void* product[] = {&copy.input,         &packed,           &copy.weight,     &copy.bias,      &copy.output,
-                     &batch,              &copy.height,      &copy.width,      &copy.kernel_height, &copy.kernel_width,
-                     &stride_n,           &stride_c,         &stride_h,        &planes,         &has_bias,
-                     &copy.activation,    &global_scratch,   &profile_scratch};
-  launch_cubin(plan.device, plan.kernel->cubin, static_cast<unsigned>(toeplitz_grid_x(tile, a)), copy.channels, stream,
+  void* product[] = {&copy.input,         &packed,
+                     &copy.weight,        &copy.bias,
+                     &copy.output,        &batch,
+                     &copy.channels,      &copy.height,
+                     &copy.width,         &copy.kernel_height,
+                     &copy.kernel_width,  &planes,
+                     &log,                &has_bias,
+                     &copy.activation,    &global_scratch,
+                     &profile_scratch};
+  launch_cubin(plan.device, plan.kernel->cubin, static_cast<unsigned>(grid_x), copy.channels, stream,
                product);
 }
 

@@ -12,17 +12,17 @@ SIMPLE_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # 8.6 and 8.9 run 8.0's: the same tensor-core instructions, in less shared memory than they have.
 TOEPLITZ_ARCHITECTURES = (80, 90, 100, 120)
 # (rows, columns, window, offset): whole rows of up to 8, 16 and 32 pixels; wider images with filters of up to 33 and of
-# up to 51 columns. The alignment is that of the widths the tile meets most: 14, 28 and 56.
+# up to 65 columns. The alignment is that of the widths the tile meets most: 14, 28 and 56.
 TILES = {
-    (8, 8, 16, 0): 1,
+    (8, 8, 8, 0): 1,
     (8, 16, 16, 0): 2,
     (4, 32, 32, 0): 4,
-    (8, 16, 48, 16): 8,
-    (8, 16, 80, 32): 8,
+    (4, 32, 64, 16): 8,
+    (4, 32, 96, 32): 8,
 }
-ANY_ROW = (8, 16, 48, 16)  # compiled unaligned too: serves the rows of every width that are not aligned
-WIDEST = (8, 16, 80, 32)  # for filters of more than 33 columns on images of more than 32: rare, large blocks only
-BLOCK_M = (16, 64)  # pairs of row block and image: few for small batches
+ANY_ROW = (4, 32, 64, 16)  # compiled unaligned too: serves the rows of every width that are not aligned
+WIDEST = (4, 32, 96, 32)  # for filters of more than 33 columns on images of more than 32: rare, large blocks only
+BLOCK_M = (16, 64)  # pairs of row block and image: few for small batches, which take half the rows as well
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Pack:
         from kernels.depthwise_conv2d.packing import PACK_BLOCK, PACK_GROUP
         from kernels.depthwise_conv2d.packing import pack_filter_kernel as kernel
 
-        constants = {"BLOCK": PACK_BLOCK, "GROUP": PACK_GROUP}
+        constants = {"BLOCK": PACK_BLOCK, "GROUP": PACK_GROUP, "FLIP": False}
         return kernel, signature(kernel, f"*i{8 * self.element_bytes}", constants), constants, {}
 
     def row(self) -> str:
@@ -95,14 +95,17 @@ class Toeplitz:
     tile: tuple[int, int, int, int]
     block_m: int
     alignment: int
-    source: ClassVar[str] = "toeplitz.py"
+    source: ClassVar[str] = "toeplitz_kernel.py"
     stages: ClassVar[int] = 3
 
     @property
     def warps(self) -> int:
         from kernels.depthwise_conv2d.toeplitz import warps_for
 
-        return warps_for(self.block_m * self.tile[0] * self.tile[1], self.element_bytes)
+        sums = self.block_m * self.tile[0] * self.tile[1]
+        if self.alignment == 1 and sums >= 8192:
+            return 8  # single elements take more registers than 4 warps have
+        return warps_for(sums, self.element_bytes)
 
     @property
     def element_bytes(self) -> int:
@@ -115,13 +118,13 @@ class Toeplitz:
     def specialisation(self) -> Specialisation:
         import triton.language as tl
 
-        from kernels.depthwise_conv2d.toeplitz import toeplitz_kernel as kernel
+        from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel as kernel
 
         rows, columns, window, offset = self.tile
         constants: dict[str, Any] = {}
         constants |= {"ROWS": rows, "COLUMNS": columns, "WINDOW": window, "offset": offset, "BLOCK_M": self.block_m}
-        constants |= {"BLOCK_K": 128 // self.element_bytes, "ALIGNMENT": self.alignment, "stride_w": 1}
-        constants |= {"PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        constants |= {"BLOCK_K": 128 // self.element_bytes, "ALIGNMENT": self.alignment}
+        constants |= {"FLAT": False, "FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
         bytes_known = min(16, self.alignment * self.element_bytes)
         divisible = {"packed_ptr": 16, "input_ptr": bytes_known, "output_ptr": bytes_known}
         return kernel, signature(kernel, POINTER[self.dtype], constants), constants, divisible
@@ -146,8 +149,10 @@ def toeplitz_variants(architecture: int) -> list[Variant]:
     for dtype in POINTER:
         for tile, aligned in TILES.items():
             alignment = 1 if dtype == "float32" else aligned
-            for block_m in BLOCK_M[1:] if tile == WIDEST else BLOCK_M:
-                variants.append(Toeplitz(architecture, dtype, tile, block_m, alignment))
+            if tile != WIDEST:
+                few = (tile[0] // 2, *tile[1:])
+                variants.append(Toeplitz(architecture, dtype, few, min(BLOCK_M), alignment))
+            variants.append(Toeplitz(architecture, dtype, tile, max(BLOCK_M), alignment))
         if dtype != "float32":
             variants.append(Toeplitz(architecture, dtype, ANY_ROW, max(BLOCK_M), 1))
     return variants

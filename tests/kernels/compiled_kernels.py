@@ -1,5 +1,6 @@
 """Each kernel's machine code for an architecture, compiled as the just-in-time compiler would for contiguous memory."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -17,37 +18,46 @@ POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf1
 def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0, precision="ieee") -> MachineCode:
     import triton.language as tl
 
-    from kernels.depthwise_conv2d.toeplitz import toeplitz_kernel as kernel
+    from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel as kernel
 
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
-    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": max(a for a in (1, 2, 4, 8) if width % a == 0)}
+    flat = tile.window == width
+    run = math.gcd(width * width, tile.rows * width) if flat else width  # pixels that a run begins at a multiple of
+    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": math.gcd(run, 8), "FLAT": flat, "FLIP": False}
     constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32, "INTERPRETED": False}
-    constants |= {"stride_w": 1}
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
 
 
-def compile_pair(architecture, dtype, tile, width, folder: Path, precision="ieee", ones=()) -> MachineCode:
-    """`ones`: arguments of 1, which are constants to the just-in-time compiler."""
-    import triton.language as tl
+def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: Path) -> MachineCode:
+    from unittest import mock
 
-    from kernels.depthwise_conv2d.pair_kernel import pair_kernel as kernel
+    from kernels.depthwise_conv2d import whole_image
 
-    constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
-    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": max(a for a in (1, 2, 4, 8) if width % a == 0)}
-    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | dict.fromkeys(ones, 1)
+    launched = {}
+
+    class Launch:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: launched.update(constants)
+
+    input = torch.empty(batch, 64, size, size, dtype=dtype)
+    weight = torch.empty(64, 1, kernel_size, kernel_size, dtype=dtype)
+    with mock.patch.object(whole_image, "whole_image_kernel", Launch()):
+        whole_image.launch(input, weight, None, input, "gelu")
+    warps, stages = launched.pop("num_warps"), launched.pop("num_stages")
+    kernel = whole_image.whole_image_kernel
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
-    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
+    return machine_code(kernel, architecture, pointers, launched, warps, stages, folder)
 
 
-def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, precision="ieee", **more):
-    """(machine code, the rule's tile)."""
+def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, precision="ieee", tile=None, **more):
+    """(machine code, the tile: the rule's where none is given)."""
     import triton.language as tl
 
     from kernels.depthwise_conv2d.grad_weight import choose_tile, window_offset
     from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel as kernel
 
-    tile = choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
+    tile = tile or choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
     constants = {"H": size, "W": size, "PAD": kernel_size // 2, "STEP_Y": tile.step_y, "STEP_X": tile.step_x}
     constants |= {"TAPS": tile.taps, "WINDOW": tile.window, "EXTRA": tile.extra, "BLOCK_K": tile.block_k}
     constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}

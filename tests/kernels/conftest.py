@@ -21,7 +21,7 @@ def problem() -> Callable[..., Problem]:
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
     """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
-    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, tuning
+    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, tuning, whole_image
 
     seen = []
 
@@ -30,9 +30,14 @@ def taken(monkeypatch, tmp_path):
         seen.append(("taps", output.is_contiguous()))
         output.fill_(3)
 
-    def tensor_cores(source, weight, bias, output, activation, precision, tile=None):
+    def tensor_cores(source, weight, bias, output, activation, precision, tile=None, flip=False):
         assert source.stride() == output.stride()
-        seen.append(("toeplitz", output.is_contiguous(), precision, tile))
+        seen.append(("toeplitz", output.is_contiguous(), precision, tile, *(["turned"] if flip else [])))
+        output.fill_(3)
+
+    def small_images(source, weight, bias, output, activation, precision, flip=False):
+        assert source.stride() == output.stride()
+        seen.append(("whole image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
         output.fill_(3)
 
     def of_the_weight(grad, source, output, precision, tile=None):
@@ -46,6 +51,7 @@ def taken(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(kernel, "launch", taps)
     monkeypatch.setattr(toeplitz, "launch", tensor_cores)
+    monkeypatch.setattr(whole_image, "launch", small_images)
     monkeypatch.setattr(grad_weight, "launch", of_the_weight)
     monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
     tuning.read.cache_clear()

@@ -97,7 +97,8 @@ def make_loss_problem(
     rounding = EPS[torch.float64 if wide else torch.float32] * largest
     scale = grad_loss / (pixels.sum().item() + 1e-5) / case.channels
     shuffled = F.pixel_unshuffle(pixels[:, None].double(), case.stride).repeat(1, case.channels, 1, 1)
-    grad_bound = (4 * rounding * scale * shuffled + 2 * EPS[dtype] * grad.abs() * grad_loss) * (1 + 1e-6)
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # below the normal numbers the steps are equal
+    grad_bound = (4 * rounding * scale * shuffled + 2 * EPS[dtype] * grad.abs() * grad_loss) * (1 + 1e-6) + least / 2
     prediction = torch.where(F.pixel_unshuffle(hidden.double(), case.stride).bool(), float("nan"), prediction)
     if target_norm != "window":
         image = torch.where(hidden, float("nan"), image)

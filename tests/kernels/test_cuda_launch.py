@@ -10,7 +10,7 @@ import pytest
 
 from kernels.depthwise_conv2d.dispatch import TOEPLITZ_TAPS
 from kernels.depthwise_conv2d.packing import PACK_GROUP
-from kernels.depthwise_conv2d.toeplitz import choose_tile
+from kernels.depthwise_conv2d.toeplitz import Tile, log_images
 from kernels.native import aot, variants
 
 HERE = Path(__file__).parent
@@ -107,22 +107,42 @@ def run(tmp_path_factory):
     return run
 
 
+TILES = {  # of batch 1 and of 64
+    "stage1": ((2, 32, 64, 16), (4, 32, 64, 16)),
+    "stage2": ((2, 32, 32, 0), (4, 32, 32, 0)),
+    "stage3": ((4, 16, 16, 0), (8, 16, 16, 0)),
+    "stage4": ((4, 8, 8, 0), (8, 8, 8, 0)),
+}
+
+
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 100, 120])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("batch", [1, 64])
-def test_each_stage_takes_the_tile_that_python_chooses(run, architecture, stage, batch):
+def test_tile_and_grid_of_each_stage(run, architecture, stage, batch):
+    """The grid is Python's of the same tile."""
     call = replace(STAGES[stage], batch=batch)
     result = run([call], architecture)
     assert result.answers == ["toeplitz"]
-    (pack, _, _), (product, (grid_x, grid_y, grid_z, threads, *_), _) = result.launches()
-    tile = choose_tile(batch, *call.size, call.kernel[1], 2)
+    (pack, _, _), (product, (grid_x, grid_y, grid_z, threads, *_), values) = result.launches()
     assert pack.architecture == product.architecture == (80 if architecture < 90 else architecture)
-    assert product.tile == (tile.rows, tile.columns, tile.window, tile.offset)
-    assert (product.block_m, product.warps) == (tile.block_m, tile.warps)
-    assert product.alignment == min(variants.TILES[product.tile], max(a for a in (1, 2, 4, 8) if call.size[1] % a == 0))
-    blocks = -(-batch * -(-call.size[0] // tile.rows) // tile.block_m)
+    assert product.tile == TILES[stage][batch == 64]
+    assert product.block_m == (64 if batch == 64 else 16)
+    assert product.alignment == min(8, max(a for a in (1, 2, 4, 8) if call.size[1] % a == 0))
+    tile = Tile(*product.tile, product.block_m, 64, product.warps, 3)
+    log = log_images(batch, call.size[0], tile)
+    blocks_y = -(-call.size[0] // tile.rows)
+    blocks = -(-batch // 2**log) * -(-blocks_y // (tile.block_m >> log))
+    assert values["log_images"] == log
     assert (grid_x, grid_y, grid_z) == (blocks * -(-call.size[1] // tile.columns), call.channels, 1)
-    assert threads == 32 * tile.warps
+    assert threads == 32 * product.warps
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 8, 33, 64, 65, 130])
+def test_images_of_a_program_are_python_s(run, batch):
+    calls = [Call("float16", batch, 2, (height, 28), (7, 7)) for height in (1, 3, 9, 28, 57)]
+    for call, (product, _, values) in zip(calls, run(calls).launches()[1::2], strict=True):
+        tile = Tile(*product.tile, product.block_m, 64, product.warps, 3)
+        assert values["log_images"] == log_images(batch, call.size[0], tile)
 
 
 def test_parameters_by_name(run):
@@ -141,7 +161,7 @@ def test_parameters_by_name(run):
     assert packing == {"weight_ptr": 3001, "packed_ptr": elements, **sizes, **tile, **scratch}
     assert values == {
         **{"input_ptr": 1 << 21, "packed_ptr": elements, "weight_ptr": 3001, "bias_ptr": 4001, "output_ptr": 1 << 22},
-        **{"N": 3, "H": 9, "W": 40, "stride_n": 6 * 9 * 40, "stride_c": 9 * 40, "stride_h": 40},
+        **{"N": 3, "C": 6, "H": 9, "W": 40, "log_images": 2},
         **{"has_bias": 1, "ACTIVATION": 1, **sizes, **scratch},
     }
     assert few == {
@@ -155,12 +175,12 @@ def test_parameters_by_name(run):
 
 
 def test_every_odd_filter_and_width_has_a_tile_that_covers_it(run):
-    """From 7 to 51 columns, but for the rare rest that kernel.py serves; whatever is chosen sees all its columns."""
+    """From 5 to 51 columns, but for the rare rest that kernel.py serves; whatever is chosen sees all its columns."""
     calls = [
-        Call(dtype, 2, 4, (9, width), (7, kernel))
+        Call(dtype, 2, 4, (9, width), (5, kernel))
         for dtype in DTYPES
         for width in (1, 7, 8, 9, 14, 16, 17, 27, 28, 31, 32, 33, 40, 56, 57)
-        for kernel in range(7, 53, 2)
+        for kernel in range(5, 53, 2)
     ]
     result = run(calls)
     products = iter(variant for variant, _, _ in result.launches() if isinstance(variant, variants.Toeplitz))
@@ -197,27 +217,27 @@ def test_alignment(run, call, alignment):
     assert result.launches()[1][0].alignment == alignment
 
 
-@pytest.mark.parametrize(("batch", "block_m"), [(1, 16), (4, 16), (5, 64), (65, 64)])
+@pytest.mark.parametrize(("batch", "block_m"), [(1, 16), (2, 16), (3, 64), (65, 64)])
 def test_blocks_fit_the_batch(run, batch, block_m):
     assert run([replace(STAGES["stage1"], batch=batch)]).launches()[1][0].block_m == block_m
 
 
 def test_what_the_simple_kernel_serves(run):
     """Few taps, more elements than int32 counts, too many rows of the filter for the grid."""
-    assert TOEPLITZ_TAPS == 49
+    assert TOEPLITZ_TAPS == 25
     stage = STAGES["stage3"]
     calls = [
-        replace(stage, kernel=(5, 9)),
-        replace(stage, kernel=(47, 1)),
+        replace(stage, kernel=(3, 7)),
+        replace(stage, kernel=(23, 1)),
         replace(stage, batch=2**31 // (512 * 14 * 14) + 1),
         replace(stage, kernel=(8 * 65537, 1)),
-        replace(stage, kernel=(5, 5), channels_last=True),
+        replace(stage, kernel=(3, 3), channels_last=True),
     ]
     result = run(calls)
     assert result.answers == ["simple"] * 5
     assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 4 + ["channels_last"]
     largest = replace(stage, batch=2**31 // (512 * 14 * 14))
-    assert run([replace(stage, kernel=(7, 7)), largest]).answers == ["toeplitz"] * 2
+    assert run([replace(stage, kernel=(5, 5)), largest]).answers == ["toeplitz"] * 2
 
 
 def test_pytorch_serves_what_no_kernel_does_and_one_warning_says_so(run):

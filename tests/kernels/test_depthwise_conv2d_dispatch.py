@@ -13,7 +13,8 @@ from kernels.depthwise_conv2d import dispatch, gradients, op, precision
         (torch.bfloat16, (31, 31), (9, 0), "toeplitz"),
         (torch.float32, (7, 7), (8, 0), "toeplitz"),
         (torch.float16, (51, 5), (12, 0), "toeplitz"),
-        (torch.float32, (5, 5), (9, 0), "taps"),
+        (torch.float32, (5, 5), (9, 0), "toeplitz"),
+        (torch.float32, (3, 7), (9, 0), "taps"),
         (torch.float64, (31, 31), (9, 0), "pytorch"),
         (torch.float16, (31, 31), (7, 5), "pytorch"),
     ],
@@ -23,10 +24,11 @@ def test_the_choice(dtype, kernel_size, capability, expected):
 
 
 def test_each_kernel_is_taken(taken):
-    """Few taps: one kernel for both layouts; many: the tensor cores, on contiguous memory; float64: PyTorch's."""
+    """Few taps: one kernel for both layouts; many: the tensor cores, on contiguous memory; float64: PyTorch's. Images
+    that every output sees whole have a kernel of their own in 16-bit types."""
     for layout in (torch.contiguous_format, torch.channels_last):
         source = torch.zeros(2, 4, 8, 8).contiguous(memory_format=layout)
-        for size in (5, 7):
+        for size in (3, 7):
             output = op._cuda(source, torch.zeros(4, 1, size, size))
             assert output.stride() == source.stride()
             assert bool((output == 3).all())
@@ -34,6 +36,11 @@ def test_each_kernel_is_taken(taken):
     assert taken == [("taps", True), tensor_cores, ("taps", False), tensor_cores]
     assert bool((op._cuda(source.double(), torch.zeros(4, 1, 7, 7).double()) == 0).all())
     assert len(taken) == 4
+    whole = source.half(), torch.zeros(4, 1, 15, 15).half()
+    op._cuda(*whole)
+    gradients._grad_input_cuda(*whole)
+    op._cuda(whole[0], whole[1][..., :13].contiguous())
+    assert taken[4:] == [("whole image", True, "ieee"), ("whole image", True, "ieee", "turned"), tensor_cores]
 
 
 def test_more_channels_than_a_grid_has(taken):
@@ -51,7 +58,7 @@ def test_an_old_device_is_warned_of(taken, monkeypatch):
 
 def test_what_is_neither_contiguous_nor_channels_last_is_copied(taken):
     for source in (torch.zeros(2, 4, 16, 8)[:, :, ::2], torch.zeros(4, 2, 8, 8).transpose(0, 1)):
-        for size in (5, 7):
+        for size in (3, 7):
             output = op._cuda(source, torch.zeros(size, size, 1, 4).permute(3, 2, 0, 1))
             assert output.is_contiguous()
             assert bool((output == 3).all())
@@ -70,17 +77,16 @@ def test_the_gradients_take_them_too(taken):
     assert not taken
 
 
-def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(monkeypatch):
-    seen = []
-
-    def forward(grad, weight):
-        seen.append(weight)
-        return grad
-
-    monkeypatch.setattr(torch.ops.widefield, "depthwise_conv2d", forward)
-    weight = torch.randn(4, 1, 5, 3)
-    gradients._grad_input_cuda(torch.zeros(1, 4, 6, 6), weight)
-    assert torch.equal(seen[0], weight.flip(2).flip(3))
+def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(taken, monkeypatch):
+    """By the tensor cores' kernels themselves; for others it is turned before."""
+    grad, weight = torch.randn(1, 4, 6, 6), torch.randn(4, 1, 5, 7)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        source = grad.contiguous(memory_format=layout)
+        assert gradients._grad_input_cuda(source, weight).stride() == source.stride()
+    assert taken == [("toeplitz", True, "ieee", None, "turned")] * 2
+    exact = gradients._grad_input_cpu(grad, weight)
+    torch.testing.assert_close(dispatch.forward_by("pytorch", grad, weight, None, "none", "ieee", flip=True), exact)
+    torch.testing.assert_close(gradients._grad_input_cuda(grad.double(), weight.double()).float(), exact)
 
 
 def test_float32_precision_reaches_every_kernel(taken):

@@ -43,10 +43,19 @@ def test_arguments_of_one_are_constants_to_the_compiler(tmp_path):
 def test_machine_code_of_the_reduction(dtype, ones, tmp_path):
     if not NEW_TRITON and not ones:
         pytest.skip("Triton 3.6 spills here")
+    import triton.language as tl
+
     from kernels.depthwise_conv2d.grad_weight import BLOCK_TAPS
     from kernels.depthwise_conv2d.grad_weight_kernel import reduce_kernel
 
-    constants = {"STEP_Y": 2, "STEP_X": 8, "TAPS": 32, "WINDOW": 32, "EXTRA": 16}
+    constants = {
+        "SUM": tl.float64 if dtype == torch.float32 else tl.float32,
+        "STEP_Y": 2,
+        "STEP_X": 8,
+        "TAPS": 32,
+        "WINDOW": 32,
+        "EXTRA": 16,
+    }
     constants |= {"BLOCK_TAPS": BLOCK_TAPS, "BLOCK_PIXELS": 1024} | dict.fromkeys(ones, 1)
     pointers = {name: POINTER[dtype] for name in ("grad_ptr", "input_ptr", "grad_weight_ptr")} | {
         "partial_ptr": "*fp32"

@@ -5,17 +5,17 @@ import itertools
 import pytest
 import torch
 from cases import Case
-from compiled_kernels import STAGES, compile_forward, compile_grad_weight, compile_pair
+from compiled_kernels import STAGES, compile_forward, compile_grad_weight
 from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 
-COMPILERS = ("forward", "grad_weight", "pair")
+COMPILERS = ("forward", "grad_weight")
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 SAMPLE = {  # what is new in each; the rest is slow
     ("forward", "tf32", "stage1", 80),
     ("forward", "tf32x3", "stage3", 90),
     ("grad_weight", "tf32x3", "stage1", 120),
-    ("pair", "tf32", "stage3", 100),
+    ("forward", "tf32", "stage3", 100),
 }
 EVERY = [
     pytest.param(*each, marks=() if each in SAMPLE else pytest.mark.slow, id="-".join(map(str, each)))
@@ -49,8 +49,6 @@ def compile_as(what, architecture, stage, dtype, folder, precision="ieee"):
         code, tile = compile_grad_weight(architecture, size, kernel_size, dtype, folder, precision)
         return code, tile.warps
     tile = choose_tile(64, size, size, kernel_size, dtype.itemsize)
-    if what == "pair":
-        return compile_pair(architecture, dtype, tile, size, folder, precision), tile.warps
     return compile_forward(architecture, dtype, tile, size, folder, precision=precision), tile.warps
 
 

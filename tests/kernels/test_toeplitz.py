@@ -2,13 +2,13 @@
 
 import itertools
 import json
-from dataclasses import asdict
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from cases import CASES
-from compiled_kernels import STAGES, compile_forward, compile_pair
+from compiled_kernels import STAGES, compile_forward, compile_grad_weight, compile_whole_image
 from device_stand_ins import BY_TIME, interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 
@@ -21,7 +21,7 @@ TABLE = ROOT / "kernels/depthwise_conv2d/tiles.json"
 @pytest.mark.parametrize("dtypes", BY_TIME, ids="-".join)
 def test_interpreted(dtypes):
     for lines in interpreted("toeplitz_interpreted.py", dtypes).values():
-        assert lines == ["every_case 54", "other_tiles 6", "what_is_not_finite 6"]
+        assert lines == ["every_case 22", "turned 6", "other_tiles 8", "whole_images 9", "what_is_not_finite 8"]
 
 
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
@@ -46,14 +46,16 @@ def test_machine_code(architecture, stage, dtype, tmp_path):
 
 @pytest.mark.parametrize("entry", sorted(json.loads(TABLE.read_text())))
 def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
-    """A tile of the table is used on its own architecture (grad_weight's are the rule's: test_grad_weight.py)."""
+    """A tile of the table is used on its own architecture."""
     from kernels.depthwise_conv2d import grad_weight, toeplitz
 
     operation, name, _, shape, kernel = entry.split()
     size, kernel_size, architecture = int(shape.split("x")[2]), int(kernel.split("x")[0]), int(name[3:])
     values = json.loads(TABLE.read_text())[entry]
     if operation == "grad_weight":
-        assert values == asdict(grad_weight.choose_tile(size, size, kernel_size, kernel_size, 2))
+        tile = grad_weight.GradWeightTile(**values)
+        code, _ = compile_grad_weight(architecture, size, kernel_size, torch.bfloat16, tmp_path, tile=tile)
+        code.check(architecture, tile.warps)
         return
     tile = toeplitz.Tile(**values)
     code = compile_forward(architecture, torch.bfloat16, tile, size, tmp_path)
@@ -61,26 +63,23 @@ def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
     assert code.has(TENSOR_CORES[architecture])
 
 
-WIDE = {(architecture, torch.bfloat16, 1) for architecture in (80, 86, 89, 90, 100)}
-WIDE |= {(architecture, torch.bfloat16, 2) for architecture in (90, 100)}
-LARGEST = [  # the forward kernel, the pair's, types; one architecture of each family, the rest slow
-    pytest.param(*each, marks=() if each in {(90, "bfloat16", 1), (120, "bfloat16", 2)} else pytest.mark.slow)
-    for each in itertools.product(sorted(SHARED_LIMIT), ("bfloat16", "float32"), (1, 2))
+WIDE = {(architecture, torch.bfloat16) for architecture in (80, 86, 89, 90, 100)}
+LARGEST = [  # one architecture with the wide block and one without, the rest slow
+    pytest.param(*each, marks=() if each in {(90, "bfloat16"), (120, "bfloat16")} else pytest.mark.slow)
+    for each in itertools.product(sorted(SHARED_LIMIT), ("bfloat16", "float32"))
 ]
 
 
-@pytest.mark.parametrize(("architecture", "dtype", "outputs"), LARGEST)
-def test_the_tuners_largest_tile_fits(architecture, dtype, outputs, tmp_path, monkeypatch):
-    """No spills, within the limits: blocks of 256 (row block, image) pairs where the registers hold their sums, else of
-    128; half as many where there are two filters' sums."""
+@pytest.mark.parametrize(("architecture", "dtype"), LARGEST)
+def test_the_tuners_largest_tile_fits(architecture, dtype, tmp_path, monkeypatch):
+    """No spills, within the limits: 128 pairs by 256 pixels where the registers hold their sums, else half as many."""
     from kernels.depthwise_conv2d import tuning
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: divmod(architecture, 10))
     dtype = getattr(torch, dtype)
-    tile = next(tuning.toeplitz_tiles(torch.zeros(64, 1, 56, 56, dtype=dtype), 31, outputs))
-    assert tile.block_m * outputs == (256 if (architecture, dtype, outputs) in WIDE else 128)
-    compiled = compile_forward if outputs == 1 else compile_pair
-    compiled(architecture, dtype, tile, 56, tmp_path).check(architecture, tile.warps)
+    tile = next(tuning.toeplitz_tiles(torch.zeros(64, 1, 56, 56, dtype=dtype), 31))
+    assert tile.block_m * tile.rows * tile.columns == 128 * (256 if (architecture, dtype) in WIDE else 128)
+    compile_forward(architecture, dtype, tile, 56, tmp_path).check(architecture, tile.warps)
 
 
 def test_tile_of_each_stage():
@@ -88,12 +87,26 @@ def test_tile_of_each_stage():
 
     tiles = {stage: choose_tile(64, size, size, kernel, 2) for stage, (_, size, kernel) in STAGES.items()}
     assert {stage: (t.rows, t.columns, t.window, t.offset) for stage, t in tiles.items()} == {
-        "stage1": (8, 16, 48, 16),
-        "stage2": (4, 32, 32, 0),
-        "stage3": (8, 16, 16, 0),
-        "stage4": (8, 8, 16, 0),
+        "stage1": (2, 64, 56, 0),
+        "stage2": (4, 32, 28, 0),
+        "stage3": (8, 16, 14, 0),
+        "stage4": (8, 8, 7, 0),
     }
     assert choose_tile(1, 14, 14, 27, 2).block_m == 16  # a batch of one does not fill a block of 64
+    wide = choose_tile(64, 112, 112, 31, 2)
+    assert (wide.rows, wide.columns, wide.window, wide.offset) == (4, 32, 64, 16)
+
+
+@pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
+@pytest.mark.parametrize(("stage", "batch"), [("stage3", 64), ("stage4", 64), ("stage3", 1)])
+def test_machine_code_of_whole_images(architecture, stage, batch, tmp_path):
+    """Tensor-core instructions, no spills; most taps are loaded at a constant's distance from one another."""
+    _, size, kernel = STAGES[stage]
+    code = compile_whole_image(architecture, size, kernel, torch.bfloat16, batch, tmp_path)
+    code.check(architecture, 8 if batch > 16 else 4)
+    assert code.has(TENSOR_CORES[architecture] if batch >= 64 else "HMMA")
+    loads = re.findall(r"LDG\.E\.U16\S* R\d+, .*", code.text)
+    assert sum("+0x" in load or "+-0x" in load for load in loads) > len(loads) / 3
 
 
 @pytest.mark.gpu

@@ -1,0 +1,146 @@
+"""The tensor-core kernel of small images: where every output sees every pixel, a dense matrix product a channel."""
+
+import triton
+import triton.language as tl
+
+from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+from kernels.depthwise_conv2d.toeplitz_kernel import activate
+
+LARGEST = 256  # outputs of a program: all of a channel, in rows of a power of 2
+
+
+@triton.jit
+def load_image(
+    input_ptr, image, real, begin, H: tl.constexpr, W: tl.constexpr, ROW: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Pixels p = (py,px) from `begin` on, ROW of them a line: [N,K]; 0 beyond the image."""
+    p = begin + tl.arange(0, BLOCK_K)
+    inside = (p // ROW < H) & (p % ROW < W)
+    place = image[:, None] + (p // ROW * W + p % ROW)[None, :]
+    return tl.load(input_ptr + place, mask=real[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def load_taps(
+    taps,  # [1,O] pointers: where each output has the tap of pixel (0,0)
+    begin,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    KW: tl.constexpr,
+    STEP: tl.constexpr,  # from a pixel's tap to the next pixel's
+    ROW: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The taps of the even and of the odd pixels from `begin` on, by output: [K/2,O] each."""
+    p = begin + 2 * tl.arange(0, BLOCK_K // 2)
+    tap = taps + (STEP * (p // ROW * KW + p % ROW))[:, None]
+    row = p // ROW < H
+    even = tl.load(tap, mask=(row & (p % ROW < W))[:, None], other=0.0)
+    odd = tl.load(tap + STEP, mask=(row & (p % ROW + 1 < W))[:, None], other=0.0)
+    return even, odd
+
+
+@triton.jit
+def whole_image_kernel(
+    input_ptr,  # [N,C,H,W] contiguous
+    weight_ptr,  # [C,1,KH,KW] contiguous
+    bias_ptr,  # [C]; not read unless has_bias
+    output_ptr,  # [N,C,H,W] contiguous
+    N,
+    has_bias,
+    C: tl.constexpr,  # constants, so that most places in memory are a number away from one another
+    H: tl.constexpr,
+    W: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    ROW: tl.constexpr,  # a power of 2, at least W and 2
+    OUTPUTS: tl.constexpr,  # a power of 2, at least H*ROW
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FLIP: tl.constexpr,  # the filter turned by 180 degrees
+    PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # of kernel.ACTIVATIONS
+    INDEX: tl.constexpr,  # int32 where it can count the elements
+    INTERPRETED: tl.constexpr,
+):
+    """All pixels o of BLOCK_N images of one channel, in float32; KH >= 2H-1 and KW >= 2W-1.
+
+    acc[n,o] = bias[c] + sum_p input[n,c,p] * weight[c,0,py-oy+KH//2,px-ox+KW//2]
+    The filter's matrix is read from it, tap by tap, from the L1 cache. Each (p,o) is a tap inside the image: no zero is
+    multiplied, and what is not finite reaches what sees it. Bytes: input, filter and output once each.
+    """
+    c = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # [N]
+    real = n < N
+    image = (n.to(INDEX) * C + c) * (H * W)  # [N]
+    o = tl.arange(0, OUTPUTS)  # [O] = (oy,ox); those beyond the image are not stored: any tap will do
+    first = (KH // 2 - tl.minimum(o // ROW, H - 1)) * KW + KW // 2 - tl.minimum(o % ROW, W - 1)
+    STEP: tl.constexpr = -1 if FLIP else 1
+    if FLIP:
+        first = KH * KW - 1 - first
+    taps = weight_ptr + (c * (KH * KW) + first)[None, :]
+
+    bias = tl.load(bias_ptr + c, mask=has_bias != 0, other=0.0).to(tl.float32)
+    acc = tl.zeros((BLOCK_N, OUTPUTS), dtype=tl.float32) + bias
+    a = load_image(input_ptr, image, real, 0, H, W, ROW, BLOCK_K)
+    even, odd = load_taps(taps, 0, H, W, KW, STEP, ROW, BLOCK_K)
+    for begin in range(BLOCK_K, H * ROW + BLOCK_K, BLOCK_K):  # a step ahead: loads take their time beside a product
+        next_a = load_image(input_ptr, image, real, begin, H, W, ROW, BLOCK_K)
+        next_even, next_odd = load_taps(taps, begin, H, W, KW, STEP, ROW, BLOCK_K)
+        b = tl.join(even, odd).permute(0, 2, 1).reshape(BLOCK_K, OUTPUTS)
+        if INTERPRETED:  # which multiplies bfloat16 as the integers that it keeps it in
+            acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        a = next_a
+        even = next_even
+        odd = next_odd
+
+    value = activate(acc, ACTIVATION).to(output_ptr.dtype.element_ty)
+    place = image[:, None] + (o // ROW * W + o % ROW)[None, :]
+    seen = (o // ROW < H) & (o % ROW < W)
+    tl.store(output_ptr + place, value, mask=real[:, None] & seen[None, :])
+
+
+def rows_of(width):
+    return max(2, triton.next_power_of_2(width))
+
+
+def suits(input, kernel_size):
+    """Whether every output sees every pixel, a program holds a channel's outputs, and tensor cores take the type."""
+    height, width = input.shape[2:]
+    whole = kernel_size[0] >= 2 * height - 1 and kernel_size[1] >= 2 * width - 1
+    return whole and height * rows_of(width) <= LARGEST and input.element_size() == 2
+
+
+def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
+    """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
+    batch, channels, height, width = input.shape
+    row = rows_of(width)
+    outputs = max(16, triton.next_power_of_2(height * row))
+    block_n = max(16, min(64, triton.next_power_of_2(batch)))
+    few = block_n == 16
+    whole_image_kernel[(triton.cdiv(batch, block_n), channels)](
+        input,
+        weight,
+        weight if bias is None else bias,
+        output,
+        batch,
+        int(bias is not None),
+        C=channels,
+        H=height,
+        W=width,
+        KH=weight.shape[2],
+        KW=weight.shape[3],
+        ROW=row,
+        OUTPUTS=outputs,
+        BLOCK_N=block_n,
+        BLOCK_K=16 if few else 32,
+        FLIP=flip,
+        PRECISION=precision,
+        ACTIVATION=ACTIVATIONS[activation],
+        INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
+        INTERPRETED=triton.knobs.runtime.interpret,
+        num_warps=4 if few else 8,
+        num_stages=1,
+    )
