@@ -52,7 +52,7 @@ def time_calls(calls: Sequence[Step], milliseconds: float = 60.0) -> tuple[Timin
     """
     calls[0]()
     torch.cuda.synchronize()
-    if elapsed_ms(calls[0]) > LONG_MS:
+    if min(elapsed_ms(calls[0]) for _ in range(3)) > LONG_MS:  # the host may be late with one
         return _events(calls, milliseconds), "events"
     try:
         graph = captured(lambda: [call() for call in calls])

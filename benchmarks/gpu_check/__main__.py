@@ -62,15 +62,16 @@ def parts() -> list[Part]:
     # Most of the time is Triton's compiler. Neighbours share kernels, and a process begins with a run of them.
     processes = ("-n", str(min(16, os.cpu_count() or 1)), "--dist", "worksteal")
     workers = processes if importlib.util.find_spec("xdist") else ()
+    # -v: where it is cut off, the log has the names of what failed.
     without = ("-p", "no:cacheprovider", "-p", "no:benchmark")  # the latter warns in every process
-    tests = ("-m", "pytest", "-q", "-m", "gpu", "--durations=15", *without, *workers, "tests/kernels")
+    tests = ("-m", "pytest", "-v", "-m", "gpu", "--durations=15", *without, *workers, "tests/kernels")
     return [
-        Part("device", ("-m", f"{here}.device"), 60, needed=True),  # a cold start reads gigabytes
-        Part("build", ("kernels/native/build.py",), 60),
-        Part("native", ("-m", f"{here}.native"), 30),
-        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "130", "--tune", "40"), 160),
-        Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
-        Part("tests", tests, 75, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
+        Part("device", ("-m", f"{here}.device"), 40, needed=True),  # a cold start reads gigabytes
+        Part("build", ("kernels/native/build.py",), 45),
+        Part("native", ("-m", f"{here}.native"), 20),
+        Part("tests", tests, 120, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
+        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "105", "--tune", "30"), 150),
+        Part("end_to_end", ("-m", f"{here}.end_to_end"), 75),
         Part("served", ("-m", f"{here}.served"), 25),
     ]
 

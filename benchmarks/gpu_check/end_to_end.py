@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from benchmarks import harness
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, versions, write_results
-from kernels import depthwise_conv2d, depthwise_conv2d_pair
+from kernels import depthwise_conv2d
 from models import create_model, reparameterize
 
 OURS, EAGER = "widefield", "eager"
@@ -60,17 +60,11 @@ def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
     def bound(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         return lambda x: counted(x, module.weight, module.bias)
 
-    def pair(input: Tensor, weight: Tensor, small_weight: Tensor) -> tuple[Tensor, Tensor]:
-        if convolve is not depthwise_conv2d:
-            return counted(input, weight), counted(input, small_weight)
-        calls[0] += 2
-        return depthwise_conv2d_pair(input, weight, small_weight)
-
     changed = [module for module in model.modules() if is_large_depthwise(module)]
     for module in changed:
         module.forward = bound(module)  # type: ignore[arg-type]
     try:
-        with mock.patch.multiple("models.layers", depthwise_conv2d=counted, depthwise_conv2d_pair=pair):
+        with mock.patch("models.layers.depthwise_conv2d", counted):
             yield calls
     finally:
         for module in changed:

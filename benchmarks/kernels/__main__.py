@@ -4,8 +4,8 @@
     python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
     python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # the roofline picture alone
 
-Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32, the
-training pair, and the masked-patch loss. A layer whose answer is wrong carries no speed and makes the exit status 1.
+Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32,
+and the masked-patch loss. A layer whose answer is wrong carries no speed and makes the exit status 1.
 docs/kernels.md says how it is measured.
 """
 

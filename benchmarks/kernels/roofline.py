@@ -38,7 +38,7 @@ def draw(document: dict[str, Any], name: str, dtype: str = "bfloat16", folder: P
     import matplotlib.pyplot as plt
 
     bandwidth, peak = document["ceilings"]["bandwidth"] / 1e12, document["ceilings"]["peak"][dtype] / 1e12
-    figure, axes = plt.subplots(figsize=(8, 4.8))
+    figure, axes = plt.subplots(figsize=(10.5, 4.8))
     ends = [0.5 * min(p["intensity"] for p in found), 2 * max(p["intensity"] for p in found)]
     ridge = peak / bandwidth
     xs = sorted({ends[0], min(max(ridge, ends[0]), ends[1]), ends[1]})
@@ -50,7 +50,7 @@ def draw(document: dict[str, Any], name: str, dtype: str = "bfloat16", folder: P
             axes.scatter(*at, color=colour, marker=marker, s=28, label=f"{candidate}, {which}" if group else None)
     axes.set(xscale="log", yscale="log", xlabel="FLOP on valid taps a byte", ylabel="TFLOP/s on valid taps")
     axes.set_title(f"{document['gpu']['name']}, {dtype}: {bandwidth:.2f} TB/s copied, {peak:.0f} TFLOP/s in a product")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     folder.mkdir(parents=True, exist_ok=True)

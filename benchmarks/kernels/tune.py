@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.layers import Layer, replknet_31b
-from kernels import depthwise_conv2d, depthwise_conv2d_pair
+from kernels import depthwise_conv2d
 
-OPERATIONS = 4  # a layer: forward, the filter's gradient, the 5 x 5 beside it, both in one
+OPERATIONS = 3  # a layer: forward, the filter's gradient, the 5 x 5 beside it
 LEAST_SECONDS = 2.5  # for an operation: the rule's tile, PyTorch's ways and some tiles more are compiled and timed
 
 
@@ -44,7 +44,6 @@ def tune(chosen: Sequence[Layer], device: str, seconds: float, tiles: Path) -> d
             torch.autograd.grad(depthwise_conv2d(input, weight), weight, grad)
             with torch.no_grad():
                 depthwise_conv2d(input, small)
-                depthwise_conv2d_pair(input, weight, small)
     finally:
         for name in ("WIDEFIELD_AUTOTUNE", "WIDEFIELD_AUTOTUNE_SECONDS"):
             del os.environ[name]

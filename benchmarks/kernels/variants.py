@@ -1,4 +1,4 @@
-"""What the layers' sweep has not: strips, the fused activation, tf32, and the training pair, on a GPU.
+"""What the layers' sweep has not: strips, the fused activation and tf32, on a GPU.
 
 A variant is one call of ours beside the other ways to the same answer, timed as the layers are: right before fast.
 """
@@ -17,21 +17,19 @@ from benchmarks.cuda_timing import sets_that_exceed_the_cache, time_calls
 from benchmarks.kernels.accuracy import EPS
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer, replknet_31b
-from kernels import depthwise_conv2d, depthwise_conv2d_pair, float32_precision
+from kernels import depthwise_conv2d, float32_precision
 
 Row = dict[str, Any]
-Arguments = tuple[Tensor, ...]  # input [N,C,H,W], then filters [C,1,Kh,Kw], or a filter and a bias [C]
+Arguments = tuple[Tensor, ...]  # input [N,C,H,W], filter [C,1,Kh,Kw], perhaps a bias [C]
 Compute = Callable[..., Any]
 TF32_FACTOR = 2.0**13  # its rounding is so many times float32's
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`filters`: sizes; two of them are a pair. `exact`: on float64 arguments, without the activation."""
-
     name: str
     layer: Layer
-    filters: tuple[tuple[int, int], ...]
+    filter: tuple[int, int]
     ways: dict[str, Compute]
     activation: str = "none"
     factor: float = 1.0  # of the bound of the error
@@ -41,9 +39,8 @@ class Variant:
             return torch.randn(*shape, device=device).to(self.layer.torch_dtype)
 
         channels, size = self.layer.channels, self.layer.size
-        made = [random(self.layer.batch, channels, size, size)]
-        made += [random(channels, 1, *sides) / sides[0] for sides in self.filters]
-        return (*made, random(channels)) if self.activation != "none" else tuple(made)
+        made = (random(self.layer.batch, channels, size, size), random(channels, 1, *self.filter) / self.filter[0])
+        return (*made, random(channels)) if self.activation != "none" else made
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -54,10 +51,6 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def channels_last(compute: Compute) -> Compute:
     """With its images in channels_last: what the caller would keep them in."""
     return lambda input, *rest: compute(input.contiguous(memory_format=torch.channels_last), *rest)
-
-
-def both(input: Tensor, weight: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-    return convolve(input, weight), convolve(input, small)
 
 
 def with_precision(precision: str) -> Compute:
@@ -73,18 +66,13 @@ def activated(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def variants(batch: int = 64) -> Iterator[Variant]:
-    """Of RepLKNet-31B's stages: the pair in all, the rest where it is largest and where the model spends its time."""
+    """Of RepLKNet-31B's stages the one that is largest and the one where the model spends its time."""
     stages = replknet_31b(batch)
-    for layer in stages:
-        ways: dict[str, Compute] = {NATIVE: both}
-        for name, fused in (("one kernel", True), ("two calls", False)):
-            ways[f"{OURS} {name}"] = partial(depthwise_conv2d_pair, fused=fused)
-        yield Variant("pair", layer, ((layer.kernel, layer.kernel), (5, 5)), ways)
     for layer in (stages[0], stages[2]):
-        square = ((layer.kernel, layer.kernel),)
-        for filters in (((layer.kernel, 5),), ((5, layer.kernel),)):
-            yield Variant("strip", layer, filters, {OURS: depthwise_conv2d, NATIVE: convolve})
-        ways = {f"{OURS} fused": partial(depthwise_conv2d, activation="gelu"), NATIVE: activated}
+        square = (layer.kernel, layer.kernel)
+        for strip in ((layer.kernel, 5), (5, layer.kernel)):
+            yield Variant("strip", layer, strip, {OURS: depthwise_conv2d, NATIVE: convolve})
+        ways: dict[str, Compute] = {f"{OURS} fused": partial(depthwise_conv2d, activation="gelu"), NATIVE: activated}
         ways[f"{OURS} and gelu"] = lambda *arguments: F.gelu(depthwise_conv2d(*arguments))
         yield Variant("bias and gelu", layer, square, ways, "gelu")
         for precision in ("tf32x3", "tf32"):
@@ -95,35 +83,26 @@ def variants(batch: int = 64) -> Iterator[Variant]:
 
 
 class Exact:
-    """The float64 answers with the bound of accuracy.Reference at each element."""
+    """The float64 answer with the bound of accuracy.Reference at each element."""
 
     def __init__(self, variant: Variant, arguments: Arguments) -> None:
-        input, *rest = (t.double() for t in arguments)
-        filters, bias = (rest[:1], rest[1]) if variant.activation != "none" else (rest, None)
+        wide = [t.double() for t in arguments]
+        before, sums = convolve(*wide), convolve(*(t.abs() for t in wide))
         eps = EPS[arguments[0].dtype]
-        self.answers, self.bounds = [], []
-        for weight in filters:
-            before = convolve(input, weight, bias)
-            sums = convolve(input.abs(), weight.abs(), None if bias is None else bias.abs())
-            self.answers.append(F.gelu(before) if bias is not None else before)
-            self.bounds.append(4 * variant.factor * (EPS[torch.float32] * sums + eps * before.abs()) + 1e-30)
+        self.answer = before if variant.activation == "none" else F.gelu(before)
+        self.bound = 4 * variant.factor * (EPS[torch.float32] * sums + eps * before.abs()) + 1e-30
 
-    def error(self, answer: Any) -> float:
+    def error(self, answer: Tensor) -> float:
         """The largest error over its bound: right up to 1."""
-        found = answer if isinstance(answer, tuple) else (answer,)
-        shares = [
-            ((a.double() - e).abs() / bound).nan_to_num(nan=float("inf")).max().item()
-            for a, e, bound in zip(found, self.answers, self.bounds, strict=True)
-        ]
-        return max(shares)
+        share = (answer.double() - self.answer).abs() / self.bound
+        return share.nan_to_num(nan=float("inf")).max().item()
 
 
 @torch.no_grad()
 def measure_variant(variant: Variant, device: str) -> Row:
     """{"ways": {name: {"error", "ms"} or {"wrong"} or {"failed"}}, "fastest"}; ours wrong: {"wrong"} and no fastest."""
     layer = variant.layer
-    size = layer.bytes * (1 + len(variant.filters)) // 2
-    sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(size))]
+    sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(layer.bytes))]
     exact = Exact(variant, sets[0])
     ways: dict[str, Row] = {}
     for name, compute in (*variant.ways.items(), (f"{NATIVE} channels_last", channels_last(variant.ways[NATIVE]))):
@@ -137,7 +116,7 @@ def measure_variant(variant: Variant, device: str) -> Row:
         except Exception as failure:  # the others are still measured
             ways[name] = {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
     row: Row = {"variant": variant.name, "batch": layer.batch, "channels": layer.channels, "size": layer.size}
-    row |= {"filters": [list(sides) for sides in variant.filters], "dtype": layer.dtype, "ways": ways}
+    row |= {"filter": list(variant.filter), "dtype": layer.dtype, "ways": ways}
     bad = {name: way for name, way in ways.items() if name.startswith(OURS) and "ms" not in way}
     if bad:
         return row | {"wrong": "; ".join(f"{name}: {way.get('wrong') or way['failed']}" for name, way in bad.items())}
@@ -156,10 +135,8 @@ def run_variants(chosen: Sequence[Variant], device: str, deadline: float, report
 
 
 def line(row: Row) -> str:
-    filters = "+".join("x".join(map(str, sides)) for sides in row["filters"])
-    name = (
-        f"{row['variant']:13} N {row['batch']:3} C {row['channels']:4} H {row['size']:3} {filters:9} {row['dtype']:8}"
-    )
+    sides = "x".join(map(str, row["filter"]))
+    name = f"{row['variant']:13} N {row['batch']:3} C {row['channels']:4} H {row['size']:3} {sides:5} {row['dtype']:8}"
     if "wrong" in row:
         return f"{name} WRONG: {row['wrong']}"
     times = [f"{who} {1000 * way['ms'].median:.2f} us" for who, way in row["ways"].items() if "ms" in way]

@@ -29,14 +29,14 @@ def raising(input, weight):
 
 
 class Moving:
-    """Another answer at every call, each within the bound."""
+    """Another answer at the second and at the third call, each within the bound."""
 
     def __init__(self):
         self.calls = 0
 
     def __call__(self, input, weight):
         self.calls += 1
-        return c.pytorch(input, weight) * (1 + 1e-7 * (self.calls % 3))
+        return c.pytorch(input, weight) * (1 + 1e-7 * min(self.calls, 3))
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -140,7 +140,7 @@ def run(fake_gpu, monkeypatch, tmp_path):
         main, "measure_loss", lambda *_: [{"norm": "none", "batch": 128, "of_copy": 0.8, "speedup_over_eager": 6.0}]
     )
 
-    strip = variants.Variant("strip", Layer(2, 4, 7, 9), ((9, 5),), STRIP)
+    strip = variants.Variant("strip", Layer(2, 4, 7, 9), (9, 5), STRIP)
     monkeypatch.setattr(variants, "variants", lambda: [strip])
     monkeypatch.setattr(main, "tuned_layers", lambda: [Layer(2, 4, 7, 9)])
 
