@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import Problem, make_problem
 from device_stand_ins import no_device
+from launch_stand_in import run_launches  # noqa: F401 - a fixture
 
 
 @pytest.fixture
