@@ -10,20 +10,22 @@ from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.layout import laid_out_as
 from kernels.depthwise_conv2d.precision import get_float32_precision
 
-TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores are faster (README.md)
+TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
+LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # of CUDA, for the grid's second dimension: the channels
 LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
 
 
 def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: tuple[int, int]) -> str:
-    """ "toeplitz" (tensor cores), "taps" (few taps, no tensor cores) or "pytorch" (no kernel of ours serves).
+    """ "toeplitz" (tensor cores), "taps" (few taps or very many, no tensor cores) or "pytorch" (no kernel serves).
 
     The first two differ in forward and grad_input alone: grad_weight has one kernel for both.
     """
     if dtype not in TRITON_DTYPES or capability < LEAST_CAPABILITY:
         return "pytorch"
-    return "taps" if kernel_size[0] * kernel_size[1] < TOEPLITZ_TAPS else "toeplitz"
+    few = kernel_size[0] * kernel_size[1] < TOEPLITZ_TAPS
+    return "taps" if few or max(kernel_size) > LARGEST_SIDE else "toeplitz"
 
 
 def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:

@@ -23,6 +23,10 @@ class Tile:
     warps: int
     stages: int
 
+    def is_flat(self, width: int) -> bool:
+        """Whether a window is a run of whole rows of an image so wide."""
+        return self.window == width <= self.columns
+
 
 def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int) -> Tile:
     """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md)."""
@@ -52,7 +56,7 @@ def alignment(input, output, tile) -> int:
     """Elements (at most 8) that every run of pixels begins at a multiple of: the widest load that is allowed."""
     height, width = input.shape[2:]
     places = [tensor.data_ptr() // tensor.element_size() for tensor in (input, output)]
-    places += [height * width, tile.rows * width] if tile.window == width else [width]
+    places += [height * width, tile.rows * width] if tile.is_flat(width) else [width]
     return next(elements for elements in (8, 4, 2, 1) if all(place % elements == 0 for place in places))
 
 
@@ -96,7 +100,7 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None,
         BLOCK_M=tile.block_m,
         BLOCK_K=tile.block_k,
         ALIGNMENT=alignment(input, output, tile),
-        FLAT=tile.window == width,
+        FLAT=tile.is_flat(width),
         FLIP=flip,
         PRECISION=precision,
         ACTIVATION=ACTIVATIONS[activation],

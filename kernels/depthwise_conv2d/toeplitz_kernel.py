@@ -17,7 +17,7 @@ def activate(value, activation):
 def window_place(begin, eights, inverse, skipped, BLOCK_K: tl.constexpr):
     """(row r, window column u) of the places from `begin` on, in windows of which `eights` eights lie in the image."""
     eighth = begin // 8 + tl.arange(0, BLOCK_K) // 8  # [K]
-    r = (eighth * inverse) >> 16  # eighth // eights
+    r = (eighth * inverse) >> 20  # eighth // eights, for filters of up to dispatch.LARGEST_SIDE
     return r, (skipped + eighth - r * eights) * 8 + tl.arange(0, BLOCK_K) % 8
 
 
@@ -44,7 +44,7 @@ def toeplitz_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ALIGNMENT: tl.constexpr,
-    FLAT: tl.constexpr,  # WINDOW is W: a window is a run of whole rows
+    FLAT: tl.constexpr,  # WINDOW is W, which COLUMNS holds: a window is a run of whole rows
     FLIP: tl.constexpr,  # `weight` is to be turned by 180 degrees (`packed` is)
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # of kernel.ACTIVATIONS
@@ -96,7 +96,7 @@ def toeplitz_kernel(
     else:
         skipped = tl.maximum(0, offset - x0) // 8  # of a window, in eights: left of the image
         eights = tl.minimum(WINDOW, tl.cdiv(W - x0 + offset, 8) * 8) // 8 - skipped  # in the image
-        inverse = 65536 // eights + 1
+        inverse = (1 << 20) // eights + 1
         begin = r_begin * eights * 8
         end = r_end * eights * 8
 

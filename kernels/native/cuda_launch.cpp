@@ -1,5 +1,6 @@
 #include "cuda_launch.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <initializer_list>
@@ -10,6 +11,7 @@ namespace widefield {
 namespace {
 
 constexpr int kToeplitzTaps = 25;  // dispatch.TOEPLITZ_TAPS
+constexpr int kLargestSide = 255;  // dispatch.LARGEST_SIDE
 constexpr int kPackGroup = 8;        // packing.PACK_GROUP
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
 constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
@@ -113,12 +115,12 @@ bool launch_simple(const Device& device, const KernelArguments& a, DataType dtyp
 
 std::optional<ToeplitzPlan> plan_toeplitz(const Device& device, const KernelArguments& a, DataType dtype) {
   if (static_cast<int64_t>(a.kernel_height) * a.kernel_width < kToeplitzTaps) return std::nullopt;
+  if (std::max(a.kernel_height, a.kernel_width) > kLargestSide) return std::nullopt;
   if (a.batch * a.channels * a.height * a.width >= kMaxElements || a.channels > kMaxGridY) return std::nullopt;
   const PackKernel* pack = find_pack(device.architecture, dtype);
   const ToeplitzKernel* kernel = find_toeplitz(device.architecture, a, dtype);
   if (!pack || !kernel) return std::nullopt;
   const int planes = a.kernel_height + 2 * (kernel->rows - 1);
-  if (ceil_div(planes, kPackGroup) > kMaxGridY) return std::nullopt;
   const int64_t plane = static_cast<int64_t>(kernel->window) * kernel->columns;
   return ToeplitzPlan{device, pack, kernel, planes, a.channels * planes * plane};
 }

@@ -127,7 +127,7 @@ def test_blocks_fit_the_batch(run_launches, batch, block_m):
 
 
 def test_what_the_simple_kernel_serves(run_launches):
-    """Few taps, more elements than int32 counts, too many rows of the filter for the grid."""
+    """Few taps, more elements than int32 counts, a filter of more than 255 rows."""
     assert TOEPLITZ_TAPS == 25
     stage = STAGES["stage3"]
     calls = [
@@ -135,13 +135,15 @@ def test_what_the_simple_kernel_serves(run_launches):
         replace(stage, kernel=(23, 1)),
         replace(stage, batch=2**31 // (512 * 14 * 14) + 1),
         replace(stage, kernel=(8 * 65537, 1)),
+        replace(stage, kernel=(257, 27)),
         replace(stage, kernel=(3, 3), channels_last=True),
     ]
     result = run_launches(calls)
-    assert result.answers == ["simple"] * 5
-    assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 4 + ["channels_last"]
+    assert result.answers == ["simple"] * 6
+    assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 5 + ["channels_last"]
     largest = replace(stage, batch=2**31 // (512 * 14 * 14))
-    assert run_launches([replace(stage, kernel=(5, 5)), largest]).answers == ["toeplitz"] * 2
+    tall = replace(stage, kernel=(255, 27))
+    assert run_launches([replace(stage, kernel=(5, 5)), tall, largest]).answers == ["toeplitz"] * 3
 
 
 def test_pytorch_serves_what_no_kernel_does_and_one_warning_says_so(run_launches):

@@ -15,6 +15,8 @@ from kernels.depthwise_conv2d import dispatch, gradients, op, precision
         (torch.float16, (51, 5), (12, 0), "toeplitz"),
         (torch.float32, (5, 5), (9, 0), "toeplitz"),
         (torch.float32, (3, 7), (9, 0), "taps"),
+        (torch.bfloat16, (5, 255), (9, 0), "toeplitz"),
+        (torch.bfloat16, (257, 5), (9, 0), "taps"),
         (torch.float64, (31, 31), (9, 0), "pytorch"),
         (torch.float16, (31, 31), (7, 5), "pytorch"),
     ],

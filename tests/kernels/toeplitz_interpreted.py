@@ -4,7 +4,8 @@ import sys
 from dataclasses import replace
 
 import torch
-from cases import Case, make_problem
+import torch.nn.functional as F
+from cases import EPS, Case, make_problem
 
 from kernels.depthwise_conv2d import toeplitz, whole_image
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
@@ -18,6 +19,7 @@ CASES = [
     Case(1, 1, 5, 37, 51, 51),  # runs that begin off a vector
     Case(1, 1, 4, 72, 31, 31),  # wider: windows of 64, several tiles along x, the last one cut, parts off the image
     Case(1, 1, 4, 70, 5, 51),  # windows of 96
+    Case(1, 1, 3, 96, 3, 51),  # as wide as the image, which takes three tiles
     Case(2, 2, 5, 4, 9, 9),  # K > H
     Case(65, 1, 3, 5, 3, 3),  # more images than a block of pairs
     Case(1, 1, 33, 3, 7, 1),  # strips
@@ -41,6 +43,19 @@ def every_case(dtype):
             problem = make_problem(case, dtype, activation, bias)
             problem.check(run(problem))
             yield
+
+
+def largest_filter(dtype):
+    """Held to PyTorch's convolution in float64: the reference goes tap by tap."""
+    input, weight = torch.randn(1, 1, 1, 270).to(dtype), torch.randn(1, 1, 255, 255).to(dtype)
+    output = torch.full_like(input, float("nan"))
+    toeplitz.launch(input, weight, None, output, "none")
+    exact, sums = (
+        F.conv2d(i, w, padding=127)
+        for i, w in ((input.double(), weight.double()), (input.double().abs(), weight.double().abs()))
+    )
+    assert bool(((output.double() - exact).abs() <= 4 * (EPS[torch.float32] * sums + EPS[dtype] * exact.abs())).all())
+    yield
 
 
 def turned(dtype):
@@ -96,7 +111,7 @@ def what_is_not_finite(dtype):
 
 def main() -> None:
     dtype = getattr(torch, sys.argv[1])
-    for check in (every_case, turned, other_tiles, whole_images, what_is_not_finite):
+    for check in (every_case, largest_filter, turned, other_tiles, whole_images, what_is_not_finite):
         print(check.__name__, sum(1 for _ in check(dtype)))
 
 
