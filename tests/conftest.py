@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "served" if file.split("/")[1] in SERVED else file
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """with serving(write, **options) as server: a tritonserver with what write(folder, **options) puts there."""
+
+    @contextmanager
+    def serve(write: Callable[..., Any], **options: Any) -> Iterator["TritonServer"]:  # noqa: F821
+        from server import TritonServer
+
+        folder = tmp_path_factory.mktemp("served")
+        write(folder / "model_repository", **options)
+        with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+            yield server
+
+    return serve
 
 
 @pytest.fixture(scope="session")

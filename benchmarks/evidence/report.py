@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import markdown
 from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.statistics import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
@@ -51,13 +52,8 @@ def seconds(row: dict[str, Any]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        "",
-        f"| {' | '.join(header)} |",
-        "|" + "---|" * len(header),
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-    ]
+    """Between empty lines."""
+    return ["", *markdown.table(header, rows), ""]
 
 
 def compared(rows: list[dict[str, Any]], metric: str) -> list[list[str]]:

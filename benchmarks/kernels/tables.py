@@ -5,6 +5,7 @@ from typing import Any
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.goals import stage_rows
 from benchmarks.kernels.layers import PASSES
+from benchmarks.markdown import table
 
 Result = dict[str, Any]
 
@@ -40,83 +41,84 @@ def stages(result: Result, batch: int) -> list[tuple[Result, ...]]:
 
 
 def stage_table(result: Result) -> list[str]:
-    ceilings = result["ceilings"]
-    lines = [f"**RepLKNet-31B's K x K layers at 224 px, bfloat16, batch 64** ({conditions(result)})", ""]
-    lines += [
-        "| stage: C, H, K | forward, us | of the limit | TFLOP/s on valid taps | x PyTorch native | x best cuDNN "
-        "| x best peer | grad_input, us (x native) | grad_weight, us (x native) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["stage: C, H, K", "forward, us", "of the limit", "TFLOP/s on valid taps", "x PyTorch native"]
+    header += ["x best cuDNN", "x best peer", "grad_input, us (x native)", "grad_weight, us (x native)"]
+    rows = []
     for stage, (forward, *gradients) in enumerate(stages(result, 64), start=1):
         cells = [f"{stage}: {name(forward)}", f"{us(forward):.1f}", f"{forward['share_of_limit']:.0%}"]
         cells += [f"{forward['tflops_on_valid_taps']:.0f}", f"{forward['speedup_over_native']:.1f}"]
         cells += [f"{forward['speedup_over_best_cudnn']:.1f}"]
         cells += [f"{forward['speedup_over_best_peer']:.2f} ({forward['best_peer']})"]
-        cells += [f"{us(row):.1f} ({row['speedup_over_native']:.0f})" for row in gradients]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", f"In the same run a copy moved {ceilings['bandwidth'] / 1e12:.2f} TB/s, and a square matrix product"]
-    lines += [f"made {ceilings['peak']['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16."]
-    return lines
+        rows.append(cells + [f"{us(row):.1f} ({row['speedup_over_native']:.0f})" for row in gradients])
+    ceilings = result["ceilings"]
+    return [
+        f"**RepLKNet-31B's K x K layers at 224 px, bfloat16, batch 64** ({conditions(result)})",
+        "",
+        *table(header, rows),
+        "",
+        f"In the same run a copy moved {ceilings['bandwidth'] / 1e12:.2f} TB/s, and a square matrix product",
+        f"made {ceilings['peak']['bfloat16'] / 1e12:.0f} TFLOP/s in bfloat16.",
+    ]
 
 
 def batch_one_table(result: Result) -> list[str]:
-    lines = [f"**The same at batch 1**, us (x PyTorch native, x best cuDNN) ({conditions(result)})", ""]
-    lines += ["| stage: C, H, K | forward | grad_input | grad_weight |", "|---|---|---|---|"]
-    for stage, rows in enumerate(stages(result, 1), start=1):
-        cells = [f"{stage}: {name(rows[0])}"]
-        for row in rows:
+    rows = []
+    for stage, passes in enumerate(stages(result, 1), start=1):
+        cells = [f"{stage}: {name(passes[0])}"]
+        for row in passes:
             ratios = f"{row['speedup_over_native']:.1f}, {row['speedup_over_best_cudnn']:.1f}"
             cells.append("not measured" if host_bound(row) else f"{us(row):.1f} ({ratios})")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append(cells)
+    title = f"**The same at batch 1**, us (x PyTorch native, x best cuDNN) ({conditions(result)})"
+    return [title, "", *table(["stage: C, H, K", *PASSES], rows)]
 
 
 def variant_table(result: Result) -> list[str]:
     """What the sweep has not, each way in microseconds."""
-    lines = [f"**Strips, fused GELU, tf32**, batch 64, us ({conditions(result)})", ""]
-    lines += ["| what | C, H, filter | dtype | each way |", "|---|---|---|---|"]
+    rows = []
     for row in result["variants"]:
         ways = [(way, found) for way, found in row["ways"].items() if "ms" in found and "channels_last" not in way]
         each = ", ".join(f"{way} {1000 * found['ms']['median']:.1f}" for way, found in ways)
         shape = f"{row['channels']}, {row['size']}, {row['filter'][0]} x {row['filter'][1]}"
-        lines.append(f"| {row['variant']} | {shape} | {row['dtype']} | {each.replace(NATIVE, 'PyTorch native')} |")
-    return lines
+        rows.append([row["variant"], shape, row["dtype"], each.replace(NATIVE, "PyTorch native")])
+    title = f"**Strips, fused GELU, tf32**, batch 64, us ({conditions(result)})"
+    return [title, "", *table(["what", "C, H, filter", "dtype", "each way"], rows)]
 
 
 def loss_table(result: Result) -> list[str]:
-    lines = [f"**The masked-patch loss, forward and backward**, batch 128, 192 px, bfloat16 ({conditions(result)})", ""]
-    lines += ["| target_norm | prediction | us | x eager | of the copy's bandwidth, on the least bytes |"]
-    lines += ["|---|---|---|---|---|"]
+    header = ["target_norm", "prediction", "us", "x eager", "of the copy's bandwidth, on the least bytes"]
+    rows = []
     for row in result["losses"]:
         cells = [row["norm"], {"nhwc": "channels_last"}.get(row["layout"], row["layout"])]
         cells += [f"{1000 * row['ms']['widefield']['median']:.1f}", f"{row['speedup_over_eager']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {row['of_copy']:.0%} |")
-    return lines
+        rows.append([*cells, f"{row['of_copy']:.0%}"])
+    title = f"**The masked-patch loss, forward and backward**, batch 128, 192 px, bfloat16 ({conditions(result)})"
+    return [title, "", *table(header, rows)]
 
 
 def goal_table(result: Result, earlier: Result) -> list[str]:
     """The goals as `result` measured them; what it has not reached, as `earlier` did."""
-    lines = ["**The goals** (bfloat16, batch 64 where nothing else is said)", ""]
-    lines += ["| goal | wanted | stretch | measured | verdict |", "|---|---|---|---|---|"]
     before = {row["goal"]: row for row in earlier["goals"]}
+    rows = []
     for row in result["goals"]:
         found, note = row, ""
         if row["measured"] is None:
             found, note = before[row["goal"]], ", the run before"
         measured = "-" if found["measured"] is None else f"{found['measured']:g} {found['unit']}".strip()
-        wanted, stretch = f"{row['wanted']} {row['unit']}".strip(), row["stretch"] or "-"
-        lines.append(f"| {row['goal']} | {wanted} | {stretch} | {measured}{note} | {found['verdict']} |")
-    return lines
+        wanted, stretch = f"{row['wanted']} {row['unit']}".strip(), str(row["stretch"] or "-")
+        rows.append([row["goal"], wanted, stretch, measured + note, found["verdict"]])
+    title = "**The goals** (bfloat16, batch 64 where nothing else is said)"
+    return [title, "", *table(["goal", "wanted", "stretch", "measured", "verdict"], rows)]
 
 
 def end_to_end_table(result: Result) -> list[str]:
-    lines = [f"**{result['arch']} as a whole**, {result['image_size']} px, bfloat16 ({conditions(result)})", ""]
-    lines += ["| what | batch | Widefield, ms | eager, ms | eager channels_last, ms | x eager | x the latter |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    ways = (OURS, "eager", "eager channels_last")
+    header = ["what", "batch", "Widefield, ms", "eager, ms", "eager channels_last, ms", "x eager", "x the latter"]
+    rows = []
     for what in ("training step", "inference"):
         row = result[what]
-        cells = [what, str(row["batch"])]
-        cells += [f"{row['ms'][way]['median']:.1f}" for way in (OURS, "eager", "eager channels_last")]
         ratios = (row["speedup_over_eager"], row["speedup_over_eager_channels_last"])
-        lines.append(f"| {' | '.join(cells)} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
-    return lines
+        cells = [what, str(row["batch"]), *(f"{row['ms'][way]['median']:.1f}" for way in ways)]
+        rows.append(cells + [f"{ratio:.2f}" for ratio in ratios])
+    title = f"**{result['arch']} as a whole**, {result['image_size']} px, bfloat16 ({conditions(result)})"
+    return [title, "", *table(header, rows)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
-from kernels.depthwise_conv2d.layout import laid_out_as
+from kernels.depthwise_conv2d.layout import dense, laid_out_as
 from kernels.depthwise_conv2d.precision import get_float32_precision
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
@@ -39,29 +39,31 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
 
 
 def forward_cuda(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kernel: str, flip: bool = False
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", flip: bool = False
 ) -> Tensor:
-    """`input` contiguous or channels_last -> its layout; by `kernel`, "toeplitz" or "taps", or what was measured.
-
-    `flip`: with the filter turned by 180 degrees, which makes it the gradient of the input.
-    """
+    """[N,C,H,W] -> as `dense(input)` is laid out; `flip`: the filter turned by 180 degrees (the input's gradient)."""
     from kernels.depthwise_conv2d import tuning
 
-    if input.numel() == 0:
-        return torch.empty_like(input)
+    source, size = dense(input), (weight.shape[2], weight.shape[3])
+    kernel = kernel_for(source, size)
+    if kernel == "pytorch":
+        weight = weight.flip(2, 3) if flip else weight
+        return laid_out_as(pytorch.activate(pytorch.convolution(source, weight, bias), activation), source)
+    if source.numel() == 0:
+        return torch.empty_like(source)
     precision = get_float32_precision()
 
     def run(way: Any) -> Tensor:
-        return forward_by(way, input, weight, bias, activation, precision, flip)
+        return forward_by(way, source, weight, bias, activation, precision, flip)
 
-    with torch.cuda.device(input.device):
-        return run(tuning.forward_way(input, tuple(weight.shape[2:]), activation, precision, kernel, run) or kernel)
+    with torch.cuda.device(source.device):
+        return run(tuning.forward_way(source, size, activation, precision, kernel, run) or kernel)
 
 
 def forward_by(
     way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
 ) -> Tensor:
-    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the rule's, "whole image", "taps", one of `pytorch.WAYS`."""
+    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, "taps", one of `pytorch.WAYS`."""
     if flip and (way == "taps" or way in pytorch.WAYS):
         weight, flip = weight.flip(2, 3), False
     if way in pytorch.WAYS:
@@ -78,7 +80,7 @@ def forward_by(
     # Their windows are runs of a row: channels_last is copied there and back.
     source = input.contiguous()
     output = torch.empty_like(source)
-    if way == "whole image" or (way == "toeplitz" and whole_image.suits(input, weight.shape[2:])):
+    if way == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
         whole_image.launch(source, weight, bias, output, activation, precision, flip)
     else:
         tile = None if way == "toeplitz" else way

@@ -72,9 +72,8 @@ def grad_weight_kernel(
     acc = tl.zeros((TAPS * STEP_X, STEP_Y * WINDOW), dtype=tl.float32)
     if EXTRA:  # a window of 48 is one of 32 and one of 16
         acc_extra = tl.zeros((TAPS * STEP_X, STEP_Y * EXTRA), dtype=tl.float32)
-    SHORT: tl.constexpr = (
-        input_ptr.dtype.element_ty == tl.float32
-    )  # sums of four steps, added up: a long one is inexact
+    # Of float32 sums of four steps, added up: a long one is inexact.
+    SHORT: tl.constexpr = input_ptr.dtype.element_ty == tl.float32
     if SHORT:
         total = tl.zeros_like(acc)
         if EXTRA:

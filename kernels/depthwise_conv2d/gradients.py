@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
-from kernels.depthwise_conv2d.layout import dense, laid_out_as
+from kernels.depthwise_conv2d.layout import dense
 
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
@@ -31,11 +31,7 @@ def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
     """The forward pass with the filter turned by 180 degrees."""
     from kernels.depthwise_conv2d import dispatch
 
-    source = dense(grad)
-    kernel = dispatch.kernel_for(source, (weight.shape[2], weight.shape[3]))
-    if kernel == "pytorch":
-        return laid_out_as(pytorch.convolution(source, weight.flip(2, 3), None), source)
-    return dispatch.forward_cuda(source, weight, None, "none", kernel, flip=True)
+    return dispatch.forward_cuda(grad, weight, None, flip=True)
 
 
 def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:

@@ -78,11 +78,7 @@ def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
 
 
 def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    source = dense(input)
-    kernel = dispatch.kernel_for(source, (weight.shape[2], weight.shape[3]))
-    if kernel == "pytorch":
-        return pytorch.activate(pytorch.convolution(source, weight, bias), activation)
-    return dispatch.forward_cuda(source, weight, bias, activation, kernel)
+    return dispatch.forward_cuda(input, weight, bias, activation)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:

@@ -32,8 +32,8 @@ def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_
     """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md)."""
     pad = kernel_width // 2
     if width <= 64:  # whole rows
-        rows, columns, window, offset = 2, max(8, triton.next_power_of_2(width)), width, 0
-        rows = {8: 8, 16: 8, 32: 4, 64: 2}[columns]
+        columns, window, offset = max(8, triton.next_power_of_2(width)), width, 0
+        rows = min(8, 128 // columns)
     else:
         rows, columns, offset = 4, 32, triton.cdiv(pad, 8) * 8  # windows begin at whole vectors
         window = 16 * triton.cdiv(offset + columns + pad, 16)

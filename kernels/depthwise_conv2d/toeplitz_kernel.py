@@ -84,9 +84,8 @@ def toeplitz_kernel(
     yo = o // COLUMNS
     xo = o % COLUMNS
     # packed[c,r-yo+ROWS-1,u,xo] lies (r * WINDOW + u) * COLUMNS behind where its column begins
-    packed = (
-        packed_ptr + c * planes * (WINDOW * COLUMNS) + ((ROWS - 1 - yo) * (WINDOW * COLUMNS) + xo)[None, :]
-    )  # [1,O]
+    packed = packed_ptr + c * planes * (WINDOW * COLUMNS)
+    packed += ((ROWS - 1 - yo) * (WINDOW * COLUMNS) + xo)[None, :]  # [1,O]
     if FLAT:
         lead = tl.cdiv(KH // 2 * WINDOW, ALIGNMENT) * ALIGNMENT  # a run begins at a whole vector,
         early = lead - KH // 2 * WINDOW  # so many pixels early

@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz, whole_image
+from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
@@ -151,8 +151,6 @@ def forward_way(
         if kernel == "taps":
             yield "toeplitz"
             return
-        if whole_image.suits(input, kernel_size):
-            yield "whole image"
         yield from toeplitz_tiles(input, kernel_size[1])
 
     details = ("" if activation == "none" else f" {activation}") + ("" if input.is_contiguous() else " channels_last")

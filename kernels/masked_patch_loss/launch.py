@@ -17,9 +17,8 @@ def tile(channels, stride, cells, channels_last):
     length, room = packed(channels, stride), TILE[channels_last]
     block_q = 1 if channels_last else min(triton.next_power_of_2(cells), MOST_CELLS)
     sizes = [1 << n for n in range((room // block_q).bit_length())]
-    block_k = max(
-        size for size in sizes if triton.cdiv(length, size) * size * 3 <= length * 4
-    )  # a quarter idle at most
+    busy = [size for size in sizes if triton.cdiv(length, size) * size * 3 <= length * 4]  # a quarter idle at most
+    block_k = max(busy)
     blocks = triton.cdiv(length, block_k)
     if channels_last:  # cell by cell, so that what is not masked is skipped, unless cells are small
         return block_k, 1 if blocks > 1 else min(triton.next_power_of_2(cells), room // block_k), blocks

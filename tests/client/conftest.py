@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -71,13 +72,9 @@ def unreachable() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+def tiny_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
     """A real tritonserver with the tiny repository: `classifier` and `slow`."""
-    from server import TritonServer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_repository(folder / "model_repository")
-    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+    with serving(write_tiny_repository) as server:
         yield server
 
 

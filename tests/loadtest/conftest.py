@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def load_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+def load_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
     """A real tritonserver with a model named `classifier`; any other will do (``return digits_server``)."""
-    from server import TritonServer
-
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny_repository(folder / "model_repository")
-    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+    with serving(write_tiny_repository) as server:
         yield server
 
 

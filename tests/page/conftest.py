@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,23 +22,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
-def colours_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
-    from server import TritonServer
-
-    folder = tmp_path_factory.mktemp("colours")
-    write_colours_repository(folder / "model_repository")
-    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+def colours_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
+    with serving(write_colours_repository) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def unexplained_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TritonServer"]:  # noqa: F821
+def unexplained_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
     """The same without class maps."""
-    from server import TritonServer
-
-    folder = tmp_path_factory.mktemp("unexplained")
-    write_colours_repository(folder / "model_repository", explained=False)
-    with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+    with serving(write_colours_repository, explained=False) as server:
         yield server
 
 
