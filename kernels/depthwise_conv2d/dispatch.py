@@ -75,22 +75,22 @@ def forward_by(
         output = torch.empty_like(input)
         taps.launch(input, weight, bias, output, activation)
         return output
-    from kernels.depthwise_conv2d import toeplitz, whole_image
+    from kernels.depthwise_conv2d import toeplitz, transpose, whole_image
 
-    # Their windows are runs of a row: channels_last is copied there and back.
-    source = input.contiguous()
+    # Their windows are runs of a row: channels_last is transposed there and back.
+    source = transpose.contiguous(input)
     output = torch.empty_like(source)
     if way == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
         whole_image.launch(source, weight, bias, output, activation, precision, flip)
     else:
         tile = None if way == "toeplitz" else way
         toeplitz.launch(source, weight, bias, output, activation, precision, tile, flip)
-    return laid_out_as(output, input)
+    return transpose.laid_out_as(output, input)
 
 
 def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """[N,C,H,W] twice, any layout -> [C,1,Kh,Kw]."""
-    from kernels.depthwise_conv2d import grad_weight, tuning
+    from kernels.depthwise_conv2d import grad_weight, transpose, tuning
 
     if input.numel() == 0:
         return input.new_zeros(input.shape[1], 1, *kernel_size)
@@ -100,7 +100,7 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
         if way in pytorch.WAYS:
             return pytorch.grad_weight_by(way, grad, input, kernel_size, precision)
         result = input.new_empty(input.shape[1], 1, *kernel_size)
-        grad_weight.launch(grad.contiguous(), input.contiguous(), result, precision, tile=way)
+        grad_weight.launch(transpose.contiguous(grad), transpose.contiguous(input), result, precision, tile=way)
         return result
 
     with torch.cuda.device(input.device):

@@ -22,7 +22,7 @@ def problem() -> Callable[..., Problem]:
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
     """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
-    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, tuning, whole_image
+    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, transpose, tuning, whole_image
 
     seen = []
 
@@ -47,12 +47,17 @@ def taken(monkeypatch, tmp_path):
         seen.append(("grad_weight", tuple(output.shape), precision, tile))
         output.fill_(3)
 
+    def transposed(source, target, rows, columns):
+        matrices = torch.as_strided(source, (len(source), rows, columns), (rows * columns, columns, 1))
+        target.as_strided((len(source), columns, rows), (rows * columns, rows, 1)).copy_(matrices.transpose(1, 2))
+
     monkeypatch.setattr(torch.cuda, "device", no_device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(kernel, "launch", taps)
     monkeypatch.setattr(toeplitz, "launch", tensor_cores)
     monkeypatch.setattr(whole_image, "launch", small_images)
+    monkeypatch.setattr(transpose, "launch", transposed)
     monkeypatch.setattr(grad_weight, "launch", of_the_weight)
     monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
     tuning.read.cache_clear()

@@ -41,15 +41,17 @@ def run_tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def machine_code(kernel, architecture, pointers, constants, warps, stages, folder: Path) -> MachineCode:
-    """As the just-in-time compiler would for aligned pointers: `pointers` by name, the rest 32-bit integers."""
+def machine_code(kernel, architecture, pointers, constants, warps, stages, folder: Path, multiples=()) -> MachineCode:
+    """As the just-in-time compiler would for aligned pointers: `pointers` by name, the rest 32-bit integers, of which
+    `multiples` are of 16."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
-    source = ASTSource(kernel, signature, constants, aligned)
+    sixteen = {*pointers, *multiples}
+    attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in sixteen}
+    source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     path = folder / "kernel.cubin"
