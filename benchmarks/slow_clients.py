@@ -2,16 +2,20 @@
 
     python -m benchmarks.slow_clients [--repository model_repository] [--clients 500] [--seconds 20]
 
-Each kind opens its connections straight to the server, without the proxy of deploy/proxy, and says a byte a second.
-Meanwhile the canary image is classified again and again.
+Each kind opens its connections straight to the server, without the proxies of deploy/, and says a byte a second or
+nothing. Meanwhile the canary image is classified again and again.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import socket
+import ssl
 import statistics
+import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,69 @@ from server.canary import CanaryError, classify_canary
 
 POST = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-KINDS: dict[str, tuple[str, bytes, bytes]] = {  # protocol, said at once, then a byte of it a second
-    "HTTP, the header a byte a second": ("http", POST + b"X: ", b"x"),
-    "HTTP, a body of 1 MB a byte a second": ("http", POST + b"Content-Length: 1000000\r\n\r\n{", b" "),
-    "gRPC, the preface a byte a second": ("grpc", PREFACE[:1], PREFACE[1:]),
-    "gRPC, nothing after the preface": ("grpc", PREFACE, b""),
+
+
+def frame(kind: int, data: bytes, flags: int = 0, stream: int = 0) -> bytes:
+    """One frame of HTTP/2 (RFC 9113, section 4.1)."""
+    return struct.pack(">I", len(data))[1:] + struct.pack(">BBI", kind, flags, stream) + data
+
+
+def header(name: bytes, value: bytes) -> bytes:
+    """One field of a header block, neither indexed nor compressed (RFC 7541, section 6.2.2)."""
+    return struct.pack("BB", 0, len(name)) + name + struct.pack("B", len(value)) + value
+
+
+DATA, HEADERS, SETTINGS = 0, 1, 4
+OPEN = PREFACE + frame(SETTINGS, b"")
+CALL = {
+    b":method": b"POST",
+    b":scheme": b"http",
+    b":path": b"/inference.GRPCInferenceService/ModelInfer",
+    b":authority": b"x",
+    b"te": b"trailers",
+    b"content-type": b"application/grpc",
 }
+START = frame(HEADERS, b"".join(header(*field) for field in CALL.items()), flags=4, stream=1)  # END_HEADERS
+MESSAGE = OPEN + START + frame(DATA, struct.pack(">BI", 0, 1_000_000), stream=1)  # the length of a message, not yet it
+DRIP = frame(DATA, b"\n", stream=1)
+KINDS: dict[str, tuple[str, bytes, list[bytes]]] = {  # protocol, said at once, then a piece of these a second, in turn
+    "HTTP, the header a byte a second": ("http", POST + b"X: ", [b"x"]),
+    "HTTP, a body of 1 MB a byte a second": ("http", POST + b"Content-Length: 1000000\r\n\r\n{", [b" "]),
+    "gRPC, the preface a byte a second": ("grpc", b"", [PREFACE[i : i + 1] for i in range(len(PREFACE))]),
+    "gRPC, nothing after the preface": ("grpc", PREFACE, []),
+    "gRPC, nothing after the settings": ("grpc", OPEN, []),
+    "gRPC, half a header": ("grpc", OPEN + START[:20], []),
+    "gRPC, no message after the header": ("grpc", OPEN + START, []),
+    "gRPC, one byte of a message": ("grpc", MESSAGE + DRIP, []),
+    "gRPC, a message of 1 MB a byte a second": ("grpc", MESSAGE, [DRIP]),
+}
+
+
+class SlowClient:
+    """A connection that has said `first`, and says the next of `pieces` whenever it is asked to go on.
+
+    `closed_after`: seconds until the server was seen to have ended it; None while it has not. `heard`: what it said.
+    """
+
+    def __init__(self, connection: socket.socket, first: bytes, pieces: Sequence[bytes]) -> None:
+        self.connection, self.pieces = connection, itertools.cycle(pieces)
+        self.begun, self.heard = time.monotonic(), b""
+        self.closed_after: float | None = None
+        connection.sendall(first)
+        connection.setblocking(False)
+
+    def go_on(self) -> None:
+        if self.closed_after is not None:
+            return
+        try:
+            self.connection.send(next(self.pieces, b""))
+            while piece := self.connection.recv(65536):
+                self.heard += piece
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            pass
+        self.closed_after = time.monotonic() - self.begun
 
 
 def canaries(url: str, count: int = 30) -> tuple[list[float], int]:
@@ -46,41 +107,27 @@ def canaries(url: str, count: int = 30) -> tuple[list[float], int]:
 
 
 def measure(server: TritonServer, process: psutil.Process, kind: str, clients: int, seconds: float) -> dict[str, Any]:
-    protocol, first, drip = KINDS[kind]
+    protocol, first, pieces = KINDS[kind]
     host, _, port = (server.http_url if protocol == "http" else server.grpc_url).rpartition(":")
     memory, handles = process.memory_info().rss, process.num_fds()
-    connections = [socket.create_connection((host, int(port)), 10) for _ in range(clients)]
     taken: list[float] = []
     failed = 0
-    try:
-        for each in connections:
-            each.sendall(first)
-            each.setblocking(False)
-        still, pieces = list(connections), itertools.cycle(drip[i : i + 1] for i in range(len(drip)))
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(clients)]
+        slow = [SlowClient(each, first, pieces) for each in connections]
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
-            piece = next(pieces) if drip else b""
-            for each in list(still):
-                try:
-                    each.send(piece)
-                    if not each.recv(4096):
-                        still.remove(each)
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    still.remove(each)
+            for each in slow:
+                each.go_on()
             values, missed = canaries(server.http_url)
             taken, failed = taken + values, failed + missed
             time.sleep(1)
         growth, opened = process.memory_info().rss - memory, process.num_fds() - handles
-    finally:
-        for each in connections:
-            each.close()
     return {
         "kind": kind,
         "clients": clients,
         "seconds": seconds,
-        "still_connected": len(still),
+        "still_connected": sum(each.closed_after is None for each in slow),
         "canary_p50_ms": round(statistics.median(taken), 1),
         "canary_max_ms": round(max(taken), 1),
         "canary_failed": failed,

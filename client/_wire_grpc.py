@@ -29,7 +29,7 @@ def channel_arguments(
         ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own 2 minutes would refuse a server that is back
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for every Classifier
         ("grpc.enable_http_proxy", 0),  # as over HTTP: the address given is the address called
-        ("grpc.enable_retries", 0),  # the Classifier's own policy is the only one
+        ("grpc.enable_retries", 1),  # of what no server has seen, when it ends an old connection; else the Classifier's
     ]
     if connect_timeout is not None:
         options.append(("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)))  # gRPC's name for it

@@ -32,6 +32,16 @@ ENVIRONMENT = {
 }
 # 0.2 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
 SPIN = {"GOMP_SPINCOUNT": "20000"}
+# Milliseconds. Of itself tritonserver keeps for ever whoever falls silent after HTTP/2's settings. The pings end that,
+# the age ends a client that answers them and sends a byte now and then, and spreads clients over servers that are new.
+GRPC_PATIENCE = {
+    "grpc-keepalive-time": 60_000,
+    "grpc-keepalive-timeout": 20_000,
+    "grpc-keepalive-permit-without-calls": 1,
+    "grpc-http2-max-pings-without-data": 0,  # no limit
+    "grpc-max-connection-age": 1_800_000,
+    "grpc-max-connection-age-grace": 60_000,  # for requests in flight
+}
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
@@ -137,7 +147,7 @@ class Runtime:
             "metrics-port": endpoints.metrics,
             "metrics-config": "summary_latencies=true",
             "exit-timeout-secs": drain_seconds,
-        }
+        } | GRPC_PATIENCE
         if tls is not None:
             options |= tls.options()
         if not (has_gpu() if gpu is None else gpu):

@@ -14,6 +14,7 @@ from benchmarks.resilience.digits import Picture
 from benchmarks.resilience.faults import FAULTS, suffer
 from benchmarks.resilience.fleet import fleet
 from benchmarks.resilience.load import Load
+from benchmarks.slow_clients import DRIP, MESSAGE, OPEN, START
 from client import Classifier
 
 pytestmark = [
@@ -84,6 +85,7 @@ def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_i
     with balancer(http_servers, grpc_servers, tmp_path / "haproxy.log") as front, contextlib.ExitStack() as stack:
         begun = time.monotonic()
         slow = [stack.enter_context(connect(front.http, data)) for data in (HALF_A_HEADER, HALF_A_BODY)]
+        slow_grpc = [stack.enter_context(connect(front.grpc, data)) for data in (OPEN + START, MESSAGE + DRIP)]
         for address, protocol in ((front.http, "http"), (front.grpc, "grpc")):
             with Classifier(address, protocol=protocol, retries=0) as classifier:  # at once: no check has failed yet
                 assert [classifier.classify(encode("green"), top=1)[0].label for _ in range(9)] == ["green"] * 9
@@ -92,6 +94,11 @@ def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_i
             time.sleep(0.1)
         for connection in slow:
             assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        for connection in slow_grpc:
+            said = b""
+            while b"408 Request Time-out" not in said:
+                said += (piece := connection.recv(4096))
+                assert piece, said
         assert SLOW_SENDER_SECONDS - 1 < time.monotonic() - begun < SLOW_SENDER_SECONDS + 5
 
 

@@ -70,6 +70,8 @@ def test_command(runtime):
         "--metrics-address=127.0.0.1",
         "--model-control-mode=none",
         "--exit-timeout-secs=7",
+        "--grpc-keepalive-time=60000",
+        "--grpc-max-connection-age=1800000",
         f"--backend-config=python,shm-region-prefix-name={runtime.folder.name}-",
         f"--backend-directory={runtime.folder / 'backends'}",
     ):
