@@ -16,6 +16,7 @@ import psutil
 import pytest
 import tritonclient.http as triton_http
 
+from benchmarks.slow_clients import SlowClient
 from server.management import MANAGEMENT_HEADER
 from server.preflight import free_ports
 
@@ -26,7 +27,9 @@ pytestmark = [
 CONFIG = Path(__file__).parents[2] / "deploy" / "proxy" / "nginx.conf"
 PATIENCE = 2  # seconds, in the place of the configuration's ten
 SLOW = 60  # clients of each kind
+SLOW_ADDRESS = ("127.0.0.2", 0)
 INFER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
+BODY = INFER + b"Content-Length: 20000000\r\n\r\n{"
 
 
 def replaced(text, pairs):
@@ -55,6 +58,7 @@ def proxy(secured_server, authority, tmp_path_factory):
             "/run/widefield-nginx.pid": str(folder / "pid"),
             "client_header_timeout 10s": f"client_header_timeout {PATIENCE}s",
             "client_body_timeout 10s": f"client_body_timeout {PATIENCE}s",
+            "lingering_time 10s": f"lingering_time {PATIENCE}s",
             "access_log off;": f"access_log off;\n{private}",
         },
     )
@@ -89,9 +93,11 @@ def trusted(authority):
     return context_of(authority.ca, authority.issue("client"))
 
 
-def ask(proxy, context, method="GET", path="/v2/health/ready", headers=None):
+def ask(proxy, context, method="GET", path="/v2/health/ready", headers=None, source=None):
     """Status and body."""
-    connection = http.client.HTTPSConnection("127.0.0.1", proxy.port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection(
+        "127.0.0.1", proxy.port, timeout=10, source_address=source, context=context
+    )
     try:
         connection.request(method, path, b"{}" if method == "POST" else None, headers or {})
         response = connection.getresponse()
@@ -161,40 +167,31 @@ def test_images_through_the_proxy(proxy, trusted, encode):
     assert classify(proxy, trusted, encode(noise)).shape == (1, 3)  # 6 MB: more than nginx keeps in memory
 
 
-class Slow:
-    """One connection that says `first`, then a byte each time it is asked to; from an address of its own."""
-
-    def __init__(self, proxy, context, first, drip):
-        raw = socket.create_connection(("127.0.0.1", proxy.port), 10, source_address=("127.0.0.2", 0))
-        self.socket = raw if context is None else context.wrap_socket(raw, server_hostname="127.0.0.1")
-        self.socket.sendall(first)
-        self.socket.setblocking(False)
-        self.drip, self.begun, self.closed_after = drip, time.monotonic(), None
-
-    def go_on(self):
-        if self.closed_after is None:
-            try:
-                if self.drip:
-                    self.socket.send(self.drip)
-                self.socket.recv(4096)  # the end, or what nginx says before it
-                self.closed_after = time.monotonic() - self.begun
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                pass
-            except OSError:
-                self.closed_after = time.monotonic() - self.begun
+@contextlib.contextmanager
+def slow_clients(proxy, kinds):
+    """`kinds`: count, TLS context (None: no handshake), said at once, said each time. From an address of their own."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for count, context, first, piece in kinds:
+            for _ in range(count):
+                raw = socket.create_connection(("127.0.0.1", proxy.port), 10, source_address=SLOW_ADDRESS)
+                connection = raw if context is None else context.wrap_socket(raw, server_hostname="127.0.0.1")
+                clients.append(SlowClient(stack.enter_context(connection), first, [piece]))
+        yield clients
 
 
-def test_clients_that_never_end_are_cut_off_and_hurt_nobody(proxy, trusted, secured_server, encode):
+@pytest.fixture
+def tritonserver(secured_server):
+    return psutil.Process(secured_server._process.guard.pid).children()[0]
+
+
+def test_clients_that_never_end_are_cut_off_and_hurt_nobody(proxy, trusted, tritonserver, encode):
     """Silent before the handshake; a header, a byte at a time; a body that stops. tritonserver sees none of them."""
-    tritonserver = psutil.Process(secured_server._process.guard.pid).children()[0]
     image = encode("lime")
     classify(proxy, trusted, image)
     handles, memory = tritonserver.num_fds(), tritonserver.memory_info().rss
-    body = INFER + b"Content-Length: 20000000\r\n\r\n{"
-    slow = [Slow(proxy, None, b"", b"") for _ in range(SLOW)]
-    slow += [Slow(proxy, trusted, INFER + b"X: ", b"x") for _ in range(SLOW)]
-    slow += [Slow(proxy, trusted, body, b"") for _ in range(SLOW)]
-    try:
+    kinds = [(SLOW, None, b"", b""), (SLOW, trusted, INFER + b"X: ", b"x"), (SLOW, trusted, BODY, b"")]
+    with slow_clients(proxy, kinds) as slow:
         taken = []
         until = time.monotonic() + 4 * PATIENCE
         while time.monotonic() < until and any(each.closed_after is None for each in slow):
@@ -210,25 +207,25 @@ def test_clients_that_never_end_are_cut_off_and_hurt_nobody(proxy, trusted, secu
         assert max(taken) < 2.0
         assert tritonserver.num_fds() <= handles + 5
         assert tritonserver.memory_info().rss < memory + 50e6
-    finally:
-        for each in slow:
-            each.socket.close()
 
 
-def test_a_body_a_byte_at_a_time_stays_at_the_proxy(proxy, trusted, secured_server, encode):
+def test_a_body_a_byte_at_a_time_stays_at_the_proxy(proxy, trusted, tritonserver, encode):
     """It is no pause, so it may go on: but only a hundred from one address, and tritonserver sees none."""
-    tritonserver = psutil.Process(secured_server._process.guard.pid).children()[0]
-    handles = tritonserver.num_fds()
-    slow = [Slow(proxy, trusted, INFER + b"Content-Length: 20000000\r\n\r\n{", b" ") for _ in range(110)]
-    try:
-        until = time.monotonic() + 2 * PATIENCE
+    handles, memory = tritonserver.num_fds(), tritonserver.memory_info().rss
+    with slow_clients(proxy, [(110, trusted, BODY, b" ")]) as slow:
+        until = time.monotonic() + 3 * PATIENCE
         while time.monotonic() < until:
             for each in slow:
                 each.go_on()
+            assert classify(proxy, trusted, encode("lime")).argmax() == 1  # another address
             time.sleep(0.2)
-        assert sum(each.closed_after is not None for each in slow) == 10
-        assert classify(proxy, trusted, encode("lime")).argmax() == 1
+        refused = [each for each in slow if each.heard.startswith(b"HTTP/1.1 429 ")]
+        assert len(refused) == 10
+        assert {each for each in slow if each.closed_after is not None} == set(refused)
+        assert ask(proxy, trusted, source=SLOW_ADDRESS)[0] == 429
         assert tritonserver.num_fds() <= handles + 5
-    finally:
-        for each in slow:
-            each.socket.close()
+        assert tritonserver.memory_info().rss < memory + 50e6
+    until = time.monotonic() + 10
+    while ask(proxy, trusted, source=SLOW_ADDRESS)[0] != 200:  # they have gone, and the address may ask again
+        assert time.monotonic() < until
+        time.sleep(0.1)
