@@ -8,7 +8,8 @@ from typing import Any
 
 from benchmarks.harness import RESULTS
 from benchmarks.kernels import tables as kernels
-from benchmarks.serving import table
+from benchmarks.markdown import table
+from benchmarks.serving import table as serving
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -31,36 +32,35 @@ def conditions(result: dict[str, Any]) -> str:
 
 def inference_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**{result['arch']} at {result['image_size']} px on the CPU, fp32** ({conditions(result)})", ""]
-    lines += ["| runtime | batch | ms, median (p20 to p80) | x OpenVINO fp32 |", "|---|---|---|---|"]
+    rows = []
     for row in result["rows"]:
         ms = row["ms"]
         cell = f"{ms['median']:.0f} ({ms['p20']:.0f} to {ms['p80']:.0f})"
-        lines.append(f"| {row['runtime']} | {row['batch']} | {cell} | {row['ratio_to_openvino_fp32']:.2f} |")
-    return lines
+        rows.append([row["runtime"], str(row["batch"]), cell, f"{row['ratio_to_openvino_fp32']:.2f}"])
+    return lines + table(["runtime", "batch", "ms, median (p20 to p80)", "x OpenVINO fp32"], rows)
 
 
 def depthwise_table(result: dict[str, Any]) -> list[str]:
     peers = [name for name in result["rows"][0]["ms"] if name != "widefield"]
     lines = [f"**The depthwise layers alone** (fp32, bias and ReLU fused, ms; {conditions(result)})", ""]
-    lines += [f"| C, H, K | batch | Widefield | {' | '.join(peers)} | x the best of them |"]
-    lines += ["|---" * (len(peers) + 4) + "|"]
+    rows = []
     for row in result["rows"]:
-        shape, ms = f"{row['channels']}, {row['size']}, {row['kernel']}", row["ms"]
-        cells = [shape, str(row["batch"]), *(f"{ms[name]['median']:.2f}" for name in ("widefield", *peers))]
-        lines.append(f"| {' | '.join(cells)} | {row['ratio_to_best_peer']:.2f} |")
-    return lines
+        shape = f"{row['channels']}, {row['size']}, {row['kernel']}"
+        times = [f"{row['ms'][name]['median']:.2f}" for name in ("widefield", *peers)]
+        rows.append([shape, str(row["batch"]), *times, f"{row['ratio_to_best_peer']:.2f}"])
+    return lines + table(["C, H, K", "batch", "Widefield", *peers, "x the best of them"], rows)
 
 
 def serving_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**What serving adds**, one image at a time ({result['image']}; {conditions(result)})", ""]
-    lines += ["| model | bare pipeline, ms | over gRPC, ms | over HTTP, ms | empty steps over gRPC, ms | ready in |"]
-    lines += ["|---|---|---|---|---|---|"]
+    header = ["model", "bare pipeline, ms", "over gRPC, ms", "over HTTP, ms", "empty steps over gRPC, ms", "ready in"]
+    rows = []
     for row in result["rows"]:
         bare, added = row["timings"]["bare"]["median"], row["added_ms"]
         grpc, http = (f"+{added[name]:.1f} ({100 * added[name] / bare:.1f} %)" for name in ("gRPC", "HTTP"))
         empty, ready = row["timings"]["empty"]["median"], row["seconds_to_ready"]
-        lines.append(f"| {row['arch']} | {bare:.1f} | {grpc} | {http} | {empty:.1f} | {ready:.1f} s |")
-    return lines
+        rows.append([row["arch"], f"{bare:.1f}", grpc, http, f"{empty:.1f}", f"{ready:.1f} s"])
+    return lines + table(header, rows)
 
 
 def draw(result: dict[str, Any]) -> None:
@@ -95,8 +95,8 @@ def draw(result: dict[str, Any]) -> None:
 
 def comparison_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**Counted and timed, one image, beside what is published** ({result['form']}; {conditions(result)})", ""]
-    lines += ["| architecture | px | M parameters (published) | G MACs (published) | CPU, ms | top-1 published, % |"]
-    lines += ["|---|---|---|---|---|---|"]
+    header = ["architecture", "px", "M parameters (published)", "G MACs (published)", "CPU, ms", "top-1 published, %"]
+    rows = []
     for row in result["rows"]:
         published = row["published"] or {}
         accuracy = [f"{published['top1']}"] if "top1" in published else ["none"]
@@ -104,9 +104,8 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
         cells = [row["arch"], str(row["image_size"])]
         for mine, theirs in ((f"{row['parameters'] / 1e6:.2f}", "parameters_m"), (f"{row['macs'] / 1e9:.3f}", "gmacs")):
             cells.append(mine + (f" ({published[theirs]})" if theirs in published else ""))
-        cells += [f"{row['latency_ms']['cpu']:.0f}", ", ".join(accuracy)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        rows.append([*cells, f"{row['latency_ms']['cpu']:.0f}", ", ".join(accuracy)])
+    return lines + table(header, rows)
 
 
 def overload_table(result: dict[str, Any]) -> list[str]:
@@ -117,47 +116,44 @@ def overload_table(result: dict[str, Any]) -> list[str]:
         f"{row['peak_images_per_s']:.1f} images/s, {row['peak_over_bare']:.2f} times a bare loop of the same steps.",
         "",
     ]
-    lines += [
-        "| load, of the best | answered in time, of the best | p99 of those, ms | turned away, p50 ms | not in time |"
+    header = [
+        "load, of the best",
+        "answered in time, of the best",
+        "p99 of those, ms",
+        "turned away, p50 ms",
+        "not in time",
     ]
-    lines += ["|---|---|---|---|---|"]
+    rows = []
     for load in row["open_loop"]:
         outcomes = load["outcomes"]
         missed = sum(count for kind, count in outcomes.items() if kind not in ("in time", "rejected"))
         rejected = outcomes.get("rejected", 0)
         away = f"{rejected} ({load['rejected_p50_ms']:.0f})" if rejected else "0"
-        cells = [
-            f"{load['load']:g}",
-            f"{load['goodput_of_peak']:.0%}",
-            f"{load['in_time_p99_ms']:.0f}",
-            away,
-            str(missed),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        goodput, p99 = f"{load['goodput_of_peak']:.0%}", f"{load['in_time_p99_ms']:.0f}"
+        rows.append([f"{load['load']:g}", goodput, p99, away, str(missed)])
+    return lines + table(header, rows)
 
 
 def preprocess_table(result: dict[str, Any]) -> list[str]:
     memory = result["memory_mib_12_mp"]
     lines = [f"**Preprocessing alone**, images/s of one thread, {result['image_size']} px ({conditions(result)})", ""]
-    lines += [
-        "| file | pipeline | images/s | x Pillow | grey levels from Pillow: average, most |",
-        "|---|---|---|---|---|",
-    ]
+    header = ["file", "pipeline", "images/s", "x Pillow", "grey levels from Pillow: average, most"]
+    rows = []
     for kind in result["rows"]:
         for row in kind["rows"]:
             speed = (
                 [f"{row['images_per_s']:.1f}", f"{row['ratio_to_pillow']:.2f}"] if "ms" in row else ["not equal", ""]
             )
             away = f"{row['mean_difference']:.2f}, {row['max_difference']}"
-            lines.append(f"| {' | '.join([kind['file'], row['pipeline'], *speed, away])} |")
+            rows.append([kind["file"], row["pipeline"], *speed, away])
+    lines += table(header, rows)
     lines += ["", f"One 12-megapixel JPEG takes {memory['reduced']:.0f} MiB, decoded in full {memory['full']:.0f}."]
     return lines
 
 
-def measured(name: str, table: Callable[[dict[str, Any]], list[str]]) -> list[list[str]]:
+def measured(name: str, lines: Callable[[dict[str, Any]], list[str]]) -> list[list[str]]:
     """No table of what has not been measured on this machine yet."""
-    return [table(load(name))] if (RESULTS / f"{name}.json").exists() else []
+    return [lines(load(name))] if (RESULTS / f"{name}.json").exists() else []
 
 
 def faults_table(result: dict[str, Any]) -> list[str]:
@@ -168,9 +164,9 @@ def faults_table(result: dict[str, Any]) -> list[str]:
         f"{faults['deadline_s']:g} s, `retries={faults['retries']}`.",
         "Other work ran beside: the counts hold, the times are too long." if any(p["warning"] for p in parts) else "",
         "",
-        "| to one server | through | sent | answered in time | failed | p50, p99, longest: ms | back after |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ["to one server", "through", "sent", "answered in time", "failed", "p50, p99, longest: ms", "back after"]
+    rows = []
     left: Counter[str] = Counter()
     for row in faults["rows"]:
         left.update(row["left_over"])
@@ -178,13 +174,13 @@ def faults_table(result: dict[str, Any]) -> list[str]:
         cells = [row["fault"], row["path"], str(row["sent"]), str(row["answered_in_time"]), failed]
         cells += [", ".join(f"{row[key]:.0f}" for key in ("p50_ms", "p99_ms", "longest_ms"))]
         cells += ["never" if row["back_s"] is None else f"{row['back_s']:.1f} s"]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(cells)
     more = ", ".join(f"{name} {count}" for name, count in left.items())
     ways = ", ".join(f"{count} {way}" for way, count in restarts["ways"].items())
     counts = ", ".join(f"{name} {count} to {restarts['last'][name]}" for name, count in restarts["first"].items())
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in soak["outcomes"].items())
     rss = soak["rss_mib"]
-    lines += ["", f"- More after these faults than before: {more}."]
+    lines += [*table(header, rows), "", f"- More after these faults than before: {more}."]
     lines += [f"- **{restarts['restarts']} restarts** ({ways}), {restarts['seconds_median']:.1f} s each: {counts}."]
     lines += [f"- **{soak['requests']} requests** to one server: {outcomes}; {soak['requests_per_s']:.0f} requests/s,"]
     lines += [f"  p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. Its memory: {rss['after_warm_up']:.1f} MiB"]
@@ -219,7 +215,7 @@ def pages() -> dict[Path, list[list[str]]]:
         ROOT / "docs" / "serving.md": [
             overload_table(load("overload")),
             *measured("preprocess", preprocess_table),
-            *measured("serving", lambda result: table.lines(result, conditions(result))),
+            *measured("serving", lambda result: serving.lines(result, conditions(result))),
         ],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
     }

@@ -34,11 +34,8 @@ class AsyncClassifier(Session):
         tls: TLSLike = None,
         transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
     ) -> None:
-        if transport is None:
-            self._transports = open_async_transports(url, protocol, tls)
-        else:
-            self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
-        super().__init__(model, timeout, retries)
+        transports = open_async_transports(url, protocol, tls) if transport is None else transport
+        super().__init__(transports, model, timeout, retries)
 
     async def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None

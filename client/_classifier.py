@@ -46,11 +46,8 @@ class Classifier(Session):
         tls: TLSLike = None,
         transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
-        if transport is None:
-            self._transports = open_transports(url, protocol, tls)
-        else:
-            self._transports = list(transport) if isinstance(transport, Sequence) else [transport]
-        super().__init__(model, timeout, retries)
+        transports = open_transports(url, protocol, tls) if transport is None else transport
+        super().__init__(transports, model, timeout, retries)
         self._closing = threading.Event()
 
     def classify(

@@ -20,11 +20,11 @@ Outcome: TypeAlias = "list[Prediction] | ClassifierError"
 class Session:
     """`timeout` in seconds; `model` and both may be changed between requests."""
 
-    _transports: Sequence[Any]
-
-    def __init__(self, model: str, timeout: float, retries: int) -> None:
+    def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
+        """`transports`: one, or one a server."""
         if retries < 0:
             raise ValueError(f"retries is {retries}: give 0 or more")
+        self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
         self.model = model
         self.timeout = check_timeout(timeout)
         self.retries = retries
