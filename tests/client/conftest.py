@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.append(str(Path(__file__).parent))
 from commands_fakes import CAT
+from stub_http import HttpStub
 from tiny_repository import write_tiny_repository
 
 from client import ClassifierError, Request, _async_classifier, _classifier
@@ -56,6 +57,13 @@ class Echo(FakeTransport):
 @pytest.fixture
 def fake() -> Echo:
     return Echo()
+
+
+@pytest.fixture
+def stub() -> Iterator[HttpStub]:
+    server = HttpStub()
+    yield server
+    server.stop()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,6 +27,10 @@ class HttpStub(ThreadingHTTPServer):
         self.pages: dict[str, tuple[int, bytes]] = {}
         self.connections = 0
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         pass  # clients hang up here on purpose
@@ -67,3 +72,37 @@ def hang_up(handler: Handler) -> bool:
     handler.connection.shutdown(socket.SHUT_RDWR)
     handler.close_connection = True
     return True
+
+
+def close_unsaid(handler: Handler) -> bool:
+    """Answers, then closes the connection as after an idle timeout."""
+    handler.close_connection = True
+    return False
+
+
+def drip(handler: Handler) -> bool:
+    """Each byte comes well within the timeout, all of them do not."""
+    for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + b" " * 99:
+        handler.wfile.write(bytes([byte]))
+        time.sleep(0.02)
+    return True
+
+
+def refuse(handler: Handler) -> bool:
+    """Before the body was read."""
+    handler.wfile.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+    handler.connection.shutdown(socket.SHUT_WR)
+    time.sleep(0.2)
+    handler.close_connection = True
+    return True
+
+
+def answer(data: bytes) -> Callable[[Handler], bool]:
+    """With these bytes and the end of the connection."""
+
+    def act(handler: Handler) -> bool:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.wfile.write(data)
+        return hang_up(handler)
+
+    return act

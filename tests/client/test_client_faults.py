@@ -47,8 +47,7 @@ def test_an_answer_does_not_wait_for_a_poll() -> None:
         return sorted(taken)[50]
 
     median = asyncio.run(main())
-    stub.shutdown()
-    stub.server_close()
+    stub.stop()
     assert median < 0.008
 
 
@@ -79,8 +78,7 @@ def test_teardown_is_silent() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     server.stop(0).wait()
-    http.shutdown()
-    http.server_close()
+    http.stop()
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 
 

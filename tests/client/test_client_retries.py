@@ -23,7 +23,7 @@ from client import (
     ServerNotReadyError,
 )
 from client import _attempts as policy
-from client._servers import LATE, LONGEST_REST, Servers
+from client._servers import Servers
 from client.testing import FakeTransport, Reply
 
 CAT = [("cat", 3, 0.9)]
@@ -174,72 +174,6 @@ def test_all_are_dead() -> None:
     assert caught.value.attempts == 5  # each once for nothing, then two retries
     fakes[1].reply = CAT
     assert classifier.classify(b"x")  # nobody waits for the end of a rest
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_dead_server_rests_and_is_tried_by_one() -> None:
-    clock = Clock()
-    servers = Servers(2, clock)
-    assert [servers.take(), servers.take(), servers.take()] == [0, 1, 0]
-    for number in (0, 1, 0):
-        servers.report(number, None)
-    servers.report(0, ConnectionFailedError("refused"))
-    assert {servers.take() for _ in range(5)} == {1}
-    clock.now += 1.01
-    trial = [servers.take() for _ in range(5)]
-    assert trial.count(0) == 1  # one finds out, the others do not wait for it
-    servers.report(0, None)
-    assert {servers.take() for _ in range(2)} == {0, 1}
-
-
-def test_rests_double_and_an_answer_forgets_them() -> None:
-    clock = Clock()
-    servers = Servers(2, clock)
-    rests = []
-    for _ in range(8):
-        servers.report(0, ServerNotReadyError("starting"))
-        started = clock.now
-        while 0 not in {servers.take(), servers.take()}:
-            clock.now += 0.05
-        servers.release(0)
-        rests.append(clock.now - started)
-    assert 0.5 <= rests[0] <= 1.1
-    assert 2 <= rests[2] <= 4.1
-    assert LONGEST_REST / 2 <= rests[-1] <= LONGEST_REST + 0.1
-    servers.report(0, None)
-    servers.report(0, ServerNotReadyError("starting"))
-    clock.now += 1.01
-    assert 0 in {servers.take(), servers.take()}
-
-
-def test_a_trial_that_is_cancelled_leaves_the_next_one_to_others() -> None:
-    clock = Clock()
-    servers = Servers(2, clock)
-    servers.report(0, ConnectionFailedError("refused"))
-    clock.now += 2
-    assert 0 in (servers.take(), servers.take())
-    assert not servers.has_other({1})
-    servers.release(0)
-    assert servers.has_other({1})
-    assert 0 in (servers.take(), servers.take())
-
-
-def test_a_server_that_hangs_is_left_out() -> None:
-    servers = Servers(2, Clock())
-    for _ in range(LATE - 1):
-        servers.report(0, DeadlineExceededError("late"))
-    servers.report(0, InvalidImageError("no picture"))  # it lives
-    for _ in range(LATE - 1):
-        servers.report(0, DeadlineExceededError("late"))
-    assert {servers.take(), servers.take()} == {0, 1}
-    servers.report(0, DeadlineExceededError("late"))
-    assert {servers.take(), servers.take()} == {1}
 
 
 def hanging(request: Request) -> Reply:

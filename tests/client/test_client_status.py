@@ -92,8 +92,7 @@ class Server:
         if self.protocol == "grpc":
             self.server.stop(0).wait()
         else:
-            self.http.shutdown()
-            self.http.server_close()
+            self.http.stop()
 
 
 @pytest.fixture

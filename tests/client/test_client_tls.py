@@ -63,8 +63,7 @@ def start(protocol: str, authority: Authority, client_needed: bool) -> Iterator[
         context.verify_mode = ssl.CERT_REQUIRED
     stub = HttpStub(context)
     yield protocol, f"127.0.0.1:{stub.server_address[1]}"
-    stub.shutdown()
-    stub.server_close()
+    stub.stop()
 
 
 def both(protocol: str, address: str, tls: Any) -> None:
