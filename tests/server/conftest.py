@@ -193,7 +193,7 @@ def secured_server(repository, authority, management_token):
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def encode():
     """A colour or an array [H,W,3] -> PNG bytes."""
     return png

@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import http.client
 import http.server
-import io
 import json
 import os
 import re
@@ -23,7 +22,6 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import yaml
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from server import PortInUseError, TritonServer
@@ -56,12 +54,6 @@ def infer(server, protocol, image, request_id="", model="classifier", timeout=No
         return client.infer(model, [tensor], request_id=request_id, timeout=timeout)
 
 
-def png(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def manage(server, path, body, token="secret"):
     connection = http.client.HTTPConnection(server.http_url, timeout=30)
     with contextlib.closing(connection):
@@ -71,7 +63,7 @@ def manage(server, path, body, token="secret"):
 
 
 @pytest.fixture(scope="module")
-def observed(repository, tmp_path_factory):
+def observed(repository, encode, tmp_path_factory):
     """(lines of the log while verbose, events of the trace) of a server that has ended; its answers to management."""
     folder = tmp_path_factory.mktemp("observed")
     log, trace = folder / "log", folder / "trace.json"
@@ -82,16 +74,15 @@ def observed(repository, tmp_path_factory):
         assert manage(server, "/v2/logging", {"log_verbose_level": 1})[0] == 200
         begin = log.stat().st_size
         for protocol in ("grpc", "http"):
-            infer(server, protocol, png("red"), f"order-{protocol}")
-            infer(server, protocol, png("red"), f"evil-{protocol}\nE forged line")
+            infer(server, protocol, encode("red"), f"order-{protocol}")
+            infer(server, protocol, encode("red"), f"evil-{protocol}\nE forged line")
             with pytest.raises(InferenceServerException):
                 infer(server, protocol, b"no image", f"bad-{protocol}")
         time.sleep(0.3)
         manage(server, "/v2/logging", {"log_verbose_level": 0})
         end = log.stat().st_size
-    return log.read_bytes()[begin:end].decode().splitlines(), json.loads(
-        trace.read_text(), strict=False
-    )  # ids are not escaped in it
+    events = json.loads(trace.read_text(), strict=False)  # ids are not escaped in it
+    return log.read_bytes()[begin:end].decode().splitlines(), events
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
