@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks.fuzz import grpc_cases, http_cases
+from benchmarks.fuzz import grpc_cases, http_cases, http_message
 from benchmarks.fuzz.images import seeds
 from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.wire import send_grpc, send_http
@@ -84,7 +84,7 @@ def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
             elif kind == "grpc":
                 method, data = grpc_cases.message(rng, small())
             elif rng.random() < 0.5:
-                kind, data = "http", http_cases.binary(*http_cases.inference(image_case(case)))
+                kind, data = "http", http_message.binary(*http_message.inference(image_case(case)))
             else:
                 kind, method = "grpc", grpc_cases.SERVICE + "ModelInfer"
                 data = grpc_cases.in_order(rng, "classifier", image_case(case)).SerializeToString()

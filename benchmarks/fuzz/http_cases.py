@@ -2,7 +2,6 @@
 
 import copy
 import gzip
-import json
 import math
 import random
 import struct
@@ -10,9 +9,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.fuzz.http_message import binary, dump, inference, message
 from benchmarks.fuzz.mutations import flip_bits, mutate
 
-INFER = "/v2/models/classifier/infer"
 # Far below what tritonserver 2.51.0 does not survive or give back (lethal.py): chunks, levels of JSON, and the elements
 # that a shape claims.
 MOST_CHUNKS, DEEPEST, LARGEST = 500, 5000, 2**20
@@ -43,32 +42,6 @@ METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", 
 
 def request(rng: random.Random, images: list[bytes]) -> bytes:
     return rng.choice(KINDS)(rng, images)
-
-
-def inference(image: bytes, **more: Any) -> tuple[dict[str, Any], bytes]:
-    """JSON and tensor of an inference that is in order."""
-    tensor = struct.pack("<I", len(image)) + image
-    described = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}
-    return {"inputs": [described], **more}, tensor
-
-
-def message(
-    body: bytes, headers: dict[str, str] | list[tuple[str, str]] | None = None, method: str = "POST", path: str = INFER
-) -> bytes:
-    pairs = list(headers.items()) if isinstance(headers, dict) else list(headers or [])
-    if not any(name.lower() in ("content-length", "transfer-encoding") for name, _ in pairs):
-        pairs.append(("Content-Length", str(len(body))))
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *(f"{n}: {v}" for n, v in pairs)]
-    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogatepass") + body
-
-
-def binary(content: Any, tensor: bytes, header_length: str | None = None, **more: str) -> bytes:
-    header = dump(content)
-    return message(header + tensor, {"Inference-Header-Content-Length": header_length or str(len(header)), **more})
-
-
-def dump(content: Any) -> bytes:
-    return json.dumps(content).encode()
 
 
 def mutate_json(rng: random.Random, content: Any) -> Any:
@@ -167,22 +140,8 @@ def lengths(rng: random.Random, images: list[bytes]) -> bytes:
     if action == 0:
         return binary(content, tensor, header_length=lie)
     if action == 1:
-        numbers = (
-            0,
-            1,
-            3,
-            4,
-            5,
-            -1,
-            len(tensor) - 1,
-            len(tensor) + 1,
-            2**31,
-            2**32 + len(tensor),
-            2**63,
-            2**64 - 1,
-            "4",
-            1.5,
-        )
+        size = len(tensor)
+        numbers = (0, 1, 3, 4, 5, -1, size - 1, size + 1, 2**31, 2**32 + size, 2**63, 2**64 - 1, "4", 1.5)
         content["inputs"][0]["parameters"]["binary_data_size"] = rng.choice(numbers)
         return binary(content, tensor)
     if action == 2:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.http_cases import dump, message
+from benchmarks.fuzz.http_message import dump, message
 from benchmarks.fuzz.images import good
 from benchmarks.fuzz.watch import ask, resident_mib
 from benchmarks.fuzz.wire import send_http

@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.fuzz.__main__ import SHARES, blocks
 from benchmarks.fuzz.blocks import preprocess_block, served_block
-from benchmarks.fuzz.http_cases import LARGEST, bounded, dump, inference, message
+from benchmarks.fuzz.http_cases import LARGEST, bounded
+from benchmarks.fuzz.http_message import dump, inference, message
 from benchmarks.fuzz.images import good
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz.http_cases import INFER, binary, dump, inference, message
+from benchmarks.fuzz.http_message import INFER, binary, dump, inference, message
 from benchmarks.fuzz.images import good
 from benchmarks.fuzz.lethal import INPUTS
 from benchmarks.fuzz.wire import send_http
