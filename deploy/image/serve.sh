@@ -40,6 +40,9 @@ options=(
   --http-restricted-api="$restricted"
   --grpc-address="${WIDEFIELD_HOST:-0.0.0.0}" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
   --grpc-restricted-protocol="$restricted"
+  --grpc-keepalive-time=60000 --grpc-keepalive-timeout=20000
+  --grpc-keepalive-permit-without-calls=1 --grpc-http2-max-pings-without-data=0
+  --grpc-max-connection-age=1800000 --grpc-max-connection-age-grace=60000
   --metrics-address="${WIDEFIELD_HOST:-0.0.0.0}" --metrics-port="${WIDEFIELD_METRICS_PORT:-8002}"
   --metrics-config=summary_latencies=true
   --exit-timeout-secs="${WIDEFIELD_DRAIN_SECONDS:-30}"
