@@ -1,0 +1,164 @@
+"""A new version that is refused, before it is live or as soon as it is, on a real server under load."""
+
+import shutil
+
+import numpy as np
+import psutil
+import pytest
+
+from server import ReleaseError, RepositoryError, ServerError
+from server import release as release_module
+from server.management import Management
+from server.release import release, rollback
+from server.versions import Versions
+
+pytestmark = pytest.mark.server
+
+
+REFUSED = {  # a harm to a good build -> what the refusal says
+    "truncated": (
+        lambda root: (root / "backbone/1/model.pt").write_bytes((root / "backbone/1/model.pt").read_bytes()[:-9]),
+        "is not what was built",
+    ),
+    "no checksums": (lambda root: (root / "backbone/1/build.json").unlink(), "no checksums to compare it with"),
+    "label count": (
+        lambda root: (root / "classifier/labels.txt").write_text("red\ngreen\n"),
+        "has 2 labels for 3 classes",
+    ),
+    "labels": (lambda root: (root / "classifier/labels.txt").write_text("a\nb\nc\n"), "labels.txt differs"),
+    "classes": (
+        lambda root: edit(root / "backbone/config.pbtxt", "dims: [3]", "dims: [4]"),
+        r"logits\[4\], not logits\[3\]",
+    ),
+    "half a config": (lambda root: edit(root / "backbone/config.pbtxt", "]", ""), "config.pbtxt cannot be read"),
+    "preparation": (lambda root: edit(root / "preprocess/config.pbtxt", "36", "40"), "prepares images otherwise"),
+    "code": (lambda root: edit(root / "preprocess/1/model.py", "import", "import  "), "model.py differs"),
+    "no model": (lambda root: shutil.rmtree(root / "softmax"), "softmax/config.pbtxt cannot be read"),
+}
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_what_does_not_fit_is_refused(served, build, load):
+    """Each before anything is touched."""
+    before = sorted(served.folder.rglob("*"))
+    with load() as asked:
+        for harm, message in REFUSED.values():
+            root = build()
+            harm(root)
+            with pytest.raises(ServerError, match=message) as refused:
+                release(root, served.folder, served.management, None, print)
+            assert isinstance(refused.value, ReleaseError | RepositoryError)
+            shutil.rmtree(root)
+    assert sorted(served.folder.rglob("*")) == before
+    assert len(set(asked.answers)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", "canary image"),
+        pytest.param("four classes", r"Expected \[-1,3\], got \[1,4\]", marks=pytest.mark.slow),
+        ("garbage", "is damaged"),
+    ],
+)
+def test_weights_that_do_not_work_never_go_live(served, build, load, kind, message):
+    """Their checksums are right. The proof on a server of its own finds them."""
+    before = sorted(served.folder.rglob("*"))
+    with load() as asked, pytest.raises(ServerError, match=message):
+        release(build(kind), served.folder, served.management, None, print)
+    assert sorted(served.folder.rglob("*")) == before
+    assert len(set(asked.answers)) == 1
+
+
+class NoProof:
+    """In the place of the proof's server, for what only the live one shows."""
+
+    def __init__(self, server):
+        self.http_url = server.http_url
+
+    def __call__(self, *arguments, **options):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("nan", r"canary image .*; version \d+ is live"),
+        ("garbage", r"load failed .*PytorchStreamReader.*; version \d+ is live"),
+    ],
+)
+def test_the_old_version_comes_back_by_itself(served, build, monkeypatch, classify, image, kind, message):
+    monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
+    monkeypatch.setattr(release_module, "read_repository", lambda path: None)
+    live = served.management.ready_versions("backbone")
+    old = classify(served, [image])
+    with pytest.raises(ReleaseError, match=message):
+        release(build(kind), served.folder, served.management, None, print)
+    assert served.management.ready_versions("backbone") == live
+    np.testing.assert_array_equal(classify(served, [image]), old)
+    assert served.restarts == 0
+
+
+class Fatal(Management):
+    """tritonserver dies of the first load."""
+
+    def __init__(self, server, token):
+        super().__init__(server.http_url, token, 60)
+        self.victims = psutil.Process(server._process.guard.pid).children()
+
+    def load(self, model):
+        if self.victims:
+            self.victims.pop().kill()
+        super().load(model)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_of_the_new_version_comes_back_with_the_old_one(
+    served, build, monkeypatch, classify, image, management_token
+):
+    monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
+    live, restarts = served.management.ready_versions("backbone"), served.restarts
+    old = classify(served, [image])
+    with pytest.raises(ReleaseError, match=r"; version \d+ is live"):
+        release(build(), served.folder, Fatal(served, management_token), None, print)
+    assert served.management.ready_versions("backbone") == live
+    np.testing.assert_array_equal(classify(served, [image]), old)
+    assert served.restarts == restarts + 1
+
+
+def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, monkeypatch):
+    """Only the live server refuses it: tritonserver keeps what it serves until the new version is up."""
+    monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
+    monkeypatch.setattr(release_module, "read_repository", lambda path: None)
+    with load(), pytest.raises(ReleaseError, match="load failed"):
+        release(build("garbage"), served.folder, served.management, None, print)
+
+
+def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository, management_token):
+    built = build()
+    with pytest.raises(ReleaseError, match="refuses the token: give the server and this command the same"):
+        release(built, served.folder, Management(served.http_url, "wrong", 5), None, print)
+    with pytest.raises(ReleaseError, match="Connection refused"):
+        release(built, served.folder, Management("127.0.0.1:1", management_token, 5), None, print)
+    other = shutil.copytree(repository, tmp_path / "other")
+    (other / "backbone" / "1").rename(other / "backbone" / "99")
+    with pytest.raises(ReleaseError, match=r"serves version \d+ of backbone and the newest in .* is 99"):
+        release(built, other, served.management, None, print)
+    with pytest.raises(ReleaseError, match="is the served repository"):
+        release(served.folder, served.folder, served.management, None, print)
+    with (
+        Versions(served.folder).locked(),
+        pytest.raises(ReleaseError, match="another release or rollback"),
+    ):
+        rollback(served.folder, served.management)
