@@ -108,6 +108,10 @@ def test_connection_that_died_idle_is_replaced(stub: HttpStub, transport: Any) -
     for _ in range(3):
         assert ask(transport) == CAT
     assert stub.connections == 3
+    stub.act = lambda handler: False
+    for _ in range(3):
+        assert ask(transport) == CAT
+    assert stub.connections == 4  # the last is kept
 
 
 def test_fresh_connection_that_dies_is_not_tried_again(stub: HttpStub, transport: Any) -> None:
