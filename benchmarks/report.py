@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import charts
 from benchmarks.harness import RESULTS
 from benchmarks.kernels import tables as kernels
 from benchmarks.markdown import table
@@ -13,7 +14,6 @@ from benchmarks.serving import table as serving
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-CHART = ROOT / "docs" / "img" / "cpu_inference.png"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 
 
@@ -42,7 +42,7 @@ def inference_table(result: dict[str, Any]) -> list[str]:
 
 def depthwise_table(result: dict[str, Any]) -> list[str]:
     peers = [name for name in result["rows"][0]["ms"] if name != "widefield"]
-    lines = [f"**The depthwise layers alone** (fp32, bias and ReLU fused, ms; {conditions(result)})", ""]
+    lines = [f"**The depthwise layers on the CPU** (fp32, bias and ReLU fused, ms; {conditions(result)})", ""]
     rows = []
     for row in result["rows"]:
         shape = f"{row['channels']}, {row['size']}, {row['kernel']}"
@@ -61,36 +61,6 @@ def serving_table(result: dict[str, Any]) -> list[str]:
         empty, ready = row["timings"]["empty"]["median"], row["seconds_to_ready"]
         rows.append([row["arch"], f"{bare:.1f}", grpc, http, f"{empty:.1f}", f"{ready:.1f} s"])
     return lines + table(header, rows)
-
-
-def draw(result: dict[str, Any]) -> None:
-    """Milliseconds by runtime, a panel a batch size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    batches = sorted({row["batch"] for row in result["rows"]})
-    figure, panels = plt.subplots(1, len(batches), figsize=(11, 2.9), sharey=True, squeeze=False)
-    for axes, batch in zip(panels[0], batches, strict=True):
-        rows = [row for row in result["rows"] if row["batch"] == batch]
-        rows.sort(key=lambda row: row["ms"]["median"], reverse=True)
-        names = [row["runtime"].replace("default precision", "as it comes (bf16)") for row in rows]
-        medians = [row["ms"]["median"] for row in rows]
-        ours = ["tab:green" if name.startswith("Widefield") else "lightgray" for name in names]
-        axes.barh(names, medians, color=ours)
-        for name, value in zip(names, medians, strict=True):
-            axes.text(value, name, f" {value:.0f} ms", va="center", fontsize=9)
-        axes.set(title=f"batch {batch}", xlim=(0, 1.2 * max(medians)), xticks=[])
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
-        axes.tick_params(length=0)
-    machine = result["machine"]
-    figure.suptitle(
-        f"RepLKNet-31B, 224 px, fp32 unless said, {machine['cores']} cores of {machine['cpu']} (less is better)"
-    )
-    figure.tight_layout()
-    CHART.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(CHART, dpi=100)
 
 
 def comparison_table(result: dict[str, Any]) -> list[str]:
@@ -204,13 +174,17 @@ def gpu_tables(newest: dict[str, Any], before: dict[str, Any]) -> list[list[str]
 
 def pages() -> dict[Path, list[list[str]]]:
     """The tables of each page, between its two marks."""
+    h200 = load("kernels_nvidia_h200")
     return {
         README: [
+            kernels.stage_table(h200),
             inference_table(load("cpu_inference_replknet_31b")),
-            depthwise_table(load("kernels_cpu")),
             serving_table(load("serving_overhead")),
         ],
-        ROOT / "docs" / "kernels.md": gpu_tables(load("kernels_nvidia_h200"), load("kernels_nvidia_h200_before")),
+        ROOT / "docs" / "kernels.md": [
+            depthwise_table(load("kernels_cpu")),
+            *gpu_tables(h200, load("kernels_nvidia_h200_before")),
+        ],
         ROOT / "docs" / "operations.md": [faults_table(load("faults"))],
         ROOT / "docs" / "serving.md": [
             overload_table(load("overload")),
@@ -233,8 +207,8 @@ def main() -> None:
     for page, tables in pages().items():
         page.write_text(written(page, tables))
         print(f"wrote {page.relative_to(ROOT)}")
-    draw(load("cpu_inference_replknet_31b"))
-    print(f"wrote {CHART.relative_to(ROOT)}")
+    charts.draw(load("kernels_nvidia_h200"), load("cpu_inference_replknet_31b"))
+    print(f"wrote {charts.CHART.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
