@@ -5,7 +5,7 @@
 
 A quick answer, of all five servers and two models in about 25 minutes on two cores:
 
-    python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 2
+    python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
 Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
 four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
@@ -15,7 +15,7 @@ begins again. The peers run in build/peers (requirements.txt), made at the first
 
 What it costs: a run (one server, one repeat) takes about START_SECONDS to start, warm and stop, and six loads of
 --seconds with a warm-up of as much, 3 s at most. There are models x repeats x (1 + peers) of them, with --ways both
-1 + 2 x peers. --seconds 2 leaves a repeat some hundred answers a load: its p99 is then nearly its slowest answer, and
+1 + 2 x peers. --seconds 1.5 leaves a repeat about a hundred answers a load: its p99 is then nearly its slowest one, and
 what counts is the median of the repeats; take 10 where the p99 matters. --ways workers leaves out each peer's setup
 with one process and every core's thread, --models what the third network takes.
 """
@@ -42,7 +42,7 @@ CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
 FOLDER = Path("build/serving")
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers")}
-START_SECONDS = 15  # on average, for the plan alone
+START_SECONDS = 20  # on average, for the plan alone
 RELATIVE, ABSOLUTE = 2e-2, 1e-4  # of probabilities: the peers' batches are summed in another order
 SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
 
