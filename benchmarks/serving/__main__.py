@@ -1,31 +1,48 @@
 """Widefield's ensemble against FastAPI, LitServe, BentoML and Ray Serve: the same weights, JPEG in, labels out.
 
-    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--repeats 5] [--seconds 10]
+    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--ways both|one|workers]
+        [--repeats 5] [--seconds 10]
+
+A quick answer, of all five servers and two models in about 25 minutes on two cores:
+
+    python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
 Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
 four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
 50, 80 and 110 % of that server's own best closed loop. What is done is kept in build/serving/runs.jsonl: an interrupted
-run goes on where it was; --fresh begins again. The peers run in build/peers (requirements.txt), made at the first run.
+run goes on where it was, and one in which other processes took more than a tenth of a core is measured again; --fresh
+begins again. The peers run in build/peers (requirements.txt), made at the first run.
+
+What it costs: a run (one server, one repeat) takes about START_SECONDS to start, warm and stop, and six loads of
+--seconds with a warm-up of as much, 3 s at most. There are models x repeats x (1 + peers) of them, with --ways both
+1 + 2 x peers. --seconds 1.5 leaves a repeat about a hundred answers a load: its p99 is then nearly its slowest one, and
+what counts is the median of the repeats; take 10 where the p99 matters. --ways workers leaves out each peer's setup
+with one process and every core's thread, --models what the third network takes.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
 from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
-from benchmarks.serving.servers import ENVIRONMENT, OURS, PEERS, Answer, Running, prepare_environment, started
+from benchmarks.serving.quiet import LIMIT, Others
+from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Answer, Running, prepare_environment, started
 from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph
 
 MODELS = {"nano": "replknet_nano", "small": "replknet_small", "mobilenetv3": "timm/mobilenetv3_large_100"}
 CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
 FOLDER = Path("build/serving")
-START_SECONDS = 20  # of a server, for the plan alone
+WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers")}
+START_SECONDS = 20  # on average, for the plan alone
 RELATIVE, ABSOLUTE = 2e-2, 1e-4  # of probabilities: the peers' batches are summed in another order
 SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
 
@@ -57,6 +74,7 @@ def build_repository(model: str, threads: int) -> Path:
     return repository
 
 
+@functools.cache
 def images() -> list[bytes]:
     """The 120 KB photograph, and three that differ from it: a server that mixes answers up is found out."""
     import io
@@ -71,10 +89,11 @@ def images() -> list[bytes]:
     return found
 
 
-def expected(repository: Path, pictures: list[bytes], threads: int) -> list[list[float]]:
+@functools.cache
+def expected(repository: Path, threads: int) -> list[list[float]]:
     """Probabilities of each picture, from the same steps with no server."""
     run = bare_pipeline(repository, threads)
-    return [run(picture)[0].tolist() for picture in pictures]
+    return [run(picture)[0].tolist() for picture in images()]
 
 
 def check(name: str, answer: Answer, right: list[float]) -> None:
@@ -100,22 +119,24 @@ def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int
 
 def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
     repository, pictures = build_repository(model, threads), images()
-    right = expected(repository, pictures, threads)
+    right = expected(repository, threads)
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):
             check(f"{server} with {model}", running.classify(picture), probabilities)
+        others = Others(running.pid)
         loads = measure(running, pictures, options.seconds, repeat)
+        cores = others.cores()
         memory = running.memory_mib()
         cold = round(running.cold_start_s, 2)
     known = {"model": model, "server": server, "repeat": repeat, "seconds": options.seconds}
-    return {**known, "cold_start_s": cold, "memory_mib": memory, "loads": loads}
+    return {**known, "cold_start_s": cold, "memory_mib": memory, "others_cores": cores, "loads": loads}
 
 
 def remembered(fresh: bool) -> list[dict[str, Any]]:
     path = FOLDER / "runs.jsonl"
     if fresh:
         path.unlink(missing_ok=True)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def chosen(text: str, known: list[str], what: str) -> list[str]:
@@ -124,6 +145,17 @@ def chosen(text: str, known: list[str], what: str) -> list[str]:
         if name not in known:
             raise SystemExit(f"{what} {name!r} is unknown: choose from {', '.join(known)}")
     return names
+
+
+def disturbance(cores: list[float]) -> str | None:
+    """A warning, where others took part of the machine while a server was measured."""
+    found = [one for one in cores if one > LIMIT]
+    if not found:
+        return None
+    return (
+        f"in {len(found)} of {len(cores)} runs other processes took {min(found):g} to {max(found):g} cores: "
+        "the figures compare nothing; measure again on a machine that does nothing else"
+    )
 
 
 def peer_versions() -> dict[str, str]:
@@ -136,35 +168,44 @@ def peer_versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--peers", default=",".join(ONE_WORKER))
+    parser.add_argument("--ways", choices=WAYS, default="both", help="one process, or a worker a core")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # the server that runs is stopped
     models = chosen(options.models, list(MODELS), "model")
-    servers = [OURS, *chosen(options.peers, list(PEERS), "peer")]
+    peers = chosen(options.peers, list(ONE_WORKER), "peer")
+    servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     prepare_environment()
     plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
-    runs = [
-        run
+    runs = {
+        key: run
         for run in remembered(options.fresh)
-        if (run["model"], run["server"], run["repeat"]) in plan and run["seconds"] == options.seconds
-    ]
-    done = {(run["model"], run["server"], run["repeat"]) for run in runs}
-    left = [one for one in plan if one not in done]
+        if (key := (run["model"], run["server"], run["repeat"])) in plan
+        and run["seconds"] == options.seconds
+        and "others_cores" in run
+    }
+    left = [one for one in plan if one not in runs or runs[one]["others_cores"] > LIMIT]
     minutes = len(left) * (START_SECONDS + min(options.seconds, 3) + 6 * options.seconds) / 60
     print(f"{len(left)} runs of {len(plan)} to do, about {minutes:.0f} minutes", flush=True)
     for model, server, repeat in left:
         run = one_run(model, server, repeat, options, threads)
         with (FOLDER / "runs.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
-        runs.append(run)
+        runs[model, server, repeat] = run
         loads = ", ".join(f"{name} {load['images_per_s']:g}/s" for name, load in run["loads"].items())
-        print(f"{model} {server} {repeat + 1}/{options.repeats}: {loads}; {run['memory_mib']:.0f} MiB", flush=True)
-    rows = table.rows(runs)
+        print(
+            f"{model} {server} {repeat + 1}/{options.repeats}: {loads}; {run['memory_mib']:.0f} MiB; "
+            f"others took {run['others_cores']:g} cores",
+            flush=True,
+        )
+    rows = table.rows(list(runs.values()))
+    warning = disturbance([run["others_cores"] for run in runs.values()]) or warning
     path = write_results(
         "serving",
         image=f"JPEG 960x640, {len(images()[0])} bytes, and three like it",

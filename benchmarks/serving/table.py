@@ -78,6 +78,8 @@ def lines(result: dict[str, Any], conditions: str) -> list[str]:
         cells = [row["model"], row["server"], *cells, str(errors), f"{row['memory_mib']:.0f}"]
         text.append(f"| {' | '.join(cells)} | {row['cold_start_s']:.1f} |")
     text.append("")
+    if result["warning"]:
+        text += [f"**{result['warning']}.**", ""]
     for verdict in result["verdicts"]:
         wins = f"a peer wins on {' and '.join(verdict['peer_wins'])}" if verdict["peer_wins"] else "no peer wins"
         text.append(
