@@ -19,7 +19,7 @@ from export.parity import check_parity, real_pixels
 from export.repository import write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
-from models import WithClassMap, class_maps, reparameterize
+from models import ModelConfig, WithClassMap, class_maps, reparameterize
 
 __all__ = ["BuildOptions", "build"]
 
@@ -46,6 +46,8 @@ def build(options: BuildOptions) -> str:
         image_size=size,
         resize_size=math.floor(size / config.crop_pct),
         interpolation=config.interpolation,
+        crop_mode=config.crop_mode,
+        fill=fill_of(config),
         num_classes=config.num_classes,
         threads=options.threads or len(os.sched_getaffinity(0)),
         backbone_backend="pytorch" if "torchscript" in options.formats else "onnxruntime",
@@ -74,10 +76,11 @@ def build(options: BuildOptions) -> str:
 
     version, removed = write_repository(options.output, spec, labels, write_backbone, _jpeg(pixels[0]), options.version)
     seconds = time.perf_counter() - started
+    gone = f"; removed version {', '.join(map(str, removed))}: other preparation, classes or labels" if removed else ""
     return (
         f"{options.output}: {config.arch}, version {version}, {config.num_classes} classes, {size} px, "
         f"{options.precision}, {' and '.join(options.formats)}; equal to eager on {len(pixels)} images; {seconds:.0f} s"
-        + (f"; removed version {', '.join(map(str, removed))}: other input size, classes or labels" if removed else "")
+        + gone
         + ("" if "torchscript" in options.formats else "; for the onnxruntime backend, which NVIDIA's container has")
     )
 
@@ -100,6 +103,12 @@ class _OnnxBackbone:
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in self.session.run(None, {"pixels": pixels.numpy()})]
+
+
+def fill_of(config: ModelConfig) -> tuple[int, int, int]:
+    """timm's: the mean around an image that `crop_mode` border fits into its crop, else black."""
+    red, green, blue = (round(255 * value) if config.crop_mode == "border" else 0 for value in config.mean)
+    return red, green, blue
 
 
 def _jpeg(pixels: Tensor) -> bytes:

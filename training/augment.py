@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -43,11 +44,16 @@ class AugmentConfig:
 def eval_transform(config: ModelConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
 
-    The shorter side becomes floor(image_size / crop_pct) with the aspect kept, then the centre is cut out (timm's
-    evaluation).
+    timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
+    or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.
     """
-    resize = v2.Resize(math.floor(config.image_size / config.crop_pct), InterpolationMode(config.interpolation))
-    return v2.Compose([resize, v2.CenterCrop(config.image_size), *_to_normalised(config)])
+    size, side = config.image_size, math.floor(config.image_size / config.crop_pct)
+    if config.crop_mode == "border":
+        keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
+        fill = tuple(round(255 * value) for value in config.mean)
+        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=fill), *_to_normalised(config)])
+    resize = v2.Resize([side, side] if config.crop_mode == "squash" else side, InterpolationMode(config.interpolation))
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(config)])
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:

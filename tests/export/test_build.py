@@ -147,8 +147,26 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
             build(replace(options, version=taken))
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
-    assert "removed version 2, 3, 4: other input size" in summary
+    assert "removed version 2, 3, 4: other preparation" in summary
     assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt"}
+
+
+def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    summary = build(replace(options, crop_pct=1.0))  # a rollback to version 1 would give it this one's pixels
+    assert "removed version 1: other preparation" in summary
+
+
+def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:
+    arch, folder, output = "timm/test_convnext.r160_in1k", tmp_path / "checkpoint", tmp_path / "models"
+    for mode, fill in (("squash", "0,0,0"), ("border", "128,64,0")):
+        preparation = {"image_size": SIZE, "crop_mode": mode, "mean": [0.5, 0.25, 0.001]}
+        save_checkpoint(folder, create_model(arch, 5, SIZE), ModelConfig(arch, 5, **preparation))
+        build(BuildOptions(weights=folder, output=output, threads=1))
+        parameters = config(output, "preprocess").parameters
+        assert parameters["crop_mode"].string_value == mode
+        assert parameters["fill"].string_value == fill
 
 
 def test_failed_build_leaves_the_repository(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
+from export.build import fill_of
 from models import ModelConfig
 from training.augment import eval_transform
 from training.data import load_image
@@ -38,6 +39,16 @@ def test_training_and_serving_see_the_same_pixels(step, name):
     settings = step.Settings(32, math.floor(32 / CONFIG.crop_pct), CONFIG.interpolation)
     resize_and_crop = v2.Compose(eval_transform(CONFIG).transforms[:2])
     trained = np.asarray(resize_and_crop(load_image(file)))
+    np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_training_and_serving_crop_alike(step, crop_mode):
+    config = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875, crop_mode=crop_mode)
+    file = io.BytesIO()
+    COLOUR.save(file, "PNG")
+    settings = step.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=fill_of(config))
+    trained = np.asarray(v2.Compose(eval_transform(config).transforms[:2])(load_image(file)))
     np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
 
 
