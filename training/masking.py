@@ -69,7 +69,8 @@ class Unlabelled(Dataset[Image.Image]):
                 self.shards = Shards(folder, load_image, None, labelled=False)
             except ValueError as error:
                 raise DataError(str(error)) from error
-        self.files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+        self.files = sorted(path for path in found if Path(path).suffix.lower() in IMAGE_SUFFIXES)
         if not len(self):
             raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 

@@ -222,6 +222,7 @@ def test_half_precision_builds_and_answers_float32(precision: str, checkpoint: P
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
         (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
+        (["--arch", "replknet_nano", "--random-weights", "--threads", "-2"], "--threads -2"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(
@@ -252,6 +253,21 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
     assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
     assert model.head.out_features == 5
+
+
+def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:
+    """Its checkpoint has an empty head of one class, whose probability is always 1."""
+    folder = tmp_path / "pre-trained"
+    save_checkpoint(folder, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1))
+    with pytest.raises(ValueError, match="1 class answers nothing: fine-tune"):
+        build(BuildOptions(weights=folder, output=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"half\.png cannot be decoded"):
+        real_pixels(tmp_path, SIZE)
 
 
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:

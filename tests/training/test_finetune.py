@@ -245,3 +245,12 @@ def test_digits_preset_reaches_its_accuracy(seed: int, tmp_path: Path) -> None:
     assert train(config, QUIET) >= 0.98  # of 359 images; one is 0.28 %
     held_out = EvaluateConfig(checkpoint=tmp_path, data=PRESETS["digits"].data / "val", deploy=True)
     assert top1(evaluate(held_out)[0]) >= 0.98
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    """Its loss is 0 and its top-1 100 %, whatever it learns."""
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / part / "cat" / "a.png")
+    with pytest.raises(DataError, match="has 1 class, cat: a classifier needs 2"):
+        train(Config(data=tmp_path, output=tmp_path / "run"), QUIET)
