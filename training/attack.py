@@ -22,6 +22,7 @@ from models import load_checkpoint
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
 from training.data import make_loader, open_images
+from training.distributed import check_device
 from training.evaluate import labels_of
 from training.randomness import seed_everything
 from training.settings import SettingsError, one_line
@@ -109,6 +110,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     """
     if not 0 <= config.epsilon <= 255 or config.images < 0:
         raise SettingsError(f"--epsilon {config.epsilon}, --images {config.images}: 0 to 255, and at least 0")
+    check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     network, model_config = load_checkpoint(config.checkpoint)
     dataset = open_images(config.data, eval_transform(model_config), labels_of(model_config))

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio, str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -89,7 +89,8 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
             raise SettingsError(f"--rand-augment {policy}: N is at least 1, M is 0 to 30")
         return v2.RandAugment(num_ops=draws, magnitude=magnitude, fill=list(grey))
     if re.fullmatch(r"rand(-(m|n|p|mstd|mmax|inc|w)[\d.]+)+", policy) and "-inc0" not in policy:
-        extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey}
+        filter_ = str_to_pil_interp(config.interpolation)  # else timm draws bilinear or bicubic for each operation
+        extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey, "interpolation": filter_}
         try:
             chain = rand_augment_transform(policy, extra)
         except (AssertionError, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ from training.augment import Transform, eval_transform
 from training.data import DataError, load_image
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
-from training.shards import IMAGE_SUFFIXES, Shards
+from training.shards import IMAGE_SUFFIXES, Shards, image_files
 
 
 class MaskGenerator:
@@ -69,8 +69,7 @@ class Unlabelled(Dataset[Image.Image]):
                 self.shards = Shards(folder, load_image, None, labelled=False)
             except ValueError as error:
                 raise DataError(str(error)) from error
-        found = (os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-        self.files = sorted(path for path in found if Path(path).suffix.lower() in IMAGE_SUFFIXES)
+        self.files = [str(path) for path in image_files(folder)]
         if not len(self):
             raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 
