@@ -19,7 +19,7 @@ from export.parity import check_parity, real_pixels
 from export.repository import write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
-from models import ModelConfig, WithClassMap, class_maps, reparameterize
+from models import WithClassMap, class_maps, reparameterize
 
 __all__ = ["BuildOptions", "build"]
 
@@ -47,7 +47,7 @@ def build(options: BuildOptions) -> str:
         resize_size=math.floor(size / config.crop_pct),
         interpolation=config.interpolation,
         crop_mode=config.crop_mode,
-        fill=fill_of(config),
+        fill=config.fill,
         num_classes=config.num_classes,
         threads=options.threads or len(os.sched_getaffinity(0)),
         backbone_backend="pytorch" if "torchscript" in options.formats else "onnxruntime",
@@ -103,12 +103,6 @@ class _OnnxBackbone:
 
     def __call__(self, pixels: Tensor) -> list[Tensor]:
         return [torch.from_numpy(output) for output in self.session.run(None, {"pixels": pixels.numpy()})]
-
-
-def fill_of(config: ModelConfig) -> tuple[int, int, int]:
-    """timm's: the mean around an image that `crop_mode` border fits into its crop, else black."""
-    red, green, blue = (round(255 * value) if config.crop_mode == "border" else 0 for value in config.mean)
-    return red, green, blue
 
 
 def _jpeg(pixels: Tensor) -> bytes:

@@ -48,3 +48,9 @@ class ModelConfig:
             raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one a class is needed")
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """RGB around an image that does not fill its crop, as timm has it: the mean in border, else black."""
+        red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
+        return red, green, blue

@@ -50,8 +50,7 @@ def eval_transform(config: ModelConfig) -> Transform:
     size, side = config.image_size, math.floor(config.image_size / config.crop_pct)
     if config.crop_mode == "border":
         keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
-        fill = tuple(round(255 * value) for value in config.mean)
-        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=fill), *_to_normalised(config)])
+        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=config.fill), *_to_normalised(config)])
     resize = v2.Resize([side, side] if config.crop_mode == "squash" else side, InterpolationMode(config.interpolation))
     return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(config)])
 

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from export.build import fill_of
 from models import ModelConfig
 from training.augment import eval_transform
 from training.data import load_image
@@ -47,7 +46,7 @@ def test_training_and_serving_crop_alike(step, crop_mode):
     config = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875, crop_mode=crop_mode)
     file = io.BytesIO()
     COLOUR.save(file, "PNG")
-    settings = step.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=fill_of(config))
+    settings = step.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=config.fill)
     trained = np.asarray(v2.Compose(eval_transform(config).transforms[:2])(load_image(file)))
     np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
 
