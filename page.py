@@ -72,7 +72,7 @@ class Shown:
     failed: bool = False
 
 
-def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0) -> Shown:
+def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0, crop_mode: str = "center") -> Shown:
     """Classifies and explains one file. What goes wrong is told in `Shown.note`, not raised."""
     if image is None:
         return Shown()
@@ -92,21 +92,21 @@ def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0) -> Sho
     steps = settled(classifier, before)
     if class_map is not None:
         try:
-            picture = draw(image, class_map, crop_pct)
+            picture = draw(image, class_map, crop_pct, crop_mode)
         except InvalidImageError as error:
             note = f"there is no overlay: {error.message}"
     times, requests = time_by_step(steps, seconds, classifier.model)
     return Shown(named(predictions), picture, times, requests, note)
 
 
-def draw(image: str, class_map: "np.ndarray", crop_pct: float) -> "Image":
+def draw(image: str, class_map: "np.ndarray", crop_pct: float, crop_mode: str) -> "Image":
     """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
-    picture = overlay(image, class_map, crop_pct)
+    picture = overlay(image, class_map, crop_pct, crop_mode=crop_mode)
     if max(picture.size) < SMALL:
         from PIL import Image, ImageOps
 
         upright = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), class_map, crop_pct)
+        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), class_map, crop_pct, crop_mode=crop_mode)
     picture.thumbnail((LARGE, LARGE))
     return picture
 
@@ -208,6 +208,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", default="classifier", help="default: classifier")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for one picture (default: 10)")
     add("--crop-pct", type=float, default=1.0, metavar="SHARE", help="as in the server's build (default: 1)")
+    add("--crop-mode", choices=["center", "squash", "border"], default="center", help="as in the server's build")
     add("--host", default="127.0.0.1", help="where the page listens (default: 127.0.0.1)")
     add("--port", type=int, default=7860, help="default: 7860")
     add("--root-path", default="", metavar="PATH", help="the prefix that a proxy takes away, as /try")
@@ -229,7 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     with options.classifier as classifier:
         try:
-            page, theme = build(lambda image: ask(classifier, image, options.crop_pct), options.concurrency)
+            page, theme = build(
+                lambda image: ask(classifier, image, options.crop_pct, options.crop_mode), options.concurrency
+            )
             where = {"server_name": options.host, "server_port": options.port, "root_path": options.root_path}
             size = int(options.max_megabytes * 2**20)
             page.launch(**where, **OFF, max_file_size=size, css=CSS, theme=theme, prevent_thread_lock=True)

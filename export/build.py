@@ -46,6 +46,8 @@ def build(options: BuildOptions) -> str:
         image_size=size,
         resize_size=math.floor(size / config.crop_pct),
         interpolation=config.interpolation,
+        crop_mode=config.crop_mode,
+        fill=config.fill,
         num_classes=config.num_classes,
         threads=options.threads or len(os.sched_getaffinity(0)),
         backbone_backend="pytorch" if "torchscript" in options.formats else "onnxruntime",
@@ -74,10 +76,11 @@ def build(options: BuildOptions) -> str:
 
     version, removed = write_repository(options.output, spec, labels, write_backbone, _jpeg(pixels[0]), options.version)
     seconds = time.perf_counter() - started
+    gone = f"; removed version {', '.join(map(str, removed))}: other preparation, classes or labels" if removed else ""
     return (
         f"{options.output}: {config.arch}, version {version}, {config.num_classes} classes, {size} px, "
         f"{options.precision}, {' and '.join(options.formats)}; equal to eager on {len(pixels)} images; {seconds:.0f} s"
-        + (f"; removed version {', '.join(map(str, removed))}: other input size, classes or labels" if removed else "")
+        + gone
         + ("" if "torchscript" in options.formats else "; for the onnxruntime backend, which NVIDIA's container has")
     )
 

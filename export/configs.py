@@ -32,6 +32,9 @@ class ServingSpec:
     """Height and width of the backbone's second output, if it has one."""
     max_file_bytes: int = 20 * 1024 * 1024
     max_pixels: int = 89_478_485  # Pillow's own bound: 256 MiB of RGB
+    crop_mode: str = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    """RGB around an image that does not fill its crop."""
     reduced_decoding: bool = True
     """Large JPEGs are decoded at a fraction of their size (model_repository/preprocess/1/model.py)."""
 
@@ -75,6 +78,8 @@ def preprocess_config(spec: ServingSpec) -> str:
                 "image_size": spec.image_size,
                 "resize_size": spec.resize_size,
                 "interpolation": spec.interpolation,
+                "crop_mode": spec.crop_mode,
+                "fill": ",".join(map(str, spec.fill)),
                 "max_file_bytes": spec.max_file_bytes,
                 "max_pixels": spec.max_pixels,
                 "reduced_decoding": str(spec.reduced_decoding).lower(),
@@ -166,6 +171,12 @@ def interface(config: str) -> tuple[str, str, str]:
     """Backend, inputs and outputs of a config.pbtxt: what every version of one model must share."""
     message = text_format.Parse(config, model_config_pb2.ModelConfig())
     return message.backend, str(message.input), str(message.output)
+
+
+def parameters(config: str) -> dict[str, str]:
+    """The parameters of a config.pbtxt: of preprocess, what is done to an image."""
+    message = text_format.Parse(config, model_config_pb2.ModelConfig())
+    return {name: value.string_value for name, value in message.parameters.items()}
 
 
 def _libtorch_parameters(threads: int, fusion: bool) -> dict[str, Any]:

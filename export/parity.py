@@ -43,7 +43,10 @@ def sample_photographs() -> list[Path]:
 
 
 def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
-    """Crops of real images, [count,S,S,3] uint8: from `folder`, or from scikit-learn's photographs."""
+    """Crops of real images, [count,S,S,3] uint8: from `folder`, or from scikit-learn's photographs.
+
+    Raises `FileNotFoundError` where there is none, `ValueError` for one that cannot be decoded.
+    """
     if folder is None:
         paths = sample_photographs()
     else:
@@ -54,8 +57,12 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     crops = []
     generator = np.random.default_rng(0)
     for index in range(count):
-        with Image.open(paths[index % len(paths)]) as opened:
-            image = opened.convert("RGB")
+        path = paths[index % len(paths)]
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{path} cannot be decoded ({error}): replace or remove it") from error
         side = int(min(image.size) * generator.uniform(0.6, 1.0)) or 1
         left = int(generator.integers(0, image.width - side + 1))
         top = int(generator.integers(0, image.height - side + 1))

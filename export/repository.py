@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.configs import ENSEMBLES, WARMUP_IMAGE, ServingSpec, backbone_config, configs, interface
+from export.configs import (
+    ENSEMBLES,
+    WARMUP_IMAGE,
+    ServingSpec,
+    backbone_config,
+    configs,
+    interface,
+    parameters,
+    preprocess_config,
+)
 from export.torchscript import save_torchscript, script_softmax
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1" / "model.py"
@@ -33,7 +42,7 @@ def write_repository(
     """Add a backbone version to `output`; returns its number, and those that had to go. On any error nothing changes.
 
     `write_backbone(folder)` writes the version's files and returns what build.json records. Earlier versions stay
-    (the newest three) while the input size and the classes are the same; otherwise they could not be served.
+    (the newest three) while the classes and the images' preparation are the same; else they would be served wrong.
     """
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line a class is needed")
@@ -80,15 +89,17 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
 
 
 def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[list[int], list[int]]:
-    """The versions that the new configs can still serve, and the others, which are removed."""
+    """The versions that the new configs can still serve, images prepared as for them; the others, which are removed."""
     backbone = stage / "backbone"
     versions = version_numbers(backbone)
-    config = backbone / "config.pbtxt"
+    config, preprocess = backbone / "config.pbtxt", stage / "preprocess" / "config.pbtxt"
     labels_file = stage / "classifier" / "labels.txt"
     same = (
         config.exists()
+        and preprocess.exists()
         and labels_file.exists()
         and interface(config.read_text()) == interface(backbone_config(spec))
+        and parameters(preprocess.read_text()) == parameters(preprocess_config(spec))
         and labels_file.read_text() == "\n".join(labels) + "\n"
     )
     if same:

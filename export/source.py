@@ -46,6 +46,8 @@ def check_options(options: BuildOptions) -> None:
         raise ValueError("--random-weights needs --arch: random weights say no architecture")
     if options.version is not None and options.version < 1:
         raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ...")
+    if options.threads < 0:
+        raise ValueError(f"--threads {options.threads}: at least 1, or 0 for all cores")
     if options.image_size is not None and options.image_size < 32:
         raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
     if options.crop_pct is not None and not 0 < options.crop_pct <= 1:
@@ -65,6 +67,10 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
         raise ValueError(f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights}")
     else:
         config = _config_of_arch(options.arch, options)
+    if config.num_classes == 1:
+        raise ValueError(
+            "a model of 1 class answers nothing: fine-tune a pre-trained encoder (training.finetune) first"
+        )
     if options.image_size is not None:
         config = replace(config, image_size=options.image_size)
     if options.crop_pct is not None:

@@ -18,7 +18,9 @@ BODY = json.dumps(
 )
 HTTP_ANSWER = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
 GRPC_ANSWER = service_pb2.ModelInferResponse(
-    model_name="null", raw_output_contents=[len(ANSWER).to_bytes(4, "little") + ANSWER]
+    model_name="null",
+    outputs=[{"name": "probabilities", "datatype": "BYTES", "shape": [1, 1]}],
+    raw_output_contents=[len(ANSWER).to_bytes(4, "little") + ANSWER],
 ).SerializeToString()
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from models.registry import input_defaults
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,14 @@ class ModelConfig:
     mean: list[float] = field(default_factory=list)
     std: list[float] = field(default_factory=list)
     labels: list[str] | None = None
+    crop_mode: str = ""
 
     def __post_init__(self) -> None:
         for name, kind in (("num_classes", int), ("image_size", int), ("crop_pct", (int, float))):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} {getattr(self, name)!r}: a number is needed")
         own = input_defaults(self.arch)
-        for name in ("image_size", "crop_pct", "interpolation", "mean", "std"):
+        for name in ("image_size", "crop_pct", "interpolation", "crop_mode", "mean", "std"):
             value = getattr(self, name) or getattr(own, name)
             object.__setattr__(self, name, list(value) if name in ("mean", "std") else value)
         if self.num_classes < 1:
@@ -40,7 +42,15 @@ class ModelConfig:
             raise ValueError(f"crop_pct {self.crop_pct}: it is above 0 and at most 1")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode {self.crop_mode!r}: choose one of {', '.join(CROP_MODES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one a class is needed")
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """RGB around an image that does not fill its crop, as timm has it: the mean in border, else black."""
+        red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
+        return red, green, blue

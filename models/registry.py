@@ -20,6 +20,8 @@ class Inputs:
     image_size: int = 224
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    """timm's: center, squash (no aspect kept), border (the longer side fits, the rest is filled with the mean)."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -76,7 +78,7 @@ def input_defaults(arch: str) -> Inputs:
         return ARCHITECTURES[arch]
     config = timm_config(arch)
     size = config.get("input_size", (3, 224, 224))[-1]
-    names = ("crop_pct", "interpolation", "mean", "std")
+    names = ("crop_pct", "interpolation", "crop_mode", "mean", "std")
     return Inputs(image_size=size, **{name: config[name] for name in names if config.get(name)})
 
 

@@ -68,6 +68,7 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path} is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
+    values.setdefault("crop_mode", "center")  # of a checkpoint from before it was kept: all were cropped so
     known = [entry.name for entry in fields(ModelConfig)]
     for name in [*(n for n in values if n not in known), *(n for n in known if n not in values)]:
         raise WeightsError(f"{path}: {name!r} is {'unknown' if name in values else 'missing'}")

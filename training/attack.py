@@ -16,11 +16,13 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.data import Subset
 
 from models import load_checkpoint
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
 from training.data import make_loader, open_images
+from training.distributed import check_device
 from training.evaluate import labels_of
 from training.randomness import seed_everything
 from training.settings import SettingsError, one_line
@@ -43,7 +45,7 @@ class Config:
     """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
     restarts: int = 1
     images: int = 0
-    """The first so many images; 0: all."""
+    """So many images, evenly over all, which lie class by class; 0: all."""
     save: Path | None = None
     """Write accuracies and settings to this JSON file."""
     batch_size: int = 64
@@ -106,20 +108,21 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
+    if not 0 <= config.epsilon <= 255 or config.images < 0:
+        raise SettingsError(f"--epsilon {config.epsilon}, --images {config.images}: 0 to 255, and at least 0")
+    check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     network, model_config = load_checkpoint(config.checkpoint)
     dataset = open_images(config.data, eval_transform(model_config), labels_of(model_config))
-    loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
+    count = min(config.images, len(dataset)) or len(dataset)
+    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
     model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     right = dict.fromkeys(["clean", *config.attacks], 0)
     seen = 0
     seed_everything(config.seed)
     for images, targets in loader:
-        if config.images:
-            images, targets = images[: config.images - seen], targets[: config.images - seen]
-        if not len(images):
-            break
         images, targets = images.to(config.device, memory_format=torch.channels_last), targets.to(config.device)
         pixels = model.pixels(images)
         clean = _right(model, pixels, targets)
@@ -127,7 +130,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         for name, attack, _ in plan:
             right[name] += int((clean & _right(model, attack(model, pixels, targets), targets)).sum())
         seen += len(images)
-        progress(f"{seen} of {config.images or len(dataset)} images")
+        progress(f"{seen} of {count} images")
     settings: dict[str, dict[str, Any]] = {"clean": {}} | {name: values for name, _, values in plan}
     return [Result(name, count / seen, count, seen, settings[name]) for name, count in right.items()]
 

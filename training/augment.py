@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio, str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -43,11 +44,15 @@ class AugmentConfig:
 def eval_transform(config: ModelConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
 
-    The shorter side becomes floor(image_size / crop_pct) with the aspect kept, then the centre is cut out (timm's
-    evaluation).
+    timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
+    or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.
     """
-    resize = v2.Resize(math.floor(config.image_size / config.crop_pct), InterpolationMode(config.interpolation))
-    return v2.Compose([resize, v2.CenterCrop(config.image_size), *_to_normalised(config)])
+    size, side = config.image_size, math.floor(config.image_size / config.crop_pct)
+    if config.crop_mode == "border":
+        keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
+        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=config.fill), *_to_normalised(config)])
+    resize = v2.Resize([side, side] if config.crop_mode == "squash" else side, InterpolationMode(config.interpolation))
+    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(config)])
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
@@ -83,7 +88,8 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
             raise SettingsError(f"--rand-augment {policy}: N is at least 1, M is 0 to 30")
         return v2.RandAugment(num_ops=draws, magnitude=magnitude, fill=list(grey))
     if re.fullmatch(r"rand(-(m|n|p|mstd|mmax|inc|w)[\d.]+)+", policy) and "-inc0" not in policy:
-        extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey}
+        filter_ = str_to_pil_interp(config.interpolation)  # else timm draws bilinear or bicubic for each operation
+        extra = {"translate_const": int(config.image_size * 0.45), "img_mean": grey, "interpolation": filter_}
         try:
             chain = rand_augment_transform(policy, extra)
         except (AssertionError, ValueError, KeyError) as error:

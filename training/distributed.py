@@ -21,15 +21,20 @@ def setup(device: str) -> str:
     """
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): take another") from error
+    check_device(device)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group(backend(device))
     return device
+
+
+def check_device(device: str) -> None:
+    """Raises `SettingsError` for a device that PyTorch cannot use."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): take another") from error
 
 
 def backend(device: str) -> str:

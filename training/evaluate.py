@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader
 from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
 from training.augment import eval_transform
 from training.data import make_loader, open_images
+from training.distributed import check_device
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.settings import ARGUMENTS_FILE, SettingsError, one_line
 
@@ -88,6 +90,7 @@ def evaluate(config: Config) -> tuple[Tensor, list[str]]:
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
+    check_device(config.device)
     model, model_config = load_checkpoint(config.checkpoint)
     correct_head(model, config, training_counts(config.checkpoint))
     labels = labels_of(model_config)
@@ -105,7 +108,7 @@ def labels_of(config: ModelConfig) -> list[str]:
 
 
 def save_corrected(model: nn.Module, model_config: ModelConfig, config: Config) -> None:
-    if config.save == config.checkpoint:
+    if config.save is not None and config.save.resolve() == config.checkpoint.resolve():
         raise SettingsError(f"--save {config.save} is the checkpoint itself: name another folder")
     save_checkpoint(str(config.save), model, model_config)
 
@@ -127,7 +130,7 @@ def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int,
 def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
     table = Table("label", "images", "right", "top-1", "most often taken for")
     for label, total, right, share, mistaken in per_class_rows(confusion, labels):
-        table.add_row(label, str(total), str(right), f"{share:.2%}", mistaken)
+        table.add_row(escape(label), str(total), str(right), f"{share:.2%}", escape(mistaken))
     return table
 
 
@@ -142,7 +145,7 @@ def main() -> int:
                 writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))
                 writer.writerows(per_class_rows(confusion, labels))
     except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"evaluate: {one_line(error)}", style="red", markup=False)
+        print(f"evaluate: {one_line(error)}", file=sys.stderr)
         return 1
     console.print(per_class_table(confusion, labels))
     console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")

@@ -13,6 +13,7 @@ import torch
 import tyro
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -21,10 +22,11 @@ from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import DataError, load_image
+from training.distributed import check_device
 from training.evaluate import labels_of
 from training.road import road
 from training.settings import SettingsError, one_line
-from training.shards import IMAGE_SUFFIXES
+from training.shards import IMAGE_SUFFIXES, image_files
 
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
@@ -63,7 +65,7 @@ def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.I
 
 def find_images(path: Path, count: int) -> list[Path]:
     """`count` images, evenly over the folder. Raises `DataError` if there is none."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = [path] if path.is_file() else image_files(path)
     if not files:
         raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if count < 1:
@@ -77,6 +79,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
+    check_device(config.device)
     model, model_config = load_checkpoint(config.checkpoint)
     model = model.to(config.device)
     labels = labels_of(model_config)
@@ -98,7 +101,8 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         target = int(targets[number])
         name = f"{number:03d}_{path.stem}_{config.method}.png"
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
-        table.add_row(str(path), labels[target], f"{float(probabilities[number, target]):.1%}", name)
+        answer = f"{float(probabilities[number, target]):.1%}"
+        table.add_row(escape(str(path)), escape(labels[target]), answer, escape(name))
     return table, scores_of(model, model_config, images, maps, targets, config) if config.scores else {}
 
 

@@ -23,7 +23,7 @@ from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.config import Config
-from training.data import make_loader, open_images, write_digits
+from training.data import DataError, make_loader, open_images, write_digits
 from training.evaluate import confusion_matrix, top1
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
@@ -31,7 +31,7 @@ from training.methods import attack_epsilon, check_method, label_smoothing, make
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import exit_code
-from training.settings import as_json
+from training.settings import as_json, check_ranges
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -43,6 +43,7 @@ def train(config: Config, console: Console | None = None) -> float:
     `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be trained on, `RuntimeError` if
     the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on SIGTERM.
     """
+    check_ranges(config)
     check_method(config, config, config.weights is not None)
     smoothing = label_smoothing(config, config.label_smoothing)
     config = replace(config, epsilon=attack_epsilon(config), label_smoothing=smoothing)  # what holds: for args.json
@@ -59,6 +60,8 @@ def train(config: Config, console: Console | None = None) -> float:
     torch.manual_seed(config.seed)
 
     labels = open_images(config.data / "train", None).classes
+    if len(labels) < 2:
+        raise DataError(f"{config.data / 'train'} has 1 class, {labels[0]}: a classifier needs 2")
     model, model_config = make_model(config, labels)
     vary = train_transform(model_config, config)
     two_views = config.loss in ("paco", "gpaco")

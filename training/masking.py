@@ -18,7 +18,7 @@ from training.augment import Transform, eval_transform
 from training.data import DataError, load_image
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
-from training.shards import IMAGE_SUFFIXES, Shards
+from training.shards import IMAGE_SUFFIXES, Shards, image_files
 
 
 class MaskGenerator:
@@ -69,7 +69,7 @@ class Unlabelled(Dataset[Image.Image]):
                 self.shards = Shards(folder, load_image, None, labelled=False)
             except ValueError as error:
                 raise DataError(str(error)) from error
-        self.files = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.files = [str(path) for path in image_files(folder)]
         if not len(self):
             raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 

@@ -54,8 +54,25 @@ class MethodConfig:
     """fast_at stops when its accuracy under PGD-5 falls by more than this."""
 
 
+USED_BY = {  # setting -> the choice that it belongs to, and those of its values that look at it
+    "logit_tau": ("loss", ("logit_adjustment",)),
+    "focal_gamma": ("loss", ("focal",)),
+    "drw_start": ("loss", ("ldam",)),
+    **dict.fromkeys(
+        ("paco_alpha", "paco_temperature", "paco_queue", "paco_dim", "paco_momentum"), ("loss", ("paco", "gpaco"))
+    ),
+    "epsilon": ("adversarial", ("fast_at", "advprop")),
+    "overfitting_drop": ("adversarial", ("fast_at",)),
+}
+
+
 def check_method(method: MethodConfig, augment: AugmentConfig, has_weights: bool) -> None:
-    """Raises `SettingsError` for settings that exclude each other."""
+    """Raises `SettingsError` for settings that exclude each other, and for one that nothing would look at."""
+    for name, (choice, users) in USED_BY.items():
+        value = getattr(method, name)
+        if value != getattr(MethodConfig, name) and getattr(method, choice) not in users:
+            option, needed = name.replace("_", "-"), f"--{choice} {' or '.join(users)}"
+            raise SettingsError(f"--{option} {value} does nothing without {needed}: choose that, or leave it out")
     mixing = augment.mixup > 0 or augment.cutmix > 0
     special = method.loss in ("ldam", "paco", "gpaco")
     if mixing and (method.loss in HARD_TARGETS or method.head_only or method.adversarial != "none"):

@@ -1,6 +1,7 @@
 """What every training script can be told, and how it is kept beside the checkpoint."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,6 +68,27 @@ class LoopConfig:
     """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
     tensorboard: bool = False
     """Write event files to output/tensorboard (needs the package tensorboard)."""
+
+
+SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "overfitting_drop")
+FROM_ZERO = (
+    *("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix"),
+    *("global_batch_size", "save_every", "seed", "workers", "threads", "pictures"),
+)
+
+
+def check_ranges(config: LoopConfig) -> None:
+    """Raises `SettingsError` for a number that would be passed over in silence or fail somewhere in the run."""
+    most = {name: math.inf for name in FROM_ZERO} | {name: 1.0 for name in SHARES} | {"epsilon": 255.0}
+    for name, limit in most.items():
+        value = getattr(config, name, None)
+        if value is not None and not 0 <= value <= limit:
+            what = "at least 0" if limit == math.inf else f"0 to {limit:g}"
+            raise SettingsError(f"--{name.replace('_', '-')} {value}: it is {what}")
+    if not 0 <= config.ema_decay < 1:
+        raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
+    if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
+        raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
 
 
 def accumulation(config: LoopConfig, processes: int) -> int:

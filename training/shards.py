@@ -21,6 +21,12 @@ LABELS_FILE = "labels.txt"
 NO_CLASS = -1
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Every image at any depth, linked folders included, as ImageFolder finds them; in order."""
+    found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted((path for path in found if path.suffix.lower() in IMAGE_SUFFIXES), key=str)
+
+
 class Member(NamedTuple):
     """One image: its shard, where it lies there, and what to call it in an error."""
 

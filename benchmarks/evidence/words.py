@@ -39,9 +39,9 @@ times, 700 in all, for 12 epochs.
 Training digits cut to an exponential tail of imbalance 50, drawn anew for each seed: of the classes 0 to 9 one has
 many images (139), four a medium number (89, 58, 37, 24), five few (15, 10, 6, 4, 2). 20 epochs of 12 steps of 32
 images, no label smoothing. Held-out accuracy, whose data is balanced: overall, mean over classes, and over the groups.
-PaCo and GPaCo have a queue of 384, 32 dimensions and momentum 0.99 (their own sizes are for runs of 100,000 steps), and
-see two views of every image in a step. cRT trains the head for 10 epochs more, on features that stay. tau-norm evens
-out the length of the head's rows; after so short a training it does not grow with the size of the class.
+PaCo and GPaCo have a queue of 384 and 32 dimensions, PaCo a momentum of 0.99 (their own sizes are for runs of 100,000
+steps), and see two views of every image in a step. cRT trains the head for 10 epochs more, on features that stay.
+tau-norm evens out the length of the head's rows; after so short a training it does not grow with the size of the class.
 
 ![Accuracy by method](img/evidence_long_tail.png)
 """,

@@ -11,7 +11,7 @@ from pathlib import Path
 from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
-from client._overlay import overlay
+from client._overlay import CROP_MODES, overlay
 from client._session import Outcome
 from client._sources import STDIN, expand, load
 from client.commands._options import (
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the shorter side that the server keeps, as in its build (default: 1)",
     )
+    parser.add_argument("--crop-mode", choices=CROP_MODES, default="center", help="as in the server's build")
     add_format_options(parser)
     add_server_options(parser)
 
@@ -56,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
                     raise InvalidImageError(problem)
                 image = load(name, options.timeout)
                 explained = classifier.explain(image, options.top)
-                overlay(image, explained.class_map, options.crop_pct).save(pictures[name])
+                shown = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
+                shown.save(pictures[name])
             except ClassifierError as error:
                 return error
             return explained.predictions

@@ -69,15 +69,9 @@ def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
         if isinstance(status, ClassifierError):
             continue
         ready = "ready" if status.ready else "NOT READY"
-        table = Table(
-            *COUNTS,
-            "total",
-            "queue",
-            "input",
-            "compute",
-            "output",
-            title=Text(f"{status.url}  {status.name} {status.version}  {ready}"),
-        )
+        title = Text(f"{status.url}  {status.name} {status.version}  {ready}")
+        columns = ("model", "ver", *COUNTS[2:], "total", "queue", "input", "compute", "output")
+        table = Table(*columns, title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits into 80 columns
         for column in table.columns:
             column.no_wrap = True
         for column in table.columns[1:]:

@@ -46,6 +46,26 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     assert "2 overlays in out" in err
 
 
+@pytest.mark.parametrize(
+    ("crop_mode", "covered"),
+    [
+        ("center", (slice(8, 24), slice(24, 40))),
+        ("squash", (slice(8, 24), slice(16, 48))),
+        ("border", (slice(0, 32), slice(16, 48))),
+    ],
+)
+def test_the_map_lies_where_the_model_looked(
+    served: FakeTransport, crop_mode: str, covered: tuple[slice, slice]
+) -> None:
+    served.reply = gradient
+    Image.new("RGB", (64, 32), (10, 20, 30)).save("a.png")
+    assert main(["explain", "a.png", "--crop-pct", "0.5", "--crop-mode", crop_mode]) == 0
+    picture = np.asarray(Image.open("explained/a.png.explained.png"))
+    inside = np.zeros((32, 64), bool)
+    inside[covered] = True
+    np.testing.assert_array_equal((picture != (10, 20, 30)).any(axis=2), inside)
+
+
 def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     Path("a.png").write_bytes(b"a")
     served.reply = ModelNotFoundError("the server has no model 'classifier_explained'")
@@ -78,5 +98,7 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
     data = io.BytesIO()
     Image.new("RGB", (40, 20)).save(data, "JPEG", exif=exif)
     assert overlay(data.getvalue(), np.zeros((2, 2), np.float32)).size == (20, 40)
+    with pytest.raises(ValueError, match="crop_mode is 'middle': choose one of center"):
+        overlay(data.getvalue(), np.zeros((2, 2)), crop_mode="middle")
     with pytest.raises(ValueError, match="strength is 2"):
         overlay(data.getvalue(), np.zeros((2, 2)), strength=2)

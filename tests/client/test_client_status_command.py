@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,14 @@ from client.commands import main
 from client.testing import FakeTransport
 
 
+def table_rows(out: str) -> list[list[str]]:
+    """The cells under each heading, which ends where its column does; the first one's begins there."""
+    header, *lines = out.rstrip().splitlines()[1:]
+    ends = [header.index("ver"), *(word.end() for word in list(re.finditer(r"\S+", header))[1:])]
+    starts = [0, *ends[:-1]]
+    return [[line[a:b].strip() for a, b in zip(starts, ends, strict=True)] for line in lines]
+
+
 def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     away = FakeTransport(url="grpc://away:1")
 
@@ -23,15 +33,21 @@ def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatc
 
     monkeypatch.setattr(away, "status", refuse)
     monkeypatch.setattr(served, "status", lambda timeout: server_status())
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["status"]) == 0
     out, err = capsys.readouterr()
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-    assert rows == [
+    assert table_rows(out) == [
         ["backbone", "1", "10", "5", "0", "", "20.00", "", "30.00", ""],
         ["classifier", "1", "0", "0", "0", "50.00", "", "", "", ""],
     ]
     assert "2.51.0  ready" in out
+    long = [replace(model, name="classifier_explained", inferences=10**6) for model in server_status().models]
+    monkeypatch.setattr(served, "status", lambda timeout: replace(server_status(), models=long))
+    assert main(["status"]) == 0
+    wide = capsys.readouterr().out
+    assert "classifier_explained" in wide
+    assert "…" not in wide  # 80 columns are enough
+    monkeypatch.setattr(served, "status", lambda timeout: server_status())
     assert err == ""
     monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served, away])
     assert main(["status"]) == 1

@@ -147,8 +147,26 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
             build(replace(options, version=taken))
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
-    assert "removed version 2, 3, 4: other input size" in summary
+    assert "removed version 2, 3, 4: other preparation" in summary
     assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt"}
+
+
+def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    summary = build(replace(options, crop_pct=1.0))  # a rollback to version 1 would give it this one's pixels
+    assert "removed version 1: other preparation" in summary
+
+
+def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:
+    arch, folder, output = "timm/test_convnext.r160_in1k", tmp_path / "checkpoint", tmp_path / "models"
+    for mode, fill in (("squash", "0,0,0"), ("border", "128,64,0")):
+        preparation = {"image_size": SIZE, "crop_mode": mode, "mean": [0.5, 0.25, 0.001]}
+        save_checkpoint(folder, create_model(arch, 5, SIZE), ModelConfig(arch, 5, **preparation))
+        build(BuildOptions(weights=folder, output=output, threads=1))
+        parameters = config(output, "preprocess").parameters
+        assert parameters["crop_mode"].string_value == mode
+        assert parameters["fill"].string_value == fill
 
 
 def test_failed_build_leaves_the_repository(
@@ -204,6 +222,7 @@ def test_half_precision_builds_and_answers_float32(precision: str, checkpoint: P
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
         (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
+        (["--arch", "replknet_nano", "--random-weights", "--threads", "-2"], "--threads -2"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(
@@ -234,6 +253,21 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
     assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
     assert model.head.out_features == 5
+
+
+def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:
+    """Its checkpoint has an empty head of one class, whose probability is always 1."""
+    folder = tmp_path / "pre-trained"
+    save_checkpoint(folder, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1))
+    with pytest.raises(ValueError, match="1 class answers nothing: fine-tune"):
+        build(BuildOptions(weights=folder, output=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"half\.png cannot be decoded"):
+        real_pixels(tmp_path, SIZE)
 
 
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from timm.data import create_transform
 
 BIG = 300  # pixels
+MEAN = (0.485, 0.456, 0.406)
+FILL = (124, 116, 104)  # of border: the mean, in levels
 
 
 def picture(width, height, seed=0):
@@ -28,20 +30,25 @@ def encode(image, kind="PNG", **options):
     return buffer.getvalue()
 
 
-def timm_pixels(image, image_size, crop_pct, interpolation):
+def timm_pixels(image, image_size, crop_pct, interpolation, crop_mode="center"):
     transform = create_transform(
         (3, image_size, image_size),
         is_training=False,
         use_prefetcher=True,
         interpolation=interpolation,
         crop_pct=crop_pct,
+        crop_mode=crop_mode,
+        mean=MEAN,
     )
     return np.asarray(transform(image.convert("RGB"))).transpose(1, 2, 0)  # [S,S,3]
 
 
-def check(step, data, image_size, crop_pct, interpolation):
-    settings = step.Settings(image_size, math.floor(image_size / crop_pct), interpolation)
-    expected = timm_pixels(Image.open(io.BytesIO(data)), image_size, crop_pct, interpolation)
+def check(step, data, image_size, crop_pct, interpolation, crop_mode="center"):
+    fill = FILL if crop_mode == "border" else (0, 0, 0)
+    settings = step.Settings(
+        image_size, math.floor(image_size / crop_pct), interpolation, crop_mode=crop_mode, fill=fill
+    )
+    expected = timm_pixels(Image.open(io.BytesIO(data)), image_size, crop_pct, interpolation, crop_mode)
     actual = step.preprocess(data, settings)
     assert actual.shape == (image_size, image_size, 3)
     assert actual.dtype == np.uint8
@@ -55,6 +62,20 @@ def check(step, data, image_size, crop_pct, interpolation):
 )
 def test_sizes(step, size, crop_pct, interpolation):
     check(step, encode(picture(*size)), 224, crop_pct, interpolation)
+
+
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+@pytest.mark.parametrize("size", [(224, 224), (257, 256), (640, 480), (333, 500), (30, 41), (1, 1), (7, 300)])
+def test_the_other_crop_modes_of_timm(step, size, crop_pct, crop_mode):
+    check(step, encode(picture(*size)), 224, crop_pct, "bicubic", crop_mode)
+    check(step, encode(picture(*size)), 33, crop_pct, "bilinear", crop_mode)
+
+
+def test_a_sliver_in_border_is_one_pixel_wide(step):  # timm rounds it to none and fails
+    settings = step.Settings(32, 32, "bicubic", crop_mode="border", fill=(1, 2, 3))
+    pixels = step.preprocess(encode(picture(1, 2000)), settings)
+    assert (pixels == (1, 2, 3)).all(axis=(0, 2)).sum() == 31
 
 
 @given(

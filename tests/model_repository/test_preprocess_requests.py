@@ -71,6 +71,8 @@ def test_an_error_of_ours_is_not_the_senders(model, request_of):
 def test_settings_are_read(step):
     read = step.read_settings(config(**PARAMETERS, max_file_bytes="7", max_pixels="9", reduced_decoding="false"))
     assert read == step.Settings(8, 10, "bicubic", 7, 9, False)
+    read = step.read_settings(config(**PARAMETERS, crop_mode="border", fill="124,116,104"))
+    assert read == step.Settings(8, 10, "bicubic", crop_mode="border", fill=(124, 116, 104))
     assert step.read_settings(config(**PARAMETERS)).reduced_decoding
     assert step.read_settings(config(**PARAMETERS)).max_file_bytes == 20 * 1024 * 1024
 
@@ -82,6 +84,9 @@ def test_settings_are_read(step):
         ({"max_pixels": "0"}, "max_pixels is 0"),
         ({"reduced_decoding": "no"}, 'reduced_decoding is "no": write true or false'),
         ({"interpolation": "nearest"}, 'interpolation is "nearest": choose bicubic or bilinear'),
+        ({"crop_mode": "middle"}, 'crop_mode is "middle": choose center or squash or border'),
+        ({"fill": "grey"}, 'fill is "grey": write three levels'),
+        ({"fill": "0,0,256"}, "from 0 to 255"),
         ({"resize_size": None}, "missing from config.pbtxt: resize_size"),
     ],
 )

@@ -41,6 +41,16 @@ def test_training_and_serving_see_the_same_pixels(step, name):
     np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
 
 
+@pytest.mark.parametrize("crop_mode", ["squash", "border"])
+def test_training_and_serving_crop_alike(step, crop_mode):
+    config = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875, crop_mode=crop_mode)
+    file = io.BytesIO()
+    COLOUR.save(file, "PNG")
+    settings = step.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=config.fill)
+    trained = np.asarray(v2.Compose(eval_transform(config).transforms[:2])(load_image(file)))
+    np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
+
+
 def test_sixteen_bit_grey_keeps_its_high_byte():
     file = io.BytesIO()
     Image.fromarray(SIXTEEN_BIT).save(file, "PNG")

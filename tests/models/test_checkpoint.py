@@ -4,13 +4,14 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from nano import State, nano, same
 
-from models import ARCHITECTURES, ModelConfig, WeightsError, load_checkpoint, save_checkpoint
+from models import ARCHITECTURES, ModelConfig, WeightsError, load_checkpoint, load_config, save_checkpoint
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
@@ -27,8 +28,15 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert same(loaded.state_dict(), model.state_dict())
     assert not loaded.training
     assert set(json.loads((folder / "config.json").read_text())) == {
-        *("arch", "num_classes", "image_size", "crop_pct", "interpolation", "mean", "std", "labels")
+        *("arch", "num_classes", "image_size", "crop_pct", "interpolation", "mean", "std", "labels", "crop_mode")
     }
+
+
+def test_a_config_from_before_crop_modes_is_cropped_as_it_was(tmp_path: Path) -> None:
+    config = ModelConfig("timm/convnext_tiny.fb_in22k_ft_in1k_384", 5)
+    values = {name: value for name, value in asdict(config).items() if name != "crop_mode"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert load_config(tmp_path) == replace(config, crop_mode="center")
 
 
 def test_a_save_replaces_the_files_and_never_writes_into_them(tmp_path: Path) -> None:
@@ -69,6 +77,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         (lambda c: c.update(std=[1, 0, 1]), "std above 0"),
         (lambda c: c.update(crop_pct=1.5), "crop_pct 1.5"),
         (lambda c: c.update(interpolation="nearest"), "'nearest'"),
+        (lambda c: c.update(crop_mode="middle"), "crop_mode 'middle'"),
         (lambda c: c.update(image_size="large"), "image_size"),
         (lambda c: c.update(image_size=16), "image_size 16"),
         (lambda c: c.update(num_classes=0), "num_classes 0"),

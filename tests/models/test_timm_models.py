@@ -47,6 +47,8 @@ def test_config_is_that_of_the_named_weights() -> None:
     assert ModelConfig("timm/resnet18").crop_pct == 0.95
     assert ModelConfig("timm/resnet18.tv_in1k").interpolation == "bilinear"
     assert ModelConfig("timm/resnet18.tv_in1k").crop_pct == 0.875
+    assert ModelConfig("timm/resnet18").crop_mode == ModelConfig("replknet_31b").crop_mode == "center"
+    assert ModelConfig("timm/convnext_tiny.fb_in22k_ft_in1k_384").crop_mode == "squash"
     assert ModelConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 

@@ -188,6 +188,8 @@ def test_only_the_crop_is_covered(picture: Callable[..., str]) -> None:
     pixels = np.asarray(found).astype(int)
     assert abs(pixels[10, 10] - 9).max() < 3
     assert abs(pixels[100, 150] - 9).max() > 20
+    found = ask(Counting(explained), picture(), crop_mode="squash").picture
+    assert (abs(np.asarray(found).astype(int) - 9).max(axis=2) > 20).all()
 
 
 def test_labels_are_text_in_the_table() -> None:

@@ -40,6 +40,25 @@ def test_script_reports_accuracies_with_settings(
     assert results["clean"]["right"] >= max(results[name]["right"] for name in ("fgsm", "pgd", "apgd"))
 
 
+def test_a_part_of_the_images_is_of_all_classes(
+    checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They lie class by class: the first so many would be of one."""
+    seen: list[int] = []
+
+    def remember(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+        seen.extend(targets.tolist())
+        return pixels
+
+    monkeypatch.setattr(attack_script, "make_attack", lambda name, config: (remember, {}))
+    config = attack_script.Config(checkpoint, small_digits / "val", ("fgsm",), images=6, device="cpu")
+    assert [result.images for result in attack_checkpoint(config)] == [6, 6]
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2]
+    for wrong in ({"images": -4}, {"epsilon": 300.0}):
+        with pytest.raises(SettingsError, match="0 to 255, and at least 0"):
+            attack_checkpoint(dataclasses.replace(config, **wrong))
+
+
 def test_script_errors_are_one_line(
     checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment, create_transform
 from torchvision.transforms import v2
 
 from models import ModelConfig
@@ -91,6 +92,17 @@ def test_timms_recipe(image: Image.Image) -> None:
     assert len(transform.ops) == 15
     assert {op.magnitude for op in transform.ops} == {9}
     assert {op.magnitude_std for op in transform.ops} == {0.5}
+    recipe = create_transform(
+        CONFIG.image_size,
+        is_training=True,
+        auto_augment="rand-m9-mstd0.5-inc1",
+        interpolation=CONFIG.interpolation,
+        mean=CONFIG.mean,
+        std=CONFIG.std,
+    )
+    (theirs,) = (step for step in recipe.transforms if isinstance(step, auto_augment.RandAugment))
+    for ours, published in zip(transform.ops, theirs.ops, strict=True):
+        assert (ours.name, ours.hparams) == (published.name, published.hparams)
     random.seed(0)
     np.random.seed(0)
     assert len({transform(image).tobytes() for _ in range(20)}) > 10

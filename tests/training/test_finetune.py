@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from training import attack as attack_script
+from training import evaluate as evaluate_script
+from training import explain as explain_script
 from training import finetune
 from training.data import DataError, write_digits
 from training.evaluate import Config as EvaluateConfig
@@ -245,3 +249,33 @@ def test_digits_preset_reaches_its_accuracy(seed: int, tmp_path: Path) -> None:
     assert train(config, QUIET) >= 0.98  # of 359 images; one is 0.28 %
     held_out = EvaluateConfig(checkpoint=tmp_path, data=PRESETS["digits"].data / "val", deploy=True)
     assert top1(evaluate(held_out)[0]) >= 0.98
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    """Its loss is 0 and its top-1 100 %, whatever it learns."""
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / part / "cat" / "a.png")
+    with pytest.raises(DataError, match="has 1 class, cat: a classifier needs 2"):
+        train(Config(data=tmp_path, output=tmp_path / "run"), QUIET)
+
+
+def test_labels_are_text_in_the_table(capsys: pytest.CaptureFixture) -> None:
+    """A label may look like rich's markup, which would vanish or be an error."""
+    Console(width=100).print(per_class_table(torch.eye(2, dtype=torch.int64).flip(0), ["[dog]", "[/x]"]))
+    out = capsys.readouterr().out
+    assert out.count("[dog]") == out.count("[/x]") == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device can be used")
+@pytest.mark.parametrize("script", [evaluate_script, attack_script, explain_script])
+def test_a_device_that_is_not_there_is_one_line(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, create_model("replknet_nano", 2), ModelConfig("replknet_nano", 2, image_size=32))
+    data = "--images" if script is explain_script else "--data"
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), data, str(tmp_path), "--device", "cuda"])
+    assert script.main() == 1
+    error = capsys.readouterr().err
+    assert "--device cuda cannot be used" in error
+    assert error.count("\n") == 1

@@ -241,4 +241,4 @@ def test_corrections_after_training(tiny: Callable[..., Config], small_digits: P
     with pytest.raises(SettingsError, match="needs class_counts"):
         evaluate(EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", logit_adjustment=1.0))
     with pytest.raises(SettingsError, match="is the checkpoint itself"):
-        evaluate(EvaluateConfig(**common, save=tmp_path / "run"))
+        evaluate(EvaluateConfig(**common, save=tmp_path / "there" / ".." / "run"))

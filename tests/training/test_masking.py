@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from models import ModelConfig
-from training.data import DataError
+from training.data import DataError, image_folder
 from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
 from training.settings import SettingsError
 from training.shards import NO_CLASS
@@ -54,6 +54,14 @@ def test_every_patch_is_masked_equally_often() -> None:
 def test_impossible_masks_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         MaskGenerator(*arguments)
+
+
+def test_images_behind_a_linked_folder_are_found_as_in_training(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert len(image_folder(tmp_path / "train", None)) == len(Unlabelled(tmp_path / "train")) == 1
 
 
 @pytest.fixture

@@ -58,6 +58,48 @@ def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 8.0}, r"--epsilon 8\.0 does nothing without --adversarial fast_at or advprop"),
+        ({"loss": "balanced_softmax", "logit_tau": 2.0}, r"--logit-tau 2\.0 .* --loss logit_adjustment"),
+        ({"focal_gamma": 1.0}, "--focal-gamma .* --loss focal"),
+        ({"loss": "focal", "drw_start": 0.5}, "--drw-start .* --loss ldam"),
+        ({"paco_queue": 16}, "--paco-queue 16 .* --loss paco or gpaco"),
+        ({"adversarial": "advprop", "overfitting_drop": 0.1}, "--overfitting-drop .* --adversarial fast_at"),
+    ],
+)
+def test_a_setting_that_nothing_looks_at_is_refused(changes: dict, message: str) -> None:
+    config = Config(**changes)
+    with pytest.raises(SettingsError, match=message):
+        check_method(config, config, has_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_smoothing": -0.5}, r"--label-smoothing -0\.5: it is 0 to 1"),
+        ({"label_smoothing": 2.0}, "0 to 1"),
+        ({"adversarial": "fast_at", "epsilon": -3.0}, "--epsilon -3.0: it is 0 to 255"),
+        ({"clip_grad": -1.0}, "--clip-grad -1.0: it is at least 0"),  # it would turn the gradient round
+        ({"weight_decay": -1.0}, "--weight-decay"),
+        ({"mixup": -1.0}, "--mixup"),
+        ({"seed": -1}, "--seed -1"),
+        ({"threads": -1}, "--threads -1"),
+        ({"global_batch_size": -8}, "--global-batch-size -8"),
+        ({"lr": float("nan"), "warmup_epochs": float("nan")}, "--warmup-epochs nan"),
+        ({"ema_decay": 1.0}, r"--ema-decay 1\.0: at least 0 and below 1"),
+        ({"min_crop_area": 0.0}, r"--min-crop-area 0\.0: above 0 and at most 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_any_work(
+    changes: dict, message: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(tiny(tmp_path / "run", **changes), QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("changes", "holds"),
     [
         ({"adversarial": "advprop"}, {"epsilon": 4.0, "label_smoothing": 0.1}),

@@ -1,8 +1,9 @@
 """Encoded image bytes -> pixels [S,S,3] uint8, RGB: the first step of the `classifier` ensemble.
 
 The evaluation transform of timm and torchvision, bit for bit: PIL's ``convert("RGB")``, the shorter side resized to
-`resize_size` with the aspect kept, the centre `image_size` square cut out. ``convert("RGB")`` drops alpha and converts
-CMYK naively: ImageFolder and timm's dataset gave the network just that in training, so the served network gets it too.
+`resize_size` with the aspect kept (timm's `crop_mode` center; squash: both sides; border: the longer one), the centre
+`image_size` square cut out, `fill` where there is no picture. ``convert("RGB")`` drops alpha and converts CMYK
+naively: ImageFolder and timm's dataset gave the network just that in training, so the served network gets it too.
 
 A large JPEG is decoded at a half, quarter or eighth of its size (libjpeg's scaled decoding) as long as its shorter side
 stays MARGIN times `resize_size`: it is then resized from there. On detailed photographs that moves a pixel by 0.8 grey
@@ -29,6 +30,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAGIC = re.compile(rb"\xff\xd8|\x89PNG|RIFF....WEBP|BM|GIF8", re.DOTALL)
 READABLE = "JPEG, PNG, WebP, BMP or GIF"
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+CROP_MODES = ("center", "squash", "border")
+COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 MARGIN = 2.25  # below it the bicubic filter sees libjpeg's coarser one: 1.0 grey level on average at 2, 1.5 at 1.5
 COUNTED = re.compile(r"(\d+) pixels")  # in Pillow's own refusal
 EXIF_ORIENTATION = 0x0112
@@ -57,6 +60,8 @@ class Settings:
     max_file_bytes: int = 20 * 1024 * 1024
     max_pixels: int = 89_478_485
     reduced_decoding: bool = True
+    crop_mode: str = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         for name in ("image_size", "resize_size", "max_file_bytes", "max_pixels"):
@@ -64,18 +69,26 @@ class Settings:
                 raise ValueError(f"parameter {name} is {getattr(self, name)}: it must be 1 or more")
         if self.interpolation not in FILTERS:
             raise ValueError(f'parameter interpolation is "{self.interpolation}": choose {" or ".join(FILTERS)}')
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f'parameter crop_mode is "{self.crop_mode}": choose {" or ".join(CROP_MODES)}')
+        if max(self.fill) > 255:
+            raise ValueError(f"parameter fill is {self.fill}: three levels from 0 to 255 are needed")
 
 
 def read_settings(config: dict[str, Any]) -> Settings:
-    """Raises `ValueError` for a parameter that is missing or not a number."""
+    """Raises `ValueError` for a parameter that is missing or cannot be."""
     values = {key: value.get("string_value", "") for key, value in config.get("parameters", {}).items()}
     known: dict[str, Any] = {}
     for name in Settings.__dataclass_fields__:
         if name not in values:
             continue
         value = values[name].strip()
-        if name == "interpolation":
+        if name in ("interpolation", "crop_mode"):
             known[name] = value
+        elif name == "fill":
+            if (levels := COLOUR.fullmatch(value)) is None:
+                raise ValueError(f'parameter {name} is "{value}": write three levels, such as 124,116,104')
+            known[name] = tuple(map(int, levels.groups()))
         elif name == "reduced_decoding":
             if value not in ("true", "false"):
                 raise ValueError(f'parameter {name} is "{value}": write true or false')
@@ -173,30 +186,34 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, settings: Settings) -> Image.Image:
-    """torchvision's Resize(resize_size) and CenterCrop(image_size), to its rounding; too small is padded with black."""
+    """The resized image's centre, to torchvision's rounding; what the image does not reach has the colour `fill`."""
     size = resized_size(image.size, settings)
     if size != image.size:
         image = image.resize(size, FILTERS[settings.interpolation])
     crop = settings.image_size
-    left, right = padded_crop(size[0], crop)
-    top, bottom = padded_crop(size[1], crop)
-    return image.crop((left, top, right, bottom))  # PIL fills what lies outside with black
+    canvas = Image.new("RGB", (crop, crop), settings.fill)
+    canvas.paste(image, (-crop_start(size[0], crop), -crop_start(size[1], crop)))
+    return canvas
 
 
 def resized_size(size: tuple[int, int], settings: Settings) -> tuple[int, int]:
-    """`resize_size` for the shorter side, the aspect kept. Raises `ImageError` where the longer becomes enormous."""
-    width, height = size
+    """What `crop_mode` makes of a size. Raises `ImageError` where the longer side becomes enormous."""
+    (width, height), side = size, settings.resize_size
+    if settings.crop_mode == "squash":
+        return side, side
+    if settings.crop_mode == "border":
+        ratio = max(width / side, height / side)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
     short = min(width, height)
-    resized = (int(settings.resize_size * width / short), int(settings.resize_size * height / short))
+    resized = (int(side * width / short), int(side * height / short))
     if resized != size:
         check_pixels(resized, settings.max_pixels, f"a {width} x {height} image, resized for the network, is")
     return resized
 
 
-def padded_crop(length: int, crop: int) -> tuple[int, int]:
-    """Start and end of the centre crop along one side; negative start: the side is padded."""
-    start = -((crop - length) // 2) if length < crop else round((length - crop) / 2)
-    return start, start + crop
+def crop_start(length: int, crop: int) -> int:
+    """Where the centre crop begins along one side; negative: the side is padded."""
+    return -((crop - length) // 2) if length < crop else round((length - crop) / 2)
 
 
 def threads_of(config: dict[str, Any]) -> int:
