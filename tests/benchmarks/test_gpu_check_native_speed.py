@@ -1,4 +1,4 @@
-"""The native_speed part of `make gpu-check` on a faked GPU: whose kernels it times, and that wrong ones have no time."""
+"""The native_speed part of `make gpu-check` on a faked GPU: whose kernels it times; wrong ones have no time."""
 
 import json
 import subprocess
