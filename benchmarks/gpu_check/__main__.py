@@ -70,8 +70,9 @@ def parts() -> list[Part]:
         Part("build", ("kernels/native/build.py",), 45),
         Part("native", ("-m", f"{here}.native"), 20),
         Part("tests", tests, 120, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
-        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "105", "--tune", "30"), 150),
-        Part("end_to_end", ("-m", f"{here}.end_to_end"), 75),
+        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "95", "--tune", "30"), 140),
+        Part("native_speed", ("-m", f"{here}.native_speed"), 20),
+        Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
         Part("served", ("-m", f"{here}.served"), 25),
     ]
 

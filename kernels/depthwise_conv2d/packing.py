@@ -27,11 +27,12 @@ def pack_filter_kernel(
     Bytes: the packed filter written once; the filter WINDOW times, from the caches.
     """
     SIGN: tl.constexpr = -1 if FLIP else 1
+    plane = WINDOW * (COLUMNS // 8 * 8)  # of 8 columns or more: the compiler is told, so that stores are vectors
     c = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1) * GROUP
     weight_ptr += c * KH * KW
-    packed_ptr += (c * planes + q) * (WINDOW * COLUMNS)
-    for begin in range(0, WINDOW * COLUMNS, BLOCK):
+    packed_ptr += (c * planes + q) * plane
+    for begin in range(0, plane, BLOCK):
         four = begin + 4 * tl.arange(0, BLOCK // 4)  # [F], the first of four x of one u
         j = four // COLUMNS - offset - four % COLUMNS + KW // 2
         tap = j
@@ -50,8 +51,8 @@ def pack_filter_kernel(
             w3 = tl.load(source - 3 * SIGN, mask=here & ((j - 3).to(tl.uint32) < KW), other=0)
             values = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(BLOCK)  # [F,2,2]: w0 w1 w2 w3
             element = begin + tl.arange(0, BLOCK)
-            written = (element < WINDOW * COLUMNS) & (q + g + 0 * element < planes)
-            tl.store(packed_ptr + (g * (WINDOW * COLUMNS) + element), values, mask=written)
+            written = (element < plane) & (q + g + 0 * element < planes)
+            tl.store(packed_ptr + (g * plane + element), values, mask=written)
 
 
 def pack_filter(weight, tile, flip=False):

@@ -1,6 +1,8 @@
 """How one shape is cut up for the tensor-core kernel, and its launch."""
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import triton
 import triton.language as tl
@@ -28,23 +30,38 @@ class Tile:
         return self.window == width <= self.columns
 
 
-def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int) -> Tile:
-    """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md)."""
+@lru_cache(1024)
+def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int, forms=()) -> Tile:
+    """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md).
+
+    `forms`: the (rows, block_m) to choose from; all, unless the native library is to choose from those it has.
+    """
     pad = kernel_width // 2
     if width <= 64:  # whole rows
         columns, window, offset = max(8, triton.next_power_of_2(width)), width, 0
-        rows = min(8, 128 // columns)
     else:
-        rows, columns, offset = 4, 32, triton.cdiv(pad, 8) * 8  # windows begin at whole vectors
+        columns, offset = 32, triton.cdiv(pad, 8) * 8  # windows begin at whole vectors
         window = 16 * triton.cdiv(offset + columns + pad, 16)
-    while rows > 1 and batch * triton.cdiv(height, rows) < 64:  # few images: more programs
-        rows //= 2
-    pairs = batch * triton.cdiv(height, rows)
-    block_m = max(16, min(64 if element_bytes == 4 else 128, triton.next_power_of_2(pairs)))
-    while block_m > 16 and 3 * block_m * triton.cdiv(pairs, block_m) > 4 * pairs:  # a third more than there are
-        block_m //= 2
-    block_k = 32 if element_bytes == 4 else 64
+    if not forms:
+        blocks = (16, 32, 64) if element_bytes == 4 else (16, 32, 64, 128)
+        forms = [(rows, block_m) for rows in (1, 2, 4, 8) if rows * columns <= 128 for block_m in blocks]
+    rows, block_m = choose_form(batch, height, forms)
+    block_k = 128 // element_bytes
     return Tile(rows, columns, window, offset, block_m, block_k, warps_for(block_m * rows * columns, element_bytes), 3)
+
+
+def choose_form(batch, height, forms):
+    """The most rows of which there are 64 pairs, few images: more programs; then the largest block that they fill."""
+    pairs = {rows: batch * triton.cdiv(height, rows) for rows, _ in forms}
+    rows = max((rows for rows in pairs if pairs[rows] >= 64), default=min(pairs))
+    blocks = [block_m for each, block_m in forms if each == rows]
+    filled = [  # computes at most a third more than there are
+        block_m
+        for block_m in blocks
+        if block_m <= triton.next_power_of_2(pairs[rows])
+        and 3 * block_m * triton.cdiv(pairs[rows], block_m) <= 4 * pairs[rows]
+    ]
+    return rows, max(filled, default=min(blocks))
 
 
 def warps_for(sums: int, element_bytes: int) -> int:
@@ -76,7 +93,7 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None,
     kernel_height, kernel_width = weight.shape[2:]
     tile = tile or choose_tile(batch, height, width, kernel_width, input.element_size())
     packed = pack_filter(weight, tile, flip)
-    log = log_images(batch, height, tile)
+    log, aligned = log_images(batch, height, tile), alignment(input, output, tile)
     groups = triton.cdiv(batch, 2**log) * triton.cdiv(triton.cdiv(height, tile.rows), tile.block_m >> log)
     toeplitz_kernel[(groups * triton.cdiv(width, tile.columns), channels)](
         input,
@@ -99,7 +116,8 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None,
         WINDOW=tile.window,
         BLOCK_M=tile.block_m,
         BLOCK_K=tile.block_k,
-        ALIGNMENT=alignment(input, output, tile),
+        ALIGNMENT=aligned,
+        ROW_ALIGNMENT=math.gcd(width, aligned),
         FLAT=tile.is_flat(width),
         FLIP=flip,
         PRECISION=precision,

@@ -43,7 +43,8 @@ def toeplitz_kernel(
     WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,  # elements that every run of pixels begins at a multiple of,
+    ROW_ALIGNMENT: tl.constexpr,  # and every row
     FLAT: tl.constexpr,  # WINDOW is W, which COLUMNS holds: a window is a run of whole rows
     FLIP: tl.constexpr,  # `weight` is to be turned by 180 degrees (`packed` is)
     PRECISION: tl.constexpr,
@@ -58,7 +59,7 @@ def toeplitz_kernel(
     and about (1 + KH/ROWS)(WINDOW/COLUMNS) times from the L2 cache, the packed filter once a tile from there.
     """
     # The division tells the compiler: tl.multiple_of does nothing to an argument.
-    W = WINDOW if FLAT else W // ALIGNMENT * ALIGNMENT
+    W = (WINDOW if FLAT else W) // ROW_ALIGNMENT * ROW_ALIGNMENT
     pixels = H * W // ALIGNMENT * ALIGNMENT
     offset = offset // 8 * 8
     c = tl.program_id(1).to(tl.int64)
@@ -87,11 +88,11 @@ def toeplitz_kernel(
     packed = packed_ptr + c * planes * (WINDOW * COLUMNS)
     packed += ((ROWS - 1 - yo) * (WINDOW * COLUMNS) + xo)[None, :]  # [1,O]
     if FLAT:
-        lead = tl.cdiv(KH // 2 * WINDOW, ALIGNMENT) * ALIGNMENT  # a run begins at a whole vector,
-        early = lead - KH // 2 * WINDOW  # so many pixels early
-        start = y0 * WINDOW - lead  # [M]
-        begin = (r_begin * WINDOW + early) // ALIGNMENT * ALIGNMENT
-        end = r_end * WINDOW + early
+        lead = tl.cdiv(KH // 2 * W, ALIGNMENT) * ALIGNMENT  # a run begins at a whole vector,
+        early = lead - KH // 2 * W  # so many pixels early
+        start = y0 * W - lead  # [M]
+        begin = (r_begin * W + early) // ALIGNMENT * ALIGNMENT
+        end = r_end * W + early
     else:
         skipped = tl.maximum(0, offset - x0) // 8  # of a window, in eights: left of the image
         eights = tl.minimum(WINDOW, tl.cdiv(W - x0 + offset, 8) * 8) // 8 - skipped  # in the image

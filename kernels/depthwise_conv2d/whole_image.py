@@ -7,6 +7,7 @@ from kernels.depthwise_conv2d.kernel import ACTIVATIONS
 from kernels.depthwise_conv2d.toeplitz_kernel import activate
 
 LARGEST = 256  # outputs of a program: all of a channel, in rows of a power of 2
+STAGES = 1  # the kernel loads a step ahead itself
 
 
 @triton.jit
@@ -48,8 +49,8 @@ def whole_image_kernel(
     output_ptr,  # [N,C,H,W] contiguous
     N,
     has_bias,
-    C: tl.constexpr,  # constants, so that most places in memory are a number away from one another
-    H: tl.constexpr,
+    C: tl.constexpr,
+    H: tl.constexpr,  # constants, so that most places in memory are a number away from one another
     W: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -113,13 +114,22 @@ def suits(input, kernel_size):
     return whole and height * rows_of(width) <= LARGEST and input.element_size() == 2
 
 
+def sizes(height, width, kernel_height, kernel_width, block_n):
+    """What is constant in a compiled kernel besides the channels."""
+    row = rows_of(width)
+    constants = {"H": height, "W": width, "KH": kernel_height, "KW": kernel_width, "ROW": row}
+    constants["OUTPUTS"] = max(16, triton.next_power_of_2(height * row))
+    return {**constants, "BLOCK_N": block_n, "BLOCK_K": 16 if block_n == 16 else 32}
+
+
+def warps_for(block_n):
+    return 4 if block_n == 16 else 8
+
+
 def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
     """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
     batch, channels, height, width = input.shape
-    row = rows_of(width)
-    outputs = max(16, triton.next_power_of_2(height * row))
     block_n = max(16, min(64, triton.next_power_of_2(batch)))
-    few = block_n == 16
     whole_image_kernel[(triton.cdiv(batch, block_n), channels)](
         input,
         weight,
@@ -128,19 +138,12 @@ def launch(input, weight, bias, output, activation, precision="ieee", flip=False
         batch,
         int(bias is not None),
         C=channels,
-        H=height,
-        W=width,
-        KH=weight.shape[2],
-        KW=weight.shape[3],
-        ROW=row,
-        OUTPUTS=outputs,
-        BLOCK_N=block_n,
-        BLOCK_K=16 if few else 32,
+        **sizes(height, width, *weight.shape[2:], block_n),
         FLIP=flip,
         PRECISION=precision,
         ACTIVATION=ACTIVATIONS[activation],
         INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
         INTERPRETED=triton.knobs.runtime.interpret,
-        num_warps=4 if few else 8,
-        num_stages=1,
+        num_warps=warps_for(block_n),
+        num_stages=STAGES,
     )

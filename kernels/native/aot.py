@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from kernels.native.variants import FOLDER, Pack, Simple, Toeplitz, Variant, all_variants
+from kernels.native.variants import FOLDER, Pack, Simple, Toeplitz, Variant, WholeImage, all_variants
+
+KINDS = (Simple, Pack, Toeplitz, WholeImage)
+IMPORTED = {"whole_image.py": ("toeplitz_kernel.py",)}  # what a kernel calls that lies in another's source
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class CompiledKernel:
 def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[CompiledKernel]:
     """Compile what `cache` does not hold yet, in as many processes as there are cores."""
     variants = all_variants() if variants is None else variants
-    folders = {source: cache / source_key(source) for source in {kind.source for kind in (Simple, Pack, Toeplitz)}}
+    folders = {source: cache / source_key(source) for source in {kind.source for kind in KINDS}}
     for old in cache.iterdir() if cache.is_dir() else []:  # what an older kernel or Triton left
         if old not in folders.values():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -55,7 +58,8 @@ def source_key(source: str) -> str:
     import triton
 
     digest = hashlib.sha256(triton.__version__.encode())
-    for path in (FOLDER / source, Path(__file__), Path(__file__).with_name("variants.py")):
+    sources = [FOLDER / name for name in (source, *IMPORTED.get(source, ()))]
+    for path in (*sources, Path(__file__), Path(__file__).with_name("variants.py")):
         digest.update(path.read_bytes())
     return f"{Path(source).stem}-{digest.hexdigest()[:16]}"
 
@@ -86,7 +90,7 @@ def compile_one(variant: Variant, path: Path) -> None:
 def cubin_table(kernels: list[CompiledKernel]) -> str:
     """C++ source with every cubin in the library's read-only data and the tables that cuda_launch.cpp searches."""
     lines = ['#include "cuda_launch.h"', ""]
-    rows: dict[type, list[str]] = {Simple: [], Pack: [], Toeplitz: []}
+    rows: dict[type, list[str]] = {kind: [] for kind in KINDS}
     for index, kernel in enumerate(kernels):
         symbol = f"widefield_cubin_{index}"
         data = f'.section .rodata\\n.balign 64\\n{symbol}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n'

@@ -41,7 +41,7 @@ def fingerprint(torch: Path) -> str:
     inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "variants.py", "build.py")]
     inputs += [
         HERE.parent / "depthwise_conv2d" / name
-        for name in ("kernel.py", "toeplitz.py", "toeplitz_kernel.py", "packing.py")
+        for name in ("kernel.py", "toeplitz.py", "toeplitz_kernel.py", "packing.py", "whole_image.py", "tiles.json")
     ]
     for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())

@@ -3,19 +3,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <initializer_list>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 namespace widefield {
 namespace {
 
 constexpr int kToeplitzTaps = 25;  // dispatch.TOEPLITZ_TAPS
-constexpr int kLargestSide = 255;  // dispatch.LARGEST_SIDE
-constexpr int kPackGroup = 8;        // packing.PACK_GROUP
+constexpr int kLargestSide = 255;   // dispatch.LARGEST_SIDE
+constexpr int kPackGroup = 8;       // packing.PACK_GROUP
+constexpr int kWidestFlat = 64;     // toeplitz.choose_tile
+constexpr int64_t kFewPairs = 64;   // toeplitz.choose_form
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
 constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
-constexpr int kFewRows = 128;                       // of all images: blocks of 16 serve them
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -43,36 +44,56 @@ const PackKernel* find_pack(int architecture, DataType dtype) {
   return nullptr;
 }
 
-// toeplitz.alignment: elements, at most 8, that every row of contiguous input and output begins at a multiple of.
-int alignment(const KernelArguments& a, DataType dtype) {
-  for (const int elements : {8, 4, 2}) {
-    const uintptr_t bytes = static_cast<uintptr_t>(elements) * element_bytes(dtype);
-    if (a.width % elements == 0 && reinterpret_cast<uintptr_t>(a.input) % bytes == 0 &&
-        reinterpret_cast<uintptr_t>(a.output) % bytes == 0)
-      return elements;
-  }
-  return 1;
+// Whether input and output both lie at a multiple of so many elements.
+bool aligned(const KernelArguments& a, DataType dtype, int elements) {
+  const uintptr_t places = reinterpret_cast<uintptr_t>(a.input) | reinterpret_cast<uintptr_t>(a.output);
+  return places % (elements * element_bytes(dtype)) == 0;
 }
 
-// Whether the tile's window holds all columns that its outputs see.
-bool covers(const ToeplitzKernel& k, const KernelArguments& a) {
-  const int pad = a.kernel_width / 2;
-  return k.offset == 0 ? a.width <= k.columns : k.offset >= pad && k.window >= k.offset + k.columns + pad;
-}
-
-// The least multiply-adds a row; then blocks that fit the batch; then the widest loads.
-const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, DataType dtype) {
-  const int widest = alignment(a, dtype);
-  const auto rank = [&](const ToeplitzKernel& k) {
-    const bool misfit = (a.batch * a.height <= kFewRows) != (k.block_m == 16);
-    return std::make_tuple(ceil_div(a.width, k.columns) * k.columns * k.window, misfit, -k.alignment);
-  };
-  const ToeplitzKernel* best = nullptr;
-  for (const ToeplitzKernel* k = kToeplitzKernels; k != kToeplitzKernels + kToeplitzKernelCount; ++k)
-    if (runs(k->cubin, architecture) && k->dtype == dtype && k->alignment <= widest && covers(*k, a) &&
+// The least block that holds the batch, else the largest.
+const WholeImageKernel* find_whole_image(int architecture, const KernelArguments& a, DataType dtype) {
+  const auto rank = [&](const WholeImageKernel& k) { return std::make_tuple(ceil_div(a.batch, k.block_n), k.block_n); };
+  const WholeImageKernel* best = nullptr;
+  for (const WholeImageKernel* k = kWholeImageKernels; k != kWholeImageKernels + kWholeImageKernelCount; ++k)
+    if (runs(k->cubin, architecture) && k->dtype == dtype && a.height == k->size && a.width == k->size &&
+        a.kernel_height == k->kernel && a.kernel_width == k->kernel && aligned(a, dtype, k->alignment) &&
         (!best || rank(*k) < rank(*best)))
       best = k;
   return best;
+}
+
+bool serves(const ToeplitzKernel& k, const KernelArguments& a) {
+  return k.flat == (a.width <= kWidestFlat) && (!k.flat || a.width <= k.columns) &&
+         (k.activation < 0 || k.activation == a.activation) && a.width % k.row_alignment == 0 &&
+         static_cast<int64_t>(a.height) * a.width % k.alignment == 0 && aligned(a, k.dtype, k.alignment);
+}
+
+// (row block, image) pairs of a channel and column of tiles.
+int64_t pairs(const KernelArguments& a, int rows) { return a.batch * ceil_div(a.height, rows); }
+
+// Whether a tile of toeplitz.choose_form's: the largest block of at most the next power of 2 that computes at most a
+// third more pairs than there are.
+bool filled(const ToeplitzKernel& k, const KernelArguments& a) {
+  const int64_t wanted = pairs(a, k.rows);
+  return k.block_m < 2 * wanted && 3 * k.block_m * ceil_div(wanted, k.block_m) <= 4 * wanted;
+}
+
+// Of the fewest columns, with the widest loads, what toeplitz.choose_form takes of the forms there are.
+const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, DataType dtype) {
+  std::vector<const ToeplitzKernel*> forms;
+  const auto group = [](const ToeplitzKernel& k) { return std::make_tuple(k.columns, -k.row_alignment); };
+  for (const ToeplitzKernel* k = kToeplitzKernels; k != kToeplitzKernels + kToeplitzKernelCount; ++k) {
+    if (!runs(k->cubin, architecture) || k->dtype != dtype || !serves(*k, a)) continue;
+    if (!forms.empty() && group(*k) < group(*forms[0])) forms.clear();
+    if (forms.empty() || group(*k) == group(*forms[0])) forms.push_back(k);
+  }
+  // The most rows of which there are enough pairs, else the fewest; the largest block that is filled, else the least.
+  const auto rank = [&](const ToeplitzKernel& k) {
+    const bool enough = pairs(a, k.rows) >= kFewPairs, full = filled(k, a);
+    return std::make_tuple(!enough, enough ? -k.rows : k.rows, !full, full ? -k.block_m : k.block_m);
+  };
+  const auto best = std::min_element(forms.begin(), forms.end(), [&](auto* x, auto* y) { return rank(*x) < rank(*y); });
+  return best == forms.end() ? nullptr : *best;
 }
 
 // Programs a channel and column of tiles, where one takes 2^log images.
@@ -113,43 +134,54 @@ bool launch_simple(const Device& device, const KernelArguments& a, DataType dtyp
   return true;
 }
 
-std::optional<ToeplitzPlan> plan_toeplitz(const Device& device, const KernelArguments& a, DataType dtype) {
+std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const KernelArguments& a, DataType dtype) {
   if (static_cast<int64_t>(a.kernel_height) * a.kernel_width < kToeplitzTaps) return std::nullopt;
   if (std::max(a.kernel_height, a.kernel_width) > kLargestSide) return std::nullopt;
   if (a.batch * a.channels * a.height * a.width >= kMaxElements || a.channels > kMaxGridY) return std::nullopt;
-  const PackKernel* pack = find_pack(device.architecture, dtype);
-  const ToeplitzKernel* kernel = find_toeplitz(device.architecture, a, dtype);
-  if (!pack || !kernel) return std::nullopt;
-  const int planes = a.kernel_height + 2 * (kernel->rows - 1);
-  const int64_t plane = static_cast<int64_t>(kernel->window) * kernel->columns;
-  return ToeplitzPlan{device, pack, kernel, planes, a.channels * planes * plane};
+  TensorCorePlan plan{};
+  plan.device = device;
+  plan.whole_image = find_whole_image(device.architecture, a, dtype);
+  if (plan.whole_image) return plan;
+  plan.pack = find_pack(device.architecture, dtype);
+  plan.toeplitz = find_toeplitz(device.architecture, a, dtype);
+  if (!plan.pack || !plan.toeplitz) return std::nullopt;
+  const int columns = plan.toeplitz->columns, pad = a.kernel_width / 2;
+  // toeplitz.choose_tile
+  plan.offset = plan.toeplitz->flat ? 0 : static_cast<int>(8 * ceil_div(pad, 8));
+  plan.window = plan.toeplitz->flat ? a.width : static_cast<int>(16 * ceil_div(plan.offset + columns + pad, 16));
+  plan.planes = a.kernel_height + 2 * (plan.toeplitz->rows - 1);
+  plan.packed_elements = static_cast<int64_t>(a.channels) * plan.planes * plan.window * columns;
+  return plan;
 }
 
-void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& a, void* packed, void* stream) {
+// Run-time arguments are in the order of the kernels', then come Triton's two scratch pointers.
+void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, void* packed, void* stream) {
   KernelArguments copy = a;
   if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
-  ToeplitzKernel tile = *plan.kernel;
-  int planes = plan.planes, has_bias = a.bias != nullptr, batch = static_cast<int>(a.batch);
+  int has_bias = a.bias != nullptr, batch = static_cast<int>(a.batch);
+  void *global_scratch = nullptr, *profile_scratch = nullptr;
+  if (plan.whole_image) {
+    void* product[] = {&copy.input, &copy.weight,   &copy.bias,       &copy.output,    &batch,
+                       &has_bias,   &copy.channels, &copy.activation, &global_scratch, &profile_scratch};
+    launch_cubin(plan.device, plan.whole_image->cubin,
+                 static_cast<unsigned>(ceil_div(a.batch, plan.whole_image->block_n)), copy.channels, stream, product);
+    return;
+  }
+  const ToeplitzKernel& tile = *plan.toeplitz;
+  int rows = tile.rows, columns = tile.columns, window = plan.window, offset = plan.offset, planes = plan.planes;
   int log = log_images(tile, a);
   const int64_t grid_x = toeplitz_programs(tile, a, log) * ceil_div(a.width, tile.columns);
-  void *global_scratch = nullptr, *profile_scratch = nullptr;
-
-  // In the order of pack_filter_kernel's and toeplitz_kernel's run-time arguments, then Triton's two scratch pointers.
-  void* pack[] = {&copy.weight, &packed,       &copy.kernel_height, &copy.kernel_width, &tile.offset,    &planes,
-                  &tile.rows,   &tile.columns, &tile.window,        &global_scratch,    &profile_scratch};
+  void* pack[] = {&copy.weight, &packed,       &copy.kernel_height, &copy.kernel_width, &offset,         &planes,
+                  &rows,        &columns,      &window,             &global_scratch,    &profile_scratch};
   launch_cubin(plan.device, plan.pack->cubin, copy.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
                pack);
-  void* product[] = {&copy.input,         &packed,
-                     &copy.weight,        &copy.bias,
-                     &copy.output,        &batch,
-                     &copy.channels,      &copy.height,
-                     &copy.width,         &copy.kernel_height,
-                     &copy.kernel_width,  &planes,
-                     &log,                &has_bias,
-                     &copy.activation,    &global_scratch,
-                     &profile_scratch};
-  launch_cubin(plan.device, plan.kernel->cubin, static_cast<unsigned>(grid_x), copy.channels, stream,
-               product);
+  std::vector<void*> product = {&copy.input,         &packed,       &copy.weight,   &copy.bias,  &copy.output,
+                                &batch,              &copy.channels, &copy.height,  &copy.width, &copy.kernel_height,
+                                &copy.kernel_width,  &offset,       &planes,        &log,        &has_bias,
+                                &window};
+  if (tile.activation < 0) product.push_back(&copy.activation);
+  product.insert(product.end(), {&global_scratch, &profile_scratch});
+  launch_cubin(plan.device, tile.cubin, static_cast<unsigned>(grid_x), copy.channels, stream, product.data());
 }
 
 void warn_no_kernel() {

@@ -24,8 +24,16 @@ struct PackKernel {
 struct ToeplitzKernel {
   Cubin cubin;
   DataType dtype;
-  int rows, columns, window, offset, block_m;
-  int alignment;  // elements that the rows of input and output must begin at a multiple of
+  bool flat;  // tiles of whole rows
+  int columns, rows, block_m;
+  int alignment, row_alignment;  // elements that the runs and the rows of input and output must begin at a multiple of
+  int activation;                // the only one, or -1: any
+};
+struct WholeImageKernel {
+  Cubin cubin;
+  DataType dtype;
+  int size, kernel;  // height = width of image and filter
+  int block_n, alignment;
 };
 extern const SimpleKernel kSimpleKernels[];
 extern const int kSimpleKernelCount;
@@ -33,6 +41,8 @@ extern const PackKernel kPackKernels[];
 extern const int kPackKernelCount;
 extern const ToeplitzKernel kToeplitzKernels[];
 extern const int kToeplitzKernelCount;
+extern const WholeImageKernel kWholeImageKernels[];
+extern const int kWholeImageKernelCount;
 
 struct KernelArguments {
   const void *input, *weight, *bias;  // bias may be null
@@ -49,20 +59,22 @@ struct KernelArguments {
 bool launch_simple(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
                    void* stream);
 
-struct ToeplitzPlan {
+struct TensorCorePlan {
   Device device;
+  const WholeImageKernel* whole_image;  // or null: then those below
   const PackKernel* pack;
-  const ToeplitzKernel* kernel;
-  int planes;
-  int64_t packed_elements;  // of the input's type: what launch_toeplitz needs room for
+  const ToeplitzKernel* toeplitz;
+  int window, offset, planes;
+  int64_t packed_elements;  // of the input's type: what launch_tensor_cores needs room for
 };
 
-// toeplitz.py on contiguous memory, or nothing where kernel.py is to serve: filters of few taps, 2^31 elements or more,
-// an architecture, a width or a grid that no cubin fits. Of the pointers, it reads how input and output are aligned.
-std::optional<ToeplitzPlan> plan_toeplitz(const Device& device, const KernelArguments& arguments, DataType dtype);
+// whole_image.py or toeplitz.py on contiguous memory, or nothing where kernel.py is to serve: filters of few taps, 2^31
+// elements or more, an architecture or a grid that no cubin fits. Of the pointers, it reads how input and output are
+// aligned.
+std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const KernelArguments& arguments, DataType dtype);
 
-// Packs the filter into `packed`, then convolves.
-void launch_toeplitz(const ToeplitzPlan& plan, const KernelArguments& arguments, void* packed, void* stream);
+// Convolves; toeplitz.py's filter is packed into `packed` first.
+void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& arguments, void* packed, void* stream);
 
 // Says on stderr, once in a process, that PyTorch's convolution serves instead.
 void warn_no_kernel();

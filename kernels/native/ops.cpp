@@ -136,19 +136,19 @@ void* current_stream(const Tensor& t) {
   return stream;
 }
 
-// The tensor-core kernel on contiguous memory, to which channels_last is copied and back; nothing where it does not serve.
-std::optional<Tensor> convolve_toeplitz(const Device& device, const Tensor& source, KernelArguments arguments,
-                                        const Tensor& filter, DataType dtype, void* stream) {
+// A tensor-core kernel on contiguous memory, to which channels_last is copied and back; nothing where none serves.
+std::optional<Tensor> convolve_tensor_cores(const Device& device, const Tensor& source, KernelArguments arguments,
+                                            const Tensor& filter, DataType dtype, void* stream) {
   const bool copied = !source.is_contiguous();
   if (copied) arguments.input = nullptr;  // a copy is aligned as every allocation is, to more than any load needs
-  const auto plan = plan_toeplitz(device, arguments, dtype);
+  const auto plan = plan_tensor_cores(device, arguments, dtype);
   if (!plan) return std::nullopt;
   const Tensor input = copied ? torch::stable::contiguous(source) : source;
   Tensor output = torch::stable::empty_like(input);
   const Tensor packed = torch::stable::new_empty(filter, {plan->packed_elements});
   arguments.input = input.data_ptr();
   arguments.output = output.data_ptr();
-  launch_toeplitz(*plan, arguments, packed.data_ptr(), stream);
+  launch_tensor_cores(*plan, arguments, packed.data_ptr(), stream);
   if (!copied) return output;
   Tensor result = torch::stable::empty_like(source);
   torch::stable::copy_(result, output);
@@ -172,7 +172,7 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
         static_cast<int>(source.size(1)), static_cast<int>(source.size(2)), static_cast<int>(source.size(3)),
         static_cast<int>(filter.size(2)), static_cast<int>(filter.size(3)),
         {source.stride(0), source.stride(1), source.stride(2), source.stride(3)}, static_cast<int>(act)};
-    if (auto output = convolve_toeplitz(device, source, arguments, filter, *dtype, stream)) return *output;
+    if (auto output = convolve_tensor_cores(device, source, arguments, filter, *dtype, stream)) return *output;
     Tensor output = torch::stable::empty_like(source);
     arguments.output = output.data_ptr();
     if (launch_simple(device, arguments, *dtype, !source.is_contiguous(), stream)) return output;

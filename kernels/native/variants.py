@@ -1,5 +1,6 @@
 """Which forms of the kernels the native library carries: architectures, types, tiles, alignments."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,19 +11,24 @@ Specialisation = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]  # k
 
 SIMPLE_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # 8.6 and 8.9 run 8.0's: the same tensor-core instructions, in less shared memory than they have.
-TOEPLITZ_ARCHITECTURES = (80, 90, 100, 120)
-# (rows, columns, window, offset): whole rows of up to 8, 16 and 32 pixels; wider images with filters of up to 33 and of
-# up to 65 columns. The alignment is that of the widths the tile meets most: 14, 28 and 56.
-TILES = {
-    (8, 8, 8, 0): 1,
-    (8, 16, 16, 0): 2,
-    (4, 32, 32, 0): 4,
-    (4, 32, 64, 16): 8,
-    (4, 32, 96, 32): 8,
+TENSOR_CORE_ARCHITECTURES = (80, 90, 100, 120)
+TENSOR_CORE_DTYPES = ("float16", "bfloat16")
+# (rows, block_m) by columns, for choose_tile to choose from: most of what it gives for RepLKNet's layers. Blocks in
+# float32 are of 64 at most.
+FLAT_FORMS = {
+    8: ((1, 16), (8, 64)),
+    16: ((1, 32), (8, 64)),
+    32: ((1, 32), (2, 128), (4, 128)),
+    64: ((1, 64), (2, 128)),
 }
-ANY_ROW = (4, 32, 64, 16)  # compiled unaligned too: serves the rows of every width that are not aligned
-WIDEST = (4, 32, 96, 32)  # for filters of more than 33 columns on images of more than 32: rare, large blocks only
-BLOCK_M = (16, 64)  # pairs of row block and image: few for small batches, which take half the rows as well
+WINDOW_FORMS = {32: ((1, 64), (4, 128))}
+# Of 16-bit types: elements that a flat tile's rows begin at a multiple of, for 7, 14, 28 and 56 columns.
+ROW_ALIGNMENT = {8: 1, 16: 2, 32: 4, 64: 8}
+ANY_ROW = {True: (64, 2, 64), False: (32, 4, 64)}  # columns, rows, block_m where rows are aligned to nothing, by flat
+WHOLE_IMAGES = ((14, 27), (7, 13))  # height = width and kernel: constants of that kernel
+WHOLE_BLOCKS = (16, 64)  # images
+RELU = 1  # of kernel.ACTIVATIONS
+ANY_ACTIVATION = -1
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Pack:
         from kernels.depthwise_conv2d.packing import pack_filter_kernel as kernel
 
         constants = {"BLOCK": PACK_BLOCK, "GROUP": PACK_GROUP, "FLIP": False}
-        return kernel, signature(kernel, f"*i{8 * self.element_bytes}", constants), constants, {}
+        types = signature(kernel, f"*i{8 * self.element_bytes}", constants)
+        return kernel, types, constants, {"packed_ptr": 16}
 
     def row(self) -> str:
         return f"{self.element_bytes}"
@@ -88,13 +95,16 @@ class Pack:
 
 @dataclass(frozen=True)
 class Toeplitz:
-    """toeplitz.toeplitz_kernel on contiguous memory of fewer than 2^31 elements, any activation."""
+    """toeplitz_kernel.py on contiguous memory of fewer than 2^31 elements: the window is known at run time."""
 
     architecture: int
     dtype: str
-    tile: tuple[int, int, int, int]
+    flat: bool
+    columns: int
+    rows: int
     block_m: int
-    alignment: int
+    row_alignment: int
+    activation: int = ANY_ACTIVATION
     source: ClassVar[str] = "toeplitz_kernel.py"
     stages: ClassVar[int] = 3
 
@@ -102,8 +112,8 @@ class Toeplitz:
     def warps(self) -> int:
         from kernels.depthwise_conv2d.toeplitz import warps_for
 
-        sums = self.block_m * self.tile[0] * self.tile[1]
-        if self.alignment == 1 and sums >= 8192:
+        sums = self.block_m * self.rows * self.columns
+        if self.row_alignment == 1 and sums >= 8192:
             return 8  # single elements take more registers than 4 warps have
         return warps_for(sums, self.element_bytes)
 
@@ -111,30 +121,84 @@ class Toeplitz:
     def element_bytes(self) -> int:
         return 4 if self.dtype == "float32" else 2
 
+    @property
+    def alignment(self) -> int:
+        """Elements that a run of whole rows of a square image begins at a multiple of, and so every load."""
+        rows = min(self.rows, self.row_alignment) if self.flat else 1
+        return min(8, rows * self.row_alignment)
+
     def __str__(self) -> str:
-        tile = "x".join(map(str, self.tile[:3]))
-        return f"sm_{self.architecture}_{self.dtype}_{tile}_m{self.block_m}_a{self.alignment}"
+        tile = f"{self.rows}x{self.columns}_{'flat' if self.flat else 'window'}_m{self.block_m}_a{self.row_alignment}"
+        return f"sm_{self.architecture}_{self.dtype}_{tile}{'_relu' if self.activation == RELU else ''}"
 
     def specialisation(self) -> Specialisation:
         import triton.language as tl
 
         from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel as kernel
 
-        rows, columns, window, offset = self.tile
         constants: dict[str, Any] = {}
-        constants |= {"ROWS": rows, "COLUMNS": columns, "WINDOW": window, "offset": offset, "BLOCK_M": self.block_m}
-        constants |= {"BLOCK_K": 128 // self.element_bytes, "ALIGNMENT": self.alignment}
-        constants |= {"FLAT": False, "FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        constants |= {"ROWS": self.rows, "COLUMNS": self.columns, "BLOCK_M": self.block_m, "FLAT": self.flat}
+        constants |= {"BLOCK_K": 128 // self.element_bytes}
+        constants |= {"ALIGNMENT": self.alignment, "ROW_ALIGNMENT": self.row_alignment}
+        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        if self.activation != ANY_ACTIVATION:
+            constants["ACTIVATION"] = self.activation
         bytes_known = min(16, self.alignment * self.element_bytes)
         divisible = {"packed_ptr": 16, "input_ptr": bytes_known, "output_ptr": bytes_known}
         return kernel, signature(kernel, POINTER[self.dtype], constants), constants, divisible
 
     def row(self) -> str:
-        rows, columns, window, offset = self.tile
-        return f"DataType::{self.dtype}, {rows}, {columns}, {window}, {offset}, {self.block_m}, {self.alignment}"
+        flat = "true" if self.flat else "false"
+        sizes = f"{self.columns}, {self.rows}, {self.block_m}, {self.alignment}, {self.row_alignment}"
+        return f"DataType::{self.dtype}, {flat}, {sizes}, {self.activation}"
 
 
-Variant = Simple | Pack | Toeplitz
+@dataclass(frozen=True)
+class WholeImage:
+    """whole_image.py on contiguous memory of fewer than 2^31 elements, for one size of image and of filter."""
+
+    architecture: int
+    dtype: str
+    size: int
+    kernel: int
+    block_n: int
+    source: ClassVar[str] = "whole_image.py"
+
+    @property
+    def stages(self) -> int:
+        from kernels.depthwise_conv2d.whole_image import STAGES
+
+        return STAGES
+
+    @property
+    def warps(self) -> int:
+        from kernels.depthwise_conv2d.whole_image import warps_for
+
+        return warps_for(self.block_n)
+
+    @property
+    def alignment(self) -> int:
+        return self.size & -self.size
+
+    def __str__(self) -> str:
+        return f"sm_{self.architecture}_{self.dtype}_whole_{self.size}_k{self.kernel}_n{self.block_n}"
+
+    def specialisation(self) -> Specialisation:
+        import triton.language as tl
+
+        from kernels.depthwise_conv2d.whole_image import sizes
+        from kernels.depthwise_conv2d.whole_image import whole_image_kernel as kernel
+
+        constants = sizes(self.size, self.size, self.kernel, self.kernel, self.block_n)
+        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        divisible = dict.fromkeys(("input_ptr", "output_ptr"), 2 * self.alignment)
+        return kernel, signature(kernel, POINTER[self.dtype], constants), constants, divisible
+
+    def row(self) -> str:
+        return f"DataType::{self.dtype}, {self.size}, {self.kernel}, {self.block_n}, {self.alignment}"
+
+
+Variant = Simple | Pack | Toeplitz | WholeImage
 
 
 def signature(kernel: Any, pointer: str, constants: dict[str, Any], wide: tuple[str, ...] = ()) -> dict[str, str]:
@@ -143,22 +207,46 @@ def signature(kernel: Any, pointer: str, constants: dict[str, Any], wide: tuple[
     return types | {name: "constexpr" for name in constants}
 
 
-def toeplitz_variants(architecture: int) -> list[Variant]:
+def toeplitz_variants(architecture: int, dtype: str) -> list[Variant]:
     """In float32 alignment does not pay: single elements are copied asynchronously too, and arithmetic is the limit."""
+    plain = dtype == "float32"
     variants: list[Variant] = []
-    for dtype in POINTER:
-        for tile, aligned in TILES.items():
-            alignment = 1 if dtype == "float32" else aligned
-            if tile != WIDEST:
-                few = (tile[0] // 2, *tile[1:])
-                variants.append(Toeplitz(architecture, dtype, few, min(BLOCK_M), alignment))
-            variants.append(Toeplitz(architecture, dtype, tile, max(BLOCK_M), alignment))
-        if dtype != "float32":
-            variants.append(Toeplitz(architecture, dtype, ANY_ROW, max(BLOCK_M), 1))
+    for flat, forms_by_columns in ((True, FLAT_FORMS), (False, WINDOW_FORMS)):
+        for columns, forms in forms_by_columns.items():
+            alignment = 1 if plain else ROW_ALIGNMENT[columns] if flat else 8
+            for rows, block_m in forms:
+                block_m = min(64, block_m) if plain else block_m
+                variants.append(Toeplitz(architecture, dtype, flat, columns, rows, block_m, alignment))
+    if not plain:
+        variants += [Toeplitz(architecture, dtype, flat, *ANY_ROW[flat], row_alignment=1) for flat in (True, False)]
+        variants += [
+            Toeplitz(architecture, dtype, True, columns, rows, block_m, ROW_ALIGNMENT[columns], RELU)
+            for columns, rows, block_m in shipped_forms(architecture)
+        ]
     return variants
+
+
+def shipped_forms(architecture: int) -> list[tuple[int, int, int]]:
+    """(columns, rows, block_m) of whole rows that tiles.json has besides. So large that they have registers for ReLU
+    alone, which is RepLKNet's."""
+    tiles = json.loads((FOLDER / "tiles.json").read_text())
+    wanted = [tile for name, tile in tiles.items() if name.startswith(f"toeplitz sm_{architecture} ")]
+    return [
+        (tile["columns"], tile["rows"], tile["block_m"])
+        for tile in wanted
+        if (tile["rows"], tile["block_m"]) not in FLAT_FORMS[tile["columns"]]
+    ]
 
 
 def all_variants() -> list[Variant]:
     simple = [Simple(a, d, m) for a in SIMPLE_ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
-    pack = [Pack(a, size) for a in TOEPLITZ_ARCHITECTURES for size in (2, 4)]
-    return [*simple, *pack, *(v for a in TOEPLITZ_ARCHITECTURES for v in toeplitz_variants(a))]
+    pack = [Pack(a, size) for a in TENSOR_CORE_ARCHITECTURES for size in (2, 4)]
+    toeplitz = [v for a in TENSOR_CORE_ARCHITECTURES for d in POINTER for v in toeplitz_variants(a, d)]
+    whole = [
+        WholeImage(a, dtype, size, kernel, block_n)
+        for a in TENSOR_CORE_ARCHITECTURES
+        for dtype in TENSOR_CORE_DTYPES
+        for size, kernel in WHOLE_IMAGES
+        for block_n in WHOLE_BLOCKS
+    ]
+    return [*simple, *pack, *toeplitz, *whole]

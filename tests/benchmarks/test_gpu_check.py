@@ -126,7 +126,7 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
     assert parts[0].needed
     assert sum(part.seconds for part in parts) <= runner.TOTAL_SECONDS == 480
     files = [part.command[-1].replace(".", "/") + ".py" for part in parts if "benchmarks.gpu_check" in part.command[-1]]
-    assert len(files) == 4
+    assert len(files) == 5
     assert all((runner.ROOT / file).is_file() for file in files)
     assert any("-n" in part.command for part in parts) == (runner.importlib.util.find_spec("xdist") is not None)
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)

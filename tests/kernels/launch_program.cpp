@@ -35,9 +35,9 @@ const char* serve(const std::string& line, int ordinal) {
   const auto type = static_cast<DataType>(dtype);
   void* on = reinterpret_cast<void*>(stream);
   const Device device = Device::get(ordinal);
-  if (const auto plan = plan_toeplitz(device, a, type)) {
-    launch_toeplitz(*plan, a, reinterpret_cast<void*>(plan->packed_elements), on);  // an address that tells its size
-    return "toeplitz";
+  if (const auto plan = plan_tensor_cores(device, a, type)) {
+    launch_tensor_cores(*plan, a, reinterpret_cast<void*>(plan->packed_elements), on);  // an address that tells its size
+    return plan->whole_image ? "whole image" : "toeplitz";
   }
   if (launch_simple(device, a, type, channels_last, on)) return "simple";
   warn_no_kernel();

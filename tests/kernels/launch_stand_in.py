@@ -4,8 +4,10 @@ import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from kernels.native import aot, variants
 
@@ -41,6 +43,48 @@ STAGES = {  # of RepLKNet-31B at 224 px
     "stage3": Call("bfloat16", 64, 512, (14, 14), (27, 27)),
     "stage4": Call("bfloat16", 64, 1024, (7, 7), (13, 13)),
 }
+LAYERS = STAGES | {  # and of RepLKNet-31L at 384 px
+    "stage1 at 384": Call("float16", 64, 192, (96, 96), (31, 31)),
+    "stage2 at 384": Call("float16", 64, 384, (48, 48), (29, 29)),
+    "stage3 at 384": Call("float16", 64, 768, (24, 24), (27, 27)),
+    "stage4 at 384": Call("float16", 64, 1536, (12, 12), (13, 13)),
+}
+
+
+def python_launches(call, tile=None):
+    """What Python launches for a call: (grid, arguments by the kernel's names) of each kernel; `tile`: in place of its
+    own, which is the whole-image kernel where that suits."""
+    from kernels.depthwise_conv2d import packing, toeplitz, whole_image
+    from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+
+    launches = []
+
+    def recorder(kernel):
+        class Launch:
+            def __getitem__(self, grid):
+                def launch(*arguments, **constants):
+                    launches.append((grid, dict(zip(kernel.arg_names, arguments, strict=False)) | constants))
+
+                return launch
+
+        return Launch()
+
+    def empty(*shape):  # of no memory, aligned to all
+        return torch.empty(shape, dtype=getattr(torch, call.dtype), device="meta")
+
+    input, weight = empty(call.batch, call.channels, *call.size), empty(call.channels, 1, *call.kernel)
+    bias = empty(call.channels) if call.has_bias else None
+    activation = next(name for name, number in ACTIVATIONS.items() if number == call.activation)
+    with (
+        mock.patch.object(toeplitz, "toeplitz_kernel", recorder(toeplitz.toeplitz_kernel)),
+        mock.patch.object(packing, "pack_filter_kernel", recorder(packing.pack_filter_kernel)),
+        mock.patch.object(whole_image, "whole_image_kernel", recorder(whole_image.whole_image_kernel)),
+    ):
+        if tile is None and whole_image.suits(input, call.kernel):
+            whole_image.launch(input, weight, bias, input, activation)
+        else:
+            toeplitz.launch(input, weight, bias, input, activation, tile=tile)
+    return launches
 
 
 def parameters(variant):
@@ -48,6 +92,12 @@ def parameters(variant):
     kernel, signature, constants, _ = variant.specialisation()
     named = [(name, SIZES.get(signature[name], "8")) for name in kernel.arg_names if name not in constants]
     return [*named, ("global_scratch", "8"), ("profile_scratch", "8")]
+
+
+def name(variant):
+    """One for all cubins of the same parameters."""
+    kernel, _, constants, _ = variant.specialisation()
+    return f"{kernel.__name__}_{'relu' if 'ACTIVATION' in constants else 'any'}"
 
 
 @dataclass(frozen=True)
@@ -73,12 +123,11 @@ def run_launches(tmp_path_factory):
     """Builds the program with a table whose images are the variants' names, and the driver that reads them."""
     folder = tmp_path_factory.mktemp("launch")
     kernels = []
-    names = {"Simple": "depthwise_conv2d_kernel", "Pack": "pack_filter_kernel", "Toeplitz": "toeplitz_kernel"}
     for variant in variants.all_variants():
         image = folder / f"{variant}.cubin"
         image.write_bytes(str(variant).encode() + b"\0")
-        shared = 65552 if isinstance(variant, variants.Toeplitz) and variant.block_m == 64 else 20480
-        kernels.append(aot.CompiledKernel(variant, str(image), names[type(variant).__name__], shared, variant.warps))
+        shared = 65552 if isinstance(variant, variants.Toeplitz) and variant.block_m == 128 else 20480
+        kernels.append(aot.CompiledKernel(variant, str(image), name(variant), shared, variant.warps))
     (folder / "cubins.cpp").write_text(aot.cubin_table(kernels))
     compile = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
     sources = [NATIVE / "cuda_launch.cpp", NATIVE / "cuda_driver.cpp"]
@@ -86,7 +135,7 @@ def run_launches(tmp_path_factory):
     subprocess.run([*compile, *map(str, sources), "-o", str(folder / "program"), "-pthread"], check=True)
     fake = [str(HERE / "fake_cuda_driver.cpp"), "-o", str(folder / "libcuda.so.1")]
     subprocess.run([*compile, "-shared", "-fPIC", *fake], check=True)
-    samples = {names[type(v).__name__]: v for v in variants.all_variants()}
+    samples = {name(v): v for v in variants.all_variants()}
     sizes = {f"FAKE_{name}": "".join(size for _, size in parameters(v)) for name, v in samples.items()}
 
     def run(calls, architecture=90, contexts=(1,), fail="", driver=True, device=0):

@@ -11,7 +11,7 @@ TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA",
 
 
 # What is said of the machine code holds from Triton 3.9 on. In the code of 3.6 (PyTorch 2.11) the loss takes 179 to 204
-# registers, and the reduction and the widest float32 window of sm_90 spill.
+# registers, and the reduction and some float32 forms of the native library spill.
 NEW_TRITON = tuple(int(part) for part in importlib.metadata.version("triton").split(".")[:2]) >= (3, 9)
 
 

@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from cases import CASES, Case, make_problem
 
-TILES = [  # each tile of kernels/native/variants.py, small and large batches, aligned and not
-    Case(batch, 2, size, size, kernel, kernel)
-    for batch in (1, 33)
-    for size, kernel in ((7, 13), (14, 27), (13, 7), (28, 29), (27, 31), (56, 31), (57, 9), (40, 51), (33, 51))
-]
+SIZES = [(7, 13), (14, 27), (28, 29), (56, 31), (12, 13), (24, 27), (48, 29), (96, 31)]  # RepLKNet's, 224 and 384 px
+SIZES += [(7, 5), (8, 11), (13, 7), (14, 25), (27, 31), (57, 9), (40, 51), (64, 65), (33, 51), (72, 67), (77, 35)]
+# Each form of kernels/native/variants.py, by batches from one to blocks that are full, on aligned rows and others.
+TILES = [Case(batch, 2, size, size, kernel, kernel) for batch in (1, 8, 20, 33, 65) for size, kernel in SIZES]
+TILES += [Case(33, 2, 27, 28, 29, 29), Case(5, 3, 14, 9, 27, 27)]  # rows aligned where images are not
 
 
 def check_capture() -> None:
@@ -26,6 +26,19 @@ def check_capture() -> None:
     graph.replay()
     torch.cuda.synchronize()
     problem.check(output)
+
+
+def check_not_finite() -> None:
+    """A NaN reaches the outputs whose taps see it, and no other: in whole rows, in windows, in a whole image."""
+    for case in (Case(3, 2, 28, 28, 5, 5), Case(3, 2, 9, 72, 5, 5), Case(3, 2, 7, 7, 13, 13)):
+        for dtype in (torch.float16, torch.bfloat16):
+            problem = make_problem(case, dtype, device="cuda")
+            problem.input[1, 1, 2, 3] = float("nan")
+            output = torch.ops.widefield.depthwise_conv2d(problem.input, problem.weight, problem.bias, "none")
+            seen = torch.zeros_like(output, dtype=torch.bool)
+            pad = case.kernel_height // 2
+            seen[1, 1, max(0, 2 - pad) : 3 + pad, max(0, 3 - pad) : 4 + pad] = True
+            assert torch.equal(output.isnan(), seen), case
 
 
 def check_threads() -> None:
@@ -47,11 +60,13 @@ def main() -> None:
     torch.ops.load_library(sys.argv[1])
     check_capture()
     check_threads()
+    check_not_finite()
     count = 0
     layouts = (torch.contiguous_format, torch.channels_last)
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     everything = itertools.product([*CASES, Case(65, 64, 14, 14, 27, 27)], dtypes, layouts, ("none", "relu", "gelu"))
-    for case, dtype, layout, activation in [*everything, *itertools.product(TILES, dtypes, layouts[:1], ("gelu",))]:
+    tiles = itertools.product(TILES, dtypes, layouts[:1], ("relu", "gelu"))
+    for case, dtype, layout, activation in itertools.chain(everything, tiles):
         problem = make_problem(case, dtype, activation, bias=activation != "none", device="cuda")
         source = problem.input.contiguous(memory_format=layout)
         with torch.cuda.stream(torch.cuda.Stream() if count % 2 else torch.cuda.current_stream()):

@@ -10,13 +10,14 @@ from launch_stand_in import STAGES
 def test_threads_load_each_module_once_a_context(run_launches):
     """And with this thread's capture mode relaxed, so that a graph's capture is not broken; then it is as it was."""
     result = run_launches([*STAGES.values()] * 20, contexts=(1, 2) * 4)
-    assert result.answers == ["toeplitz"] * 8 * 80
+    assert len(result.answers) == 8 * 80
+    assert set(result.answers) == {"toeplitz", "whole image"}
     loads = Counter(tuple(words[1:]) for words in result.log if words[0] == "load")
     assert set(loads.values()) == {1}
-    assert len(loads) == 2 * (1 + 4)  # contexts x (packing and a tile for each stage)
+    assert len(loads) == 2 * (1 + 4)  # contexts x (packing and a kernel for each stage)
     assert {words[2] for words in loads} == {"1", "2"}
     assert {words[4] for words in loads} == {"2"}
-    assert len(result.launches()) == 8 * 80 * 2
+    assert len(result.launches()) == 8 * 20 * (2 + 2 + 1 + 1)
 
 
 @pytest.mark.parametrize("device", [0, 1])
@@ -24,7 +25,8 @@ def test_a_thread_without_a_context_launches_in_its_device_s_primary_one(run_lau
     """As PyTorch's threads do that have had nothing but cached memory yet; one of another device's context too."""
     others = 11 - 10 * device  # a context of the other device
     result = run_launches([*STAGES.values()] * 5, contexts=(0, others) * 4, device=device)
-    assert result.answers == ["toeplitz"] * 8 * 20  # and every thread's context is what it was
+    assert len(result.answers) == 8 * 20
+    assert set(result.answers) == {"toeplitz", "whole image"}  # and every thread's context is what it was
     primary = str(10 * device + 9)
     assert {numbers[8] for _, numbers, _ in result.launches()} == {int(primary)}
     assert {words[3] for words in result.log if words[0] == "load"} == {primary}

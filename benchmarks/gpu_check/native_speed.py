@@ -1,0 +1,102 @@
+"""The native library's kernels beside Python's: RepLKNet-31B's K x K layers with bias and ReLU, bfloat16, one process.
+
+`kernels` takes the operator's place on CUDA when it is imported. So the library's calls are captured in CUDA graphs
+first, which keep what they captured; then Python's, and both are replayed in turn. Results: native_<gpu>.json.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cuda_timing import captured, elapsed_ms, sets_that_exceed_the_cache
+from benchmarks.gpu_check.native import ROOT, check_answer
+from benchmarks.harness import Timing, gpu, load_average_warning, name_on, versions, write_results
+from benchmarks.kernels.layers import Layer, replknet_31b
+
+LIBRARY = ROOT / "kernels/native/lib/libwidefield.so"
+BATCHES = (64, 8, 1)
+ROUNDS = 30
+Graph = Any
+
+
+@dataclass
+class Problem:
+    """`inputs` together exceed the L2 cache."""
+
+    layer: Layer
+    inputs: list[Tensor]
+    weight: Tensor
+    bias: Tensor
+
+    def run(self, input: Tensor) -> Tensor:
+        output: Tensor = torch.ops.widefield.depthwise_conv2d(input, self.weight, self.bias, "relu")
+        return output
+
+    def graph(self) -> Graph:
+        """Of one call for each input; raises `RuntimeError` where the answer is off its bound."""
+        check_answer(self.run, {"weight": self.weight, "bias": self.bias}, self.inputs[0])
+        return captured(lambda: [self.run(input) for input in self.inputs])
+
+
+def make_problem(layer: Layer, device: str) -> Problem:
+    dtype, channels = layer.torch_dtype, layer.channels
+    shape = (layer.batch, channels, layer.size, layer.size)
+    sets = sets_that_exceed_the_cache(2 * layer.input_bytes)
+    return Problem(
+        layer,
+        [torch.randn(shape, device=device, dtype=dtype) for _ in range(sets)],
+        torch.randn(channels, 1, layer.kernel, layer.kernel, device=device, dtype=dtype) / layer.kernel,
+        torch.randn(channels, device=device, dtype=dtype),
+    )
+
+
+def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
+    """Milliseconds a call of each graph, which has so many."""
+    for graph in graphs.values():
+        graph.replay()
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(ROUNDS):
+        for name, graph in graphs.items():
+            samples[name].append(elapsed_ms(graph.replay) / calls)
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+@torch.no_grad()
+def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dict[str, Any]]:
+    """A row for each layer and batch. Raises `RuntimeError` where Python's kernels would be timed as the library's."""
+    torch.ops.load_library(str(LIBRARY))
+    problems = [make_problem(layer, device) for batch in BATCHES for layer in replknet_31b(batch)]
+    if "kernels" in sys.modules:
+        raise RuntimeError("`kernels` was imported: the operator may have been Python's")
+    native = [problem.graph() for problem in problems]
+    import_kernels()
+    rows = []
+    for problem, graph in zip(problems, native, strict=True):
+        times = in_turn({"native": graph, "python": problem.graph()}, len(problem.inputs))
+        layer = problem.layer
+        row = {"batch": layer.batch, "channels": layer.channels, "size": layer.size, "kernel": layer.kernel}
+        ratio = round(times["native"].median / times["python"].median, 3)
+        rows.append(row | {"dtype": layer.dtype, "ms": times, "native_over_python": ratio})
+        words = ", ".join(f"{name} {1000 * timing.median:.1f} us" for name, timing in times.items())
+        print(f"{layer}: {words}, ratio {ratio}", flush=True)
+    return rows
+
+
+def main() -> int:
+    def import_kernels() -> None:
+        import kernels  # noqa: F401
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        rows = measure(import_kernels)
+    hardware = gpu()
+    content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
+    print(f"wrote {write_results(name_on(hardware, 'native'), **content, rows=rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
