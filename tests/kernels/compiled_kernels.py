@@ -23,7 +23,9 @@ def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
     flat = tile.window == width
     run = math.gcd(width * width, tile.rows * width) if flat else width  # pixels that a run begins at a multiple of
-    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": math.gcd(run, 8), "FLAT": flat, "FLIP": False}
+    aligned = math.gcd(run, 8)
+    constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": aligned, "ROW_ALIGNMENT": math.gcd(width, aligned)}
+    constants |= {"FLAT": flat, "FLIP": False}
     constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32, "INTERPRETED": False}
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
