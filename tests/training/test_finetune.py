@@ -156,11 +156,12 @@ def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(
 
 def test_a_damaged_image_is_named(data: Path, tmp_path: Path) -> None:
     for part in ("train", "val"):
-        (tmp_path / part / "0").mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / part / "0" / "good.png")
+        for label in ("0", "1"):
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / part / label / "good.png")
     (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"bad\.png cannot be decoded"):
-        train(tiny(tmp_path, tmp_path / "run", batch_size=2, epochs=1), QUIET)
+        train(tiny(tmp_path, tmp_path / "run", batch_size=3, epochs=1), QUIET)
 
 
 def test_ctrl_c_leaves_the_last_whole_epoch(data: Path, tmp_path: Path) -> None:
