@@ -106,6 +106,16 @@ def backbone_config(spec: ServingSpec) -> str:
     )
 
 
+def embedded_backbone_config(spec: ServingSpec) -> str:
+    """For a CPU, whatever waits goes on in batches of the largest size that is compiled for.
+
+    More in one batch are answered no sooner, and all at its end: under load that is what misses its deadline.
+    """
+    message = text_format.Parse(backbone_config(spec), model_config_pb2.ModelConfig())
+    message.dynamic_batching.preferred_batch_size.append(max(BACKBONE_BATCHES))
+    return text_format.MessageToString(message)
+
+
 def softmax_config(spec: ServingSpec) -> str:
     logits = {"data_type": "TYPE_FP32", "dims": [spec.num_classes], "random_data": True}
     return _text(
@@ -165,6 +175,7 @@ def configs(spec: ServingSpec) -> dict[str, str]:
 
 
 ENSEMBLES = ("classifier", "classifier_explained")
+EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
 
 
 def interface(config: str) -> tuple[str, str, str]:

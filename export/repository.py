@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from export.configs import (
+    EMBEDDED,
     ENSEMBLES,
     WARMUP_IMAGE,
     ServingSpec,
     backbone_config,
     configs,
+    embedded_backbone_config,
     interface,
     parameters,
     preprocess_config,
@@ -73,6 +75,9 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
     for name, text in texts.items():
         (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
         _replace(stage / name / "config.pbtxt", text.encode())
+    embedded = stage / "backbone" / EMBEDDED
+    embedded.parent.mkdir(exist_ok=True)
+    _replace(embedded, embedded_backbone_config(spec).encode())
     for name in ENSEMBLES:
         if name not in texts:  # of an earlier build with class maps
             shutil.rmtree(stage / name, ignore_errors=True)

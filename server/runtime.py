@@ -154,6 +154,7 @@ class Runtime:
             options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
         if self.installation.embedded:
             options["backend-directory"] = str(self.folder / "backends")
+            options["model-config-name"] = "embedded"  # <model>/configs/embedded.pbtxt, where there is one
         if management_token:
             options["load-model"] = "*"
         arguments = [f"--{name}={value}" for name, value in options.items()]

@@ -30,6 +30,7 @@ from server.supervisor import TritonServer
 
 ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
+EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
 THREADS = "INTRA_OP_THREAD_COUNT"
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 
@@ -61,11 +62,11 @@ class Score:
     p99_ms: float
 
 
-def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
     try:
-        return text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+        return text_format.Parse((repository / model / file).read_text(), model_config_pb2.ModelConfig())
     except (OSError, text_format.ParseError) as error:
-        raise TuneError(f"{repository}/{model}/config.pbtxt cannot be read ({error}): run build_models.py") from error
+        raise TuneError(f"{repository}/{model}/{file} cannot be read ({error}): run build_models.py") from error
 
 
 def read_settings(repository: Path) -> Settings:
@@ -96,8 +97,16 @@ def write_settings(repository: Path, settings: Settings) -> None:
     ensembles = {name: read_config(repository, name) for name in ENSEMBLES if (repository / name).is_dir()}
     for config in ensembles.values():
         config.max_batch_size = settings.max_batch_size
-    for name, config in ({PREPROCESS: preprocess, BACKBONE: backbone} | ensembles).items():
-        path = repository / name / "config.pbtxt"
+    changed = {f"{name}/config.pbtxt": config for name, config in ensembles.items()}
+    changed |= {f"{PREPROCESS}/config.pbtxt": preprocess, f"{BACKBONE}/config.pbtxt": backbone}
+    if (repository / BACKBONE / EMBEDDED).exists():  # the same, but for the batches that it prefers
+        preferred = read_config(repository, BACKBONE, EMBEDDED).dynamic_batching.preferred_batch_size
+        changed[f"{BACKBONE}/{EMBEDDED}"] = embedded = model_config_pb2.ModelConfig()
+        embedded.CopyFrom(backbone)
+        fitting = [size for size in preferred if size <= settings.max_batch_size]
+        embedded.dynamic_batching.preferred_batch_size.extend(fitting)
+    for file, config in changed.items():
+        path = repository / file
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text_format.MessageToString(config))
         os.replace(temporary, path)
@@ -155,7 +164,7 @@ def copied(repository: Path) -> Iterator[Path]:
     """The repository in a folder of its own; the weights are links, the configs are not."""
 
     def copy(source: str, target: str) -> None:
-        if source.endswith("config.pbtxt"):
+        if source.endswith(".pbtxt"):
             shutil.copy2(source, target)
         else:
             Path(target).symlink_to(Path(source).resolve())

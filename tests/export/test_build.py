@@ -64,6 +64,7 @@ def test_repository_has_every_file(repository: Path) -> None:
         "preprocess/1/model.py",
         "preprocess/warmup/image",
         "backbone/config.pbtxt",
+        "backbone/configs/embedded.pbtxt",
         "backbone/1/model.pt",
         "backbone/1/model.onnx",
         "backbone/1/build.json",
@@ -75,6 +76,14 @@ def test_repository_has_every_file(repository: Path) -> None:
     }
     assert set(digest(repository)) == expected
     assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
+
+
+def test_the_embedded_servers_config_differs_in_its_batches_alone(repository: Path) -> None:
+    text = (repository / "backbone/configs/embedded.pbtxt").read_text()
+    embedded = text_format.Parse(text, model_config_pb2.ModelConfig())
+    assert list(embedded.dynamic_batching.preferred_batch_size) == [4]
+    del embedded.dynamic_batching.preferred_batch_size[:]
+    assert embedded == config(repository, "backbone")
 
 
 def test_configs_agree(repository: Path) -> None:
@@ -148,7 +157,7 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
     assert "removed version 2, 3, 4: other preparation" in summary
-    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt"}
+    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt", "configs"}
 
 
 def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:

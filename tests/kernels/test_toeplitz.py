@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import CASES
 from compiled_kernels import STAGES, compile_forward, compile_grad_weight, compile_whole_image
-from device_stand_ins import BY_TIME, interpreted
+from device_stand_ins import interpreted
 from machine_code import SHARED_LIMIT, TENSOR_CORES
 
 from kernels import depthwise_conv2d
@@ -18,9 +18,13 @@ ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "kernels/depthwise_conv2d/tiles.json"
 
 
-@pytest.mark.parametrize("dtypes", BY_TIME, ids="-".join)
-def test_interpreted(dtypes):
-    for lines in interpreted("toeplitz_interpreted.py", dtypes).values():
+SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "bfloat16")]
+
+
+@pytest.mark.parametrize("dtype", ["float16", *SLOW])
+def test_interpreted(dtype):
+    """A minute each. float32's products are also test_precision.py's."""
+    for lines in interpreted("toeplitz_interpreted.py", (dtype,)).values():
         assert lines == [
             "every_case 24",
             "largest_filter 1",

@@ -54,6 +54,14 @@ def step():
     return module
 
 
+@pytest.fixture(autouse=True)
+def priorities(step, monkeypatch):
+    """The priorities that a step asks for; the tests' own process keeps its own."""
+    asked = []
+    monkeypatch.setattr(step.os, "setpriority", lambda *arguments: asked.append(arguments))
+    return asked
+
+
 @pytest.fixture
 def settings(step):
     return step.Settings(image_size=32, resize_size=36, interpolation="bicubic")

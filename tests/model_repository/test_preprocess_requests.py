@@ -38,6 +38,10 @@ def request_of(step):
     return build
 
 
+def test_what_is_decoded_already_goes_first(step, model, priorities):
+    assert priorities == [(step.os.PRIO_PROCESS, 0, 10)]
+
+
 def test_batch(model, request_of):
     (response,) = model.execute([request_of(encode("red"), encode("blue"))])
     assert response.error is None

@@ -53,8 +53,19 @@ def test_settings_are_written_and_read_again(own):
     write_settings(own, wanted)
     assert read_settings(own) == wanted
     assert (own / "softmax/config.pbtxt").read_text() == before
-    assert {path.name for path in (own / "backbone").iterdir()} == {"1", "config.pbtxt"}
+    assert {path.name for path in (own / "backbone").iterdir()} == {"1", "config.pbtxt", "configs"}
     assert "INTER_OP_THREAD_COUNT" in (own / "backbone/config.pbtxt").read_text()
+
+
+def test_the_embedded_servers_config_follows_but_for_its_batches(own):
+    """The batches that it prefers are those compiled for, as far as they still fit."""
+    for largest, preferred in ((8, [4]), (2, [])):
+        write_settings(own, Settings(2, 1, 1, largest, 0))
+        plain, embedded = (tune.read_config(own, "backbone", file) for file in ("config.pbtxt", tune.EMBEDDED))
+        assert list(embedded.dynamic_batching.preferred_batch_size) == preferred
+        assert embedded.max_batch_size == largest
+        del embedded.dynamic_batching.preferred_batch_size[:]
+        assert embedded == plain
 
 
 def one_step(now, cores):

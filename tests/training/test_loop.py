@@ -182,9 +182,9 @@ def test_tensorboard_reads_what_was_written(tiny: Tiny, tmp_path: Path, monkeypa
 def test_a_damaged_image_in_a_worker_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    for part in ("train", "val"):
-        (tmp_path / part / "0").mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / part / "0" / "good.png")
+    for folder in ("train/0", "train/1", "val/0", "val/1"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / folder / "good.png")
     (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
     options = ["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--batch-size", "2", "--epochs", "1"]
     monkeypatch.setattr("sys.argv", ["finetune", "--preset", "digits", *options, "--device", "cpu"])

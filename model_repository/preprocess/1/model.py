@@ -34,6 +34,7 @@ CROP_MODES = ("center", "squash", "border")
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 MARGIN = 2.25  # below it the bicubic filter sees libjpeg's coarser one: 1.0 grey level on average at 2, 1.5 at 1.5
 COUNTED = re.compile(r"(\d+) pixels")  # in Pillow's own refusal
+NICENESS = 10
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {  # stored orientation -> what turns it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -228,6 +229,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.settings = read_settings(config)
+        # Under more load than it can take the server first answers what is decoded.
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
         threads = threads_of(config)
         # Pillow decodes outside the interpreter's lock.
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
