@@ -106,14 +106,19 @@ def backbone_config(spec: ServingSpec) -> str:
     )
 
 
-def embedded_backbone_config(spec: ServingSpec) -> str:
-    """For a CPU, whatever waits goes on in batches of the largest size that is compiled for.
+def embedded_configs(spec: ServingSpec) -> dict[str, str]:
+    """By model, what differs for the embedded server, on a CPU: what waits goes on in batches of few images.
 
     More in one batch are answered no sooner, and all at its end: under load that is what misses its deadline.
     """
-    message = text_format.Parse(backbone_config(spec), model_config_pb2.ModelConfig())
-    message.dynamic_batching.preferred_batch_size.append(max(BACKBONE_BATCHES))
-    return text_format.MessageToString(message)
+    few = max(BACKBONE_BATCHES)  # the largest that is compiled for
+    sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
+    embedded = {}
+    for name, size in sizes.items():
+        message = text_format.Parse(configs(spec)[name], model_config_pb2.ModelConfig())
+        message.dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
+        embedded[name] = text_format.MessageToString(message)
+    return embedded
 
 
 def softmax_config(spec: ServingSpec) -> str:

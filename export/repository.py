@@ -18,7 +18,7 @@ from export.configs import (
     ServingSpec,
     backbone_config,
     configs,
-    embedded_backbone_config,
+    embedded_configs,
     interface,
     parameters,
     preprocess_config,
@@ -75,9 +75,9 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
     for name, text in texts.items():
         (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
         _replace(stage / name / "config.pbtxt", text.encode())
-    embedded = stage / "backbone" / EMBEDDED
-    embedded.parent.mkdir(exist_ok=True)
-    _replace(embedded, embedded_backbone_config(spec).encode())
+    for name, text in embedded_configs(spec).items():
+        (stage / name / EMBEDDED).parent.mkdir(exist_ok=True)
+        _replace(stage / name / EMBEDDED, text.encode())
     for name in ENSEMBLES:
         if name not in texts:  # of an earlier build with class maps
             shutil.rmtree(stage / name, ignore_errors=True)

@@ -98,13 +98,14 @@ def write_settings(repository: Path, settings: Settings) -> None:
     for config in ensembles.values():
         config.max_batch_size = settings.max_batch_size
     changed = {f"{name}/config.pbtxt": config for name, config in ensembles.items()}
-    changed |= {f"{PREPROCESS}/config.pbtxt": preprocess, f"{BACKBONE}/config.pbtxt": backbone}
-    if (repository / BACKBONE / EMBEDDED).exists():  # the same, but for the batches that it prefers
-        preferred = read_config(repository, BACKBONE, EMBEDDED).dynamic_batching.preferred_batch_size
-        changed[f"{BACKBONE}/{EMBEDDED}"] = embedded = model_config_pb2.ModelConfig()
-        embedded.CopyFrom(backbone)
-        fitting = [size for size in preferred if size <= settings.max_batch_size]
-        embedded.dynamic_batching.preferred_batch_size.extend(fitting)
+    for name, config in ((PREPROCESS, preprocess), (BACKBONE, backbone)):
+        changed[f"{name}/config.pbtxt"] = config
+        if (repository / name / EMBEDDED).exists():  # the same, but for the batches that it prefers
+            preferred = read_config(repository, name, EMBEDDED).dynamic_batching.preferred_batch_size
+            changed[f"{name}/{EMBEDDED}"] = embedded = model_config_pb2.ModelConfig()
+            embedded.CopyFrom(config)
+            fitting = [size for size in preferred if size <= config.max_batch_size]
+            embedded.dynamic_batching.preferred_batch_size.extend(fitting)
     for file, config in changed.items():
         path = repository / file
         temporary = path.with_name(f".{path.name}.{os.getpid()}")

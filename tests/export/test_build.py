@@ -61,6 +61,7 @@ def config(repository: Path, model: str) -> "model_config_pb2.ModelConfig":
 def test_repository_has_every_file(repository: Path) -> None:
     expected = {
         "preprocess/config.pbtxt",
+        "preprocess/configs/embedded.pbtxt",
         "preprocess/1/model.py",
         "preprocess/warmup/image",
         "backbone/config.pbtxt",
@@ -78,12 +79,13 @@ def test_repository_has_every_file(repository: Path) -> None:
     assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
 
 
-def test_the_embedded_servers_config_differs_in_its_batches_alone(repository: Path) -> None:
-    text = (repository / "backbone/configs/embedded.pbtxt").read_text()
-    embedded = text_format.Parse(text, model_config_pb2.ModelConfig())
-    assert list(embedded.dynamic_batching.preferred_batch_size) == [4]
-    del embedded.dynamic_batching.preferred_batch_size[:]
-    assert embedded == config(repository, "backbone")
+def test_the_embedded_servers_configs_differ_in_their_batches_alone(repository: Path) -> None:
+    for name in ("preprocess", "backbone"):
+        text = (repository / name / "configs/embedded.pbtxt").read_text()
+        embedded = text_format.Parse(text, model_config_pb2.ModelConfig())
+        assert list(embedded.dynamic_batching.preferred_batch_size) == [4]
+        del embedded.dynamic_batching.preferred_batch_size[:]
+        assert embedded == config(repository, name)
 
 
 def test_configs_agree(repository: Path) -> None:

@@ -81,14 +81,13 @@ def write_classifier(root):
     (folder / "warmup").mkdir()
     (folder / "warmup" / "picture").write_bytes(struct.pack("<I", len(png("red"))) + png("red"))
     noise = f"data_type: TYPE_UINT8 dims: [{SIDE}, {SIDE}, 3] random_data: true"
-    write_model(
-        root,
-        config(
-            "backbone", [pixels], [logits], CPU % 1 + THREADS + "dynamic_batching {}\n" + warmup % ("pixels", noise)
-        ),
-        "backbone",
-        torch.jit.script(Backbone()),
+    text = config(
+        "backbone", [pixels], [logits], CPU % 1 + THREADS + "dynamic_batching {}\n" + warmup % ("pixels", noise)
     )
+    folder = write_model(root, text, "backbone", torch.jit.script(Backbone()))
+    (folder / "configs").mkdir()
+    embedded = text.replace("dynamic_batching {}", "dynamic_batching { preferred_batch_size: 4 }")
+    (folder / "configs" / "embedded.pbtxt").write_text(embedded)
     write_model(
         root, config("softmax", [logits], [probabilities], CPU % 1 + THREADS), "softmax", torch.jit.script(Softmax())
     )

@@ -74,6 +74,7 @@ def test_command(runtime):
         "--grpc-max-connection-age=1800000",
         f"--backend-config=python,shm-region-prefix-name={runtime.folder.name}-",
         f"--backend-directory={runtime.folder / 'backends'}",
+        "--model-config-name=embedded",
     ):
         assert option in command
     assert command[-1] == "--log-verbose=1"
@@ -103,7 +104,8 @@ def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
         environment = runtime.environment()
         assert environment["LD_PRELOAD"] == str(library)
         assert environment["LD_LIBRARY_PATH"].startswith(str(native.backends / "pytorch"))
-        assert not any(each.startswith("--backend-directory") for each in runtime.command(ENDPOINTS, 7))
+        own = ("--backend-directory", "--model-config-name")
+        assert not any(each.startswith(own) for each in runtime.command(ENDPOINTS, 7))
         seen = subprocess.run(  # as the Python backend starts a stub
             ["bash", "-c", "exec env"],
             env={**os.environ, "BASH_ENV": environment["BASH_ENV"], "LD_PRELOAD": "", "WIDEFIELD_LIBRARY": "kept"},

@@ -54,12 +54,6 @@ def test_labels_through_the_classification_extension(server, encode):
     assert answer.reshape(-1)[0].decode().split(":")[2] == "blue"
 
 
-def test_the_embedded_server_reads_the_config_that_is_its_own(server):
-    with triton_grpc.InferenceServerClient(server.grpc_url) as client:
-        batching = client.get_model_config("backbone").config.dynamic_batching
-    assert list(batching.preferred_batch_size) == [4]
-
-
 def png_header(width, height):
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + b"\0\0\0\1IDAT"

@@ -185,6 +185,7 @@ def test_a_damaged_image_in_a_worker_is_one_line(
     for folder in ("train/0", "train/1", "val/0", "val/1"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / folder / "good.png")
+    Image.new("L", (8, 8)).save(tmp_path / "train" / "1" / "too.png")  # two whole batches
     (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
     options = ["--data", str(tmp_path), "--output", str(tmp_path / "run"), "--batch-size", "2", "--epochs", "1"]
     monkeypatch.setattr("sys.argv", ["finetune", "--preset", "digits", *options, "--device", "cpu"])

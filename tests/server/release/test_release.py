@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 
 from server import ReleaseError, TritonServer
 from server.management import Management
@@ -119,3 +120,10 @@ def test_withdrawn_versions(tmp_path):
     versions.withdraw(3)
     versions.remove_all_but(1)
     assert sorted(each.name for each in model.iterdir()) == [".4.withdrawn", "2", "notes"]
+
+
+def test_the_embedded_server_reads_the_config_that_is_its_own(served, management_token):
+    key = {"triton-grpc-protocol-widefield-management": management_token}
+    with triton_grpc.InferenceServerClient(served.grpc_url) as client:
+        batching = client.get_model_config("backbone", headers=key).config.dynamic_batching
+    assert list(batching.preferred_batch_size) == [4]
