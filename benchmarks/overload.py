@@ -81,8 +81,7 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(struct.pack("<I", len(jpeg)) + jpeg)
     request.parameters["timeout"].int64_param = queue_timeout(deadline)
-    outcomes: list[tuple[str, float]] = []
-    ends = [0.0]  # of what was answered in time
+    outcomes: list[tuple[str, float, float]] = []  # kind, seconds taken, when it ended
     all_done = threading.Semaphore(0)
 
     def note(call: Any, due: float) -> None:
@@ -90,9 +89,8 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
         status = call.code()
         rejected = status is grpc.StatusCode.UNAVAILABLE and "timeout expired" in call.details().lower()
         answered = "in time" if taken <= deadline else "late"
-        if status is grpc.StatusCode.OK and taken <= deadline:
-            ends.append(due + taken)
-        outcomes.append((answered if status is grpc.StatusCode.OK else "rejected" if rejected else status.name, taken))
+        kind = answered if status is grpc.StatusCode.OK else "rejected" if rejected else status.name
+        outcomes.append((kind, taken, due + taken))
         all_done.release()
 
     lag, count = 0.0, 0
@@ -107,8 +105,9 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
             call.add_done_callback(lambda done, due=due: note(done, due))
         for _ in range(count):
             all_done.acquire()
-    lasted = max(seconds, max(ends) - started)  # answers that come after the last request are not of its seconds alone
-    kinds = {kind: [taken for name, taken in outcomes if name == kind] for kind, _ in outcomes}
+    # Answers that come after the last request are not of its seconds alone.
+    lasted = max([seconds, *(end - started for kind, _, end in outcomes if kind == "in time")])
+    kinds = {kind: [taken for name, taken, _ in outcomes if name == kind] for kind, _, _ in outcomes}
     return {
         "images_per_s": round(rate, 2),
         "sent": count,

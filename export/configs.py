@@ -113,9 +113,9 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
-    embedded = {}
+    texts, embedded = configs(spec), {}
     for name, size in sizes.items():
-        message = text_format.Parse(configs(spec)[name], model_config_pb2.ModelConfig())
+        message = text_format.Parse(texts[name], model_config_pb2.ModelConfig())
         message.dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
         embedded[name] = text_format.MessageToString(message)
     return embedded

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.depthwise_conv2d import layout
+
 BLOCK = 64  # rows and columns of a program's square: 128 bytes of a 16-bit type either way
 
 
@@ -49,13 +51,11 @@ def contiguous(input):
 
 def laid_out_as(output, like):
     """Contiguous [N,C,H,W]: itself where `like` is contiguous too, else a copy in channels_last."""
-    if like.is_contiguous():
-        return output
-    result = torch.empty_like(output, memory_format=torch.channels_last)
-    if _is_channels_last(result):
-        launch(output, result, output.shape[1], output.shape[2] * output.shape[3])
-        return result
-    return result.copy_(output)
+    if like.is_contiguous() or not _is_channels_last(like):
+        return layout.laid_out_as(output, like)
+    result = torch.empty_like(like)
+    launch(output, result, output.shape[1], output.shape[2] * output.shape[3])
+    return result
 
 
 def _is_channels_last(tensor):
