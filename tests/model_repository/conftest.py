@@ -58,6 +58,7 @@ def step():
 def priorities(step, monkeypatch):
     """The priorities that a step asks for; the tests' own process keeps its own."""
     asked = []
+    monkeypatch.setattr(step.os, "getpriority", lambda *_: 0)
     monkeypatch.setattr(step.os, "setpriority", lambda *arguments: asked.append(arguments))
     return asked
 

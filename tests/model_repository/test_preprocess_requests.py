@@ -42,6 +42,13 @@ def test_what_is_decoded_already_goes_first(step, model, priorities):
     assert priorities == [(step.os.PRIO_PROCESS, 0, 10)]
 
 
+def test_a_server_that_yields_more_itself_is_not_put_before_others(step, priorities, monkeypatch):
+    """Nobody but root may."""
+    monkeypatch.setattr(step.os, "getpriority", lambda *_: 15)
+    step.TritonPythonModel().initialize({"model_config": json.dumps(config(**PARAMETERS))})
+    assert priorities == [(step.os.PRIO_PROCESS, 0, 15)]
+
+
 def test_batch(model, request_of):
     (response,) = model.execute([request_of(encode("red"), encode("blue"))])
     assert response.error is None

@@ -230,7 +230,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.settings = read_settings(config)
         # Under more load than it can take the server first answers what is decoded.
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         threads = threads_of(config)
         # Pillow decodes outside the interpreter's lock.
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
