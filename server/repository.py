@@ -1,6 +1,7 @@
 """What the launcher must know of a model repository before tritonserver reads it."""
 
 import hashlib
+import itertools
 import json
 import re
 import zipfile
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
+EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
 BUILD = "run build_models.py"
 FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
 PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
@@ -26,6 +28,8 @@ class Repository:
     """The first model that calls an operator of the native library, None where no model does."""
     backends: Mapping[str, str]
     """Model -> the backend that the server must have for it. Not in it: ensembles, and a model that brings its own."""
+    overridden: tuple[str, ...] = ()
+    """One line for each config.pbtxt that says what the embedded server does not read: an edit without effect."""
 
     @property
     def needs_pytorch(self) -> str | None:
@@ -47,6 +51,7 @@ def read_repository(path: str | Path) -> Repository:
         raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
     needs_library = None
     backends = {}
+    overridden = []
     for folder in folders:
         versions = [version for version in folder.iterdir() if version.name.isdigit() and version.is_dir()]
         if not versions:
@@ -57,12 +62,17 @@ def read_repository(path: str | Path) -> Repository:
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
         verify(newest)
+        if (folder / EMBEDDED).is_file() and (line := _not_in(folder / EMBEDDED, config)):
+            overridden.append(
+                f"{folder.name}/config.pbtxt says {line!r}, but the embedded server reads {folder.name}/{EMBEDDED} in "
+                "its place: change both, or remove that one"
+            )
         backend = _backend(config)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
             needs_library = folder.name
-    return Repository(root, tuple(folder.name for folder in folders), needs_library, backends)
+    return Repository(root, tuple(folder.name for folder in folders), needs_library, backends, tuple(overridden))
 
 
 def verify(version: Path) -> None:
@@ -100,6 +110,15 @@ def _artifact(config: str) -> str:
 def _backend(config: str) -> str:
     named = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', config, re.MULTILINE)
     return PLATFORMS.get(named.group(1), named.group(1)) if named else ""
+
+
+def _not_in(embedded: Path, config: str) -> str:
+    """The first line of `config` that the embedded server's has not; the batches that it prefers may differ."""
+    mine, read = (
+        [line.strip() for line in text.splitlines() if "preferred_batch_size" not in line]
+        for text in (config, embedded.read_text(errors="replace"))
+    )
+    return next((line for line, other in itertools.zip_longest(mine, read, fillvalue="") if line != other), "")
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -36,7 +36,7 @@ class TritonServer:
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
         tritonserver_args: passed on as they are.
-        on_event: called with one line at every restart.
+        on_event: called with one line at every restart, and for a config.pbtxt that is not the one in force.
 
     Raises:
         ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
@@ -113,6 +113,8 @@ class TritonServer:
         self._choose_ports()
         installation = find_tritonserver()
         check_backends(repository.backends, installation, self.tritonserver_args)
+        for line in repository.overridden if installation.embedded else ():
+            self.on_event(f"warning: {line}")
         if self.log_file is not None:
             check_log_file(self.log_file)
         self._runtime = Runtime(installation, repository, self.library)

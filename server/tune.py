@@ -25,12 +25,11 @@ from tritonclient.grpc import model_config_pb2
 
 from server.canary import canary_png
 from server.errors import ServerError
-from server.repository import read_repository
+from server.repository import EMBEDDED, read_repository
 from server.supervisor import TritonServer
 
 ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
-EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
 THREADS = "INTRA_OP_THREAD_COUNT"
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 

@@ -82,11 +82,11 @@ def write_classifier(root):
     (folder / "warmup" / "picture").write_bytes(struct.pack("<I", len(png("red"))) + png("red"))
     noise = f"data_type: TYPE_UINT8 dims: [{SIDE}, {SIDE}, 3] random_data: true"
     text = config(
-        "backbone", [pixels], [logits], CPU % 1 + THREADS + "dynamic_batching {}\n" + warmup % ("pixels", noise)
+        "backbone", [pixels], [logits], CPU % 1 + THREADS + "dynamic_batching {\n}\n" + warmup % ("pixels", noise)
     )
     folder = write_model(root, text, "backbone", torch.jit.script(Backbone()))
     (folder / "configs").mkdir()
-    embedded = text.replace("dynamic_batching {}", "dynamic_batching { preferred_batch_size: 4 }")
+    embedded = text.replace("dynamic_batching {", "dynamic_batching {\npreferred_batch_size: 4")
     (folder / "configs" / "embedded.pbtxt").write_text(embedded)
     write_model(
         root, config("softmax", [logits], [probabilities], CPU % 1 + THREADS), "softmax", torch.jit.script(Softmax())

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,16 +238,31 @@ def test_a_repository_whose_path_bash_would_split(light_repository, tmp_path, sl
 
 
 def test_a_model_that_fails_to_load_is_named(repository, tmp_path):
-    import shutil
-
     root = tmp_path / "repository"
     shutil.copytree(repository, root)
-    config = root / "backbone" / "config.pbtxt"
-    config.write_text(config.read_text().replace('value { string_value: "1" }', 'value { string_value: "many" }', 1))
+    for file in ("config.pbtxt", "configs/embedded.pbtxt"):
+        config = root / "backbone" / file
+        right = config.read_text()
+        config.write_text(right.replace('value { string_value: "1" }', 'value { string_value: "many" }', 1))
+        assert config.read_text() != right
     with pytest.raises(StartError) as caught:
         TritonServer(root).start()
     assert "'backbone': parameter INTRA_OP_THREAD_COUNT is \"many\": write" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_edit_without_effect_is_told(light_repository, tmp_path):
+    root, events = tmp_path / "repository", []
+    shutil.copytree(light_repository, root)
+    model = next(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
+    (model / "configs").mkdir()
+    shutil.copy(model / "config.pbtxt", model / "configs" / "embedded.pbtxt")
+    with (model / "config.pbtxt").open("a") as config:
+        config.write("\nversion_policy { all { }}\n")
+    with TritonServer(root, on_event=events.append):
+        assert [line.split(",")[0] for line in events] == [
+            f"warning: {model.name}/config.pbtxt says 'version_policy {{ all {{ }}}}'"
+        ]
 
 
 def test_start_timeout(repository):
