@@ -1,5 +1,6 @@
 """config.pbtxt of every model in the repository, written through tritonserver's own message definition."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH_SIZE = 16
+BACKBONE_INSTANCES = 2  # of the embedded server
 PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
@@ -107,18 +109,34 @@ def backbone_config(spec: ServingSpec) -> str:
 
 
 def embedded_configs(spec: ServingSpec) -> dict[str, str]:
-    """By model, what differs for the embedded server, on a CPU: what waits goes on in batches of few images.
+    """By model, what the embedded server, on a CPU, reads in place of config.pbtxt.
 
-    More in one batch are answered no sooner, and all at its end: under load that is what misses its deadline.
+    What waits goes on in batches of few images: more are answered no sooner, and all at their batch's end, which under
+    load is what misses its deadline. The backbone has two instances of half the threads, which do not wait for each
+    other at every operator's end; an execution that finds the backbone idle has all of them (LONE_THREAD_COUNT).
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
-    texts, embedded = configs(spec), {}
+    texts = configs(spec)
+    messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in sizes}
     for name, size in sizes.items():
-        message = text_format.Parse(texts[name], model_config_pb2.ModelConfig())
-        message.dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
-        embedded[name] = text_format.MessageToString(message)
-    return embedded
+        messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
+    if spec.threads >= BACKBONE_INSTANCES:
+        backbone = messages["backbone"]
+        backbone.instance_group.add(count=BACKBONE_INSTANCES)
+        parallel = {
+            "INTRA_OP_THREAD_COUNT": spec.threads // BACKBONE_INSTANCES,
+            "LONE_THREAD_COUNT": spec.threads,
+            "ENABLE_WEIGHT_SHARING": "true",
+        }
+        for key, value in parallel.items():
+            backbone.parameters[key].string_value = str(value)
+    return {name: _replaced(texts[name]) + text_format.MessageToString(message) for name, message in messages.items()}
+
+
+def _replaced(config: str) -> str:
+    """The first line of a config that takes another's place: the launcher tells when that one was changed later."""
+    return f"# in place of config.pbtxt, sha256 {hashlib.sha256(config.encode()).hexdigest()}\n"
 
 
 def softmax_config(spec: ServingSpec) -> str:

@@ -1,7 +1,6 @@
 """What the launcher must know of a model repository before tritonserver reads it."""
 
 import hashlib
-import itertools
 import json
 import re
 import zipfile
@@ -29,7 +28,7 @@ class Repository:
     backends: Mapping[str, str]
     """Model -> the backend that the server must have for it. Not in it: ensembles, and a model that brings its own."""
     overridden: tuple[str, ...] = ()
-    """One line for each config.pbtxt that says what the embedded server does not read: an edit without effect."""
+    """One line for each config.pbtxt that was edited where the embedded server reads another in its place."""
 
     @property
     def needs_pytorch(self) -> str | None:
@@ -62,10 +61,10 @@ def read_repository(path: str | Path) -> Repository:
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
         verify(newest)
-        if (folder / EMBEDDED).is_file() and (line := _not_in(folder / EMBEDDED, config)):
+        if (folder / EMBEDDED).is_file() and _was_edited(folder / "config.pbtxt", folder / EMBEDDED):
             overridden.append(
-                f"{folder.name}/config.pbtxt says {line!r}, but the embedded server reads {folder.name}/{EMBEDDED} in "
-                "its place: change both, or remove that one"
+                f"{folder.name}/config.pbtxt was changed, but the embedded server reads {folder.name}/{EMBEDDED} in "
+                "its place: change that too and remove its first line, or remove it"
             )
         backend = _backend(config)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
@@ -112,13 +111,15 @@ def _backend(config: str) -> str:
     return PLATFORMS.get(named.group(1), named.group(1)) if named else ""
 
 
-def _not_in(embedded: Path, config: str) -> str:
-    """The first line of `config` that the embedded server's has not; the batches that it prefers may differ."""
-    mine, read = (
-        [line.strip() for line in text.splitlines() if "preferred_batch_size" not in line]
-        for text in (config, embedded.read_text(errors="replace"))
-    )
-    return next((line for line, other in itertools.zip_longest(mine, read, fillvalue="") if line != other), "")
+def replaced(config: bytes) -> str:
+    """The first line of an embedded server's config: which config.pbtxt it was written for."""
+    return f"# in place of config.pbtxt, sha256 {hashlib.sha256(config).hexdigest()}\n"
+
+
+def _was_edited(config: Path, embedded: Path) -> bool:
+    """Whether `config` is another than the one that `embedded` says it was written for."""
+    first = embedded.read_text(errors="replace").partition("\n")[0] + "\n"
+    return first.startswith(replaced(b"")[:30]) and first != replaced(config.read_bytes())
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -25,12 +25,12 @@ from tritonclient.grpc import model_config_pb2
 
 from server.canary import canary_png
 from server.errors import ServerError
-from server.repository import EMBEDDED, read_repository
+from server.repository import EMBEDDED, read_repository, replaced
 from server.supervisor import TritonServer
 
 ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
-THREADS = "INTRA_OP_THREAD_COUNT"
+THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 
 
@@ -68,9 +68,16 @@ def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> mod
         raise TuneError(f"{repository}/{model}/{file} cannot be read ({error}): run build_models.py") from error
 
 
+def config_files(repository: Path, model: str) -> list[str]:
+    """The model's configs, the one that the embedded server reads last."""
+    return ["config.pbtxt", EMBEDDED] if (repository / model / EMBEDDED).exists() else ["config.pbtxt"]
+
+
 def read_settings(repository: Path) -> Settings:
-    """As the configs are now. Raises `TuneError` for a repository that build_models.py has not written."""
-    preprocess, backbone = read_config(repository, PREPROCESS), read_config(repository, BACKBONE)
+    """As the embedded server has them. Raises `TuneError` for a repository that build_models.py has not written."""
+    preprocess, backbone = (
+        read_config(repository, name, config_files(repository, name)[-1]) for name in (PREPROCESS, BACKBONE)
+    )
     threads = backbone.parameters[THREADS].string_value
     if not threads.isdigit():
         raise TuneError(f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py")
@@ -85,31 +92,42 @@ def read_settings(repository: Path) -> Settings:
 
 def write_settings(repository: Path, settings: Settings) -> None:
     """Each config is replaced in one step; no ensemble may take larger batches than its backbone."""
-    preprocess, backbone = read_config(repository, PREPROCESS), read_config(repository, BACKBONE)
-    for config, count in ((preprocess, settings.preprocess_instances), (backbone, settings.backbone_instances)):
-        kind = config.instance_group[0].kind if config.instance_group else model_config_pb2.ModelInstanceGroup.KIND_CPU
-        del config.instance_group[:]
-        config.instance_group.add(count=count, kind=kind)
-    backbone.parameters[THREADS].string_value = str(settings.backbone_threads)
-    backbone.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
-    backbone.max_batch_size = settings.max_batch_size
-    ensembles = {name: read_config(repository, name) for name in ENSEMBLES if (repository / name).is_dir()}
-    for config in ensembles.values():
+    changed = {}
+    for name in (name for name in ENSEMBLES if (repository / name).is_dir()):
+        changed[f"{name}/config.pbtxt"] = config = read_config(repository, name)
         config.max_batch_size = settings.max_batch_size
-    changed = {f"{name}/config.pbtxt": config for name, config in ensembles.items()}
-    for name, config in ((PREPROCESS, preprocess), (BACKBONE, backbone)):
-        changed[f"{name}/config.pbtxt"] = config
-        if (repository / name / EMBEDDED).exists():  # the same, but for the batches that it prefers
-            preferred = read_config(repository, name, EMBEDDED).dynamic_batching.preferred_batch_size
-            changed[f"{name}/{EMBEDDED}"] = embedded = model_config_pb2.ModelConfig()
-            embedded.CopyFrom(config)
-            fitting = [size for size in preferred if size <= config.max_batch_size]
-            embedded.dynamic_batching.preferred_batch_size.extend(fitting)
+    for name, count in ((PREPROCESS, settings.preprocess_instances), (BACKBONE, settings.backbone_instances)):
+        for file in config_files(repository, name):
+            changed[f"{name}/{file}"] = config = read_config(repository, name, file)
+            set_instances(config, count)
+            if name == BACKBONE:
+                set_backbone(config, settings, embedded=file == EMBEDDED)
     for file, config in changed.items():
         path = repository / file
+        text = text_format.MessageToString(config)
+        if file.endswith(EMBEDDED):  # written after the config that it replaces
+            text = replaced((path.parents[1] / "config.pbtxt").read_bytes()) + text
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text_format.MessageToString(config))
+        temporary.write_text(text)
         os.replace(temporary, path)
+
+
+def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
+    kind = config.instance_group[0].kind if config.instance_group else model_config_pb2.ModelInstanceGroup.KIND_CPU
+    del config.instance_group[:]
+    config.instance_group.add(count=count, kind=kind)
+
+
+def set_backbone(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:
+    config.parameters[THREADS].string_value = str(settings.backbone_threads)
+    config.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
+    config.max_batch_size = settings.max_batch_size
+    preferred = [size for size in config.dynamic_batching.preferred_batch_size if size <= settings.max_batch_size]
+    config.dynamic_batching.preferred_batch_size[:] = preferred
+    if embedded and settings.backbone_instances > 1:
+        config.parameters[LONE_THREADS].string_value = str(settings.backbone_instances * settings.backbone_threads)
+    else:
+        config.parameters.pop(LONE_THREADS, None)
 
 
 def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[Settings]]]:

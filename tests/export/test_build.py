@@ -24,6 +24,7 @@ from export.build import BuildOptions, build
 from export.parity import ParityError, real_pixels
 from export.source import load_model, read_labels
 from models import ModelConfig, create_model, load_checkpoint, load_config, reparameterize, save_checkpoint
+from server.repository import read_repository
 
 SIZE = 64
 
@@ -79,13 +80,31 @@ def test_repository_has_every_file(repository: Path) -> None:
     assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
 
 
-def test_the_embedded_servers_configs_differ_in_their_batches_alone(repository: Path) -> None:
+def test_the_embedded_servers_configs_differ_in_batches_and_threads_alone(repository: Path) -> None:
     for name in ("preprocess", "backbone"):
         text = (repository / name / "configs/embedded.pbtxt").read_text()
-        embedded = text_format.Parse(text, model_config_pb2.ModelConfig())
+        embedded, plain = text_format.Parse(text, model_config_pb2.ModelConfig()), config(repository, name)
         assert list(embedded.dynamic_batching.preferred_batch_size) == [4]
         del embedded.dynamic_batching.preferred_batch_size[:]
-        assert embedded == config(repository, name)
+        if name == "backbone":
+            assert [group.count for group in embedded.instance_group] == [2]
+            del embedded.instance_group[:]
+            keys = ("INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING")
+            assert [embedded.parameters.pop(key).string_value for key in keys] == ["1", "2", "true"]
+            assert plain.parameters.pop("INTRA_OP_THREAD_COUNT").string_value == "2"
+        assert embedded == plain
+
+
+def test_an_edit_of_the_config_that_the_embedded_server_does_not_read_is_told(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository, own := tmp_path / "models")
+    assert read_repository(own).overridden == ()
+    path = own / "preprocess" / "config.pbtxt"
+    path.write_text(path.read_text().replace("count: 2", "count: 3"))
+    (line,) = read_repository(own).overridden
+    assert line.startswith("preprocess/config.pbtxt was changed, but the embedded server reads preprocess/configs/")
+    embedded = own / "preprocess" / "configs/embedded.pbtxt"
+    embedded.write_text(embedded.read_text().partition("\n")[2])
+    assert read_repository(own).overridden == ()
 
 
 def test_configs_agree(repository: Path) -> None:

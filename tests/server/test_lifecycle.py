@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from server import GaveUpError, PortInUseError, ServerError, StartError, TritonServer
+from server.repository import replaced
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
@@ -256,13 +257,11 @@ def test_an_edit_without_effect_is_told(light_repository, tmp_path):
     shutil.copytree(light_repository, root)
     model = next(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     (model / "configs").mkdir()
-    shutil.copy(model / "config.pbtxt", model / "configs" / "embedded.pbtxt")
-    with (model / "config.pbtxt").open("a") as config:
-        config.write("\nversion_policy { all { }}\n")
+    text = (model / "config.pbtxt").read_bytes()
+    (model / "configs" / "embedded.pbtxt").write_bytes(replaced(text).encode() + text)
+    (model / "config.pbtxt").write_bytes(text + b"\n")
     with TritonServer(root, on_event=events.append):
-        assert [line.split(",")[0] for line in events] == [
-            f"warning: {model.name}/config.pbtxt says 'version_policy {{ all {{ }}}}'"
-        ]
+        assert [line.split(",")[0] for line in events] == [f"warning: {model.name}/config.pbtxt was changed"]
 
 
 def test_start_timeout(repository):

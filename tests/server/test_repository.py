@@ -136,15 +136,3 @@ def test_what_was_built_is_verified(repository, tmp_path, harm):
         (version / "build.json").write_text("{}")
     with pytest.raises(RepositoryError, match="to go back to the version before"):
         read_repository(root)
-
-
-def test_an_edit_that_the_embedded_server_does_not_read(tmp_path):
-    text = 'backend: "python"\ninstance_group {\n  count: %d\n}\nmodel_warmup {\n  count: 3\n}\n'
-    embedded = text % 2 + "dynamic_batching {\n  preferred_batch_size: 4\n}\n"
-    folder = write(tmp_path, "backbone", text % 2 + "dynamic_batching {\n}\n", "1/model.py", "configs/embedded.pbtxt")
-    (folder / "configs/embedded.pbtxt").write_text(embedded)
-    assert read_repository(tmp_path).overridden == ()
-    (folder / "config.pbtxt").write_text(text % 3 + "dynamic_batching {\n}\n")
-    (line,) = read_repository(tmp_path).overridden
-    assert line.startswith("backbone/config.pbtxt says 'count: 3', but the embedded server reads backbone/configs/")
-    assert line.endswith("change both, or remove that one")

@@ -45,6 +45,7 @@ def server(tmp_path_factory):
     write(root, "pieces", models.Sizes(), ["x"], ["y", "n:FP32:1"], WARM)
     write(root, "unfused", models.Sizes(), ["x"], ["y", "n:FP32:1"], WARM, ENABLE_ONEDNN_FUSION="false")
     write(root, "stumbles", models.TupleWithInteger(), ["x"], ["y", "n:INT64:1"])
+    write(root, "not_compiled", models.Heavy(), ["x"], ["y"])
     write(root, "any_width", pair, ["a:FP32:-1", "b:FP32:-1"], ["s:FP32:-1", "d:FP32:-1"], WAIT)
     write(root, "strided", models.Transposed(), ["x"], ["y:FP32:2,2"])
     write(root, "inference", models.IsInference(), ["x"], ["y"])
@@ -55,6 +56,9 @@ def server(tmp_path_factory):
     write(root, "every_core", models.Busy(), ["x"], ["y"], INTRA_OP_THREAD_COUNT=str(len(os.sched_getaffinity(0))))
     shared = "instance_group [{ kind: KIND_CPU count: 2 }]\n"
     write(root, "shared", models.Picky(), ["x"], ["y"], shared, ENABLE_WEIGHT_SHARING="true", ENABLE_JIT_EXECUTOR="1")
+    write(root, "lone", models.Heavy(), ["x"], ["y"], shared, LONE_THREAD_COUNT="3", ENABLE_WEIGHT_SHARING="true")
+    write(root, "lone_picky", models.Picky(), ["x"], ["y"], shared, LONE_THREAD_COUNT="2")
+    write(root, "lone_stumbles", models.TupleWithInteger(), ["x"], ["y", "n:INT64:1"], shared, LONE_THREAD_COUNT="2")
     write(root, "scalar", models.Scalar(), ["x"], ["y"])
     write(root, "words", models.Words(), ["x"], ["y"])
     write(root, "fixed_batch", models.FixedBatch(), ["x"], ["y"])
@@ -175,6 +179,12 @@ def test_a_graph_that_onednn_fusion_stumbles_over_runs_without_it(infer, server)
     assert server.log.read_text().count("oneDNN graph fusion fails on this model") == 1
 
 
+def test_a_graph_that_onednn_cannot_compile_runs_without_it(infer, server):
+    for value in (1, 2, 3):  # compiled at the second
+        assert infer("not_compiled", x=[[value, 0]])["y"] == pytest.approx(np.array([[value + np.e, np.e]]), rel=1e-6)
+    assert server.log.read_text().count("not_compiled/1/model.pt: oneDNN graph fusion fails on this model") == 1
+
+
 def test_strided_outputs_are_made_contiguous(infer):
     assert infer("strided", x=[[5, 6]])["y"].tolist() == [[[5, 6], [6, 7]]]
 
@@ -228,6 +238,39 @@ def test_a_model_on_every_core_has_a_thread_on_each(infer, process):
     before = pinned()
     infer("every_core", x=[[0, 0]])
     assert pinned() == sorted(before + list(cores))
+
+
+def test_a_request_alone_has_all_threads_and_others_their_own(infer, process):
+    """The three threads are a team of their own, whichever instance takes the request; no instance ever has a team."""
+
+    def computing(callers):
+        """The threads that took a tenth of the time of the calls or more, with the answers."""
+        before = {thread.id: thread.user_time for thread in process.threads()}
+        with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+            answers = list(pool.map(lambda number: infer("lone", x=[[number, 0]])["y"], range(30)))
+        spent = {thread.id: thread.user_time - before.get(thread.id, 0.0) for thread in process.threads()}
+        return {id for id, seconds in spent.items() if seconds > 0.1 * sum(spent.values())}, np.concatenate(answers)
+
+    threads = process.num_threads()
+    infer("lone", x=[[0, 0]])
+    assert process.num_threads() == threads + 2  # the team's leader has waited since the load
+    computing(6)  # every instance is warmed
+    team, alone = computing(1)
+    assert len(team) == 3
+    threads = process.num_threads()
+    several, beside = computing(6)
+    assert len(several - team) == 3  # the threads of the instances: count 1 and count 2
+    assert process.num_threads() == threads
+    np.testing.assert_allclose(alone, beside, rtol=1e-6)
+    np.testing.assert_allclose(alone[:, 0], np.arange(30) + np.e, rtol=1e-6)
+
+
+def test_a_request_alone_fails_as_any_other(infer):
+    for _ in range(4):
+        assert infer("lone_picky", x=[[1, 2]])["y"].tolist() == [[2, 4]]
+        with pytest.raises(InferenceServerException, match="negative input"):
+            infer("lone_picky", x=[[-1, 2]])
+        assert infer("lone_stumbles", x=[[1, 2]])["n"].tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from server import tune
+from server.repository import read_repository
 from server.tune import Score, Settings, TuneError, read_settings, write_settings
 
 NOW = Settings(2, 1, 2, 16, 0)
@@ -57,15 +58,17 @@ def test_settings_are_written_and_read_again(own):
     assert "INTER_OP_THREAD_COUNT" in (own / "backbone/config.pbtxt").read_text()
 
 
-def test_the_embedded_servers_config_follows_but_for_its_batches(own):
-    """The batches that it prefers are those compiled for, as far as they still fit."""
-    for largest, preferred in ((8, [4]), (2, [])):
-        write_settings(own, Settings(2, 1, 1, largest, 0))
+def test_the_embedded_servers_config_follows(own):
+    """The batches that it prefers are those compiled for, as far as they fit; what runs alone has every thread."""
+    for largest, preferred, instances, lone in ((8, [4], 1, ""), (2, [], 1, ""), (8, [], 3, "6")):
+        write_settings(own, Settings(2, instances, 2, largest, 0))
         plain, embedded = (tune.read_config(own, "backbone", file) for file in ("config.pbtxt", tune.EMBEDDED))
         assert list(embedded.dynamic_batching.preferred_batch_size) == preferred
-        assert embedded.max_batch_size == largest
-        del embedded.dynamic_batching.preferred_batch_size[:]
-        assert embedded == plain
+        assert embedded.max_batch_size == plain.max_batch_size == largest
+        assert embedded.instance_group == plain.instance_group
+        assert embedded.parameters["LONE_THREAD_COUNT"].string_value == lone
+        assert "LONE_THREAD_COUNT" not in plain.parameters
+    assert read_repository(own).overridden == ()
 
 
 def one_step(now, cores):
@@ -88,7 +91,7 @@ def test_a_run_writes_what_served_most(own, monkeypatch, capsys):
 
 def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     assert tune.main(["--model-repository", str(tmp_path / "none")]) == 1
-    (own / "backbone/config.pbtxt").write_text("what")
+    (own / "backbone" / tune.EMBEDDED).write_text("what")
     with pytest.raises(TuneError, match=r"run build_models\.py"):
         read_settings(own)
     assert tune.main(["--model-repository", str(own)]) == 1

@@ -65,6 +65,13 @@ class Busy(torch.nn.Module):
         return x + torch.ones(1 << 22).exp().mean()
 
 
+class Heavy(torch.nn.Module):
+    """As much work at every call: nothing of it is a constant."""
+
+    def forward(self, x: Tensor):
+        return x + (torch.ones(1 << 22) + 0 * x[0, 0]).exp().mean()
+
+
 def tensors(kind: str, names: list[str]) -> str:
     """`name` or `name:DTYPE`, each [B,2] unless its dims follow: `name:DTYPE:-1,2`."""
     entries = []

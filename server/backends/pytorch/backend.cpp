@@ -6,10 +6,14 @@
 // the weights.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
+#include <mutex>
 
+#include "lone.h"
 #include "model.h"
 #include "request.h"
 
@@ -61,6 +65,17 @@ struct Model {
   }
   Settings settings;
   ModuleLoader loader;
+  std::once_flag lone_loaded;
+  std::unique_ptr<LoneModel> lone;
+  std::atomic<int> computing = 0;  // instances
+};
+
+// From its start to its end one of the model's instances computes.
+struct Turn {
+  explicit Turn(std::atomic<int>& computing) : computing(computing), alone(computing++ == 0) {}
+  ~Turn() { --computing; }
+  std::atomic<int>& computing;
+  const bool alone;
 };
 
 at::Device device_of(TRITONBACKEND_ModelInstance* instance) {
@@ -74,9 +89,27 @@ at::Device device_of(TRITONBACKEND_ModelInstance* instance) {
 
 struct Instance {
   Instance(Model& model, TRITONBACKEND_ModelInstance* handle)
-      : handle(handle), settings(model.settings), torch_model(model.settings, model.loader, device_of(handle)) {}
+      : handle(handle),
+        model(model),
+        settings(model.settings),
+        device(device_of(handle)),
+        torch_model(settings, model.loader.load(device), model.loader, device) {
+    if (settings.lone_threads && device.is_cpu())
+      std::call_once(model.lone_loaded, [&] { model.lone = std::make_unique<LoneModel>(settings, model.loader); });
+  }
+
+  std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) {
+    const Turn turn(model.computing);
+    if (!turn.alone || !model.lone || !device.is_cpu()) return torch_model.run(inputs);
+    // Warm-up finds its model idle: both are warmed then.
+    if (!torch_model.is_warm(inputs)) torch_model.run(inputs);
+    return model.lone->run(inputs);
+  }
+
   TRITONBACKEND_ModelInstance* handle;
+  Model& model;
   const Settings& settings;
+  const at::Device device;
   TorchModel torch_model;
 };
 
@@ -88,7 +121,7 @@ void run_together(Instance& instance, const std::vector<Work*>& works) {
     for (const auto* work : works) parts.push_back(work->inputs[i]);
     inputs.push_back(at::cat(parts));
   }
-  const auto outputs = instance.torch_model.run(inputs);
+  const auto outputs = instance.compute(inputs);
   int64_t start = 0;
   for (auto* work : works) {
     const int64_t size = work->inputs[0].size(0);
@@ -104,12 +137,12 @@ void run(Instance& instance, const std::vector<Work*>& works) {
     } catch (const std::exception&) {  // each alone shows whose fault it is
     }
   }
-  for (auto* work : works) attempt(*work, [&] { work->outputs = instance.torch_model.run(work->inputs); });
+  for (auto* work : works) attempt(*work, [&] { work->outputs = instance.compute(work->inputs); });
 }
 
 void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t count) {
   const uint64_t exec_start = now_ns();
-  configure_thread(instance.settings);
+  configure_thread(instance.settings, instance.settings.intra_op_threads);
   std::vector<Work> works(count);
   std::vector<Work*> ready;
   int64_t samples = 0;

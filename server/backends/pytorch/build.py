@@ -15,8 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE / "lib" / "libtriton_pytorch.so"
-SOURCES = ("backend.cpp", "model.cpp", "request.cpp", "settings.cpp")
-HEADERS = ("json.h", "model.h", "request.h", "settings.h", "tritonbackend.h")
+SOURCES = ("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp")
+HEADERS = ("json.h", "lone.h", "model.h", "request.h", "settings.h", "tritonbackend.h")
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp")
 
 

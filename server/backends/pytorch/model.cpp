@@ -12,6 +12,7 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <stdexcept>
@@ -22,6 +23,7 @@ extern "C" void omp_set_num_threads(int count) __attribute__((weak));
 namespace widefield {
 namespace {
 
+constexpr int kRunsToWarm = 3;  // TorchScript profiles, compiles, and is fast
 thread_local bool fuse_on_this_thread = false;
 
 // oneDNN graph fusion for the models that ask for it: PyTorch's own switch holds for the whole process.
@@ -114,12 +116,13 @@ std::shared_ptr<torch::jit::Module> ModuleLoader::read(at::Device device) const 
   return module;
 }
 
-TorchModel::TorchModel(const Settings& settings, ModuleLoader& loader, at::Device device)
+TorchModel::TorchModel(
+    const Settings& settings, std::shared_ptr<torch::jit::Module> module, ModuleLoader& loader, at::Device device)
     : settings_(settings),
       loader_(loader),
       device_(device),
       fused_(device.is_cpu() && settings.onednn_fusion),
-      module_(loader.load(device)),
+      module_(std::move(module)),
       output_positions_(settings.output_positions()) {
   std::vector<std::string> arguments;
   const auto schema = module_->get_method("forward").function().getSchema();
@@ -133,12 +136,11 @@ std::vector<at::Tensor> TorchModel::run(const std::vector<at::Tensor>& inputs) {
   const c10::DeviceGuard device(device_);
   const c10::InferenceMode inference(settings_.inference_mode);
   const at::NoGradGuard no_grad;
-  const bool in_pieces = fused_ && settings_.max_batch_size > 0 && !settings_.warmup_sizes.empty();
-  const auto pieces = in_pieces ? split_batch(inputs[0].size(0), settings_.warmup_sizes) : std::vector<int64_t>{};
-  if (pieces.size() < 2) return run_piece(inputs);
+  const auto sizes = pieces(batch_of(inputs));
+  if (sizes.size() < 2) return run_piece(inputs);
   std::vector<std::vector<at::Tensor>> parts(settings_.outputs.size());
   int64_t start = 0;
-  for (const int64_t size : pieces) {
+  for (const int64_t size : sizes) {
     std::vector<at::Tensor> piece;
     for (const auto& input : inputs) piece.push_back(input.narrow(0, start, size));
     const auto outputs = run_piece(piece);
@@ -150,10 +152,27 @@ std::vector<at::Tensor> TorchModel::run(const std::vector<at::Tensor>& inputs) {
   return outputs;
 }
 
+int64_t TorchModel::batch_of(const std::vector<at::Tensor>& inputs) const {
+  return settings_.max_batch_size > 0 ? inputs[0].size(0) : 0;
+}
+
+std::vector<int64_t> TorchModel::pieces(int64_t batch) const {
+  const bool split = fused_ && batch > 0 && !settings_.warmup_sizes.empty();
+  return split ? split_batch(batch, settings_.warmup_sizes) : std::vector{batch};
+}
+
+bool TorchModel::is_warm(const std::vector<at::Tensor>& inputs) const {
+  const auto sizes = pieces(batch_of(inputs));
+  return std::all_of(sizes.begin(), sizes.end(), [this](int64_t size) {
+    const auto found = runs_.find(size);
+    return found != runs_.end() && found->second >= kRunsToWarm;
+  });
+}
+
 std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inputs) {
   std::vector<c10::IValue> arguments(inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) arguments[input_positions_[i]] = inputs[i].to(device_);
-  const auto results = flatten(forward(std::move(arguments)));
+  const auto results = flatten(forward(std::move(arguments), is_warm(inputs)));
   std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < output_positions_.size(); ++i) {
     if (output_positions_[i] >= results.size())
@@ -162,25 +181,31 @@ std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inp
                                   std::to_string(results.size()) + ": correct config.pbtxt");
     outputs.push_back(results[output_positions_[i]].to(at::kCPU).contiguous());
   }
-  check(outputs, inputs[0].dim() > 0 ? inputs[0].size(0) : 0);
+  const int64_t batch = batch_of(inputs);
+  check(outputs, batch);
+  ++runs_[batch];
   if (settings_.clean_cache && device_.is_cuda()) at::getDeviceAllocator(at::kCUDA)->emptyCache();
   return outputs;
 }
 
-// oneDNN fusion does not take every graph; one that it stumbles over runs without it from then on.
-c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments) {
+// oneDNN fusion does not take every graph: what fails with it before it ever ran, and not without it, runs without it
+// from then on.
+c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, bool warm) {
   fuse_on_this_thread = fused_;
   if (!fused_) return module_->forward(std::move(arguments));
   try {
     return module_->forward(arguments);
   } catch (const std::exception& error) {
-    if (!is_fusion_failure(error)) throw;
+    if (warm && !is_fusion_failure(error)) throw;
   }
+  fuse_on_this_thread = false;
+  if (!unfused_) unfused_ = loader_.read(device_);
+  auto result = unfused_->forward(std::move(arguments));  // throws where the input is at fault
   const std::string message = loader_.path() + ": oneDNN graph fusion fails on this model and is turned off";
   TRITONSERVER_LogMessage(LOG_WARN, __FILE__, __LINE__, message.c_str());
-  fuse_on_this_thread = fused_ = false;
-  module_ = loader_.read(device_);
-  return module_->forward(std::move(arguments));
+  module_ = std::move(unfused_);
+  fused_ = false;
+  return result;
 }
 
 void TorchModel::check(const std::vector<at::Tensor>& outputs, int64_t batch) const {
@@ -216,9 +241,9 @@ void set_thread_count(int count) {
   omp_set_num_threads(count);
 }
 
-void configure_thread(const Settings& settings) {
+void configure_thread(const Settings& settings, std::optional<int> threads) {
   torch::jit::setGraphExecutorOptimize(settings.optimized_execution);
-  if (settings.intra_op_threads) set_thread_count(*settings.intra_op_threads);
+  if (threads) set_thread_count(*threads);
   static thread_local bool spread = false;
   if (!spread) spread_over_cores();
   spread = true;

@@ -32,22 +32,28 @@ class ModuleLoader {
 
 class TorchModel {
  public:
-  TorchModel(const Settings& settings, ModuleLoader& loader, at::Device device);
+  TorchModel(
+      const Settings& settings, std::shared_ptr<torch::jit::Module> module, ModuleLoader& loader, at::Device device);
 
   // Throws what forward() throws, and `std::invalid_argument` for results that do not fit the config.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
+  bool is_warm(const std::vector<at::Tensor>& inputs) const;  // such a batch has run as often as TorchScript needs
+
  private:
+  int64_t batch_of(const std::vector<at::Tensor>& inputs) const;  // 0 where the config has none
+  std::vector<int64_t> pieces(int64_t batch) const;
   std::vector<at::Tensor> run_piece(const std::vector<at::Tensor>& inputs);
-  c10::IValue forward(std::vector<c10::IValue> arguments);
+  c10::IValue forward(std::vector<c10::IValue> arguments, bool warm);
   void check(const std::vector<at::Tensor>& outputs, int64_t batch) const;
 
   const Settings& settings_;
   ModuleLoader& loader_;
   const at::Device device_;
   bool fused_;
-  std::shared_ptr<torch::jit::Module> module_;
+  std::shared_ptr<torch::jit::Module> module_, unfused_;
   std::vector<size_t> input_positions_, output_positions_;
+  std::map<int64_t, int> runs_;  // by batch size, which the config bounds
 };
 
 // PyTorch's process-wide switches as the config sets them; what it does not name stays as LibTorch has it.
@@ -55,7 +61,7 @@ void configure_process(const Settings& settings);
 
 void set_thread_count(int count);  // of the calling thread's operators
 
-// The calling thread computes with the config's number of threads: each instance has a thread of its own.
-void configure_thread(const Settings& settings);
+// The calling thread computes with this number of threads, or LibTorch's own: each instance has a thread of its own.
+void configure_thread(const Settings& settings, std::optional<int> threads);
 
 }  // namespace widefield

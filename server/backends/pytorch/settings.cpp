@@ -117,6 +117,7 @@ Settings::Settings(const Json& config)
   tensor_fuser = parameters.flag("ENABLE_TENSOR_FUSER");
   intra_op_threads = parameters.count("INTRA_OP_THREAD_COUNT");
   inter_op_threads = parameters.count("INTER_OP_THREAD_COUNT");
+  lone_threads = parameters.count("LONE_THREAD_COUNT");
   output_positions();  // a wrong config stops the load, not a request
 }
 

@@ -29,6 +29,7 @@ struct Settings {
   bool onednn_fusion;                                              // of CPU instances; not a key of the native backend
   std::optional<bool> jit_executor, jit_profiling, tensor_fuser;  // unnamed: LibTorch's default
   std::optional<int> intra_op_threads, inter_op_threads;
+  std::optional<int> lone_threads;  // lone.h; not a key of the native backend
 
   // Where in forward()'s arguments each input goes: by argument name, else NAME__<index>, else config order.
   std::vector<size_t> input_positions(const std::vector<std::string>& arguments) const;

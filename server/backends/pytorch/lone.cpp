@@ -1,0 +1,44 @@
+#include "lone.h"
+
+#include <future>
+
+namespace widefield {
+
+LoneModel::LoneModel(const Settings& settings, ModuleLoader& loader)
+    : settings_(settings), model_(settings, loader.read(at::kCPU), loader, at::kCPU), thread_([this] { work(); }) {}
+
+LoneModel::~LoneModel() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  changed_.notify_one();
+  thread_.join();
+}
+
+std::vector<at::Tensor> LoneModel::run(const std::vector<at::Tensor>& inputs) {
+  std::packaged_task<std::vector<at::Tensor>()> task([&] { return model_.run(inputs); });
+  auto outputs = task.get_future();
+  {
+    const std::lock_guard lock(mutex_);
+    task_ = [&task] { task(); };
+  }
+  changed_.notify_one();
+  return outputs.get();
+}
+
+void LoneModel::work() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return ending_ || task_; });
+    if (ending_) return;
+    const auto task = std::move(task_);
+    task_ = nullptr;
+    lock.unlock();
+    configure_thread(settings_, settings_.lone_threads);
+    task();
+    lock.lock();
+  }
+}
+
+}  // namespace widefield
