@@ -93,23 +93,31 @@ struct Instance {
         model(model),
         settings(model.settings),
         device(device_of(handle)),
-        torch_model(settings, model.loader.load(device), model.loader, device) {
-    if (settings.lone_threads && device.is_cpu())
+        lone(settings.lone_threads && device.is_cpu()),
+        torch_model(settings, model.loader, model.loader.load(device), device, piece_sizes()) {
+    if (lone)
       std::call_once(model.lone_loaded, [&] { model.lone = std::make_unique<LoneModel>(settings, model.loader); });
   }
 
   std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) {
     const Turn turn(model.computing);
-    if (!turn.alone || !model.lone || !device.is_cpu()) return torch_model.run(inputs);
+    if (!turn.alone || !lone) return torch_model.run(inputs);
     // Warm-up finds its model idle: both are warmed then.
     if (!torch_model.is_warm(inputs)) torch_model.run(inputs);
     return model.lone->run(inputs);
+  }
+
+  // With few threads an image of a batch takes as long as one alone: they need no second copy of the weights.
+  std::vector<int64_t> piece_sizes() const {
+    const auto& sizes = settings.warmup_sizes;
+    return lone && !sizes.empty() ? std::vector{sizes.back()} : sizes;
   }
 
   TRITONBACKEND_ModelInstance* handle;
   Model& model;
   const Settings& settings;
   const at::Device device;
+  const bool lone;  // executions that find the model idle run on model.lone
   TorchModel torch_model;
 };
 

@@ -5,7 +5,9 @@
 namespace widefield {
 
 LoneModel::LoneModel(const Settings& settings, ModuleLoader& loader)
-    : settings_(settings), model_(settings, loader.read(at::kCPU), loader, at::kCPU), thread_([this] { work(); }) {}
+    : settings_(settings),
+      model_(settings, loader, loader.read(at::kCPU), at::kCPU, settings.warmup_sizes),
+      thread_([this] { work(); }) {}
 
 LoneModel::~LoneModel() {
   {

@@ -117,10 +117,15 @@ std::shared_ptr<torch::jit::Module> ModuleLoader::read(at::Device device) const 
 }
 
 TorchModel::TorchModel(
-    const Settings& settings, std::shared_ptr<torch::jit::Module> module, ModuleLoader& loader, at::Device device)
+    const Settings& settings,
+    ModuleLoader& loader,
+    std::shared_ptr<torch::jit::Module> module,
+    at::Device device,
+    std::vector<int64_t> sizes)
     : settings_(settings),
       loader_(loader),
       device_(device),
+      sizes_(std::move(sizes)),
       fused_(device.is_cpu() && settings.onednn_fusion),
       module_(std::move(module)),
       output_positions_(settings.output_positions()) {
@@ -157,8 +162,7 @@ int64_t TorchModel::batch_of(const std::vector<at::Tensor>& inputs) const {
 }
 
 std::vector<int64_t> TorchModel::pieces(int64_t batch) const {
-  const bool split = fused_ && batch > 0 && !settings_.warmup_sizes.empty();
-  return split ? split_batch(batch, settings_.warmup_sizes) : std::vector{batch};
+  return fused_ && batch > 0 && !sizes_.empty() ? split_batch(batch, sizes_) : std::vector{batch};
 }
 
 bool TorchModel::is_warm(const std::vector<at::Tensor>& inputs) const {

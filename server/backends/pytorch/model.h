@@ -32,8 +32,13 @@ class ModuleLoader {
 
 class TorchModel {
  public:
+  // `sizes`: of the pieces that a batch runs in with oneDNN fusion, largest first.
   TorchModel(
-      const Settings& settings, std::shared_ptr<torch::jit::Module> module, ModuleLoader& loader, at::Device device);
+      const Settings& settings,
+      ModuleLoader& loader,
+      std::shared_ptr<torch::jit::Module> module,
+      at::Device device,
+      std::vector<int64_t> sizes);
 
   // Throws what forward() throws, and `std::invalid_argument` for results that do not fit the config.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
@@ -50,6 +55,7 @@ class TorchModel {
   const Settings& settings_;
   ModuleLoader& loader_;
   const at::Device device_;
+  const std::vector<int64_t> sizes_;
   bool fused_;
   std::shared_ptr<torch::jit::Module> module_, unfused_;
   std::vector<size_t> input_positions_, output_positions_;

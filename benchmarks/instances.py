@@ -1,0 +1,92 @@
+"""Two backbone instances of half the threads, as the embedded server has them, against one of all.
+
+    python -m benchmarks.instances [--models nano,small,mobilenetv3] [--repeats 8] [--seconds 2]
+
+Both servers are up at once and asked in turn, so that a machine whose speed wanders treats them alike; the ratio is the
+median of the turns' own. A request alone has all threads on either (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
+from benchmarks.serving.__main__ import CALLERS, MODELS, build_repository, chosen, images
+from benchmarks.serving.load import closed_loop
+from benchmarks.serving.servers import Running, ours
+from server.tune import read_settings, write_settings
+
+WARM_SECONDS = 2.0
+
+
+def one_of_all(repository: Path, threads: int, folder: Path) -> Path:
+    """A copy of the repository whose backbone has a single instance."""
+    shutil.copytree(repository, folder)
+    write_settings(folder, replace(read_settings(folder), backbone_instances=1, backbone_threads=threads))
+    return folder
+
+
+def turn(servers: dict[str, Running], callers: int, seconds: float, reverse: bool) -> dict[str, dict[str, Any]]:
+    names = list(servers)[::-1] if reverse else list(servers)
+    return {name: closed_loop(servers[name].port, requests(servers[name]), callers, seconds) for name in names}
+
+
+def requests(running: Running) -> list[Any]:
+    return [running.request(picture) for picture in images()]
+
+
+def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict[str, Any]]:
+    """A row for each number of callers: images a second and milliseconds, medians, of two instances and of one."""
+    repository = build_repository(model, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        single = one_of_all(repository, threads, Path(folder) / "models")
+        with ours(repository, images()[0]) as two, ours(single, images()[0]) as one:
+            servers = {"two": two, "one": one}
+            turn(servers, CALLERS[-1], WARM_SECONDS, False)
+            rows = []
+            for callers in CALLERS:
+                turns = [turn(servers, callers, seconds, bool(repeat % 2)) for repeat in range(repeats)]
+                row: dict[str, Any] = {"model": model, "callers": callers}
+                for name in servers:
+                    for figure in ("images_per_s", "p50_ms", "p99_ms"):
+                        row[f"{name}_{figure}"] = round(statistics.median(each[name][figure] for each in turns), 2)
+                ratios = [each["two"]["images_per_s"] / each["one"]["images_per_s"] for each in turns]
+                row["ratio"] = round(statistics.median(ratios), 3)
+                row["ratios"] = [round(ratio, 3) for ratio in sorted(ratios)]
+                rows.append(row)
+                print(f"{model}, {callers} callers: {row['ratio']:.2f} times, {row['ratios']}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
+    options = parser.parse_args()
+    run_as_served("benchmarks.instances")
+    models = chosen(options.models, list(MODELS), "model")
+    warning = load_average_warning()
+    threads = len(os.sched_getaffinity(0))
+    if threads < 2:
+        raise SystemExit("one core: there are no threads to divide")
+    rows = [row for model in models for row in measure(model, options.repeats, options.seconds, threads)]
+    path = write_results(
+        "instances",
+        threads=threads,
+        seconds=options.seconds,
+        repeats=options.repeats,
+        versions=versions("torch", "nvidia-pytriton"),
+        warning=warning,
+        rows=rows,
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()
