@@ -81,7 +81,7 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
 def overload_table(result: dict[str, Any]) -> list[str]:
     (row,) = result["rows"]
     lines = [f"**More than it can do**: {row['arch']}, {result['image']}, each request to be answered within"]
-    lines += [f"{result['deadline_s']:g} s ({conditions(result)}). The best of a closed loop is"]
+    lines += [f"{result['deadline_s']:g} s ({conditions(result)}). A closed loop of {row['peak_callers']} answers"]
     lines += [
         f"{row['peak_images_per_s']:.1f} images/s, {row['peak_over_bare']:.2f} times a bare loop of the same steps.",
         "",
@@ -89,6 +89,7 @@ def overload_table(result: dict[str, Any]) -> list[str]:
     header = [
         "load, of the best",
         "answered in time, of the best",
+        "in each turn",
         "p99 of those, ms",
         "turned away, p50 ms",
         "not in time",
@@ -100,8 +101,28 @@ def overload_table(result: dict[str, Any]) -> list[str]:
         rejected = outcomes.get("rejected", 0)
         away = f"{rejected} ({load['rejected_p50_ms']:.0f})" if rejected else "0"
         goodput, p99 = f"{load['goodput_of_peak']:.0%}", f"{load['in_time_p99_ms']:.0f}"
-        rows.append([f"{load['load']:g}", goodput, p99, away, str(missed)])
+        each = ", ".join(f"{share:.0%}" for share in load["goodput_of_peak_each"])
+        rows.append([f"{load['load']:g}", goodput, each, p99, away, str(missed)])
     return lines + table(header, rows)
+
+
+def instances_table(result: dict[str, Any]) -> list[str]:
+    """Two backbone instances of half the threads against one of all."""
+    lines = [
+        "**Two instances or one**: two backbone instances of half the threads against one of all, "
+        f"{result['repeats']} turns of {result['seconds']:g} s each, images/s (p50, p99 in ms), medians "
+        f"({conditions(result)})",
+        "",
+    ]
+    rows = []
+    for row in result["rows"]:
+        cells = [
+            f"{row[f'{name}_images_per_s']:.1f} ({row[f'{name}_p50_ms']:.0f}, {row[f'{name}_p99_ms']:.0f})"
+            for name in ("two", "one")
+        ]
+        low, high = row["ratios"][0], row["ratios"][-1]
+        rows.append([row["model"], str(row["callers"]), *cells, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"])
+    return lines + table(["model", "callers", "two", "one", "ratio of a turn (range)"], rows)
 
 
 def preprocess_table(result: dict[str, Any]) -> list[str]:
@@ -188,6 +209,7 @@ def pages() -> dict[Path, list[list[str]]]:
         ROOT / "docs" / "operations.md": [faults_table(load("faults"))],
         ROOT / "docs" / "serving.md": [
             overload_table(load("overload")),
+            instances_table(load("instances")),
             *measured("preprocess", preprocess_table),
             *measured("serving", lambda result: serving.lines(result, conditions(result))),
         ],

@@ -19,11 +19,12 @@ LoneModel::~LoneModel() {
 }
 
 std::vector<at::Tensor> LoneModel::run(const std::vector<at::Tensor>& inputs) {
-  std::packaged_task<std::vector<at::Tensor>()> task([&] { return model_.run(inputs); });
-  auto outputs = task.get_future();
+  // Shared: the thread is still in the task when its result wakes this one.
+  const auto task = std::make_shared<std::packaged_task<std::vector<at::Tensor>()>>([&] { return model_.run(inputs); });
+  auto outputs = task->get_future();
   {
     const std::lock_guard lock(mutex_);
-    task_ = [&task] { task(); };
+    task_ = [task] { (*task)(); };
   }
   changed_.notify_one();
   return outputs.get();
