@@ -4,11 +4,12 @@ import hashlib
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from server import RepositoryError
-from server.repository import read_repository
+from server.repository import EMBEDDED, read_repository, replaced
 
 
 def write(root, name, text, *files):
@@ -136,3 +137,10 @@ def test_what_was_built_is_verified(repository, tmp_path, harm):
         (version / "build.json").write_text("{}")
     with pytest.raises(RepositoryError, match="to go back to the version before"):
         read_repository(root)
+
+
+@pytest.mark.parametrize("model", ["preprocess", "backbone"])
+def test_the_configs_of_the_checkout_belong_together(model):
+    """A build that changes them is committed with both, or every newcomer's checkout is changed by `make demo`."""
+    folder = Path(__file__).parents[2] / "model_repository" / model
+    assert (folder / EMBEDDED).read_text().startswith(replaced((folder / "config.pbtxt").read_bytes()))
