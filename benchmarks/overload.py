@@ -187,9 +187,8 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()
     row = measure(options.arch, jpeg, options.seconds, options.repeats, options.deadline, threads)
-    settings = {"threads": threads, "seconds": options.seconds, "repeats": options.repeats}
-    settings["deadline_s"] = options.deadline
-    write_served("overload", jpeg, warning, rows=[row], **settings)
+    asked = {"seconds": options.seconds, "repeats": options.repeats, "deadline_s": options.deadline}
+    write_served("overload", jpeg, warning, rows=[row], threads=threads, **asked)
 
 
 if __name__ == "__main__":

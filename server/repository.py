@@ -13,6 +13,7 @@ from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
 EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
+REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
 BUILD = "run build_models.py"
 FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
 PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
@@ -113,13 +114,13 @@ def _backend(config: str) -> str:
 
 def replaced(config: bytes) -> str:
     """The first line of an embedded server's config: which config.pbtxt it was written for."""
-    return f"# in place of config.pbtxt, sha256 {hashlib.sha256(config).hexdigest()}\n"
+    return f"{REPLACES}{hashlib.sha256(config).hexdigest()}\n"
 
 
 def _was_edited(config: Path, embedded: Path) -> bool:
     """Whether `config` is another than the one that `embedded` says it was written for."""
-    first = embedded.read_text(errors="replace").partition("\n")[0] + "\n"
-    return first.startswith(replaced(b"")[:30]) and first != replaced(config.read_bytes())
+    text = embedded.read_text(errors="replace")
+    return text.startswith(REPLACES) and not text.startswith(replaced(config.read_bytes()))
 
 
 def _sha256(file: BinaryIO) -> str:

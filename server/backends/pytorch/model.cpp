@@ -174,9 +174,10 @@ bool TorchModel::is_warm(const std::vector<at::Tensor>& inputs) const {
 }
 
 std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inputs) {
+  const int64_t batch = batch_of(inputs);
   std::vector<c10::IValue> arguments(inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) arguments[input_positions_[i]] = inputs[i].to(device_);
-  const auto results = flatten(forward(std::move(arguments), is_warm(inputs)));
+  const auto results = flatten(forward(std::move(arguments), batch));
   std::vector<at::Tensor> outputs;
   for (size_t i = 0; i < output_positions_.size(); ++i) {
     if (output_positions_[i] >= results.size())
@@ -185,7 +186,6 @@ std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inp
                                   std::to_string(results.size()) + ": correct config.pbtxt");
     outputs.push_back(results[output_positions_[i]].to(at::kCPU).contiguous());
   }
-  const int64_t batch = batch_of(inputs);
   check(outputs, batch);
   ++runs_[batch];
   if (settings_.clean_cache && device_.is_cuda()) at::getDeviceAllocator(at::kCUDA)->emptyCache();
@@ -194,13 +194,13 @@ std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inp
 
 // oneDNN fusion does not take every graph: what fails with it before it ever ran, and not without it, runs without it
 // from then on.
-c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, bool warm) {
+c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, int64_t batch) {
   fuse_on_this_thread = fused_;
   if (!fused_) return module_->forward(std::move(arguments));
   try {
     return module_->forward(arguments);
   } catch (const std::exception& error) {
-    if (warm && !is_fusion_failure(error)) throw;
+    if (runs_[batch] >= kRunsToWarm && !is_fusion_failure(error)) throw;
   }
   fuse_on_this_thread = false;
   if (!unfused_) unfused_ = loader_.read(device_);

@@ -49,7 +49,7 @@ class TorchModel {
   int64_t batch_of(const std::vector<at::Tensor>& inputs) const;  // 0 where the config has none
   std::vector<int64_t> pieces(int64_t batch) const;
   std::vector<at::Tensor> run_piece(const std::vector<at::Tensor>& inputs);
-  c10::IValue forward(std::vector<c10::IValue> arguments, bool warm);
+  c10::IValue forward(std::vector<c10::IValue> arguments, int64_t batch);
   void check(const std::vector<at::Tensor>& outputs, int64_t batch) const;
 
   const Settings& settings_;
