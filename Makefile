@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py
 
 native: setup
 	@$(BIN)/python kernels/native/build.py
-	@$(BIN)/python server/backends/pytorch/build.py
+	@$(BIN)/python server/backends/build.py
 
 demo: native
 	@$(BIN)/python demo.py $(ARGS)
@@ -91,5 +91,5 @@ constraints: setup
 	$(COMPILE) --extra page -o constraints-page.txt
 
 clean:
-	rm -rf runs data build kernels/native/lib server/backends/pytorch/lib *.egg-info
+	rm -rf runs data build kernels/native/lib server/backends/*/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json

@@ -10,6 +10,7 @@ transform; a candidate that is further away is named with its distance and gets 
 
 import argparse
 import functools
+import io
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from benchmarks.harness import interleaved, load_average_warning, versions, write_results
 from benchmarks.photographs import files
@@ -54,6 +56,15 @@ def settings_of() -> Any:
     return step().Settings(image_size=SIZE, resize_size=RESIZE, interpolation="bicubic")
 
 
+def pillow_resize(image: Image.Image) -> np.ndarray:
+    """-> [SIZE,SIZE,3] uint8: the evaluation transform in Pillow's own words."""
+    short = min(image.size)
+    width, height = (RESIZE * side // short for side in image.size)
+    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + SIZE, top + SIZE)))
+
+
 def candidates() -> dict[str, Pipeline]:
     import cv2
     import torch
@@ -64,6 +75,7 @@ def candidates() -> dict[str, Pipeline]:
     cv2.setNumThreads(1)
     settings, module = settings_of(), step()
     full = replace(settings, reduced_decoding=False)
+    module.Image.init()
     on_tensors = v2.Compose(
         [v2.Resize(RESIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(SIZE)]
     )
@@ -82,11 +94,12 @@ def candidates() -> dict[str, Pipeline]:
 
     def opencv_and_pillow(data: bytes) -> np.ndarray:
         pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        return np.asarray(module.resize_and_crop(module.Image.fromarray(pixels), settings))
+        return pillow_resize(Image.fromarray(pixels))
 
     return {
         OURS: lambda data: module.preprocess(data, settings),
-        BASELINE: lambda data: module.preprocess(data, full),
+        "Widefield, decoded in full": lambda data: module.preprocess(data, full),
+        BASELINE: lambda data: pillow_resize(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")),
         "torchvision": torchvision,
         "OpenCV, cubic": lambda data: opencv(data, cv2.IMREAD_COLOR, cv2.INTER_CUBIC),
         "OpenCV, area": lambda data: opencv(data, cv2.IMREAD_COLOR, cv2.INTER_AREA),

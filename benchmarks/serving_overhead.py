@@ -78,12 +78,17 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
 
 def load_step(path: Path) -> Any:
-    """The preprocess step as a module, outside tritonserver."""
+    """The preprocess step as a module, outside tritonserver, with the library that the server gives it."""
+    from server.runtime import find_resize
+
+    if (library := find_resize()) is not None:
+        os.environ["WIDEFIELD_RESIZE"] = str(library)
     sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     spec = importlib.util.spec_from_file_location("preprocess_step", path)
     assert spec is not None
     assert spec.loader is not None
     sys.modules["preprocess_step"] = module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(path.parent))  # as the Python backend does: it imports the module beside it
     spec.loader.exec_module(module)
     return module
 

@@ -25,7 +25,7 @@ from export.configs import (
 )
 from export.torchscript import save_torchscript, script_softmax
 
-PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1" / "model.py"
+PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 KEPT_VERSIONS = 3
 
 
@@ -84,7 +84,8 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
             continue
         _replace(stage / name / "labels.txt", ("\n".join(labels) + "\n").encode())
         _replace(stage / name / "1" / ".gitkeep", b"")  # an ensemble needs a version folder, and it is empty
-    _replace(stage / "preprocess" / "1" / "model.py", PREPROCESS_SOURCE.read_bytes())
+    for source in PREPROCESS_SOURCE.glob("*.py"):
+        _replace(stage / "preprocess" / "1" / source.name, source.read_bytes())
     warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
     warmup.parent.mkdir(exist_ok=True)
     _replace(warmup, struct.pack("<I", len(warmup_image)) + warmup_image)  # a string element: its length, its bytes

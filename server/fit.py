@@ -38,8 +38,9 @@ def check_fit(built: Path, served: Path) -> None:
                 )
         if name == PREPROCESS and new.parameters != old.parameters:
             raise ReleaseError(f"{built}/{name}: it prepares images otherwise than {served} does: {REMEDY}")
-        for file in ("labels.txt", "1/model.py"):
-            if (folder / file).is_file() and not _same(built / name / file, folder / file):
+        for path in (folder / "labels.txt", *sorted(folder.glob("1/*.py"))):
+            file = path.relative_to(folder)
+            if path.is_file() and not _same(built / name / file, path):
                 raise ReleaseError(f"{built}/{name}/{file} differs from the one that {served} serves: {REMEDY}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.backends.pytorch import build as pytorch_backend
+from server.backends import build as backends
 from server.errors import InstallationError
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER
@@ -87,6 +87,7 @@ class Runtime:
         self.installation = installation
         self.repository = repository
         self.library = find_library(library, repository)
+        self.resize = find_resize()
         base = tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="widefield-", dir=base if is_shell_safe(base) else "/tmp")).resolve()
         self.shm_prefix = f"{self.folder.name}-"
@@ -113,6 +114,8 @@ class Runtime:
             values["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
         if self.installation.embedded:
             values["PATH"] = f"{python_folder()}:{os.environ.get('PATH', os.defpath)}"
+        if self.resize is not None:
+            values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
             if native is not None:
@@ -181,14 +184,14 @@ class Runtime:
         (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
         needs = self.repository.needs_pytorch
         try:
-            if pytorch_backend.is_current():
-                shutil.copy2(pytorch_backend.OUTPUT, pytorch)
+            if backends.is_current(backends.PYTORCH):
+                shutil.copy2(backends.PYTORCH.output, pytorch)
             elif needs:
                 raise InstallationError(
                     f"model {needs} needs the pytorch backend, not built for this PyTorch yet: "
-                    f"run {sys.executable} {pytorch_backend.__file__}"
+                    f"run {sys.executable} {backends.__file__}"
                 )
-        except pytorch_backend.BuildError as error:  # no PyTorch; not every repository needs it
+        except backends.BuildError as error:  # no PyTorch; not every repository needs it
             if needs:
                 raise InstallationError(f"model {needs} needs the pytorch backend: {error}") from None
         check_stub_libraries(stub, {**os.environ, **self.environment()})
@@ -234,6 +237,20 @@ def find_library(
             f"model {repository.needs_library} needs {path.name}, not built yet: run python -m kernels.native.build"
         )
     return None
+
+
+def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The preprocess step's library: $WIDEFIELD_RESIZE, else the built one; None where that is missing or out of date.
+
+    Raises `InstallationError` when one was named and is not there.
+    """
+    named = environment.get("WIDEFIELD_RESIZE")
+    if named:
+        path = Path(named).expanduser().absolute()
+        if not path.is_file():
+            raise InstallationError(f"WIDEFIELD_RESIZE names {path}, which does not exist: build it, or unset this")
+        return path
+    return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
 
 
 def python_folder() -> Path:

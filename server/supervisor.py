@@ -1,5 +1,6 @@
 """Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
 
+import sys
 import threading
 import time
 from collections import deque
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from server.backends import build as backends
 from server.errors import GaveUpError, ServerError, StartError
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_ports, free_ports, resolve
@@ -36,7 +38,7 @@ class TritonServer:
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
         tritonserver_args: passed on as they are.
-        on_event: called with one line at every restart, and for a config.pbtxt that is not the one in force.
+        on_event: called with one line at every restart, and for what works but not as it should.
 
     Raises:
         ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
@@ -118,6 +120,8 @@ class TritonServer:
         if self.log_file is not None:
             check_log_file(self.log_file)
         self._runtime = Runtime(installation, repository, self.library)
+        if self._runtime.resize is None and "python" in repository.backends.values():
+            self.on_event(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)

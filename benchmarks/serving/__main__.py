@@ -25,6 +25,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -47,8 +48,9 @@ RELATIVE, ABSOLUTE = 2e-2, 1e-4  # of probabilities: the peers' batches are summ
 SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
 
 
+@functools.cache
 def build_repository(model: str, threads: int) -> Path:
-    """The repository of a network with random weights, its head scaled so that answers differ; built once."""
+    """The repository of a network with random weights, its head scaled so that answers differ."""
     import torch
 
     from export.build import BuildOptions, build
@@ -56,8 +58,7 @@ def build_repository(model: str, threads: int) -> Path:
     from models import ModelConfig, create_model, save_checkpoint
 
     repository = FOLDER / model / "model_repository"
-    if (repository / "softmax/1/model.pt").exists():
-        return repository
+    shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
     torch.manual_seed(0)
     config = ModelConfig(arch=MODELS[model], image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
     network = create_model(config.arch, image_size=IMAGE_SIZE).eval()

@@ -88,7 +88,8 @@ def write_tiny_repository(root: Path) -> Path:
     for name, config in configs.items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(config)
-    shutil.copy(ROOT / "model_repository/preprocess/1/model.py", root / "preprocess/1/model.py")
+    for source in ROOT.glob("model_repository/preprocess/1/*.py"):
+        shutil.copy(source, root / "preprocess/1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what tritonserver reads
         torch.jit.script(Colour().eval()).save(str(root / "colour/1/model.pt"))

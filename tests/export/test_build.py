@@ -64,6 +64,7 @@ def test_repository_has_every_file(repository: Path) -> None:
         "preprocess/config.pbtxt",
         "preprocess/configs/embedded.pbtxt",
         "preprocess/1/model.py",
+        "preprocess/1/pillow_resize.py",
         "preprocess/warmup/image",
         "backbone/config.pbtxt",
         "backbone/configs/embedded.pbtxt",

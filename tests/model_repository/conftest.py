@@ -1,9 +1,12 @@
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from server.backends import build
 
 MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
 
@@ -38,7 +41,10 @@ def fake_backend_utils() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def step():
-    """model_repository/preprocess/1/model.py as a module."""
+    """model_repository/preprocess/1/model.py as a module, with the library that the server gives it."""
+    build.build(build.RESIZE)
+    os.environ["WIDEFIELD_RESIZE"] = str(build.RESIZE.output)
+    sys.path.append(str(MODEL_FILE.parent))  # as the Python backend does
     before = sys.modules.get("triton_python_backend_utils")
     sys.modules["triton_python_backend_utils"] = fake_backend_utils()
     try:
@@ -51,6 +57,8 @@ def step():
             del sys.modules["triton_python_backend_utils"]
         else:
             sys.modules["triton_python_backend_utils"] = before
+        del os.environ["WIDEFIELD_RESIZE"]
+        sys.path.remove(str(MODEL_FILE.parent))
     return module
 
 

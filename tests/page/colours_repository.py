@@ -84,7 +84,8 @@ def write_colours_repository(root: Path, explained: bool = True) -> Path:
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(text)
         (root / name / "labels.txt").write_text("".join(f"{label}\n" for label in COLOURS))
-    shutil.copy(ROOT / "model_repository/preprocess/1/model.py", root / "preprocess/1/model.py")
+    for source in ROOT.glob("model_repository/preprocess/1/*.py"):
+        shutil.copy(source, root / "preprocess/1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is what tritonserver reads
         for name, network in {"backbone": Backbone(), "softmax": Softmax()}.items():

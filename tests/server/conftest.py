@@ -77,7 +77,8 @@ def write_classifier(root):
         config("preprocess", [image], [pixels], CPU % 2 + settings + warmup % ("image", picture), "python"),
         "preprocess",
     )
-    shutil.copy(ROOT / "model_repository" / "preprocess" / "1" / "model.py", folder / "1")
+    for source in ROOT.glob("model_repository/preprocess/1/*.py"):
+        shutil.copy(source, folder / "1")
     (folder / "warmup").mkdir()
     (folder / "warmup" / "picture").write_bytes(struct.pack("<I", len(png("red"))) + png("red"))
     noise = f"data_type: TYPE_UINT8 dims: [{SIDE}, {SIDE}, 3] random_data: true"

@@ -2,21 +2,22 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
 import pytest
 
-from server.backends.pytorch import build
+from server.backends import build
 
 
 @pytest.fixture
-def output(tmp_path):
-    """A backend that was built for something else."""
+def backend(tmp_path):
+    """One that was built for something else."""
     path = tmp_path / "lib" / "libtriton_pytorch.so"
     path.parent.mkdir()
     path.write_text("old")
     path.with_suffix(".stamp").write_text("old")
-    return path
+    return replace(build.PYTORCH, output=path)
 
 
 def left_behind():
@@ -26,11 +27,11 @@ def left_behind():
 
 
 @pytest.mark.parametrize("spec", [None, left_behind()])
-def test_no_pytorch(monkeypatch, output, spec):
+def test_no_pytorch(monkeypatch, backend, spec):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     for function in (build.is_current, build.build):
         with pytest.raises(build.BuildError, match=r"^PyTorch is not installed: pip install 'torch>=2\.11'$"):
-            function(output)
+            function(backend)
 
 
 @pytest.mark.parametrize(
@@ -40,12 +41,26 @@ def test_no_pytorch(monkeypatch, output, spec):
         ("ccache g++", r"^compiler ccache g\+\+ cannot be run \(No such file or directory\): name one in CXX$"),
     ],
 )
-def test_no_compiler(monkeypatch, output, compiler, message):
+def test_no_compiler(monkeypatch, backend, compiler, message):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CXX", raising=False)
     if compiler:
         monkeypatch.setenv("CXX", compiler)
     with pytest.raises(build.BuildError, match=message):
-        build.build(output)
-    assert sorted(os.listdir(output.parent)) == ["libtriton_pytorch.so", "libtriton_pytorch.stamp"]
-    assert output.read_text() == "old"
+        build.build(backend)
+    assert sorted(os.listdir(backend.output.parent)) == ["libtriton_pytorch.so", "libtriton_pytorch.stamp"]
+    assert backend.output.read_text() == "old"
+
+
+def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
+    """Built, found up to date, built again when what it is made of changes."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    library = replace(build.RESIZE, output=tmp_path / "lib" / build.RESIZE.output.name)
+    assert not build.is_current(library)
+    assert build.build(library).startswith("built libwidefield_resize.so in")
+    assert build.build(library) == "libwidefield_resize.so is up to date"
+    changed = replace(library, flags=(*library.flags, "-DCHANGED"))
+    assert not build.is_current(changed)
+    assert build.build(changed).startswith("built")
+    assert build.main(["resise"]) == 1
+    assert capsys.readouterr().err == "resise: no such library: choose from pytorch, resize\n"

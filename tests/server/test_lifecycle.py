@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from server import GaveUpError, PortInUseError, ServerError, StartError, TritonServer
+from server.backends import build as backends
 from server.repository import replaced
 
 pytestmark = pytest.mark.server
@@ -262,6 +263,23 @@ def test_an_edit_without_effect_is_told(light_repository, tmp_path):
     (model / "config.pbtxt").write_bytes(text + b"\n")
     with TritonServer(root, on_event=events.append):
         assert [line.split(",")[0] for line in events] == [f"warning: {model.name}/config.pbtxt was changed"]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_preprocess_step_has_its_library(repository, monkeypatch, built):
+    """Where there is none the server says so, and answers all the same."""
+    current = backends.is_current
+    monkeypatch.setattr(
+        backends, "is_current", lambda library: current(library) if library is not backends.RESIZE else built
+    )
+    events = []
+    with TritonServer(repository, on_event=events.append) as server:
+        maps = [Path(f"/proc/{stub.pid}/maps").read_text() for stub in backends_of(server)]
+    assert len(maps) == 2
+    assert ["libwidefield_resize.so" in text for text in maps] == [built, built]
+    assert [event.partition(": run")[0] for event in events] == (
+        [] if built else ["warning: images are resized slowly"]
+    )
 
 
 def test_start_timeout(repository):

@@ -11,10 +11,10 @@ import pytest
 
 from server import InstallationError
 from server.__main__ import main, parse_arguments
-from server.backends.pytorch import build as pytorch_backend
+from server.backends import build as backends
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
-from server.runtime import DEFAULT_LIBRARY, Endpoints, Runtime, find_library, has_gpu, is_shell_safe
+from server.runtime import DEFAULT_LIBRARY, Endpoints, Runtime, find_library, find_resize, has_gpu, is_shell_safe
 
 ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
 
@@ -138,17 +138,19 @@ def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):
 
 
 def test_no_pytorch(monkeypatch, tmp_path):
-    def missing():
-        raise pytorch_backend.BuildError("PyTorch is not installed: pip install torch")
+    def missing(library):
+        if library is backends.PYTORCH:
+            raise backends.BuildError("PyTorch is not installed: pip install torch")
+        return False
 
-    monkeypatch.setattr(pytorch_backend, "is_current", missing)
+    monkeypatch.setattr(backends, "is_current", missing)
     with pytest.raises(InstallationError, match=r"^model softmax needs the pytorch backend: PyTorch is not installed"):
         Runtime(find_tritonserver(), Repository(tmp_path, ("softmax",), None, {"softmax": "pytorch"}))
     Runtime(find_tritonserver(), Repository(tmp_path, ("preprocess",), None, {"preprocess": "python"})).remove()
 
 
 def test_a_backend_that_is_not_built(monkeypatch, tmp_path):
-    monkeypatch.setattr(pytorch_backend, "is_current", lambda: False)
+    monkeypatch.setattr(backends, "is_current", lambda library: False)
     with pytest.raises(
         InstallationError, match=r"model softmax needs the pytorch backend, not built .*: run .*build\.py"
     ):
@@ -170,6 +172,18 @@ def test_find_library(tmp_path):
         find_library(tmp_path / "none.so", plain, {})
     if not DEFAULT_LIBRARY.exists():
         assert find_library(None, plain, {}) is None
+
+
+def test_find_resize(tmp_path, monkeypatch):
+    there = tmp_path / "resize.so"
+    there.touch()
+    assert find_resize({"WIDEFIELD_RESIZE": str(there)}) == there
+    with pytest.raises(InstallationError, match=r"WIDEFIELD_RESIZE names /none, which does not exist: build it, or"):
+        find_resize({"WIDEFIELD_RESIZE": "/none"})
+    monkeypatch.setattr(backends, "is_current", lambda library: library is backends.RESIZE)
+    assert find_resize({}) == backends.RESIZE.output
+    monkeypatch.setattr(backends, "is_current", lambda library: False)
+    assert find_resize({}) is None
 
 
 def test_find_library_that_a_model_needs(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
+from pillow_resize import resize_part
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAGIC = re.compile(rb"\xff\xd8|\x89PNG|RIFF....WEBP|BM|GIF8", re.DOTALL)
@@ -113,13 +114,15 @@ def preprocess(data: bytes, settings: Settings) -> np.ndarray:
     try:
         with open_image(data, settings) as image:
             size = resized_size(image.size, settings)
-            covered = decode(image, settings)
+            box = decode(image, settings)
             rgb = to_rgb(image)
-            if covered is not None:
-                rgb = rgb.resize(size, FILTERS[settings.interpolation], covered)
             turn = UPRIGHT.get(read_orientation(image))
-            upright = rgb if turn is None else rgb.transpose(turn)
-            return np.asarray(resize_and_crop(upright, settings))
+            if turn is None:
+                return resize_and_crop(rgb, size, box, settings)
+            if box is not None:
+                rgb = rgb.resize(size, FILTERS[settings.interpolation], box)
+            upright = rgb.transpose(turn)
+            return resize_and_crop(upright, resized_size(upright.size, settings), None, settings)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -186,14 +189,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def resize_and_crop(image: Image.Image, settings: Settings) -> Image.Image:
-    """The resized image's centre, to torchvision's rounding; what the image does not reach has the colour `fill`."""
-    size = resized_size(image.size, settings)
-    if size != image.size:
-        image = image.resize(size, FILTERS[settings.interpolation])
+def resize_and_crop(
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, float, float] | None, settings: Settings
+) -> np.ndarray:
+    """The resized image's centre [S,S,3], to torchvision's rounding; what the image does not reach is `fill`."""
     crop = settings.image_size
-    canvas = Image.new("RGB", (crop, crop), settings.fill)
-    canvas.paste(image, (-crop_start(size[0], crop), -crop_start(size[1], crop)))
+    left, top = crop_start(size[0], crop), crop_start(size[1], crop)
+    window = (max(left, 0), max(top, 0), min(left + crop, size[0]), min(top + crop, size[1]))
+    part = resize_part(image, size, FILTERS[settings.interpolation], window, box)
+    height, width = part.shape[:2]
+    if (height, width) == (crop, crop):
+        return part
+    canvas = np.full((crop, crop, 3), settings.fill, np.uint8)
+    canvas[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width] = part
     return canvas
 
 

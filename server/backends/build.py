@@ -1,0 +1,142 @@
+"""Builds the embedded server's libraries with g++ alone: `python server/backends/build.py [pytorch] [resize]`.
+
+`pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `resize` is Pillow's resize
+for the preprocess step, linked against nothing. Each is built again when what it is made of changes.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Library:
+    output: Path
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    headers: tuple[str, ...] = ()
+    torch: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the sources lie."""
+        return HERE / self.output.stem.split("_")[-1]
+
+    @property
+    def stamp(self) -> Path:
+        return self.output.with_suffix(".stamp")
+
+
+PYTORCH = Library(
+    HERE / "pytorch" / "lib" / "libtriton_pytorch.so",
+    sources=("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
+    flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp"),
+    headers=("json.h", "lone.h", "model.h", "request.h", "settings.h", "tritonbackend.h"),
+    torch=True,
+)
+RESIZE = Library(
+    HERE / "resize" / "lib" / "libwidefield_resize.so",
+    sources=("resize.cpp",),
+    # Contracted, a product and a sum are rounded once: no longer Pillow's weights.
+    flags=("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"),
+)
+LIBRARIES = {"pytorch": PYTORCH, "resize": RESIZE}
+
+
+class BuildError(RuntimeError):
+    """A library could not be built; one that was there is unchanged."""
+
+
+def torch_folder() -> Path:
+    """The torch package's folder, found without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
+        raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
+    return Path(spec.submodule_search_locations[0])
+
+
+def fingerprint(library: Library) -> str:
+    """Changes when a source, the compiler's flags or the PyTorch that it needs does, or when that lies elsewhere."""
+    torch = torch_folder() if library.torch else None
+    digest = hashlib.sha256(f"{library.flags} {torch}".encode())
+    for path in [*(library.folder / name for name in (*library.sources, *library.headers)), HERE / "build.py"]:
+        digest.update(path.read_bytes())
+    if torch is not None:
+        digest.update((torch / "version.py").read_bytes())
+    return digest.hexdigest()
+
+
+def is_current(library: Library) -> bool:
+    """Whether it is built, from these sources and for this environment's PyTorch. Raises `BuildError` without one."""
+    wanted = fingerprint(library)
+    return library.output.exists() and library.stamp.exists() and library.stamp.read_text() == wanted
+
+
+def build(library: Library) -> str:
+    """Build unless the library is current; returns a line that says what was done. Raises `BuildError`."""
+    output = library.output
+    if is_current(library):
+        return f"{output.name} is up to date"
+    compiler = os.environ.get("CXX") or shutil.which("g++")
+    if compiler is None:
+        raise BuildError("g++ is missing: sudo apt-get install g++")
+    include, link = torch_options() if library.torch else ([], [])
+    started = time.perf_counter()
+    work = output.parent / f"build-{os.getpid()}"
+    work.mkdir(parents=True)
+    try:
+        objects = [str(work / f"{Path(name).stem}.o") for name in library.sources]
+        run_all(
+            [compiler, *library.flags, *include, "-c", str(library.folder / name), "-o", target]
+            for name, target in zip(library.sources, objects, strict=True)
+        )
+        run_all([[compiler, "-shared", "-o", str(work / output.name), *objects, *link]])
+        (work / output.name).replace(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    library.stamp.write_text(fingerprint(library))
+    return f"built {output.name} in {time.perf_counter() - started:.0f} s"
+
+
+def torch_options() -> tuple[list[str], list[str]]:
+    """The compiler's and the linker's."""
+    torch = torch_folder()
+    include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
+    return include, [f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl"]
+
+
+def run_all(commands: Iterable[list[str]]) -> None:
+    """The commands, side by side."""
+    try:
+        processes = [(command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) for command in commands]
+    except OSError as error:
+        raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
+    for command, process in processes:
+        errors = process.communicate()[1]
+        if process.returncode != 0:
+            raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
+
+
+def main(names: list[str]) -> int:
+    for name in names or LIBRARIES:
+        try:
+            if name not in LIBRARIES:
+                raise BuildError(f"no such library: choose from {', '.join(LIBRARIES)}")
+            print(build(LIBRARIES[name]))
+        except BuildError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
