@@ -2,7 +2,8 @@
 
     python -m benchmarks.preprocess [--rounds 10]
 
-Encoded bytes in, pixels [224,224,3] of uint8 out: the shorter side resized to 256, the centre cut out; one thread each.
+Encoded bytes in, pixels [224,224,3] of uint8 out: the shorter side resized to 256, the centre cut out; one thread each, with
+the server's allocator settings.
 Equal is within 1 grey level on average of Pillow's full decoding and bicubic resize, the training's evaluation
 transform; a candidate that is further away is named with its distance and gets no speed. Also: the memory that one
 12-megapixel photograph takes in a fresh process, with reduced decoding and without.
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from benchmarks.harness import interleaved, load_average_warning, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 from benchmarks.photographs import files
 from benchmarks.serving_overhead import load_step
 
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
+    run_as_served("benchmarks.preprocess")
     warning = load_average_warning()
     pipelines = candidates()
     memory: dict[str, float] = {}
