@@ -1,6 +1,7 @@
 """build_models.py: what it writes, what it refuses, and that a failed build changes nothing."""
 
 import hashlib
+import io
 import json
 import shutil
 import signal
@@ -16,9 +17,11 @@ import onnxruntime
 import pytest
 import torch
 from google.protobuf import text_format
+from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
 import export.build as build_module
+from benchmarks.serving_overhead import load_step
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
 from export.parity import ParityError, real_pixels
@@ -121,6 +124,22 @@ def test_configs_agree(repository: Path) -> None:
     assert all(not c.runtime for c in (backbone, softmax)), "runtime would tie the repository to one server"
     assert all(c.model_warmup for c in (preprocess, backbone, softmax))
     assert (repository / "classifier" / "labels.txt").read_text() == "ant\nbee: honey\ncat\ndog\nélan\n"
+
+
+def test_warmed_up_with_a_picture_as_large_as_is_decoded_in_full(repository: Path) -> None:
+    """Memory that the first request would have to fetch is there; one pixel more, and it were decoded at half."""
+    data = (repository / "preprocess/warmup/image").read_bytes()[4:]
+    step = load_step(repository / "preprocess/1/model.py")
+    resize_size = int(config(repository, "preprocess").parameters["resize_size"].string_value)
+    settings = step.Settings(SIZE, resize_size, "bicubic")
+    with Image.open(io.BytesIO(data)) as image:
+        size = image.size
+        assert step.decode(image, settings) is None
+        assert image.size == size
+        buffer = io.BytesIO()
+        image.resize((size[0], size[1] + 1)).save(buffer, "JPEG")
+    with Image.open(buffer) as larger:
+        assert step.decode(larger, settings) is not None
 
 
 def test_torchscript_equals_training_form_at_any_batch(repository: Path, checkpoint: Path) -> None:
