@@ -3,9 +3,9 @@
     python -m benchmarks.preprocess [--rounds 10]
 
 Encoded bytes in, pixels [224,224,3] of uint8 out: the shorter side resized to 256, the centre cut out; one thread each,
-with the server's allocator settings. Equal is within 1 grey level on average of Pillow's full decoding and bicubic resize, the training's evaluation
-transform; a candidate that is further away is named with its distance and gets no speed. Also: the memory that one
-12-megapixel photograph takes in a fresh process, with reduced decoding and without.
+with the server's allocator settings. Equal is within 1 grey level on average of Pillow's full decoding and bicubic
+resize, the training's evaluation transform; a candidate that is further away is named with its distance and gets no
+speed. Also: the memory that one 12-megapixel photograph takes in a fresh process, with reduced decoding and without.
 """
 
 import argparse
