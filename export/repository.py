@@ -3,9 +3,9 @@
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,9 +136,10 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     if output.exists() and not output.is_dir():
         raise RepositoryError(f"{output} is a file: --output names a folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{output.name}.building-", dir=output.parent))
-    stage.chmod(0o755)
-    try:
+    stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
+    try:  # before there is a folder: SIGTERM may come at any time
+        stage.mkdir()
+        stage.chmod(0o755)
         if output.exists():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)

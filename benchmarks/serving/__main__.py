@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
+from benchmarks.harness import run_as_served, versions, write_results
 from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
 from benchmarks.serving.quiet import LIMIT, Others
@@ -180,7 +180,6 @@ def main() -> None:
     models = chosen(options.models, list(MODELS), "model")
     peers = chosen(options.peers, list(ONE_WORKER), "peer")
     servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
-    warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     prepare_environment()
     plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
@@ -206,13 +205,15 @@ def main() -> None:
             flush=True,
         )
     rows = table.rows(list(runs.values()))
-    warning = disturbance([run["others_cores"] for run in runs.values()]) or warning
+    others = [run["others_cores"] for run in runs.values()]
+    warning = disturbance(others)
     path = write_results(
         "serving",
         image=f"JPEG 960x640, {len(images()[0])} bytes, and three like it",
         threads=threads,
         seconds=options.seconds,
         repeats=options.repeats,
+        others_cores_at_most=max(others),
         versions={**versions("torch", "nvidia-pytriton"), **peer_versions()},
         warning=warning,
         rows=rows,

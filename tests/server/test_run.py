@@ -131,6 +131,7 @@ def supervised(monkeypatch, tmp_path):
 
     class FakeRuntime:
         folder = tmp_path / "private"
+        resize = None
 
         def __init__(self, *arguments):
             self.removed = False
