@@ -10,7 +10,6 @@ speed. Also: the memory that one 12-megapixel photograph takes in a fresh proces
 
 import argparse
 import functools
-import io
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 from benchmarks.photographs import files
@@ -56,26 +54,18 @@ def settings_of() -> Any:
     return step().Settings(image_size=SIZE, resize_size=RESIZE, interpolation="bicubic")
 
 
-def pillow_resize(image: Image.Image) -> np.ndarray:
-    """-> [SIZE,SIZE,3] uint8: the evaluation transform in Pillow's own words."""
-    short = min(image.size)
-    width, height = (RESIZE * side // short for side in image.size)
-    left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
-    resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + SIZE, top + SIZE)))
-
-
 def candidates() -> dict[str, Pipeline]:
     import cv2
     import torch
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms import v2
 
+    from benchmarks.serving import peer  # plain Pillow, at the same sizes
+
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     settings, module = settings_of(), step()
     full = replace(settings, reduced_decoding=False)
-    module.Image.init()
     on_tensors = v2.Compose(
         [v2.Resize(RESIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(SIZE)]
     )
@@ -94,12 +84,12 @@ def candidates() -> dict[str, Pipeline]:
 
     def opencv_and_pillow(data: bytes) -> np.ndarray:
         pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        return pillow_resize(Image.fromarray(pixels))
+        return peer.resize_and_crop(module.Image.fromarray(pixels))
 
     return {
         OURS: lambda data: module.preprocess(data, settings),
         "Widefield, decoded in full": lambda data: module.preprocess(data, full),
-        BASELINE: lambda data: pillow_resize(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")),
+        BASELINE: peer.decode,
         "torchvision": torchvision,
         "OpenCV, cubic": lambda data: opencv(data, cv2.IMREAD_COLOR, cv2.INTER_CUBIC),
         "OpenCV, area": lambda data: opencv(data, cv2.IMREAD_COLOR, cv2.INTER_AREA),

@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 
@@ -81,15 +82,16 @@ def load_step(path: Path) -> Any:
     """The preprocess step as a module, outside tritonserver, with the library that the server gives it."""
     from server.runtime import find_resize
 
-    if (library := find_resize()) is not None:
-        os.environ["WIDEFIELD_RESIZE"] = str(library)
     sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     spec = importlib.util.spec_from_file_location("preprocess_step", path)
     assert spec is not None
     assert spec.loader is not None
     sys.modules["preprocess_step"] = module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(path.parent))  # as the Python backend does: it imports the module beside it
-    spec.loader.exec_module(module)
+    library = find_resize()
+    served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}
+    # The Python backend too finds what the step imports beside it.
+    with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(path.parent)]):
+        spec.loader.exec_module(module)
     return module
 
 

@@ -34,7 +34,10 @@ def options() -> Options:
 
 def preprocess(image: Image.Image) -> np.ndarray:
     """-> [S,S,3] uint8: what Widefield's step does with a photograph."""
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    return resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def resize_and_crop(image: Image.Image) -> np.ndarray:
     width, height = image.size
     short = min(width, height)
     size = (RESIZE * width // short, RESIZE * height // short)

@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Library:
+    folder: Path  # of the sources
     output: Path
     sources: tuple[str, ...]
     flags: tuple[str, ...]
@@ -27,16 +28,12 @@ class Library:
     torch: bool = False
 
     @property
-    def folder(self) -> Path:
-        """Where the sources lie."""
-        return HERE / self.output.stem.split("_")[-1]
-
-    @property
     def stamp(self) -> Path:
         return self.output.with_suffix(".stamp")
 
 
 PYTORCH = Library(
+    HERE / "pytorch",
     HERE / "pytorch" / "lib" / "libtriton_pytorch.so",
     sources=("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp"),
@@ -44,6 +41,7 @@ PYTORCH = Library(
     torch=True,
 )
 RESIZE = Library(
+    HERE / "resize",
     HERE / "resize" / "lib" / "libwidefield_resize.so",
     sources=("resize.cpp",),
     # Contracted, a product and a sum are rounded once: no longer Pillow's weights.

@@ -1,11 +1,10 @@
-import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from benchmarks.serving_overhead import load_step
 from server.backends import build
 
 MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
@@ -43,22 +42,15 @@ def fake_backend_utils() -> ModuleType:
 def step():
     """model_repository/preprocess/1/model.py as a module, with the library that the server gives it."""
     build.build(build.RESIZE)
-    os.environ["WIDEFIELD_RESIZE"] = str(build.RESIZE.output)
-    sys.path.append(str(MODEL_FILE.parent))  # as the Python backend does
     before = sys.modules.get("triton_python_backend_utils")
     sys.modules["triton_python_backend_utils"] = fake_backend_utils()
     try:
-        spec = importlib.util.spec_from_file_location("preprocess_step", MODEL_FILE)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["preprocess_step"] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
+        module = load_step(MODEL_FILE)
     finally:
         if before is None:
             del sys.modules["triton_python_backend_utils"]
         else:
             sys.modules["triton_python_backend_utils"] = before
-        del os.environ["WIDEFIELD_RESIZE"]
-        sys.path.remove(str(MODEL_FILE.parent))
     return module
 
 

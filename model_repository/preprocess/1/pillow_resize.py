@@ -27,10 +27,11 @@ def resize_part(
 ) -> np.ndarray:
     """`image.resize(size, resample, box).crop(window)` as an array [H,W,3] of uint8; the window lies within."""
     whole = (0.0, 0.0, float(image.width), float(image.height))
-    if image.size == size and box in (None, whole):
+    box = box or whole
+    if image.size == size and box == whole:
         return np.asarray(image.crop(window))
     if NATIVE is not None and is_native(image.size, size):
-        return NATIVE(image, size, resample, window, box or whole)
+        return NATIVE(image, size, resample, window, box)
     return np.asarray(image.resize(size, resample, box).crop(window))
 
 

@@ -149,9 +149,9 @@ extern "C" __attribute__((visibility("default"))) int widefield_has_avx2() {
 #endif
 }
 
-// `pixels` [height,width,4]; of them `box` (left, top, right, bottom) is resized to `size` (width,
-// height) and `window` (left, top, right, bottom) of that written to `out` [H,W,3]. `filter`: 0 bilinear, 1 bicubic.
-// Returns 0, or 1 where memory is short.
+// `pixels` [height,width,4]; of them `box` (left, top, right, bottom) is resized to `size` (width, height) and `window`
+// (left, top, right, bottom) of that written to `out` [H,W,3]. `filter`: 0 bilinear, 1 bicubic. Returns 0, or 1 where
+// memory is short.
 extern "C" __attribute__((visibility("default"))) int widefield_resize_part(
     const uint8_t* pixels, int width, int height, const float box[4], const int size[2], int filter, const int window[4],
     int avx2, uint8_t* out) {
