@@ -22,9 +22,9 @@ import numpy as np
 
 from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 from benchmarks.photographs import files
-from benchmarks.serving_overhead import load_step
+from benchmarks.serving_overhead import load_transform
 
-STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1" / "model.py"
+STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 SIZE, RESIZE = 224, 256
 EQUAL = 1.0  # grey levels, on average
 OURS, BASELINE = "Widefield", "Pillow"
@@ -33,25 +33,25 @@ MEMORY = """
 import re, sys
 from dataclasses import replace
 from pathlib import Path
-from benchmarks.preprocess import settings_of, step
+from benchmarks.preprocess import settings_of, transform
 data = Path(sys.argv[1]).read_bytes()
 settings = replace(settings_of(), reduced_decoding=sys.argv[2] == "reduced")
 read = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-step().Image.init()
+transform().Image.init()
 Path("/proc/self/clear_refs").write_text("5")  # the largest footprint counts from here
 before = read("VmRSS")
-step().preprocess(data, settings)
+transform().preprocess(data, settings)
 print(read("VmHWM") - before)
 """
 
 
 @functools.cache
-def step() -> Any:
-    return load_step(STEP)
+def transform() -> Any:
+    return load_transform(STEP)
 
 
 def settings_of() -> Any:
-    return step().Settings(image_size=SIZE, resize_size=RESIZE, interpolation="bicubic")
+    return transform().Settings(image_size=SIZE, resize_size=RESIZE, interpolation="bicubic")
 
 
 def candidates() -> dict[str, Pipeline]:
@@ -64,7 +64,7 @@ def candidates() -> dict[str, Pipeline]:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    settings, module = settings_of(), step()
+    settings, module = settings_of(), transform()
     full = replace(settings, reduced_decoding=False)
     on_tensors = v2.Compose(
         [v2.Resize(RESIZE, interpolation=v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(SIZE)]

@@ -8,14 +8,13 @@ and the limit: the same request through an ensemble of three steps that compute 
 """
 
 import argparse
-import importlib.util
+import importlib
 import io
 import os
 import shutil
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,8 +63,8 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
     torch.set_num_threads(threads)
     torch.jit.enable_onednn_fusion(True)
-    preprocess = load_step(repository / "preprocess/1/model.py")
-    settings = preprocess.Settings(
+    transform = load_transform(repository / "preprocess/1")
+    settings = transform.Settings(
         image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic"
     )
     (model,) = (repository / "backbone").glob("*/model.pt")
@@ -73,26 +72,20 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
     def run(data: bytes) -> Any:
         with torch.inference_mode():
-            return backbone(torch.from_numpy(preprocess.preprocess(data, settings).copy()).unsqueeze(0)).softmax(1)
+            return backbone(torch.from_numpy(transform.preprocess(data, settings).copy()).unsqueeze(0)).softmax(1)
 
     return run
 
 
-def load_step(path: Path) -> Any:
-    """The preprocess step as a module, outside tritonserver, with the library that the server gives it."""
+def load_transform(folder: Path) -> Any:
+    """evaluation_transform.py of a preprocess step, with the library that the server gives it."""
     from server.runtime import find_resize
 
-    sys.modules.setdefault("triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
-    spec = importlib.util.spec_from_file_location("preprocess_step", path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["preprocess_step"] = module = importlib.util.module_from_spec(spec)
     library = find_resize()
     served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}
-    # The Python backend too finds what the step imports beside it.
-    with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(path.parent)]):
-        spec.loader.exec_module(module)
-    return module
+    # The Python backend too finds what is beside the step.
+    with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(folder)]):
+        return importlib.import_module("evaluation_transform")
 
 
 def empty_ensemble(repository: Path, target: Path) -> Path:

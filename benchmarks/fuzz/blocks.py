@@ -13,10 +13,10 @@ from benchmarks.fuzz import grpc_cases, http_cases, http_message
 from benchmarks.fuzz.images import seeds
 from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.wire import send_grpc, send_http
-from benchmarks.serving_overhead import load_step
+from benchmarks.serving_overhead import load_transform
 from server import TritonServer
 
-MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
+STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
 SENDERS = 8
 SLOW = 5.0  # seconds: within the limits of size an image may take that long on a busy machine
 
@@ -54,16 +54,16 @@ def image_case(case: str) -> bytes:
 
 def preprocess_block(cases: list[str]) -> Outcomes:
     """In this process, with the step's own function: run it in a process that may crash."""
-    step = load_step(MODEL_FILE)
-    settings = step.Settings(image_size=32, resize_size=32, interpolation="bicubic")
+    transform = load_transform(STEP)
+    settings = transform.Settings(image_size=32, resize_size=32, interpolation="bicubic")
     outcomes = Outcomes()
     for case in cases:
         data = image_case(case)
         begun = time.perf_counter()
         try:
-            shape = step.preprocess(data, settings).shape
+            shape = transform.preprocess(data, settings).shape
             outcome = "answered" if shape == (32, 32, 3) else f"finding: pixels of shape {shape}"
-        except step.ImageError:
+        except transform.ImageError:
             outcome = "refused"
         except Exception as error:
             outcome = f"finding: {type(error).__name__}"

@@ -21,7 +21,7 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
 import export.build as build_module
-from benchmarks.serving_overhead import load_step
+from benchmarks.serving_overhead import load_transform
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
 from export.parity import ParityError, real_pixels
@@ -66,6 +66,7 @@ def test_repository_has_every_file(repository: Path) -> None:
     expected = {
         "preprocess/config.pbtxt",
         "preprocess/configs/embedded.pbtxt",
+        "preprocess/1/evaluation_transform.py",
         "preprocess/1/model.py",
         "preprocess/1/pillow_resize.py",
         "preprocess/warmup/image",
@@ -129,17 +130,17 @@ def test_configs_agree(repository: Path) -> None:
 def test_warmed_up_with_a_picture_as_large_as_is_decoded_in_full(repository: Path) -> None:
     """Memory that the first request would have to fetch is there; one pixel more, and it were decoded at half."""
     data = (repository / "preprocess/warmup/image").read_bytes()[4:]
-    step = load_step(repository / "preprocess/1/model.py")
+    transform = load_transform(repository / "preprocess/1")
     resize_size = int(config(repository, "preprocess").parameters["resize_size"].string_value)
-    settings = step.Settings(SIZE, resize_size, "bicubic")
+    settings = transform.Settings(SIZE, resize_size, "bicubic")
     with Image.open(io.BytesIO(data)) as image:
         size = image.size
-        assert step.decode(image, settings) is None
+        assert transform.decode(image, settings) is None
         assert image.size == size
         buffer = io.BytesIO()
         image.resize((size[0], size[1] + 1)).save(buffer, "JPEG")
     with Image.open(buffer) as larger:
-        assert step.decode(larger, settings) is not None
+        assert transform.decode(larger, settings) is not None
 
 
 def test_torchscript_equals_training_form_at_any_batch(repository: Path, checkpoint: Path) -> None:

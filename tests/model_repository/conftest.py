@@ -1,13 +1,15 @@
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
-from benchmarks.serving_overhead import load_step
+from benchmarks.serving_overhead import load_transform
 from server.backends import build
 
-MODEL_FILE = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1" / "model.py"
+STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
 
 
 class FakeTensor:
@@ -39,18 +41,19 @@ def fake_backend_utils() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def step():
-    """model_repository/preprocess/1/model.py as a module, with the library that the server gives it."""
+def transform():
+    """preprocess/1/evaluation_transform.py as a module, with the library that the server gives it."""
     build.build(build.RESIZE)
-    before = sys.modules.get("triton_python_backend_utils")
-    sys.modules["triton_python_backend_utils"] = fake_backend_utils()
-    try:
-        module = load_step(MODEL_FILE)
-    finally:
-        if before is None:
-            del sys.modules["triton_python_backend_utils"]
-        else:
-            sys.modules["triton_python_backend_utils"] = before
+    return load_transform(STEP)
+
+
+@pytest.fixture(scope="session")
+def step(transform):
+    """preprocess/1/model.py as a module, as the Python backend would load it."""
+    spec = importlib.util.spec_from_file_location("preprocess_step", STEP / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    with patch.dict(sys.modules, {"triton_python_backend_utils": fake_backend_utils()}):
+        spec.loader.exec_module(module)
     return module
 
 
@@ -64,5 +67,5 @@ def priorities(step, monkeypatch):
 
 
 @pytest.fixture
-def settings(step):
-    return step.Settings(image_size=32, resize_size=36, interpolation="bicubic")
+def settings(transform):
+    return transform.Settings(image_size=32, resize_size=36, interpolation="bicubic")

@@ -43,13 +43,13 @@ def timm_pixels(image, image_size, crop_pct, interpolation, crop_mode="center"):
     return np.asarray(transform(image.convert("RGB"))).transpose(1, 2, 0)  # [S,S,3]
 
 
-def check(step, data, image_size, crop_pct, interpolation, crop_mode="center"):
+def check(transform, data, image_size, crop_pct, interpolation, crop_mode="center"):
     fill = FILL if crop_mode == "border" else (0, 0, 0)
-    settings = step.Settings(
+    settings = transform.Settings(
         image_size, math.floor(image_size / crop_pct), interpolation, crop_mode=crop_mode, fill=fill
     )
     expected = timm_pixels(Image.open(io.BytesIO(data)), image_size, crop_pct, interpolation, crop_mode)
-    actual = step.preprocess(data, settings)
+    actual = transform.preprocess(data, settings)
     assert actual.shape == (image_size, image_size, 3)
     assert actual.dtype == np.uint8
     np.testing.assert_array_equal(actual, expected)
@@ -60,21 +60,21 @@ def check(step, data, image_size, crop_pct, interpolation, crop_mode="center"):
 @pytest.mark.parametrize(
     "size", [(224, 224), (257, 256), (256, 257), (640, 480), (333, 500), (30, 41), (1, 1), (7, 300)]
 )
-def test_sizes(step, size, crop_pct, interpolation):
-    check(step, encode(picture(*size)), 224, crop_pct, interpolation)
+def test_sizes(transform, size, crop_pct, interpolation):
+    check(transform, encode(picture(*size)), 224, crop_pct, interpolation)
 
 
 @pytest.mark.parametrize("crop_mode", ["squash", "border"])
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
 @pytest.mark.parametrize("size", [(224, 224), (257, 256), (640, 480), (333, 500), (30, 41), (1, 1), (7, 300)])
-def test_the_other_crop_modes_of_timm(step, size, crop_pct, crop_mode):
-    check(step, encode(picture(*size)), 224, crop_pct, "bicubic", crop_mode)
-    check(step, encode(picture(*size)), 33, crop_pct, "bilinear", crop_mode)
+def test_the_other_crop_modes_of_timm(transform, size, crop_pct, crop_mode):
+    check(transform, encode(picture(*size)), 224, crop_pct, "bicubic", crop_mode)
+    check(transform, encode(picture(*size)), 33, crop_pct, "bilinear", crop_mode)
 
 
-def test_a_sliver_in_border_is_one_pixel_wide(step):  # timm rounds it to none and fails
-    settings = step.Settings(32, 32, "bicubic", crop_mode="border", fill=(1, 2, 3))
-    pixels = step.preprocess(encode(picture(1, 2000)), settings)
+def test_a_sliver_in_border_is_one_pixel_wide(transform):  # timm rounds it to none and fails
+    settings = transform.Settings(32, 32, "bicubic", crop_mode="border", fill=(1, 2, 3))
+    pixels = transform.preprocess(encode(picture(1, 2000)), settings)
     assert (pixels == (1, 2, 3)).all(axis=(0, 2)).sum() == 31
 
 
@@ -85,22 +85,22 @@ def test_a_sliver_in_border_is_one_pixel_wide(step):  # timm rounds it to none a
     crop_pct=st.sampled_from([0.8, 0.9, 1.0, 1.3]),  # above 1: timm resizes below the crop and pads
 )
 @hypothesis_settings(max_examples=150, deadline=None)
-def test_any_size(step, width, height, image_size, crop_pct):
-    check(step, encode(picture(width, height)), image_size, crop_pct, "bicubic")
+def test_any_size(transform, width, height, image_size, crop_pct):
+    check(transform, encode(picture(width, height)), image_size, crop_pct, "bicubic")
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("JPEG", {"quality": 90}), ("JPEG", {"quality": 50, "progressive": True}), ("WEBP", {}), ("BMP", {})],
 )
-def test_formats(step, kind, options):
-    check(step, encode(picture(321, 201), kind, **options), 64, 0.875, "bicubic")
+def test_formats(transform, kind, options):
+    check(transform, encode(picture(321, 201), kind, **options), 64, 0.875, "bicubic")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
-def test_modes_are_convert_rgb(step, mode):
-    check(step, encode(picture(90, 70).convert(mode)), 64, 0.9, "bicubic")
+def test_modes_are_convert_rgb(transform, mode):
+    check(transform, encode(picture(90, 70).convert(mode)), 64, 0.9, "bicubic")
 
 
-def test_cmyk_jpeg(step):
-    check(step, encode(picture(90, 70).convert("CMYK"), "JPEG", quality=95), 64, 0.9, "bicubic")
+def test_cmyk_jpeg(transform):
+    check(transform, encode(picture(90, 70).convert("CMYK"), "JPEG", quality=95), 64, 0.9, "bicubic")

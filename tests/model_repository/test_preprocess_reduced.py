@@ -25,16 +25,16 @@ def detailed(size, photo=0, **options):
 
 
 @pytest.fixture
-def reduced(step):
-    return step.Settings(image_size=56, resize_size=64, interpolation="bicubic")
+def reduced(transform):
+    return transform.Settings(image_size=56, resize_size=64, interpolation="bicubic")
 
 
-def decoded_size(step, monkeypatch, data, settings):
+def decoded_size(transform, monkeypatch, data, settings):
     """Of the picture as it was decoded."""
     sizes = []
-    convert = step.to_rgb
-    monkeypatch.setattr(step, "to_rgb", lambda image: sizes.append(image.size) or convert(image))
-    step.preprocess(data, settings)
+    convert = transform.to_rgb
+    monkeypatch.setattr(transform, "to_rgb", lambda image: sizes.append(image.size) or convert(image))
+    transform.preprocess(data, settings)
     return sizes[0]
 
 
@@ -48,52 +48,52 @@ def decoded_size(step, monkeypatch, data, settings):
         ((1153, 1501), (145, 188)),
     ],
 )
-def test_close_to_full_decoding(step, reduced, monkeypatch, photo, size, expected):
+def test_close_to_full_decoding(transform, reduced, monkeypatch, photo, size, expected):
     data = detailed(size, photo)
-    full = step.preprocess(data, replace(reduced, reduced_decoding=False)).astype(int)
-    difference = np.abs(step.preprocess(data, reduced) - full)
+    full = transform.preprocess(data, replace(reduced, reduced_decoding=False)).astype(int)
+    difference = np.abs(transform.preprocess(data, reduced) - full)
     assert 0 < difference.mean() < 1
     assert difference.max() <= 16
-    assert decoded_size(step, monkeypatch, data, reduced) == expected
+    assert decoded_size(transform, monkeypatch, data, reduced) == expected
 
 
 @pytest.mark.parametrize("size", [(287, 287), (240, 160), (56, 1000)])
-def test_smaller_images_are_decoded_in_full(step, reduced, monkeypatch, size):
+def test_smaller_images_are_decoded_in_full(transform, reduced, monkeypatch, size):
     data = detailed(size)
-    assert decoded_size(step, monkeypatch, data, reduced) == size
-    full = step.preprocess(data, replace(reduced, reduced_decoding=False))
-    np.testing.assert_array_equal(step.preprocess(data, reduced), full)
+    assert decoded_size(transform, monkeypatch, data, reduced) == size
+    full = transform.preprocess(data, replace(reduced, reduced_decoding=False))
+    np.testing.assert_array_equal(transform.preprocess(data, reduced), full)
 
 
-def test_it_can_be_turned_off(step, reduced, monkeypatch):
+def test_it_can_be_turned_off(transform, reduced, monkeypatch):
     full = replace(reduced, reduced_decoding=False)
-    assert decoded_size(step, monkeypatch, detailed((576, 384)), full) == (576, 384)
+    assert decoded_size(transform, monkeypatch, detailed((576, 384)), full) == (576, 384)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_other_formats_are_decoded_in_full(step, reduced, monkeypatch, kind):
+def test_other_formats_are_decoded_in_full(transform, reduced, monkeypatch, kind):
     buffer = io.BytesIO()
     Image.open(io.BytesIO(detailed((325, 300)))).save(buffer, kind)
-    assert decoded_size(step, monkeypatch, buffer.getvalue(), reduced) == (325, 300)
+    assert decoded_size(transform, monkeypatch, buffer.getvalue(), reduced) == (325, 300)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_orientation_and_modes(step, reduced, orientation, mode):
+def test_orientation_and_modes(transform, reduced, orientation, mode):
     """Odd sides: a box laid on the wrong side of a turned picture would show."""
     exif = Image.Exif()
-    exif[step.EXIF_ORIENTATION] = orientation
+    exif[transform.EXIF_ORIENTATION] = orientation
     buffer = io.BytesIO()
     picture = Image.open(io.BytesIO(detailed((325, 291)))).convert(mode)
     picture.save(buffer, "JPEG", quality=92, exif=exif, progressive=orientation % 2 == 0)
-    full = step.preprocess(buffer.getvalue(), replace(reduced, reduced_decoding=False)).astype(int)
-    assert 0 < np.abs(step.preprocess(buffer.getvalue(), reduced) - full).mean() < 1
+    full = transform.preprocess(buffer.getvalue(), replace(reduced, reduced_decoding=False)).astype(int)
+    assert 0 < np.abs(transform.preprocess(buffer.getvalue(), reduced) - full).mean() < 1
 
 
-def test_truncated(step, reduced):
+def test_truncated(transform, reduced):
     data = detailed((325, 291))
-    with pytest.raises(step.ImageError, match="truncated or damaged"):
-        step.preprocess(data[: len(data) // 2], reduced)
+    with pytest.raises(transform.ImageError, match="truncated or damaged"):
+        transform.preprocess(data[: len(data) // 2], reduced)
 
 
 def model_of(step, monkeypatch, cores, instances):
@@ -116,12 +116,12 @@ def colour(name):
     return buffer.getvalue()
 
 
-def test_instances_share_the_cores(step, monkeypatch):
+def test_instances_share_the_cores(step, transform, monkeypatch):
     """Two images must be in hand at once to pass the barrier; the order of the answers is that of the requests."""
     model = model_of(step, monkeypatch, cores=6, instances=2)
     barrier = threading.Barrier(3, timeout=20)
-    decode = step.decode
-    monkeypatch.setattr(step, "decode", lambda *arguments: (barrier.wait(), decode(*arguments))[1])
+    decode = transform.decode
+    monkeypatch.setattr(transform, "decode", lambda *arguments: (barrier.wait(), decode(*arguments))[1])
     responses = model.execute([request_of(step, colour("red"), colour("lime")), request_of(step, colour("blue"))])
     model.finalize()
     assert [response.error for response in responses] == [None, None]
@@ -143,3 +143,22 @@ def test_bad_images_among_threads(step, monkeypatch):
     assert responses[0].error.message.startswith("image 1 of 2: not a JPEG")
     assert "KeyError" in responses[1].error.message
     assert responses[2].tensors[0].array[0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_no_memory_left_is_not_the_senders_mistake(step, transform, monkeypatch):
+    """The request that met it fails as the server's error, those behind it in the batch are answered."""
+    model = model_of(step, monkeypatch, cores=4, instances=1)
+    to_rgb = transform.to_rgb
+
+    def scarce(image):
+        if image.getpixel((0, 0)) == (255, 0, 0):
+            raise MemoryError
+        return to_rgb(image)
+
+    monkeypatch.setattr(transform, "to_rgb", scarce)
+    red, blue = request_of(step, colour("red"), colour("lime")), request_of(step, colour("blue"))
+    failed, answered = model.execute([red, blue])
+    model.finalize()
+    assert failed.error.code == "INTERNAL"
+    assert failed.error.message.startswith("preprocess failed: MemoryError")
+    assert answered.tensors[0].array[0, 0, 0].tolist() == [0, 0, 255]

@@ -18,12 +18,12 @@ sides = st.integers(1, 300)
 
 
 @pytest.fixture(scope="module")
-def resize(step):
+def resize(transform):
     return sys.modules["pillow_resize"]
 
 
 @pytest.fixture(scope="module", params=["this processor's", "any processor's"])
-def native(request, step):
+def native(request, transform):
     """The library's function, with the fast loops and without."""
     resize = sys.modules["pillow_resize"]
     if request.param == "this processor's":

@@ -29,26 +29,26 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_training_and_serving_see_the_same_pixels(step, name):
+def test_training_and_serving_see_the_same_pixels(transform, name):
     image, kind, orientation = FILES[name]
     exif = Image.Exif()
-    exif[step.EXIF_ORIENTATION] = orientation
+    exif[transform.EXIF_ORIENTATION] = orientation
     file = io.BytesIO()
     image.save(file, kind, exif=exif)
-    settings = step.Settings(32, math.floor(32 / CONFIG.crop_pct), CONFIG.interpolation)
+    settings = transform.Settings(32, math.floor(32 / CONFIG.crop_pct), CONFIG.interpolation)
     resize_and_crop = v2.Compose(eval_transform(CONFIG).transforms[:2])
     trained = np.asarray(resize_and_crop(load_image(file)))
-    np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
+    np.testing.assert_array_equal(transform.preprocess(file.getvalue(), settings), trained)
 
 
 @pytest.mark.parametrize("crop_mode", ["squash", "border"])
-def test_training_and_serving_crop_alike(step, crop_mode):
+def test_training_and_serving_crop_alike(transform, crop_mode):
     config = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875, crop_mode=crop_mode)
     file = io.BytesIO()
     COLOUR.save(file, "PNG")
-    settings = step.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=config.fill)
+    settings = transform.Settings(32, 36, config.interpolation, crop_mode=crop_mode, fill=config.fill)
     trained = np.asarray(v2.Compose(eval_transform(config).transforms[:2])(load_image(file)))
-    np.testing.assert_array_equal(step.preprocess(file.getvalue(), settings), trained)
+    np.testing.assert_array_equal(transform.preprocess(file.getvalue(), settings), trained)
 
 
 def test_sixteen_bit_grey_keeps_its_high_byte():
