@@ -73,6 +73,7 @@ PRESETS = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         augmentation="affine",
+        epochs=20,
         lr=4e-3,
         drop_path=0.05,
         ema_decay=0.99,
