@@ -1,6 +1,7 @@
 """The calls that docs/client.md shows, against a real server."""
 
 import base64
+import json
 import re
 import shutil
 import subprocess
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import json_format
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from google.protobuf import descriptor_pb2, json_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 pytestmark = pytest.mark.server
 
@@ -29,8 +30,8 @@ def folder(tmp_path: Path, picture: Callable[..., bytes]) -> Path:
     return tmp_path
 
 
-def needs(program: str, package: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program}: apt-get install {package}")
+def needs(program: str, remedy: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"no {program}: {remedy}")
 
 
 def answer(command: list[str], folder: Path) -> str:
@@ -40,22 +41,39 @@ def answer(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@needs("curl", "curl")
+@needs("curl", "apt-get install curl")
 def test_curl(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
     answer(["bash", "-ec", block("bash", "curl -s").replace("127.0.0.1:8000", tiny_server.http_url)], folder)
 
 
-@needs("node", "nodejs")
+@needs("node", "apt-get install nodejs")
 def test_javascript(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
     (folder / "call.mjs").write_text(block("javascript", "fetch").replace("127.0.0.1:8000", tiny_server.http_url))
     answer(["node", "call.mjs"], folder)
 
 
 @pytest.mark.slow
-@needs("go", "golang-go")
+@needs("go", "apt-get install golang-go")
 def test_go(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
     (folder / "main.go").write_text(block("go", "package").replace("127.0.0.1:8000", tiny_server.http_url))
     assert answer(["go", "run", "main.go"], folder).startswith("200 OK")
+
+
+@needs("grpcurl", "https://github.com/fullstorydev/grpcurl")
+def test_grpcurl(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
+    """With the descriptors that tritonclient carries in the place of the .proto files."""
+    files = [model_config_pb2.DESCRIPTOR, service_pb2.DESCRIPTOR]
+    descriptors = descriptor_pb2.FileDescriptorSet()
+    for file in files:
+        file.CopyToProto(descriptors.file.add())
+    (folder / "kserve.protoset").write_bytes(descriptors.SerializeToString())
+    command = block("bash", "grpcurl").replace("127.0.0.1:8001", tiny_server.grpc_url)
+    command = command.replace("-proto grpc_service.proto", "-protoset kserve.protoset")
+    done = subprocess.run(["bash", "-ec", command], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (output,) = json.loads(done.stdout)["raw_output_contents"]
+    found = base64.b64decode(output).decode(errors="replace")
+    assert [each in found for each in EXPECTED] == [True] * 3
 
 
 def test_message_of_grpcurl(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
