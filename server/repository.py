@@ -37,6 +37,11 @@ class Repository:
         return next((model for model, backend in self.backends.items() if backend == "pytorch"), None)
 
     @property
+    def resizes(self) -> bool:
+        """Whether a model's code looks for the library that resizes images."""
+        return any(self.path.glob("*/*/pillow_resize.py"))
+
+    @property
     def has_canary(self) -> bool:
         return CANARY_MODEL in self.models
 

@@ -120,7 +120,7 @@ class TritonServer:
         if self.log_file is not None:
             check_log_file(self.log_file)
         self._runtime = Runtime(installation, repository, self.library)
-        if self._runtime.resize is None and "python" in repository.backends.values():
+        if self._runtime.resize is None and repository.resizes:
             self.on_event(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         # A thread of its own, so that the server does not depend on the thread that asked for it.

@@ -110,6 +110,13 @@ def test_a_model_with_our_operator(tmp_path):
     assert read_repository(tmp_path).needs_library == "backbone"
 
 
+def test_a_model_that_resizes(tmp_path):
+    write(tmp_path, "tokens", 'backend: "python"', "1/model.py")
+    assert not read_repository(tmp_path).resizes
+    write(tmp_path, "preprocess", 'backend: "python"', "1/model.py", "1/pillow_resize.py")
+    assert read_repository(tmp_path).resizes
+
+
 def test_damaged_weights(tmp_path):
     folder = write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt")
     (folder / "1" / "model.pt").write_bytes(b"half a zip")
