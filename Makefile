@@ -43,7 +43,7 @@ $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
 	@touch $@
 
 # Two processes, a thread each: the tests that meet a server mostly wait, the others compute.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: native
 	$(PYTEST) -m "not gpu and not slow"

@@ -19,7 +19,7 @@ from benchmarks.harness import load_average_warning, run_as_served, versions, wr
 from benchmarks.serving.__main__ import CALLERS, MODELS, build_repository, chosen, images
 from benchmarks.serving.load import closed_loop
 from benchmarks.serving.servers import Running, ours
-from server.tune import read_settings, write_settings
+from server.tuned_settings import read_settings, write_settings
 
 WARM_SECONDS = 2.0
 

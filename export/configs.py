@@ -38,7 +38,7 @@ class ServingSpec:
     fill: tuple[int, int, int] = (0, 0, 0)
     """RGB around an image that does not fill its crop."""
     reduced_decoding: bool = True
-    """Large JPEGs are decoded at a fraction of their size (model_repository/preprocess/1/model.py)."""
+    """Large JPEGs are decoded at a fraction of their size (model_repository/preprocess/1/evaluation_transform.py)."""
 
 
 def _tensor(name: str, data_type: str, dims: list[int]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def backbone_config(spec: ServingSpec) -> str:
         input=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
         output=outputs,
         dynamic_batching=_bounded_queue(),
-        parameters=_libtorch_parameters(spec.threads, fusion=True),
+        parameters=_backbone_parameters(spec),
         model_warmup=_warmup({"pixels": pixels}, BACKBONE_BATCHES),
     )
 
@@ -113,15 +113,17 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
 
     What waits goes on in batches of few images: more are answered no sooner, and all at their batch's end, which under
     load is what misses its deadline. The backbone has two instances of half the threads, which do not wait for each
-    other at every operator's end; an execution that finds the backbone idle has all of them (LONE_THREAD_COUNT).
+    other at every operator's end; an execution that finds the backbone idle has all of them (LONE_THREAD_COUNT). The
+    softmax has one thread: here each model has its own number.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
     texts = configs(spec)
-    messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in sizes}
+    messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in (*sizes, "softmax")}
+    messages["softmax"].parameters["INTRA_OP_THREAD_COUNT"].string_value = "1"
     for name, size in sizes.items():
         messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
-    if spec.threads >= BACKBONE_INSTANCES:
+    if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
         backbone = messages["backbone"]
         backbone.instance_group.add(count=BACKBONE_INSTANCES)
         parallel = {
@@ -148,7 +150,7 @@ def softmax_config(spec: ServingSpec) -> str:
         input=[_tensor("logits", "FP32", [spec.num_classes])],
         output=[_tensor("probabilities", "FP32", [spec.num_classes])],
         instance_group=[{"kind": "KIND_CPU", "count": 1}],
-        parameters=_libtorch_parameters(1, fusion=False),
+        parameters=_libtorch_parameters(spec.threads, fusion=False),
         model_warmup=_warmup({"logits": logits}),
     )
 
@@ -213,8 +215,14 @@ def parameters(config: str) -> dict[str, str]:
     return {name: value.string_value for name, value in message.parameters.items()}
 
 
+def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:
+    if spec.backbone_backend == "onnxruntime":
+        return _parameters({"intra_op_thread_count": spec.threads, "inter_op_thread_count": 1})
+    return _libtorch_parameters(spec.threads, fusion=True)
+
+
 def _libtorch_parameters(threads: int, fusion: bool) -> dict[str, Any]:
-    """Thread counts are one for the whole server process and the first model's win: always said.
+    """The native backend has one thread count for the whole process, the first model's: so each says the same.
 
     ENABLE_ONEDNN_FUSION is the embedded backend's own key; the native one passes over keys that it does not know.
     """

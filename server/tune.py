@@ -20,114 +20,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from server.canary import canary_png
 from server.errors import ServerError
-from server.repository import EMBEDDED, read_repository, replaced
+from server.locate import find_tritonserver
+from server.repository import read_repository
 from server.supervisor import TritonServer
+from server.tuned_settings import ENSEMBLE, PREPROCESS, Settings, read_settings, write_settings
 
-ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
-ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
-THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
-
-
-class TuneError(ServerError):
-    """The repository cannot be tuned; it is as it was."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is tuned. `delay_us`: how long the backbone's batcher waits for more requests."""
-
-    preprocess_instances: int
-    backbone_instances: int
-    backbone_threads: int
-    max_batch_size: int
-    delay_us: int
-
-    def __str__(self) -> str:
-        return (
-            f"preprocess x {self.preprocess_instances}, backbone x {self.backbone_instances} of "
-            f"{self.backbone_threads} threads, batches up to {self.max_batch_size}, delay {self.delay_us} us"
-        )
 
 
 @dataclass(frozen=True)
 class Score:
     images_per_s: float
     p99_ms: float
-
-
-def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
-    try:
-        return text_format.Parse((repository / model / file).read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise TuneError(f"{repository}/{model}/{file} cannot be read ({error}): run build_models.py") from error
-
-
-def config_files(repository: Path, model: str) -> list[str]:
-    """The model's configs, the one that the embedded server reads last."""
-    return ["config.pbtxt", EMBEDDED] if (repository / model / EMBEDDED).exists() else ["config.pbtxt"]
-
-
-def read_settings(repository: Path) -> Settings:
-    """As the embedded server has them. Raises `TuneError` for a repository that build_models.py has not written."""
-    preprocess, backbone = (
-        read_config(repository, name, config_files(repository, name)[-1]) for name in (PREPROCESS, BACKBONE)
-    )
-    threads = backbone.parameters[THREADS].string_value
-    if not threads.isdigit():
-        raise TuneError(f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py")
-    return Settings(
-        sum(group.count for group in preprocess.instance_group) or 1,
-        sum(group.count for group in backbone.instance_group) or 1,
-        int(threads),
-        backbone.max_batch_size,
-        backbone.dynamic_batching.max_queue_delay_microseconds,
-    )
-
-
-def write_settings(repository: Path, settings: Settings) -> None:
-    """Each config is replaced in one step; no ensemble may take larger batches than its backbone."""
-    changed = {}
-    for name in (name for name in ENSEMBLES if (repository / name).is_dir()):
-        changed[f"{name}/config.pbtxt"] = config = read_config(repository, name)
-        config.max_batch_size = settings.max_batch_size
-    for name, count in ((PREPROCESS, settings.preprocess_instances), (BACKBONE, settings.backbone_instances)):
-        for file in config_files(repository, name):
-            changed[f"{name}/{file}"] = config = read_config(repository, name, file)
-            set_instances(config, count)
-            if name == BACKBONE:
-                set_backbone(config, settings, embedded=file == EMBEDDED)
-    for file, config in changed.items():
-        path = repository / file
-        text = text_format.MessageToString(config)
-        if file.endswith(EMBEDDED):  # written after the config that it replaces
-            text = replaced((path.parents[1] / "config.pbtxt").read_bytes()) + text
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-
-
-def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
-    kind = config.instance_group[0].kind if config.instance_group else model_config_pb2.ModelInstanceGroup.KIND_CPU
-    del config.instance_group[:]
-    config.instance_group.add(count=count, kind=kind)
-
-
-def set_backbone(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:
-    config.parameters[THREADS].string_value = str(settings.backbone_threads)
-    config.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
-    config.max_batch_size = settings.max_batch_size
-    preferred = [size for size in config.dynamic_batching.preferred_batch_size if size <= settings.max_batch_size]
-    config.dynamic_batching.preferred_batch_size[:] = preferred
-    if embedded and settings.backbone_instances > 1:
-        config.parameters[LONE_THREADS].string_value = str(settings.backbone_instances * settings.backbone_threads)
-    else:
-        config.parameters.pop(LONE_THREADS, None)
 
 
 def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[Settings]]]:
@@ -145,7 +51,7 @@ def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[
 def measure(repository: Path, settings: Settings, image: bytes, callers: int, seconds: float) -> Score:
     """Images a second and the 99th percentile of a closed loop of `callers` on a server with these settings."""
     with copied(repository) as copy:
-        write_settings(copy, settings)
+        write_settings(copy, settings, find_tritonserver().embedded)
         with TritonServer(copy, http_port=0, grpc_port=0, metrics_port=0) as server:
             closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm
             begun = time.perf_counter()
@@ -234,19 +140,23 @@ def main(arguments: list[str] | None = None) -> int:
     repository = options.model_repository
     try:
         read_repository(repository)
+        embedded = find_tritonserver().embedded
         image = options.image.read_bytes() if options.image else own_image(repository)
         best, found, before = tune(
-            read_settings(repository),
+            now := read_settings(repository, embedded),
             len(os.sched_getaffinity(0)),
             lambda settings: measure(repository, settings, image, options.callers, options.seconds),
             options.p99_ms,
             lambda line: print(line, flush=True),
         )
-        if not options.dry_run:
-            write_settings(repository, best)
+        if best != now and not options.dry_run:
+            write_settings(repository, best, embedded)
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)
         return 1
+    if best == now:
+        print(f"nothing serves more than what is there: {now}")
+        return 0
     change = found.images_per_s / before.images_per_s
     print(f"{'would write' if options.dry_run else 'wrote'} {best}: {change:.2f} times the images a second of before")
     return 0

@@ -76,6 +76,7 @@ def test_repository_has_every_file(repository: Path) -> None:
         "backbone/1/model.onnx",
         "backbone/1/build.json",
         "softmax/config.pbtxt",
+        "softmax/configs/embedded.pbtxt",
         "softmax/1/model.pt",
         "classifier/config.pbtxt",
         "classifier/labels.txt",
@@ -98,6 +99,21 @@ def test_the_embedded_servers_configs_differ_in_batches_and_threads_alone(reposi
             assert [embedded.parameters.pop(key).string_value for key in keys] == ["1", "2", "true"]
             assert plain.parameters.pop("INTRA_OP_THREAD_COUNT").string_value == "2"
         assert embedded == plain
+    text = (repository / "softmax/configs/embedded.pbtxt").read_text()
+    embedded, plain = text_format.Parse(text, model_config_pb2.ModelConfig()), config(repository, "softmax")
+    threads = [each.parameters.pop("INTRA_OP_THREAD_COUNT").string_value for each in (embedded, plain)]
+    assert threads == ["1", "2"]  # the native backend has one number for the process, the first model's
+    assert embedded == plain
+
+
+def test_onnx_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """With the names that tritonserver's onnxruntime backend has for the numbers of threads."""
+    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", formats=("onnx",), threads=3))
+    backbone = config(tmp_path / "models", "backbone")
+    assert backbone.backend == "onnxruntime"
+    threads = {key: value.string_value for key, value in backbone.parameters.items()}
+    assert threads == {"intra_op_thread_count": "3", "inter_op_thread_count": "1"}
+    assert [path.name for path in (tmp_path / "models/backbone/1").glob("model.*")] == ["model.onnx"]
 
 
 def test_an_edit_of_the_config_that_the_embedded_server_does_not_read_is_told(repository: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_what_was_built_is_verified(repository, tmp_path, harm):
         read_repository(root)
 
 
-@pytest.mark.parametrize("model", ["preprocess", "backbone"])
+@pytest.mark.parametrize("model", ["preprocess", "backbone", "softmax"])
 def test_the_configs_of_the_checkout_belong_together(model):
     """A build that changes them is committed with both, or every newcomer's checkout is changed by `make demo`."""
     folder = Path(__file__).parents[2] / "model_repository" / model

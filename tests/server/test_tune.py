@@ -2,12 +2,16 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from server import tune
-from server.repository import read_repository
-from server.tune import Score, Settings, TuneError, read_settings, write_settings
+from server.repository import EMBEDDED, read_repository
+from server.tune import Score
+from server.tuned_settings import Settings, TuneError, read_config, read_settings, write_settings
+
+ROOT = Path(__file__).parents[2]
 
 NOW = Settings(2, 1, 2, 16, 0)
 
@@ -62,13 +66,52 @@ def test_the_embedded_servers_config_follows(own):
     """The batches that it prefers are those compiled for, as far as they fit; what runs alone has every thread."""
     for largest, preferred, instances, lone in ((8, [4], 1, ""), (2, [], 1, ""), (8, [], 3, "6")):
         write_settings(own, Settings(2, instances, 2, largest, 0))
-        plain, embedded = (tune.read_config(own, "backbone", file) for file in ("config.pbtxt", tune.EMBEDDED))
+        plain, embedded = (read_config(own, "backbone", file) for file in ("config.pbtxt", EMBEDDED))
         assert list(embedded.dynamic_batching.preferred_batch_size) == preferred
         assert embedded.max_batch_size == plain.max_batch_size == largest
-        assert embedded.instance_group == plain.instance_group
+        assert embedded.instance_group[0].count == instances
+        assert plain.instance_group[0].count == 1
         assert embedded.parameters["LONE_THREAD_COUNT"].string_value == lone
         assert "LONE_THREAD_COUNT" not in plain.parameters
     assert read_repository(own).overridden == ()
+
+
+@pytest.fixture
+def built(tmp_path):
+    """The configs that build_models.py has written."""
+    ignore = shutil.ignore_patterns("*.pt", "*.onnx")
+    return shutil.copytree(ROOT / "model_repository", tmp_path / "built", ignore=ignore)
+
+
+def contents(repository):
+    return {path: path.read_bytes() for path in repository.rglob("*.pbtxt")}
+
+
+def test_settings_as_they_are_change_nothing(built):
+    before = contents(built)
+    write_settings(built, read_settings(built))
+    assert contents(built) == before
+
+
+def test_the_container_keeps_its_gpu_and_its_threads(built):
+    """What this server's instances and threads are says nothing about another's."""
+    before = read_config(built, "backbone")
+    write_settings(built, replace(read_settings(built), backbone_instances=3, backbone_threads=5, delay_us=7))
+    after = read_config(built, "backbone")
+    assert after.instance_group == before.instance_group
+    assert after.parameters["INTRA_OP_THREAD_COUNT"] == before.parameters["INTRA_OP_THREAD_COUNT"]
+    assert after.dynamic_batching.max_queue_delay_microseconds == 7
+    (group,) = read_config(built, "backbone", EMBEDDED).instance_group
+    assert (group.count, group.kind) == (3, 0)  # 0: a GPU where there is one
+
+
+def test_another_server_reads_config_pbtxt(built):
+    settings = replace(read_settings(built, embedded=False), backbone_instances=2, backbone_threads=4)
+    embedded = read_config(built, "backbone", EMBEDDED)
+    write_settings(built, settings, embedded=False)
+    assert read_settings(built, embedded=False) == settings
+    assert "LONE_THREAD_COUNT" not in read_config(built, "backbone").parameters
+    assert read_config(built, "backbone", EMBEDDED) == embedded
 
 
 def one_step(now, cores):
@@ -84,14 +127,18 @@ def test_a_run_writes_what_served_most(own, monkeypatch, capsys):
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2"]) == 0
     assert read_settings(own).preprocess_instances == 1
     assert "max_batch_size: 4" in (own / "classifier/config.pbtxt").read_text()  # or the server would not start
+    before = contents(own)
+    assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2"]) == 0
+    assert contents(own) == before
     printed = capsys.readouterr().out
-    assert printed.count("images/s, p99") == 4
+    assert printed.count("images/s, p99") == 5
+    assert printed.splitlines()[-1].startswith("nothing serves more than what is there: preprocess x 1")
     assert "times the images a second of before" in printed
 
 
 def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     assert tune.main(["--model-repository", str(tmp_path / "none")]) == 1
-    (own / "backbone" / tune.EMBEDDED).write_text("what")
+    (own / "backbone" / EMBEDDED).write_text("what")
     with pytest.raises(TuneError, match=r"run build_models\.py"):
         read_settings(own)
     assert tune.main(["--model-repository", str(own)]) == 1

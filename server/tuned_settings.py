@@ -1,0 +1,123 @@
+"""What `server.tune` reads from the configs of a repository and writes to them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from server.errors import ServerError
+from server.repository import EMBEDDED, replaced
+
+ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
+ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
+THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
+
+
+class TuneError(ServerError):
+    """The repository cannot be tuned; it is as it was."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tuned. `delay_us`: how long the backbone's batcher waits for more requests."""
+
+    preprocess_instances: int
+    backbone_instances: int
+    backbone_threads: int
+    max_batch_size: int
+    delay_us: int
+
+    def __str__(self) -> str:
+        return (
+            f"preprocess x {self.preprocess_instances}, backbone x {self.backbone_instances} of "
+            f"{self.backbone_threads} threads, batches up to {self.max_batch_size}, delay {self.delay_us} us"
+        )
+
+
+def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
+    try:
+        return text_format.Parse((repository / model / file).read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise TuneError(f"{repository}/{model}/{file} cannot be read ({error}): run build_models.py") from error
+
+
+def config_files(repository: Path, model: str) -> list[str]:
+    """The model's configs, the one that the embedded server reads last."""
+    return ["config.pbtxt", EMBEDDED] if (repository / model / EMBEDDED).exists() else ["config.pbtxt"]
+
+
+def own_file(repository: Path, model: str, embedded: bool) -> str:
+    """The config that the server reads: the embedded one or another."""
+    return config_files(repository, model)[-1 if embedded else 0]
+
+
+def read_settings(repository: Path, embedded: bool = True) -> Settings:
+    """As the server has them. Raises `TuneError` for a repository that build_models.py has not written."""
+    preprocess, backbone = (
+        read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
+    )
+    threads = backbone.parameters[THREADS].string_value
+    if not threads.isdigit():
+        raise TuneError(f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py")
+    return Settings(
+        sum(group.count for group in preprocess.instance_group) or 1,
+        sum(group.count for group in backbone.instance_group) or 1,
+        int(threads),
+        backbone.max_batch_size,
+        backbone.dynamic_batching.max_queue_delay_microseconds,
+    )
+
+
+def write_settings(repository: Path, settings: Settings, embedded: bool = True) -> None:
+    """Each config is replaced in one step.
+
+    The batches are the same in every config, since no ensemble may take larger ones than its backbone; the backbone's
+    instances and threads are this server's own: another one may have a GPU.
+    """
+    changed = {}
+    for name in (name for name in ENSEMBLES if (repository / name).is_dir()):
+        changed[f"{name}/config.pbtxt"] = config = read_config(repository, name)
+        config.max_batch_size = settings.max_batch_size
+    for file in config_files(repository, PREPROCESS):
+        changed[f"{PREPROCESS}/{file}"] = config = read_config(repository, PREPROCESS, file)
+        set_instances(config, settings.preprocess_instances)
+    for file in config_files(repository, BACKBONE):
+        changed[f"{BACKBONE}/{file}"] = config = read_config(repository, BACKBONE, file)
+        set_batches(config, settings)
+        if file == own_file(repository, BACKBONE, embedded):
+            set_instances(config, settings.backbone_instances)
+            set_threads(config, settings, embedded)
+    for file, config in changed.items():
+        path = repository / file
+        text = text_format.MessageToString(config)
+        if file.endswith(EMBEDDED):  # written after the config that it replaces
+            text = replaced((path.parents[1] / "config.pbtxt").read_bytes()) + text
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
+def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
+    """Where they run stays as it is: no group, as build_models.py leaves the backbone, is a GPU where there is one."""
+    if config.instance_group:
+        del config.instance_group[1:]
+        config.instance_group[0].count = count
+    elif count > 1:
+        config.instance_group.add(count=count)
+
+
+def set_batches(config: model_config_pb2.ModelConfig, settings: Settings) -> None:
+    config.dynamic_batching.max_queue_delay_microseconds = settings.delay_us
+    config.max_batch_size = settings.max_batch_size
+    preferred = [size for size in config.dynamic_batching.preferred_batch_size if size <= settings.max_batch_size]
+    config.dynamic_batching.preferred_batch_size[:] = preferred
+
+
+def set_threads(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:
+    config.parameters[THREADS].string_value = str(settings.backbone_threads)
+    if embedded and settings.backbone_instances > 1:
+        config.parameters[LONE_THREADS].string_value = str(settings.backbone_instances * settings.backbone_threads)
+    else:
+        config.parameters.pop(LONE_THREADS, None)
