@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
 SERVED = {"client", "deploy", "end_to_end", "loadtest", "page", "server"}  # share servers, count the processes
+SERVED_FILES = {"tests/benchmarks/test_fuzz.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "served" if file.split("/")[1] in SERVED else file
+            return "served" if file.split("/")[1] in SERVED or file in SERVED_FILES else file
 
     return Scheduling(config, log)
 

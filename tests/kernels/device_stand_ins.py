@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parent
 DTYPES = ("float32", "float16", "bfloat16")
-BY_TIME = (("float32", "float16"), pytest.param(("bfloat16",), marks=pytest.mark.slow))  # a minute of interpreting each
+BY_TIME = (("float16",), pytest.param(("float32", "bfloat16"), marks=pytest.mark.slow))  # a minute of interpreting each
 
 
 def interpreted(script: str, dtypes: tuple[str, ...] = DTYPES) -> dict[str, list[str]]:

@@ -23,11 +23,11 @@ SLOW = [pytest.param(dtype, marks=pytest.mark.slow) for dtype in ("float32", "bf
 
 @pytest.mark.parametrize("dtype", ["float16", *SLOW])
 def test_interpreted(dtype):
-    """A minute each. float32's products are also test_precision.py's."""
+    """Half a minute each. float32's products are also test_precision.py's."""
     for lines in interpreted("toeplitz_interpreted.py", (dtype,)).values():
         assert lines == [
             "every_case 24",
-            "largest_filter 1",
+            "largest_filters 2",
             "turned 6",
             "other_tiles 8",
             "whole_images 9",
