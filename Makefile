@@ -57,7 +57,7 @@ test-oldest: build/oldest.txt
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=$<
 build/oldest.txt: constraints.txt Makefile
 	@mkdir -p build
-	@grep -vE '^(cuda|nvidia|setuptools|torch|triton)' constraints.txt > $@
+	@grep -vE '^(cuda|nvidia-[^p]|setuptools|torch|triton=)' constraints.txt > $@
 	@printf '%s\n' $(OLDEST) >> $@
 
 check: setup

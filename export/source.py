@@ -7,7 +7,7 @@ from torch import nn
 
 from kernels import native_library
 from models import ModelConfig, check_arch, count_classes, create_model, load_config, load_weights
-from models.weights import CONFIG_FILE
+from models.weights import CONFIG_FILE, is_own_config
 
 FORMATS = ("torchscript", "onnx")
 
@@ -64,7 +64,7 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
         if options.arch not in (None, config.arch):
             raise ValueError(f"--arch {options.arch}, but {folder} holds {config.arch}: leave --arch out")
     elif options.arch is None:
-        raise ValueError(f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights}")
+        raise ValueError(f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights} that training has written")
     else:
         config = _config_of_arch(options.arch, options)
     if config.num_classes == 1:
@@ -82,10 +82,10 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
 
 
 def _checkpoint_folder(weights: Path | None) -> Path | None:
-    """Where config.json says what the weights are; a published file has none."""
+    """Where config.json says what the weights are; a published file has none, or another library's beside it."""
     if weights is None or weights.is_dir():
         return weights
-    return weights.parent if (weights.parent / CONFIG_FILE).exists() else None
+    return weights.parent if is_own_config(weights.parent / CONFIG_FILE) else None
 
 
 def _config_of_arch(arch: str, options: BuildOptions) -> ModelConfig:

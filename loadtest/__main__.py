@@ -22,7 +22,7 @@ from typing import Any
 from loadtest.capacity import find_capacity
 from loadtest.null_check import null_rate, run_load
 from loadtest.options import add_load_options, add_target_options, positive
-from loadtest.results import requests_needed
+from loadtest.results import met, requests_needed
 from loadtest.slo import load_slo
 
 USERS = {"grpc": ["GrpcClassifierUser"], "http": ["HttpClassifierUser"], "both": []}
@@ -157,7 +157,8 @@ def capacity(arguments: Sequence[str]) -> int:
         result = run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
         phase = result["phases"][-1]
         missed = sorted({line["objective"] for line in phase["slo"] if not line["met"]})
-        print(f"  {rate:8.1f}/s: {'missed ' + ', '.join(missed) if missed else 'met'}", flush=True)
+        outcome = "missed " + ", ".join(missed) if missed else "met" if met(result) else "cut short"
+        print(f"  {rate:8.1f}/s: {outcome}", flush=True)
         return result
 
     first = options.from_rate

@@ -78,6 +78,17 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path}: {error}") from error
 
 
+def is_own_config(path: Path) -> bool:
+    """Whether a config.json is there, and not another library's: Hugging Face's lie beside weights too."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True  # damaged: `load_config` says so
+    return not isinstance(values, dict) or "arch" in values
+
+
 def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
     """Load a .safetensors, .pth or .pt file, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
@@ -196,6 +207,8 @@ def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
     for name, own in expected.items():
         if state[name].shape != own.shape:
             raise WeightsError(f"{path}: {name!r} is {list(state[name].shape)}, the model's is {list(own.shape)}{hint}")
+        if state[name].is_floating_point() != own.is_floating_point():
+            raise WeightsError(f"{path}: {name!r} is {state[name].dtype}, the model's is {own.dtype}{hint}")
         checked[name] = state[name].to(own.dtype)
         if not own.is_meta and not torch.isfinite(checked[name]).all():
             raise WeightsError(f"{path}: {name!r} holds NaN or infinity: the run that wrote it diverged")

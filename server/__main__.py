@@ -52,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     interrupt_on_sigterm()
     begun = time.monotonic()
     example = options.pop("example")
+    server = None
     try:
         options["management_token"] = read_token(options["management_token"], options.pop("management_token_file"))
         options["tls"] = tls_of(*(options.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca")))
@@ -69,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
             except KeyboardInterrupt:
                 say("stopping: waiting for requests in flight (again to end at once)")
     except KeyboardInterrupt:
-        server.stop(at_once=True)
+        if server is not None:
+            server.stop(at_once=True)
     except ServerError as error:
         say(f"error: {error}")
         return 1

@@ -59,7 +59,8 @@ class Caller:
 
 
 def closed_loop(port: int, requests: list[Request], callers: int, seconds: float) -> dict[str, Any]:
-    """Each caller sends the next image when it has its answer. Answers after the end are waited for, not counted."""
+    """Each caller sends the next image when it has its answer. Answers after the end are waited for: they and
+    the time until the last one count."""
     end = time.perf_counter() + seconds
 
     def run(number: int) -> Caller:

@@ -21,11 +21,16 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians; None where a repeat had no answer at all."""
+    """Medians; None where a repeat had no answer at all. Also the slowest and the fastest repeat, and by how much the
+    sender of an open loop was late at worst."""
     result: dict[str, Any] = {"errors": sum(load["errors"] for load in loads)}
     for name in FIGURES:
         values = [load[name] for load in loads]
         result[name] = None if None in values else round(statistics.median(values), 2)
+    rates = [load["images_per_s"] for load in loads]
+    result["images_per_s_range"] = [round(min(rates), 2), round(max(rates), 2)]
+    if "sender_late_ms" in loads[0]:
+        result["sender_late_ms"] = max(load["sender_late_ms"] for load in loads)
     return result
 
 
@@ -63,7 +68,9 @@ def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def lines(result: dict[str, Any], conditions: str) -> list[str]:
     """The report's table."""
-    text = [f"**Against other servers**, JPEG in, labels out, images/s (p50, p99 in ms) ({conditions})", ""]
+    repeats = min(row["repeats"] for row in result["rows"])
+    measured = f"medians of {repeats} repeats of {result['seconds']:g} s a load"
+    text = [f"**Against other servers**, JPEG in, labels out, images/s (p50, p99 in ms), {measured} ({conditions})", ""]
     names = list(result["rows"][0]["loads"])
     text += [
         f"| model | server | {' | '.join(names)} | errors | MiB | cold start, s |",
@@ -78,6 +85,10 @@ def lines(result: dict[str, Any], conditions: str) -> list[str]:
         cells = [row["model"], row["server"], *cells, str(errors), f"{row['memory_mib']:.0f}"]
         text.append(f"| {' | '.join(cells)} | {row['cold_start_s']:.1f} |")
     text.append("")
+    late = max(
+        load["sender_late_ms"] for row in result["rows"] for load in row["loads"].values() if "sender_late_ms" in load
+    )
+    text += [f"The open loops' sender, on the same cores, was {late:.0f} ms late at worst.", ""]
     if result["warning"]:
         text += [f"**{result['warning']}.**", ""]
     for verdict in result["verdicts"]:

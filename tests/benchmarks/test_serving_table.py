@@ -12,6 +12,14 @@ def run(server, closed_1, closed_8, repeat=0, errors=0):
         name: {"answers": 9, "errors": errors, "images_per_s": rate, "p50_ms": p50, "p99_ms": p99}
         for name, (rate, p50, p99) in {"closed 1": closed_1, "closed 8": closed_8}.items()
     }
+    loads["open 50%"] = {
+        "answers": 9,
+        "errors": 0,
+        "images_per_s": 5,
+        "p50_ms": 9,
+        "p99_ms": 999,
+        "sender_late_ms": repeat,
+    }
     known = {"model": "nano", "server": server, "repeat": repeat, "cold_start_s": 2.0, "memory_mib": 100.0}
     return {**known, "loads": loads}
 
@@ -19,7 +27,9 @@ def run(server, closed_1, closed_8, repeat=0, errors=0):
 def test_medians_over_repeats():
     runs = [run("ray", (rate, 1, 2), (20, 5, 9), repeat, errors=1) for repeat, rate in enumerate((10, 30, 11))]
     (row,) = table.rows(runs)
-    assert row["loads"]["closed 1"] == {"errors": 3, "images_per_s": 11, "p50_ms": 1, "p99_ms": 2}
+    closed = {"errors": 3, "images_per_s": 11, "p50_ms": 1, "p99_ms": 2, "images_per_s_range": [10, 30]}
+    assert row["loads"]["closed 1"] == closed
+    assert row["loads"]["open 50%"]["sender_late_ms"] == 2
 
 
 def test_a_peer_that_wins_is_named():
@@ -28,10 +38,12 @@ def test_a_peer_that_wins_is_named():
     (verdict,) = table.verdicts(rows)
     assert (verdict["best_peer"], verdict["throughput_ratio_at_equal_p99"]) == ("ray", 0.5)
     assert (verdict["ms_behind_it_at_1"], verdict["peer_wins"]) == (1.0, ["throughput", "latency"])
-    result = {"rows": rows, "verdicts": [verdict], "warning": "others ran"}
+    result = {"rows": rows, "verdicts": [verdict], "warning": "others ran", "seconds": 1.5}
     text = "\n".join(table.lines(result, "here"))
     assert "a peer wins on throughput and latency" in text
     assert "others ran" in text
+    assert "medians of 1 repeats of 1.5 s a load" in text
+    assert "was 0 ms late at worst" in text
 
 
 def test_no_peer_wins():

@@ -317,9 +317,17 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     shutil.copy(checkpoint / "model.safetensors", copy)
     with pytest.raises(ValueError, match=r"no config.json lies beside .*alone.safetensors"):
         load_model(BuildOptions(weights=copy))
-    model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
-    assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
-    assert model.head.out_features == 5
+    for other in (None, '{"architecture": "replknet", "num_classes": 7}'):  # Hugging Face's
+        if other is not None:
+            (tmp_path / "config.json").write_text(other)
+        model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
+        assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
+        assert model.head.out_features == 5
+    with pytest.raises(ValueError, match=r"--arch is needed: no config.json .* that training has written"):
+        load_model(BuildOptions(weights=copy))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        load_model(BuildOptions(arch="replknet_nano", weights=copy))
 
 
 def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:

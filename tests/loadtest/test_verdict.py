@@ -74,19 +74,19 @@ def test_errors_within_the_objective_are_good(loadtest: Loadtest, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.server
 def test_capacity(loadtest: Loadtest, tmp_path: Path, load_server: "TritonServer") -> None:  # noqa: F821
-    """A model that sleeps 50 ms answers at most 20 requests a second, and two are never there at the same time."""
+    """A model that sleeps 50 ms answers at most 20 requests a second and lets one wait: of 29 it must refuse 30 %."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/sleep.jpg").write_bytes(b"0.05")
     page, saved = tmp_path / "report.html", tmp_path / "results.json"
-    objectives = slo(tmp_path / "slo.toml", "[goodput]\ndeadline_ms = 500\nper_s = 1\n[errors]\nrate = 0.9")
+    objectives = slo(tmp_path / "slo.toml", "[errors]\nrate = 0.3")
     target = ["--host", load_server.http_url, "--protocol", "http", "--model", "slow"]
-    search = ["--seconds", "3", "--warm-up", "1", "--repeats", "1", "--precision", "0.3", "--from-rate", "10"]
+    search = ["--seconds", "3", "--warm-up", "1", "--repeats", "1", "--precision", "0.3", "--from-rate", "8"]
     files = ["--images", str(tmp_path / "images"), "--report", str(page), "--results", str(saved)]
     done = loadtest("capacity", *target, *search, *files, *objectives, timeout=250)
     assert done.returncode == 0, done.stderr
     found = json.loads(saved.read_text())["capacity"]
     assert f"capacity: {found['rate']:.1f} requests/s" in done.stdout
-    assert found["rate"] >= 10
+    assert 8 <= found["rate"] <= 32  # a second's chance more
     tried = {rate: outcomes for rate, outcomes in found["tried"]}
     assert tried[found["rate"]] == [True]
     assert found["limited"] or any(outcomes == [False] for outcomes in tried.values())

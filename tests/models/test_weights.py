@@ -118,6 +118,12 @@ def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_other_kinds_of_numbers_are_refused(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+    state["norm.weight"] = state["norm.weight"].to(dtype)
+    refused(write(tmp_path / "weights.pth", state), f"'norm.weight' is {dtype}, the model's is torch.float32")
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_refused(value: float, state: State, tmp_path: Path) -> None:
     name = "stages.2.blocks.3.pw2.bn.running_var"
