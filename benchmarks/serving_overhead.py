@@ -4,7 +4,8 @@
 
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
 the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready,
-and the limit: the same request through an ensemble of three steps that compute nothing (`empty`).
+and the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes
+by the server's own statistics; and the bare pipeline of a network built with a class map, which nobody asks for.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -72,7 +74,8 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
     def run(data: bytes) -> Any:
         with torch.inference_mode():
-            return backbone(torch.from_numpy(transform.preprocess(data, settings).copy()).unsqueeze(0)).softmax(1)
+            found = backbone(torch.from_numpy(transform.preprocess(data, settings).copy()).unsqueeze(0))
+            return (found[0] if isinstance(found, tuple) else found).softmax(1)
 
     return run
 
@@ -105,14 +108,16 @@ def empty_ensemble(repository: Path, target: Path) -> Path:
 
 
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
-    from client import Classifier
+    from client import Classifier, step_times
     from export.build import BuildOptions, build
     from server import TritonServer
 
     with tempfile.TemporaryDirectory() as folder:
-        repository = Path(folder) / "model_repository"
-        build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository, threads=threads))
-        bare = bare_pipeline(repository, threads)
+        repository, mapped = Path(folder) / "model_repository", Path(folder) / "with_class_map"
+        options = BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, threads=threads)
+        build(replace(options, output=repository))
+        build(replace(options, output=mapped, class_map=True))
+        bare, with_map = bare_pipeline(repository, threads), bare_pipeline(mapped, threads)
         started = time.perf_counter()
         with TritonServer(repository) as server:
             ready = time.perf_counter() - started
@@ -122,9 +127,11 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                 Classifier(server.http_url, protocol="http") as http,
                 Classifier(limit.grpc_url) as empty,
             ):
+                before = grpc.status()
                 timings = interleaved(
                     {
                         "bare": lambda: bare(jpeg),
+                        "class map": lambda: with_map(jpeg),
                         "gRPC": lambda: grpc.classify(jpeg, top=5),
                         "HTTP": lambda: http.classify(jpeg, top=5),
                         "empty": lambda: empty.classify(jpeg, top=5),
@@ -132,6 +139,7 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                     rounds,
                     burst=11,
                 )
+                steps = step_times(before, grpc.status())
     added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ("gRPC", "HTTP")}
     ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
     bare_ms = timings["bare"].median
@@ -143,6 +151,10 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         "timings": timings,
         "added_ms": added,
         "grpc_ratio": ratio,
+        "class_map_ratio": round(timings["class map"].median / bare_ms, 4),
+        "steps_ms": {
+            model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()
+        },
         "seconds_to_ready": round(ready, 2),
     }
 

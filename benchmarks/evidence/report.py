@@ -13,7 +13,7 @@ from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.statistics import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
 from benchmarks.harness import RESULTS
-from benchmarks.report import conditions
+from benchmarks.markdown import conditions
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOTS = ("balanced", "many", "medium", "few")
