@@ -1,13 +1,14 @@
 """What a user typed -> images: files, folders, patterns, standard input, URLs."""
 
 import glob
+import http.client
 import os
 import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from client._errors import InvalidImageError
+from client._errors import InvalidImageError, shorten
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 STDIN = "-"
@@ -68,13 +69,18 @@ def _download(url: str, timeout: float) -> bytes:
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.HTTPErrorProcessor,
         urllib.request.HTTPRedirectHandler,
+        urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
     try:
         with opener.open(url, timeout=timeout) as response:
             data = response.read(URL_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise InvalidImageError(f"the URL cannot be fetched ({error})") from error
+            missing = response.length  # None in a chunked answer, of which http.client says so itself
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        words = shorten(str(error) or repr(error), 80)
+        raise InvalidImageError(f"the URL cannot be fetched ({words}): check it, or fetch it yourself") from error
     if len(data) > URL_BYTES:
         raise InvalidImageError(f"the URL holds more than {URL_BYTES} bytes: fetch it yourself")
+    if missing:
+        raise InvalidImageError(f"the download was cut short ({len(data)} bytes came, {missing} did not): try again")
     return data

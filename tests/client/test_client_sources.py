@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,11 +30,22 @@ def test_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch, 
 
 
 class Files(BaseHTTPRequestHandler):
+    TARGETS: ClassVar = {"/to-a-file": "file:///etc/hostname", "/to-ftp": "ftp://127.0.0.1/a.png"}
+    RAW: ClassVar = {
+        "/garbage": b"\x00\x01 no HTTP\r\n\r\n",
+        "/cut": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc",
+        "/cut-at-once": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+        "/cut-chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e8\r\nabc",
+    }
+
     def do_GET(self) -> None:
-        if self.path == "/to-a-file":
+        if self.path in self.TARGETS:
             self.send_response(302)
-            self.send_header("Location", "file:///etc/hostname")
+            self.send_header("Location", self.TARGETS[self.path])
             self.end_headers()
+            return
+        if self.path in self.RAW:
+            self.wfile.write(self.RAW[self.path])
             return
         self.send_response(404 if self.path == "/none.png" else 200)
         self.end_headers()
@@ -70,6 +81,30 @@ def test_urls(served: FakeTransport, web: str, capsys: pytest.CaptureFixture, mo
     monkeypatch.setattr(sources, "URL_BYTES", 6)
     assert main(["classify", f"{web}/a.png", "--allow-urls"]) == 1
     assert "more than 6 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("{web}/a b.png", "control characters"),
+        ("http://127.0.0.1:port/a.png", "nonnumeric port"),
+        ("{web}/garbage", "no HTTP"),
+        ("{web}/to-ftp", "ftp"),
+        ("{web}/cut", "3 bytes came, 997 did not"),
+        ("{web}/cut-at-once", "0 bytes came, 1000 did not"),
+        ("{web}/cut-chunk", "IncompleteRead"),
+    ],
+)
+def test_urls_that_fail_cost_no_other(
+    served: FakeTransport, web: str, path: str, words: str, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [path.format(web=web), f"{web}/a.png"]
+    assert main(["classify", *paths, "--allow-urls", "--json", "--concurrency", "1"]) == 1
+    failed, answered = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert failed["error"]["type"] == "InvalidImageError"
+    assert words in failed["error"]["message"]
+    assert "predictions" in answered
+    assert [request.image for request in served.requests] == [b"fetched"]
 
 
 def test_a_pipe_that_is_closed(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
