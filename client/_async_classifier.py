@@ -1,13 +1,13 @@
 """`Classifier` for asyncio."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 
 from client._attempts import Send, Steps
 from client._errors import ClassifierError
 from client._images import ImageLike, encode
+from client._ordered import async_in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
 from client._session import Outcome, Session, explanation
@@ -58,9 +58,12 @@ class AsyncClassifier(Session):
     def classify_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
     ) -> AsyncIterator[Outcome]:
-        """As `Classifier.classify_stream`; leaving it early (``aclose``) cancels what is in flight."""
+        """As `Classifier.classify_stream`, but the event loop reads `images`: what waits should be an async iterable.
+
+        Leaving it early (``aclose``) cancels what is in flight.
+        """
         self._check_many(images, top, concurrency)
-        return self._stream(images, top, concurrency)
+        return async_in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
         """As `Classifier.status`; all servers are asked at once."""
@@ -111,31 +114,11 @@ class AsyncClassifier(Session):
                 except StopIteration as done:
                     return done.value
 
-    async def _stream(
-        self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int, concurrency: int
-    ) -> AsyncIterator[Outcome]:
-        gate = asyncio.Semaphore(concurrency)
-        waiting: deque[asyncio.Task[Outcome]] = deque()
+    async def _outcome(self, image: ImageLike, top: int) -> Outcome:
         try:
-            async for image in _each(images):
-                waiting.append(asyncio.create_task(self._outcome(gate, image, top)))
-                while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
-                    yield await waiting[0]
-                    waiting.popleft()
-            while waiting:
-                yield await waiting[0]
-                waiting.popleft()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-
-    async def _outcome(self, gate: asyncio.Semaphore, image: ImageLike, top: int) -> Outcome:
-        async with gate:
-            try:
-                return await self.classify(image, top)
-            except ClassifierError as error:
-                return error
+            return await self.classify(image, top)
+        except ClassifierError as error:
+            return error
 
     @staticmethod
     async def _status(transport: AsyncTransport, timeout: float) -> "ServerStatus | ClassifierError":
@@ -143,12 +126,3 @@ class AsyncClassifier(Session):
             return await transport.status(timeout)
         except ClassifierError as error:
             return error
-
-
-async def _each(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) -> AsyncIterator[ImageLike]:
-    if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image

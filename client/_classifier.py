@@ -82,7 +82,10 @@ class Classifier(Session):
         return list(self.classify_stream(images, top, concurrency))
 
     def classify_stream(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> Iterator[Outcome]:
-        """`classify_many`, each outcome as soon as it and those before it are there; `images` may be endless."""
+        """`classify_many`, each outcome as soon as it and those before it are there.
+
+        `images` may be endless, and may wait, for an outcome too: a thread of its own reads it.
+        """
         self._check_many(images, top, concurrency)
         return in_order(lambda image: self._outcome(image, top), images, concurrency)
 

@@ -1,27 +1,98 @@
-"""A function over many arguments in threads: order kept, in flight bounded."""
+"""A function over many arguments, in threads or tasks: order kept, in flight bounded, the source read meanwhile."""
 
+import asyncio
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import TypeVar
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+AHEAD = 2  # arguments taken and not handed out, a request in flight: a slow first one does not stop the rest
+
 
 def in_order(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], concurrency: int
 ) -> Iterator[Result]:
-    """Each result as soon as it and those before it are there. Leaving early drops what has not begun."""
-    waiting: deque[Future[Result]] = deque()
+    """Each result as soon as it and those before it are there; what `arguments` raises comes after them.
+
+    A thread reads `arguments`. Leaving early drops what has not begun; a source that waits is left when it goes on.
+    """
+    room = threading.Semaphore(AHEAD * concurrency - 1)
+    waiting: SimpleQueue[Future[Result] | None] = SimpleQueue()
+    failures: list[BaseException] = []
+    left = threading.Event()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="classify")
+
+    def read() -> None:
+        try:
+            for argument in arguments:
+                waiting.put(pool.submit(function, argument))
+                room.acquire()
+                if left.is_set():
+                    return
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            waiting.put(None)
+
     try:
-        for argument in arguments:
-            waiting.append(pool.submit(function, argument))
-            # A slow first one does not stop the rest, nor do they pile up.
-            while waiting and (waiting[0].done() or len(waiting) == 2 * concurrency):
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        threading.Thread(target=read, name="classify-source", daemon=True).start()
+        while (future := waiting.get()) is not None:
+            result = future.result()
+            room.release()
+            yield result
+        if failures:
+            raise failures[0]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # closing the client ends what is still in flight
+        left.set()
+        room.release()
+
+
+async def async_in_order(
+    function: Callable[[Argument], Awaitable[Result]],
+    arguments: Iterable[Argument] | AsyncIterable[Argument],
+    concurrency: int,
+) -> AsyncIterator[Result]:
+    """`in_order` for asyncio: a task reads `arguments`. Leaving early cancels all."""
+    gate, room = asyncio.Semaphore(concurrency), asyncio.Semaphore(AHEAD * concurrency - 1)
+    waiting: deque[asyncio.Task[Result]] = deque()
+    news = asyncio.Semaphore(0)  # one more is waiting, or there are no more
+
+    async def call(argument: Argument) -> Result:
+        async with gate:
+            return await function(argument)
+
+    async def submit(argument: Argument) -> None:
+        waiting.append(asyncio.create_task(call(argument)))
+        news.release()
+        await asyncio.sleep(0)  # a plain iterable would keep the event loop to itself
+        await room.acquire()
+
+    async def read() -> None:
+        try:
+            if isinstance(arguments, AsyncIterable):
+                async for argument in arguments:
+                    await submit(argument)
+            else:
+                for argument in arguments:
+                    await submit(argument)
+        finally:
+            news.release()
+
+    reader = asyncio.create_task(read())
+    try:
+        while await news.acquire() and waiting:
+            result = await waiting[0]
+            waiting.popleft()
+            room.release()
+            yield result
+        await reader
+    finally:
+        for task in (reader, *waiting):
+            task.cancel()
+        await asyncio.gather(reader, *waiting, return_exceptions=True)
