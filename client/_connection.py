@@ -22,20 +22,38 @@ class Connection(http.client.HTTPConnection):
         self._context, self._connect_timeout = context, connect_timeout
 
     def connect(self) -> None:
-        left = self.seconds_left()
-        self.timeout = left if self._connect_timeout is None else min(left, self._connect_timeout)
+        seconds = self.seconds_left()
+        if self._connect_timeout is not None:
+            seconds = min(seconds, self._connect_timeout)
+        until = time.monotonic() + seconds
         try:
-            super().connect()
+            self.sock: Any = self._reach(until)
             if self._context is not None:
+                self.sock.settimeout(_seconds_until(until))
                 self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
         except TimeoutError:
             self.close()
             self.seconds_left()  # raises where it was the deadline
-            raise ConnectionError(f"not connected within {self.timeout:g} s") from None
+            raise ConnectionError(f"not connected within {seconds:g} s") from None
         except BaseException:
             self.close()
             raise
-        self.sock: Any = _DeadlineSocket(self.sock, self)
+        self.sock = _DeadlineSocket(self.sock, self)
+
+    def _reach(self, until: float) -> socket.socket:
+        """The first of the name's addresses that accepts; each may take its share of the time that is left."""
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for tried, (family, kind, protocol, _, address) in enumerate(found):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(_seconds_until(until) / (len(found) - tried))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            except OSError as error:
+                sock.close()
+                last = error
+        raise last
 
     def abort(self) -> None:
         """From another thread: whoever waits for an answer meets a closed connection."""
@@ -45,10 +63,14 @@ class Connection(http.client.HTTPConnection):
                 sock.shutdown(socket.SHUT_RDWR)
 
     def seconds_left(self) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
+        return _seconds_until(self.deadline)
+
+
+def _seconds_until(moment: float) -> float:
+    left = moment - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
 
 
 class _DeadlineSocket:

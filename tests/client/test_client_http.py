@@ -5,7 +5,6 @@ import contextlib
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,12 +58,6 @@ def transport(stub: HttpStub, connect: Callable[..., Any]) -> Any:
     return connect("127.0.0.1", stub.server_address[1])
 
 
-@pytest.fixture
-def blocking(stub: HttpStub) -> Iterator[HttpTransport]:
-    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
-        yield transport
-
-
 def test_request_and_answer(stub: HttpStub, transport: Any) -> None:
     assert ask(transport, 3, 2.5, image=b"picture", model="a/b c") == CAT
     ((path, header),) = stub.requests
@@ -88,19 +81,6 @@ def test_image_is_one_string_element(stub: HttpStub, transport: Any) -> None:
     with pytest.raises(ServerUnavailableError):
         ask(transport, 1, 5, image=b"picture")
     assert seen[0].endswith(b"}" + struct.pack("<I", 7) + b"picture")
-
-
-def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> None:
-    for _ in range(5):
-        ask(blocking)
-    assert stub.connections == 1
-    threads = [threading.Thread(target=ask, args=(blocking,)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(stub.requests) == 13
-    assert stub.connections <= 9
 
 
 def test_connection_that_died_idle_is_replaced(stub: HttpStub, transport: Any) -> None:
@@ -176,21 +156,6 @@ def test_silent_server(stub: HttpStub, transport: Any) -> None:
     assert ask(transport) == CAT  # on a connection that is not waiting for the old answer
 
 
-def test_deadline_is_for_connecting_too(unreachable: int) -> None:
-    started = time.monotonic()
-    with pytest.raises(DeadlineExceededError):
-        ask(HttpTransport("127.0.0.1", unreachable), 1, 0.6)
-    assert 0.59 < time.monotonic() - started < 0.9
-
-
-def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
-    """Where another server is left."""
-    started = time.monotonic()
-    with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
-        ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))
-    assert time.monotonic() - started < 0.6
-
-
 def test_server_may_close_each_connection(stub: HttpStub, transport: Any) -> None:
     stub.act = answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD)
     for _ in range(3):
@@ -234,35 +199,6 @@ def test_other_protocol(stub: HttpStub, transport: Any) -> None:
     with pytest.raises(ProtocolError, match="does not speak HTTP") as caught:
         ask(transport)
     assert len(str(caught.value)) < 250
-
-
-def test_close_ends_a_request_in_flight(stub: HttpStub, blocking: HttpTransport) -> None:
-    ask(blocking)  # one that lay idle would be sent again, were it not closed on purpose
-    waiting = threading.Event()
-    stub.act = lambda handler: waiting.set() or time.sleep(3) or False
-    caught: list[Exception] = []
-
-    def wait() -> None:
-        try:
-            ask(blocking, 1, 10)
-        except ClassifierError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    assert waiting.wait(5)
-    blocking.close()
-    thread.join(1)
-    assert not thread.is_alive()
-    assert [type(error) for error in caught] == [ConnectionFailedError]
-
-
-def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> None:
-    ask(blocking)
-    blocking.close()
-    assert blocking._idle == []
-    ask(blocking)  # the Classifier above says no; whoever finishes late must not keep one either
-    assert blocking._idle == []
 
 
 def test_connection_that_dies_unseen_is_replaced(stub: HttpStub, transport: Any) -> None:

@@ -1,0 +1,99 @@
+"""The blocking HTTP transport's connections: kept, bounded in time, closed."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from asking import CAT, ask
+from stub_http import HttpStub
+
+from client import ClassifierError, ConnectionFailedError, DeadlineExceededError
+from client._transport_http import HttpTransport
+
+
+@pytest.fixture
+def blocking(stub: HttpStub) -> Iterator[HttpTransport]:
+    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+        yield transport
+
+
+def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> None:
+    for _ in range(5):
+        ask(blocking)
+    assert stub.connections == 1
+    threads = [threading.Thread(target=ask, args=(blocking,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stub.requests) == 13
+    assert stub.connections <= 9
+
+
+def test_deadline_is_for_connecting_too(unreachable: int) -> None:
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        ask(HttpTransport("127.0.0.1", unreachable), 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
+    """Every name has an address a port."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+
+def test_deadline_is_for_all_of_a_names_addresses(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, *[unreachable] * 4)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        ask(HttpTransport("many", unreachable), 1, 0.6)
+    assert 0.59 < time.monotonic() - started < 0.9
+
+
+def test_a_silent_address_leaves_time_for_the_next(
+    unreachable: int, stub: HttpStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, unreachable, stub.server_address[1])
+    with contextlib.closing(HttpTransport("two", unreachable)) as transport:
+        assert ask(transport, 1, 0.8) == CAT
+
+
+def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
+    """Where another server is left."""
+    started = time.monotonic()
+    with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
+        ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))
+    assert time.monotonic() - started < 0.6
+
+
+def test_close_ends_a_request_in_flight(stub: HttpStub, blocking: HttpTransport) -> None:
+    ask(blocking)  # one that lay idle would be sent again, were it not closed on purpose
+    waiting = threading.Event()
+    stub.act = lambda handler: waiting.set() or time.sleep(3) or False
+    caught: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            ask(blocking, 1, 10)
+        except ClassifierError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert waiting.wait(5)
+    blocking.close()
+    thread.join(1)
+    assert not thread.is_alive()
+    assert [type(error) for error in caught] == [ConnectionFailedError]
+
+
+def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> None:
+    ask(blocking)
+    blocking.close()
+    assert blocking._idle == []
+    ask(blocking)  # the Classifier above says no; whoever finishes late must not keep one either
+    assert blocking._idle == []
