@@ -92,3 +92,13 @@ def test_the_fake_is_shown_as_it_works(source: str, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {}
     exec("\n".join(line.removeprefix(example[0]) for line in example[1].splitlines()), names)
     assert len(names["fake"].requests) == 2
+
+
+@pytest.mark.parametrize("name", [kind.__name__ for kind in client.ClassifierError.__subclasses__()])
+def test_what_the_page_says_is_sent_again_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client._attempts, "FIRST_PAUSE", 0.001)
+    (said,) = re.findall(rf"^\| `{name}` \|.*\| (.+) \|$", (ROOT / "docs/client.md").read_text(), re.M)
+    fakes = [client.testing.FakeTransport(getattr(client, name)("no")) for _ in range(2)]
+    with client.Classifier(transport=fakes) as classifier, pytest.raises(client.ClassifierError):
+        classifier.classify(b"x")
+    assert (said != "no") == (sum(len(fake.requests) for fake in fakes) > 1)
