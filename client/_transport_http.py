@@ -41,8 +41,9 @@ class HttpTransport:
 
     def close(self) -> None:
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):  # a request may take, or another close, the last one
+            while True:
+                self._idle.pop().close()
         for connection in tuple(self._busy):
             connection.abort()
 

@@ -97,3 +97,15 @@ def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> 
     assert blocking._idle == []
     ask(blocking)  # the Classifier above says no; whoever finishes late must not keep one either
     assert blocking._idle == []
+
+
+class TakenMeanwhile(list):
+    """A list whose last entry goes between the look and the pop."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_close_meets_a_request_that_takes_the_last_connection(blocking: HttpTransport) -> None:
+    blocking._idle = TakenMeanwhile()
+    blocking.close()
