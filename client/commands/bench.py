@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import csv
 import json
+import math
 import random
 import sys
 import time
@@ -141,10 +142,10 @@ async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float | None]:
-    """Nearest rank."""
+    """Seconds -> milliseconds. Nearest rank: the least that `part` % of all do not exceed."""
     ordered = sorted(latencies)
-    last = len(ordered) - 1
-    named = {f"p{part}": ordered[min(last, len(ordered) * part // 100)] if ordered else None for part in PERCENTILES}
+    ranks = {part: math.ceil(len(ordered) * part / 100) for part in PERCENTILES}  # from 1
+    named = {f"p{part}": ordered[rank - 1] if ordered else None for part, rank in ranks.items()}
     named["max"] = ordered[-1] if ordered else None
     return {name: None if value is None else round(1e3 * value, 2) for name, value in named.items()}
 

@@ -66,6 +66,15 @@ def test_bench_open_loop_counts_from_when_each_was_due(
     assert report["latency_ms"]["p90"] > 100  # about 60 of 80 were due meanwhile
 
 
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, (1, 1, 1, 1)), (2, (1, 2, 2, 2)), (10, (5, 9, 10, 10)), (100, (50, 90, 99, 100)), (201, (101, 181, 199, 201))],
+)
+def test_percentiles_are_nearest_ranks(count: int, expected: tuple[int, ...]) -> None:
+    found = bench._percentiles([rank / 1000 for rank in range(count, 0, -1)])
+    assert found == dict(zip(("p50", "p90", "p99", "max"), expected, strict=True))
+
+
 def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
     async_served.reply = QueueFullError("full")
     assert measured("--concurrency", "2", "--csv") == 1
