@@ -72,18 +72,31 @@ def step_times(
 ) -> dict[str, dict[str, Times]]:
     """What each model's `STEPS` took between two calls of `status()`, all versions and servers together.
 
-    Servers that did not answer both are left out, as are models that did not work meanwhile. See `ModelStatus` for what
-    an ensemble's are.
+    Servers that did not answer both are left out, as are models that did not work meanwhile. Of a model that was loaded
+    anew (the server restarted) it is what was counted since. See `ModelStatus` for what an ensemble's are.
     """
     sums: dict[str, dict[str, Times]] = {}
     for one, other in zip(before, after, strict=True):
         if isinstance(one, ServerStatus) and isinstance(other, ServerStatus):
-            for sign, models in ((-1, one.models), (1, other.models)):
-                for model in models:
-                    times = sums.setdefault(model.name, dict.fromkeys(STEPS, Times(0, 0.0)))
-                    for step in STEPS:
-                        times[step] = times[step].plus(getattr(model, step), sign)
+            earlier = {(model.name, model.version): _steps(model) for model in one.models}
+            for model in other.models:
+                times = sums.setdefault(model.name, dict.fromkeys(STEPS, Times(0, 0.0)))
+                between = _between(earlier.get((model.name, model.version)), _steps(model))
+                for step, time in between.items():
+                    times[step] = times[step].plus(time)
     return {name: times for name, times in sums.items() if times["compute"].count}
+
+
+def _steps(model: ModelStatus) -> dict[str, Times]:
+    return {step: getattr(model, step) for step in STEPS}
+
+
+def _between(before: dict[str, Times] | None, after: dict[str, Times]) -> dict[str, Times]:
+    if before is None:
+        return after
+    differences = {step: time.plus(before[step], -1) for step, time in after.items()}
+    fallen = any(time.count < 0 or time.seconds < 0 for time in differences.values())
+    return after if fallen else differences  # counts fall only where they began anew
 
 
 def _model(entry: dict[str, Any]) -> ModelStatus:

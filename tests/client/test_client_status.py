@@ -171,19 +171,34 @@ def test_times() -> None:
     assert Times(0, 0.0).mean_ms == 0
 
 
-def test_step_times_are_of_what_happened_between() -> None:
-    def status(*counts: int) -> ServerStatus:
-        models = [
-            ModelStatus(name, version, 0, 0, NONE, NONE, Times(n, 0.5 * n), NONE, Times(n, 2.0 * n), NONE)
-            for (name, version), n in zip((("b", "1"), ("b", "2"), ("idle", "1")), counts, strict=True)
-        ]
-        return ServerStatus("u", "triton", "0", True, models)
+def status(*counts: int, queued: float = 0.5) -> ServerStatus:
+    """Of a server whose model b has two versions; `queued`: seconds a request."""
+    models = [
+        ModelStatus(name, version, 0, 0, NONE, NONE, Times(n, queued * n), NONE, Times(n, 2.0 * n), NONE)
+        for (name, version), n in zip((("b", "1"), ("b", "2"), ("idle", "1")), counts, strict=False)
+    ]
+    return ServerStatus("u", "triton", "0", True, models)
 
+
+def test_step_times_are_of_what_happened_between() -> None:
     away: ClassifierError = ConnectionFailedError("refused")
     found = step_times([status(1, 2, 3), status(0, 0, 0), away], [status(2, 4, 3), status(5, 0, 0), status(9, 9, 9)])
     assert found == {
         "b": {"queue": Times(8, 4.0), "compute_input": NONE, "compute": Times(8, 16.0), "compute_output": NONE}
     }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "queue"),
+    [
+        (status(9, 4), status(3, 1), Times(4, 2.0)),
+        (status(9, 4), status(3, 6), Times(3 + 2, 2.5)),  # one version was loaded anew
+        (status(9, 4), status(10), Times(1, 0.5)),  # the other is gone: what it did meanwhile is not known
+        (status(2, queued=8.0), status(3, queued=1.0), Times(3, 3.0)),  # more requests, in less time
+    ],
+)
+def test_step_times_count_from_a_restart(before: ServerStatus, after: ServerStatus, queue: Times) -> None:
+    assert step_times([before], [after])["b"]["queue"] == queue
 
 
 def test_fakes_have_a_status() -> None:
