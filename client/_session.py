@@ -25,6 +25,8 @@ class Session:
         if retries < 0:
             raise ValueError(f"retries is {retries}: give 0 or more")
         self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
+        if not self._transports:
+            raise ValueError("transport is an empty list: give one or more, or leave it out and give a URL")
         self.model = model
         self.timeout = check_timeout(timeout)
         self.retries = retries

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client import Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
+from client import AsyncClassifier, Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
 from client._prediction import parse_predictions
 from client._transport import parse_address
 
@@ -169,6 +169,8 @@ def test_one_image_is_not_many(fake: Any, one: Any) -> None:
         (lambda c: c.classify(b"x", timeout=-1), "timeout is -1"),
         (lambda c: Classifier(retries=-1), "retries is -1"),
         (lambda c: Classifier([]), "no URL"),
+        (lambda c: Classifier(transport=[]), "transport is an empty list"),
+        (lambda c: AsyncClassifier(transport=()), "transport is an empty list"),
         (lambda c: Classifier(timeout=0), "timeout is 0"),
         (lambda c: Classifier(timeout=float("inf")), "timeout is inf"),
         (lambda c: Classifier(timeout=float("nan")), "timeout is nan"),
