@@ -7,7 +7,7 @@ ClassifierError
 │   ├── ConnectionFailedError    no connection, or it broke
 │   └── ServerNotReadyError      the server answers that it, or the model, is not ready
 ├── QueueFullError           the server refuses more work for now: try again later, or send fewer at a time
-├── DeadlineExceededError    no answer within the timeout
+├── DeadlineExceededError    no answer within the timeout, or within that of a proxy
 ├── InferenceError           the server failed on a good request; its log says why
 └── ProtocolError            the other side is no classifier that this client understands
 

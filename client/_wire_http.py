@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
-from client._errors import ClassifierError, InvalidImageError, ProtocolError, error_from_status, shorten
+from client._errors import (
+    ClassifierError,
+    DeadlineExceededError,
+    InvalidImageError,
+    ProtocolError,
+    error_from_status,
+    shorten,
+)
 from client._prediction import parse_predictions
 from client._request import Answer, Request
 from client._status import ServerStatus, parse_status
@@ -15,12 +22,14 @@ from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
     404: "NOT_FOUND",
-    408: "DEADLINE_EXCEEDED",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
     502: "UNAVAILABLE",
     503: "NOT_READY",
-    504: "DEADLINE_EXCEEDED",
+}
+GAVE_UP = {  # on their own time, not on ours
+    408: "the server, or a proxy before it, did not wait for the whole request",
+    504: "a proxy did not wait for the server's answer",
 }
 METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
 
@@ -78,6 +87,9 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
         details = shorten(body.decode(errors="replace"))
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
+    if status in GAVE_UP:
+        words = f"{GAVE_UP[status]} (HTTP {status} {shorten(details)}".rstrip()
+        return DeadlineExceededError(f"{words}): raise its timeout or send fewer at a time [{model} at {url}]")
     return error_from_status(GRPC_STATUS.get(status, f"HTTP {status}"), details, url=url, model=model, timeout=timeout)
 
 

@@ -132,6 +132,24 @@ def test_statuses(stub: HttpStub, transport: Any, status: int, body: bytes, kind
     assert transport.url in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (
+            504,
+            b"<h1>504 Gateway Time-out</h1>\n",
+            r"^a proxy did not wait .*\(HTTP 504 <h1>504 Gateway Time-out</h1>\): raise",
+        ),
+        (408, b"", r"^the server, or a proxy .*\(HTTP 408\): raise"),
+    ],
+)
+def test_who_gave_up_early_is_named(stub: HttpStub, transport: Any, status: int, body: bytes, words: str) -> None:
+    stub.status, stub.body = status, body
+    with pytest.raises(DeadlineExceededError, match=words) as caught:
+        ask(transport, 1, 30)
+    assert "30 s" not in str(caught.value)
+
+
 def test_no_server(connect: Callable[..., Any]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
