@@ -5,6 +5,7 @@ Elsewhere: threads, message sizes (test_client_served.py), a deadline for the wh
 """
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -16,20 +17,32 @@ from typing import Any
 import pytest
 from asking import request
 from stub_grpc import GrpcStub, serve
-from stub_http import HttpStub
+from stub_http import Handler, HttpStub
 
 import client.testing
 from client import _wire_http
 from client._async_http import AsyncHttpTransport
+from client._transport_http import HttpTransport
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_headers_are_nobody_elses() -> None:
-    """tritonclient writes into the dictionary that its caller gave."""
-    one, other = (_wire_http.encode_request(request(image=image)) for image in (b"one", b"another"))
-    assert one[1] is not other[1]
-    assert one[1]["Content-Length"] != other[1]["Content-Length"]
+def test_headers_are_nobody_elses(stub: HttpStub) -> None:
+    """tritonclient writes into the dictionary that its caller gave; here both are made before either is sent."""
+    images, received = [b"one", b"another"], []
+
+    def keep(handler: Handler) -> bool:
+        body = handler.rfile.read(int(handler.headers["Content-Length"]))
+        received.append(body[int(handler.headers["Inference-Header-Content-Length"]) + 4 :])
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    stub.act = keep
+    encoded = [_wire_http.encode_request(request(image=image)) for image in images]
+    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+        for path, headers, body in encoded:
+            transport._ask("POST", path, headers, body, "m", 2)
+    assert received == images
 
 
 def test_an_answer_does_not_wait_for_a_poll() -> None:
