@@ -15,7 +15,7 @@ did not answer is.
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,6 +32,7 @@ from client.commands._options import (
     add_server_options,
     open_classifier,
 )
+from client.commands._progress import progress
 from client.commands._results import Results, open_results
 
 Found: TypeAlias = tuple[str, str | None]  # an image's name, and what is wrong with it
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
             results = journal = stack.enter_context(Journal(options.output, options.format, options.resume))
             found = [each for each in found if each[0] not in journal.done]
         failed = 0
-        shown = progress(found, options.format != "table" and options.output is None)
+        shown = progress(found, "classifying", options.format != "table" and options.output is None)
         for (image, _), outcome in zip(
             shown, in_order(asker(classifier, options), found, options.concurrency), strict=True
         ):
@@ -81,13 +82,3 @@ def asker(classifier: Classifier, options: argparse.Namespace) -> Callable[[Foun
             return error
 
     return ask
-
-
-def progress(found: list[Found], quiet: bool) -> Iterable[Found]:
-    """A bar on standard error, where somebody sees it, so that standard output can be piped."""
-    if quiet or len(found) < 2 or not sys.stderr.isatty():
-        return found
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(found, "classifying", console=Console(stderr=True), transient=True)

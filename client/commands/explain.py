@@ -22,6 +22,7 @@ from client.commands._options import (
     open_classifier,
     seconds,
 )
+from client.commands._progress import progress
 from client.commands._results import open_results
 
 
@@ -57,13 +58,14 @@ def run(options: argparse.Namespace) -> int:
                     raise InvalidImageError(problem)
                 image = load(name, options.timeout)
                 explained = classifier.explain(image, options.top)
-                shown = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
-                shown.save(pictures[name])
+                picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
+                picture.save(pictures[name])
             except ClassifierError as error:
                 return error
             return explained.predictions
 
-        for (name, _), outcome in zip(found, in_order(ask, found, options.concurrency), strict=True):
+        shown = progress(found, "explaining", options.format != "table")
+        for (name, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
             failed += isinstance(outcome, ClassifierError)
             results.write(name, outcome)
     results.finish()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +145,3 @@ def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport,
     fake.reply = ConnectionFailedError("refused")
     assert classify("out.jsonl") == 1
     assert capsys.readouterr().err == "12 not answered: see out.jsonl\n"
-
-
-def test_progress_is_shown_where_somebody_sees_it(
-    folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    shown: list[Any] = []
-
-    def track(found: list, words: str, **options: Any) -> Iterator:
-        shown.append((len(found), words))
-        return iter(found)
-
-    monkeypatch.setattr("rich.progress.track", track)
-    assert classify("out.jsonl") == 0
-    assert shown == [(12, "classifying")]
