@@ -66,7 +66,7 @@ class AsyncClassifier(Session):
         return async_in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
-        """As `Classifier.status`; all servers are asked at once."""
+        """As `Classifier.status`."""
         self._check(1, timeout)
         asked = (self._status(transport, timeout or self.timeout) for transport in self._transports)
         return list(await asyncio.gather(*asked))

@@ -90,9 +90,13 @@ class Classifier(Session):
         return in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
-        """What each server says of itself, or the error that it met: readiness, models, and where the time goes."""
+        """What each server says of itself, or the error that it met: readiness, models, and where the time goes.
+
+        All servers are asked at once.
+        """
         self._check(1, timeout)
-        return [self._status(transport, timeout or self.timeout) for transport in self._transports]
+        seconds = timeout or self.timeout
+        return list(in_order(lambda each: self._status(each, seconds), self._transports, len(self._transports)))
 
     def close(self) -> None:
         """Closes the connections; who waits for an answer or a retry meets a `RuntimeError`. Twice does no harm."""

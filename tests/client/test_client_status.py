@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -164,6 +165,19 @@ def test_status_has_one_deadline() -> None:
         (error,) = classifier.status(0.3)
     assert isinstance(error, DeadlineExceededError)
     server.stop()
+
+
+def test_all_servers_are_asked_at_once() -> None:
+    """One that is silent costs the others none of their time."""
+    together = threading.Barrier(3)
+
+    class Meeting(FakeTransport):
+        def status(self, timeout: float) -> ServerStatus:
+            together.wait(timeout)  # BrokenBarrierError unless all three are asked
+            return super().status(timeout)
+
+    found = Classifier(transport=[Meeting(url=url) for url in ("one", "two", "three")]).status(2)
+    assert [status.url for status in found if isinstance(status, ServerStatus)] == ["one", "two", "three"]
 
 
 def test_times() -> None:
