@@ -2,8 +2,7 @@
 
 import asyncio
 import inspect
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -92,97 +91,6 @@ def test_many_keep_order_and_are_bounded() -> None:
     assert refused.image == "<1 bytes>"
     assert labels(outcomes) == [str(n) for n in range(40) if n != 7]
     assert fake.most_in_flight == 4
-
-
-def test_stream_ends_early_and_cancels() -> None:
-    ended: list[bytes] = []
-
-    async def reply(request: Request) -> Any:
-        try:
-            await asyncio.sleep(0 if request.image == b"0" else 30)
-        except asyncio.CancelledError:
-            ended.append(request.image)
-            raise
-        return echo(request)
-
-    async def main() -> None:
-        classifier = AsyncClassifier(transport=AsyncFakeTransport(reply))
-        stream = classifier.classify_stream((str(n).encode() for n in range(100)), concurrency=2)
-        assert (await anext(stream))[0].label == "0"
-        await asyncio.sleep(0.05)  # until two are in flight
-        await stream.aclose()
-        assert len(asyncio.all_tasks()) == 1
-
-    started = time.monotonic()
-    asyncio.run(main())
-    assert time.monotonic() - started < 5
-    assert len(ended) == 2
-
-
-def test_outcomes_come_while_the_source_waits() -> None:
-    """Here for an outcome: held back, it would wait for ever."""
-
-    async def main() -> list[str]:
-        seen = asyncio.Event()
-
-        async def images() -> AsyncIterator[bytes]:
-            yield b"a"
-            await asyncio.wait_for(seen.wait(), 2)
-            yield b"b"
-
-        outcomes = []
-        async for outcome in AsyncClassifier(transport=AsyncFakeTransport(echo)).classify_stream(images()):
-            outcomes.append(outcome)
-            seen.set()
-        return labels(outcomes)
-
-    assert asyncio.run(main()) == ["a", "b"]
-
-
-def test_a_plain_source_leaves_the_event_loop_to_the_requests() -> None:
-    fake, sent = AsyncFakeTransport(echo), []
-
-    def images() -> Iterator[bytes]:
-        for number in range(4):
-            sent.append(len(fake.requests))
-            yield str(number).encode()
-
-    assert len(asyncio.run(AsyncClassifier(transport=fake).classify_many(images()))) == 4
-    assert sent == [0, 1, 2, 3]
-
-
-def test_a_source_that_fails_costs_nothing_before_it() -> None:
-    async def images() -> AsyncIterator[bytes]:
-        yield b"a"
-        raise ZeroDivisionError
-
-    async def main() -> None:
-        stream = AsyncClassifier(transport=AsyncFakeTransport(echo)).classify_stream(images())
-        assert (await anext(stream))[0].label == "a"
-        with pytest.raises(ZeroDivisionError):
-            await anext(stream)
-
-    asyncio.run(main())
-
-
-def test_leaving_early_ends_a_source_that_waits() -> None:
-    ended = []
-
-    async def images() -> AsyncIterator[bytes]:
-        yield b"a"
-        try:
-            await asyncio.sleep(30)
-        finally:
-            ended.append(True)
-
-    async def main() -> None:
-        stream = AsyncClassifier(transport=AsyncFakeTransport(echo)).classify_stream(images())
-        await asyncio.wait_for(anext(stream), 5)
-        await asyncio.wait_for(stream.aclose(), 5)
-        assert len(asyncio.all_tasks()) == 1
-
-    asyncio.run(main())
-    assert ended == [True]
 
 
 def test_cancelling_ends_the_request_and_says_nothing_about_the_server() -> None:

@@ -1,9 +1,8 @@
 """`Classifier` over a fake transport: order, bounds, errors in their place."""
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,66 +82,6 @@ def test_in_flight_is_bounded_and_reached(fake: Any) -> None:
     outcomes = Classifier(transport=fake).classify_many([b"x"] * 12, concurrency=3)
     assert outcomes == [answer("x")] * 12
     assert fake.most_in_flight == 3
-
-
-def test_stream_takes_only_what_it_needs(fake: Any) -> None:
-    taken = itertools.count()
-    stream = Classifier(transport=fake).classify_stream((str(next(taken)).encode() for _ in range(500)), concurrency=2)
-    assert [next(stream) for _ in range(5)] == [answer(str(n)) for n in range(5)]
-    stream.close()
-    assert next(taken) < 15
-
-
-def test_outcomes_come_while_the_source_waits(fake: Any) -> None:
-    """Here for an outcome: held back, it would wait for ever."""
-    seen = threading.Event()
-
-    def images() -> Iterator[bytes]:
-        yield b"a"
-        assert seen.wait(2)
-        yield b"b"
-
-    fake.before = lambda image: time.sleep(0.05)
-    outcomes = []
-    for outcome in Classifier(transport=fake).classify_stream(images()):
-        outcomes.append(outcome)
-        seen.set()
-    assert outcomes == [answer("a"), answer("b")]
-
-
-def test_a_source_that_fails_costs_nothing_before_it(fake: Any) -> None:
-    def images() -> Iterator[bytes]:
-        yield from (b"a", b"b")
-        raise ZeroDivisionError
-
-    stream = Classifier(transport=fake).classify_stream(images())
-    assert [next(stream), next(stream)] == [answer("a"), answer("b")]
-    with pytest.raises(ZeroDivisionError):
-        next(stream)
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_leaving_early_leaves_nothing_running(fake: Any, waits: bool) -> None:
-    """Neither where the source is ahead nor, once it goes on, where it was waited for."""
-    go_on, taken = threading.Event(), []
-
-    def images() -> Iterator[bytes]:
-        for number in range(100):
-            taken.append(number)
-            if waits and number == 1:
-                go_on.wait(5)
-            yield b"x"
-
-    before = set(threading.enumerate())
-    stream = Classifier(transport=fake).classify_stream(images(), concurrency=2)
-    assert next(stream) == answer("x")
-    stream.close()
-    go_on.set()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(5)
-        assert not thread.is_alive()
-    assert len(taken) <= 5
-    assert len(fake.requests) == 1 if waits else len(fake.requests) <= 5
 
 
 def test_foreign_error_is_not_swallowed(fake: Any) -> None:

@@ -207,6 +207,7 @@ def test_step_times_are_of_what_happened_between() -> None:
     [
         (status(9, 4), status(3, 1), Times(4, 2.0)),
         (status(9, 4), status(3, 6), Times(3 + 2, 2.5)),  # one version was loaded anew
+        (status(9), status(10, 6), Times(1 + 6, 3.5)),  # a version is new
         (status(9, 4), status(10), Times(1, 0.5)),  # the other is gone: what it did meanwhile is not known
         (status(2, queued=8.0), status(3, queued=1.0), Times(3, 3.0)),  # more requests, in less time
     ],
