@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -10,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.programs import find_program, missing
+
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
-REMEDY = "apt-get install haproxy"
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,6 @@ class Balancer:
     grpc: str
     metrics: str
     pid: int
-
-
-def find_haproxy() -> str | None:
-    """Debian keeps it where only root's PATH leads."""
-    return shutil.which("haproxy", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
 
 
 def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[str, str]:
@@ -38,9 +33,9 @@ def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[s
 @contextlib.contextmanager
 def balancer(http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float = 20.0) -> Iterator[Balancer]:
     """In front of these servers, host:port each; ends with the block. Raises `OSError` where there is no HAProxy."""
-    program = find_haproxy()
+    program = find_program("haproxy")
     if program is None:
-        raise OSError(f"haproxy is missing: {REMEDY}")
+        raise OSError(missing("haproxy"))
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(3)]
     bind = dict(zip(("bind_http", "bind_grpc", "bind_metrics"), addresses, strict=True))
     with log.open("ab") as output:

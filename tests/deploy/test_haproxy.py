@@ -10,16 +10,17 @@ import pytest
 from manifests import DEPLOY
 from PIL import Image
 
-from benchmarks.resilience.balancer import REMEDY, environment, find_haproxy
+from benchmarks.programs import find_program, missing
+from benchmarks.resilience.balancer import environment
 
 CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 ADDRESSES = [f"192.0.2.{number}:80" for number in range(1, 5)]
 
 
 def check(addresses):
-    program = find_haproxy()
+    program = find_program("haproxy")
     if program is None:
-        pytest.skip(f"haproxy is not installed: {REMEDY}")
+        pytest.skip(missing("haproxy"))
     return subprocess.run(
         [program, "-c", "-f", str(CONFIG)],
         env={**os.environ, **environment(addresses, addresses)},

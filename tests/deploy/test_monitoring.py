@@ -8,10 +8,10 @@ import promql_parser
 import pytest
 from manifests import DEPLOY, RULES, dashboard, queries, rules, selectors
 
+from benchmarks.programs import find_program, missing
+
 ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yml"
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
-)
+needs_promtool = pytest.mark.skipif(find_program("promtool") is None, reason=missing("promtool"))
 
 
 @pytest.mark.parametrize("place", queries())
@@ -54,7 +54,7 @@ def test_every_alert_is_tested_and_has_a_severity():
     ids=["rules", "alerts fire"],
 )
 def test_promtool(arguments):
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run([find_program("promtool"), *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -62,6 +62,6 @@ def test_promtool(arguments):
 def test_promtool_reads_the_configuration(tmp_path):
     shutil.copy(DEPLOY / "prometheus" / "prometheus.yml", tmp_path)
     shutil.copy(RULES, tmp_path)  # beside it, as compose mounts them
-    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    command = [find_program("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,7 +9,8 @@ import urllib.request
 
 import pytest
 
-from benchmarks.resilience.balancer import REMEDY, balancer, find_haproxy
+from benchmarks.programs import find_program, missing
+from benchmarks.resilience.balancer import balancer
 from benchmarks.resilience.digits import Picture
 from benchmarks.resilience.faults import FAULTS, suffer
 from benchmarks.resilience.fleet import fleet
@@ -19,7 +20,7 @@ from client import Classifier
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(find_haproxy() is None, reason=f"haproxy is not installed: {REMEDY}"),
+    pytest.mark.skipif(find_program("haproxy") is None, reason=missing("haproxy")),
 ]
 SLOW_SENDER_SECONDS = 10  # `timeout http-request` and `wait-for-body`
 HALF_A_HEADER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: here\r\n"

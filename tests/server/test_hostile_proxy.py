@@ -1,7 +1,6 @@
 """The HAProxy lines of docs/operations.md in front of the real server: what would end it is refused, pictures pass."""
 
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -12,11 +11,12 @@ from benchmarks.fuzz.http_message import INFER, binary, dump, inference, message
 from benchmarks.fuzz.images import good
 from benchmarks.fuzz.lethal import INPUTS
 from benchmarks.fuzz.wire import send_http
+from benchmarks.programs import find_program, missing
 from server.preflight import free_ports
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(shutil.which("haproxy") is None, reason="HAProxy is not installed: apt-get install haproxy"),
+    pytest.mark.skipif(find_program("haproxy") is None, reason=missing("haproxy")),
 ]
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 CONFIG = """
@@ -42,7 +42,7 @@ def proxy(server, tmp_path_factory):
     assert len(lines) == 4
     config = tmp_path_factory.mktemp("haproxy") / "haproxy.cfg"
     config.write_text(CONFIG.format(port=port, server=server.http_url, lines="\n".join(f"  {line}" for line in lines)))
-    with subprocess.Popen(["haproxy", "-db", "-f", str(config)]) as process:
+    with subprocess.Popen([find_program("haproxy"), "-db", "-f", str(config)]) as process:
         address, end = f"127.0.0.1:{port}", time.monotonic() + 20
         while True:
             try:

@@ -24,6 +24,7 @@ import tritonclient.http as triton_http
 import yaml
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.programs import find_program, missing
 from server import PortInUseError, TritonServer
 from server.preflight import free_ports
 
@@ -153,9 +154,7 @@ def test_opentelemetry(repository, encode):
     assert {"InferRequest", "classifier", "preprocess", "backbone", "softmax", "compute"} <= own
 
 
-@pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
-)
+@pytest.mark.skipif(find_program("prometheus") is None, reason=missing("prometheus"))
 def test_prometheus_answers_every_panel_and_loads_every_rule(server, classify, encode, tmp_path):
     """The real Prometheus with the deployed rules, on the real server's metrics; panels of a GPU are empty here."""
     (port,) = free_ports(["127.0.0.1"])
@@ -164,8 +163,8 @@ def test_prometheus_answers_every_panel_and_loads_every_rule(server, classify, e
     config["scrape_configs"][0]["static_configs"][0]["targets"] = [server.metrics_url]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(RULES, tmp_path)
-    command = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
+    command = [find_program("prometheus"), f"--config.file={tmp_path}/prometheus.yml"]
+    command += [f"--storage.tsdb.path={tmp_path}/data", f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"]
     wanted = {place: query for place, query in queries().items() if place.startswith("panel") and "GPU" not in place}
 
     def ask(path, **parameters):

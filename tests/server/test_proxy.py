@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -16,13 +15,14 @@ import psutil
 import pytest
 import tritonclient.http as triton_http
 
+from benchmarks.programs import find_program, missing
 from benchmarks.slow_clients import SlowClient
 from server.management import MANAGEMENT_HEADER
 from server.preflight import free_ports
 
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: apt-get install nginx-light"),
+    pytest.mark.skipif(find_program("nginx") is None, reason=missing("nginx")),
 ]
 CONFIG = Path(__file__).parents[2] / "deploy" / "proxy" / "nginx.conf"
 PATIENCE = 2  # seconds, in the place of the configuration's ten
@@ -66,7 +66,8 @@ def proxy(secured_server, authority, tmp_path_factory):
     config.write_text(text)
     options = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"  # the test's folder is its owner's
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(config), "-g", options], stderr=log)
+        command = [find_program("nginx"), "-p", str(folder), "-c", str(config), "-g", options]
+        process = subprocess.Popen(command, stderr=log)
     try:
         deadline = time.monotonic() + 20
         while True:

@@ -1,0 +1,15 @@
+"""Programs of the system that tests and benchmarks start."""
+
+import os
+import shutil
+
+PACKAGES = {"haproxy": "haproxy", "nginx": "nginx-light", "prometheus": "prometheus", "promtool": "prometheus"}
+DAEMONS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # Debian keeps haproxy and nginx where only root's PATH leads
+
+
+def find_program(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *DAEMONS]))
+
+
+def missing(name: str) -> str:
+    return f"{name} is not installed: apt-get install {PACKAGES[name]}"
