@@ -24,7 +24,7 @@ pytestmark = [
 ]
 SLOW_SENDER_SECONDS = 10  # `timeout http-request` and `wait-for-body`
 HALF_A_HEADER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: here\r\n"
-HALF_A_BODY = HALF_A_HEADER + b"Content-Length: 1000\r\n\r\n{"
+HALF_A_BODY = HALF_A_HEADER + b"Inference-Header-Content-Length: 100\r\nContent-Length: 1000\r\n\r\n{"
 
 
 class DeadInside(http.server.BaseHTTPRequestHandler):

@@ -1,73 +1,130 @@
-"""The HAProxy lines of docs/operations.md in front of the real server: what would end it is refused, pictures pass."""
+"""deploy/haproxy/haproxy.cfg in front of servers: what would end one is refused, or ends one alone; pictures pass."""
 
+import http.client
+import http.server
+import json
 import re
-import subprocess
-import time
-from pathlib import Path
+import socket
+import socketserver
+import threading
 
 import pytest
 
 from benchmarks.fuzz.http_message import INFER, binary, dump, inference, message
 from benchmarks.fuzz.images import good
-from benchmarks.fuzz.lethal import INPUTS
+from benchmarks.fuzz.lethal import CLAIM, INPUTS
 from benchmarks.fuzz.wire import send_http
 from benchmarks.programs import find_program, missing
-from server.preflight import free_ports
+from benchmarks.resilience.balancer import balancer
+from benchmarks.slow_clients import OPEN
 
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(find_program("haproxy") is None, reason=missing("haproxy")),
 ]
-OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-CONFIG = """
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 30s
-  timeout server 30s
-  option http-server-close
-frontend hostile
-  bind 127.0.0.1:{port}
-{lines}
-  default_backend servers
-backend servers
-  server one {server}
-"""
+LENGTH = "Inference-Header-Content-Length"
+DEEP = b"[" * 200_000
+SPELT_OTHERWISE = dump(CLAIM).replace(b'"data"', rb'"d\u0061ta" ')
+CHUNKS = INPUTS["200,000 chunks"].partition(b"\r\n\r\n")[2]
+HIDDEN = {
+    "deep JSON, two lengths": message(DEEP, [(LENGTH, "200000"), (LENGTH, "10")]),
+    "deep JSON, two lengths in one": message(DEEP, {LENGTH: "200000, 10"}),
+    "deep JSON, to another path": message(DEEP, {LENGTH: "10"}, path="/v2/models/classifier/generate"),
+    "chunks and no POST": message(CHUNKS, {"Transfer-Encoding": "chunked"}, method="GET"),
+    "a claimed shape in the JSON before a tensor": binary(CLAIM, b"\0" * 8),
+    "a claimed shape, data spelt otherwise": message(SPELT_OTHERWISE, {LENGTH: str(len(SPELT_OTHERWISE))}),
+}
 
 
 @pytest.fixture(scope="module")
 def proxy(server, tmp_path_factory):
-    (port,) = free_ports(["127.0.0.1"])
-    lines = re.findall(r"^ +(http-request \S.*)$", OPERATIONS, re.MULTILINE)
-    assert len(lines) == 4
-    config = tmp_path_factory.mktemp("haproxy") / "haproxy.cfg"
-    config.write_text(CONFIG.format(port=port, server=server.http_url, lines="\n".join(f"  {line}" for line in lines)))
-    with subprocess.Popen([find_program("haproxy"), "-db", "-f", str(config)]) as process:
-        address, end = f"127.0.0.1:{port}", time.monotonic() + 20
-        while True:
-            try:
-                if send_http(address, message(b"", method="GET", path="/v2/health/live")) == "HTTP 200":
-                    break
-            except OSError:
-                assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        yield address
-        process.terminate()
+    log = tmp_path_factory.mktemp("haproxy") / "log"
+    with balancer([server.http_url], [server.grpc_url], log) as front:
+        yield front.http
 
 
-@pytest.mark.parametrize("name", [name for name in INPUTS if not name.startswith("a body")])
-def test_what_ends_tritonserver_is_refused(server, proxy, name):
-    assert re.match("HTTP 4", send_http(proxy, INPUTS[name]))
+@pytest.mark.parametrize(
+    "request_bytes",
+    [*(INPUTS[name] for name in INPUTS if not name.startswith("a body")), *HIDDEN.values()],
+    ids=[*(name for name in INPUTS if not name.startswith("a body")), *HIDDEN],
+)
+def test_what_ends_tritonserver_is_refused(server, proxy, request_bytes):
+    assert re.match("HTTP 4", send_http(proxy, request_bytes))
     assert server.restarts == 0
 
 
 def test_a_body_too_large_is_refused_before_it_is_sent(proxy):
-    head = message(b"", {"Content-Length": "200000000", "Inference-Header-Content-Length": "100"})
-    assert send_http(proxy, head) == "HTTP 413"
+    assert send_http(proxy, message(b"", {"Content-Length": "200000000", LENGTH: "100"})) == "HTTP 413"
+
+
+def test_http_2_needs_no_length_and_is_no_way_around(proxy):
+    host, port = proxy.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(OPEN)
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
 def test_pictures_and_questions_pass(proxy):
     assert send_http(proxy, binary(*inference(good()["JPEG large"]))) == "HTTP 200"
+    assert send_http(proxy, binary(*inference(good()["JPEG"] + b'{"data": []}'))) == "HTTP 200"  # a picture may say so
     assert send_http(proxy, message(b"", method="GET", path="/v2/models/classifier/stats")) == "HTTP 200"
     assert send_http(proxy, message(dump({}), path=INFER)) == "HTTP 400"
+
+
+class Fragile(http.server.BaseHTTPRequestHandler):
+    """Well to the check; any other inference ends the connection, as one that ends the server does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer()
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if LENGTH in self.headers:
+            self.server.ended.append(self.path)
+            self.close_connection = True
+        else:
+            self.answer()
+
+    def answer(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+
+
+def test_what_ends_one_server_is_not_sent_to_the_next(tmp_path):
+    ended = []
+    servers = [Server(("127.0.0.1", 0), Fragile) for _ in range(3)]
+    for each in servers:
+        each.ended = ended
+        threading.Thread(target=each.serve_forever, daemon=True).start()
+    addresses = [f"127.0.0.1:{each.server_address[1]}" for each in servers]
+    try:
+        with balancer(addresses, addresses, tmp_path / "log") as front:
+            assert send_http(front.http, binary(*inference(good()["PNG"]))).startswith("finding: HTTP 502")
+    finally:
+        for each in servers:
+            each.shutdown()
+            each.server_close()
+    assert ended == [INFER]
+
+
+def test_a_refusal_names_the_value_and_the_remedy(proxy):
+    host, port = proxy.split(":")
+    for headers, path, said in (
+        ({"Content-Encoding": 'br"'}, INFER, 'Content-Encoding br" is not taken: send the body as it is'),
+        ({}, INFER, f"{LENGTH} is , not one number up to 9999: send tensors as binary data"),
+        ({}, "/v2/logging", "/v2/logging is no inference: ask a server itself"),
+    ):
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection.request("POST", path, b"{}", headers)
+        assert json.loads(connection.getresponse().read())["error"] == said
+        connection.close()

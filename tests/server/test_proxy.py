@@ -2,91 +2,34 @@
 
 import contextlib
 import http.client
-import os
 import socket
 import ssl
-import subprocess
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import tritonclient.http as triton_http
+from nginx_proxy import PATIENCE, context_of, nginx
 
 from benchmarks.programs import find_program, missing
 from benchmarks.slow_clients import SlowClient
 from server.management import MANAGEMENT_HEADER
-from server.preflight import free_ports
 
 pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(find_program("nginx") is None, reason=missing("nginx")),
 ]
-CONFIG = Path(__file__).parents[2] / "deploy" / "proxy" / "nginx.conf"
-PATIENCE = 2  # seconds, in the place of the configuration's ten
 SLOW = 60  # clients of each kind
 SLOW_ADDRESS = ("127.0.0.2", 0)
 INFER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
-BODY = INFER + b"Content-Length: 20000000\r\n\r\n{"
-
-
-def replaced(text, pairs):
-    for old, new in pairs.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
+BODY = INFER + b"Inference-Header-Content-Length: 100\r\nContent-Length: 20000000\r\n\r\n{"
 
 
 @pytest.fixture(scope="module")
 def proxy(secured_server, authority, tmp_path_factory):
-    """nginx with the file of deploy/, on a free port; only paths, ports and the patience are the test's."""
-    folder = tmp_path_factory.mktemp("nginx")
-    certificate, key = authority.issue("proxy")
-    (port,) = free_ports(["127.0.0.1"])
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    private = "\n".join(f"{kind}_temp_path {folder / kind};" for kind in kinds)
-    text = replaced(
-        CONFIG.read_text(),
-        {
-            "listen 8443": f"listen 127.0.0.1:{port}",
-            "server 127.0.0.1:8000": f"server {secured_server.http_url}",
-            "/etc/widefield/tls/server.crt": str(certificate),
-            "/etc/widefield/tls/server.key": str(key),
-            "/etc/widefield/tls/client-ca.crt": str(authority.ca),
-            "/run/widefield-nginx.pid": str(folder / "pid"),
-            "client_header_timeout 10s": f"client_header_timeout {PATIENCE}s",
-            "client_body_timeout 10s": f"client_body_timeout {PATIENCE}s",
-            "lingering_time 10s": f"lingering_time {PATIENCE}s",
-            "access_log off;": f"access_log off;\n{private}",
-        },
-    )
-    config = folder / "nginx.conf"
-    config.write_text(text)
-    options = "daemon off; user root;" if os.geteuid() == 0 else "daemon off;"  # the test's folder is its owner's
-    with (folder / "log").open("wb") as log:
-        command = [find_program("nginx"), "-p", str(folder), "-c", str(config), "-g", options]
-        process = subprocess.Popen(command, stderr=log)
-    try:
-        deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield SimpleNamespace(port=port, url=f"127.0.0.1:{port}", process=psutil.Process(process.pid))
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def context_of(root, pair=None):
-    context = ssl.create_default_context(cafile=str(root))
-    if pair:
-        context.load_cert_chain(*pair)
-    return context
+    with nginx(secured_server, authority, tmp_path_factory.mktemp("nginx")) as running:
+        yield running
 
 
 @pytest.fixture
