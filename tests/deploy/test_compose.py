@@ -53,6 +53,16 @@ def test_hardened_and_on_loopback():
             assert port.startswith("127.0.0.1:"), port
 
 
+def test_the_page_is_started_only_when_its_profile_is_asked_for():
+    assert {name: service["profiles"] for name, service in services().items() if "profiles" in service} == {
+        "page": ["page"]
+    }
+    for name, service in services().items():
+        assert name == "page" or "page" not in service.get("depends_on", ())
+    for document in ("operations.md", "page.md"):
+        assert "--profile page" in (DEPLOY.parent / "docs" / document).read_text()
+
+
 def test_the_page_asks_the_server():
     service = services()["page"]
     options = page.options_of([*entry_point(DEPLOY / "page.Dockerfile"), *service["command"]])
