@@ -219,7 +219,14 @@ def test_signature_of_a_closed_interface(server):
 
 
 def test_signature_of_an_expired_wait(digits_server, encode):
-    """Requests that may wait a microsecond, while others are ahead of them."""
+    """Requests that may wait a microsecond, while others are ahead of them: preprocess rejects some itself."""
+
+    def rejected():
+        text = urllib.request.urlopen(f"http://{digits_server.metrics_url}/metrics", timeout=10).read().decode()
+        series = r'^nv_inference_request_failure\{model="preprocess",reason="REJECTED",.*\} (\S+)$'
+        return sum(map(float, re.findall(series, text, re.MULTILINE)))
+
+    before = rejected()
 
     def ask(number):
         try:
@@ -231,6 +238,7 @@ def test_signature_of_an_expired_wait(digits_server, encode):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(64)))
     assert any(re.search(signature("Request timeout expired"), answer) for answer in answers)
+    assert rejected() > before
 
 
 @pytest.mark.slow
