@@ -1,5 +1,7 @@
 """The Helm chart, rendered by Helm's own engine and held to Kubernetes' schemas."""
 
+import re
+
 import helm_call
 import kubernetes_validate
 import pytest
@@ -136,6 +138,14 @@ def test_image_reference():
 def test_names_follow_the_release():
     assert ("Deployment", "demo-widefield") in render()
     assert ("Deployment", "widefield-eu") in render(release="widefield-eu")
+
+
+def test_the_documented_rollouts_name_the_deployment():
+    commands = re.findall(r"kubectl [^`\n]*rollout \w+[^`\n]*", (DEPLOY.parent / "docs" / "operations.md").read_text())
+    assert len(commands) == 2
+    for command in commands:
+        assert command.split("#")[0].split()[-1] == "deployment/widefield", command
+    assert ("Deployment", "widefield") in render(release="widefield")  # as `helm upgrade --install` there
 
 
 def test_everything_selects_the_pods():
