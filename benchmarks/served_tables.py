@@ -66,7 +66,7 @@ def overload_table(result: dict[str, Any]) -> list[str]:
         goodput, p99 = f"{load['goodput_of_peak']:.0%}", f"{load['in_time_p99_ms']:.0f}"
         each = ", ".join(f"{share:.0%}" for share in load["goodput_of_peak_each"])
         rows.append([f"{load['load']:g}", goodput, each, p99, away, str(missed)])
-    return lines + table(header, rows)
+    return [*lines, *table(header, rows), "", "All but the share in each turn is of the turn in the middle."]
 
 
 def instances_table(result: dict[str, Any]) -> list[str]:
