@@ -2,10 +2,10 @@
 # From the repository's root:  docker build -f deploy/page.Dockerfile -t widefield-page:0.1.0 .
 FROM python:3.12-slim-bookworm
 WORKDIR /opt/widefield
-COPY constraints-page.txt ./
+COPY --chmod=644 constraints-page.txt ./
 RUN pip install --no-cache-dir --only-binary :all: -r constraints-page.txt
-COPY client client
-COPY page.py ./
+COPY --chmod=u=rwX,go=rX client client
+COPY --chmod=644 page.py ./
 # HOME, uploads and caches: the file system is read-only but for /tmp.
 ENV HOME=/tmp \
     GRADIO_TEMP_DIR=/tmp/page \

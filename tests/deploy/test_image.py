@@ -1,6 +1,7 @@
 """The image's parts that run without a container: the Dockerfile's lint and the entry point."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,36 @@ def test_what_the_dockerfile_copies_exists(name, count):
     for source in sources:
         assert (ROOT / source).exists(), source
         assert any(f"!{part}" in ignored for part in (source, str(Path(source).parent))), source
+
+
+def instructions(name):
+    """(instruction, the rest) of a Dockerfile, continued lines joined."""
+    text = re.sub(r"\\\n", " ", (DEPLOY / name).read_text())
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line and not line.startswith(("#", " "))]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "page.Dockerfile"])
+def test_what_is_copied_is_readable_by_the_user_whatever_the_checkouts_umask(name):
+    """COPY keeps the permissions of the checkout, and root is the owner."""
+    last = [index for index, (word, _) in enumerate(instructions(name)) if word == "FROM"][-1]
+    final = instructions(name)[last:]
+    (user,) = [rest for word, rest in final if word == "USER"]
+    assert user == "10001:10001"
+    copied = [rest.split() for word, rest in final if word == "COPY" and "--from=build" not in rest]
+    assert copied
+    for words in copied:
+        mode = words[0].removeprefix("--chmod=")
+        assert mode in ("644", "755", "u=rwX,go=rX"), words
+        scripts = any(word.endswith(("serve.sh", "probe.py")) for word in words)
+        assert (mode == "755") == scripts, words
+
+
+def test_the_base_has_a_libtorch_that_the_library_needs():
+    """26.07 is what was reckoned with: the server's limits on requests, LibTorch 2.10 or later."""
+    bases = [rest for word, rest in instructions("Dockerfile") if word in ("ARG", "FROM")]
+    assert bases[1:] == ["${TRITONSERVER} AS build", "${TRITONSERVER}"]
+    year, month = re.fullmatch(r"TRITONSERVER=nvcr\.io/nvidia/tritonserver:(\d\d)\.(\d\d)-py3", bases[0]).groups()
+    assert (int(year), int(month)) >= (26, 7)
 
 
 @pytest.fixture
