@@ -10,11 +10,11 @@ from typing import Any
 
 
 class ValuesError(Exception):
-    """The values do not fit the chart's schema."""
+    """The values do not fit the chart's schema, or a template says why it does not take them."""
 
 
 def render(chart: Path, values: dict[str, Any], release: str) -> dict[str, str]:
-    """{template: its documents}."""
+    """{template: its documents}. Raises `ValuesError`."""
     return _call("render", str(chart), json.dumps(values), release)
 
 
@@ -43,11 +43,11 @@ def _answer(action: str, chart: str, values: str = "{}", release: str = "") -> d
     if action == "lint":
         return {"result": helm.lint(chart, strict=True)}
     with helm.Chart.load(chart) as loaded:
-        if action == "render":
-            return {"result": loaded.render(json.loads(values), name=release, namespace="production")}
         try:
+            if action == "render":
+                return {"result": loaded.render(json.loads(values), name=release, namespace="production")}
             loaded.validate_schema(loaded.merge_values(json.loads(values)))
-        except helm.HelmValuesError as error:
+        except (helm.HelmValuesError, helm.HelmRenderError) as error:
             return {"refused": str(error)}
         return {"result": None}
 

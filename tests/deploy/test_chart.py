@@ -82,6 +82,17 @@ def test_a_wrong_value_is_refused(values):
         helm_call.validate(CHART, values)
 
 
+def test_fewer_pods_at_most_than_at_least_are_refused():
+    said = "autoscaling.maxReplicas is 3, less than autoscaling.minReplicas, 5: raise the one or lower the other"
+    with pytest.raises(helm_call.ValuesError, match=said):
+        render({"autoscaling": {"minReplicas": 5, "maxReplicas": 3}})
+    with pytest.raises(helm_call.ValuesError, match=r"maxReplicas is 10, less than autoscaling\.minReplicas, 12"):
+        render({"autoscaling": {"minReplicas": 12}})  # than the chart's own
+    assert render({"autoscaling": {"enabled": False, "minReplicas": 12}})
+    spec = one(render({"autoscaling": {"minReplicas": 3, "maxReplicas": 3}}), "HorizontalPodAutoscaler")["spec"]
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 3)
+
+
 def test_the_grace_period_holds_the_whole_shutdown():
     manifests = render({"shutdown": {"preStopSeconds": 7, "drainSeconds": 50, "spareSeconds": 9}})
     server = container(manifests)
