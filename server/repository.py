@@ -1,14 +1,13 @@
 """What the launcher must know of a model repository before tritonserver reads it."""
 
 import hashlib
-import json
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from server.checksums import ChecksumError, compare, newest_version
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
@@ -58,10 +57,9 @@ def read_repository(path: str | Path) -> Repository:
     backends = {}
     overridden = []
     for folder in folders:
-        versions = [version for version in folder.iterdir() if version.name.isdigit() and version.is_dir()]
-        if not versions:
+        newest = newest_version(folder)
+        if newest is None:
             raise RepositoryError(f"model {folder.name} in {root} has no version folder: {BUILD}")
-        newest = max(versions, key=lambda version: int(version.name))
         config = (folder / "config.pbtxt").read_text(errors="replace")
         weights = newest / _artifact(config)
         if weights != newest and not weights.is_file():
@@ -85,23 +83,10 @@ def verify(version: Path) -> None:
 
     Raises `RepositoryError` for a file that is missing, cut off or changed since it was built.
     """
-    record = version / "build.json"
-    if not record.is_file():
-        return
-    remedy = f"build it again, or remove {version} to go back to the version before"
     try:
-        expected = dict(json.loads(record.read_text())["files_sha256"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise RepositoryError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
-    for name, digest in expected.items():
-        try:
-            with (version / name).open("rb") as file:
-                found = _sha256(file)
-        except OSError as error:
-            raise RepositoryError(f"{version / name} cannot be read ({error.strerror}): {remedy}") from error
-        if found != digest:
-            differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
-            raise RepositoryError(f"{version / name} is not what was built ({differs}): {remedy}")
+        compare(version)
+    except ChecksumError as error:
+        raise RepositoryError(str(error)) from error
 
 
 def _artifact(config: str) -> str:
@@ -126,13 +111,6 @@ def _was_edited(config: Path, embedded: Path) -> bool:
     """Whether `config` is another than the one that `embedded` says it was written for."""
     text = embedded.read_text(errors="replace")
     return text.startswith(REPLACES) and not text.startswith(replaced(config.read_bytes()))
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _calls_operator(weights: Path) -> bool:

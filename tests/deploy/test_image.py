@@ -1,5 +1,7 @@
 """The image's parts that run without a container: the Dockerfile's lint and the entry point."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -30,7 +32,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 8), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 9), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -84,6 +86,7 @@ def serve(tmp_path):
     spy.chmod(0o755)
     for name in ("serve.sh", "unload.sh"):
         shutil.copy2(IMAGE / name, tmp_path)
+    shutil.copy2(ROOT / "server" / "checksums.py", tmp_path)
     empty = ["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / "libwidefield.so")]
     subprocess.run(empty, check=True)
     (tmp_path / "models").mkdir()
@@ -195,6 +198,28 @@ def test_gpu(serve):
     off = "--allow-gpu-metrics=false"
     assert off in serve(WIDEFIELD_GPU="false")[0]
     assert off not in serve(WIDEFIELD_GPU="true")[0]
+
+
+def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
+    """The newest version counts, as for tritonserver; one without a build.json is taken as it is."""
+    model = tmp_path / "models" / "backbone"
+    (model / "9").mkdir(parents=True)
+    (model / "config.pbtxt").touch()
+    (model / "9" / "model.pt").write_bytes(b"older and changed")
+    (model / "9" / "build.json").write_text('{"files_sha256": {"model.pt": "0"}}')
+    newest = model / "10"
+    newest.mkdir()
+    (newest / "model.pt").write_bytes(b"built")
+    assert serve()[0]
+    digest = hashlib.sha256(b"built").hexdigest()
+    (newest / "build.json").write_text(json.dumps({"files_sha256": {"model.pt": digest}}))
+    assert serve()[0]
+    (newest / "model.pt").write_bytes(b"buil")
+    message, arguments, _ = serve()
+    assert arguments is None
+    found = f"sha256 {hashlib.sha256(b'buil').hexdigest()[:12]}..., not {digest[:12]}..."
+    remedy = f"build it again, or remove {newest} to go back to the version before"
+    assert message == f"serve.sh: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
 
 
 def test_missing_models_are_named(serve):

@@ -149,6 +149,7 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority
         "TRITONSERVER": str(runtime.installation.executable),
         "WIDEFIELD_PRELOAD": str(native_library()),
         "WIDEFIELD_LIBTORCH": str(Path(torch.__file__).parent / "lib"),
+        "WIDEFIELD_CHECKSUMS": str(ROOT / "server" / "checksums.py"),
         "WIDEFIELD_MODELS": str(light_repository),
         "WIDEFIELD_HOST": "127.0.0.1",
         "WIDEFIELD_TLS_CERT": str(certificate),

@@ -1,0 +1,63 @@
+"""A built version against its build.json. Run as a script, as by deploy/image/serve.sh: a repository's newest ones.
+
+It stands alone in the image, so it imports nothing of the package.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+
+class ChecksumError(Exception):
+    """A file is missing, cut off or changed since it was built; the message says how to go back."""
+
+
+def newest_version(model: Path) -> Path | None:
+    """The version folder of the highest number, which tritonserver loads."""
+    versions = [version for version in model.iterdir() if version.name.isdigit() and version.is_dir()]
+    return max(versions, key=lambda version: int(version.name), default=None)
+
+
+def compare(version: Path) -> None:
+    """Of a version that has no build.json nothing is known. Raises `ChecksumError`."""
+    record = version / "build.json"
+    if not record.is_file():
+        return
+    remedy = f"build it again, or remove {version} to go back to the version before"
+    try:
+        expected = dict(json.loads(record.read_text())["files_sha256"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
+    for name, digest in expected.items():
+        try:
+            with (version / name).open("rb") as file:
+                found = _sha256(file)
+        except OSError as error:
+            raise ChecksumError(f"{version / name} cannot be read ({error.strerror}): {remedy}") from error
+        if found != digest:
+            differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
+            raise ChecksumError(f"{version / name} is not what was built ({differs}): {remedy}")
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def main(repository: str) -> str | None:
+    """The reason not to serve it, None where there is none."""
+    try:
+        for config in sorted(Path(repository).glob("*/config.pbtxt")):
+            if version := newest_version(config.parent):
+                compare(version)
+    except ChecksumError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
