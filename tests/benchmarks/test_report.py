@@ -1,5 +1,7 @@
 """The pages hold what the results files say: nobody edits a figure by hand."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,3 +14,12 @@ def test_the_committed_page_is_the_reports(page: Path) -> None:
     text = report.written(page, report.pages()[page])
     assert page.read_text() == text
     assert text.count("|---") > 0
+
+
+def test_serving_tells_of_slow_clients_what_their_results_say() -> None:
+    rows = json.loads((report.RESULTS / "slow_clients.json").read_text())["rows"]
+    (row,) = [row for row in rows if row["kind"] == "HTTP, a body of 1 MB a byte a second"]
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    told = re.search(r"(\d+)\nconnections that announced 1 MB and sent a byte a second for (\d+) s took (\d+) MB", text)
+    assert told is not None
+    assert [float(figure) for figure in told.groups()] == [row["clients"], row["seconds"], row["rss_growth_mb"]]
