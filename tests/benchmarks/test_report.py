@@ -23,3 +23,9 @@ def test_serving_tells_of_slow_clients_what_their_results_say() -> None:
     told = re.search(r"(\d+)\nconnections that announced 1 MB and sent a byte a second for (\d+) s took (\d+) MB", text)
     assert told is not None
     assert [float(figure) for figure in told.groups()] == [row["clients"], row["seconds"], row["rss_growth_mb"]]
+
+
+def test_the_readme_counts_the_requests_that_met_faults() -> None:
+    rows = json.loads((report.RESULTS / "faults.json").read_text())["faults"]["rows"]
+    answered, sent = (sum(row[name] for row in rows) for name in ("answered_in_time", "sent"))
+    assert f"{answered:,} of {sent:,}" in (Path(__file__).parents[2] / "README.md").read_text()
