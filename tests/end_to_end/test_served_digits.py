@@ -88,7 +88,10 @@ def test_command_line_answers_as_the_library_does(digits_server: TritonServer, h
     assert held_out[0].name in done.stdout
     with Classifier(digits_server.grpc_url) as classifier:
         best = classifier.classify(held_out[0], top=2)[0]
-    assert f"{best.probability:.4f}"[:5] in done.stdout
+    answers = {Path(line["image"]).name: line for line in map(json.loads, done.stdout.splitlines())}
+    first = answers[held_out[0].name]["predictions"][0]
+    assert first["label"] == best.label
+    assert first["probability"] == pytest.approx(best.probability, abs=1e-4)
 
 
 def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
@@ -101,6 +104,12 @@ def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_pat
     assert (ROOT / "runs/demo.png").stat().st_mtime >= started
     assert servers() == running
     assert set(os.listdir("/dev/shm")) <= before
+    built = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*.p*t*")}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "holds this checkpoint" in again.stdout
+    assert "gave the same answers" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in built} == built
 
 
 def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tmp_path: Path) -> None:

@@ -177,6 +177,20 @@ def test_sigterm_leaves_nothing(cli):
     assert_nothing_left(processes, folder)
 
 
+def test_sigterm_waits_for_requests_in_flight(cli, light_repository, sleep):
+    process = cli("--model-repository", str(light_repository))
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        request = pool.submit(sleep, process.grpc_url, 3)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        assert request.result(20) == 3
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
 def test_kill_9_of_the_supervisor_leaves_nothing(cli, light_repository):
     process = cli("--model-repository", str(light_repository))
     processes = processes_of(process.pid)
