@@ -43,10 +43,10 @@ def heys(host: str, folder: Path, users: int) -> tuple[float, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("users", [1, 4])
 def test_within_a_tenth(loadtest: Callable, counting_server: Callable, tmp_path: Path, users: int) -> None:
-    """A server that takes 150 ms for each request, whatever else the machine does: neither generator is the limit."""
+    """A server that takes 50 ms for each request, whatever else the machine does: neither generator is the limit."""
     if shutil.which("hey") is None:
         pytest.skip("hey is not installed: apt-get install hey")
-    host = counting_server(delay=0.15).address
+    host = counting_server(delay=0.05).address
     (photograph,) = load_images(sizes="640:1")
     (tmp_path / "photograph.jpg").write_bytes(photograph)
     tensor = struct.pack("<I", len(photograph)) + photograph
