@@ -114,13 +114,14 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     What waits goes on in batches of few images: more are answered no sooner, and all at their batch's end, which under
     load is what misses its deadline. The backbone has two instances of half the threads, which do not wait for each
     other at every operator's end; an execution that finds the backbone idle has all of them (LONE_THREAD_COUNT). The
-    softmax has one thread: here each model has its own number.
+    softmax has one thread (here each model has its own number) and nothing to fuse.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
     texts = configs(spec)
     messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in (*sizes, "softmax")}
-    messages["softmax"].parameters["INTRA_OP_THREAD_COUNT"].string_value = "1"
+    for key, value in {"INTRA_OP_THREAD_COUNT": "1", "ENABLE_ONEDNN_FUSION": "false"}.items():
+        messages["softmax"].parameters[key].string_value = value
     for name, size in sizes.items():
         messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
     if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
@@ -150,7 +151,7 @@ def softmax_config(spec: ServingSpec) -> str:
         input=[_tensor("logits", "FP32", [spec.num_classes])],
         output=[_tensor("probabilities", "FP32", [spec.num_classes])],
         instance_group=[{"kind": "KIND_CPU", "count": 1}],
-        parameters=_libtorch_parameters(spec.threads, fusion=False),
+        parameters=_libtorch_parameters(spec.threads),
         model_warmup=_warmup({"logits": logits}),
     )
 
@@ -218,22 +219,12 @@ def parameters(config: str) -> dict[str, str]:
 def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:
     if spec.backbone_backend == "onnxruntime":
         return _parameters({"intra_op_thread_count": spec.threads, "inter_op_thread_count": 1})
-    return _libtorch_parameters(spec.threads, fusion=True)
+    return _libtorch_parameters(spec.threads)
 
 
-def _libtorch_parameters(threads: int, fusion: bool) -> dict[str, Any]:
-    """The native backend has one thread count for the whole process, the first model's: so each says the same.
-
-    ENABLE_ONEDNN_FUSION is the embedded backend's own key; the native one passes over keys that it does not know.
-    """
-    return _parameters(
-        {
-            "INFERENCE_MODE": "true",
-            "INTRA_OP_THREAD_COUNT": threads,
-            "INTER_OP_THREAD_COUNT": 1,
-            "ENABLE_ONEDNN_FUSION": "true" if fusion else "false",
-        }
-    )
+def _libtorch_parameters(threads: int) -> dict[str, Any]:
+    """The native backend has one thread count for the whole process, the first model's: so each says the same."""
+    return _parameters({"INFERENCE_MODE": "true", "INTRA_OP_THREAD_COUNT": threads, "INTER_OP_THREAD_COUNT": 1})
 
 
 def _text(**fields: Any) -> str:

@@ -101,6 +101,7 @@ def test_the_embedded_servers_configs_differ_in_batches_and_threads_alone(reposi
         assert embedded == plain
     text = (repository / "softmax/configs/embedded.pbtxt").read_text()
     embedded, plain = text_format.Parse(text, model_config_pb2.ModelConfig()), config(repository, "softmax")
+    assert embedded.parameters.pop("ENABLE_ONEDNN_FUSION").string_value == "false"
     threads = [each.parameters.pop("INTRA_OP_THREAD_COUNT").string_value for each in (embedded, plain)]
     assert threads == ["1", "2"]  # the native backend has one number for the process, the first model's
     assert embedded == plain
