@@ -1,0 +1,96 @@
+"""build_models.py: what it refuses, in one clear line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from built import SIZE
+
+from build_models import main, parse_arguments
+from export.build import BuildOptions, build
+from export.parity import real_pixels
+from export.source import load_model, read_labels
+from models import ModelConfig, create_model, load_config, save_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--random-weights"),
+        (["--arch", "replknet_31c", "--random-weights"], "replknet_31b"),
+        (["--weights", "nowhere"], "nowhere does not exist"),
+        (["--arch", "replknet_nano", "--random-weights", "--format", "tensorrt"], "torchscript, onnx"),
+        (["--arch", "replknet_nano", "--random-weights", "--format", "onnx", "--precision", "bf16"], "bf16"),
+        (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
+        (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
+        (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
+        (["--random-weights"], "needs --arch"),
+        (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
+        (["--arch", "replknet_nano", "--random-weights", "--threads", "-2"], "--threads -2"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["build_models.py", *arguments, "--output", str(tmp_path / "models")])
+    assert main() == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+def test_label_count_must_fit(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    with pytest.raises(RuntimeError, match="2 labels for 5 classes"):
+        build(BuildOptions(weights=checkpoint, labels=tmp_path / "labels.txt", output=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> None:
+    model, config = load_model(BuildOptions(weights=checkpoint / "model.safetensors"))
+    assert config == load_config(checkpoint)
+    copy = tmp_path / "alone.safetensors"
+    shutil.copy(checkpoint / "model.safetensors", copy)
+    with pytest.raises(ValueError, match=r"no config.json lies beside .*alone.safetensors"):
+        load_model(BuildOptions(weights=copy))
+    for other in (None, '{"architecture": "replknet", "num_classes": 7}'):  # Hugging Face's
+        if other is not None:
+            (tmp_path / "config.json").write_text(other)
+        model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
+        assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
+        assert model.head.out_features == 5
+    with pytest.raises(ValueError, match=r"--arch is needed: no config.json .* that training has written"):
+        load_model(BuildOptions(weights=copy))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        load_model(BuildOptions(arch="replknet_nano", weights=copy))
+
+
+def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:
+    """Its checkpoint has an empty head of one class, whose probability is always 1."""
+    folder = tmp_path / "pre-trained"
+    save_checkpoint(folder, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1))
+    with pytest.raises(ValueError, match="1 class answers nothing: fine-tune"):
+        build(BuildOptions(weights=folder, output=tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"half\.png cannot be decoded"):
+        real_pixels(tmp_path, SIZE)
+
+
+def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
+    assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
+
+
+def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds replknet_nano"):
+        build(BuildOptions(arch="replknet_31b", weights=checkpoint, output=tmp_path / "models"))
+
+
+def test_command_line_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_arguments(["--format", "torchscript, onnx"]).formats == ("torchscript", "onnx")

@@ -1,0 +1,81 @@
+"""build_models.py moves what it wrote in whole: versions are numbered, and what fails changes nothing."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from built import digest
+
+import export.build as build_module
+from export.build import BuildOptions, build
+from export.parity import ParityError
+from models import reparameterize
+
+
+def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    for _ in range(4):
+        build(options)
+    assert sorted(p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")) == ["2", "3", "4"]
+    for taken in (1, 3, 4):  # 1 is gone, and would be the first to go again
+        with pytest.raises(RuntimeError, match=f"--version {taken}: .* choose 5 or more"):
+            build(replace(options, version=taken))
+    (tmp_path / "models/backbone/5.bak").mkdir()
+    summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
+    assert "removed version 2, 3, 4: other preparation" in summary
+    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt", "configs"}
+
+
+def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    summary = build(replace(options, crop_pct=1.0))  # a rollback to version 1 would give it this one's pixels
+    assert "removed version 1: other preparation" in summary
+
+
+def test_failed_build_leaves_the_repository(
+    repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest(repository)
+
+    def wrong(model: torch.nn.Module) -> torch.nn.Module:
+        deploy = reparameterize(model)
+        with torch.no_grad():
+            next(deploy.parameters()).add_(0.1)
+        return deploy
+
+    monkeypatch.setattr(build_module, "reparameterize", wrong)
+    with pytest.raises(ParityError, match="left as it was"):
+        build(BuildOptions(weights=checkpoint, output=repository))
+    assert digest(repository) == before
+    assert not [p for p in repository.parent.iterdir() if p != repository]
+
+
+def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_path: Path) -> None:
+    """The staging folder holds hard links: a server that has the old repository open must not see it change."""
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    softmax = (tmp_path / "models/softmax/1/model.pt").open("rb")
+    labels = (tmp_path / "models/classifier/labels.txt").open("rb")
+    changed = tmp_path / "labels.txt"
+    changed.write_text("a\nb\nc\nd\ne\n")
+    before = softmax.read()
+    build(replace(options, labels=changed))
+    softmax.seek(0)
+    assert softmax.read() == before
+    assert labels.read().startswith(b"ant")
+
+
+def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(tmp_path / "models")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob(".models.building-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
