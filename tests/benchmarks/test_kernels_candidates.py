@@ -33,6 +33,8 @@ def test_all_candidates_agree_with_float64_in_every_pass(dtype):
     references = [Reference(each) for each in sets]
     ways = list(c.candidates())
     assert len({way.name for way in ways}) == len(ways)
+    if not hasattr(torch.backends.cudnn, "depthwise_kernel"):  # there cuDNN is an operator of its own, of GPUs alone
+        ways = [way for way in ways if not way.name.startswith("cudnn")]
     for way in ways:
         assert way.suits(LAYER)
         for which in way.passes:

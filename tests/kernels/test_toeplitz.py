@@ -10,7 +10,7 @@ import torch
 from cases import CASES
 from compiled_kernels import STAGES, compile_forward, compile_grad_weight, compile_whole_image
 from device_stand_ins import interpreted
-from machine_code import SHARED_LIMIT, TENSOR_CORES
+from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES
 
 from kernels import depthwise_conv2d
 
@@ -111,13 +111,13 @@ def test_tile_of_each_stage():
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
 @pytest.mark.parametrize(("stage", "batch"), [("stage3", 64), ("stage4", 64), ("stage3", 1)])
 def test_machine_code_of_whole_images(architecture, stage, batch, tmp_path):
-    """Tensor-core instructions, no spills; most taps are loaded at a constant's distance from one another."""
+    """Tensor-core instructions, no spills; many taps are loaded at a constant's distance from one another."""
     _, size, kernel = STAGES[stage]
     code = compile_whole_image(architecture, size, kernel, torch.bfloat16, batch, tmp_path)
     code.check(architecture, 8 if batch > 16 else 4)
     assert code.has(TENSOR_CORES[architecture] if batch >= 64 else "HMMA")
     loads = re.findall(r"LDG\.E\.U16\S* R\d+, .*", code.text)
-    assert sum("+0x" in load or "+-0x" in load for load in loads) > len(loads) / 3
+    assert sum("+0x" in load or "+-0x" in load for load in loads) > len(loads) / (3 if NEW_TRITON else 4)
 
 
 @pytest.mark.gpu
