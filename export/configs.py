@@ -120,8 +120,7 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
     texts = configs(spec)
     messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in (*sizes, "softmax")}
-    for key, value in {"INTRA_OP_THREAD_COUNT": "1", "ENABLE_ONEDNN_FUSION": "false"}.items():
-        messages["softmax"].parameters[key].string_value = value
+    _set_parameters(messages["softmax"], {"INTRA_OP_THREAD_COUNT": 1, "ENABLE_ONEDNN_FUSION": "false"})
     for name, size in sizes.items():
         messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
     if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
@@ -132,9 +131,13 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
             "LONE_THREAD_COUNT": spec.threads,
             "ENABLE_WEIGHT_SHARING": "true",
         }
-        for key, value in parallel.items():
-            backbone.parameters[key].string_value = str(value)
+        _set_parameters(backbone, parallel)
     return {name: _replaced(texts[name]) + text_format.MessageToString(message) for name, message in messages.items()}
+
+
+def _set_parameters(config: model_config_pb2.ModelConfig, values: dict[str, object]) -> None:
+    for key, value in values.items():
+        config.parameters[key].string_value = str(value)
 
 
 def _replaced(config: str) -> str:
