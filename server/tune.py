@@ -48,10 +48,10 @@ def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[
     yield lambda best: [replace(best, max_batch_size=size) for size in (4, 8, now.max_batch_size)]
 
 
-def measure(repository: Path, settings: Settings, image: bytes, callers: int, seconds: float) -> Score:
+def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, callers: int, seconds: float) -> Score:
     """Images a second and the 99th percentile of a closed loop of `callers` on a server with these settings."""
     with copied(repository) as copy:
-        write_settings(copy, settings, find_tritonserver().embedded)
+        write_settings(copy, settings, embedded)
         with TritonServer(copy, http_port=0, grpc_port=0, metrics_port=0) as server:
             closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm
             begun = time.perf_counter()
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         best, found, before = tune(
             now := read_settings(repository, embedded),
             len(os.sched_getaffinity(0)),
-            lambda settings: measure(repository, settings, image, options.callers, options.seconds),
+            lambda settings: measure(repository, settings, embedded, image, options.callers, options.seconds),
             options.p99_ms,
             lambda line: print(line, flush=True),
         )

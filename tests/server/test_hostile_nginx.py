@@ -6,7 +6,6 @@ import socket
 
 import psutil
 import pytest
-from nginx_proxy import context_of, nginx
 
 from benchmarks.fuzz.http_message import message
 from benchmarks.fuzz.lethal import INPUTS
@@ -18,17 +17,6 @@ pytestmark = [
 ]
 LENGTH = "Inference-Header-Content-Length"
 CHUNKS = INPUTS["200,000 chunks"].partition(b"\r\n\r\n")[2]
-
-
-@pytest.fixture(scope="module")
-def proxy(secured_server, authority, tmp_path_factory):
-    with nginx(secured_server, authority, tmp_path_factory.mktemp("nginx")) as running:
-        yield running
-
-
-@pytest.fixture
-def trusted(authority):
-    return context_of(authority.ca, authority.issue("client"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.http as triton_http
-from nginx_proxy import PATIENCE, context_of, nginx
+from nginx_proxy import PATIENCE, context_of
 
 from benchmarks.programs import find_program, missing
 from benchmarks.slow_clients import SlowClient
@@ -24,17 +24,6 @@ SLOW = 60  # clients of each kind
 SLOW_ADDRESS = ("127.0.0.2", 0)
 INFER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
 BODY = INFER + b"Inference-Header-Content-Length: 100\r\nContent-Length: 20000000\r\n\r\n{"
-
-
-@pytest.fixture(scope="module")
-def proxy(secured_server, authority, tmp_path_factory):
-    with nginx(secured_server, authority, tmp_path_factory.mktemp("nginx")) as running:
-        yield running
-
-
-@pytest.fixture
-def trusted(authority):
-    return context_of(authority.ca, authority.issue("client"))
 
 
 def ask(proxy, context, method="GET", path="/v2/health/ready", headers=None, source=None):
