@@ -142,8 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
         read_repository(repository)
         embedded = find_tritonserver().embedded
         image = options.image.read_bytes() if options.image else own_image(repository)
+        now = read_settings(repository, embedded)
         best, found, before = tune(
-            now := read_settings(repository, embedded),
+            now,
             len(os.sched_getaffinity(0)),
             lambda settings: measure(repository, settings, embedded, image, options.callers, options.seconds),
             options.p99_ms,
