@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from client import Classifier, Prediction
-from server import ServerError, TritonServer
+from server import RepositoryError, ServerError, TritonServer
+from server.repository import verify_newest
 
 CHECKPOINT = Path("runs/digits-nano")
 HELD_OUT = Path("data/digits/val")
@@ -60,6 +61,10 @@ def is_built(checkpoint: Path, repository: Path) -> bool:
             "demo's digits, and would be overwritten: move it away, or name another folder: demo.py --repository FOLDER"
         )
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    try:
+        verify_newest(repository)
+    except RepositoryError:  # the checkout's code is newer than the build
+        return False
     return record["weights_sha256"] == weights and (repository / "softmax/1/model.pt").exists()
 
 

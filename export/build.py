@@ -1,6 +1,5 @@
 """One build: load, re-parameterise, export, compare with eager, write the repository."""
 
-import hashlib
 import io
 import math
 import os
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from export.configs import ServingSpec
 from export.onnx import export_onnx
 from export.parity import check_parity, real_pixels
-from export.repository import write_repository
+from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
 from models import WithClassMap, class_maps, reparameterize
@@ -67,8 +66,7 @@ def build(options: BuildOptions) -> str:
             parities.append(check_parity("ONNX Runtime", eager, _OnnxBackbone(path), pixels, options.precision))
         return {
             "config": asdict(config),
-            "weights_sha256": _sha256(_weights_file(options.weights)) if options.weights else None,
-            "files_sha256": {p.name: _sha256(p) for p in sorted(folder.iterdir())},
+            "weights_sha256": sha256(_weights_file(options.weights)) if options.weights else None,
             "precision": options.precision,
             "torch": torch.__version__,
             "parity": [asdict(parity) for parity in parities],
@@ -116,11 +114,3 @@ def _warmup_image(pixels: Tensor, resize_size: int) -> bytes:
 
 def _weights_file(path: Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

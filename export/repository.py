@@ -1,6 +1,7 @@
 """Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
 
 import ctypes
+import hashlib
 import json
 import os
 import secrets
@@ -43,8 +44,9 @@ def write_repository(
 ) -> tuple[int, list[int]]:
     """Add a backbone version to `output`; returns its number, and those that had to go. On any error nothing changes.
 
-    `write_backbone(folder)` writes the version's files and returns what build.json records. Earlier versions stay
-    (the newest three) while the classes and the images' preparation are the same; else they would be served wrong.
+    `write_backbone(folder)` writes the version's files and returns what build.json records beside their checksums.
+    Earlier versions stay (the newest three) while the classes and the images' preparation are the same; else they would
+    be served wrong.
     """
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line a class is needed")
@@ -62,8 +64,7 @@ def write_repository(
             )
         folder = stage / "backbone" / str(number)
         folder.mkdir(parents=True)
-        record = write_backbone(folder)
-        (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+        _write_record(folder, write_backbone(folder), sorted(folder.iterdir()))
         for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, spec, labels, warmup_image)
@@ -83,15 +84,34 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
             shutil.rmtree(stage / name, ignore_errors=True)
             continue
         _replace(stage / name / "labels.txt", ("\n".join(labels) + "\n").encode())
-        _replace(stage / name / "1" / ".gitkeep", b"")  # an ensemble needs a version folder, and it is empty
+        version = stage / name / "1"
+        _replace(version / ".gitkeep", b"")  # an ensemble needs a version folder, and it holds no model
+        _write_record(version, {}, [version.parent / "labels.txt"])
+    step = stage / "preprocess" / "1"
     for source in PREPROCESS_SOURCE.glob("*.py"):
-        _replace(stage / "preprocess" / "1" / source.name, source.read_bytes())
+        _replace(step / source.name, source.read_bytes())
     warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
     warmup.parent.mkdir(exist_ok=True)
     _replace(warmup, struct.pack("<I", len(warmup_image)) + warmup_image)  # a string element: its length, its bytes
+    _write_record(step, {}, [*sorted(step.glob("*.py")), warmup])
     softmax = stage / "softmax" / "1" / "model.pt"
     softmax.unlink(missing_ok=True)  # a hard link to the repository in use: never written through
     save_torchscript(script_softmax(), softmax)
+    _write_record(softmax.parent, {}, [softmax])
+
+
+def _write_record(version: Path, record: dict[str, Any], files: list[Path]) -> None:
+    """build.json of a version: `record`, and by their names from there the checksums that the server compares."""
+    digests = {os.path.relpath(file, version): sha256(file) for file in files}
+    _replace(version / "build.json", (json.dumps({**record, "files_sha256": digests}, indent=2) + "\n").encode())
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""A built version against its build.json. Run as a script, as by deploy/image/serve.sh: a repository's newest ones.
+"""What was built against its build.json. Run as a script, as by deploy/image/serve.sh: a repository's newest versions.
 
 It stands alone in the image, so it imports nothing of the package.
 """
@@ -16,8 +16,14 @@ class ChecksumError(Exception):
 
 def newest_version(model: Path) -> Path | None:
     """The version folder of the highest number, which tritonserver loads."""
-    versions = [version for version in model.iterdir() if version.name.isdigit() and version.is_dir()]
-    return max(versions, key=lambda version: int(version.name), default=None)
+    return max(_versions(model), key=lambda version: int(version.name), default=None)
+
+
+def compare_newest(repository: Path) -> None:
+    """The version of every model that tritonserver would load. Raises `ChecksumError`."""
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        if version := newest_version(config.parent):
+            compare(version)
 
 
 def compare(version: Path) -> None:
@@ -25,20 +31,28 @@ def compare(version: Path) -> None:
     record = version / "build.json"
     if not record.is_file():
         return
-    remedy = f"build it again, or remove {version} to go back to the version before"
+    remedy = "build it again"
+    if len(_versions(version.parent)) > 1:
+        remedy += f", or remove {version} to go back to the version before"
     try:
         expected = dict(json.loads(record.read_text())["files_sha256"])
     except (ValueError, LookupError, TypeError) as error:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
+    remedy += f"; where the change is meant, remove {record}"
     for name, digest in expected.items():
+        path = (version / name).resolve()  # labels.txt, for one, is the folder above's
         try:
-            with (version / name).open("rb") as file:
+            with path.open("rb") as file:
                 found = _sha256(file)
         except OSError as error:
-            raise ChecksumError(f"{version / name} cannot be read ({error.strerror}): {remedy}") from error
+            raise ChecksumError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
         if found != digest:
             differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
-            raise ChecksumError(f"{version / name} is not what was built ({differs}): {remedy}")
+            raise ChecksumError(f"{path} is not what was built ({differs}): {remedy}")
+
+
+def _versions(model: Path) -> list[Path]:
+    return [version for version in model.iterdir() if version.name.isdigit() and version.is_dir()]
 
 
 def _sha256(file: BinaryIO) -> str:
@@ -51,9 +65,7 @@ def _sha256(file: BinaryIO) -> str:
 def main(repository: str) -> str | None:
     """The reason not to serve it, None where there is none."""
     try:
-        for config in sorted(Path(repository).glob("*/config.pbtxt")):
-            if version := newest_version(config.parent):
-                compare(version)
+        compare_newest(Path(repository))
     except ChecksumError as error:
         return str(error)
     return None

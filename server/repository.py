@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checksums import ChecksumError, compare, newest_version
+from server.checksums import ChecksumError, compare, compare_newest, newest_version
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
@@ -85,6 +85,14 @@ def verify(version: Path) -> None:
     """
     try:
         compare(version)
+    except ChecksumError as error:
+        raise RepositoryError(str(error)) from error
+
+
+def verify_newest(repository: Path) -> None:
+    """`verify` of every model's version that tritonserver would load."""
+    try:
+        compare_newest(repository)
     except ChecksumError as error:
         raise RepositoryError(str(error)) from error
 

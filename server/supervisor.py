@@ -9,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
-from server.errors import GaveUpError, ServerError, StartError
+from server.errors import GaveUpError, RepositoryError, ServerError, StartError
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_ports, free_ports, resolve
 from server.process import ServerProcess
-from server.repository import read_repository
+from server.repository import read_repository, verify_newest
 from server.run import Run
 from server.runtime import Endpoints, Runtime
 from server.tls import Tls
@@ -184,8 +184,10 @@ class TritonServer:
         try:
             while not self._stopping.is_set():
                 try:
+                    if self.restarts:  # `start` has read it the first time
+                        verify_newest(self._runtime.repository.path)
                     reason = self._run_once()
-                except StartError as error:
+                except (RepositoryError, StartError) as error:
                     if not self._settled.is_set():
                         raise
                     reason = str(error)  # it had been ready before: try again

@@ -219,6 +219,7 @@ def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
     assert arguments is None
     found = f"sha256 {hashlib.sha256(b'buil').hexdigest()[:12]}..., not {digest[:12]}..."
     remedy = f"build it again, or remove {newest} to go back to the version before"
+    remedy += f"; where the change is meant, remove {newest / 'build.json'}"
     assert message == f"serve.sh: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
 
 

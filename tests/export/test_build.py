@@ -20,6 +20,7 @@ from benchmarks.serving_overhead import load_transform
 from export.build import BuildOptions, build
 from export.parity import real_pixels
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from server.checksums import ChecksumError, compare_newest
 from server.repository import read_repository
 
 
@@ -27,6 +28,7 @@ def test_repository_has_every_file(repository: Path) -> None:
     expected = {
         "preprocess/config.pbtxt",
         "preprocess/configs/embedded.pbtxt",
+        "preprocess/1/build.json",
         "preprocess/1/evaluation_transform.py",
         "preprocess/1/model.py",
         "preprocess/1/pillow_resize.py",
@@ -38,10 +40,12 @@ def test_repository_has_every_file(repository: Path) -> None:
         "backbone/1/build.json",
         "softmax/config.pbtxt",
         "softmax/configs/embedded.pbtxt",
+        "softmax/1/build.json",
         "softmax/1/model.pt",
         "classifier/config.pbtxt",
         "classifier/labels.txt",
         "classifier/1/.gitkeep",
+        "classifier/1/build.json",
     }
     assert set(digest(repository)) == expected
     assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
@@ -164,6 +168,22 @@ def test_build_record_names_what_was_built(repository: Path, checkpoint: Path) -
     assert record["weights_sha256"] == weights
     assert record["files_sha256"]["model.pt"] == digest(repository)["backbone/1/model.pt"]
     assert {p["name"] for p in record["parity"]} == {"the re-parameterised model", "TorchScript", "ONNX Runtime"}
+
+
+def test_a_change_of_any_file_is_seen(repository: Path, tmp_path: Path) -> None:
+    """But of the configs, which are the operator's to change."""
+    root = shutil.copytree(repository, tmp_path / "models")
+    compare_newest(root)
+    built = {path for path in root.rglob("*") if path.is_file()}
+    built -= {path for path in built if path.suffix == ".pbtxt" or path.name in (".gitkeep", "build.json")}
+    assert len(built) == 8
+    for path in sorted(built):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(ChecksumError, match=f"{path} is not what was built"):
+            compare_newest(root)
+        path.write_bytes(whole)
+    compare_newest(root)
 
 
 def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A real tritonserver's life: proof before ready, restarts, drains; and that nothing is left of it, however it ends."""
 
 import concurrent.futures
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -149,6 +151,24 @@ def test_restart_after_tritonserver_was_killed(light_repository, sleep):
         tritonserver = psutil.Process(server._process.guard.pid).children()[0]
         tritonserver.kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
+        assert sleep(server.grpc_url, 0.0) == 0.0
+
+
+def test_what_was_changed_since_the_start_is_not_served_after_a_restart(light_repository, sleep, tmp_path):
+    root = shutil.copytree(light_repository, tmp_path / "models")
+    code = root / "sleepy" / "1" / "model.py"
+    built = code.read_bytes()
+    digest = hashlib.sha256(built).hexdigest()
+    (code.parent / "build.json").write_text(json.dumps({"files_sha256": {"model.py": digest}}))
+    events = []
+    with TritonServer(root, on_event=events.append) as server:
+        code.write_bytes(built + b"# changed")
+        backends_of(server)[0].kill()
+        wait_until(lambda: len(events) == 2, 20, "refused")
+        assert f"{code} is not what was built" in events[1]
+        assert not server.ready
+        code.write_bytes(built)
+        wait_until(lambda: server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
 
 

@@ -142,7 +142,20 @@ def test_what_was_built_is_verified(repository, tmp_path, harm):
         (version / "build.json").write_text(json.dumps(record))
     else:
         (version / "build.json").write_text("{}")
-    with pytest.raises(RepositoryError, match="to go back to the version before"):
+    with pytest.raises(RepositoryError, match="build it again"):
+        read_repository(root)
+
+
+def test_the_remedy_fits_what_is_there(repository, tmp_path):
+    root = shutil.copytree(repository, tmp_path / "models")
+    version = root / "backbone" / "1"
+    record = version / "build.json"
+    record.write_text(json.dumps({"files_sha256": {"model.pt": "0"}}))
+    with pytest.raises(RepositoryError, match=f": build it again; where the change is meant, remove {record}$"):
+        read_repository(root)
+    version = version.rename(root / "backbone" / "2")
+    (root / "backbone" / "1").mkdir()
+    with pytest.raises(RepositoryError, match=f"again, or remove {version} to go back to the version before; where"):
         read_repository(root)
 
 
