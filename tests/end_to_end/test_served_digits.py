@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 import torch
 import tritonclient.grpc
 
-from client import Classifier
+import demo
+from client import Classifier, InvalidImageError
 from models import load_checkpoint, reparameterize
 from server import TritonServer
 from training.augment import eval_transform
@@ -123,6 +125,28 @@ def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tm
     assert done.returncode == 1
     assert "holds a replknet_31b of 1000 classes" in " ".join(done.stdout.split())
     assert (version / "build.json").exists()
+
+
+def test_the_demo_builds_again_what_is_not_as_it_was_built(
+    digits_checkpoint: Path, digits_repository: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(digits_repository, tmp_path / "models")
+    assert demo.is_built(digits_checkpoint, root)
+    with (root / "preprocess/1/model.py").open("a") as code:
+        code.write("# newer\n")
+    assert not demo.is_built(digits_checkpoint, root)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_log_names_the_request_whose_image_was_refused(digits_server: TritonServer, protocol: str) -> None:
+    url = digits_server.grpc_url if protocol == "grpc" else digits_server.http_url
+    name = f'order-{protocol}-"7"\nE forged'
+    with Classifier(url, protocol=protocol) as classifier, pytest.raises(InvalidImageError):
+        classifier.classify(b"no image", request_id=name)
+    lines = [line for line in digits_server._log.read_text().splitlines() if f"order-{protocol}" in line]
+    (line,) = lines
+    assert json.dumps(f"[request id: {name}] not a JPEG")[1:-1] in line
+    assert line.startswith("W")
 
 
 def test_serve_stays_and_ctrl_c_leaves_nothing(

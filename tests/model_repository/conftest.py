@@ -20,8 +20,15 @@ class FakeTensor:
         return self.array
 
 
+class FakeRequest(dict):
+    """Its tensors, by their names."""
+
+    def request_id(self):
+        return "order-1"
+
+
 class FakeError(Exception):
-    INVALID_ARG = "INVALID_ARG"
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
 
     def __init__(self, message, code="INTERNAL"):
         super().__init__(message)
@@ -36,6 +43,9 @@ def fake_backend_utils() -> ModuleType:
     module.InferenceResponse = lambda output_tensors=None, error=None: SimpleNamespace(
         tensors=output_tensors or [], error=error
     )
+    module.Request = FakeRequest
+    module.Logger = SimpleNamespace(lines=[])
+    module.Logger.log_warn = module.Logger.lines.append
     module.get_input_tensor_by_name = lambda request, name: request[name]
     return module
 

@@ -107,7 +107,8 @@ def model_of(step, monkeypatch, cores, instances):
 
 
 def request_of(step, *images):
-    return {"image": step.pb_utils.Tensor("image", np.array([[image] for image in images], dtype=np.object_))}
+    images = np.array([[image] for image in images], dtype=np.object_)
+    return step.pb_utils.Request(image=step.pb_utils.Tensor("image", images))
 
 
 def colour(name):
@@ -137,7 +138,7 @@ def test_no_threads_where_instances_take_every_core(step, monkeypatch):
 
 def test_bad_images_among_threads(step, monkeypatch):
     model = model_of(step, monkeypatch, cores=4, instances=1)
-    good, bad, none = request_of(step, colour("red")), request_of(step, colour("red"), b"text"), {}
+    good, bad, none = request_of(step, colour("red")), request_of(step, colour("red"), b"text"), step.pb_utils.Request()
     responses = model.execute([bad, none, good])
     model.finalize()
     assert responses[0].error.message.startswith("image 1 of 2: not a JPEG")

@@ -33,7 +33,8 @@ def request_of(step):
     tensor = step.pb_utils.Tensor
 
     def build(*images):
-        return {"image": tensor("image", np.array([[image] for image in images], dtype=np.object_))}
+        images = np.array([[image] for image in images], dtype=np.object_)
+        return step.pb_utils.Request(image=tensor("image", images))
 
     return build
 
@@ -72,8 +73,23 @@ def test_several_images_name_the_bad_one(model, request_of):
     assert response.error.message.startswith("image 2 of 3: the image is empty")
 
 
-def test_an_error_of_ours_is_not_the_senders(model, request_of):
-    responses = model.execute([{}, request_of(encode("red"))])
+def test_failures_are_logged_with_the_requests_id(step, model, request_of, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(step.time, "monotonic", lambda: clock[0])
+    lines = step.pb_utils.Logger.lines
+    lines.clear()
+    model.execute([request_of(encode("red")), request_of(b"text")])
+    (line,) = lines
+    assert line.startswith("[request id: order-1] not a JPEG, PNG")
+    model.execute([request_of(b"text")] * 50)
+    assert len(lines) == step.LINES_A_SECOND
+    clock[0] += 1
+    model.execute([request_of(b"text")])
+    assert len(lines) == step.LINES_A_SECOND + 1
+
+
+def test_an_error_of_ours_is_not_the_senders(step, model, request_of):
+    responses = model.execute([step.pb_utils.Request(), request_of(encode("red"))])
     assert responses[0].error.code == "INTERNAL"
     assert "KeyError" in responses[0].error.message
     assert responses[1].error is None

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from PIL import Image
 
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 NICENESS = 10
+LINES_A_SECOND = 10  # of failures in the log: nobody fills a disk with bad images
 
 
 def read_settings(config: dict[str, Any]) -> Settings:
@@ -66,6 +68,7 @@ class TritonPythonModel:
         threads = threads_of(config)
         # Pillow decodes outside the interpreter's lock.
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.second, self.lines = 0, 0
         warnings.simplefilter("ignore")  # what Pillow says of odd files is for nobody here
         Image.init()  # the format plugins load now and not in the first request
 
@@ -74,7 +77,7 @@ class TritonPythonModel:
         images = [data for batch in batches if not isinstance(batch, Exception) for data in batch]
         run = self.pool.map if self.pool is not None and len(images) > 1 else map
         outcomes = iter(run(self._outcome, images))
-        return [self._answer(batch, outcomes) for batch in batches]
+        return [self._answer(request, batch, outcomes) for request, batch in zip(requests, batches, strict=True)]
 
     def finalize(self) -> None:
         if self.pool is not None:
@@ -93,17 +96,26 @@ class TritonPythonModel:
         except Exception as error:
             return error
 
-    def _answer(self, batch: np.ndarray | Exception, outcomes: Iterator[Any]) -> Any:
+    def _answer(self, request: Any, batch: np.ndarray | Exception, outcomes: Iterator[Any]) -> Any:
         try:
             if isinstance(batch, Exception):
                 raise batch
             pixels = stack(list(itertools.islice(outcomes, len(batch))))
             return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
         except ImageError as error:
-            failure = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            failure, code = str(error), pb_utils.TritonError.INVALID_ARG
         except Exception as error:
-            failure = pb_utils.TritonError(f"preprocess failed: {type(error).__name__}: {error}")
-        return pb_utils.InferenceResponse(error=failure)
+            failure, code = f"preprocess failed: {type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL
+        self._log(request, failure)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(failure, code))
+
+    def _log(self, request: Any, failure: str) -> None:
+        """With the id that the client knows its request by."""
+        second = int(time.monotonic())
+        self.lines = self.lines + 1 if second == self.second else 1
+        self.second = second
+        if self.lines <= LINES_A_SECOND:
+            pb_utils.Logger.log_warn(f"[request id: {request.request_id() or '<id_unknown>'}] {failure}")
 
 
 def stack(outcomes: list[np.ndarray | Exception]) -> np.ndarray:
