@@ -52,7 +52,7 @@ def test_request_and_answer(stub: GrpcStub, transport: GrpcTransport) -> None:
     (output,) = request.outputs
     assert output.name == "probabilities"
     assert output.parameters["classification"].int64_param == 3
-    assert request.parameters["timeout"].int64_param == 625_000
+    assert request.parameters["timeout"].int64_param == 312_500
 
 
 def test_large_messages_both_ways(stub: GrpcStub, transport: GrpcTransport) -> None:

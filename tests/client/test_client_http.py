@@ -66,7 +66,7 @@ def test_request_and_answer(stub: HttpStub, transport: Any) -> None:
         "id": "id-1",
         "inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 4 + 7}}],
         "outputs": [{"name": "probabilities", "parameters": {"classification": 3, "binary_data": False}}],
-        "parameters": {"timeout": 625_000},
+        "parameters": {"timeout": 312_500},
     }
 
 

@@ -174,6 +174,22 @@ def test_full_queue(address: str, protocol: str) -> None:
     assert kinds == {list, QueueFullError}, outcomes
 
 
+def test_a_wait_that_takes_too_much_of_the_deadline_is_told_before_it_ends(address: str, protocol: str) -> None:
+    """The server is told how long the request may wait in a queue, and turns it away."""
+    with (
+        Classifier(address, protocol, model="slow", timeout=20) as first,
+        Classifier(address, protocol, model="slow", timeout=2, retries=0) as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        running = pool.submit(first.classify, b"1")
+        time.sleep(0.3)
+        started = time.monotonic()
+        with pytest.raises(QueueFullError):
+            second.classify(b"0")
+        assert time.monotonic() - started < 1.5
+        assert len(running.result()) == 2
+
+
 def test_slow_model(address: str, protocol: str) -> None:
     with Classifier(address, protocol, model="slow", timeout=0.6) as classifier:
         started = time.monotonic()

@@ -49,7 +49,8 @@ name: "slow" backend: "python" max_batch_size: 1
 input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
 output [{ name: "probabilities" data_type: TYPE_FP32 dims: [2] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
-dynamic_batching { default_queue_policy { max_queue_size: 1 allow_timeout_override: true } }
+dynamic_batching { default_queue_policy {
+  max_queue_size: 1 default_timeout_microseconds: 5000000 allow_timeout_override: true } }
 """
 SLOW_MODEL = '''
 import time
