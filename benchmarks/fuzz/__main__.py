@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.blocks import Outcomes, image_case, preprocess_block, served_block
+from benchmarks.fuzz.blocks import Outcomes, image_case, preprocess_block, rng_of, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
 from benchmarks.harness import load_average_warning, versions, write_results
@@ -133,7 +133,7 @@ def replay(repository: Path, case: str) -> int:
     from server import TritonServer
 
     if case.startswith("image"):
-        print(image_case(case)[:300])
+        print(image_case(rng_of(case))[:300])
     if case.startswith("image in process"):
         print(preprocess_block([case]))
         return 0

@@ -47,8 +47,7 @@ def small() -> list[bytes]:
     return [image for image in seeds() if len(image) < 10_000]
 
 
-def image_case(case: str) -> bytes:
-    rng = rng_of(case)
+def image_case(rng: random.Random) -> bytes:
     return mutate(rng, rng.choice(seeds()), seeds())
 
 
@@ -58,7 +57,7 @@ def preprocess_block(cases: list[str]) -> Outcomes:
     settings = transform.Settings(image_size=32, resize_size=32, interpolation="bicubic")
     outcomes = Outcomes()
     for case in cases:
-        data = image_case(case)
+        data = image_case(rng_of(case))
         begun = time.perf_counter()
         try:
             shape = transform.preprocess(data, settings).shape
@@ -74,27 +73,39 @@ def preprocess_block(cases: list[str]) -> Outcomes:
 def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
     """Over the wire, several senders at a time."""
     outcomes = Outcomes()
-    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(server.grpc_url, options=options) as channel, ThreadPoolExecutor(SENDERS) as pool:
+    with open_channel(server) as channel, ThreadPoolExecutor(SENDERS) as pool:
 
         def send(case: str) -> tuple[str, str, float]:
-            kind, rng = case.split("/")[0], rng_of(case)
-            if kind == "http":
-                data = http_cases.request(rng, small())
-            elif kind == "grpc":
-                method, data = grpc_cases.message(rng, small())
-            elif rng.random() < 0.5:
-                kind, data = "http", http_message.binary(*http_message.inference(image_case(case)))
-            else:
-                kind, method = "grpc", grpc_cases.SERVICE + "ModelInfer"
-                data = grpc_cases.in_order(rng, "classifier", image_case(case)).SerializeToString()
+            method, data = served_case(case.split("/")[0], rng_of(case))
             begun = time.perf_counter()
-            try:
-                outcome = send_http(server.http_url, data) if kind == "http" else send_grpc(channel, method, data)
-            except Exception as error:
-                outcome = f"finding: {type(error).__name__}: {error}"
+            outcome = send_case(server, channel, method, data)
             return case, outcome, time.perf_counter() - begun
 
         for result in pool.map(send, cases):
             outcomes.add(*result)
     return outcomes
+
+
+def open_channel(server: TritonServer) -> grpc.Channel:
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    return grpc.insecure_channel(server.grpc_url, options=options)
+
+
+def served_case(kind: str, rng: random.Random) -> tuple[str | None, bytes]:
+    """gRPC's method, None for HTTP, and what is sent."""
+    if kind == "http":
+        return None, http_cases.request(rng, small())
+    if kind == "grpc":
+        return grpc_cases.message(rng, small())
+    image = image_case(rng)
+    if rng.random() < 0.5:
+        return None, http_message.binary(*http_message.inference(image))
+    return grpc_cases.SERVICE + "ModelInfer", grpc_cases.in_order(rng, "classifier", image).SerializeToString()
+
+
+def send_case(server: TritonServer, channel: grpc.Channel, method: str | None, data: bytes) -> str:
+    """The outcome; what ought not to be begins with "finding"."""
+    try:
+        return send_http(server.http_url, data) if method is None else send_grpc(channel, method, data)
+    except Exception as error:
+        return f"finding: {type(error).__name__}: {error}"

@@ -1,9 +1,11 @@
 """Hostile input against the real server: a small part of `python -m benchmarks.fuzz`, and each input that broke one."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from benchmarks.fuzz.__main__ import SHARES, blocks
-from benchmarks.fuzz.blocks import preprocess_block, served_block
+from benchmarks.fuzz.blocks import open_channel, preprocess_block, send_case, served_block, served_case
 from benchmarks.fuzz.http_cases import LARGEST, bounded
 from benchmarks.fuzz.http_message import dump, inference, message
 from benchmarks.fuzz.images import good
@@ -35,6 +37,25 @@ def test_hostile_input_is_refused_and_hurts_nobody(digits_server, kind):
 def test_thousands(digits_server, kind):
     watch = run(digits_server, kind, 12_000)
     assert sum(watch.resident[-1]) < sum(watch.resident[len(watch.resident) // 2]) * 1.2
+
+
+@pytest.mark.parametrize("kind", ["image served", "http", "grpc"])
+@pytest.mark.parametrize("examples", [100, pytest.param(5000, marks=pytest.mark.slow)])
+def test_hypothesis_finds_nothing(digits_server, kind, examples):
+    """The same cases, but each choice is hypothesis's: a finding is told by the simplest case that shows it."""
+    watch = Watch(digits_server)
+    everything = list(HealthCheck)
+    with open_channel(digits_server) as channel:
+
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=everything)
+        @given(st.randoms(use_true_random=False))
+        def check(rng):
+            method, data = served_case(kind, rng)
+            outcome = send_case(digits_server, channel, method, data)
+            assert not outcome.startswith("finding"), (method, data[:2000])
+
+        check()
+    watch.check()
 
 
 def test_every_case_is_made_once_and_kinds_alternate():
