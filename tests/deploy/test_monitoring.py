@@ -1,5 +1,6 @@
 """Rules and dashboard: queries that parse, over metrics that tritonserver has, alerts that fire when they should."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -39,6 +40,43 @@ def test_panels_have_places_of_their_own():
     ]
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
+
+
+def lost(given, kept, place="dashboard"):
+    """Where `given` holds what `kept` does not."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            here = f"{place}.{key}"
+            yield from lost(value, kept[key], here) if isinstance(kept, dict) and key in kept else [here]
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from lost(one, other, f"{place}[{index}]")
+    elif given != kept:
+        yield place
+
+
+def test_grafana_knows_every_field_of_the_dashboard():
+    """Its own types keep what they know: a misspelt field would not come back."""
+    pytest.importorskip("grafana_foundation_sdk", reason="Grafana's types need Python 3.11")
+    from grafana_foundation_sdk.cog import plugins
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    plugins.register_default_plugins()
+
+    def missing_of(content):
+        return list(lost(content, json.loads(JSONEncoder().encode(Dashboard.from_json(content)))))
+
+    assert missing_of(dashboard()) == []
+    wrong = dashboard()
+    wrong["panels"][0]["targets"][0]["exprr"] = "up"
+    wrong["panels"][1]["fieldConfig"]["defaults"]["custom"]["fillOpasity"] = 10
+    wrong["refreshh"] = "30s"
+    assert missing_of(wrong) == [
+        "dashboard.panels[0].targets[0].exprr",
+        "dashboard.panels[1].fieldConfig.defaults.custom.fillOpasity",
+        "dashboard.refreshh",
+    ]
 
 
 def test_every_alert_is_tested_and_has_a_severity():
