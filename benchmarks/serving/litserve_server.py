@@ -33,4 +33,5 @@ if __name__ == "__main__":
     chosen = options()
     api = Images(max_batch_size=MAX_BATCH, batch_timeout=0.005)
     server = ls.LitServer(api, accelerator="cpu", workers_per_device=chosen.workers, timeout=60)
-    server.run(host="127.0.0.1", port=chosen.port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    # As many HTTP servers as workers, LitServe's default and its advice.
+    server.run(host="127.0.0.1", port=chosen.port, log_level="warning", generate_client_file=False)
