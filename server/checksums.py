@@ -5,6 +5,7 @@ It stands alone in the image, so it imports nothing of the package.
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import BinaryIO
@@ -21,9 +22,12 @@ def newest_version(model: Path) -> Path | None:
 
 def compare_newest(repository: Path) -> None:
     """The version of every model that tritonserver would load. Raises `ChecksumError`."""
-    for config in sorted(repository.glob("*/config.pbtxt")):
-        if version := newest_version(config.parent):
-            compare(version)
+    try:
+        for config in sorted(repository.glob("*/config.pbtxt")):
+            if version := newest_version(config.parent):
+                compare(version)
+    except OSError as error:
+        raise ChecksumError(f"{repository} cannot be read: {error}") from error
 
 
 def compare(version: Path) -> None:
@@ -35,12 +39,12 @@ def compare(version: Path) -> None:
     if len(_versions(version.parent)) > 1:
         remedy += f", or remove {version} to go back to the version before"
     try:
-        expected = dict(json.loads(record.read_text())["files_sha256"])
-    except (ValueError, LookupError, TypeError) as error:
+        expected = {str(name): str(digest) for name, digest in json.loads(record.read_text())["files_sha256"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
     remedy += f"; where the change is meant, remove {record}"
     for name, digest in expected.items():
-        path = (version / name).resolve()  # labels.txt, for one, is the folder above's
+        path = Path(os.path.normpath(version / name))  # labels.txt, for one, is the folder above's
         try:
             with path.open("rb") as file:
                 found = _sha256(file)

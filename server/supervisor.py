@@ -187,7 +187,7 @@ class TritonServer:
                     if self.restarts:  # `start` has read it the first time
                         verify_newest(self._runtime.repository.path)
                     reason = self._run_once()
-                except (RepositoryError, StartError) as error:
+                except (RepositoryError, StartError, OSError) as error:
                     if not self._settled.is_set():
                         raise
                     reason = str(error)  # it had been ready before: try again

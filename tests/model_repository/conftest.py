@@ -23,8 +23,10 @@ class FakeTensor:
 class FakeRequest(dict):
     """Its tensors, by their names."""
 
+    name = "order-1"
+
     def request_id(self):
-        return "order-1"
+        return self.name
 
 
 class FakeError(Exception):

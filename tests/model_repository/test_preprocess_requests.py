@@ -84,8 +84,11 @@ def test_failures_are_logged_with_the_requests_id(step, model, request_of, monke
     model.execute([request_of(b"text")] * 50)
     assert len(lines) == step.LINES_A_SECOND
     clock[0] += 1
-    model.execute([request_of(b"text")])
+    long = request_of(b"text")
+    long.name = "7" * 1_000_000
+    model.execute([long])
     assert len(lines) == step.LINES_A_SECOND + 1
+    assert len(lines[-1]) < 700
 
 
 def test_an_error_of_ours_is_not_the_senders(step, model, request_of):

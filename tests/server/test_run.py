@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -132,6 +133,7 @@ def supervised(monkeypatch, tmp_path):
     class FakeRuntime:
         folder = tmp_path / "private"
         resize = None
+        repository = SimpleNamespace(path=tmp_path)
 
         def __init__(self, *arguments):
             self.removed = False
@@ -179,13 +181,13 @@ def test_a_bug_of_the_supervisor_is_told(supervised):
 
 def test_restarts_and_backs_off(supervised):
     events, pauses = [], []
-    server = supervised(["died", StartError("port"), "died"], on_event=events.append)
+    server = supervised(["died", StartError("port"), OSError("no memory")], on_event=events.append)
     real = server._stopping.wait
     server._stopping.wait = lambda seconds: pauses.append(seconds) if seconds != 10 else real(10)
     with server:
         assert not server.wait(0.3)
         assert server.restarts == 3
-    assert events == ["died; restarting", "port; restarting in 1 s", "died; restarting in 3 s"]
+    assert events == ["died; restarting", "port; restarting in 1 s", "no memory; restarting in 3 s"]
     assert pauses == [0, 1, 3]
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 NICENESS = 10
-LINES_A_SECOND = 10  # of failures in the log: nobody fills a disk with bad images
+LINES_A_SECOND, LONGEST_ID = 10, 128  # of failures in the log: nobody fills a disk with bad images
 
 
 def read_settings(config: dict[str, Any]) -> Settings:
@@ -115,7 +115,8 @@ class TritonPythonModel:
         self.lines = self.lines + 1 if second == self.second else 1
         self.second = second
         if self.lines <= LINES_A_SECOND:
-            pb_utils.Logger.log_warn(f"[request id: {request.request_id() or '<id_unknown>'}] {failure}")
+            name = request.request_id()[:LONGEST_ID] or "<id_unknown>"
+            pb_utils.Logger.log_warn(f"[request id: {name}] {failure[:500]}")
 
 
 def stack(outcomes: list[np.ndarray | Exception]) -> np.ndarray:
