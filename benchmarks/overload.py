@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import load_average_warning, run_as_served
-from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph, write_served
+from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph, steps_ms, write_served
 from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 2, 4, 8, 16)
@@ -79,12 +79,12 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    from client._transport import queue_timeout
+    from client._request import microseconds, queue_timeout
 
     request = service_pb2.ModelInferRequest(model_name="classifier")
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(struct.pack("<I", len(jpeg)) + jpeg)
-    request.parameters["timeout"].int64_param = queue_timeout(deadline)
+    request.parameters["timeout"].int64_param = microseconds(queue_timeout(deadline))
     outcomes: list[tuple[str, float, float]] = []  # kind, seconds taken, when it ended
     all_done = threading.Semaphore(0)
 
@@ -124,6 +124,7 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
 
 
 def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: float, threads: int) -> dict[str, Any]:
+    from client import Classifier, step_times
     from export.build import BuildOptions, build
     from server import TritonServer
 
@@ -138,7 +139,10 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
             bare, peaks, turns = [], [], []
             for repeat in range(repeats + 1):
                 bare.append(bare_rate(repository, threads, jpeg, seconds))
-                peaks.append(closed_loop(server.grpc_url, jpeg, callers, seconds)["images_per_s"])
+                with Classifier(server.grpc_url) as asking:
+                    before = asking.status()
+                    peaks.append(closed_loop(server.grpc_url, jpeg, callers, seconds)["images_per_s"])
+                    steps = step_times(before, asking.status())  # of the last closed loop
                 print(f"{arch}: {bare[-1]:.1f} images/s in a bare loop, {peaks[-1]:.1f} in a closed one", flush=True)
                 if repeat < repeats:
                     turns.append(one_turn(server.grpc_url, jpeg, peaks[-1], seconds, deadline))
@@ -153,6 +157,7 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
         "peak_callers": callers,
         "peak_over_bare": round(statistics.median(p / b for p, b in zip(peaks, bare, strict=True)), 3),
         "peaks": peaks,
+        "steps_ms": steps_ms(steps),
         "closed_loop": closed,
         "open_loop": opened,
     }

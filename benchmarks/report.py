@@ -90,7 +90,8 @@ def pages() -> dict[Path, list[list[str]]]:
         ROOT / "docs" / "operations.md": [served.faults_table(load("faults"))],
         ROOT / "docs" / "serving.md": [
             served.overload_table(load("overload")),
-            served.steps_table(load("serving_overhead")),
+            served.steps_table(load("serving_overhead"), "one image at a time"),
+            served.steps_table(load("overload"), f"in a closed loop of {load('overload')['rows'][0]['peak_callers']}"),
             served.first_request_table(load("first_request")),
             served.instances_table(load("instances")),
             *measured("preprocess", served.preprocess_table),

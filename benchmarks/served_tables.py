@@ -20,8 +20,8 @@ def serving_table(result: dict[str, Any]) -> list[str]:
     return lines + table(header, rows)
 
 
-def steps_table(result: dict[str, Any]) -> list[str]:
-    lines = [f"**Where a request's time goes**, by the server's own statistics, ms ({conditions(result)})", ""]
+def steps_table(result: dict[str, Any], load: str) -> list[str]:
+    lines = [f"**Where a request's time goes**, {load}, by the server's own statistics, ms ({conditions(result)})", ""]
     rows = [
         [row["arch"], model, *(f"{ms:.2f}" for ms in times.values())]
         for row in result["rows"]

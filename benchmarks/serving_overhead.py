@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,14 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         "added_ms": added,
         "grpc_ratio": ratio,
         "class_map_ratio": round(timings["class map"].median / bare_ms, 4),
-        "steps_ms": {
-            model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()
-        },
+        "steps_ms": steps_ms(steps),
         "seconds_to_ready": round(ready, 2),
     }
+
+
+def steps_ms(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Model -> phase -> mean milliseconds, of `client.step_times`."""
+    return {model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()}
 
 
 def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) -> None:

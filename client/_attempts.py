@@ -14,7 +14,7 @@ from client._errors import (
     QueueFullError,
     ServerUnavailableError,
 )
-from client._request import Answer, Request
+from client._request import Answer, Request, queue_timeout
 from client._servers import Servers
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds
@@ -76,10 +76,11 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
         tried.add(server)
         sent += 1
         left = deadline - time.monotonic()
+        wait = queue_timeout(left)
         if retries and servers.has_other(tried) and budget.has_more():
             left /= 2
         try:
-            answer = yield Send(server, replace(request, timeout=left))
+            answer = yield Send(server, replace(request, timeout=left, queue_timeout=wait))
         except ClassifierError as error:
             error.request_id, error.attempts = request.id, sent
             servers.report(server, error)

@@ -19,6 +19,7 @@ class Request:
         image: encoded bytes.
         top: how many classes are asked for.
         timeout: the seconds that are left for this attempt.
+        queue_timeout: the seconds that it may wait in the queue of each of the server's steps.
         id: what the server's log calls it.
         class_map: whether the map of the answer is asked for too.
     """
@@ -29,6 +30,18 @@ class Request:
     timeout: float
     id: str
     class_map: bool = False
+    queue_timeout: float = 5.0
+
+
+def queue_timeout(left: float) -> float:
+    """An eighth of the seconds that are left: the server's steps have two queues. Who is turned away learns it with
+    time to ask again, and what leaves both has three quarters to be answered in."""
+    return left / 8
+
+
+def microseconds(seconds: float) -> int:
+    """As the server counts; 0 would mean no limit to it."""
+    return max(1, int(seconds * 1e6))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,6 @@ def check_timeout(timeout: float) -> float:
     return timeout
 
 
-def queue_timeout(timeout: float) -> int:
-    """Microseconds that a request may wait in a step's queue: an eighth of its time. Two steps have queues: who
-    is turned away learns it with time to ask again, and what leaves both has three quarters to be answered in."""
-    return max(1, int(timeout * 0.125e6))
-
-
 def addresses(
     url: str | Sequence[str] | None, protocol: str, tls: TLSLike
 ) -> list[tuple[str, int, TLS | None, float | None]]:

@@ -9,10 +9,10 @@ from tritonclient.grpc import service_pb2
 
 from client._errors import ClassifierError, ProtocolError, error_from_status
 from client._prediction import parse_predictions
-from client._request import Answer, Request
+from client._request import Answer, Request, microseconds
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
-from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
+from client._transport import CLASS_MAP, INPUT, OUTPUT
 
 
 def channel_arguments(
@@ -23,6 +23,7 @@ def channel_arguments(
     options = [
         ("grpc.max_send_message_length", -1),  # gRPC's own limit of 4 MB is less than a photograph
         ("grpc.max_receive_message_length", -1),
+        ("grpc.lb_policy_name", "round_robin"),  # over all addresses of a name: a headless service's pods
         ("grpc.keepalive_time_ms", 60_000),  # a peer that vanished is noticed
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
@@ -43,7 +44,7 @@ def encode_request(request: Request) -> service_pb2.ModelInferRequest:
     message.outputs.add(name=OUTPUT).parameters["classification"].int64_param = request.top
     if request.class_map:
         message.outputs.add(name=CLASS_MAP)
-    message.parameters["timeout"].int64_param = queue_timeout(request.timeout)
+    message.parameters["timeout"].int64_param = microseconds(request.queue_timeout)
     return message
 
 

@@ -15,9 +15,9 @@ from client._errors import (
     shorten,
 )
 from client._prediction import parse_predictions
-from client._request import Answer, Request
+from client._request import Answer, Request, microseconds
 from client._status import ServerStatus, parse_status
-from client._transport import CLASS_MAP, INPUT, OUTPUT, queue_timeout
+from client._transport import CLASS_MAP, INPUT, OUTPUT
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
@@ -46,7 +46,7 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
         "id": request.id,
         "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}],
         "outputs": outputs,
-        "parameters": {"timeout": queue_timeout(request.timeout)},
+        "parameters": {"timeout": microseconds(request.queue_timeout)},
     }
     header = json.dumps(description).encode()
     headers = {

@@ -10,7 +10,7 @@ CAT = [Prediction("cät", 1, 0.9)]  # what the stubs answer
 def request(
     top: int = 1, timeout: float = 5, image: bytes = b"x", model: str = "m", class_map: bool = False
 ) -> Request:
-    return Request(model, image, top, timeout, "id-1", class_map)
+    return Request(model, image, top, timeout, "id-1", class_map, queue_timeout=0.3125)
 
 
 def ask(

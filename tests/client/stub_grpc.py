@@ -39,11 +39,17 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
         return json_format.ParseDict(self.statistics, service_pb2.ModelStatisticsResponse())
 
 
-def serve(stub: GrpcStub, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> tuple[grpc.Server, int]:
+def serve(
+    stub: GrpcStub,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    workers: int = 8,
+    host: str = "127.0.0.1",
+) -> tuple[grpc.Server, int]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-    server = grpc.server(ThreadPoolExecutor(8), options=options)
+    server = grpc.server(ThreadPoolExecutor(workers), options=options)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stub, server)
-    address = f"127.0.0.1:{port}"
+    address = f"{host}:{port}"
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     return server, port

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from asking import CAT, ask
 from stub_grpc import GrpcStub, serve
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client import (
     ClassifierError,
@@ -25,7 +26,7 @@ from client import (
     ServerUnavailableError,
 )
 from client._transport_grpc import GrpcTransport
-from client._wire_grpc import split_bytes_tensor
+from client._wire_grpc import channel_arguments, split_bytes_tensor
 
 
 @pytest.fixture
@@ -198,3 +199,21 @@ def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen["grpc.max_reconnect_backoff_ms"] <= 5_000  # gRPC's own 2 minutes would refuse a server that is back
     assert seen["grpc.keepalive_time_ms"] >= 30_000  # servers hang up on those who ask more often
     transport.close()
+
+
+def test_all_addresses_of_a_name_take_turns() -> None:
+    """As behind a headless service, here told to gRPC as a name's addresses would be."""
+    stubs = GrpcStub(), GrpcStub()
+    one, port = serve(stubs[0])
+    other, same = serve(stubs[1], port, host="127.0.0.2")
+    assert same == port
+    _, _, options = channel_arguments("name", port, None, None)
+    with grpc.insecure_channel(f"ipv4:127.0.0.1:{port},127.0.0.2:{port}", options=options) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        end = time.monotonic() + 10
+        while not all(len(stub.requests) > 2 for stub in stubs):
+            assert time.monotonic() < end, [len(stub.requests) for stub in stubs]
+            infer(service_pb2.ModelInferRequest(), timeout=5)
+    assert abs(len(stubs[0].requests) - len(stubs[1].requests)) <= 6
+    for server in (one, other):
+        server.stop(0).wait()

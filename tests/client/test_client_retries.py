@@ -23,6 +23,7 @@ from client import (
     ServerNotReadyError,
 )
 from client import _attempts as policy
+from client._request import microseconds
 from client._servers import Servers
 from client.testing import FakeTransport, Reply
 
@@ -195,6 +196,16 @@ def test_two_of_three_hang() -> None:
     with Classifier(transport=fakes, timeout=0.4) as classifier:
         assert classifier.classify(b"x")
     assert [round(fake.requests[0].timeout, 1) for fake in fakes] == [0.2, 0.1, 0.1]
+
+
+def test_a_wait_in_a_queue_is_an_eighth_of_all_that_is_left() -> None:
+    """Not of one attempt's half: a batch's time may be that long."""
+    fakes = [FakeTransport(hanging), FakeTransport(CAT)]
+    with Classifier(transport=fakes, timeout=0.8) as classifier:
+        assert classifier.classify(b"x")
+    assert [round(fake.requests[0].queue_timeout, 2) for fake in fakes] == [0.1, 0.05]
+    assert microseconds(0.05) == 50_000
+    assert microseconds(1e-9) == 1  # 0 is no limit
 
 
 def test_slow_servers_are_not_sent_everything_twice() -> None:
