@@ -3,7 +3,13 @@
 import os
 import shutil
 
-PACKAGES = {"haproxy": "haproxy", "nginx": "nginx-light", "prometheus": "prometheus", "promtool": "prometheus"}
+PACKAGES = {
+    "haproxy": "haproxy",
+    "nginx": "nginx-light",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
+}
 DAEMONS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # Debian keeps haproxy and nginx where only root's PATH leads
 
 

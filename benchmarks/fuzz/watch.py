@@ -54,9 +54,12 @@ class Watch:
         self.files = shared_memory_files(self.server)
         self.resident.append(resident_mib(self.server))
 
-    def check(self) -> None:
+    def check_processes(self) -> None:
         if self.server.restarts or {each.pid for each in server_processes(self.server)} != self.processes:
             raise AssertionError(f"tritonserver was restarted ({self.server.restarts} times)")
+
+    def check(self) -> None:
+        self.check_processes()
         for name, image in good().items():
             for protocol in ("grpc", "http"):
                 answer = ask(self.server, image, protocol)

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, load_average_warning, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
-HEADER = ("benchmark", "date", "machine")
+MOST_GROWTH = 2.0  # percent of resident memory, over the soak
 
 
 def write(part: str, content: Any, warning: str | None) -> Path:
@@ -28,7 +28,27 @@ def write(part: str, content: Any, warning: str | None) -> Path:
     return write_results("faults", versions=packages, **parts)
 
 
-def main() -> None:
+def not_held(part: str, content: dict[str, Any]) -> list[str]:
+    """What a part shows that should not be, in words."""
+    if part == "faults":
+        return [
+            f"{row['fault']}, through the {row['path']}: failed {row['failed']}, left {row['left_over']}, "
+            f"back {row['back_s']}"
+            for row in content["rows"]
+            if row["failed"] or any(row["left_over"].values()) or row["back_s"] is None
+        ]
+    if part == "restarts":
+        left = content["growth"], content["left_after_stop"]
+        return [f"{what}" for what in left if any(what.values())]
+    right = ("answered", "broken and refused")
+    wrong = {kind: count for kind, count in content["outcomes"].items() if kind not in right}
+    found = [f"the soak's outcomes: {wrong}"] if wrong else []
+    found += [f"{content['restarts']} restarts in the soak"] if content["restarts"] else []
+    grown = content["rss_growth_percent"]
+    return found + ([f"memory grew by {grown} %"] if grown >= MOST_GROWTH else [])
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part (may be given again)")
     parser.add_argument("--restarts", type=int, default=200)
@@ -41,6 +61,7 @@ def main() -> None:
     from benchmarks.resilience.restarts import restart
     from benchmarks.resilience.soak import soak
 
+    wrong = []
     with tempfile.TemporaryDirectory(prefix="resilience-") as folder:
         repository = build_digits(Path(folder))
         for part in options.only or PARTS:
@@ -52,7 +73,11 @@ def main() -> None:
             else:
                 content = soak(repository, options.requests)
             print(f"wrote {write(part, content, warning)}", flush=True)
+            wrong += not_held(part, content)
+    for line in wrong:
+        print(f"not held: {line}", flush=True)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

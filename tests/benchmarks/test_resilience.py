@@ -10,7 +10,8 @@ from benchmarks.resilience import __main__ as command
 from benchmarks.resilience.digits import Picture
 from benchmarks.resilience.footprint import Footprint, middle
 from benchmarks.resilience.load import Load
-from benchmarks.resilience.soak import Sample, growth
+from benchmarks.resilience.restarts import restart
+from benchmarks.resilience.soak import Sample, growth, soak
 from client import Classifier, QueueFullError, Request
 from client.testing import FakeTransport, Reply
 
@@ -60,3 +61,28 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
     found = json.loads(path.read_text())
     assert found["soak"] == {"warning": None, "requests": 1}
     assert found["restarts"] == {"warning": "busy", "restarts": 2}
+
+
+def test_what_was_not_held_is_said() -> None:
+    row = {"fault": "kill -9", "path": "client", "failed": {}, "left_over": {"processes": 0}, "back_s": 1.0}
+    assert command.not_held("faults", {"rows": [row]}) == []
+    for wrong in ({"failed": {"Late": 1}}, {"left_over": {"processes": 1}}, {"back_s": None}):
+        (line,) = command.not_held("faults", {"rows": [row, row | wrong]})
+        assert line.startswith("kill -9, through the client")
+    still = {"growth": {"processes": 0}, "left_after_stop": {"processes": 0}}
+    assert command.not_held("restarts", still) == []
+    assert len(command.not_held("restarts", still | {"growth": {"processes": 2}})) == 1
+    fine = {"outcomes": {"answered": 9, "broken and refused": 1}, "restarts": 0, "rss_growth_percent": 1.9}
+    assert command.not_held("soak", fine) == []
+    for wrong in ({"outcomes": {"answered wrongly": 1}}, {"restarts": 1}, {"rss_growth_percent": 2.0}):
+        assert len(command.not_held("soak", fine | wrong)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_dozen_restarts_and_a_short_soak(digits_repository: Path) -> None:
+    """Long enough to see what is left behind, not to see memory grow."""
+    assert command.not_held("restarts", restart(digits_repository, 12)) == []
+    found = soak(digits_repository, 3000)
+    assert command.not_held("soak", found | {"rss_growth_percent": 0.0}) == []
+    assert sum(found["outcomes"].values()) == 3000

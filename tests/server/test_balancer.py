@@ -1,22 +1,30 @@
 """HAProxy with deploy's configuration in front of real servers: who is sent to, who waits, and what a kill costs."""
 
+import concurrent.futures
 import contextlib
 import http.server
+import os
 import socket
+import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from benchmarks.programs import find_program, missing
+from benchmarks.resilience.__main__ import not_held
 from benchmarks.resilience.balancer import balancer
 from benchmarks.resilience.digits import Picture
-from benchmarks.resilience.faults import FAULTS, suffer
+from benchmarks.resilience.faults import FAULTS, endure, suffer
 from benchmarks.resilience.fleet import fleet
 from benchmarks.resilience.load import Load
 from benchmarks.slow_clients import DRIP, MESSAGE, OPEN, START
-from client import Classifier
+from client import Classifier, ClassifierError, DeadlineExceededError, QueueFullError, ServerNotReadyError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
+from stub_grpc import GrpcStub, serve
 
 pytestmark = [
     pytest.mark.server,
@@ -54,6 +62,29 @@ def dead_inside():
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{running.server_address[1]}"
         running.shutdown()
+
+
+@pytest.fixture
+def busy():
+    """(HTTP's address, gRPC's, their inferences, the event that ends them): both answer the check, and no inference."""
+    inferences, done = {"http": [], "grpc": []}, threading.Event()
+
+    class Busy(DeadInside):
+        def do_POST(self):
+            if b"BM:" not in self.rfile.read(int(self.headers["Content-Length"])):
+                inferences["http"].append(time.monotonic())
+                done.wait(30)
+            self.answer(200)
+
+    stub = GrpcStub()
+    stub.act = lambda context: (inferences["grpc"].append(time.monotonic()), done.wait(30))
+    grpc_server, port = serve(stub, workers=32)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{running.server_address[1]}", f"127.0.0.1:{port}", inferences, done
+        done.set()
+        running.shutdown()
+    grpc_server.stop(0).wait()
 
 
 @pytest.fixture
@@ -103,6 +134,46 @@ def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_i
         assert SLOW_SENDER_SECONDS - 1 < time.monotonic() - begun < SLOW_SENDER_SECONDS + 5
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_wait_for_a_free_server_is_told_as_one_and_who_has_gone_is_not_sent(busy, protocol, tmp_path):
+    http_address, grpc_address, inferences, done = busy
+    at_a_server = 16  # maxconn
+    with (
+        balancer([http_address], [grpc_address], tmp_path / "haproxy.log") as front,
+        concurrent.futures.ThreadPoolExecutor(at_a_server) as pool,
+        Classifier(front.http if protocol == "http" else front.grpc, protocol=protocol, retries=0) as classifier,
+    ):
+        held = [pool.submit(classifier.classify, b"x") for _ in range(at_a_server)]
+        begun = time.monotonic()
+        while len(inferences[protocol]) < at_a_server:
+            assert time.monotonic() < begun + 10, len(inferences[protocol])
+            time.sleep(0.05)
+        with pytest.raises(DeadlineExceededError):
+            classifier.classify(b"x", timeout=0.5)
+        begun = time.monotonic()
+        with pytest.raises(QueueFullError):
+            classifier.classify(b"x", timeout=20)
+        assert 4 < time.monotonic() - begun < 8
+        done.set()
+        for each in held:
+            with contextlib.suppress(ClassifierError):  # the stub over HTTP answers without a body
+                each.result()
+        time.sleep(0.5)
+        assert len(inferences[protocol]) == at_a_server
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_no_server_at_all_is_not_ready(nobody, protocol, tmp_path):
+    with balancer([nobody], [nobody], tmp_path / "haproxy.log") as front:
+        end = time.monotonic() + 10
+        while servers_up(front.metrics):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        address = front.http if protocol == "http" else front.grpc
+        with Classifier(address, protocol=protocol, retries=0) as classifier, pytest.raises(ServerNotReadyError):
+            classifier.classify(b"x")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["balancer", "client"])
 def test_kill_9_and_a_freeze_lose_no_request(path, repository, encode, tmp_path):
@@ -128,3 +199,10 @@ def test_kill_9_and_a_freeze_lose_no_request(path, repository, encode, tmp_path)
             assert not result["failed"], result
             assert result["answered_in_time"] == result["sent"] > 100
             assert set(result["left_over"].values()) == {0}, result
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+def test_full_folders_lose_no_request(digits_repository, tmp_path):
+    result = endure(digits_repository, tmp_path, FAULTS[4:])
+    assert not_held("faults", result) == []

@@ -1,0 +1,29 @@
+"""deploy/systemd/widefield.service: systemd takes it, and the server takes what it says."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from manifests import DEPLOY
+
+from benchmarks.programs import find_program, missing
+
+UNIT = DEPLOY / "systemd" / "widefield.service"
+
+
+@pytest.mark.skipif(find_program("systemd-analyze") is None, reason=missing("systemd-analyze"))
+def test_systemd_takes_it(tmp_path):
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/widefield/.venv/bin/python", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    copy.write_text(copy.read_text().replace("RestartSec=10", "RestartSecs=10"))
+    done = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
+    assert "RestartSecs" in done.stderr
+
+
+def test_the_server_takes_its_options():
+    (options,) = re.findall(r"^ExecStart=\S+ (.*)$", UNIT.read_text(), re.MULTILINE)
+    done = subprocess.run([sys.executable, *options.split()], capture_output=True, text=True, check=False)
+    assert "model repository /var/lib/widefield/model_repository does not exist" in done.stderr
