@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 FAILED_LOAD = re.compile(r"""failed to load ('[^']+') version \d+: (?:\w+(?: \w+)?: )?(.*?)"?$""")
-ERROR_LINE = re.compile(r"^E\d{4} [^\]]*\] *\"?(.*?)\"?$")
+ERROR_LINE = re.compile(r"^(?:\S+Z E|E\d{4}) [^\]]*\] *\"?(.*?)\"?$")  # ISO8601, or tritonserver's own format
+INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I ")
 CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
 USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
 NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM")
@@ -26,7 +27,7 @@ def failure_reasons(text: str, limit: int = 3) -> list[str]:
     for pattern in (USAGE, FAILED_LOAD, ERROR_LINE, CREATING):
         matches = [match for match in (pattern.search(line) for line in lines) if match]
         reasons = reasons or [": ".join(_first_line(group) for group in match.groups()) for match in matches]
-    last_words = [line.strip() for line in lines if line.strip() and line[0] not in "|+I"][-1:]
+    last_words = [line.strip() for line in lines if line.strip() and not INFORMATION.match(line)][-1:]
     return list(dict.fromkeys(reasons or last_words))[:limit]
 
 

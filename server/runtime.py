@@ -149,6 +149,7 @@ class Runtime:
             "metrics-address": endpoints.listen_address("metrics"),
             "metrics-port": endpoints.metrics,
             "metrics-config": "summary_latencies=true",
+            "log-format": "ISO8601",
             "exit-timeout-secs": drain_seconds,
         } | GRPC_PATIENCE
         if tls is not None:

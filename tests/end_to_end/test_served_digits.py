@@ -53,6 +53,11 @@ def servers() -> set[int]:
     return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"].startswith(names)}
 
 
+def shared_memory() -> set[str]:
+    """Files in /dev/shm; loky's are of the tests that run beside this one."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky")}
+
+
 def test_served_accuracy_is_the_same_on_both_protocols(digits_server: TritonServer, held_out: list[Path]) -> None:
     answers = {}
     for protocol, url in (("grpc", digits_server.grpc_url), ("http", digits_server.http_url)):
@@ -97,7 +102,7 @@ def test_command_line_answers_as_the_library_does(digits_server: TritonServer, h
 
 
 def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
-    before, running = set(os.listdir("/dev/shm")), servers()
+    before, running = shared_memory(), servers()
     started = time.time()
     command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -105,7 +110,7 @@ def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_pat
     assert "gave the same answers" in done.stdout
     assert (ROOT / "runs/demo.png").stat().st_mtime >= started
     assert servers() == running
-    assert set(os.listdir("/dev/shm")) <= before
+    assert shared_memory() <= before
     built = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*.p*t*")}
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -146,13 +151,13 @@ def test_the_log_names_the_request_whose_image_was_refused(digits_server: Triton
     lines = [line for line in digits_server._log.read_text().splitlines() if f"order-{protocol}" in line]
     (line,) = lines
     assert json.dumps(f"[request id: {name}] not a JPEG")[1:-1] in line
-    assert line.startswith("W")
+    assert re.match(r"\S+Z W ", line)
 
 
 def test_serve_stays_and_ctrl_c_leaves_nothing(
     digits_checkpoint: Path, digits_repository: Path, tmp_path: Path
 ) -> None:
-    before = set(os.listdir("/dev/shm"))
+    before = shared_memory()
     output = tmp_path / "output"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with output.open("w") as file:
@@ -178,7 +183,7 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(
     assert children, "no tritonserver was running"
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
-    assert set(os.listdir("/dev/shm")) <= before
+    assert shared_memory() <= before
 
 
 def test_record_and_labels_fit(digits_repository: Path) -> None:

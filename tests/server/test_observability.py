@@ -68,7 +68,7 @@ def observed(repository, encode, tmp_path_factory):
     """(lines of the log while verbose, events of the trace) of a server that has ended; its answers to management."""
     folder = tmp_path_factory.mktemp("observed")
     log, trace = folder / "log", folder / "trace.json"
-    options = ["--log-format=ISO8601", f"--trace-config=triton,file={trace}", "--trace-config=rate=1"]
+    options = [f"--trace-config=triton,file={trace}", "--trace-config=rate=1"]
     options += ["--trace-config=level=TIMESTAMPS"]
     with TritonServer(repository, log_file=log, management_token="secret", tritonserver_args=options) as server:
         assert manage(server, "/v2/logging", {"log_verbose_level": 1}, "guess")[0] == 403

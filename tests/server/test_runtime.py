@@ -75,6 +75,7 @@ def test_command(runtime):
         f"--backend-config=python,shm-region-prefix-name={runtime.folder.name}-",
         f"--backend-directory={runtime.folder / 'backends'}",
         "--model-config-name=embedded",
+        "--log-format=ISO8601",
     ):
         assert option in command
     assert command[-1] == "--log-verbose=1"
