@@ -64,7 +64,8 @@ def write_repository(
             )
         folder = stage / "backbone" / str(number)
         folder.mkdir(parents=True)
-        _write_record(folder, write_backbone(folder), sorted(folder.iterdir()))
+        record = write_backbone(folder)
+        _write_record(folder, sorted(folder.iterdir()), **record)
         for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, spec, labels, warmup_image)
@@ -86,21 +87,21 @@ def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], war
         _replace(stage / name / "labels.txt", ("\n".join(labels) + "\n").encode())
         version = stage / name / "1"
         _replace(version / ".gitkeep", b"")  # an ensemble needs a version folder, and it holds no model
-        _write_record(version, {}, [version.parent / "labels.txt"])
+        _write_record(version, [version.parent / "labels.txt"])
     step = stage / "preprocess" / "1"
     for source in PREPROCESS_SOURCE.glob("*.py"):
         _replace(step / source.name, source.read_bytes())
     warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
     warmup.parent.mkdir(exist_ok=True)
     _replace(warmup, struct.pack("<I", len(warmup_image)) + warmup_image)  # a string element: its length, its bytes
-    _write_record(step, {}, [*sorted(step.glob("*.py")), warmup])
+    _write_record(step, [*sorted(step.glob("*.py")), warmup])
     softmax = stage / "softmax" / "1" / "model.pt"
     softmax.unlink(missing_ok=True)  # a hard link to the repository in use: never written through
     save_torchscript(script_softmax(), softmax)
-    _write_record(softmax.parent, {}, [softmax])
+    _write_record(softmax.parent, [softmax])
 
 
-def _write_record(version: Path, record: dict[str, Any], files: list[Path]) -> None:
+def _write_record(version: Path, files: list[Path], **record: Any) -> None:
     """build.json of a version: `record`, and by their names from there the checksums that the server compares."""
     digests = {os.path.relpath(file, version): sha256(file) for file in files}
     _replace(version / "build.json", (json.dumps({**record, "files_sha256": digests}, indent=2) + "\n").encode())

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,16 +84,20 @@ def verify(version: Path) -> None:
 
     Raises `RepositoryError` for a file that is missing, cut off or changed since it was built.
     """
-    try:
+    with _as_repository_error():
         compare(version)
-    except ChecksumError as error:
-        raise RepositoryError(str(error)) from error
 
 
 def verify_newest(repository: Path) -> None:
     """`verify` of every model's version that tritonserver would load."""
-    try:
+    with _as_repository_error():
         compare_newest(repository)
+
+
+@contextmanager
+def _as_repository_error() -> Iterator[None]:
+    try:
+        yield
     except ChecksumError as error:
         raise RepositoryError(str(error)) from error
 
