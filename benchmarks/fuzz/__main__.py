@@ -22,12 +22,16 @@ from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_blo
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
 from benchmarks.harness import load_average_warning, versions, write_results
+from export.configs import PREPROCESS_INSTANCES, ServingSpec
 
 SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
 BLOCK = 500
-# MiB that may be added to what each holds at the start: in both preprocess processes an image of the most pixels
-# (max_pixels) with four channels; in tritonserver each sender's largest file, twice.
-ROOM = {"tritonserver": 2 * SENDERS * 20, "preprocess": 2 * 4 * 89_478_485 // 2**20}
+# MiB that may be added to what each holds at the start: in tritonserver each sender's largest file, twice; in each
+# preprocess process an image of the most pixels with four channels.
+ROOM = {
+    "tritonserver": 2 * SENDERS * ServingSpec.max_file_bytes // 2**20,
+    "preprocess": PREPROCESS_INSTANCES * 4 * ServingSpec.max_pixels // 2**20,
+}
 
 
 def blocks(cases: int, seed: int) -> list[tuple[str, list[str]]]:
