@@ -6,7 +6,10 @@ import shutil
 import subprocess
 
 import promql_parser
+import pydantic
 import pytest
+import yaml
+from configured import AdapterValues, DashboardProviders, DataSources
 from manifests import DEPLOY, RULES, dashboard, queries, rules, selectors
 
 from benchmarks.programs import find_program, missing
@@ -77,6 +80,41 @@ def test_grafana_knows_every_field_of_the_dashboard():
         "dashboard.panels[1].fieldConfig.defaults.custom.fillOpasity",
         "dashboard.refreshh",
     ]
+
+
+CONFIGURED = {
+    "helm/prometheus-adapter-values.yaml": AdapterValues,
+    "grafana/provisioning/datasources/prometheus.yml": DataSources,
+    "grafana/provisioning/dashboards/widefield.yml": DashboardProviders,
+}
+
+
+def keys(content, path=()):
+    """The path of every key of a nested document."""
+    entries = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in entries:
+        if isinstance(content, dict):
+            yield (*path, key)
+        yield from keys(value, (*path, key))
+
+
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_adapter_and_grafana_know_every_field_of_their_configuration(name):
+    text = (DEPLOY / name).read_text()
+    CONFIGURED[name].model_validate(yaml.safe_load(text))
+    misspelt = 0
+    for *above, key in keys(yaml.safe_load(text)):
+        if above[-1:] == ["overrides"]:
+            continue  # its keys are the labels of a series
+        wrong = yaml.safe_load(text)
+        place = wrong
+        for step in above:
+            place = place[step]
+        place[f"{key}s"] = place.pop(key)
+        with pytest.raises(pydantic.ValidationError, match=f"{key}s"):
+            CONFIGURED[name].model_validate(wrong)
+        misspelt += 1
+    assert misspelt >= 7
 
 
 def test_every_alert_is_tested_and_has_a_severity():
