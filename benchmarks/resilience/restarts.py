@@ -23,6 +23,7 @@ def restart(repository: Path, count: int) -> dict[str, Any]:
     seconds: list[float] = []
     prints: list[Footprint] = []
     ways: Counter[str] = Counter()
+    before = _footprint(names).processes  # of this process, whoever started them
     server = _start(repository, names)
     try:
         for number in range(count + 1):
@@ -53,7 +54,11 @@ def restart(repository: Path, count: int) -> dict[str, Any]:
         "first": first,
         "last": last,
         "growth": {name: last[name] - first[name] for name in first},
-        "left_after_stop": {"processes": after.processes, "shm_files": after.shm_files, "folders": after.folders},
+        "left_after_stop": {
+            "processes": after.processes - before,
+            "shm_files": after.shm_files,
+            "folders": after.folders,
+        },
     }
 
 

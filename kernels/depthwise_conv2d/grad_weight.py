@@ -55,18 +55,16 @@ def candidates(height: int, width: int, kernel_height: int, kernel_width: int, e
             if 32 < needed <= 48:
                 window, extra = 32, 16
             rows, columns = taps * step_x, step_y * (window + extra)
-            if rows > 256 or rows * columns > (128 if element_bytes == 4 else 192) * 128:
+            if rows > 256 or rows * columns > (96 if element_bytes == 4 else 192) * 128:
                 continue
             offset = window_offset(kernel_width, step_x, window + extra)
             vector = min(step_x, power_of_two(width))
             loads = rows / vector + columns / min(vector, power_of_two(offset))
             covered = triton.cdiv(height, step_y) * triton.cdiv(width, step_x)  # products of a column by a row
             cycles = covered * (rows * columns / 1024 + loads / 10) / (height * width)
-            warps = 8 if rows * columns > 64 * 64 else 4
-            yield (
-                cycles,
-                GradWeightTile(step_y, step_x, taps, window, extra, 32 if element_bytes == 4 else 64, warps, 3),
-            )
+            # IEEE products keep a step's operands in registers: larger steps, or fewer warps, spill.
+            block_k, warps = (16, 8) if element_bytes == 4 else (64, 8 if rows * columns > 64 * 64 else 4)
+            yield cycles, GradWeightTile(step_y, step_x, taps, window, extra, block_k, warps, 3)
 
 
 def choose_tile(height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int) -> GradWeightTile:
@@ -81,6 +79,11 @@ def choose_splits(triples: int, channels: int, block_k: int) -> tuple[int, int]:
     splits = max(1, min(triton.cdiv(PROGRAMS, channels), blocks // LEAST_STEPS))
     steps = triton.cdiv(blocks, splits)
     return triton.cdiv(blocks, steps), steps
+
+
+def most_registers(element_bytes: int) -> int | None:
+    """A thread's limit. None: the assembler's choice, which for float32 is to spill a little rather than take more."""
+    return 255 if element_bytes == 4 else None
 
 
 def launch(grad, input, grad_weight, precision="ieee", tile=None):
@@ -114,6 +117,7 @@ def launch(grad, input, grad_weight, precision="ieee", tile=None):
         INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=most_registers(input.element_size()),
     )
     reduce_kernel[(channels, triton.cdiv(kernel_height * kernel_width, BLOCK_TAPS))](
         partial,

@@ -56,7 +56,7 @@ def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, pr
     """(machine code, the tile: the rule's where none is given)."""
     import triton.language as tl
 
-    from kernels.depthwise_conv2d.grad_weight import choose_tile, window_offset
+    from kernels.depthwise_conv2d.grad_weight import choose_tile, most_registers, window_offset
     from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel as kernel
 
     tile = tile or choose_tile(size, size, kernel_size, kernel_size, dtype.itemsize)
@@ -65,4 +65,6 @@ def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, pr
     constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}
     constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | more
     pointers = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype], "partial_ptr": "*fp32"}
-    return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder), tile
+    registers = most_registers(dtype.itemsize)
+    code = machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder, registers=registers)
+    return code, tile

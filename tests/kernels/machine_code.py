@@ -41,9 +41,11 @@ def run_tool(name: str, *arguments: str) -> str:
     return subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def machine_code(kernel, architecture, pointers, constants, warps, stages, folder: Path, multiples=()) -> MachineCode:
+def machine_code(
+    kernel, architecture, pointers, constants, warps, stages, folder: Path, multiples=(), registers=None
+) -> MachineCode:
     """As the just-in-time compiler would for aligned pointers: `pointers` by name, the rest 32-bit integers, of which
-    `multiples` are of 16."""
+    `multiples` are of 16; `registers` a thread at most."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -52,7 +54,7 @@ def machine_code(kernel, architecture, pointers, constants, warps, stages, folde
     sixteen = {*pointers, *multiples}
     attributes = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in sixteen}
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     path = folder / "kernel.cubin"
     path.write_bytes(compiled.asm["cubin"])

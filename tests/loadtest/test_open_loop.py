@@ -30,7 +30,8 @@ def test_a_stall_shows_in_an_open_loop_only(loadtest: Loadtest, tmp_path: Path, 
         done = loadtest("--host", server.address, *SMALL, *load, *times, "--results", str(saved))
         assert done.returncode == 0, done.stderr
         (found[name],) = rows(saved)
-        assert server.count - found[name]["requests"] in (0, 1)  # 1: a closed loop's last round is left out
+        left_out = server.count - found[name]["requests"]  # what a closed loop sends until it is told to stop
+        assert left_out == 0 if name == "open" else 0 <= left_out <= 0.01 * server.count
         assert 1400 < found[name]["max_ms"] < 3000
     assert abs(found["open"]["requests"] - 360) < 5 * math.sqrt(360)
     assert found["open"]["p90_ms"] > 500  # a quarter of the requests was due during the stall
