@@ -86,7 +86,7 @@ def test_capacity(loadtest: Loadtest, tmp_path: Path, load_server: "TritonServer
     assert done.returncode == 0, done.stderr
     found = json.loads(saved.read_text())["capacity"]
     assert f"capacity: {found['rate']:.1f} requests/s" in done.stdout
-    assert 8 <= found["rate"] <= 32  # a second's chance more
+    assert 4 <= found["rate"] <= 32  # of three seconds, beside other tests
     tried = {rate: outcomes for rate, outcomes in found["tried"]}
     assert tried[found["rate"]].count(True) == 2
     assert found["limited"] or any(outcomes.count(False) == 2 for outcomes in tried.values())
