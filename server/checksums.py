@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+RECORD = "build.json"
+
 
 class ChecksumError(Exception):
     """A file is missing, cut off or changed since it was built; the message says how to go back."""
@@ -30,9 +32,16 @@ def compare_newest(repository: Path) -> None:
         raise ChecksumError(f"{repository} cannot be read: {error}") from error
 
 
+def unchecked(repository: Path) -> str:
+    """A line about the versions that tritonserver would load and that have no build.json; empty where all have one."""
+    newest = (newest_version(config.parent) for config in sorted(repository.glob("*/config.pbtxt")))
+    names = [f"{each.parent.name}/{each.name}" for each in newest if each and not (each / RECORD).is_file()]
+    return f"{', '.join(names)}: served unchecked, without {RECORD}; build_models.py writes it" if names else ""
+
+
 def compare(version: Path) -> None:
-    """Of a version that has no build.json nothing is known. Raises `ChecksumError`."""
-    record = version / "build.json"
+    """Of a version that has no build.json nothing is known: see `unchecked`. Raises `ChecksumError`."""
+    record = version / RECORD
     if not record.is_file():
         return
     remedy = "build it again"
@@ -67,9 +76,10 @@ def _sha256(file: BinaryIO) -> str:
 
 
 def main(repository: str) -> str | None:
-    """The reason not to serve it, None where there is none."""
+    """The reason not to serve it, None where there is none; prints what is served unchecked."""
     try:
         compare_newest(Path(repository))
+        print(unchecked(Path(repository)), end="")
     except ChecksumError as error:
         return str(error)
     return None

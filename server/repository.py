@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checksums import ChecksumError, compare, compare_newest, newest_version
+from server.checksums import ChecksumError, compare, compare_newest, newest_version, unchecked
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
@@ -28,6 +28,8 @@ class Repository:
     """The first model that calls an operator of the native library, None where no model does."""
     backends: Mapping[str, str]
     """Model -> the backend that the server must have for it. Not in it: ensembles, and a model that brings its own."""
+    unchecked: str = ""
+    """A line about the versions without checksums; empty where there are none."""
     overridden: tuple[str, ...] = ()
     """One line for each config.pbtxt that was edited where the embedded server reads another in its place."""
 
@@ -76,7 +78,8 @@ def read_repository(path: str | Path) -> Repository:
             backends[folder.name] = backend
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
             needs_library = folder.name
-    return Repository(root, tuple(folder.name for folder in folders), needs_library, backends, tuple(overridden))
+    models = tuple(folder.name for folder in folders)
+    return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden))
 
 
 def verify(version: Path) -> None:

@@ -115,7 +115,8 @@ class TritonServer:
         self._choose_ports()
         installation = find_tritonserver()
         check_backends(repository.backends, installation, self.tritonserver_args)
-        for line in repository.overridden if installation.embedded else ():
+        overridden = repository.overridden if installation.embedded else ()
+        for line in filter(None, (repository.unchecked, *overridden)):
             self.on_event(f"warning: {line}")
         if self.log_file is not None:
             check_log_file(self.log_file)

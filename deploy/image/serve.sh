@@ -12,7 +12,8 @@ models=${WIDEFIELD_MODELS:-/models}
 for file in "$library" "$checksums" "$models"; do
   [[ -e $file ]] || { echo "serve.sh: $file does not exist: mount the model repository, or build the image anew" >&2; exit 1; }
 done
-reason=$(python3 "$checksums" "$models" 2>&1) || { echo "serve.sh: $reason" >&2; exit 1; }  # a file is not what was built
+said=$(python3 "$checksums" "$models" 2>&1) || { echo "serve.sh: $said" >&2; exit 1; }  # a file is not what was built
+[[ -z $said ]] || echo "serve.sh: warning: $said" >&2
 
 # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
 if [[ -n ${WIDEFIELD_TLS_CERT:-}${WIDEFIELD_TLS_KEY:-}${WIDEFIELD_TLS_CLIENT_CA:-} ]]; then

@@ -101,6 +101,7 @@ def serve(tmp_path):
         def read(name):
             return dict(line.split("=", 1) for line in (tmp_path / name).read_text().splitlines() if "=" in line)
 
+        (tmp_path / "said").write_text(done.stderr)
         return (tmp_path / "arguments").read_text().splitlines(), read("environment"), read("stub")
 
     return run
@@ -146,6 +147,17 @@ def test_the_same_settings_as_the_launcher(serve):
     ):
         assert option in arguments
     assert "WIDEFIELD_MANAGEMENT_TOKEN" not in environment
+
+
+def test_what_is_served_unchecked_is_told(tmp_path, serve):
+    (tmp_path / "models/backbone/1").mkdir(parents=True)
+    (tmp_path / "models/backbone/config.pbtxt").touch()
+    assert serve()[0]  # it starts all the same
+    warning = "serve.sh: warning: backbone/1: served unchecked, without build.json; build_models.py writes it\n"
+    assert (tmp_path / "said").read_text() == warning
+    (tmp_path / "models/backbone/1/build.json").write_text('{"files_sha256": {}}')
+    serve()
+    assert (tmp_path / "said").read_text() == ""
 
 
 def test_what_the_user_sets_stays(serve):

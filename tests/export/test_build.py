@@ -84,7 +84,7 @@ def test_onnx_alone(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_an_edit_of_the_config_that_the_embedded_server_does_not_read_is_told(repository: Path, tmp_path: Path) -> None:
     shutil.copytree(repository, own := tmp_path / "models")
-    assert read_repository(own).overridden == ()
+    assert (read_repository(own).unchecked, read_repository(own).overridden) == ("", ())
     path = own / "preprocess" / "config.pbtxt"
     path.write_text(path.read_text().replace("count: 2", "count: 3"))
     (line,) = read_repository(own).overridden

@@ -48,6 +48,7 @@ def write_model(root, text, name, script=None):
     folder = root / name
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(text)
+    (folder / "1" / "build.json").write_text('{"files_sha256": {}}')
     if script is not None:
         script.save(str(folder / "1" / "model.pt"))
     return folder

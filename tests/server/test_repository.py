@@ -41,6 +41,16 @@ def test_empty(tmp_path):
         read_repository(tmp_path)
 
 
+def test_versions_without_checksums_are_told(tmp_path):
+    for name in ("backbone", "softmax"):
+        write_torchscript(write(tmp_path, name, 'backend: "pytorch"') / "1/model.pt", "")
+    line = "backbone/1, softmax/1: served unchecked, without build.json; build_models.py writes it"
+    assert read_repository(tmp_path).unchecked == line
+    for name in ("backbone", "softmax"):
+        (tmp_path / name / "1/build.json").write_text('{"files_sha256": {}}')
+    assert read_repository(tmp_path).unchecked == ""
+
+
 def test_no_version(tmp_path):
     write(tmp_path, "backbone", 'backend: "pytorch"', "labels.txt", "draft/model.pt")
     with pytest.raises(RepositoryError, match=r"model backbone .* has no version folder"):
