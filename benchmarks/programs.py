@@ -5,12 +5,11 @@ import shutil
 
 PACKAGES = {
     "haproxy": "haproxy",
-    "nginx": "nginx-light",
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "systemd-analyze": "systemd",
 }
-DAEMONS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # Debian keeps haproxy and nginx where only root's PATH leads
+DAEMONS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # Debian keeps haproxy where only root's PATH leads
 
 
 def find_program(name: str) -> str | None:

@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
     add_token_options(parser)
-    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then listens on this machine only (deploy/proxy)")
+    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")
     tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
     tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate of these (mutual TLS)")

@@ -31,8 +31,13 @@ def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[s
 
 
 @contextlib.contextmanager
-def balancer(http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float = 20.0) -> Iterator[Balancer]:
-    """In front of these servers, host:port each; ends with the block. Raises `OSError` where there is no HAProxy."""
+def balancer(
+    http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float = 20.0, config: Path = CONFIG, **variables: str
+) -> Iterator[Balancer]:
+    """In front of these servers, host:port each; ends with the block. `variables`: what else the configuration reads.
+
+    Raises `OSError` where there is no HAProxy, or it does not start.
+    """
     program = find_program("haproxy")
     if program is None:
         raise OSError(missing("haproxy"))
@@ -40,8 +45,8 @@ def balancer(http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float
     bind = dict(zip(("bind_http", "bind_grpc", "bind_metrics"), addresses, strict=True))
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [program, "-db", "-f", str(CONFIG)],
-            env={**os.environ, **environment(http, grpc, **bind)},
+            [program, "-db", "-f", str(config)],
+            env={**os.environ, **environment(http, grpc, **bind), **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

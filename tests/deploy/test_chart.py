@@ -219,8 +219,24 @@ def test_rules_and_dashboard_are_the_files():
     assert one(manifests, "ConfigMap")["data"]["widefield.json"].strip() == DASHBOARD.read_text().strip()
 
 
+@pytest.mark.parametrize("values", [{"service": {"http": None}}, {"tls": {"secretName": "mine"}}])
+def test_grpc_alone(values):
+    """Others hear no HTTP: no service, no rule, and it listens for the probes inside the pod."""
+    for exposed, manifests in ((True, render()), (False, render(values))):
+        (container,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        host = {each["name"]: each.get("value") for each in container["env"]}.get("WIDEFIELD_HTTP_HOST")
+        assert host == (None if exposed else "127.0.0.1")
+        services = {
+            port["name"] for (kind, _), each in manifests.items() if kind == "Service" for port in each["spec"]["ports"]
+        }
+        assert services == {"grpc", "metrics"} | ({"http"} if exposed else set())
+        rules = one(manifests, "NetworkPolicy")["spec"]["ingress"]
+        ports = {port["port"] for rule in rules for port in rule["ports"]}
+        assert ports == services
+
+
 def test_tls():
-    """Off unless a secret is named; with one, the entry point is told of its files, and HTTP has no service."""
+    """Off unless a secret is named; with one, the entry point is told of its files."""
     off = str(render().values())
     assert "WIDEFIELD_TLS" not in off
     for clients in (False, True):
@@ -233,7 +249,3 @@ def test_tls():
         assert mount == {"name": "tls", "mountPath": "/tls", "readOnly": True}
         (volume,) = [each for each in spec["volumes"] if each["name"] == "tls"]
         assert volume["secret"]["secretName"] == "mine"
-        ports = [
-            port["name"] for each in manifests.values() if each["kind"] == "Service" for port in each["spec"]["ports"]
-        ]
-        assert sorted(ports) == ["grpc", "metrics"]

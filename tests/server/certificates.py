@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+import ssl
 from dataclasses import dataclass
 
 import grpc
@@ -50,6 +51,14 @@ class Authority:
         path = self.folder / name
         path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return path
+
+
+def context_of(root, pair=None):
+    """A client's context that trusts `root`, with a certificate of its own."""
+    context = ssl.create_default_context(cafile=str(root))
+    if pair:
+        context.load_cert_chain(*pair)
+    return context
 
 
 def ready(url, root, pair=None):

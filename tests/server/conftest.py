@@ -12,7 +12,6 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from certificates import Authority
-from nginx_proxy import context_of, nginx
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
@@ -219,16 +218,3 @@ def classify():
             return client.infer("classifier", [tensor]).as_numpy("probabilities")
 
     return run
-
-
-@pytest.fixture(scope="module")
-def proxy(secured_server, authority, tmp_path_factory):
-    """nginx with deploy/proxy/nginx.conf, where it is installed."""
-    with nginx(secured_server, authority, tmp_path_factory.mktemp("nginx")) as running:
-        yield running
-
-
-@pytest.fixture
-def trusted(authority):
-    """A client's TLS context that the proxy takes."""
-    return context_of(authority.ca, authority.issue("client"))

@@ -8,7 +8,9 @@ import socket
 import socketserver
 import threading
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.fuzz.http_message import INFER, binary, dump, inference, message
 from benchmarks.fuzz.images import good
@@ -69,6 +71,22 @@ def test_pictures_and_questions_pass(proxy):
     assert send_http(proxy, binary(*inference(good()["JPEG"] + b'{"data": []}'))) == "HTTP 200"  # a picture may say so
     assert send_http(proxy, message(b"", method="GET", path="/v2/models/classifier/stats")) == "HTTP 200"
     assert send_http(proxy, message(dump({}), path=INFER)) == "HTTP 400"
+
+
+def test_grpc_takes_one_message_of_bounded_size(server, tmp_path):
+    """A stream, or a message that no buffer holds, could keep a server's place for as long as its sender likes."""
+    with (
+        balancer([server.http_url], [server.grpc_url], tmp_path / "log") as front,
+        grpc.insecure_channel(front.grpc) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = service_pb2.ModelInferRequest(model_name="classifier", raw_input_contents=[b"\0" * 22_020_096])
+        with pytest.raises(grpc.RpcError, match="more than 22020096 bytes: send a smaller image"):
+            stub.ModelInfer(request, timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), timeout=10))
+        assert caught.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.CANCELLED)
+        assert stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=10).ready
 
 
 class Fragile(http.server.BaseHTTPRequestHandler):

@@ -18,6 +18,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
+{{/* Not empty where HTTP is served beyond the pod. */}}
+{{- define "widefield.http" -}}
+{{ if and .Values.service.http (not .Values.tls.secretName) }}true{{ end }}
+{{- end }}
+
 {{- define "widefield.probe" -}}
 exec:
   command: [/opt/widefield/probe.py, {{ .question }}]
