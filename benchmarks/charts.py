@@ -42,7 +42,7 @@ def cpu_panel(axes: Any, result: dict[str, Any], batch: int) -> None:
     axes.barh(names, medians, color=[OUR_COLOUR if name.startswith("Widefield") else OTHERS[0] for name in names])
     for name, value in zip(names, medians, strict=True):
         axes.text(value, name, f" {value:.0f}", va="center", fontsize=8)
-    axes.set(title=f"RepLKNet-31B, batch {batch}, fp32: ms", xlim=(0, 1.2 * max(medians)))
+    axes.set(title=f"RepLKNet-31B, batch {batch}, fp32 or as named: ms", xlim=(0, 1.2 * max(medians)))
 
 
 def _fastest(row: dict[str, Any], kind: str) -> float | None:

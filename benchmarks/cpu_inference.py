@@ -3,10 +3,12 @@
     python -m benchmarks.cpu_inference [--arch replknet_31b] [--batches 1,8] [--rounds 10]
 
 One process, the same weights, pixels uint8 in and logits out, all cores. A candidate whose logits differ from eager's
-is not timed. OpenVINO is measured in fp32, as the others are, and as it comes (bf16 where the processor has it).
+is not timed. All are measured in fp32; besides, Widefield as `--precision bf16` builds it, and OpenVINO as it comes
+(bf16 where the processor has it).
 """
 
 import argparse
+import copy
 import functools
 import os
 import tempfile
@@ -37,6 +39,8 @@ def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callabl
     model = create_model(arch).eval()
     deploy = reparameterize(model)
     eager = ServedBackbone(deploy, config.mean, config.std)
+    half = ServedBackbone(copy.deepcopy(deploy), config.mean, config.std, "bf16")
+    save_torchscript(trace_backbone(half, config.image_size), folder / "bf16.pt")
     save_torchscript(trace_backbone(eager, config.image_size), folder / "model.pt")
     export_onnx(eager, config.image_size, folder / "model.onnx")
     served = torch.jit.load(str(folder / "model.pt"))
@@ -51,6 +55,7 @@ def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callabl
     return {
         "eager": (eager, FP32_TOLERANCE),
         "Widefield TorchScript": (served, FP32_TOLERANCE),
+        "Widefield TorchScript bf16": (torch.jit.load(str(folder / "bf16.pt")), BF16_TOLERANCE),
         "OpenVINO fp32": (lambda pixels: fp32(pixels.numpy())[0], FP32_TOLERANCE),
         "ONNX Runtime": (lambda pixels: session.run(None, {"pixels": pixels.numpy()})[0], FP32_TOLERANCE),
         "OpenVINO default precision": (lambda pixels: default(pixels.numpy())[0], BF16_TOLERANCE),

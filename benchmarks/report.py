@@ -22,7 +22,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def inference_table(result: dict[str, Any]) -> list[str]:
-    lines = [f"**{result['arch']} at {result['image_size']} px on the CPU, fp32** ({conditions(result)})", ""]
+    what = f"{result['arch']} at {result['image_size']} px on the CPU, fp32 or as named"
+    lines = [f"**{what}** ({conditions(result)})", ""]
     rows = []
     for row in result["rows"]:
         ms = row["ms"]

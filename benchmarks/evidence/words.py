@@ -68,7 +68,7 @@ with the references; of all seeds the largest, and the fewest steps. **Small ste
 what is computed differs by float32's rounding, the weights hardly move, and the curves must stay together to the end.
 The preset's own rate of 4e-3 from random weights multiplies rounding: in float32 the curves part after a few steps,
 whoever computes, and float32 moves the references' own curve about as far from their float64 one. In float64 the
-operators' CPU implementation is PyTorch's own convolution (the AVX-512 kernel is float32's), so its row shows the
+operators' CPU implementation is PyTorch's own convolution (the AVX-512 kernel has no float64), so its row shows the
 loss's operator and the gradients' wiring alone.
 """,
 }

@@ -22,6 +22,39 @@ constexpr int kColumns = 7;  // output columns in a tile: 14 and 28 divide by it
 constexpr int kGroup = 4;    // channel blocks that are copied in one sweep over the image: cache lines side by side
 constexpr int kBorder = kColumns - 1;  // zero columns left and right: a tile's taps reach at most this far outside
 
+inline __m512 load(const float* p) { return _mm512_loadu_ps(p); }
+
+inline __m512 load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+inline __m512 load(const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// The first `count` of 16; the others are zero, and nothing is read there.
+template <class Element>
+inline __m512 load_part(const Element* p, int64_t count) {
+  if (count == kLanes) return load(p);
+  Element lanes[kLanes] = {};
+  std::memcpy(lanes, p, count * sizeof(Element));
+  return load(lanes);
+}
+
+inline void store(float* p, __m512 value) { _mm512_storeu_ps(p, value); }
+
+inline void store(Half* p, __m512 value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline void store(BFloat16* p, __m512 value) {  // to nearest, ties to even; a NaN stays one
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(1 << 22));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
 struct Free {
   void operator()(float* p) const { std::free(p); }
 };
@@ -102,28 +135,28 @@ inline void transpose(__m512 (&rows)[kLanes]) {
 }
 
 // [16][taps] -> [taps][16]
-inline void pack_weight(const float* weight, int64_t taps, float* packed) {
+template <class Element>
+inline void pack_weight(const Element* weight, int64_t taps, float* packed) {
   for (int64_t tap = 0; tap < taps; tap += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, taps - tap);
-    const __mmask16 inside = static_cast<__mmask16>((1u << count) - 1);
     __m512 rows[kLanes];
-    for (int channel = 0; channel < kLanes; ++channel)
-      rows[channel] = _mm512_maskz_loadu_ps(inside, weight + channel * taps + tap);
+    for (int channel = 0; channel < kLanes; ++channel) rows[channel] = load_part(weight + channel * taps + tap, count);
     transpose(rows);
     for (int64_t i = 0; i < count; ++i) _mm512_store_ps(packed + (tap + i) * kLanes, rows[i]);
   }
 }
 
 // Image rows [y, end) of one channel block for each ring.
-inline void pack_rows(const DepthwiseShape& s, const float* image, int64_t y, int64_t end,
-                             const RowRing* rings, int64_t blocks) {
+template <class Element>
+inline void pack_rows(const DepthwiseShape& s, const Element* image, int64_t y, int64_t end, const RowRing* rings,
+                      int64_t blocks) {
   for (; y < end; ++y) {
-    const float* pixel = image + y * s.width * s.channels;
+    const Element* pixel = image + y * s.width * s.channels;
     float* rows[kGroup];
     for (int64_t b = 0; b < blocks; ++b) rows[b] = rings[b].at(y, 0);
     for (int64_t x = 0; x < s.width; ++x, pixel += s.channels)
       for (int64_t b = 0; b < blocks; ++b)
-        _mm512_store_ps(rows[b] + x * kLanes, _mm512_loadu_ps(pixel + b * kLanes));
+        _mm512_store_ps(rows[b] + x * kLanes, load(pixel + b * kLanes));
   }
 }
 

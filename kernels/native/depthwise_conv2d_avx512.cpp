@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "avx512_blocks.h"
 
@@ -19,11 +20,14 @@ namespace {
 constexpr int kWholeRow = 14;  // widest image whose rows are one tile
 constexpr int64_t kStreamed = 2 << 20;  // bytes: an output beyond it leaves the L2 cache before the next layer reads it
 
-// What becomes of a sum; `stream`: past the caches, which saves reading the line that is written.
+// What becomes of a sum; `stream`: past the caches, which saves reading the line that is written (16 floats are one).
+template <class Element>
 struct Epilogue {
-  const float* bias;  // [channels] or null
+  const Element* bias;  // [channels] or null
   Activation activation;
   bool stream;
+
+  __m512 start() const { return bias ? load(bias) : _mm512_setzero_ps(); }
 };
 
 // acc[i][t] += input[t + k] * weight[i][k] over k in order, for one filter row per output row: for all of its `Taps`
@@ -68,21 +72,21 @@ inline __m512 activate(__m512 value, Activation activation) {
   return activation == Activation::gelu ? gelu(value) : value;
 }
 
-inline void store(float* output, __m512 value, const Epilogue& epilogue) {
+template <class Element>
+inline void finish(Element* output, __m512 value, const Epilogue<Element>& epilogue) {
   value = activate(value, epilogue.activation);
-  if (epilogue.stream) {
-    _mm512_stream_ps(output, value);
-  } else {
-    _mm512_storeu_ps(output, value);
+  if constexpr (std::is_same_v<Element, float>) {
+    if (epilogue.stream) return _mm512_stream_ps(output, value);
   }
+  store(output, value);
 }
 
 // Output rows y .. y + Rows - 1 of one channel block; Taps as in add_row.
-template <int Rows, int Taps>
-void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weight,
-                          const Epilogue& epilogue, int64_t y, float* output) {
+template <class Element, int Rows, int Taps>
+void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weight, const Epilogue<Element>& epilogue,
+                   int64_t y, Element* output) {
   const int64_t pad_y = s.kernel_height / 2, pad_x = s.kernel_width / 2, row_taps = s.kernel_width * kLanes;
-  const __m512 start = epilogue.bias ? _mm512_loadu_ps(epilogue.bias) : _mm512_setzero_ps();
+  const __m512 start = epilogue.start();
   for (int64_t x = 0; x < s.width; x += kColumns) {
     __m512 acc[Rows][kColumns];
     unroll<Rows * kColumns>([&](auto i) { acc[i / kColumns][i % kColumns] = start; });
@@ -103,20 +107,20 @@ void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weig
       add_row<1, Taps>(in.at(bottom, x - pad_x), {weight + (s.kernel_height - 1) * row_taps}, begin, end,
                        acc + Rows - 1);
     const int64_t columns = s.width - x;
-    float* pixel = output + (y * s.width + x) * s.channels;
+    Element* pixel = output + (y * s.width + x) * s.channels;
     unroll<Rows * kColumns>([&](auto i) {
       constexpr int row = i / kColumns, t = i % kColumns;
-      if (t < columns) store(pixel + (row * s.width + t) * s.channels, acc[row][t], epilogue);
+      if (t < columns) finish(pixel + (row * s.width + t) * s.channels, acc[row][t], epilogue);
     });
   }
 }
 
 // Output row y where every tap row spans the image.
-template <int Columns>
+template <class Element, int Columns>
 void convolve_whole_row(const DepthwiseShape& s, const RowRing& in, const float* weight,
-                               const Epilogue& epilogue, int64_t y, float* output) {
+                        const Epilogue<Element>& epilogue, int64_t y, Element* output) {
   const int64_t pad_y = s.kernel_height / 2, pad_x = s.kernel_width / 2, row_taps = s.kernel_width * kLanes;
-  const __m512 start = epilogue.bias ? _mm512_loadu_ps(epilogue.bias) : _mm512_setzero_ps();
+  const __m512 start = epilogue.start();
   __m512 acc[Columns];
   unroll<Columns>([&](auto t) { acc[t] = start; });
   const int64_t top = std::max<int64_t>(0, y - pad_y), bottom = std::min(s.height, y + s.kernel_height - pad_y);
@@ -128,34 +132,42 @@ void convolve_whole_row(const DepthwiseShape& s, const RowRing& in, const float*
       unroll<Columns>([&](auto t) { acc[t] = _mm512_fmadd_ps(value, _mm512_load_ps(taps - t * kLanes), acc[t]); });
     }
   }
-  float* pixel = output + y * s.width * s.channels;
-  unroll<Columns>([&](auto t) { store(pixel + t * s.channels, acc[t], epilogue); });
+  Element* pixel = output + y * s.width * s.channels;
+  unroll<Columns>([&](auto t) { finish(pixel + t * s.channels, acc[t], epilogue); });
 }
 
-using RowsFunction = void (*)(const DepthwiseShape&, const RowRing&, const float*, const Epilogue&, int64_t, float*);
+template <class Element>
+using RowsFunction = void (*)(const DepthwiseShape&, const RowRing&, const float*, const Epilogue<Element>&, int64_t,
+                              Element*);
 
 // By how many output rows are made at once, 1 and 2.
+template <class Element>
 struct RowFunctions {
-  RowsFunction one, two;
+  RowsFunction<Element> one, two;
 };
 
-template <int Columns = kWholeRow>
-RowFunctions whole_rows(int64_t width) {
+template <class Element, int Columns = kWholeRow>
+RowFunctions<Element> whole_rows(int64_t width) {
   if constexpr (Columns < 7) {
     return {};
   } else {
-    return width == Columns ? RowFunctions{&convolve_whole_row<Columns>} : whole_rows<Columns - 1>(width);
+    return width == Columns ? RowFunctions<Element>{&convolve_whole_row<Element, Columns>}
+                            : whole_rows<Element, Columns - 1>(width);
   }
 }
 
-RowFunctions functions(const DepthwiseShape& s) {
+template <class Element, int Taps>
+constexpr RowFunctions<Element> kRowFunctions = {&convolve_rows<Element, 1, Taps>, &convolve_rows<Element, 2, Taps>};
+
+template <class Element>
+RowFunctions<Element> functions(const DepthwiseShape& s) {
   if (s.kernel_width >= 2 * s.width - 1)
-    if (const RowFunctions whole = whole_rows(s.width); whole.one) return whole;
+    if (const auto whole = whole_rows<Element>(s.width); whole.one) return whole;
   switch (s.kernel_width) {
-    case 3: return {&convolve_rows<1, 3>, &convolve_rows<2, 3>};
-    case 5: return {&convolve_rows<1, 5>, &convolve_rows<2, 5>};
-    case 7: return {&convolve_rows<1, 7>, &convolve_rows<2, 7>};
-    default: return {&convolve_rows<1, 0>, &convolve_rows<2, 0>};
+    case 3: return kRowFunctions<Element, 3>;
+    case 5: return kRowFunctions<Element, 5>;
+    case 7: return kRowFunctions<Element, 7>;
+    default: return kRowFunctions<Element, 0>;
   }
 }
 
@@ -172,18 +184,19 @@ int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
 
 }  // namespace
 
-void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const float* weight, const float* bias,
-                             Activation activation, float* output, int threads, const ParallelFor& parallel_for) {
+template <class Element>
+void depthwise_conv2d_avx512(const DepthwiseShape& s, const Element* input, const Element* weight, const Element* bias,
+                             Activation activation, Element* output, int threads, const ParallelFor& parallel_for) {
   const int64_t blocks = s.channels / kLanes, filter = s.kernel_height * s.kernel_width * kLanes;
   const int64_t group = choose_group(blocks, s.batch, threads), groups = (blocks + group - 1) / group;
   // Rows are split only where a thread would idle otherwise: each part copies its border rows anew.
   const int64_t tasks = groups * s.batch, wanted = tasks % threads == 0 ? 1 : (4 * threads + tasks - 1) / tasks;
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
   const int64_t part_rows = (s.height + parts - 1) / parts;
-  const int64_t pad_y = s.kernel_height / 2, image_floats = s.height * s.width * s.channels;
-  const bool stream = s.batch * image_floats * static_cast<int64_t>(sizeof(float)) > kStreamed &&
+  const int64_t pad_y = s.kernel_height / 2, image_elements = s.height * s.width * s.channels;
+  const bool stream = s.batch * image_elements * static_cast<int64_t>(sizeof(Element)) > kStreamed &&
                       reinterpret_cast<uintptr_t>(output) % 64 == 0;
-  const RowFunctions convolve = functions(s);
+  const RowFunctions<Element> convolve = functions<Element>(s);
 
   parallel_for(tasks * parts, [&](int64_t begin, int64_t end) {
     const RowRing ring(std::min(s.height, 2 + 2 * pad_y), s.width);
@@ -198,7 +211,7 @@ void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const 
         for (int64_t b = 0; b < count; ++b)
           pack_weight(weight + (first + b) * filter, filter / kLanes, &filters[b * filter]);
       packed_group = g;
-      const int64_t image = n * image_floats + first * kLanes, last = std::min(s.height, (part + 1) * part_rows);
+      const int64_t image = n * image_elements + first * kLanes, last = std::min(s.height, (part + 1) * part_rows);
       int64_t y = part * part_rows, packed = std::max<int64_t>(0, y - pad_y);
       while (y < last) {
         const bool two = convolve.two && y + 2 <= last;
@@ -206,7 +219,7 @@ void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const 
         pack_rows(s, input + image, packed, needed, rings, count);
         packed = needed;
         for (int64_t b = 0; b < count; ++b) {
-          const Epilogue epilogue{bias ? bias + (first + b) * kLanes : nullptr, activation, stream};
+          const Epilogue<Element> epilogue{bias ? bias + (first + b) * kLanes : nullptr, activation, stream};
           const auto rows = two ? convolve.two : convolve.one;
           rows(s, rings[b], &filters[b * filter], epilogue, y, output + image + b * kLanes);
         }
@@ -216,6 +229,13 @@ void depthwise_conv2d_avx512(const DepthwiseShape& s, const float* input, const 
     if (stream) _mm_sfence();
   });
 }
+
+template void depthwise_conv2d_avx512(const DepthwiseShape&, const float*, const float*, const float*, Activation,
+                                      float*, int, const ParallelFor&);
+template void depthwise_conv2d_avx512(const DepthwiseShape&, const Half*, const Half*, const Half*, Activation, Half*,
+                                      int, const ParallelFor&);
+template void depthwise_conv2d_avx512(const DepthwiseShape&, const BFloat16*, const BFloat16*, const BFloat16*,
+                                      Activation, BFloat16*, int, const ParallelFor&);
 
 }  // namespace widefield
 

@@ -1,4 +1,5 @@
-// Depthwise convolution in float32 on channels_last memory for CPUs with AVX-512: taps outside the image are skipped.
+// Depthwise convolution on channels_last memory for CPUs with AVX-512: taps outside the image are skipped. Sums are
+// float32, whatever the elements are.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,14 @@ struct DepthwiseShape {
   int64_t batch, height, width, channels, kernel_height, kernel_width;
 };
 
+// As they lie in memory.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
 // Calls body(begin, end) on parts of [0, tasks), from several threads.
 using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t, int64_t)>& body)>;
 
@@ -19,7 +28,10 @@ using ParallelFor = std::function<void(int64_t tasks, const std::function<void(i
 bool depthwise_conv2d_avx512_suits(const DepthwiseShape& shape);
 
 // input, output [batch,height,width,channels]; weight [channels,kernel_height,kernel_width]; bias [channels] or null.
-void depthwise_conv2d_avx512(const DepthwiseShape& shape, const float* input, const float* weight, const float* bias,
-                             Activation activation, float* output, int threads, const ParallelFor& parallel_for);
+// Element: float, Half or BFloat16; rounded once, at the end.
+template <class Element>
+void depthwise_conv2d_avx512(const DepthwiseShape& shape, const Element* input, const Element* weight,
+                             const Element* bias, Activation activation, Element* output, int threads,
+                             const ParallelFor& parallel_for);
 
 }  // namespace widefield

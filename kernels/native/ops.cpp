@@ -79,24 +79,34 @@ Tensor activate(Tensor output, Activation activation) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+template <class Element>
+Tensor convolve_avx512(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
+                       const std::optional<Tensor>& bias, Activation activation) {
+  const Tensor filter = torch::stable::contiguous(weight);
+  const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  Tensor output = torch::stable::empty_like(source);
+  depthwise_conv2d_avx512(shape, static_cast<const Element*>(source.data_ptr()),
+                          static_cast<const Element*>(filter.data_ptr()),
+                          shift ? static_cast<const Element*>(shift->data_ptr()) : nullptr, activation,
+                          static_cast<Element*>(output.data_ptr()), static_cast<int>(torch::stable::get_num_threads()),
+                          [](int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
+                            torch::stable::parallel_for(0, tasks, 1, body);
+                          });
+  return output;
+}
+
 // source [N,C,H,W] in channels_last; the result too.
 Tensor convolve_channels_last(const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
                               Activation activation) {
   const DepthwiseShape shape{source.size(0), source.size(2), source.size(3),
                              source.size(1), weight.size(2), weight.size(3)};
-  if (source.scalar_type() != ScalarType::Float || !depthwise_conv2d_avx512_suits(shape))
-    return activate(convolution(aoti_torch_cpu_convolution, source, weight, bias), activation);
-  const Tensor filter = torch::stable::contiguous(weight);
-  const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
-  Tensor output = torch::stable::empty_like(source);
-  depthwise_conv2d_avx512(shape, static_cast<const float*>(source.data_ptr()),
-                          static_cast<const float*>(filter.data_ptr()),
-                          shift ? static_cast<const float*>(shift->data_ptr()) : nullptr, activation,
-                          static_cast<float*>(output.data_ptr()), static_cast<int>(torch::stable::get_num_threads()),
-                          [](int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
-                            torch::stable::parallel_for(0, tasks, 1, body);
-                          });
-  return output;
+  const ScalarType type = source.scalar_type();
+  if (depthwise_conv2d_avx512_suits(shape)) {
+    if (type == ScalarType::Float) return convolve_avx512<float>(shape, source, weight, bias, activation);
+    if (type == ScalarType::Half) return convolve_avx512<Half>(shape, source, weight, bias, activation);
+    if (type == ScalarType::BFloat16) return convolve_avx512<BFloat16>(shape, source, weight, bias, activation);
+  }
+  return activate(convolution(aoti_torch_cpu_convolution, source, weight, bias), activation);
 }
 
 Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> bias, std::string activation) {

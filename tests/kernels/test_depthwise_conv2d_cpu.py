@@ -69,8 +69,9 @@ def test_widths_around_the_whole_row_tile(problem, width, narrower):
     ids=str,
 )
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_narrow_filters_and_groups_of_blocks(problem, case, activation):
-    p = problem(case, activation=activation)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_narrow_filters_and_groups_of_blocks(problem, case, dtype, activation):
+    p = problem(case, dtype, activation)
     source = p.input.contiguous(memory_format=torch.channels_last)
     p.check(torch.ops.widefield.depthwise_conv2d(source, p.weight, p.bias, activation))
 
@@ -110,19 +111,34 @@ def test_the_channels_last_path_is_taken_whatever_comes_in(monkeypatch):
     assert seen == [True]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("channels", "kernel", "expected"), [(16, 13, False), (16, 3, False), (16, 1, True), (20, 5, True)]
 )
-def test_native_paths(channels, kernel, expected):
+def test_native_paths(channels, kernel, expected, dtype):
     """Whole blocks of 16 channels take the AVX-512 kernel, where the processor has it; the rest oneDNN."""
     if "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("no AVX-512 here: oneDNN serves every filter")
-    x, w = torch.randn(16, channels, 32, 32), torch.randn(channels, 1, kernel, kernel)
+    x, w = torch.randn(16, channels, 32, 32, dtype=dtype), torch.randn(channels, 1, kernel, kernel, dtype=dtype)
     with torch.profiler.profile(record_shapes=True) as profile:
         torch.ops.widefield.depthwise_conv2d(x, w)
     names = {event.name for event in profile.events()}
     assert any("convolution" in name and "depthwise" not in name for name in names) == expected, names
     assert "aten::_slow_conv2d_forward" not in names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rounded_once_as_pytorch_rounds(dtype):
+    """A filter that hands on its pixel, and a bias: the rounding alone, for every scale, ties, infinity and NaN."""
+    x = (torch.randn(4, 64, 8, 9) * torch.logspace(-9, 3, 64).view(64, 1, 1)).to(dtype)
+    w, bias = torch.zeros(64, 1, 3, 3, dtype=dtype), x[0, :, 0, 0] * 0.5 ** torch.arange(64)
+    w[:, :, 1, 1] = 1
+    bias[:3] = torch.tensor([float("inf"), -float("inf"), float("nan")])
+    bias = bias.to(dtype)
+    expected = (x.float() + bias.float().view(64, 1, 1)).to(dtype)
+    found = torch.ops.widefield.depthwise_conv2d(x.contiguous(memory_format=torch.channels_last), w, bias)
+    assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
+    assert found[:, 2].isnan().all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
