@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import io
+import queue
 import socket
 import ssl
+import threading
 import time
 from typing import Any
 
@@ -42,7 +44,7 @@ class Connection(http.client.HTTPConnection):
 
     def _reach(self, until: float) -> socket.socket:
         """The first of the name's addresses that accepts; each may take its share of the time that is left."""
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        found = _look_up(self.host, self.port, until)
         for tried, (family, kind, protocol, _, address) in enumerate(found):
             sock = socket.socket(family, kind, protocol)
             try:
@@ -64,6 +66,28 @@ class Connection(http.client.HTTPConnection):
 
     def seconds_left(self) -> float:
         return _seconds_until(self.deadline)
+
+
+def _look_up(host: str, port: int, until: float) -> list[Any]:
+    """`socket.getaddrinfo` knows no deadline: a name is asked for in a thread, which is left behind when time is up."""
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
+    try:
+        found = answers.get(timeout=_seconds_until(until))
+    except queue.Empty:
+        raise TimeoutError("timed out") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _seconds_until(moment: float) -> float:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from asking import CAT, ask
@@ -40,10 +41,32 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     assert 0.59 < time.monotonic() - started < 0.9
 
 
-def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
-    """Every name has an address a port."""
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0) -> None:
+    """Every name has an address a port; it is known after so many seconds."""
+    numeric = socket.getaddrinfo
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+    def look_up(*arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST:
+            return numeric(*arguments, flags=flags, **options)
+        time.sleep(after)
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize("bound", [None, 0.3])
+def test_a_name_that_is_not_found_in_time(stub: HttpStub, monkeypatch: pytest.MonkeyPatch, bound: float | None) -> None:
+    resolve_to(monkeypatch, stub.server_address[1], after=2.0)
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError if bound is None else ConnectionFailedError):
+        ask(HttpTransport("slow", 1, None, bound), 1, 0.6)
+    assert time.monotonic() - started < 0.9
+
+
+def test_a_name_that_nobody_knows() -> None:
+    with pytest.raises(ConnectionFailedError, match=r"unknown\.invalid"):
+        ask(HttpTransport("unknown.invalid", 8000))
 
 
 def test_deadline_is_for_all_of_a_names_addresses(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:
