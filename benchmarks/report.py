@@ -14,6 +14,7 @@ from benchmarks.serving import table as serving
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+WITHOUT = "Against the same weights in PyTorch's own convolutions"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 
 
@@ -97,6 +98,7 @@ def pages() -> dict[Path, list[list[str]]]:
             served.instances_table(load("instances")),
             *measured("preprocess", served.preprocess_table),
             *measured("serving", lambda result: serving.lines(result, conditions(result))),
+            *measured("serving_plain", lambda result: serving.lines(result, conditions(result), WITHOUT)),
         ],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
     }

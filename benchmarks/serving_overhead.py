@@ -5,7 +5,8 @@
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
 the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready,
 and the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes
-by the server's own statistics; and the bare pipeline of a network built with a class map, which nobody asks for.
+by the server's own statistics; and the bare pipeline, and the served `classifier`, of a network built with a class map
+that nobody asks for.
 """
 
 import argparse
@@ -123,9 +124,11 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
             ready = time.perf_counter() - started
             with (
                 TritonServer(empty_ensemble(repository, Path(folder) / "empty")) as limit,
+                TritonServer(mapped) as explaining,
                 Classifier(server.grpc_url) as grpc,
                 Classifier(server.http_url, protocol="http") as http,
                 Classifier(limit.grpc_url) as empty,
+                Classifier(explaining.grpc_url) as plain,
             ):
                 before = grpc.status()
                 timings = interleaved(
@@ -135,6 +138,7 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                         "gRPC": lambda: grpc.classify(jpeg, top=5),
                         "HTTP": lambda: http.classify(jpeg, top=5),
                         "empty": lambda: empty.classify(jpeg, top=5),
+                        "class map, gRPC": lambda: plain.classify(jpeg, top=5),
                     },
                     rounds,
                     burst=11,
@@ -152,6 +156,7 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         "added_ms": added,
         "grpc_ratio": ratio,
         "class_map_ratio": round(timings["class map"].median / bare_ms, 4),
+        "served_class_map_ratio": round(timings["class map, gRPC"].median / timings["gRPC"].median, 4),
         "steps_ms": steps_ms(steps),
         "seconds_to_ready": round(ready, 2),
     }

@@ -7,6 +7,11 @@ A quick answer, of all five servers and two models in about 25 minutes on two co
 
     python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
+Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` compares what
+one has without Widefield: a peer also with the same weights in PyTorch's own convolutions (serving_plain.json):
+
+    python -m benchmarks.serving --models nano,small --peers fastapi --ways plain --seconds 1.5
+
 Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
 four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
 50, 80 and 110 % of that server's own best closed loop. What is done is kept in build/serving/runs.jsonl: an interrupted
@@ -25,7 +30,6 @@ import functools
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -34,45 +38,24 @@ from typing import Any
 from benchmarks.harness import run_as_served, versions, write_results
 from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
+from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
-from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Answer, Running, prepare_environment, started
-from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph
+from benchmarks.serving.servers import (
+    ENVIRONMENT,
+    ONE_WORKER,
+    OURS,
+    Answer,
+    Running,
+    prepare_environment,
+    started,
+)
+from benchmarks.serving_overhead import bare_pipeline, photograph
 
-MODELS = {"nano": "replknet_nano", "small": "replknet_small", "mobilenetv3": "timm/mobilenetv3_large_100"}
 CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
-FOLDER = Path("build/serving")
-WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers")}
+WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-workers", "-plain")}
 START_SECONDS = 20  # on average, for the plan alone
 RELATIVE, ABSOLUTE = 2e-2, 1e-4  # of probabilities: the peers' batches are summed in another order
-SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
-
-
-@functools.cache
-def build_repository(model: str, threads: int) -> Path:
-    """The repository of a network with random weights, its head scaled so that answers differ."""
-    import torch
-
-    from export.build import BuildOptions, build
-    from export.parity import real_pixels
-    from models import ModelConfig, create_model, save_checkpoint
-
-    repository = FOLDER / model / "model_repository"
-    shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
-    torch.manual_seed(0)
-    config = ModelConfig(arch=MODELS[model], image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
-    network = create_model(config.arch, image_size=IMAGE_SIZE).eval()
-    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
-    images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
-    with torch.inference_mode():
-        logits = network(images)
-        head: Any = network.get_classifier()  # type: ignore[operator]
-        centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
-        head.weight.mul_(SPREAD / spread)
-        head.bias.copy_((head.bias - centre) * SPREAD / spread)
-    save_checkpoint(FOLDER / model / "checkpoint", network, config)
-    build(BuildOptions(weights=FOLDER / model / "checkpoint", output=repository, threads=threads))
-    return repository
 
 
 @functools.cache
@@ -170,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--peers", default=",".join(ONE_WORKER))
-    parser.add_argument("--ways", choices=WAYS, default="both", help="one process, or a worker a core")
+    parser.add_argument("--ways", choices=WAYS, default="both", help="one process, a worker a core, both; plain: above")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
@@ -208,7 +191,7 @@ def main() -> None:
     others = [run["others_cores"] for run in runs.values()]
     warning = disturbance(others)
     path = write_results(
-        "serving",
+        "serving_plain" if options.ways == "plain" else "serving",
         image=f"JPEG 960x640, {len(images()[0])} bytes, and three like it",
         threads=threads,
         seconds=options.seconds,
@@ -217,7 +200,7 @@ def main() -> None:
         versions={**versions("torch", "nvidia-pytriton"), **peer_versions()},
         warning=warning,
         rows=rows,
-        verdicts=table.verdicts(rows),
+        verdicts=table.verdicts(rows, plain=options.ways == "plain"),
     )
     print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 

@@ -33,12 +33,13 @@ Answer = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Peer:
-    """`workers`: processes that hold the model, of the cores; the rest of the cores are each one's threads."""
+    """`worker_a_core`: a process with one thread for each, or one with them all. `plain`: without our kernels."""
 
     script: str
     path: str
     field: str | None  # of a multipart form; None: the body alone
     worker_a_core: bool = False
+    plain: bool = False
     answer: Callable[[Any], Answer] = lambda answer: answer
 
 
@@ -50,7 +51,9 @@ ONE_WORKER = {
 }
 # Each both ways that its documentation names: one worker with every core's thread, and a worker a core.
 PEERS = ONE_WORKER | {f"{name}-workers": replace(peer, worker_a_core=True) for name, peer in ONE_WORKER.items()}
+PEERS |= {f"{name}-plain": replace(peer, worker_a_core=True, plain=True) for name, peer in ONE_WORKER.items()}
 OURS = "widefield"
+PLAIN = "plain.pt"  # beside the repository
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ def kserve_answer(body: bytes) -> Answer:
 
 @contextlib.contextmanager
 def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> Iterator[Running]:
-    (model,) = (repository / "backbone").glob("*/model.pt")
+    (model,) = repository.parent.glob(PLAIN) if peer.plain else (repository / "backbone").glob("*/model.pt")
     (port,) = free_ports(["127.0.0.1"])
     workers = cores if peer.worker_a_core else 1
     values = {"model": model.resolve(), "library": native_library(), "port": port}

@@ -34,13 +34,15 @@ def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def verdicts(found: list[dict[str, Any]], plain: bool = False) -> list[dict[str, Any]]:
     """For each model: the most images a second that each side gives at a p99 no worse than the best peer's own, and the
-    milliseconds that Widefield is behind the fastest peer with one caller (negative: ahead)."""
+    milliseconds that Widefield is behind the fastest peer with one caller (negative: ahead). `plain`: of the peers that
+    have PyTorch's convolutions."""
     result = []
     for model in dict.fromkeys(row["model"] for row in found):
         servers = {row["server"]: row["loads"] for row in found if row["model"] == model}
         mine = servers.pop(OURS, None)
+        servers = {name: loads for name, loads in servers.items() if name.endswith("-plain") or not plain}
         if mine is None or not servers:
             continue
         best, load = max(
@@ -66,11 +68,11 @@ def verdicts(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return result
 
 
-def lines(result: dict[str, Any], conditions: str) -> list[str]:
+def lines(result: dict[str, Any], conditions: str, title: str = "Against other servers") -> list[str]:
     """The report's table."""
     repeats = min(row["repeats"] for row in result["rows"])
     measured = f"medians of {repeats} repeats of {result['seconds']:g} s a load"
-    text = [f"**Against other servers**, JPEG in, labels out, images/s (p50, p99 in ms), {measured} ({conditions})", ""]
+    text = [f"**{title}**, JPEG in, labels out, images/s (p50, p99 in ms), {measured} ({conditions})", ""]
     names = list(result["rows"][0]["loads"])
     text += [
         f"| model | server | {' | '.join(names)} | errors | MiB | cold start, s |",

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from benchmarks.serving import __main__ as serving
-from benchmarks.serving import quiet
+from benchmarks.serving import networks, quiet
 from benchmarks.serving.servers import stop
+from models import ModelConfig, create_model
 
 LOADS = {"closed 1": {"answers": 9, "errors": 0, "images_per_s": 9.0, "p50_ms": 100.0, "p99_ms": 120.0}}
 
@@ -111,3 +113,16 @@ def test_a_child_that_survives_sigterm_is_ended_as_soon_as_its_parent_is():
     assert process.returncode is not None
     child.wait(5)  # raises where it lives
     assert time.monotonic() - begun < 15
+
+
+def test_the_plain_network_is_the_same_without_our_operator():
+    network = create_model("replknet_nano", image_size=networks.IMAGE_SIZE).eval()
+    config = ModelConfig(arch="replknet_nano", image_size=networks.IMAGE_SIZE)
+    pixels = torch.randint(0, 256, (1, networks.IMAGE_SIZE, networks.IMAGE_SIZE, 3), dtype=torch.uint8)
+    images = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(
+        config.std
+    ).view(3, 1, 1)
+    plain = networks.plain_backbone(network, config)
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(pixels), network(images), rtol=1e-3, atol=1e-4)
+    assert "widefield" not in str(plain.inlined_graph)

@@ -1,0 +1,58 @@
+"""What every server serves: networks with random weights, by our operator and in PyTorch's own convolutions."""
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.serving.servers import PLAIN
+from benchmarks.serving_overhead import IMAGE_SIZE
+
+MODELS = {"nano": "replknet_nano", "small": "replknet_small", "mobilenetv3": "timm/mobilenetv3_large_100"}
+FOLDER = Path("build/serving")
+SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
+
+
+@functools.cache
+def build_repository(model: str, threads: int) -> Path:
+    """The repository of a network with random weights, its head scaled so that answers differ."""
+    import torch
+
+    from export.build import BuildOptions, build
+    from export.parity import real_pixels
+    from export.torchscript import save_torchscript
+    from models import ModelConfig, create_model, save_checkpoint
+
+    repository = FOLDER / model / "model_repository"
+    shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
+    torch.manual_seed(0)
+    config = ModelConfig(arch=MODELS[model], image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
+    network = create_model(config.arch, image_size=IMAGE_SIZE).eval()
+    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
+    images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    with torch.inference_mode():
+        logits = network(images)
+        head: Any = network.get_classifier()  # type: ignore[operator]
+        centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
+        head.weight.mul_(SPREAD / spread)
+        head.bias.copy_((head.bias - centre) * SPREAD / spread)
+    save_checkpoint(FOLDER / model / "checkpoint", network, config)
+    build(BuildOptions(weights=FOLDER / model / "checkpoint", output=repository, threads=threads))
+    save_torchscript(plain_backbone(network, config), repository.parent / PLAIN)
+    return repository
+
+
+def plain_backbone(network: Any, config: Any) -> Any:
+    """The network as it is served, traced with PyTorch's own convolution where ours would be."""
+    import torch.nn.functional as F
+
+    from export.torchscript import ServedBackbone, trace_backbone
+    from models import reparameterize
+
+    def convolve(x: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
+        found = F.conv2d(x, weight, bias, padding=[side // 2 for side in weight.shape[-2:]], groups=weight.shape[0])
+        return found if activation == "none" else getattr(F, activation)(found)
+
+    with patch("models.layers.depthwise_conv2d", convolve):
+        return trace_backbone(ServedBackbone(reparameterize(network), config.mean, config.std), IMAGE_SIZE)
