@@ -56,7 +56,7 @@ class Servers:
             server.on_trial = False
             server.late = server.late + 1 if isinstance(error, DeadlineExceededError) else 0
             if isinstance(error, ServerUnavailableError) or server.late >= LATE:
-                rest = min(LONGEST_REST, FIRST_REST * 2**server.failures)
+                rest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 30))
                 server.failures += 1
                 server.out_until = self._clock() + rest * random.uniform(0.5, 1)
             elif server.late == 0:  # any other error is an answer of a living server

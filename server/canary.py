@@ -61,9 +61,13 @@ def is_ready(address: str, timeout: float) -> bool:
 
 
 def success_count(address: str, model: str, timeout: float) -> int:
-    """Inferences that `model` has answered since the start. Raises `CanaryError`."""
-    statistics = ask(address, "GET", f"/v2/models/{model}/stats", timeout)
-    return sum(int(each["inference_stats"]["success"]["count"]) for each in statistics["model_stats"])
+    """Inferences that `model`, and the ensembles named after it (MODEL_explained), have answered since the start.
+
+    Raises `CanaryError`.
+    """
+    statistics = ask(address, "GET", "/v2/models/stats", timeout)
+    same = [each for each in statistics["model_stats"] if each["name"] == model or each["name"].startswith(f"{model}_")]
+    return sum(int(each["inference_stats"]["success"]["count"]) for each in same)
 
 
 def ask(

@@ -1,19 +1,22 @@
 """Whether a newly built repository may replace only the weights of one that is being served."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ReleaseError
+from server.repository import EMBEDDED
 
 BACKBONE, PREPROCESS = "backbone", "preprocess"
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
 
 
-def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
     """Raises `ReleaseError` for one that is missing or that tritonserver could not read."""
-    path = repository / model / "config.pbtxt"
+    path = repository / model / file
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
@@ -42,6 +45,23 @@ def check_fit(built: Path, served: Path) -> None:
             file = path.relative_to(folder)
             if path.is_file() and not _same(built / name / file, path):
                 raise ReleaseError(f"{built}/{name}/{file} differs from the one that {served} serves: {REMEDY}")
+
+
+def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) -> None:
+    """`running`: model -> the config that it was loaded with, as JSON. Loading one reads its config anew: where that
+    has changed since the start, the models around it would not fit any more.
+
+    Raises `ReleaseError`.
+    """
+    for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
+        files = [file for file in ("config.pbtxt", EMBEDDED) if (folder / file).is_file()]
+        there = [read_config(repository, folder.name, file) for file in files]
+        now = json_format.ParseDict(running(folder.name), model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
+        for part in ("max_batch_size", "input", "output"):
+            if all(getattr(each, part) != getattr(now, part) for each in there):
+                raise ReleaseError(
+                    f"{folder}: its config was changed since the server started ({part}): restart the server first"
+                )
 
 
 def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> None:

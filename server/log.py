@@ -8,7 +8,7 @@ ERROR_LINE = re.compile(r"^(?:\S+Z E|E\d{4}) [^\]]*\] *\"?(.*?)\"?$")  # ISO8601
 INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I ")
 CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
 USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
-NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM")
+NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM", "pinned system memory")
 
 
 def read_from(path: Path, offset: int) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.canary import CanaryError, ask
 from server.errors import OptionError, ReleaseError
@@ -35,15 +36,18 @@ class Management:
         index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
         return sorted(int(each["version"]) for each in index if each["name"] == model and each.get("state") == "READY")
 
-    def _ask(self, path: str, timeout: float) -> list[dict[str, str]]:
+    def config(self, model: str) -> dict[str, Any]:
+        """What the model was loaded with, as JSON of tritonserver's ModelConfig."""
+        return self._ask(f"/v2/models/{model}/config", min(self.timeout, 30.0), "GET")
+
+    def _ask(self, path: str, timeout: float, method: str = "POST") -> Any:
         try:
-            answer = ask(self.address, "POST", path, timeout, b"{}", self._headers)
+            return ask(self.address, method, path, timeout, b"{}" if method == "POST" else None, self._headers)
         except CanaryError as error:
             text = str(error)
             if "HTTP 403" in text or "HTTP 401" in text:
                 raise ReleaseError(f"the server at {self.address} refuses the token: {HOW_TO_GIVE_IT}") from None
             raise ReleaseError(f"the server at {self.address} says: {_reason(text)}") from None
-        return answer if isinstance(answer, list) else []
 
 
 def read_token(token: str | None, file: str | Path | None, environment: Mapping[str, str] = os.environ) -> str | None:

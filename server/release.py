@@ -19,7 +19,7 @@ from pathlib import Path
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ReleaseError, ServerError
-from server.fit import BACKBONE, check_fit
+from server.fit import BACKBONE, check_fit, check_running
 from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
@@ -117,6 +117,7 @@ def check_live(versions: Versions, management: Management) -> int:
             f"and the newest in {versions.model} is {newest}: name the repository that it serves; if that was "
             "built anew since the start, restart the server"
         )
+    check_running(versions.model.parent, management.config)
     return newest
 
 
@@ -170,7 +171,7 @@ def management_of(options: argparse.Namespace) -> Management:
     token = read_token(options.management_token, options.management_token_file)
     if token is None:
         raise ReleaseError(f"no management token: {HOW_TO_GIVE_IT}")
-    return Management(options.url, token, options.timeout)
+    return Management(options.url.removeprefix("http://").rstrip("/"), token, options.timeout)
 
 
 def main(arguments: list[str] | None = None) -> int:

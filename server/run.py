@@ -87,7 +87,7 @@ class Run:
             raise CanaryError("the server does not say ready")
 
     def _answered(self, timeout: float) -> int | None:
-        """How many requests the canary's model has answered, None where nobody knows."""
+        """How many requests the canary's model and its like have answered, None where nobody knows."""
         if self.has_canary:
             with contextlib.suppress(CanaryError):
                 return success_count(self.http, CANARY_MODEL, timeout)

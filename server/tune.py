@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.canary import canary_png
+from server.command_line import interrupt_on_sigterm
 from server.errors import ServerError
 from server.locate import find_tritonserver
 from server.repository import read_repository
 from server.supervisor import TritonServer
-from server.tuned_settings import ENSEMBLE, PREPROCESS, Settings, read_settings, write_settings
+from server.tuned_settings import ENSEMBLE, PREPROCESS, Settings, TuneError, read_settings, write_settings
 
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 
@@ -70,12 +71,16 @@ def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> lis
     request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
 
     def call(_: int) -> list[float]:
+        """Raises `TuneError` with the server's reason."""
         taken: list[float] = []
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while len(taken) < 2 or sum(taken) < seconds:
                 begun = time.perf_counter()
-                stub.ModelInfer(request, timeout=60)
+                try:
+                    stub.ModelInfer(request, timeout=60)
+                except grpc.RpcError as error:
+                    raise TuneError(f"the image was not classified: {error.details()}") from None
                 taken.append(time.perf_counter() - begun)
         return taken
 
@@ -138,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.callers < 1 or options.seconds <= 0:
         parser.error("--callers is at least 1, --seconds more than 0")
     repository = options.model_repository
+    interrupt_on_sigterm()
     try:
         read_repository(repository)
         embedded = find_tritonserver().embedded
@@ -155,11 +161,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("server.tune: stopped, nothing was written", file=sys.stderr)
+        return 130
     if best == now:
         print(f"nothing serves more than what is there: {now}")
         return 0
     change = found.images_per_s / before.images_per_s
     print(f"{'would write' if options.dry_run else 'wrote'} {best}: {change:.2f} times the images a second of before")
+    if not options.dry_run:
+        print("a server that runs on this repository must be restarted")
     return 0
 
 

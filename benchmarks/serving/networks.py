@@ -9,7 +9,12 @@ from unittest.mock import patch
 from benchmarks.serving.servers import PLAIN
 from benchmarks.serving_overhead import IMAGE_SIZE
 
-MODELS = {"nano": "replknet_nano", "small": "replknet_small", "mobilenetv3": "timm/mobilenetv3_large_100"}
+MODELS = {  # name -> architecture, precision
+    "nano": ("replknet_nano", "fp32"),
+    "small": ("replknet_small", "fp32"),
+    "mobilenetv3": ("timm/mobilenetv3_large_100", "fp32"),
+    "small-bf16": ("replknet_small", "bf16"),
+}
 FOLDER = Path("build/serving")
 SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
 
@@ -27,8 +32,9 @@ def build_repository(model: str, threads: int) -> Path:
     repository = FOLDER / model / "model_repository"
     shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
     torch.manual_seed(0)
-    config = ModelConfig(arch=MODELS[model], image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
-    network = create_model(config.arch, image_size=IMAGE_SIZE).eval()
+    arch, precision = MODELS[model]
+    config = ModelConfig(arch=arch, image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
+    network = create_model(arch, image_size=IMAGE_SIZE).eval()
     pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
     images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
     with torch.inference_mode():
@@ -38,12 +44,13 @@ def build_repository(model: str, threads: int) -> Path:
         head.weight.mul_(SPREAD / spread)
         head.bias.copy_((head.bias - centre) * SPREAD / spread)
     save_checkpoint(FOLDER / model / "checkpoint", network, config)
-    build(BuildOptions(weights=FOLDER / model / "checkpoint", output=repository, threads=threads))
-    save_torchscript(plain_backbone(network, config), repository.parent / PLAIN)
+    checkpoint = FOLDER / model / "checkpoint"
+    build(BuildOptions(weights=checkpoint, output=repository, precision=precision, threads=threads))
+    save_torchscript(plain_backbone(network, config, precision), repository.parent / PLAIN)
     return repository
 
 
-def plain_backbone(network: Any, config: Any) -> Any:
+def plain_backbone(network: Any, config: Any, precision: str = "fp32") -> Any:
     """The network as it is served, traced with PyTorch's own convolution where ours would be."""
     import torch.nn.functional as F
 
@@ -55,4 +62,4 @@ def plain_backbone(network: Any, config: Any) -> Any:
         return found if activation == "none" else getattr(F, activation)(found)
 
     with patch("models.layers.depthwise_conv2d", convolve):
-        return trace_backbone(ServedBackbone(reparameterize(network), config.mean, config.std), IMAGE_SIZE)
+        return trace_backbone(ServedBackbone(reparameterize(network), config.mean, config.std, precision), IMAGE_SIZE)

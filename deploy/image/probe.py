@@ -9,12 +9,22 @@ time: when it answers others meanwhile it is alive and ready, so load alone take
 import os
 import sys
 import time
+from collections.abc import Mapping
 
 from canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 
 MODEL = "classifier"
 INFERENCE_SECONDS = 8.0  # with STATUS_SECONDS three times it stays below the probes' timeoutSeconds
 STATUS_SECONDS = 2.0
+
+
+def http_address(environment: Mapping[str, str]) -> str:
+    """Where serve.sh has HTTP listen, as it can be asked from here."""
+    host = environment.get("WIDEFIELD_HTTP_HOST")
+    if not host and not environment.get("WIDEFIELD_TLS_CERT"):
+        host = environment.get("WIDEFIELD_HOST")
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host)
+    return f"{f'[{host}]' if ':' in str(host) else host}:{environment.get('WIDEFIELD_HTTP_PORT') or '8000'}"
 
 
 def check(question: str, address: str) -> None:
@@ -38,10 +48,11 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["ready"], ["alive"]):
         print(f"probe: say ready or alive, not {' '.join(arguments)!r}", file=sys.stderr)
         return 2
+    address = http_address(os.environ)
     try:
-        check(arguments[0], f"127.0.0.1:{os.environ.get('WIDEFIELD_HTTP_PORT', '8000')}")
+        check(arguments[0], address)
     except CanaryError as error:
-        print(f"probe: {error}", file=sys.stderr)
+        print(f"probe: {address}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -31,7 +31,9 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-20000}
 export LD_LIBRARY_PATH=$libtorch${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
-token=${WIDEFIELD_MANAGEMENT_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+token=${WIDEFIELD_MANAGEMENT_TOKEN:-}
+token=${token//[$'\r\n']/}  # a secret that was made of a file ends with its line
+token=${token:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 restricted="shared-memory,model-config,model-repository,trace,logging:widefield-management=$token"
 unset WIDEFIELD_MANAGEMENT_TOKEN
 

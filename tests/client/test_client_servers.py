@@ -46,6 +46,14 @@ def test_rests_double_and_an_answer_forgets_them() -> None:
     assert 0 in {servers.take(), servers.take()}
 
 
+def test_an_outage_may_last() -> None:
+    """2**1024 is no float."""
+    servers = Servers(1, Clock())
+    for _ in range(2000):
+        servers.report(0, ConnectionFailedError("refused"))
+    assert servers.take() == 0
+
+
 def test_a_trial_that_is_cancelled_leaves_the_next_one_to_others() -> None:
     clock = Clock()
     servers = Servers(2, clock)

@@ -74,12 +74,22 @@ def test_lint():
         {"image": {"digest": "sha256:short"}},
         {"modelRepository": {"subPath": "../other"}},
         {"extraArgs": ["log-verbose"]},
+        {"service": {"metrics": None}},
+        {"service": {"http": 8002}},
+        {"resources": None},
     ],
     ids=lambda values: next(iter(values)),
 )
 def test_a_wrong_value_is_refused(values):
     with pytest.raises(helm_call.ValuesError):
-        helm_call.validate(CHART, values)
+        render(values)
+
+
+def test_names_stay_within_their_length():
+    manifests = render(ALL, release="r" * 53)
+    names = {name for _, name in manifests}
+    assert max(map(len, names)) <= 63
+    assert len(names) > 2
 
 
 def test_fewer_pods_at_most_than_at_least_are_refused():
@@ -217,6 +227,31 @@ def test_rules_and_dashboard_are_the_files():
     manifests = render(ALL)
     assert one(manifests, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
     assert one(manifests, "ConfigMap")["data"]["widefield.json"].strip() == DASHBOARD.read_text().strip()
+
+
+def test_client_certificates_without_a_secret_are_refused():
+    with pytest.raises(helm_call.ValuesError, match=r"tls\.secretName is empty: name the secret"):
+        render({"tls": {"clientCertificates": True}})
+
+
+def test_the_models_lie_in_one_volume_of_any_kind():
+    sources = [
+        ({}, {"persistentVolumeClaim": {"claimName": "widefield-models", "readOnly": True}}),
+        ({"volume": {}}, {"persistentVolumeClaim": {"claimName": "widefield-models", "readOnly": True}}),
+        *(
+            ({"volume": source}, source)
+            for source in (
+                {"nfs": {"server": "192.0.2.1", "path": "/models", "readOnly": True}},
+                {"persistentVolumeClaim": {"claimName": "mine", "readOnly": True}},
+            )
+        ),
+    ]
+    for repository, source in sources:
+        volumes = one(render({"modelRepository": repository}), "Deployment")["spec"]["template"]["spec"]["volumes"]
+        assert [each for each in volumes if each["name"] == "models"] == [{"name": "models", **source}]
+    both = {"nfs": {"server": "192.0.2.1", "path": "/"}, "persistentVolumeClaim": {"claimName": "mine"}}
+    with pytest.raises(helm_call.ValuesError):
+        helm_call.validate(CHART, {"modelRepository": {"volume": both}})
 
 
 @pytest.mark.parametrize("values", [{"service": {"http": None}}, {"tls": {"secretName": "mine"}}])

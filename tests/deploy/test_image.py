@@ -196,6 +196,11 @@ def test_tls(serve, tmp_path):
     assert not [each for each in serve()[0] if "ssl" in each]
 
 
+def test_the_tokens_line_may_end(serve):
+    arguments, _, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret\r\n")
+    assert [each for each in arguments if each.endswith(f"{MANAGEMENT_HEADER}=secret")]
+
+
 def test_the_token_is_random_unless_named(serve):
     def token():
         (option,) = [each for each in serve()[0] if each.startswith("--http-restricted-api=")]

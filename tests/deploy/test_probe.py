@@ -1,5 +1,6 @@
 """The image's probe on a fake tritonserver: what is ready, what is alive, and what it says otherwise."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,8 +25,9 @@ class Fake(BaseHTTPRequestHandler):
         if self.path == "/v2/health/ready":
             return self.answer(400 if self.server.state == "loading" else 200)
         self.server.answered += self.server.state.startswith("busy")
-        count = b'{"model_stats": [{"inference_stats": {"success": {"count": %d}}}]}' % self.server.answered
-        return self.answer(200, count)
+        success = {"success": {"count": self.server.answered}}
+        statistics = {"model_stats": [{"name": "classifier_explained", "inference_stats": success}]}
+        return self.answer(200, json.dumps(statistics).encode())
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -59,13 +61,32 @@ def probe(tmp_path):
     shutil.copy(ROOT / "server" / "canary.py", tmp_path)
     text = (IMAGE / "probe.py").read_text()
 
-    def run(port, *question, seconds=8.0):
+    def run(port, *question, seconds=8.0, **variables):
         (tmp_path / "probe.py").write_text(text.replace("INFERENCE_SECONDS = 8.0", f"INFERENCE_SECONDS = {seconds}"))
-        environment = {**os.environ, "WIDEFIELD_HTTP_PORT": str(port)}
+        environment = {**os.environ, "WIDEFIELD_HTTP_PORT": str(port), **variables}
         command = [sys.executable, "-S", str(tmp_path / "probe.py"), *question]  # the standard library is enough
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("variables", "asked"),
+    [
+        ({}, "127.0.0.1"),
+        ({"WIDEFIELD_HOST": "0.0.0.0"}, "127.0.0.1"),
+        ({"WIDEFIELD_HOST": "::"}, "[::1]"),
+        ({"WIDEFIELD_HOST": "127.0.0.2"}, "127.0.0.2"),
+        ({"WIDEFIELD_HOST": "::2"}, "[::2]"),
+        ({"WIDEFIELD_HOST": "127.0.0.2", "WIDEFIELD_HTTP_HOST": "127.0.0.3"}, "127.0.0.3"),
+        ({"WIDEFIELD_HOST": "127.0.0.2", "WIDEFIELD_TLS_CERT": "/tls/tls.crt"}, "127.0.0.1"),
+    ],
+    ids=str,
+)
+def test_where_serve_sh_lets_http_listen(probe, variables, asked):
+    done = probe(9, "alive", **variables)
+    assert done.returncode == 1
+    assert f"{asked}:9" in done.stderr
 
 
 @pytest.mark.parametrize(

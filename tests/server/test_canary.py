@@ -92,7 +92,8 @@ def test_ready(status, expected):
 
 
 def test_success_count():
-    versions = [{"inference_stats": {"success": {"count": count}}} for count in (3, 4)]
+    counts = {"classifier": 3, "classifier_explained": 4, "backbone": 9, "classifiers": 9}
+    versions = [{"name": name, "inference_stats": {"success": {"count": count}}} for name, count in counts.items()]
     with answering(200, json.dumps({"model_stats": versions}).encode()) as (address, _):
         assert success_count(address, "classifier", 5) == 7
 
@@ -112,6 +113,7 @@ FAILED = (
             'E1123 16:13 5 server.cc:241] "CudaDriverHelper has not been initialized."\nE1123 1 5 x.cc:1] "real"',
             ["real"],
         ),
+        ('2026-11-27T15:00:00Z W 1 memory.cc:238] "failed to allocate pinned system memory, falling back to"', []),
         ("error: creating server: Internal - failed to load all models", ["failed to load all models"]),
         (
             "/x/bin/tritonserver: unrecognized option '--sing'\nUsage: x\n\tDefault is 0.",

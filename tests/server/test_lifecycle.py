@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server import GaveUpError, PortInUseError, ServerError, StartError, TritonServer
+from server import GaveUpError, OptionError, PortInUseError, ServerError, StartError, TritonServer
 from server.backends import build as backends
 from server.repository import replaced
 
@@ -134,6 +134,12 @@ def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep)
         server.stop()
         assert time.monotonic() - begun > 1.0
         assert request.result(0.1) == 2.5
+
+
+@pytest.mark.parametrize("option", ["drain_seconds", "max_restarts", "probe_interval", "probe_timeout"])
+def test_no_number_is_negative(option):
+    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is -1: give"):
+        TritonServer("models", **{option: -1})
 
 
 def test_a_drain_ends_after_its_time(light_repository, sleep):

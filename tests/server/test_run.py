@@ -129,6 +129,7 @@ def supervised(monkeypatch, tmp_path):
     """supervised(outcomes, ...): a TritonServer whose runs end as listed, with nothing started."""
     (tmp_path / "model" / "1").mkdir(parents=True)
     (tmp_path / "model" / "config.pbtxt").write_text("")
+    (tmp_path / "model" / "1" / "build.json").write_text('{"files_sha256": {}}')
 
     class FakeRuntime:
         folder = tmp_path / "private"

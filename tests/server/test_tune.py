@@ -1,6 +1,10 @@
 """server.tune: what it chooses from measurements, what it writes, and a run on real servers."""
 
+import os
 import shutil
+import signal
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,3 +151,30 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     assert "does not exist" in errors[0]
     with pytest.raises(SystemExit):
         tune.main(["--callers", "0"])
+
+
+@pytest.mark.server
+def test_what_is_no_image_is_one_line(own, tmp_path, capsys):
+    (tmp_path / "text").write_text("no image")
+    arguments = ["--model-repository", str(own), "--image", str(tmp_path / "text"), "--seconds", "0.4"]
+    assert tune.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("server.tune: the image was not classified: ")
+    assert "not a JPEG" in line
+
+
+def test_sigterm_leaves_no_copy(own, tmp_path, monkeypatch, capsys):
+    def measured(repository, *_):
+        with tune.copied(repository):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tune, "measure", measured)
+    try:
+        assert tune.main(["--model-repository", str(own)]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("widefield-tune-*"))

@@ -43,6 +43,26 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(served, build, load):
+    """As by server.tune: the backbone alone would take smaller batches, and the ensemble above it would end."""
+    paths = [path for name in ("backbone", "classifier") for path in (served.folder / name).rglob("*.pbtxt")]
+    before = {path: path.read_text() for path in paths}
+    try:
+        for path in paths:
+            edit(path, "max_batch_size: 16", "max_batch_size: 4")
+        with load() as asked:
+            for change in (
+                lambda: release(build(), served.folder, served.management, None, print),
+                lambda: rollback(served.folder, served.management),
+            ):
+                with pytest.raises(ReleaseError, match=r"changed since the server started \(max_batch_size\): restart"):
+                    change()
+        assert len(set(asked.answers)) == 1
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+
+
 def test_what_does_not_fit_is_refused(served, build, load):
     """Each before anything is touched."""
     before = sorted(served.folder.rglob("*"))

@@ -1,0 +1,72 @@
+"""What `make demo` takes after the set-up: training, all of a first run, a second run; and what it answers.
+
+    python -m benchmarks.demo
+
+In a copy of the checkout that has no data and no checkpoint, by the commands that the demo runs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import load_average_warning, versions, write_results
+
+ROOT = Path(__file__).parents[1]
+LIBRARIES = ("kernels/native/lib", "server/backends/pytorch/lib", "server/backends/resize/lib")
+ANSWER = re.compile(r"^(grpc|http): (\d+) of (\d+) held-out images right.*?; ([\d.]+) ms an image", re.MULTILINE)
+
+
+def copy_checkout(target: Path) -> None:
+    """What git tracks, as it is in the working tree, and what `make native` built."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, tracked.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    for name in LIBRARIES:
+        shutil.copytree(ROOT / name, target / name)
+
+
+def timed(folder: Path, *arguments: str) -> tuple[float, str]:
+    """Seconds of a Python command in `folder`, and what it printed."""
+    begun = time.perf_counter()
+    environment = {**os.environ, "COLUMNS": "200"}  # no line of a table is broken
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return round(seconds, 1), done.stdout
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    training, _ = timed(folder, "-m", "training.finetune", "--preset", "digits", "--output", "runs/digits-nano")
+    rest, _ = timed(folder, "demo.py")
+    again, text = timed(folder, "demo.py")
+    answers = {
+        protocol: {"right": int(right), "images": int(images), "ms_an_image": float(ms)}
+        for protocol, right, images, ms in ANSWER.findall(text)
+    }
+    return {"training_s": training, "first_run_s": round(training + rest, 1), "second_run_s": again, "answers": answers}
+
+
+def main() -> None:
+    warning = load_average_warning()
+    with tempfile.TemporaryDirectory() as folder:
+        copy_checkout(Path(folder))
+        found = measure(Path(folder))
+    packages = versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow")
+    path = write_results("demo", versions=packages, warning=warning, **found)
+    print(found)
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()
