@@ -84,6 +84,7 @@ def pages() -> dict[Path, list[list[str]]]:
             kernels.stage_table(h200),
             inference_table(load("cpu_inference_replknet_31b")),
             served.serving_table(load("serving_overhead")),
+            *measured("demo", served.demo_line),
         ],
         ROOT / "docs" / "kernels.md": [
             depthwise_table(load("kernels_cpu")),

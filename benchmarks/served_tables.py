@@ -20,6 +20,15 @@ def serving_table(result: dict[str, Any]) -> list[str]:
     return lines + table(header, rows)
 
 
+def demo_line(result: dict[str, Any]) -> list[str]:
+    grpc, http = (result["answers"][protocol] for protocol in ("grpc", "http"))
+    return [
+        f"**`make demo`** after the set-up ({conditions(result)}): trained in {result['training_s']:.0f} s, done in "
+        f"{result['first_run_s']:.0f} s; again in {result['second_run_s']:.0f} s. Right are {grpc['right']} of "
+        f"{grpc['images']} over gRPC, {http['right']} over HTTP."
+    ]
+
+
 def steps_table(result: dict[str, Any], load: str) -> list[str]:
     lines = [f"**Where a request's time goes**, {load}, by the server's own statistics, ms ({conditions(result)})", ""]
     rows = [
