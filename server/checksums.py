@@ -25,17 +25,16 @@ def newest_version(model: Path) -> Path | None:
 def compare_newest(repository: Path) -> None:
     """The version of every model that tritonserver would load. Raises `ChecksumError`."""
     try:
-        for config in sorted(repository.glob("*/config.pbtxt")):
-            if version := newest_version(config.parent):
-                compare(version)
+        for version in _newest_versions(repository):
+            compare(version)
     except OSError as error:
         raise ChecksumError(f"{repository} cannot be read: {error}") from error
 
 
 def unchecked(repository: Path) -> str:
     """A line about the versions that tritonserver would load and that have no build.json; empty where all have one."""
-    newest = (newest_version(config.parent) for config in sorted(repository.glob("*/config.pbtxt")))
-    names = [f"{each.parent.name}/{each.name}" for each in newest if each and not (each / RECORD).is_file()]
+    unknown = [version for version in _newest_versions(repository) if not (version / RECORD).is_file()]
+    names = [f"{version.parent.name}/{version.name}" for version in unknown]
     return f"{', '.join(names)}: served unchecked, without {RECORD}; build_models.py writes it" if names else ""
 
 
@@ -62,6 +61,12 @@ def compare(version: Path) -> None:
         if found != digest:
             differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
             raise ChecksumError(f"{path} is not what was built ({differs}): {remedy}")
+
+
+def _newest_versions(repository: Path) -> list[Path]:
+    """Of every model that has one."""
+    found = (newest_version(config.parent) for config in sorted(repository.glob("*/config.pbtxt")))
+    return [version for version in found if version is not None]
 
 
 def _versions(model: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ReleaseError
-from server.repository import EMBEDDED
+from server.tuned_settings import config_files
 
 BACKBONE, PREPROCESS = "backbone", "preprocess"
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
@@ -54,8 +54,7 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
     Raises `ReleaseError`.
     """
     for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
-        files = [file for file in ("config.pbtxt", EMBEDDED) if (folder / file).is_file()]
-        there = [read_config(repository, folder.name, file) for file in files]
+        there = [read_config(repository, folder.name, file) for file in config_files(repository, folder.name)]
         now = json_format.ParseDict(running(folder.name), model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
         for part in ("max_batch_size", "input", "output"):
             if all(getattr(each, part) != getattr(now, part) for each in there):

@@ -34,7 +34,8 @@ class Management:
     def ready_versions(self, model: str) -> list[int]:
         """Those that are served now, ascending."""
         index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
-        return sorted(int(each["version"]) for each in index if each["name"] == model and each.get("state") == "READY")
+        models = index if isinstance(index, list) else []
+        return sorted(int(each["version"]) for each in models if each["name"] == model and each.get("state") == "READY")
 
     def config(self, model: str) -> dict[str, Any]:
         """What the model was loaded with, as JSON of tritonserver's ModelConfig."""

@@ -40,15 +40,7 @@ from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
-from benchmarks.serving.servers import (
-    ENVIRONMENT,
-    ONE_WORKER,
-    OURS,
-    Answer,
-    Running,
-    prepare_environment,
-    started,
-)
+from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Answer, Running, prepare_environment, started
 from benchmarks.serving_overhead import bare_pipeline, photograph
 
 CALLERS = (1, 8, 32)
@@ -102,7 +94,7 @@ def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int
 
 
 def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    repository, pictures = build_repository(model, threads), images()
+    repository, pictures = build_repository(model, threads, options.ways == "plain"), images()
     right = expected(repository, threads)
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):

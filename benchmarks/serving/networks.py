@@ -20,8 +20,8 @@ SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal 
 
 
 @functools.cache
-def build_repository(model: str, threads: int) -> Path:
-    """The repository of a network with random weights, its head scaled so that answers differ."""
+def build_repository(model: str, threads: int, plain: bool = False) -> Path:
+    """The repository of a network with random weights, its head scaled so that answers differ; `plain`: and PLAIN."""
     import torch
 
     from export.build import BuildOptions, build
@@ -43,10 +43,11 @@ def build_repository(model: str, threads: int) -> Path:
         centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
         head.weight.mul_(SPREAD / spread)
         head.bias.copy_((head.bias - centre) * SPREAD / spread)
-    save_checkpoint(FOLDER / model / "checkpoint", network, config)
     checkpoint = FOLDER / model / "checkpoint"
+    save_checkpoint(checkpoint, network, config)
     build(BuildOptions(weights=checkpoint, output=repository, precision=precision, threads=threads))
-    save_torchscript(plain_backbone(network, config, precision), repository.parent / PLAIN)
+    if plain:
+        save_torchscript(plain_backbone(network, config, precision), repository.parent / PLAIN)
     return repository
 
 

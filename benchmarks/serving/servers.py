@@ -125,7 +125,7 @@ def kserve_answer(body: bytes) -> Answer:
 
 @contextlib.contextmanager
 def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> Iterator[Running]:
-    (model,) = repository.parent.glob(PLAIN) if peer.plain else (repository / "backbone").glob("*/model.pt")
+    (model,) = [repository.parent / PLAIN] if peer.plain else (repository / "backbone").glob("*/model.pt")
     (port,) = free_ports(["127.0.0.1"])
     workers = cores if peer.worker_a_core else 1
     values = {"model": model.resolve(), "library": native_library(), "port": port}

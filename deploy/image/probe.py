@@ -20,11 +20,10 @@ STATUS_SECONDS = 2.0
 
 def http_address(environment: Mapping[str, str]) -> str:
     """Where serve.sh has HTTP listen, as it can be asked from here."""
-    host = environment.get("WIDEFIELD_HTTP_HOST")
-    if not host and not environment.get("WIDEFIELD_TLS_CERT"):
-        host = environment.get("WIDEFIELD_HOST")
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host or "", host)
-    return f"{f'[{host}]' if ':' in str(host) else host}:{environment.get('WIDEFIELD_HTTP_PORT') or '8000'}"
+    everywhere = "" if environment.get("WIDEFIELD_TLS_CERT") else environment.get("WIDEFIELD_HOST", "")
+    host = environment.get("WIDEFIELD_HTTP_HOST") or everywhere
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{host}:{environment.get('WIDEFIELD_HTTP_PORT') or '8000'}"
 
 
 def check(question: str, address: str) -> None:

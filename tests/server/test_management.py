@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
 from server import OptionError
-from server.management import MANAGEMENT_HEADER, VARIABLE, read_token
+from server.management import MANAGEMENT_HEADER, VARIABLE, Management, read_token
 
 ROOT = Path(__file__).parents[2]
 KEY = f"triton-grpc-protocol-{MANAGEMENT_HEADER}"  # tritonserver's own prefix
@@ -113,3 +113,8 @@ def test_what_is_visible_of_the_token(light_repository, tmp_path, way):
     finally:
         server.terminate()
         server.communicate(timeout=40)
+
+
+def test_what_is_no_list_of_models_names_no_version(monkeypatch):
+    monkeypatch.setattr("server.management.ask", lambda *_: {"models": []})
+    assert Management("127.0.0.1:1", "token", 1).ready_versions("backbone") == []
