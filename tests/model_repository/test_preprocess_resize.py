@@ -163,3 +163,24 @@ int main() {
           }
 }
 """
+
+
+def test_pillows_memory_is_read_where_it_lies(resize, monkeypatch):
+    image = picture(90, 60, "noise")
+    shared = resize.share(image)
+    assert ctypes.string_at(shared.address, 90 * 60 * 4) == image.tobytes("raw", "RGBX")
+    monkeypatch.setattr(Image.Image, "tobytes", None)
+    assert resize.NATIVE(image, (45, 30), BICUBIC, (0, 0, 45, 30), (0, 0, 90, 60)).shape == (30, 45, 3)
+
+
+def test_a_picture_in_several_pieces_is_copied(resize):
+    assert resize.share(picture(2048, 2048, "noise")) is not None
+    assert resize.share(picture(2048, 2049, "noise")) is None
+
+
+def test_a_pillow_that_shares_nothing(resize, monkeypatch):
+    image = picture(90, 60, "noise")
+    expected = resize.NATIVE(image, (45, 30), BICUBIC, (0, 0, 45, 30), (0, 0, 90, 60))
+    monkeypatch.delattr(Image.Image, "__arrow_c_array__")
+    assert resize.share(image) is None
+    np.testing.assert_array_equal(resize.NATIVE(image, (45, 30), BICUBIC, (0, 0, 45, 30), (0, 0, 90, 60)), expected)

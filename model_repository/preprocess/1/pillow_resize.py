@@ -8,14 +8,45 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+capsule_pointer.restype, capsule_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 FILTERS = {Image.Resampling.BILINEAR: 0, Image.Resampling.BICUBIC: 1}
-MAX_COPIED = 2**24  # pixels: the library reads a copy of the picture, four bytes each
+MAX_COPIED = 2**24  # pixels, four bytes each: the library may have to read a copy of the picture
 MAX_SCALE = 64  # pixels that one is made of along a row: beyond, the library's weights are larger than the picture
+
+
+class ArrowArray(ctypes.Structure):
+    """Of the Arrow C data interface: https://arrow.apache.org/docs/format/CDataInterface.html."""
+
+
+ArrowArray._fields_ = [
+    *((name, ctypes.c_int64) for name in ("length", "null_count", "offset", "n_buffers", "n_children")),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(ArrowArray))),
+]  # what follows is not read
+
+
+class Shared(NamedTuple):
+    """Pillow's own memory of a picture, [H,W,4] of uint8, for as long as `owner` lives."""
+
+    address: int
+    owner: Any
+
+
+def share(image: Image.Image) -> Shared | None:
+    """None where the picture lies in several pieces (beyond 16 MB), or for Pillow before 11.2."""
+    try:
+        _, owner = image.__arrow_c_array__()
+    except (AttributeError, ValueError):
+        return None
+    pixels = ArrowArray.from_address(capsule_pointer(owner, b"arrow_array")).children[0].contents
+    return Shared(pixels.buffers[1], owner)
 
 
 def resize_part(
@@ -55,8 +86,9 @@ def load(path: str | None) -> Callable[..., np.ndarray] | None:
 
     def native(image: Image.Image, size: tuple[int, int], resample: int, window: tuple[int, ...], box: Box):
         out = np.empty((window[3] - window[1], window[2] - window[0], 3), np.uint8)
+        shared = share(image)
         failed = library.widefield_resize_part(
-            image.tobytes("raw", "RGBX"),
+            image.tobytes("raw", "RGBX") if shared is None else ctypes.c_void_p(shared.address),
             *image.size,
             (ctypes.c_float * 4)(*box),
             (ctypes.c_int * 2)(*size),
