@@ -71,7 +71,7 @@ class AsyncHttpTransport:
     async def _exchange(
         self, method: str, path: str, headers: dict[str, str], data: bytes, deadline: float, reused: list[bool]
     ) -> tuple[int, bytes]:
-        limits = aiohttp.ClientTimeout(total=max(1e-3, deadline - time.monotonic()), sock_connect=self._connect_timeout)
+        limits = aiohttp.ClientTimeout(total=max(1e-3, deadline - time.monotonic()), connect=self._connect_timeout)
         async with self._open().request(
             method,
             self.url + path,

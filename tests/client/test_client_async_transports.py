@@ -171,6 +171,25 @@ def test_connecting_may_have_a_bound_of_its_own(protocol: str, unreachable: int)
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize(("bound", "kind"), [(None, DeadlineExceededError), (0.2, ConnectionFailedError)])
+def test_the_bounds_are_for_looking_up_a_name_too(
+    monkeypatch: pytest.MonkeyPatch, bound: float | None, kind: type[ClassifierError]
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: time.sleep(1.2))
+
+    async def seconds() -> float:
+        transport = AsyncHttpTransport("slow", 1, None, bound)
+        started = time.monotonic()
+        with pytest.raises(kind):
+            await transport.infer(request(1, 0.6))
+        passed = time.monotonic() - started
+        await transport.close()
+        return passed
+
+    passed = asyncio.run(seconds())  # its end waits for the look-up
+    assert passed < 0.9 if bound is None else passed < 0.5
+
+
 @pytest.mark.parametrize(
     ("code", "details", "kind"),
     [
