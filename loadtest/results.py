@@ -181,6 +181,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
     texts += [f"{name}: no request was answered" for name in silent(result)]
     if not result["complete"]:
         texts.append("the test was cut short")
+    if result["open_loop"] and not result["null_rate"]:
+        texts.append("not measured: what this load generator can send (python -m loadtest null)")
     for phase in measured(result):
         rows = phase["protocols"].values()
         late = max((row["sent_late_p99_ms"] or 0.0 for row in rows), default=0.0)

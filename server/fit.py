@@ -1,26 +1,18 @@
 """Whether a newly built repository may replace only the weights of one that is being served."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ReleaseError
-from server.tuned_settings import config_files
+from server.tuned_settings import PREPROCESS, config_files, read_config
 
-BACKBONE, PREPROCESS = "backbone", "preprocess"
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
-
-
-def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
-    """Raises `ReleaseError` for one that is missing or that tritonserver could not read."""
-    path = repository / model / file
-    try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ReleaseError(f"{path} cannot be read ({error})") from None
+read = partial(read_config, refusal=ReleaseError)
 
 
 def check_fit(built: Path, served: Path) -> None:
@@ -31,7 +23,7 @@ def check_fit(built: Path, served: Path) -> None:
     """
     for folder in sorted(path.parent for path in served.glob("*/config.pbtxt")):
         name = folder.name
-        new, old = read_config(built, name), read_config(served, name)
+        new, old = read(built, name), read(served, name)
         if new.HasField("ensemble_scheduling"):
             check_labels(built, new)
         for part in ("backend", "platform", "input", "output", "ensemble_scheduling"):
@@ -54,7 +46,7 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
     Raises `ReleaseError`.
     """
     for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
-        there = [read_config(repository, folder.name, file) for file in config_files(repository, folder.name)]
+        there = [read(repository, folder.name, file) for file in config_files(repository, folder.name)]
         now = json_format.ParseDict(running(folder.name), model_config_pb2.ModelConfig(), ignore_unknown_fields=True)
         for part in ("max_batch_size", "input", "output"):
             if all(getattr(each, part) != getattr(now, part) for each in there):

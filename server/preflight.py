@@ -20,6 +20,16 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 EMBEDDED_BACKENDS = ("python", "pytorch")  # the wheel's own, and the one in server/backends
 
 
+def check_options(not_negative: Mapping[str, float], positive: Mapping[str, float]) -> None:
+    """Option -> value, as the command line names it."""
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise OptionError(f"--{name} is {value:g}: give 0 or more")
+    for name, value in positive.items():
+        if not value > 0:
+            raise OptionError(f"--{name} is {value:g}: give more than 0")
+
+
 def check_numpy() -> None:
     """The embedded server's Python backend answers empty tensors under numpy 2, silently."""
     try:

@@ -19,10 +19,11 @@ from pathlib import Path
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ReleaseError, ServerError
-from server.fit import BACKBONE, check_fit, check_running
+from server.fit import check_fit, check_running
 from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
+from server.tuned_settings import BACKBONE
 from server.versions import KEPT, Versions
 
 BUSY_SECONDS = 30.0  # that a canary is tried again on a server that is busy with others

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
-from server.errors import GaveUpError, OptionError, RepositoryError, ServerError, StartError
+from server.errors import GaveUpError, RepositoryError, ServerError, StartError
 from server.locate import find_tritonserver
-from server.preflight import check_backends, check_log_file, check_ports, free_ports, resolve
+from server.preflight import check_backends, check_log_file, check_options, check_ports, free_ports, resolve
 from server.process import ServerProcess
 from server.repository import read_repository, verify_newest
 from server.run import Run
@@ -66,12 +66,10 @@ class TritonServer:
         tritonserver_args: Sequence[str] = (),
         on_event: Callable[[str], None] | None = None,
     ) -> None:
-        for name, value in (("drain-seconds", drain_seconds), ("max-restarts", max_restarts)):
-            if value < 0:
-                raise OptionError(f"--{name} is {value}: give 0 or more")
-        for name, seconds in (("probe-interval", probe_interval), ("probe-timeout", probe_timeout)):
-            if not seconds > 0:
-                raise OptionError(f"--{name} is {seconds:g}: give more than 0")
+        check_options(
+            {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
+            {"probe-interval": probe_interval, "probe-timeout": probe_timeout},
+        )
         self.repository = repository
         self.host, self.metrics_host = host, metrics_host
         self.asked_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}

@@ -36,11 +36,15 @@ class Settings:
         )
 
 
-def read_config(repository: Path, model: str, file: str = "config.pbtxt") -> model_config_pb2.ModelConfig:
+def read_config(
+    repository: Path, model: str, file: str = "config.pbtxt", refusal: type[ServerError] = TuneError
+) -> model_config_pb2.ModelConfig:
+    """Raises `refusal` for one that is missing or that tritonserver could not read."""
+    path = repository / model / file
     try:
-        return text_format.Parse((repository / model / file).read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError) as error:
-        raise TuneError(f"{repository}/{model}/{file} cannot be read ({error}): run build_models.py") from error
+        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise refusal(f"{path} cannot be read ({error}): run build_models.py") from None
 
 
 def config_files(repository: Path, model: str) -> list[str]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.errors import ReleaseError
-from server.fit import BACKBONE
+from server.tuned_settings import BACKBONE
 
 KEPT = 3
 WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 Loadtest = Callable[..., subprocess.CompletedProcess]
+UNKNOWN = "not measured: what this load generator can send (python -m loadtest null)"
 
 
 @pytest.fixture
@@ -53,6 +54,8 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
     assert not [word for word in ("src=", "@import", "url(http", "<script", "<link") if word in text]  # stands alone
     for part in text.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
+    assert UNKNOWN in done.stderr
+    assert UNKNOWN in text
     for word in ("preprocess: queue", "preprocess: compute", "outside the server", "p99 objective 9000 ms"):
         assert word in text
     again = tmp_path / "again.html"
@@ -91,3 +94,4 @@ def test_capacity(loadtest: Loadtest, tmp_path: Path, load_server: "TritonServer
     assert tried[found["rate"]].count(True) == 2
     assert found["limited"] or any(outcomes.count(False) == 2 for outcomes in tried.values())
     assert "Rates tried" in page.read_text()
+    assert UNKNOWN not in page.read_text()
