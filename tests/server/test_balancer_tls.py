@@ -212,7 +212,7 @@ def test_clients_that_never_end_are_cut_off_and_hurt_nobody(proxy, trusted, pair
             while time.monotonic() < until and any(each.closed_after is None for each in slow):
                 for each in slow:
                     each.go_on()
-                assert classifier.classify(image, timeout=2.0)[0].label == "green"
+                assert classifier.classify(image, timeout=5.0)[0].label == "green"  # beside other tests
                 time.sleep(0.1)
             assert all(each.closed_after is not None for each in slow)
             assert min(each.closed_after for each in slow) > PATIENCE / 2  # cut off for being slow, not refused
