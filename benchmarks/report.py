@@ -35,13 +35,13 @@ def inference_table(result: dict[str, Any]) -> list[str]:
 
 def depthwise_table(result: dict[str, Any]) -> list[str]:
     peers = [name for name in result["rows"][0]["ms"] if name != "widefield"]
-    lines = [f"**The depthwise layers on the CPU** (fp32, bias and ReLU fused, ms; {conditions(result)})", ""]
+    lines = [f"**The depthwise layers on the CPU** (bias and ReLU fused, ms; {conditions(result)})", ""]
     rows = []
     for row in result["rows"]:
         shape = f"{row['channels']}, {row['size']}, {row['kernel']}"
-        times = [f"{row['ms'][name]['median']:.2f}" for name in ("widefield", *peers)]
-        rows.append([shape, str(row["batch"]), *times, f"{row['ratio_to_best_peer']:.2f}"])
-    return lines + table(["C, H, K", "batch", "Widefield", *peers, "x the best of them"], rows)
+        times = [f"{row['ms'][name]['median']:.2f}" if name in row["ms"] else "none" for name in ("widefield", *peers)]
+        rows.append([shape, row["dtype"], str(row["batch"]), *times, f"{row['ratio_to_best_peer']:.2f}"])
+    return lines + table(["C, H, K", "dtype", "batch", "Widefield", *peers, "x the best of them"], rows)
 
 
 def comparison_table(result: dict[str, Any]) -> list[str]:

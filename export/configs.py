@@ -9,6 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH_SIZE = 16
 BACKBONE_INSTANCES = 2  # of the embedded server
+NEXT = 2  # images for each, which runs them one by one: with a second at hand it does not wait for the batcher
 PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
@@ -126,6 +127,7 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
         backbone = messages["backbone"]
         backbone.instance_group.add(count=BACKBONE_INSTANCES)
+        backbone.dynamic_batching.preferred_batch_size[:] = [NEXT]
         parallel = {
             "INTRA_OP_THREAD_COUNT": spec.threads // BACKBONE_INSTANCES,
             "LONE_THREAD_COUNT": spec.threads,

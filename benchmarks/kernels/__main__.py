@@ -132,7 +132,7 @@ def run_cpu(batches: list[int], rounds: int) -> int:
         rows.append(cpu.measure_layer(layer, rounds, threads))
         print(cpu.line(rows[-1]), flush=True)
     found = versions("torch", "openvino", "onnxruntime")
-    path = write_results("kernels_cpu", dtype="fp32", threads=threads, versions=found, warning=warning, rows=rows)
+    path = write_results("kernels_cpu", threads=threads, versions=found, warning=warning, rows=rows)
     slower = [row for row in rows if row.get("ratio_to_best_peer", 0) > 1.05]
     print(f"more than 5 % slower than the best peer on {len(slower)} of {len(rows)} layers")
     print(f"wrote {path}" + (f"; {warning}" if warning else ""))

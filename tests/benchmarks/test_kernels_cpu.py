@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,14 +18,16 @@ from training import measurement
 LAYER = Layer(2, 16, 9, 13, "float32")
 
 
-def test_every_peer_computes_the_layer():
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
+def test_every_peer_computes_the_layer(dtype, tolerance):
     torch.manual_seed(0)
-    calls = cpu.candidates(LAYER, 1)
-    expected = calls["oneDNN nchw"]()
+    calls = cpu.candidates(replace(LAYER, dtype=dtype), 1)
+    expected = calls["oneDNN nchw"]().clone()
     assert expected.min() == 0  # ReLU
+    assert ("ONNX Runtime" in calls) == (dtype == "float32")
     for call in calls.values():
-        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+        assert call().dtype == expected.dtype
+        torch.testing.assert_close(call(), expected, rtol=tolerance, atol=tolerance)
 
 
 SIGNALLED = """
@@ -77,9 +80,9 @@ def test_a_wrong_answer_gets_no_speed(quick, monkeypatch, capsys):
 
 def test_layers_are_both_kernels_of_each_stage_and_batch():
     layers = cpu.layers([1, 8])
-    assert len(layers) == len(set(layers)) == 16
+    assert len(layers) == len(set(layers)) == 32
     assert {layer.kernel for layer in layers} == {31, 29, 27, 13, 5}
-    assert {layer.dtype for layer in layers} == {"float32"}
+    assert {layer.dtype for layer in layers} == {"float32", "bfloat16"}
 
 
 def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):
@@ -111,12 +114,14 @@ def test_the_readmes_table_names_every_peer():
     from benchmarks.report import depthwise_table
 
     ms = {name: {"median": value} for name, value in (("widefield", 1.0), ("oneDNN nchw", 40.0), ("OpenVINO", 0.8))}
-    row = {"channels": 16, "size": 9, "kernel": 13, "batch": 1, "ms": ms, "ratio_to_best_peer": 1.25}
+    row = {"channels": 16, "size": 9, "kernel": 13, "batch": 1, "dtype": "float32", "ms": ms, "ratio_to_best_peer": 1.25}
+    short = row | {"dtype": "bfloat16", "ms": {name: ms[name] for name in ("widefield", "OpenVINO")}}
     machine = {"cpu": "a CPU", "cores": 2, "instructions": ["avx2"]}
-    lines = depthwise_table({"rows": [row], "machine": machine, "versions": {}, "date": "today"})
-    assert lines[2] == "| C, H, K | batch | Widefield | oneDNN nchw | OpenVINO | x the best of them |"
+    lines = depthwise_table({"rows": [row, short], "machine": machine, "versions": {}, "date": "today"})
+    assert lines[2] == "| C, H, K | dtype | batch | Widefield | oneDNN nchw | OpenVINO | x the best of them |"
     assert lines[3].count("|") == lines[2].count("|")
-    assert lines[4] == "| 16, 9, 13 | 1 | 1.00 | 40.00 | 0.80 | 1.25 |"
+    assert lines[4] == "| 16, 9, 13 | float32 | 1 | 1.00 | 40.00 | 0.80 | 1.25 |"
+    assert lines[5] == "| 16, 9, 13 | bfloat16 | 1 | 1.00 | none | 0.80 | 1.25 |"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [(["--device", "cuda"], "sees no GPU")])

@@ -55,7 +55,7 @@ def test_the_embedded_servers_configs_differ_in_batches_and_threads_alone(reposi
     for name in ("preprocess", "backbone"):
         text = (repository / name / "configs/embedded.pbtxt").read_text()
         embedded, plain = text_format.Parse(text, model_config_pb2.ModelConfig()), config(repository, name)
-        assert list(embedded.dynamic_batching.preferred_batch_size) == [4]
+        assert list(embedded.dynamic_batching.preferred_batch_size) == [2 if name == "backbone" else 4]
         del embedded.dynamic_batching.preferred_batch_size[:]
         if name == "backbone":
             assert [group.count for group in embedded.instance_group] == [2]

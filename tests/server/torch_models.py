@@ -72,6 +72,16 @@ class Heavy(torch.nn.Module):
         return x + (torch.ones(1 << 22) + 0 * x[0, 0]).exp().mean()
 
 
+class Laborious(torch.nn.Module):
+    """As many times a little work as its input says, and how many images came with it."""
+
+    def forward(self, x: Tensor):
+        y = torch.zeros_like(x) + x.shape[0]
+        for _ in range(int(x.sum())):
+            y = y + 0 * (torch.ones(1 << 20) + 0 * x[0, 0]).exp().mean()
+        return y
+
+
 def tensors(kind: str, names: list[str]) -> str:
     """`name` or `name:DTYPE`, each [B,2] unless its dims follow: `name:DTYPE:-1,2`."""
     entries = []

@@ -40,13 +40,13 @@ class Shared(NamedTuple):
 
 
 def share(image: Image.Image) -> Shared | None:
-    """None where the picture lies in several pieces (beyond 16 MB), or for Pillow before 11.2."""
+    """None where the picture lies in several pieces (beyond 16 MB), or for a Pillow that shares nothing or otherwise."""
     try:
         _, owner = image.__arrow_c_array__()
-    except (AttributeError, ValueError):
+        levels = ArrowArray.from_address(capsule_pointer(owner, b"arrow_array")).children[0].contents
+        return Shared(levels.buffers[1], owner)
+    except (AttributeError, ValueError):  # a null pointer is one of these
         return None
-    pixels = ArrowArray.from_address(capsule_pointer(owner, b"arrow_array")).children[0].contents
-    return Shared(pixels.buffers[1], owner)
 
 
 def resize_part(

@@ -3,7 +3,7 @@
 // The requests of one execute call run as one batch; when that fails, each runs alone and fails alone. With oneDNN
 // graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the
 // config's model_warmup names: the fuser compiles the model anew for each batch size, in slow runs and with a copy of
-// the weights.
+// the weights. Where the pieces are single images, requests run, and are answered, one after the other.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -112,6 +112,9 @@ struct Instance {
     const auto& sizes = settings.warmup_sizes;
     return lone && !sizes.empty() ? std::vector{sizes.back()} : sizes;
   }
+
+  // Whether requests run apart: whoever came first then need not wait for the last.
+  bool singly() const { return piece_sizes() == std::vector<int64_t>{1} && (lone || torch_model.is_fused()); }
 
   TRITONBACKEND_ModelInstance* handle;
   Model& model;
@@ -227,6 +230,9 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_M
 
 EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, const uint32_t count) {
-  return guarded(
-      [&] { execute(*state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState), requests, count); });
+  return guarded([&] {
+    auto& state = *state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState);
+    const uint32_t together = state.singly() ? 1 : count;
+    for (uint32_t start = 0; start < count; start += together) execute(state, requests + start, together);
+  });
 }

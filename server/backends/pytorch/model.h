@@ -43,6 +43,7 @@ class TorchModel {
   // Throws what forward() throws, and `std::invalid_argument` for results that do not fit the config.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
+  bool is_fused() const { return fused_; }
   bool is_warm(const std::vector<at::Tensor>& inputs) const;  // such a batch has run as often as TorchScript needs
 
  private:
