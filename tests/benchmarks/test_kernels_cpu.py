@@ -114,7 +114,8 @@ def test_the_readmes_table_names_every_peer():
     from benchmarks.report import depthwise_table
 
     ms = {name: {"median": value} for name, value in (("widefield", 1.0), ("oneDNN nchw", 40.0), ("OpenVINO", 0.8))}
-    row = {"channels": 16, "size": 9, "kernel": 13, "batch": 1, "dtype": "float32", "ms": ms, "ratio_to_best_peer": 1.25}
+    shape = {"channels": 16, "size": 9, "kernel": 13, "batch": 1, "dtype": "float32"}
+    row = shape | {"ms": ms, "ratio_to_best_peer": 1.25}
     short = row | {"dtype": "bfloat16", "ms": {name: ms[name] for name in ("widefield", "OpenVINO")}}
     machine = {"cpu": "a CPU", "cores": 2, "instructions": ["avx2"]}
     lines = depthwise_table({"rows": [row, short], "machine": machine, "versions": {}, "date": "today"})

@@ -40,7 +40,7 @@ class Shared(NamedTuple):
 
 
 def share(image: Image.Image) -> Shared | None:
-    """None where the picture lies in several pieces (beyond 16 MB), or for a Pillow that shares nothing or otherwise."""
+    """None where the picture lies in several pieces (beyond 16 MB) or this Pillow shares nothing, or otherwise."""
     try:
         _, owner = image.__arrow_c_array__()
         levels = ArrowArray.from_address(capsule_pointer(owner, b"arrow_array")).children[0].contents
