@@ -9,7 +9,9 @@ from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH_SIZE = 16
 BACKBONE_INSTANCES = 2  # of the embedded server
-NEXT = 2  # images for each, which runs them one by one: with a second at hand it does not wait for the batcher
+# Images that each of them takes at a time, and answers one by one: with a second at hand it does not wait for the
+# batcher, and what it has not taken the other one can.
+BACKBONE_TAKES = 2
 PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
@@ -112,10 +114,10 @@ def backbone_config(spec: ServingSpec) -> str:
 def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     """By model, what the embedded server, on a CPU, reads in place of config.pbtxt.
 
-    What waits goes on in batches of few images: more are answered no sooner, and all at their batch's end, which under
-    load is what misses its deadline. The backbone has two instances of half the threads, which do not wait for each
-    other at every operator's end; an execution that finds the backbone idle has all of them (LONE_THREAD_COUNT). The
-    softmax has one thread (here each model has its own number) and nothing to fuse.
+    What waits goes on in batches of few images: more are answered no sooner, and later where all wait for their batch's
+    end, which under load is what misses its deadline. The backbone has two instances of half the threads, which do not
+    wait for each other at every operator's end; an execution that finds the backbone idle has all of them
+    (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
@@ -127,7 +129,7 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
         backbone = messages["backbone"]
         backbone.instance_group.add(count=BACKBONE_INSTANCES)
-        backbone.dynamic_batching.preferred_batch_size[:] = [NEXT]
+        backbone.dynamic_batching.preferred_batch_size[:] = [BACKBONE_TAKES]
         parallel = {
             "INTRA_OP_THREAD_COUNT": spec.threads // BACKBONE_INSTANCES,
             "LONE_THREAD_COUNT": spec.threads,

@@ -181,8 +181,6 @@ def warnings(result: dict[str, Any]) -> list[str]:
     texts += [f"{name}: no request was answered" for name in silent(result)]
     if not result["complete"]:
         texts.append("the test was cut short")
-    if result["open_loop"] and not result["null_rate"]:
-        texts.append("not measured: what this load generator can send (python -m loadtest null)")
     for phase in measured(result):
         rows = phase["protocols"].values()
         late = max((row["sent_late_p99_ms"] or 0.0 for row in rows), default=0.0)
@@ -207,4 +205,6 @@ def warnings(result: dict[str, Any]) -> list[str]:
                 f"phase {phase['name']}: {rate:.0f} answers/s are more than half of what this load generator sends "
                 f"to a null model ({result['null_rate']:.0f}/s): it may be the limit"
             )
+    if result["open_loop"] and not result["null_rate"]:
+        texts.append("not measured: what this load generator can send (python -m loadtest null)")
     return texts

@@ -44,7 +44,7 @@ def read_config(
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise refusal(f"{path} cannot be read ({error}): run build_models.py") from None
+        raise refusal(f"{path} cannot be read ({error}): correct it, or run build_models.py") from None
 
 
 def config_files(repository: Path, model: str) -> list[str]:
@@ -93,6 +93,8 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
         if file == own_file(repository, BACKBONE, embedded):
             set_instances(config, settings.backbone_instances)
             set_threads(config, settings, embedded)
+            if file == EMBEDDED:
+                set_preferred(config, settings)
     for file, config in changed.items():
         path = repository / file
         text = text_format.MessageToString(config)
@@ -117,6 +119,13 @@ def set_batches(config: model_config_pb2.ModelConfig, settings: Settings) -> Non
     config.max_batch_size = settings.max_batch_size
     preferred = [size for size in config.dynamic_batching.preferred_batch_size if size <= settings.max_batch_size]
     config.dynamic_batching.preferred_batch_size[:] = preferred
+
+
+def set_preferred(config: model_config_pb2.ModelConfig, settings: Settings) -> None:
+    """As build_models.py has it: two where images run one by one, else the largest batch that is compiled for."""
+    compiled = max(each.batch_size for each in config.model_warmup)
+    wanted = 2 if settings.backbone_instances > 1 else max(compiled, 2)
+    config.dynamic_batching.preferred_batch_size[:] = [min(wanted, settings.max_batch_size)]
 
 
 def set_threads(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:

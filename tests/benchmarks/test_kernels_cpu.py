@@ -16,10 +16,13 @@ from benchmarks.kernels.layers import Layer
 from training import measurement
 
 LAYER = Layer(2, 16, 9, 13, "float32")
+BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_every_peer_computes_the_layer(dtype, tolerance):
+    if dtype == "bfloat16" and not BFLOAT16:
+        pytest.skip("oneDNN has no bfloat16 on this processor")
     torch.manual_seed(0)
     calls = cpu.candidates(replace(LAYER, dtype=dtype), 1)
     expected = calls["oneDNN nchw"]().clone()
@@ -80,9 +83,9 @@ def test_a_wrong_answer_gets_no_speed(quick, monkeypatch, capsys):
 
 def test_layers_are_both_kernels_of_each_stage_and_batch():
     layers = cpu.layers([1, 8])
-    assert len(layers) == len(set(layers)) == 32
+    assert len(layers) == len(set(layers)) == (32 if BFLOAT16 else 16)
     assert {layer.kernel for layer in layers} == {31, 29, 27, 13, 5}
-    assert {layer.dtype for layer in layers} == {"float32", "bfloat16"}
+    assert {layer.dtype for layer in layers} == {"float32"} | ({"bfloat16"} if BFLOAT16 else set())
 
 
 def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):

@@ -7,6 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from server import RepositoryError
 from server.repository import EMBEDDED, read_repository, replaced
@@ -174,3 +176,5 @@ def test_the_configs_of_the_checkout_belong_together(model):
     """A build that changes them is committed with both, or every newcomer's checkout is changed by `make demo`."""
     folder = Path(__file__).parents[2] / "model_repository" / model
     assert (folder / EMBEDDED).read_text().startswith(replaced((folder / "config.pbtxt").read_bytes()))
+    text = text_format.Parse((folder / EMBEDDED).read_text(), model_config_pb2.ModelConfig())
+    assert list(text.dynamic_batching.preferred_batch_size) == {"preprocess": [4], "backbone": [2]}.get(model, [])

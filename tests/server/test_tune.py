@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tritonclient.grpc import model_config_pb2
 
 from server import tune
 from server.repository import EMBEDDED, read_repository
 from server.tune import Score
-from server.tuned_settings import Settings, TuneError, read_config, read_settings, write_settings
+from server.tuned_settings import Settings, TuneError, read_config, read_settings, set_preferred, write_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,14 @@ NOW = Settings(2, 1, 2, 16, 0)
 def own(repository, tmp_path):
     """A copy of the small repository to write to."""
     return shutil.copytree(repository, tmp_path / "models")
+
+
+@pytest.mark.parametrize(("instances", "largest", "preferred"), [(1, 8, 4), (1, 3, 3), (2, 8, 2), (2, 1, 1)])
+def test_the_preferred_batches_follow(instances, largest, preferred):
+    """Those that are compiled for, or two where several instances run images one by one."""
+    config = model_config_pb2.ModelConfig(model_warmup=[{"batch_size": 4}, {"batch_size": 1}])
+    set_preferred(config, Settings(2, instances, 2, largest, 0))
+    assert list(config.dynamic_batching.preferred_batch_size) == [preferred]
 
 
 def choose(score, p99_ms=None, now=NOW):
@@ -67,8 +76,8 @@ def test_settings_are_written_and_read_again(own):
 
 
 def test_the_embedded_servers_config_follows(own):
-    """The batches that it prefers are those compiled for, as far as they fit; what runs alone has every thread."""
-    for largest, preferred, instances, lone in ((8, [4], 1, ""), (2, [], 1, ""), (8, [], 3, "6")):
+    """What runs alone has every thread."""
+    for largest, preferred, instances, lone in ((8, [2], 1, ""), (8, [2], 3, "6"), (1, [1], 3, "6"), (8, [2], 1, "")):
         write_settings(own, Settings(2, instances, 2, largest, 0))
         plain, embedded = (read_config(own, "backbone", file) for file in ("config.pbtxt", EMBEDDED))
         assert list(embedded.dynamic_batching.preferred_batch_size) == preferred

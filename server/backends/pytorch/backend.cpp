@@ -3,7 +3,7 @@
 // The requests of one execute call run as one batch; when that fails, each runs alone and fails alone. With oneDNN
 // graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the
 // config's model_warmup names: the fuser compiles the model anew for each batch size, in slow runs and with a copy of
-// the weights. Where the pieces are single images, requests run, and are answered, one after the other.
+// the weights. In pieces of one image, or with LONE_THREAD_COUNT, requests run and are answered one after the other.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -72,10 +72,9 @@ struct Model {
 
 // From its start to its end one of the model's instances computes.
 struct Turn {
-  explicit Turn(std::atomic<int>& computing) : computing(computing), alone(computing++ == 0) {}
+  explicit Turn(std::atomic<int>& computing) : computing(computing) { ++computing; }
   ~Turn() { --computing; }
   std::atomic<int>& computing;
-  const bool alone;
 };
 
 at::Device device_of(TRITONBACKEND_ModelInstance* instance) {
@@ -96,12 +95,13 @@ struct Instance {
         lone(settings.lone_threads && device.is_cpu()),
         torch_model(settings, model.loader, model.loader.load(device), device, piece_sizes()) {
     if (lone)
-      std::call_once(model.lone_loaded, [&] { model.lone = std::make_unique<LoneModel>(settings, model.loader); });
+      std::call_once(model.lone_loaded, [&] {
+        model.lone = std::make_unique<LoneModel>(settings, model.loader, piece_sizes());
+      });
   }
 
   std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) {
-    const Turn turn(model.computing);
-    if (!turn.alone || !lone) return torch_model.run(inputs);
+    if (!lone || model.computing > 1) return torch_model.run(inputs);
     // Warm-up finds its model idle: both are warmed then.
     if (!torch_model.is_warm(inputs)) torch_model.run(inputs);
     return model.lone->run(inputs);
@@ -113,7 +113,7 @@ struct Instance {
     return lone && !sizes.empty() ? std::vector{sizes.back()} : sizes;
   }
 
-  // Whether requests run apart: whoever came first then need not wait for the last.
+  // Whether requests run apart, which costs nothing then: whoever came first need not wait for the last.
   bool singly() const { return piece_sizes() == std::vector<int64_t>{1} && (lone || torch_model.is_fused()); }
 
   TRITONBACKEND_ModelInstance* handle;
@@ -181,6 +181,16 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
         instance.handle, samples, exec_start, compute_start, compute_end, exec_end));
 }
 
+void refuse(TRITONBACKEND_Request** requests, uint32_t count, TRITONSERVER_Error* error) {
+  for (uint32_t index = 0; index < count; ++index) {
+    TRITONBACKEND_Response* response = nullptr;
+    log_failure(TRITONBACKEND_ResponseNew(&response, requests[index]));
+    if (response) log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+    log_failure(TRITONBACKEND_RequestRelease(requests[index], kReleaseAll));
+  }
+  TRITONSERVER_ErrorDelete(error);
+}
+
 template <class State, class Handle>
 State* state_of(Handle* handle, TRITONSERVER_Error* (*get)(Handle*, void**)) {
   void* state = nullptr;
@@ -232,7 +242,10 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, const uint32_t count) {
   return guarded([&] {
     auto& state = *state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState);
+    const Turn turn(state.model.computing);
     const uint32_t together = state.singly() ? 1 : count;
-    for (uint32_t start = 0; start < count; start += together) execute(state, requests + start, together);
+    execute(state, requests, together);
+    for (uint32_t start = together; start < count; ++start)  // the server would answer the first again, were this thrown
+      if (auto* error = guarded([&] { execute(state, requests + start, 1); })) refuse(requests + start, 1, error);
   });
 }

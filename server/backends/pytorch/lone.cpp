@@ -4,9 +4,9 @@
 
 namespace widefield {
 
-LoneModel::LoneModel(const Settings& settings, ModuleLoader& loader)
+LoneModel::LoneModel(const Settings& settings, ModuleLoader& loader, std::vector<int64_t> sizes)
     : settings_(settings),
-      model_(settings, loader, loader.read(at::kCPU), at::kCPU, settings.warmup_sizes),
+      model_(settings, loader, loader.read(at::kCPU), at::kCPU, std::move(sizes)),
       thread_([this] { work(); }) {}
 
 LoneModel::~LoneModel() {

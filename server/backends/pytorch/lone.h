@@ -18,7 +18,7 @@ namespace widefield {
 // operators.
 class LoneModel {
  public:
-  LoneModel(const Settings& settings, ModuleLoader& loader);
+  LoneModel(const Settings& settings, ModuleLoader& loader, std::vector<int64_t> sizes);  // of its pieces
   ~LoneModel();
   LoneModel(const LoneModel&) = delete;
 
