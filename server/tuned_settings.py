@@ -123,8 +123,7 @@ def set_batches(config: model_config_pb2.ModelConfig, settings: Settings) -> Non
 
 def set_preferred(config: model_config_pb2.ModelConfig, settings: Settings) -> None:
     """As build_models.py has it: two where images run one by one, else the largest batch that is compiled for."""
-    compiled = max(each.batch_size for each in config.model_warmup)
-    wanted = 2 if settings.backbone_instances > 1 else max(compiled, 2)
+    wanted = 2 if settings.backbone_instances > 1 else max([2, *(each.batch_size for each in config.model_warmup)])
     config.dynamic_batching.preferred_batch_size[:] = [min(wanted, settings.max_batch_size)]
 
 
