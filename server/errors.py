@@ -41,3 +41,10 @@ class ReleaseError(ServerError):
 
 class GaveUpError(ServerError):
     pass
+
+
+def describe(error: Exception) -> str:
+    """In one line; what nobody foresaw is named as such."""
+    if isinstance(error, (ServerError, OSError)):
+        return str(error)
+    return f"the supervisor failed: {type(error).__name__}: {error}"

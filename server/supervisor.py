@@ -1,5 +1,6 @@
 """Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
 
+import logging
 import sys
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
-from server.errors import GaveUpError, RepositoryError, ServerError, StartError
+from server.errors import GaveUpError, ServerError, StartError, describe
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_ports, free_ports, resolve
 from server.process import ServerProcess
@@ -38,7 +39,8 @@ class TritonServer:
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
         tritonserver_args: passed on as they are.
-        on_event: called with one line at every restart, and for what works but not as it should.
+        on_event: called with one line at every restart, and for what works but not as it should; None logs it as a
+            warning of the logger `server`.
 
     Raises:
         ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
@@ -82,7 +84,7 @@ class TritonServer:
         self.management_token = management_token
         self.tls = tls
         self.tritonserver_args = tuple(tritonserver_args)
-        self.on_event = on_event or (lambda line: None)
+        self.on_event = on_event or logging.getLogger("server").warning
         self.restarts = 0
         self._error: ServerError | None = None
         self._stopping = threading.Event()
@@ -192,10 +194,10 @@ class TritonServer:
                     if self.restarts:  # `start` has read it the first time
                         verify_newest(self._runtime.repository.path)
                     reason = self._run_once()
-                except (RepositoryError, StartError, OSError) as error:
+                except Exception as error:
                     if not self._settled.is_set():
                         raise
-                    reason = str(error)  # it had been ready before: try again
+                    reason = describe(error)  # it had been ready before: try again
                 self._ready.clear()
                 if self._stopping.is_set():
                     return
@@ -211,10 +213,8 @@ class TritonServer:
                 self.on_event(f"{reason}; restarting{f' in {pause:g} s' if pause else ''}")
                 self.restarts += 1
                 self._stopping.wait(pause)
-        except ServerError as error:
-            self._error = error
         except Exception as error:
-            self._error = ServerError(f"the supervisor failed: {type(error).__name__}: {error}")
+            self._error = error if isinstance(error, ServerError) else ServerError(describe(error))
         finally:
             self._ready.clear()
             self._settled.set()

@@ -82,5 +82,7 @@ def digits_server(digits_repository: Path, tmp_path_factory: pytest.TempPathFact
     from server import TritonServer
 
     log_file = tmp_path_factory.mktemp("server") / "server.log"
-    with TritonServer(digits_repository, http_port=0, grpc_port=0, metrics_port=0, log_file=log_file) as server:
+    events: list[str] = []
+    with TritonServer(digits_repository, log_file=log_file, on_event=events.append) as server:
         yield server
+    assert not server.restarts, events  # or it would show as refused connections in whichever tests came then

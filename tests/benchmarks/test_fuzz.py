@@ -12,8 +12,16 @@ from benchmarks.fuzz.images import good
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
 from benchmarks.fuzz.wire import is_whole, judge, send_http
+from server import TritonServer
 
 pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def fuzzed_server(digits_repository, tmp_path_factory):
+    """A server for these tests alone: what a hostile request does to it later hurts no other test."""
+    with TritonServer(digits_repository, log_file=tmp_path_factory.mktemp("fuzzed") / "server.log") as server:
+        yield server
 
 
 def run(server, kind, cases):
@@ -28,30 +36,30 @@ def run(server, kind, cases):
 
 
 @pytest.mark.parametrize("kind", SHARES)
-def test_hostile_input_is_refused_and_hurts_nobody(digits_server, kind):
-    run(digits_server, kind, 500)
+def test_hostile_input_is_refused_and_hurts_nobody(fuzzed_server, kind):
+    run(fuzzed_server, kind, 500)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SHARES)
-def test_thousands(digits_server, kind):
-    watch = run(digits_server, kind, 12_000)
+def test_thousands(fuzzed_server, kind):
+    watch = run(fuzzed_server, kind, 12_000)
     assert sum(watch.resident[-1]) < sum(watch.resident[len(watch.resident) // 2]) * 1.2
 
 
 @pytest.mark.parametrize("kind", ["image served", "http", "grpc"])
 @pytest.mark.parametrize("examples", [100, pytest.param(5000, marks=pytest.mark.slow)])
-def test_hypothesis_finds_nothing(digits_server, kind, examples):
+def test_hypothesis_finds_nothing(fuzzed_server, kind, examples):
     """The same cases, but each choice is hypothesis's: a finding is told by the simplest case that shows it."""
-    watch = Watch(digits_server)
+    watch = Watch(fuzzed_server)
     everything = list(HealthCheck)
-    with open_channel(digits_server) as channel:
+    with open_channel(fuzzed_server) as channel:
 
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=everything)
         @given(st.randoms(use_true_random=False))
         def check(rng):
             method, data = served_case(kind, rng)
-            outcome = send_case(digits_server, channel, method, data)
+            outcome = send_case(fuzzed_server, channel, method, data)
             assert not outcome.startswith("finding"), (outcome, method, data[:2000])
             if outcome == "connection closed":
                 watch.check_processes()
@@ -74,7 +82,7 @@ def test_a_shape_that_claims_too_much_is_not_sent():
         assert bounded(content) == content
 
 
-def test_the_judge(digits_server):
+def test_the_judge(fuzzed_server):
     """It would see a wrong answer: what it calls a finding, and what it takes for whole."""
     assert judge(False, "HTTP 500", "the model failed on 3").startswith("finding: HTTP 500: the model failed on N")
     assert judge(False, "HTTP 500", "failed to parse the request JSON buffer: x") == "HTTP 500 (tritonserver's own)"
@@ -83,12 +91,12 @@ def test_the_judge(digits_server):
     whole = message(header + tensor, {"Inference-Header-Content-Length": str(len(header))})
     assert is_whole(whole)
     assert not is_whole(whole[:-1])
-    assert send_http(digits_server.http_url, whole) == "HTTP 200"
-    assert send_http(digits_server.http_url, whole[:-1]) == "waits for the rest"
+    assert send_http(fuzzed_server.http_url, whole) == "HTTP 200"
+    assert send_http(fuzzed_server.http_url, whole[:-1]) == "waits for the rest"
 
 
-def test_a_restart_and_another_answer_are_seen(digits_server):
-    watch = Watch(digits_server)
+def test_a_restart_and_another_answer_are_seen(fuzzed_server):
+    watch = Watch(fuzzed_server)
     watch.check()
     watch.answers["PNG"] = watch.answers["PNG"] + 1e-6
     with pytest.raises(AssertionError, match="PNG over grpc is answered otherwise"):

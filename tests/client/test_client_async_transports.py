@@ -175,7 +175,14 @@ def test_connecting_may_have_a_bound_of_its_own(protocol: str, unreachable: int)
 def test_the_bounds_are_for_looking_up_a_name_too(
     monkeypatch: pytest.MonkeyPatch, bound: float | None, kind: type[ClassifierError]
 ) -> None:
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: time.sleep(1.2))
+    real = socket.getaddrinfo
+
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
+        if host != "slow":  # other threads of this process look up too
+            return real(host, *arguments, **options)
+        time.sleep(1.2)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     async def seconds() -> float:
         transport = AsyncHttpTransport("slow", 1, None, bound)

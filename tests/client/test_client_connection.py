@@ -42,13 +42,14 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0) -> None:
-    """Every name has an address a port; it is known after so many seconds."""
-    numeric = socket.getaddrinfo
+    """Every name has an address a port; it is known after so many seconds. Numbers, which other threads of this
+    process may look up meanwhile, stay what they are."""
+    real = socket.getaddrinfo
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
-    def look_up(*arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
-        if flags & socket.AI_NUMERICHOST:
-            return numeric(*arguments, flags=flags, **options)
+    def look_up(host: str, *arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST or host[:1].isdecimal():
+            return real(host, *arguments, flags=flags, **options)
         time.sleep(after)
         return found
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import urllib.request
 
 import numpy as np
@@ -33,11 +34,16 @@ def root(tmp_path):
 
 @pytest.fixture
 def names(monkeypatch):
-    """names(addresses): what any host's name stands for."""
+    """names(addresses): what any host's name stands for, as this thread is told: servers are watched in others."""
+    real, here = socket.getaddrinfo, threading.get_ident()
 
     def build(*addresses):
         found = [(socket.AF_INET6 if ":" in a else socket.AF_INET, 1, 6, "", (a, 0)) for a in addresses]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+
+        def look_up(*arguments, **options):
+            return found if threading.get_ident() == here else real(*arguments, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     return build
 
@@ -127,8 +133,10 @@ def test_wrong_host(root, host, message):
 
 def test_a_machine_without_ipv6(names, monkeypatch):
     class OnlyIPv4(socket.socket):
-        def __init__(self, family):
-            raise OSError(97, "Address family not supported by protocol")
+        def __init__(self, family=socket.AF_INET, *rest, **options):
+            if family == socket.AF_INET6:
+                raise OSError(97, "Address family not supported by protocol")
+            super().__init__(family, *rest, **options)
 
     names("::1")
     monkeypatch.setattr(socket, "socket", OnlyIPv4)

@@ -180,6 +180,13 @@ def test_a_bug_of_the_supervisor_is_told(supervised):
         supervised([KeyError("x")]).start()
 
 
+def test_a_bug_of_the_supervisor_ends_no_server_that_was_ready(supervised):
+    events = []
+    with supervised(["died", KeyError("x")], on_event=events.append) as server:
+        assert not server.wait(1.3)
+    assert events == ["died; restarting", "the supervisor failed: KeyError: 'x'; restarting in 1 s"]
+
+
 def test_restarts_and_backs_off(supervised):
     events, pauses = [], []
     server = supervised(["died", StartError("port"), OSError("no memory")], on_event=events.append)
@@ -190,6 +197,14 @@ def test_restarts_and_backs_off(supervised):
         assert server.restarts == 3
     assert events == ["died; restarting", "port; restarting in 1 s", "no memory; restarting in 3 s"]
     assert pauses == [0, 1, 3]
+
+
+def test_restarts_are_logged_where_nobody_asked(supervised, caplog):
+    with supervised(["died at 5 % of its work"]) as server:
+        assert not server.wait(0.3)
+    assert [(each.name, each.getMessage()) for each in caplog.records] == [
+        ("server", "died at 5 % of its work; restarting")
+    ]
 
 
 def test_gives_up(supervised, tmp_path):
