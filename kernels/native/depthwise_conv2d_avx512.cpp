@@ -1,8 +1,9 @@
 // A 16-channel block at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
 // channels_last lie `channels` floats apart and would fall on the same cache sets), its filters to [Kh*Kw][16]. Then a
 // tile of two rows by seven columns is accumulated in 14 registers; each input vector that is loaded serves both rows.
-// A filter of 3, 5 or 7 columns is held in registers, a row at a time. Where it is so wide that every tap row spans the
-// image (14 x 14 with 27 taps), the tile is one whole row and no tap is wasted.
+// A filter of 3 or 5 columns is held in registers, a row at a time; with 7 they spill, and it takes twice the time.
+// Where it is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is one whole row and no tap
+// is wasted.
 #include "depthwise_conv2d_avx512.h"
 
 #include <algorithm>
@@ -19,6 +20,11 @@ namespace {
 
 constexpr int kWholeRow = 14;  // widest image whose rows are one tile
 constexpr int64_t kStreamed = 2 << 20;  // bytes: an output beyond it leaves the L2 cache before the next layer reads it
+
+constexpr int64_t kFewTaps = 25, kManyElements = 2'000'000;  // oneDNN's share in bfloat16
+
+int64_t taps(const DepthwiseShape& s) { return s.kernel_height * s.kernel_width; }
+int64_t elements(const DepthwiseShape& s) { return s.batch * s.height * s.width * s.channels; }
 
 // What becomes of a sum; `stream`: past the caches, which saves reading the line that is written (16 floats are one).
 template <class Element>
@@ -166,7 +172,6 @@ RowFunctions<Element> functions(const DepthwiseShape& s) {
   switch (s.kernel_width) {
     case 3: return kRowFunctions<Element, 3>;
     case 5: return kRowFunctions<Element, 5>;
-    case 7: return kRowFunctions<Element, 7>;
     default: return kRowFunctions<Element, 0>;
   }
 }
@@ -243,6 +248,10 @@ template void depthwise_conv2d_avx512(const DepthwiseShape&, const BFloat16*, co
 
 bool widefield::depthwise_conv2d_avx512_suits(const DepthwiseShape& s) {
   static const bool has_avx512 = __builtin_cpu_supports("avx512f");
-  const int64_t taps = s.kernel_height * s.kernel_width;
-  return has_avx512 && s.channels % kLanes == 0 && taps >= 9 && s.batch * s.height * s.width * s.channels > 0;
+  return has_avx512 && s.channels % kLanes == 0 && taps(s) >= 9 && elements(s) > 0;
+}
+
+bool widefield::depthwise_conv2d_onednn_suits(const DepthwiseShape& s) {
+  static const bool has_bfloat16 = __builtin_cpu_supports("avx512bf16");
+  return has_bfloat16 && taps(s) <= kFewTaps && elements(s) >= kManyElements;
 }

@@ -72,10 +72,9 @@ struct Model {
 
 // From its start to its end one of the model's instances computes.
 struct Turn {
-  explicit Turn(std::atomic<int>& computing) : computing(computing), alone(computing++ == 0) {}
+  explicit Turn(std::atomic<int>& computing) : computing(computing) { ++computing; }
   ~Turn() { --computing; }
   std::atomic<int>& computing;
-  const bool alone;
 };
 
 at::Device device_of(TRITONBACKEND_ModelInstance* instance) {
@@ -102,8 +101,7 @@ struct Instance {
   }
 
   std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) {
-    const Turn turn(model.computing);
-    if (!turn.alone || !lone) return torch_model.run(inputs);
+    if (!lone || model.computing > 1) return torch_model.run(inputs);
     // Warm-up finds its model idle: both are warmed then.
     if (!torch_model.is_warm(inputs)) torch_model.run(inputs);
     return model.lone->run(inputs);
@@ -183,6 +181,16 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
         instance.handle, samples, exec_start, compute_start, compute_end, exec_end));
 }
 
+void refuse(TRITONBACKEND_Request** requests, uint32_t count, TRITONSERVER_Error* error) {
+  for (uint32_t index = 0; index < count; ++index) {
+    TRITONBACKEND_Response* response = nullptr;
+    log_failure(TRITONBACKEND_ResponseNew(&response, requests[index]));
+    if (response) log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+    log_failure(TRITONBACKEND_RequestRelease(requests[index], kReleaseAll));
+  }
+  TRITONSERVER_ErrorDelete(error);
+}
+
 template <class State, class Handle>
 State* state_of(Handle* handle, TRITONSERVER_Error* (*get)(Handle*, void**)) {
   void* state = nullptr;
@@ -234,7 +242,10 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request** requests, const uint32_t count) {
   return guarded([&] {
     auto& state = *state_of<Instance>(instance, TRITONBACKEND_ModelInstanceState);
+    const Turn turn(state.model.computing);
     const uint32_t together = state.singly() ? 1 : count;
-    for (uint32_t start = 0; start < count; start += together) execute(state, requests + start, together);
+    execute(state, requests, together);
+    for (uint32_t start = together; start < count; ++start)  // the server would answer the first again, were this thrown
+      if (auto* error = guarded([&] { execute(state, requests + start, 1); })) refuse(requests + start, 1, error);
   });
 }
