@@ -43,8 +43,6 @@ class GaveUpError(ServerError):
     pass
 
 
-def describe(error: Exception) -> str:
-    """In one line; what nobody foresaw is named as such."""
-    if isinstance(error, (ServerError, OSError)):
-        return str(error)
+def unforeseen(error: Exception) -> str:
+    """The supervisor's line for an error that is none of these."""
     return f"the supervisor failed: {type(error).__name__}: {error}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
-from server.errors import GaveUpError, ServerError, StartError, describe
+from server.errors import GaveUpError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_ports, free_ports, resolve
 from server.process import ServerProcess
@@ -197,7 +197,8 @@ class TritonServer:
                 except Exception as error:
                     if not self._settled.is_set():
                         raise
-                    reason = describe(error)  # it had been ready before: try again
+                    foreseen = isinstance(error, (ServerError, OSError))
+                    reason = str(error) if foreseen else unforeseen(error)  # it had been ready before: try again
                 self._ready.clear()
                 if self._stopping.is_set():
                     return
@@ -213,8 +214,10 @@ class TritonServer:
                 self.on_event(f"{reason}; restarting{f' in {pause:g} s' if pause else ''}")
                 self.restarts += 1
                 self._stopping.wait(pause)
+        except ServerError as error:
+            self._error = error
         except Exception as error:
-            self._error = error if isinstance(error, ServerError) else ServerError(describe(error))
+            self._error = ServerError(unforeseen(error))
         finally:
             self._ready.clear()
             self._settled.set()

@@ -1,6 +1,11 @@
-"""One request straight to a transport."""
+"""One request straight to a transport, and what a host's name stands for meanwhile."""
 
+import socket
+import time
 from collections.abc import Sequence
+from typing import Any
+
+import pytest
 
 from client import Prediction, Request, Transport
 
@@ -17,3 +22,18 @@ def ask(
     transport: Transport, top: int = 1, timeout: float = 5, image: bytes = b"x", model: str = "m"
 ) -> Sequence[Prediction]:
     return transport.infer(request(top, timeout, image, model)).predictions
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0) -> None:
+    """Every name has an address a port; it is known after so many seconds. Numbers, which other threads of this
+    process may look up meanwhile, stay what they are."""
+    real = socket.getaddrinfo
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+
+    def look_up(host: str, *arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST or host[:1].isdecimal():
+            return real(host, *arguments, flags=flags, **options)
+        time.sleep(after)
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from asking import CAT, request
+from asking import CAT, request, resolve_to
 from stub_grpc import GrpcStub, serve
 from stub_http import HttpStub
 
@@ -175,14 +175,7 @@ def test_connecting_may_have_a_bound_of_its_own(protocol: str, unreachable: int)
 def test_the_bounds_are_for_looking_up_a_name_too(
     monkeypatch: pytest.MonkeyPatch, bound: float | None, kind: type[ClassifierError]
 ) -> None:
-    real = socket.getaddrinfo
-
-    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
-        if host != "slow":  # other threads of this process look up too
-            return real(host, *arguments, **options)
-        time.sleep(1.2)
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolve_to(monkeypatch, after=1.2)
 
     async def seconds() -> float:
         transport = AsyncHttpTransport("slow", 1, None, bound)

@@ -1,14 +1,12 @@
 """The blocking HTTP transport's connections: kept, bounded in time, closed."""
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from asking import CAT, ask
+from asking import CAT, ask, resolve_to
 from stub_http import HttpStub
 
 from client import ClassifierError, ConnectionFailedError, DeadlineExceededError
@@ -39,21 +37,6 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     with pytest.raises(DeadlineExceededError):
         ask(HttpTransport("127.0.0.1", unreachable), 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
-
-
-def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0) -> None:
-    """Every name has an address a port; it is known after so many seconds. Numbers, which other threads of this
-    process may look up meanwhile, stay what they are."""
-    real = socket.getaddrinfo
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-
-    def look_up(host: str, *arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
-        if flags & socket.AI_NUMERICHOST or host[:1].isdecimal():
-            return real(host, *arguments, flags=flags, **options)
-        time.sleep(after)
-        return found
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 @pytest.mark.parametrize("bound", [None, 0.3])

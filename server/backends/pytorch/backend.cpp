@@ -181,13 +181,11 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
         instance.handle, samples, exec_start, compute_start, compute_end, exec_end));
 }
 
-void refuse(TRITONBACKEND_Request** requests, uint32_t count, TRITONSERVER_Error* error) {
-  for (uint32_t index = 0; index < count; ++index) {
-    TRITONBACKEND_Response* response = nullptr;
-    log_failure(TRITONBACKEND_ResponseNew(&response, requests[index]));
-    if (response) log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
-    log_failure(TRITONBACKEND_RequestRelease(requests[index], kReleaseAll));
-  }
+void refuse(TRITONBACKEND_Request* request, TRITONSERVER_Error* error) {
+  TRITONBACKEND_Response* response = nullptr;
+  log_failure(TRITONBACKEND_ResponseNew(&response, request));
+  if (response) log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+  log_failure(TRITONBACKEND_RequestRelease(request, kReleaseAll));
   TRITONSERVER_ErrorDelete(error);
 }
 
@@ -246,6 +244,6 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     const uint32_t together = state.singly() ? 1 : count;
     execute(state, requests, together);
     for (uint32_t start = together; start < count; ++start)  // the server would answer the first again, were this thrown
-      if (auto* error = guarded([&] { execute(state, requests + start, 1); })) refuse(requests + start, 1, error);
+      if (auto* error = guarded([&] { execute(state, requests + start, 1); })) refuse(requests[start], error);
   });
 }
