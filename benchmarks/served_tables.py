@@ -8,16 +8,30 @@ from benchmarks.markdown import conditions, table
 
 def serving_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**What serving adds**, one image at a time ({result['image']}; {conditions(result)})", ""]
-    header = ["model", "bare pipeline, ms", "over gRPC, ms", "over HTTP, ms", "empty steps over gRPC, ms", "ready in"]
+    header = ["model", "bare pipeline, ms", "over gRPC, ms", "over HTTP, ms", "gRPC, HTTP through shared memory, ms"]
+    header += ["empty steps over gRPC, ms", "ready in"]
     header += ["with a class map: bare", "over gRPC"]
     rows = []
     for row in result["rows"]:
         bare, added = row["timings"]["bare"]["median"], row["added_ms"]
-        grpc, http = (f"+{added[name]:.1f} ({100 * added[name] / bare:.1f} %)" for name in ("gRPC", "HTTP"))
+        ways = {name: f"+{ms:.1f} ({100 * ms / bare:.1f} %)" for name, ms in added.items()}
+        shared = f"{ways['gRPC, shared memory']}, {ways['HTTP, shared memory']}"
         empty, ready = row["timings"]["empty"]["median"], row["seconds_to_ready"]
         mapped = (f"{row[name]:.3f} times" for name in ("class_map_ratio", "served_class_map_ratio"))
-        rows.append([row["arch"], f"{bare:.1f}", grpc, http, f"{empty:.1f}", f"{ready:.1f} s", *mapped])
+        cells = [row["arch"], f"{bare:.1f}", ways["gRPC"], ways["HTTP"], shared]
+        rows.append([*cells, f"{empty:.1f}", f"{ready:.1f} s", *mapped])
     return lines + table(header, rows)
+
+
+def shared_memory_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**Images in messages and through shared memory**, ms, empty steps ({conditions(result)})", ""]
+    names = list(result["rows"][0]["timings"])
+    rows = []
+    for row in result["rows"]:
+        times = [f"{row['timings'][name]['median']:.2f}" for name in names]
+        ratios = [f"{row['shared_over_messages'][name]:.2f}" for name in ("gRPC", "HTTP")]
+        rows.append([f"{row['bytes']:,}", *times, ", ".join(ratios)])
+    return lines + table(["bytes", *names, "shared over messages: gRPC, HTTP"], rows)
 
 
 def demo_line(result: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
-"""What serving adds: one image at a time over gRPC through the ensemble, against the same work in one process.
+"""What serving adds: one image at a time through the ensemble, against the same work in one process.
 
     python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
 
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
-the same threads. Both are timed in turn, in one run; the difference is the server. Also: seconds from launch to ready,
+the same threads. All are timed in turn, in one run; the difference is the server: over gRPC and HTTP, the image in the
+message and through shared memory. Also: seconds from launch to ready,
 and the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes
 by the server's own statistics; and the bare pipeline, and the served `classifier`, of a network built with a class map
 that nobody asks for.
@@ -28,6 +29,7 @@ from benchmarks.harness import interleaved, load_average_warning, run_as_served,
 IMAGE_SIZE = 224
 CROP_PCT = 0.875
 JPEG_BYTES = 120_000
+TOKEN = "benchmark"  # of shared memory
 EMPTY_STEP = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -120,13 +122,15 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         build(replace(options, output=mapped, class_map=True))
         bare, with_map = bare_pipeline(repository, threads), bare_pipeline(mapped, threads)
         started = time.perf_counter()
-        with TritonServer(repository) as server:
+        with TritonServer(repository, shared_memory_token=TOKEN) as server:
             ready = time.perf_counter() - started
             with (
                 TritonServer(empty_ensemble(repository, Path(folder) / "empty")) as limit,
                 TritonServer(mapped) as explaining,
                 Classifier(server.grpc_url) as grpc,
                 Classifier(server.http_url, protocol="http") as http,
+                Classifier(server.grpc_url, shared_memory_token=TOKEN) as shared_grpc,
+                Classifier(server.http_url, protocol="http", shared_memory_token=TOKEN) as shared_http,
                 Classifier(limit.grpc_url) as empty,
                 Classifier(explaining.grpc_url) as plain,
             ):
@@ -137,6 +141,8 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                         "class map": lambda: with_map(jpeg),
                         "gRPC": lambda: grpc.classify(jpeg, top=5),
                         "HTTP": lambda: http.classify(jpeg, top=5),
+                        "gRPC, shared memory": lambda: shared_grpc.classify(jpeg, top=5),
+                        "HTTP, shared memory": lambda: shared_http.classify(jpeg, top=5),
                         "empty": lambda: empty.classify(jpeg, top=5),
                         "class map, gRPC": lambda: plain.classify(jpeg, top=5),
                     },
@@ -144,11 +150,12 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                     burst=11,
                 )
                 steps = step_times(before, grpc.status())
-    added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ("gRPC", "HTTP")}
+    ways = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
+    added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ways}
     ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
     bare_ms = timings["bare"].median
     limit_ms = timings["empty"].median
-    print(f"{arch}: bare {bare_ms:.2f} ms, gRPC {added['gRPC']:+.2f} ms ({ratio:.3f}x), HTTP {added['HTTP']:+.2f} ms")
+    print(f"{arch}: bare {bare_ms:.2f} ms;", ", ".join(f"{name} {ms:+.2f} ms" for name, ms in added.items()))
     print(f"{arch}: an empty ensemble {limit_ms:.2f} ms over gRPC; ready in {ready:.1f} s", flush=True)
     return {
         "arch": arch,

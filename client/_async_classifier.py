@@ -32,9 +32,10 @@ class AsyncClassifier(Session):
         retries: int = 2,
         *,
         tls: TLSLike = None,
+        shared_memory_token: str | None = None,
         transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
     ) -> None:
-        transports = open_async_transports(url, protocol, tls) if transport is None else transport
+        transports = open_async_transports(url, protocol, tls, shared_memory_token) if transport is None else transport
         super().__init__(transports, model, timeout, retries)
 
     async def classify(

@@ -11,7 +11,15 @@ from client._errors import ClassifierError, error_from_status
 from client._request import Answer, Request
 from client._status import ServerStatus
 from client._tls import TLS
-from client._wire_grpc import channel_arguments, decode_answer, decode_status, encode_request, error_from_rpc
+from client._wire_grpc import (
+    SHARED_MEMORY_KEY,
+    channel_arguments,
+    decode_answer,
+    decode_status,
+    encode_request,
+    encode_share,
+    error_from_rpc,
+)
 
 
 class AsyncGrpcTransport:
@@ -26,6 +34,11 @@ class AsyncGrpcTransport:
         message = encode_request(request)
         response = await self._call("ModelInfer", message, request.model, request.timeout)
         return decode_answer(response, request, self.url)
+
+    async def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
+        """As `GrpcTransport.share`."""
+        name, message = encode_share(region, size)
+        await self._call(name, message, "shared memory", timeout, [(SHARED_MEMORY_KEY, token)])
 
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
@@ -43,7 +56,7 @@ class AsyncGrpcTransport:
         if self._channel is not None:
             await self._channel.close()
 
-    async def _call(self, name: str, message: Any, model: str, timeout: float) -> Any:
+    async def _call(self, name: str, message: Any, model: str, timeout: float, metadata: Any = ()) -> Any:
         if self._closed:
             raise self._cut_off(model, timeout)
         if self._channel is None:
@@ -53,7 +66,7 @@ class AsyncGrpcTransport:
                 self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         try:
-            return await getattr(self._stub, name)(message, timeout=timeout)
+            return await getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.url, model, timeout) from error
         except asyncio.CancelledError:

@@ -29,6 +29,12 @@ class AsyncHttpTransport:
             raise wire.refusal(status, body, self.url, request.model, request.timeout)
         return wire.decode_answer(body, request, self.url)
 
+    async def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
+        """As `HttpTransport.share`."""
+        status, body = await self._ask("POST", *wire.encode_share(region, size, token), "shared memory", timeout)
+        if status != 200:
+            raise wire.refusal(status, body, self.url, "shared memory", timeout)
+
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
         answers = [

@@ -30,7 +30,9 @@ class Classifier(Session):
             of the server. Pauses are random and grow. Of several servers one that is silent for half of the time that
             is left is given up for the next; 0 waits for it to the end.
         tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
-        transport: one, or one a server, instead of `url`, `protocol` and `tls`: a fake in a test.
+        shared_memory_token: for servers on this host, started with the same: images go through shared memory, which
+            is faster. None sends them in the messages.
+        transport: one, or one a server, instead of `url`, `protocol`, `tls` and the token: a fake in a test.
 
     An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
     """
@@ -44,9 +46,10 @@ class Classifier(Session):
         retries: int = 2,
         *,
         tls: TLSLike = None,
+        shared_memory_token: str | None = None,
         transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
-        transports = open_transports(url, protocol, tls) if transport is None else transport
+        transports = open_transports(url, protocol, tls, shared_memory_token) if transport is None else transport
         super().__init__(transports, model, timeout, retries)
         self._closing = threading.Event()
 

@@ -77,6 +77,10 @@ class ProtocolError(ClassifierError):
     pass
 
 
+class RegionUnknownError(ProtocolError):
+    """The server, a new one after a restart, has not been shown this shared memory; met within this package alone."""
+
+
 # tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
 _MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|unable to parse|missing )", re.IGNORECASE)
 _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", re.IGNORECASE)
@@ -106,6 +110,15 @@ def _classify(status: str, details: str, model: str, timeout: float) -> tuple[ty
         return InvalidImageError, f"the server takes no request that large ({details}): send a smaller file"
     if status == "RESOURCE_EXHAUSTED":
         return QueueFullError, f"the server is overloaded ({details}): try again later"
+    if "is restricted, expecting" in lower:
+        remedy = "give the client the same token as the server, whose own is for shared memory alone"
+        return ProtocolError, f"the server refuses the token ({details}): {remedy}"
+    if "unable to open shared memory" in lower:
+        remedy = "they need one host, one /dev/shm and one user; else leave the client's shared-memory token out"
+        return ProtocolError, f"the server cannot open the client's memory ({details}): {remedy}"
+    if "unable to find shared memory" in lower:
+        remedy = "give each server's own address, no balancer's, or leave the client's shared-memory token out"
+        return RegionUnknownError, f"the server was not shown this memory ({details}): {remedy}"
     if status == "NOT_READY" or (status == "UNAVAILABLE" and _NOT_READY.search(details)):
         return ServerNotReadyError, f"the server is not ready ({details}): wait until it is, or see its log"
     if status in ("UNAVAILABLE", "CANCELLED"):

@@ -22,6 +22,7 @@ class Request:
         queue_timeout: the seconds that it may wait in the queue of each of the server's steps.
         id: what the server's log calls it.
         class_map: whether the map of the answer is asked for too.
+        region: the shared memory that holds the image; None: it goes in the message.
     """
 
     model: str
@@ -31,6 +32,7 @@ class Request:
     id: str
     class_map: bool = False
     queue_timeout: float = 5.0
+    region: str | None = None
 
 
 def queue_timeout(left: float) -> float:

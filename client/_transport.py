@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from client._status import ServerStatus
 
 INPUT, OUTPUT, CLASS_MAP = "image", "probabilities", "class_map"
+SHARED_MEMORY_HEADER = "widefield-shared-memory"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
 CONNECT_SECONDS = 2.0  # where another server is left: one that does not even refuse must not take the whole deadline
@@ -89,25 +90,43 @@ def addresses(
     return found
 
 
-def open_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None) -> list[Transport]:
-    """Raises `ValueError` for an unknown protocol or a URL that is none. Nothing is sent yet."""
+def open_transports(
+    url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None, shared_memory_token: str | None = None
+) -> list[Transport]:
+    """Raises `ValueError` for an unknown protocol, a URL that is none or a token that is none. Nothing is sent yet."""
     found = addresses(url, protocol, tls)
+    transports: list[Transport]
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport
 
-        return [GrpcTransport(*each) for each in found]
-    from client._transport_http import HttpTransport
+        transports = [GrpcTransport(*each) for each in found]
+    else:
+        from client._transport_http import HttpTransport
 
-    return [HttpTransport(*each) for each in found]
+        transports = [HttpTransport(*each) for each in found]
+    if shared_memory_token is None:
+        return transports
+    from client._transport_shared import SharedMemoryTransport
+
+    return [SharedMemoryTransport(each, shared_memory_token) for each in transports]
 
 
-def open_async_transports(url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None) -> list[AsyncTransport]:
+def open_async_transports(
+    url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None, shared_memory_token: str | None = None
+) -> list[AsyncTransport]:
     """As `open_transports`."""
     found = addresses(url, protocol, tls)
+    transports: list[AsyncTransport]
     if protocol == "grpc":
         from client._async_grpc import AsyncGrpcTransport
 
-        return [AsyncGrpcTransport(*each) for each in found]
-    from client._async_http import AsyncHttpTransport
+        transports = [AsyncGrpcTransport(*each) for each in found]
+    else:
+        from client._async_http import AsyncHttpTransport
 
-    return [AsyncHttpTransport(*each) for each in found]
+        transports = [AsyncHttpTransport(*each) for each in found]
+    if shared_memory_token is None:
+        return transports
+    from client._transport_shared import AsyncSharedMemoryTransport
+
+    return [AsyncSharedMemoryTransport(each, shared_memory_token) for each in transports]

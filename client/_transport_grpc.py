@@ -8,7 +8,15 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from client._request import Answer, Request
 from client._status import ServerStatus
 from client._tls import TLS
-from client._wire_grpc import channel_arguments, decode_answer, decode_status, encode_request, error_from_rpc
+from client._wire_grpc import (
+    SHARED_MEMORY_KEY,
+    channel_arguments,
+    decode_answer,
+    decode_status,
+    encode_request,
+    encode_share,
+    error_from_rpc,
+)
 
 # ValueError: grpc's word for a channel that another thread has closed.
 FAILURES = (grpc.RpcError, ValueError)
@@ -31,6 +39,14 @@ class GrpcTransport:
         except FAILURES as error:
             raise error_from_rpc(error, self.url, request.model, request.timeout) from error
         return decode_answer(response, request, self.url)
+
+    def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
+        """Shows the server a region of this host's shared memory; `size` None takes it back."""
+        name, message = encode_share(region, size)
+        try:
+            getattr(self._stub, name)(message, timeout=timeout, metadata=[(SHARED_MEMORY_KEY, token)])
+        except FAILURES as error:
+            raise error_from_rpc(error, self.url, "shared memory", timeout) from error
 
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

@@ -31,6 +31,12 @@ class HttpTransport:
             raise wire.refusal(status, body, self.url, request.model, request.timeout)
         return wire.decode_answer(body, request, self.url)
 
+    def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
+        """Shows the server a region of this host's shared memory; `size` None takes it back."""
+        status, body = self._ask("POST", *wire.encode_share(region, size, token), "shared memory", timeout)
+        if status != 200:
+            raise wire.refusal(status, body, self.url, "shared memory", timeout)
+
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
         answers = [

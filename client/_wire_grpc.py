@@ -12,7 +12,9 @@ from client._prediction import parse_predictions
 from client._request import Answer, Request, microseconds
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
-from client._transport import CLASS_MAP, INPUT, OUTPUT
+from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
+
+SHARED_MEMORY_KEY = f"triton-grpc-protocol-{SHARED_MEMORY_HEADER}"
 
 
 def channel_arguments(
@@ -39,13 +41,25 @@ def channel_arguments(
 
 def encode_request(request: Request) -> service_pb2.ModelInferRequest:
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id)
-    message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
-    message.raw_input_contents.append(struct.pack("<I", len(request.image)) + request.image)
+    tensor = message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
+    if request.region is None:
+        message.raw_input_contents.append(struct.pack("<I", len(request.image)) + request.image)
+    else:
+        tensor.parameters["shared_memory_region"].string_param = request.region
+        tensor.parameters["shared_memory_byte_size"].int64_param = 4 + len(request.image)
     message.outputs.add(name=OUTPUT).parameters["classification"].int64_param = request.top
     if request.class_map:
         message.outputs.add(name=CLASS_MAP)
     message.parameters["timeout"].int64_param = microseconds(request.queue_timeout)
     return message
+
+
+def encode_share(region: str, size: int | None) -> tuple[str, Any]:
+    """The call and its message; `size` None takes the region back."""
+    if size is None:
+        return "SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=region)
+    message = service_pb2.SystemSharedMemoryRegisterRequest(name=region, key=f"/{region}", byte_size=size)
+    return "SystemSharedMemoryRegister", message
 
 
 def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url: str) -> Answer:

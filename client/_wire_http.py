@@ -17,7 +17,7 @@ from client._errors import (
 from client._prediction import parse_predictions
 from client._request import Answer, Request, microseconds
 from client._status import ServerStatus, parse_status
-from client._transport import CLASS_MAP, INPUT, OUTPUT
+from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
@@ -37,6 +37,12 @@ METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
 def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
     """Path, headers and the body's parts."""
     size = len(request.image) + 4  # a string element: its length, then its bytes
+    if request.region is None:
+        where: dict[str, Any] = {"binary_data_size": size}
+        image = [struct.pack("<I", len(request.image)), request.image]
+    else:
+        where = {"shared_memory_region": request.region, "shared_memory_byte_size": size}
+        image = []
     outputs: list[dict[str, Any]] = [
         {"name": OUTPUT, "parameters": {"classification": request.top, "binary_data": False}}
     ]
@@ -44,21 +50,25 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
         outputs.append({"name": CLASS_MAP, "parameters": {"binary_data": False}})
     description = {
         "id": request.id,
-        "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}],
+        "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": where}],
         "outputs": outputs,
         "parameters": {"timeout": microseconds(request.queue_timeout)},
     }
     header = json.dumps(description).encode()
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Length": str(len(header) + size),
+        "Content-Length": str(len(header) + sum(map(len, image))),
         "Inference-Header-Content-Length": str(len(header)),
     }
-    return (
-        f"/v2/models/{quote(request.model, safe='')}/infer",
-        headers,
-        [header + struct.pack("<I", len(request.image)), request.image],
-    )
+    return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header + b"".join(image[:1]), *image[1:]]
+
+
+def encode_share(region: str, size: int | None, token: str) -> tuple[str, dict[str, str], list[bytes]]:
+    """Path, headers and body; `size` None takes the region back."""
+    verb = "unregister" if size is None else "register"
+    body = b"" if size is None else json.dumps({"key": f"/{region}", "offset": 0, "byte_size": size}).encode()
+    headers = {SHARED_MEMORY_HEADER: token, "Content-Type": "application/json", "Content-Length": str(len(body))}
+    return f"/v2/systemsharedmemory/region/{region}/{verb}", headers, [body]
 
 
 def decode_answer(body: bytes, request: Request, url: str) -> Answer:

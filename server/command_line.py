@@ -3,7 +3,7 @@
 import argparse
 import signal
 
-from server.management import MANAGEMENT_HEADER, VARIABLE
+from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_VARIABLE, VARIABLE
 
 
 def add_token_options(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,19 @@ def add_token_options(parser: argparse.ArgumentParser) -> None:
     )
     token.add_argument(
         "--management-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
+    )
+
+
+def add_shared_memory_options(parser: argparse.ArgumentParser) -> None:
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--shared-memory-token-file",
+        metavar="FILE",
+        help="clients on this host that have the same send images through shared memory, which is faster "
+        f"(default: ${SHARED_MEMORY_VARIABLE}, else closed)",
+    )
+    token.add_argument(
+        "--shared-memory-token", metavar="TOKEN", help="the same; everybody on this machine can read it here"
     )
 
 

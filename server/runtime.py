@@ -14,7 +14,7 @@ from pathlib import Path
 from server.backends import build as backends
 from server.errors import InstallationError
 from server.locate import Installation
-from server.management import MANAGEMENT_HEADER
+from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
 from server.tls import Tls
@@ -22,7 +22,7 @@ from server.tls import Tls
 DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
-RESTRICTED = "shared-memory,model-config,model-repository,trace,logging"
+RESTRICTED = "model-config,model-repository,trace,logging"  # to the management token; shared memory has its own
 # Read by glibc when a process starts; what the user has set stays. docs/serving.md has the measurements.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "2147483647",  # large activations stay mapped between requests
@@ -131,21 +131,20 @@ class Runtime:
         extra: Sequence[str] = (),
         gpu: bool | None = None,
         tls: Tls | None = None,
+        shared_memory_token: str | None = None,
     ) -> list[str]:
-        """tritonserver's command line. The restricted interfaces answer only to a header that holds the token.
+        """tritonserver's command line. The restricted interfaces answer only to a header that holds their token.
 
-        Without one nobody knows it, and the models stay as they are: one that can load models can run code.
+        Without one nobody knows it, and the models stay as they are: one that can load models can run code; one that
+        can show it shared memory can read and write what other processes share with it.
         """
-        key = f"{MANAGEMENT_HEADER}={management_token or secrets.token_hex(16)}"
         options = {
             "model-repository": self._repository_path(),
             "model-control-mode": "explicit" if management_token else "none",
             "http-address": endpoints.listen_address("http"),
             "http-port": endpoints.http,
-            "http-restricted-api": f"{RESTRICTED}:{key}",
             "grpc-address": endpoints.listen_address("grpc"),
             "grpc-port": endpoints.grpc,
-            "grpc-restricted-protocol": f"{RESTRICTED}:{key}",
             "metrics-address": endpoints.listen_address("metrics"),
             "metrics-port": endpoints.metrics,
             "metrics-config": "summary_latencies=true",
@@ -162,6 +161,12 @@ class Runtime:
         if management_token:
             options["load-model"] = "*"
         arguments = [f"--{name}={value}" for name, value in options.items()]
+        for interfaces, header, token in (
+            (RESTRICTED, MANAGEMENT_HEADER, management_token),
+            ("shared-memory", SHARED_MEMORY_HEADER, shared_memory_token),
+        ):
+            key = f"{interfaces}:{header}={token or secrets.token_hex(16)}"
+            arguments += [f"--http-restricted-api={key}", f"--grpc-restricted-protocol={key}"]
         arguments += [  # "python" speaks for the Python-based backends too
             f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
             f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",

@@ -37,6 +37,7 @@ class TritonServer:
         max_restarts: within `restart_window` seconds; then it gives up.
         drain_seconds: for the requests in flight when it stops.
         management_token: opens the restricted interfaces to requests with the header widefield-management.
+        shared_memory_token: lets clients on this host that have it send images through shared memory.
         tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
         tritonserver_args: passed on as they are.
         on_event: called with one line at every restart, and for what works but not as it should; None logs it as a
@@ -64,6 +65,7 @@ class TritonServer:
         restart_window: float = 300.0,
         drain_seconds: int = 30,
         management_token: str | None = None,
+        shared_memory_token: str | None = None,
         tls: Tls | None = None,
         tritonserver_args: Sequence[str] = (),
         on_event: Callable[[str], None] | None = None,
@@ -81,7 +83,7 @@ class TritonServer:
         self.probe_interval, self.probe_timeout = probe_interval, probe_timeout
         self.max_restarts, self.restart_window = max_restarts, restart_window
         self.drain_seconds = drain_seconds
-        self.management_token = management_token
+        self.management_token, self.shared_memory_token = management_token, shared_memory_token
         self.tls = tls
         self.tritonserver_args = tuple(tritonserver_args)
         self.on_event = on_event or logging.getLogger("server").warning
@@ -251,7 +253,12 @@ class TritonServer:
 
     def _spawn(self) -> ServerProcess:
         command = self._runtime.command(
-            self._endpoints, self.drain_seconds, self.management_token, self.tritonserver_args, tls=self.tls
+            self._endpoints,
+            self.drain_seconds,
+            self.management_token,
+            self.tritonserver_args,
+            tls=self.tls,
+            shared_memory_token=self.shared_memory_token,
         )
         return ServerProcess(
             command,

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,15 +43,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """with serving(write, **options) as server: a tritonserver with what write(folder, **options) puts there."""
+    """with serving(write, **options) as server: a tritonserver with what write(folder, **options) puts there.
+
+    `launch` holds options of the TritonServer.
+    """
 
     @contextmanager
-    def serve(write: Callable[..., Any], **options: Any) -> Iterator["TritonServer"]:  # noqa: F821
+    def serve(write: Callable[..., Any], launch: Mapping[str, Any] = {}, **options: Any) -> Iterator["TritonServer"]:  # noqa: F821
         from server import TritonServer
 
         folder = tmp_path_factory.mktemp("served")
         write(folder / "model_repository", **options)
-        with TritonServer(folder / "model_repository", log_file=folder / "server.log", drain_seconds=5) as server:
+        log = folder / "server.log"
+        with TritonServer(folder / "model_repository", log_file=log, drain_seconds=5, **launch) as server:
             yield server
 
     return serve

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from client._async_classifier import AsyncClassifier
@@ -33,6 +34,11 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
     parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
     parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
     parser.add_argument("--tls-key", metavar="FILE")
+    parser.add_argument(
+        "--shared-memory-token-file",
+        metavar="FILE",
+        help="servers on this host, started with the same: images go through shared memory",
+    )
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +58,15 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
     """Raises `UsageError`."""
     try:
-        return kind(options.url, options.protocol, options.model, options.timeout, options.retries, tls=_tls(options))
+        return kind(
+            options.url,
+            options.protocol,
+            options.model,
+            options.timeout,
+            options.retries,
+            tls=_tls(options),
+            shared_memory_token=_token(options.shared_memory_token_file),
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -80,3 +94,13 @@ def seconds(text: str) -> float:
 def _tls(options: argparse.Namespace) -> TLSLike:
     files: tuple[Any, ...] = (options.tls_root, options.tls_certificate, options.tls_key)
     return TLS(*files) if any(files) else options.tls
+
+
+def _token(file: str | None) -> str | None:
+    """The file's first line. Raises `ValueError`."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--shared-memory-token-file {file} cannot be read ({error})") from None

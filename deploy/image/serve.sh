@@ -31,20 +31,23 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-20000}
 export LD_LIBRARY_PATH=$libtorch${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
-token=${WIDEFIELD_MANAGEMENT_TOKEN:-}
-token=${token//[$'\r\n']/}  # a secret that was made of a file ends with its line
-token=${token:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
-restricted="shared-memory,model-config,model-repository,trace,logging:widefield-management=$token"
-unset WIDEFIELD_MANAGEMENT_TOKEN
+# An interface whose token nobody has is closed.
+token() {
+  local given=${1//[$'\r\n']/}  # a secret that was made of a file ends with its line
+  echo "${given:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}"
+}
+management="model-config,model-repository,trace,logging:widefield-management=$(token "${WIDEFIELD_MANAGEMENT_TOKEN:-}")"
+memory="shared-memory:widefield-shared-memory=$(token "${WIDEFIELD_SHARED_MEMORY_TOKEN:-}")"
+unset WIDEFIELD_MANAGEMENT_TOKEN WIDEFIELD_SHARED_MEMORY_TOKEN
 
 options=(
   --model-repository="$models"
   --model-control-mode=none
   --disable-auto-complete-config
   --http-address="${WIDEFIELD_HTTP_HOST:-${WIDEFIELD_HOST:-0.0.0.0}}" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
-  --http-restricted-api="$restricted"
+  --http-restricted-api="$management" --http-restricted-api="$memory"
   --grpc-address="${WIDEFIELD_HOST:-0.0.0.0}" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
-  --grpc-restricted-protocol="$restricted"
+  --grpc-restricted-protocol="$management" --grpc-restricted-protocol="$memory"
   --grpc-keepalive-time=60000 --grpc-keepalive-timeout=20000
   --grpc-keepalive-permit-without-calls=1 --grpc-http2-max-pings-without-data=0
   --grpc-max-connection-age=1800000 --grpc-max-connection-age-grace=60000

@@ -1,10 +1,14 @@
-"""One request straight to a transport, and what a host's name stands for meanwhile."""
+"""One request straight to a transport; what a host's name stands for meanwhile; a server that stands still."""
 
+import os
+import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 
 from client import Prediction, Request, Transport
@@ -37,3 +41,14 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0)
         return found
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@contextmanager
+def frozen(port: int) -> Iterator[None]:
+    """The process that listens on `port` is stopped for a while."""
+    (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

@@ -81,8 +81,8 @@ def unreachable() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def tiny_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
-    """A real tritonserver with the tiny repository: `classifier` and `slow`."""
-    with serving(write_tiny_repository) as server:
+    """A real tritonserver with the tiny repository: `classifier` and `slow`; it has a `shared_memory_token`."""
+    with serving(write_tiny_repository, launch={"shared_memory_token": "t0ken"}) as server:
         yield server
 
 

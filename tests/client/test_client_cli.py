@@ -30,7 +30,7 @@ def opened(fake: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None,
     """(url, protocol) of every connection; all lead to the fake."""
     calls: list[tuple[str | None, str]] = []
     monkeypatch.setattr(
-        _classifier, "open_transports", lambda url, protocol, tls: calls.append((url, protocol)) or [fake]
+        _classifier, "open_transports", lambda url, protocol, *more: calls.append((url, protocol)) or [fake]
     )
     return calls
 

@@ -2,19 +2,16 @@
 
 import asyncio
 import io
-import os
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from asking import frozen
 from PIL import Image
 
 from client import (
@@ -35,9 +32,15 @@ pytestmark = pytest.mark.server
 BEST = {"red": ("red: warm", 0), "green": ("green", 1), "blue": ("blue [cold]", 2), "grey": ("naïve grey", 3)}
 
 
-@pytest.fixture
-def classifier(address: str, protocol: str) -> Iterator[Classifier]:
-    with Classifier(address, protocol, timeout=20) as classifier:
+@pytest.fixture(params=[False, True], ids=["messages", "shared memory"])
+def classifier(
+    request: pytest.FixtureRequest,
+    address: str,
+    protocol: str,
+    tiny_server: "TritonServer",  # noqa: F821
+) -> Iterator[Classifier]:
+    token = tiny_server.shared_memory_token if request.param else None
+    with Classifier(address, protocol, timeout=20, shared_memory_token=token) as classifier:
         yield classifier
 
 
@@ -198,17 +201,6 @@ def test_slow_model(address: str, protocol: str) -> None:
         assert 0.59 < time.monotonic() - started < 0.9
     with Classifier(address, protocol, model="slow", timeout=20) as classifier:
         classifier.classify(b"0")  # leaves the model idle for the next test
-
-
-@contextmanager
-def frozen(port: int) -> Iterator[None]:
-    """The process that listens on `port` is stopped for a while."""
-    (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["connected", "unconnected"])

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from manifests import DEPLOY, IMAGE, ROOT
 
-from server.runtime import ENVIRONMENT, GRPC_PATIENCE, MANAGEMENT_HEADER, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
+from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
+from server.runtime import ENVIRONMENT, GRPC_PATIENCE, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
 from server.tls import Tls
 
 SPY = """#!/bin/bash
@@ -132,12 +133,12 @@ def test_tritonserver_is_preloaded(tmp_path):
 
 
 def test_the_same_settings_as_the_launcher(serve):
-    arguments, environment, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret")
+    arguments, environment, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret", WIDEFIELD_SHARED_MEMORY_TOKEN="shown")
     assert (ENVIRONMENT | SPIN).items() <= environment.items()
-    key = f"{RESTRICTED}:{MANAGEMENT_HEADER}=secret"
+    keys = (f"{RESTRICTED}:{MANAGEMENT_HEADER}=secret", f"shared-memory:{SHARED_MEMORY_HEADER}=shown")
     for option in (
-        f"--http-restricted-api={key}",
-        f"--grpc-restricted-protocol={key}",
+        *(f"--http-restricted-api={key}" for key in keys),
+        *(f"--grpc-restricted-protocol={key}" for key in keys),
         "--model-control-mode=none",
         "--disable-auto-complete-config",
         "--metrics-config=summary_latencies=true",
@@ -146,7 +147,7 @@ def test_the_same_settings_as_the_launcher(serve):
         *(f"--{name}={value}" for name, value in GRPC_PATIENCE.items()),
     ):
         assert option in arguments
-    assert "WIDEFIELD_MANAGEMENT_TOKEN" not in environment
+    assert not {"WIDEFIELD_MANAGEMENT_TOKEN", "WIDEFIELD_SHARED_MEMORY_TOKEN"} & environment.keys()
 
 
 def test_what_is_served_unchecked_is_told(tmp_path, serve):
@@ -201,14 +202,13 @@ def test_the_tokens_line_may_end(serve):
     assert [each for each in arguments if each.endswith(f"{MANAGEMENT_HEADER}=secret")]
 
 
-def test_the_token_is_random_unless_named(serve):
-    def token():
-        (option,) = [each for each in serve()[0] if each.startswith("--http-restricted-api=")]
-        return option.rpartition("=")[2]
+def test_the_tokens_are_random_unless_named(serve):
+    def tokens():
+        return [each.rpartition("=")[2] for each in serve()[0] if each.startswith("--http-restricted-api=")]
 
-    first, second = token(), token()
-    assert len(first) == 32
-    assert first != second
+    found = tokens() + tokens()
+    assert [len(each) for each in found] == [32] * 4
+    assert len(set(found)) == 4
 
 
 def test_gpu(serve):

@@ -184,13 +184,22 @@ def management_token():
 
 
 @pytest.fixture(scope="session")
-def secured_server(repository, authority, management_token):
-    """gRPC with mutual TLS, a management token; HTTP, which has no TLS, on the loopback interface."""
+def tokens(management_token):
+    """By the header that they are sent in."""
+    from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
+
+    return {MANAGEMENT_HEADER: management_token, SHARED_MEMORY_HEADER: "m3mory"}
+
+
+@pytest.fixture(scope="session")
+def secured_server(repository, authority, tokens):
+    """gRPC with mutual TLS, both tokens; HTTP, which has no TLS, on the loopback interface."""
     from server import TritonServer
     from server.tls import Tls
 
     tls = Tls(*authority.issue("server"), authority.ca)
-    with TritonServer(repository, tls=tls, management_token=management_token) as running:
+    management, memory = tokens.values()
+    with TritonServer(repository, tls=tls, management_token=management, shared_memory_token=memory) as running:
         yield running
 
 

@@ -18,7 +18,6 @@ from benchmarks.programs import find_program, missing
 from benchmarks.resilience.balancer import CONFIG, balancer
 from benchmarks.slow_clients import SlowClient
 from client import TLS, Classifier
-from server.management import MANAGEMENT_HEADER
 
 pytestmark = [
     pytest.mark.server,
@@ -61,10 +60,13 @@ def proxy(server, managed_server, authority, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def managed_server(repository, management_token):
+def managed_server(repository, tokens):
     from server import TritonServer
 
-    with TritonServer(repository, management_token=management_token, probe_interval=3600) as running:
+    management, memory = tokens.values()
+    with TritonServer(
+        repository, management_token=management, shared_memory_token=memory, probe_interval=3600
+    ) as running:
         yield running
 
 
@@ -147,34 +149,37 @@ def test_images_through_the_proxy(proxy, authority, pair, encode, protocol):
         assert len(classifier.classify(encode(noise), top=3)) == 3
 
 
-def test_management_is_closed_with_the_right_token_too(
-    proxy, server, managed_server, authority, trusted, pair, management_token
-):
-    headers = {MANAGEMENT_HEADER: management_token}
+def test_management_is_closed_with_the_right_token_too(proxy, server, managed_server, authority, trusted, pair, tokens):
     for path in ("/v2/models/classifier/config", "/v2/systemsharedmemory/status", "/v2/logging", "/v2/trace/setting"):
-        assert ask(proxy, trusted, path=path, headers=headers)[0] == 403, path
+        assert ask(proxy, trusted, path=path, headers=tokens)[0] == 403, path
     for path in ("/v2/repository/index", "/v2/repository/models/backbone/load", "/v2/models/../repository/index"):
-        assert ask(proxy, trusted, "POST", path, headers)[0] == 404, path
+        assert ask(proxy, trusted, "POST", path, tokens)[0] == 404, path
     direct = http.client.HTTPConnection(managed_server.http_url, timeout=10)
     with contextlib.closing(direct):
-        direct.request("GET", "/v2/logging", headers=headers)
-        assert direct.getresponse().status == 200  # it is the right one
+        for path in ("/v2/logging", "/v2/systemsharedmemory/status"):
+            direct.request("GET", path, headers=tokens)
+            answer = direct.getresponse()
+            assert (answer.status, len(answer.read()) > 0) == (200, True)  # they are the right ones
     for path in ("/v2", "/v2/models/classifier", "/v2/models/classifier/versions/1/ready"):
         assert ask(proxy, trusted, path=path)[0] == 200, path
 
 
-def test_management_over_grpc_is_closed_with_the_right_token_too(managed_server, management_token, tmp_path):
-    metadata = [(f"triton-grpc-protocol-{MANAGEMENT_HEADER}", management_token)]
+def test_management_over_grpc_is_closed_with_the_right_token_too(managed_server, tokens, tmp_path):
+    metadata = [(f"triton-grpc-protocol-{header}", token) for header, token in tokens.items()]
+    requests = {
+        "LogSettings": service_pb2.LogSettingsRequest(),
+        "SystemSharedMemoryStatus": service_pb2.SystemSharedMemoryStatusRequest(),
+    }
     with balancer([managed_server.http_url], [managed_server.grpc_url], tmp_path / "log") as front:
         for address, answered in ((managed_server.grpc_url, True), (front.grpc, False)):
             with grpc.insecure_channel(address) as channel:
                 stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-                request = service_pb2.LogSettingsRequest()
-                if answered:
-                    assert stub.LogSettings(request, metadata=metadata, timeout=10).settings
-                    continue
-                with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
-                    stub.LogSettings(request, metadata=metadata, timeout=10)
+                for name, request in requests.items():
+                    if answered:
+                        getattr(stub, name)(request, metadata=metadata, timeout=10)
+                        continue
+                    with pytest.raises(grpc.RpcError, match="This protocol is restricted"):
+                        getattr(stub, name)(request, metadata=metadata, timeout=10)
 
 
 @contextlib.contextmanager

@@ -13,35 +13,42 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
 from server import OptionError
-from server.management import MANAGEMENT_HEADER, VARIABLE, Management, read_token
+from server.management import (
+    MANAGEMENT_HEADER,
+    SHARED_MEMORY_HEADER,
+    SHARED_MEMORY_VARIABLE,
+    VARIABLE,
+    Management,
+    read_token,
+)
 
 ROOT = Path(__file__).parents[2]
-KEY = f"triton-grpc-protocol-{MANAGEMENT_HEADER}"  # tritonserver's own prefix
+PREFIX = "triton-grpc-protocol-"  # tritonserver's own
 WRONG = [None, "", "wrong", "s3cret ", "S3CRET", "s3cre", "s3crets"]
 OVER_HTTP = [
-    ("POST", "/v2/repository/index"),
-    ("GET", "/v2/models/classifier/config"),
-    ("GET", "/v2/systemsharedmemory/status"),
-    ("GET", "/v2/cudasharedmemory/status"),
-    ("GET", "/v2/trace/setting"),
-    ("GET", "/v2/logging"),
+    ("POST", "/v2/repository/index", MANAGEMENT_HEADER),
+    ("GET", "/v2/models/classifier/config", MANAGEMENT_HEADER),
+    ("GET", "/v2/systemsharedmemory/status", SHARED_MEMORY_HEADER),
+    ("GET", "/v2/cudasharedmemory/status", SHARED_MEMORY_HEADER),
+    ("GET", "/v2/trace/setting", MANAGEMENT_HEADER),
+    ("GET", "/v2/logging", MANAGEMENT_HEADER),
 ]
 OVER_GRPC = {
-    "RepositoryIndex": messages.RepositoryIndexRequest(),
-    "ModelConfig": messages.ModelConfigRequest(name="classifier"),
-    "SystemSharedMemoryStatus": messages.SystemSharedMemoryStatusRequest(),
-    "CudaSharedMemoryStatus": messages.CudaSharedMemoryStatusRequest(),
-    "TraceSetting": messages.TraceSettingRequest(),
-    "LogSettings": messages.LogSettingsRequest(),
+    "RepositoryIndex": (messages.RepositoryIndexRequest(), MANAGEMENT_HEADER),
+    "ModelConfig": (messages.ModelConfigRequest(name="classifier"), MANAGEMENT_HEADER),
+    "SystemSharedMemoryStatus": (messages.SystemSharedMemoryStatusRequest(), SHARED_MEMORY_HEADER),
+    "CudaSharedMemoryStatus": (messages.CudaSharedMemoryStatusRequest(), SHARED_MEMORY_HEADER),
+    "TraceSetting": (messages.TraceSettingRequest(), MANAGEMENT_HEADER),
+    "LogSettings": (messages.LogSettingsRequest(), MANAGEMENT_HEADER),
 }
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("method", "path"), OVER_HTTP)
-def test_http_asks_for_the_key(secured_server, management_token, method, path):
-    def status(token):
+@pytest.mark.parametrize(("method", "path", "header"), OVER_HTTP)
+def test_http_asks_for_the_key(secured_server, tokens, method, path, header):
+    def status(token, name=header):
         connection = http.client.HTTPConnection(secured_server.http_url, timeout=10)
-        headers = {} if token is None else {MANAGEMENT_HEADER: token}
+        headers = {} if token is None else {name: token}
         connection.request(method, path, b"{}" if method == "POST" else None, headers)
         response = connection.getresponse()
         body = response.read().decode()
@@ -50,22 +57,28 @@ def test_http_asks_for_the_key(secured_server, management_token, method, path):
         return response.status
 
     assert {status(token) for token in WRONG if token != "s3cret "} == {403}  # HTTP drops spaces at the end
-    assert status(management_token) == 200
+    for other in tokens.keys() - {header}:  # each opens its own interfaces alone
+        assert status(tokens[other]) == status(tokens[other], other) == status(tokens[header], other) == 403
+    assert status(tokens[header]) == 200
 
 
 @pytest.mark.server
 @pytest.mark.parametrize("name", OVER_GRPC)
-def test_grpc_asks_for_the_key(secured_server, management_token, authority, name):
+def test_grpc_asks_for_the_key(secured_server, tokens, authority, name):
+    message, header = OVER_GRPC[name]
+    (other,) = tokens.keys() - {header}
+    wrong = [[] if token is None else [(PREFIX + header, token)] for token in (*WRONG, tokens[other])]
+    wrong += [[(PREFIX + other, token)] for token in tokens.values()]
     certificate, key = authority.issue("client")
     credentials = grpc.ssl_channel_credentials(*(f.read_bytes() for f in (authority.ca, key, certificate)))
     with grpc.secure_channel(secured_server.grpc_url, credentials) as channel:
         call = getattr(service_pb2_grpc.GRPCInferenceServiceStub(channel), name)
-        for token in WRONG:
+        for metadata in wrong:
             with pytest.raises(grpc.RpcError) as refused:
-                call(OVER_GRPC[name], metadata=[] if token is None else [(KEY, token)], timeout=10)
+                call(message, metadata=metadata, timeout=10)
             assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
             assert "restricted" in refused.value.details()
-        call(OVER_GRPC[name], metadata=[(KEY, management_token)], timeout=10)
+        call(message, metadata=[(PREFIX + header, tokens[header])], timeout=10)
 
 
 def test_where_the_token_comes_from(tmp_path):
@@ -76,6 +89,17 @@ def test_where_the_token_comes_from(tmp_path):
     assert read_token(None, None, {VARIABLE: "from-environment"}) == "from-environment"
     assert read_token(None, file, {VARIABLE: "from-environment"}) == "from-file"
     assert read_token("given", None, {VARIABLE: "from-environment"}) == "given"
+
+
+def test_the_other_token(tmp_path):
+    (tmp_path / "token").write_text("\n")
+    environment = {VARIABLE: "management", SHARED_MEMORY_VARIABLE: "memory"}
+    names = {"option": "shared-memory-token", "variable": SHARED_MEMORY_VARIABLE}
+    assert read_token(None, None, environment, **names) == "memory"
+    with pytest.raises(OptionError, match=r"--shared-memory-token-file .*token is empty"):
+        read_token(None, tmp_path / "token", environment, **names)
+    with pytest.raises(OptionError, match="the shared-memory-token is letters"):
+        read_token("two words", None, environment, **names)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two words", "a,b", "a:b", "a=b", "\u00e4"])
@@ -99,15 +123,19 @@ def test_what_is_visible_of_the_token(light_repository, tmp_path, way):
     environment = {**os.environ}
     if way == "file":
         (tmp_path / "token").write_text("hidden-token\n")
+        (tmp_path / "memory").write_text("hidden-memory\n")
         command += ["--management-token-file", str(tmp_path / "token")]
+        command += ["--shared-memory-token-file", str(tmp_path / "memory")]
     else:
         environment[VARIABLE] = "hidden-token"
+        environment[SHARED_MEMORY_VARIABLE] = "hidden-memory"
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout.readline().startswith("  HTTP")
         processes = psutil.Process(server.pid).children(recursive=True)
-        seen = {each.name() for each in processes if "hidden-token" in " ".join(each.cmdline())}
-        assert seen == {"tritonserver"}
+        for token in ("hidden-token", "hidden-memory"):
+            seen = {each.name() for each in processes if token in " ".join(each.cmdline())}
+            assert seen == {"tritonserver"}
         assert not [each for each in processes if "hidden-token" in each.environ().values()]
         assert "hidden-token" not in " ".join(psutil.Process(server.pid).cmdline())
     finally:

@@ -81,14 +81,18 @@ def test_command(runtime):
     assert command[-1] == "--log-verbose=1"
 
 
-def test_the_token_is_random_unless_named(runtime):
-    def restricted(*arguments):
-        (option,) = [each for each in runtime.command(*arguments) if each.startswith("--http-restricted-api=")]
-        return option
+def test_the_tokens_are_random_unless_named(runtime):
+    def restricted(**tokens):
+        command = runtime.command(ENDPOINTS, 7, **tokens)
+        options = [each.partition("=")[2] for each in command if each.startswith("--http-restricted-api=")]
+        assert options == [each.partition("=")[2] for each in command if each.startswith("--grpc-restricted-protocol=")]
+        return options
 
-    assert restricted(ENDPOINTS, 7) != restricted(ENDPOINTS, 7)
-    named = "shared-memory,model-config,model-repository,trace,logging:widefield-management=open"
-    assert restricted(ENDPOINTS, 7, "open") == f"--http-restricted-api={named}"
+    assert not set(restricted()) & set(restricted())
+    assert restricted(management_token="open", shared_memory_token="shown") == [
+        "model-config,model-repository,trace,logging:widefield-management=open",
+        "shared-memory:widefield-shared-memory=shown",
+    ]
 
 
 def test_gpu_options(runtime):
