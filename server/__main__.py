@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 
-from server.command_line import add_shared_memory_options, add_token_options, interrupt_on_sigterm
+from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ServerError
 from server.management import SHARED_MEMORY_VARIABLE, VARIABLE, read_token
 from server.supervisor import TritonServer
@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
     add_token_options(parser)
-    add_shared_memory_options(parser)
+    add_token_options(parser, "shared-memory")
     tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")
     tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")

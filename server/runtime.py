@@ -8,10 +8,10 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from server.backends import build as backends
+from server.endpoints import Endpoints
 from server.errors import InstallationError
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
@@ -44,40 +44,6 @@ GRPC_PATIENCE = {
 }
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
 SHM_GROWTH_BYTES = 8 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """Where the server listens. Metrics have a host of their own: not all who may ask may look.
-
-    The hosts are numeric: told a name, tritonserver's HTTP listens on 255.255.255.255 and says that all is well.
-    """
-
-    host: str
-    metrics_host: str
-    http: int
-    grpc: int
-    metrics: int
-    http_host: str | None = None
-    """Where it is not `host`: with TLS for gRPC, HTTP, which has none, stays on this machine."""
-
-    def address(self, service: str) -> str:
-        """ "host:port" to connect to from this machine."""
-        host = self._host(service)
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        return f"[{host}]:{getattr(self, service)}" if ":" in host else f"{host}:{getattr(self, service)}"
-
-    def listen_address(self, service: str) -> str:
-        """The host as tritonserver's option wants it: HTTP and metrics (libevhtp) write IPv6 unlike gRPC."""
-        host = self._host(service)
-        if ":" not in host:
-            return host
-        return f"[{host}]" if service == "grpc" else f"ipv6:{host}"
-
-    def _host(self, service: str) -> str:
-        if service == "http" and self.http_host is not None:
-            return self.http_host
-        return self.metrics_host if service == "metrics" else self.host
 
 
 class Runtime:

@@ -10,17 +10,17 @@ from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
+from server.endpoints import Endpoints, choose_endpoints
 from server.errors import GaveUpError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
-from server.preflight import check_backends, check_log_file, check_options, check_ports, free_ports, resolve
+from server.preflight import check_backends, check_log_file, check_options
 from server.process import ServerProcess
 from server.repository import read_repository, verify_newest
 from server.run import Run
-from server.runtime import Endpoints, Runtime
+from server.runtime import Runtime
 from server.tls import Tls
 
 PORT_TRIES = 3  # a free port can be taken between the choice and the bind
-SERVICES = ("http", "grpc", "metrics")
 
 
 class TritonServer:
@@ -120,7 +120,7 @@ class TritonServer:
         if self.tls is not None:
             self.tls.check()
         repository = read_repository(self.repository)
-        self._choose_ports()
+        self._endpoints = self._choose_endpoints()
         installation = find_tritonserver()
         check_backends(repository.backends, installation, self.tritonserver_args)
         overridden = repository.overridden if installation.embedded else ()
@@ -177,15 +177,8 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def _choose_ports(self) -> None:
-        host, metrics_host = resolve(self.host), resolve(self.metrics_host)
-        http_host = host if self.tls is None else "127.0.0.1"
-        hosts = {"http": http_host, "grpc": host, "metrics": metrics_host}
-        chosen = {service: port for service, port in self.asked_ports.items() if port}
-        check_ports({service: (hosts[service], port) for service, port in chosen.items()})
-        missing = [service for service in SERVICES if service not in chosen]
-        chosen.update(zip(missing, free_ports([hosts[service] for service in missing]), strict=True))
-        self._endpoints = Endpoints(host, metrics_host, **chosen, http_host=http_host)
+    def _choose_endpoints(self) -> Endpoints:
+        return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
@@ -239,7 +232,7 @@ class TritonServer:
                     may_move = 0 in self.asked_ports.values() and not self._settled.is_set()
                     if "already in use" not in str(error) or not may_move or attempt == PORT_TRIES:
                         raise
-                    self._choose_ports()
+                    self._endpoints = self._choose_endpoints()
                     continue
                 if self._stopping.is_set():
                     return "stopped"

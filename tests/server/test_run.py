@@ -230,7 +230,7 @@ def test_stop_without_start(tmp_path):
 def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
     """Between the choice of a free port and tritonserver's bind another process may take it."""
     server = TritonServer(tmp_path)
-    server._choose_ports()
+    server._endpoints = server._choose_endpoints()
     first = server.http_url
     tries = []
 

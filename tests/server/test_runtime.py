@@ -12,9 +12,10 @@ import pytest
 from server import InstallationError
 from server.__main__ import main, parse_arguments
 from server.backends import build as backends
+from server.endpoints import Endpoints
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
-from server.runtime import DEFAULT_LIBRARY, Endpoints, Runtime, find_library, find_resize, has_gpu, is_shell_safe
+from server.runtime import DEFAULT_LIBRARY, Runtime, find_library, find_resize, has_gpu, is_shell_safe
 
 ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
 
