@@ -1,6 +1,5 @@
 """TLS and mutual TLS of gRPC on the real server, and what is said of files that cannot be used."""
 
-import datetime
 import shutil
 
 import grpc
@@ -63,9 +62,6 @@ def with_passphrase(files, authority):
     )
 
 
-TODAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=1)  # when the old one expired
-
-
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -84,7 +80,7 @@ TODAY = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minute
             lambda files, authority: [
                 shutil.copy(path, files / path.suffix[1:]) for path in authority.issue("old", days=0)
             ],
-            rf"CN=old expired on {TODAY:%Y-%m-%d}: renew it",
+            r"CN=old expired on 20\d\d-\d\d-\d\d: renew it",
         ),
     ],
 )
