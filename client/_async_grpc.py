@@ -8,17 +8,18 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client._errors import ClassifierError, error_from_status
-from client._request import Answer, Request
+from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS
 from client._wire_grpc import (
-    SHARED_MEMORY_KEY,
     channel_arguments,
     decode_answer,
+    decode_regions,
     decode_status,
     encode_request,
     encode_share,
     error_from_rpc,
+    share_metadata,
 )
 
 
@@ -35,10 +36,10 @@ class AsyncGrpcTransport:
         response = await self._call("ModelInfer", message, request.model, request.timeout)
         return decode_answer(response, request, self.url)
 
-    async def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
+    async def share(self, share: Share) -> list[str]:
         """As `GrpcTransport.share`."""
-        name, message = encode_share(region, size)
-        await self._call(name, message, "shared memory", timeout, [(SHARED_MEMORY_KEY, token)])
+        call, message = encode_share(share)
+        return decode_regions(await self._call(call, message, "shared memory", share.timeout, share_metadata(share)))
 
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

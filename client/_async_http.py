@@ -10,7 +10,7 @@ import aiohttp
 
 from client import _wire_http as wire
 from client._errors import error_from_status
-from client._request import Answer, Request
+from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
 
@@ -29,11 +29,10 @@ class AsyncHttpTransport:
             raise wire.refusal(status, body, self.url, request.model, request.timeout)
         return wire.decode_answer(body, request, self.url)
 
-    async def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
-        """As `HttpTransport.share`."""
-        status, body = await self._ask("POST", *wire.encode_share(region, size, token), "shared memory", timeout)
-        if status != 200:
-            raise wire.refusal(status, body, self.url, "shared memory", timeout)
+    async def share(self, share: Share) -> list[str]:
+        """As `GrpcTransport.share`."""
+        answer = await self._ask(*wire.encode_share(share), "shared memory", share.timeout)
+        return wire.decode_share(*answer, share, self.url)
 
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

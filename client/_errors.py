@@ -78,7 +78,11 @@ class ProtocolError(ClassifierError):
 
 
 class RegionUnknownError(ProtocolError):
-    """The server, a new one after a restart, has not been shown this shared memory; met within this package alone."""
+    """A server that was restarted does not know this shared memory. Met within the package alone, as is the next."""
+
+
+class RegionKnownError(ProtocolError):
+    """It was shown this shared memory before: over a connection that broke when it had done so."""
 
 
 # tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
@@ -111,14 +115,16 @@ def _classify(status: str, details: str, model: str, timeout: float) -> tuple[ty
     if status == "RESOURCE_EXHAUSTED":
         return QueueFullError, f"the server is overloaded ({details}): try again later"
     if "is restricted, expecting" in lower:
-        remedy = "give the client the same token as the server, whose own is for shared memory alone"
-        return ProtocolError, f"the server refuses the token ({details}): {remedy}"
+        remedy = "start the server with --shared-memory-token-file, and give the client what stands in it"
+        return ProtocolError, f"the server has another token, or none ({details}): {remedy}"
     if "unable to open shared memory" in lower:
         remedy = "they need one host, one /dev/shm and one user; else leave the client's shared-memory token out"
         return ProtocolError, f"the server cannot open the client's memory ({details}): {remedy}"
     if "unable to find shared memory" in lower:
         remedy = "give each server's own address, no balancer's, or leave the client's shared-memory token out"
         return RegionUnknownError, f"the server was not shown this memory ({details}): {remedy}"
+    if "already in manager" in lower:
+        return RegionKnownError, f"the server was shown this memory before ({details}): check the address"
     if status == "NOT_READY" or (status == "UNAVAILABLE" and _NOT_READY.search(details)):
         return ServerNotReadyError, f"the server is not ready ({details}): wait until it is, or see its log"
     if status in ("UNAVAILABLE", "CANCELLED"):

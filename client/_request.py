@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from client._prediction import Prediction
 
@@ -66,3 +66,22 @@ class Explanation:
 
     predictions: list[Prediction]
     class_map: "np.ndarray"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What is said to a server on this host about shared memory.
+
+    Attributes:
+        verb: show a region, take it back, or ask which ones the server has.
+        region: its name.
+        size: in bytes, where it is shown.
+        token: the server's own for this.
+        timeout: seconds.
+    """
+
+    verb: Literal["register", "unregister", "status"]
+    region: str
+    size: int
+    token: str
+    timeout: float

@@ -1,68 +1,55 @@
 """Images that a server on this host reads out of shared memory: a request then carries a region's name and no bytes."""
 
 import contextlib
-import mmap
 import os
-import secrets
-import struct
 import threading
 import time
-from collections.abc import Callable, Generator
-from dataclasses import replace
-from typing import Any, TypeAlias
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 from client._errors import (
     ClassifierError,
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
+    ProtocolError,
     QueueFullError,
+    RegionKnownError,
     RegionUnknownError,
 )
-from client._request import Answer, Request
+from client._region import FOLDER, Region, left_behind, remove_left_behind
+from client._request import Answer, Request, Share
 
-FOLDER = "/dev/shm"  # where POSIX shared memory lies on Linux, the system of tritonserver
 SMALLEST, LARGEST = 1 << 20, 1 << 25  # bytes of a region; the server takes no image of more than 20 MB
 MOST = 1 << 28  # bytes of all regions of one server
-CLOSE_SECONDS = 1.0
+ROOMY = 4  # a region so many times as large as needed is kept for larger images
+TIDY_SECONDS = 0.25  # for what the request itself does not need
+CLOSE_SECONDS = 0.5
+CLOSE_PAUSE = 0.02
 ANSWERED = (InvalidImageError, QueueFullError)  # the server has done with the image
 
-Ask: TypeAlias = Callable[[Any], Any]
-"""What to ask of the transport that carries the request; asyncio awaits what it returns."""
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """Send `request`, and send the answer back or throw the error."""
+
+    request: Request
 
 
-class Region:
-    """Memory to show to a server. Who knows its name may have that server read it, so it cannot be guessed."""
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """So many seconds."""
 
-    def __init__(self, size: int) -> None:
-        """Raises `OSError` where there is no memory for it."""
-        self.name, self.size = f"widefield-{secrets.token_hex(16)}", size
-        self._path = os.path.join(FOLDER, self.name)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)  # else a full /dev/shm would be a signal at the first write
-            self._memory = mmap.mmap(file, size)
-        except BaseException:
-            self.hide()
-            raise
-        finally:
-            os.close(file)
+    seconds: float
 
-    def write(self, image: bytes) -> None:
-        """As a string element: its length, then its bytes."""
-        self._memory[:4] = struct.pack("<I", len(image))
-        self._memory[4 : 4 + len(image)] = image
 
-    def hide(self) -> None:
-        """From new eyes; who has it open keeps it. So nothing is left in /dev/shm, however this process ends."""
-        os.unlink(self._path)
-
-    def close(self) -> None:
-        self._memory.close()
+Steps: TypeAlias = "Generator[Infer | Share | Wait, Any, Any]"
 
 
 class SharedMemory:
-    """The regions of one server, one for each request in flight. What the steps yield, the transport is asked."""
+    """The regions of one server, one for each request in flight. No input or output: the transports take the steps."""
 
     def __init__(self, token: str) -> None:
         """Raises `ValueError`."""
@@ -73,41 +60,51 @@ class SharedMemory:
         self._token = token
         self._lock = threading.Lock()
         self._idle: list[Region] = []
-        self._busy: set[Region] = set()
-        self._leaving: set[Region] = set()  # given up here; the server may read them still
-        self._bytes = 0
+        self._leaving: deque[Region] = deque()  # given up here; the server has them still, and may read them
+        self._bytes = 0  # of these, and of those in use
+        self._regions = 0
+        self._met = False  # whether this server was asked for what is left of clients that have ended
 
-    def infer(self, request: Request) -> Generator[Ask, Any, Answer]:
-        """Without memory for a region the image goes in the message, as without a token."""
+    def infer(self, request: Request) -> Generator[Any, Any, Answer]:
+        """Where no memory is left the image goes in the message, as without a token."""
         deadline = time.monotonic() + request.timeout
-        needed = len(request.image) + 4
+        needed = 4 + len(request.image)
         if needed > LARGEST:
-            return (yield lambda transport: transport.infer(request))
-        region = self._take(needed)
+            return (yield Infer(request))
+        size = max(SMALLEST, 1 << (needed - 1).bit_length())
+        yield from self._tidy(deadline)
+        region = self._take(size)
         if region is not None:
             with contextlib.suppress(RegionUnknownError):  # the server was restarted
                 return (yield from self._send(region, request, deadline))
-        region = yield from self._add(max(SMALLEST, 1 << (needed - 1).bit_length()), deadline)
+        region = yield from self._add(size, deadline)
         if region is None:
-            return (yield lambda transport: transport.infer(request))
-        return (yield from self._send(region, request, deadline))
-
-    def close(self) -> Generator[Ask, Any, None]:
-        """The server drops what it reads of the regions; those of requests in flight once they have ended."""
-        deadline = time.monotonic() + CLOSE_SECONDS
-        with self._lock:
-            regions = [*self._idle, *self._busy, *self._leaving]
-            self._idle.clear()
-            self._leaving.clear()
-        for region in regions:
-            with contextlib.suppress(ClassifierError):
-                yield self._share(region, None, deadline)
-
-    def _send(self, region: Region, request: Request, deadline: float) -> Generator[Ask, Any, Answer]:
-        region.write(request.image)
-        shared = replace(request, region=region.name, timeout=_seconds_until(deadline))
+            return (yield Infer(replace(request, timeout=_left(deadline))))
         try:
-            answer = yield lambda transport: transport.infer(shared)
+            return (yield from self._send(region, request, deadline))
+        except RegionUnknownError as error:
+            raise ProtocolError(error.message) from error
+
+    def close(self) -> Steps:
+        """Takes the regions back, for as long as it may last: those that the server reads, once it has done."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._regions and time.monotonic() < deadline:
+            with self._lock:
+                self._leaving.extend(self._idle)
+                self._idle.clear()
+                count = len(self._leaving)
+            try:
+                for _ in range(count):
+                    yield from self._take_back(deadline)
+            except ClassifierError:  # it does not answer, or is gone with all that it had
+                return
+            if self._regions:
+                yield Wait(CLOSE_PAUSE)
+
+    def _send(self, region: Region, request: Request, deadline: float) -> Generator[Any, Any, Answer]:
+        try:
+            region.write(request.image)
+            answer = yield Infer(replace(request, region=region.name, timeout=_left(deadline)))
         except RegionUnknownError:
             self._drop(region)
             raise
@@ -120,74 +117,109 @@ class SharedMemory:
         self._give_back(region)
         return answer
 
-    def _add(self, size: int, deadline: float) -> Generator[Ask, Any, Region | None]:
+    def _add(self, size: int, deadline: float) -> Generator[Any, Any, Region | None]:
         """One more that the server knows, for this request; None where there is no memory for it."""
-        with self._lock:
-            leaving = tuple(self._leaving)
-        for left in leaving:
-            with contextlib.suppress(InferenceError):  # it reads it still
-                yield self._share(left, None, deadline)
-                self._drop(left)
-        region = self._make(size)
-        if region is None:
+        if not self._met:
+            yield from self._meet(deadline)
+        while not self._reserve(size):
+            if not self._evict():
+                return None
+            yield from self._tidy(deadline)
+        try:
+            region = Region(size)
+        except OSError:
+            self._release(size)
             return None
         try:
-            yield self._share(region, size, deadline)
-        except ClassifierError as error:
-            (self._leave if isinstance(error, DeadlineExceededError) else self._drop)(region)
-            raise
-        except BaseException:
-            self._leave(region)
+            with contextlib.suppress(RegionKnownError):  # it was sent twice, over a connection that broke
+                yield self._share("register", region.name, _left(deadline), size)
+        except BaseException as error:
+            refused = isinstance(error, ClassifierError) and not isinstance(error, DeadlineExceededError)
+            (self._drop if refused else self._leave)(region)
             raise
         finally:
             region.hide()
         return region
 
-    def _share(self, region: Region, size: int | None, deadline: float) -> Ask:
-        return lambda transport: transport.share(region.name, size, self._token, _seconds_until(deadline))
+    def _meet(self, deadline: float) -> Steps:
+        """Takes back what clients on this host left with the server when they ended without `close`."""
+        remove_left_behind()
+        for name in left_behind((yield self._share("status", "", _left(deadline)))):
+            with contextlib.suppress(InferenceError):  # it reads it still
+                yield self._share("unregister", name, _left(deadline))
+        self._met = True
 
-    def _make(self, size: int) -> Region | None:
-        with self._lock:
-            if self._bytes + size > MOST:
-                return None
-            try:
-                region = Region(size)
-            except OSError:
-                return None
-            self._bytes += size
-            self._busy.add(region)
-        return region
+    def _tidy(self, deadline: float) -> Steps:
+        """One region at most, whatever the server says."""
+        with contextlib.suppress(ClassifierError):
+            yield from self._take_back(min(deadline, time.monotonic() + TIDY_SECONDS))
 
-    def _take(self, needed: int) -> Region | None:
-        """An idle one that is large enough; where all are too small, one of them makes room for a larger."""
+    def _take_back(self, deadline: float) -> Steps:
+        """The one that left first. It stays in the last place where the server reads it still."""
+        try:
+            region = self._leaving.popleft()  # nobody else asks for it meanwhile
+        except IndexError:
+            return
+        try:
+            yield self._share("unregister", region.name, _left(deadline))
+        except InferenceError:
+            self._leaving.append(region)
+        except BaseException:
+            self._leaving.append(region)
+            raise
+        else:
+            self._drop(region)
+
+    def _share(
+        self, verb: Literal["register", "unregister", "status"], region: str, timeout: float, size: int = 0
+    ) -> Share:
+        return Share(verb, region, size, self._token, timeout)
+
+    def _take(self, size: int) -> Region | None:
+        """The smallest idle one that is large enough."""
         with self._lock:
-            for region in reversed(self._idle):
-                if region.size >= needed:
-                    self._idle.remove(region)
-                    self._busy.add(region)
-                    return region
-            if self._idle:
-                self._leaving.add(self._idle.pop())
-        return None
+            fitting = [each for each in self._idle if size <= each.size <= ROOMY * size]
+            if not fitting:
+                return None
+            region = min(fitting, key=lambda each: each.size)
+            self._idle.remove(region)
+            return region
+
+    def _evict(self) -> bool:
+        """Of the idle ones the largest; False where there is none."""
+        with self._lock:
+            if not self._idle:
+                return False
+            region = max(self._idle, key=lambda each: each.size)
+            self._idle.remove(region)
+            self._leaving.appendleft(region)
+            return True
 
     def _give_back(self, region: Region) -> None:
         with self._lock:
-            self._busy.discard(region)
             self._idle.append(region)
 
     def _leave(self, region: Region) -> None:
-        with self._lock:
-            self._busy.discard(region)
-            self._leaving.add(region)
+        self._leaving.append(region)
 
     def _drop(self, region: Region) -> None:
-        with self._lock:
-            if region in self._busy or region in self._leaving:  # another thread may have dropped it
-                self._bytes -= region.size
-            self._busy.discard(region)
-            self._leaving.discard(region)
         region.close()
+        self._release(region.size)
+
+    def _reserve(self, size: int) -> bool:
+        with self._lock:
+            if self._bytes + size > MOST:
+                return False
+            self._bytes += size
+            self._regions += 1
+            return True
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._bytes -= size
+            self._regions -= 1
 
 
-def _seconds_until(deadline: float) -> float:
+def _left(deadline: float) -> float:
+    """Seconds; never none, which would be no limit to some."""
     return max(1e-3, deadline - time.monotonic())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from client._request import Answer, Request
@@ -95,20 +95,19 @@ def open_transports(
 ) -> list[Transport]:
     """Raises `ValueError` for an unknown protocol, a URL that is none or a token that is none. Nothing is sent yet."""
     found = addresses(url, protocol, tls)
-    transports: list[Transport]
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport
 
-        transports = [GrpcTransport(*each) for each in found]
+        kind: Any = GrpcTransport
     else:
         from client._transport_http import HttpTransport
 
-        transports = [HttpTransport(*each) for each in found]
+        kind = HttpTransport
     if shared_memory_token is None:
-        return transports
+        return [kind(*each) for each in found]
     from client._transport_shared import SharedMemoryTransport
 
-    return [SharedMemoryTransport(each, shared_memory_token) for each in transports]
+    return [SharedMemoryTransport(kind(*each), kind(*each), shared_memory_token) for each in found]
 
 
 def open_async_transports(
@@ -116,17 +115,16 @@ def open_async_transports(
 ) -> list[AsyncTransport]:
     """As `open_transports`."""
     found = addresses(url, protocol, tls)
-    transports: list[AsyncTransport]
     if protocol == "grpc":
         from client._async_grpc import AsyncGrpcTransport
 
-        transports = [AsyncGrpcTransport(*each) for each in found]
+        kind: Any = AsyncGrpcTransport
     else:
         from client._async_http import AsyncHttpTransport
 
-        transports = [AsyncHttpTransport(*each) for each in found]
+        kind = AsyncHttpTransport
     if shared_memory_token is None:
-        return transports
+        return [kind(*each) for each in found]
     from client._transport_shared import AsyncSharedMemoryTransport
 
-    return [AsyncSharedMemoryTransport(each, shared_memory_token) for each in transports]
+    return [AsyncSharedMemoryTransport(kind(*each), kind(*each), shared_memory_token) for each in found]

@@ -5,17 +5,18 @@ import time
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from client._request import Answer, Request
+from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS
 from client._wire_grpc import (
-    SHARED_MEMORY_KEY,
     channel_arguments,
     decode_answer,
+    decode_regions,
     decode_status,
     encode_request,
     encode_share,
     error_from_rpc,
+    share_metadata,
 )
 
 # ValueError: grpc's word for a channel that another thread has closed.
@@ -40,13 +41,14 @@ class GrpcTransport:
             raise error_from_rpc(error, self.url, request.model, request.timeout) from error
         return decode_answer(response, request, self.url)
 
-    def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
-        """Shows the server a region of this host's shared memory; `size` None takes it back."""
-        name, message = encode_share(region, size)
+    def share(self, share: Share) -> list[str]:
+        """The names of the regions that the server has, where they are asked for. Raises a `ClassifierError`."""
+        name, message = encode_share(share)
         try:
-            getattr(self._stub, name)(message, timeout=timeout, metadata=[(SHARED_MEMORY_KEY, token)])
+            response = getattr(self._stub, name)(message, timeout=share.timeout, metadata=share_metadata(share))
         except FAILURES as error:
-            raise error_from_rpc(error, self.url, "shared memory", timeout) from error
+            raise error_from_rpc(error, self.url, "shared memory", share.timeout) from error
+        return decode_regions(response)
 
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from client import _wire_http as wire
 from client._connection import Connection
 from client._errors import error_from_status
-from client._request import Answer, Request
+from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
 
@@ -31,11 +31,10 @@ class HttpTransport:
             raise wire.refusal(status, body, self.url, request.model, request.timeout)
         return wire.decode_answer(body, request, self.url)
 
-    def share(self, region: str, size: int | None, token: str, timeout: float) -> None:
-        """Shows the server a region of this host's shared memory; `size` None takes it back."""
-        status, body = self._ask("POST", *wire.encode_share(region, size, token), "shared memory", timeout)
-        if status != 200:
-            raise wire.refusal(status, body, self.url, "shared memory", timeout)
+    def share(self, share: Share) -> list[str]:
+        """As `GrpcTransport.share`."""
+        answer = self._ask(*wire.encode_share(share), "shared memory", share.timeout)
+        return wire.decode_share(*answer, share, self.url)
 
     def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

@@ -1,19 +1,24 @@
 """Around the transports of both protocols: the image goes through memory that this host's server reads."""
 
-from collections.abc import Generator
+import asyncio
+import contextlib
+import time
 from typing import Any
 
 from client._request import Answer, Request
-from client._shared_memory import Ask, SharedMemory
+from client._shared_memory import Infer, SharedMemory, Steps, Wait
 from client._status import ServerStatus
 
 
 class SharedMemoryTransport:
-    """A `Transport` around one that can also `share`."""
+    """A `Transport`. Images go over `transport`; `sharing`, one like it, shows and takes back the memory.
 
-    def __init__(self, transport: Any, token: str) -> None:
+    They are two so that closing the first ends what is in flight, and the second can still take back what that held.
+    """
+
+    def __init__(self, transport: Any, sharing: Any, token: str) -> None:
         self.url = transport.url
-        self._transport, self._memory = transport, SharedMemory(token)
+        self._transport, self._sharing, self._memory = transport, sharing, SharedMemory(token)
 
     def infer(self, request: Request) -> Answer:
         return self._run(self._memory.infer(request))
@@ -22,29 +27,37 @@ class SharedMemoryTransport:
         return self._transport.status(timeout)
 
     def close(self) -> None:
-        self._run(self._memory.close())
-        self._transport.close()
+        """Takes half a second at most."""
+        with contextlib.closing(self._sharing):
+            self._transport.close()
+            self._run(self._memory.close())
 
-    def _run(self, steps: Generator[Ask, Any, Any]) -> Any:
+    def _run(self, steps: Steps) -> Any:
         try:
-            ask = next(steps)
+            step = next(steps)
             while True:
+                result = None
                 try:
-                    answer = ask(self._transport)
+                    if isinstance(step, Infer):
+                        result = self._transport.infer(step.request)
+                    elif isinstance(step, Wait):
+                        time.sleep(step.seconds)
+                    else:
+                        result = self._sharing.share(step)
                 except BaseException as error:
-                    ask = steps.throw(error)
+                    step = steps.throw(error)
                 else:
-                    ask = steps.send(answer)
+                    step = steps.send(result)
         except StopIteration as done:
             return done.value
 
 
 class AsyncSharedMemoryTransport:
-    """An `AsyncTransport` around one that can also `share`."""
+    """The same as an `AsyncTransport`."""
 
-    def __init__(self, transport: Any, token: str) -> None:
+    def __init__(self, transport: Any, sharing: Any, token: str) -> None:
         self.url = transport.url
-        self._transport, self._memory = transport, SharedMemory(token)
+        self._transport, self._sharing, self._memory = transport, sharing, SharedMemory(token)
 
     async def infer(self, request: Request) -> Answer:
         return await self._run(self._memory.infer(request))
@@ -53,18 +66,28 @@ class AsyncSharedMemoryTransport:
         return await self._transport.status(timeout)
 
     async def close(self) -> None:
-        await self._run(self._memory.close())
-        await self._transport.close()
-
-    async def _run(self, steps: Generator[Ask, Any, Any]) -> Any:
+        """Takes half a second at most."""
         try:
-            ask = next(steps)
+            await self._transport.close()
+            await self._run(self._memory.close())
+        finally:
+            await self._sharing.close()
+
+    async def _run(self, steps: Steps) -> Any:
+        try:
+            step = next(steps)
             while True:
+                result = None
                 try:
-                    answer = await ask(self._transport)
+                    if isinstance(step, Infer):
+                        result = await self._transport.infer(step.request)
+                    elif isinstance(step, Wait):
+                        await asyncio.sleep(step.seconds)
+                    else:
+                        result = await self._sharing.share(step)
                 except BaseException as error:
-                    ask = steps.throw(error)
+                    step = steps.throw(error)
                 else:
-                    ask = steps.send(answer)
+                    step = steps.send(result)
         except StopIteration as done:
             return done.value

@@ -9,12 +9,10 @@ from tritonclient.grpc import service_pb2
 
 from client._errors import ClassifierError, ProtocolError, error_from_status
 from client._prediction import parse_predictions
-from client._request import Answer, Request, microseconds
+from client._request import Answer, Request, Share, microseconds
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
 from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
-
-SHARED_MEMORY_KEY = f"triton-grpc-protocol-{SHARED_MEMORY_HEADER}"
 
 
 def channel_arguments(
@@ -54,12 +52,25 @@ def encode_request(request: Request) -> service_pb2.ModelInferRequest:
     return message
 
 
-def encode_share(region: str, size: int | None) -> tuple[str, Any]:
-    """The call and its message; `size` None takes the region back."""
-    if size is None:
-        return "SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=region)
-    message = service_pb2.SystemSharedMemoryRegisterRequest(name=region, key=f"/{region}", byte_size=size)
-    return "SystemSharedMemoryRegister", message
+def encode_share(share: Share) -> tuple[str, Any]:
+    """The call's name and its message."""
+    if share.verb == "register":
+        message = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=share.region, key=f"/{share.region}", byte_size=share.size
+        )
+        return "SystemSharedMemoryRegister", message
+    if share.verb == "unregister":
+        return "SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=share.region)
+    return "SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()
+
+
+def share_metadata(share: Share) -> list[tuple[str, str]]:
+    return [(f"triton-grpc-protocol-{SHARED_MEMORY_HEADER}", share.token)]
+
+
+def decode_regions(message: Any) -> list[str]:
+    """The names in a status; none in what answers the other calls."""
+    return list(getattr(message, "regions", ()))
 
 
 def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url: str) -> Answer:

@@ -15,7 +15,7 @@ from client._errors import (
     shorten,
 )
 from client._prediction import parse_predictions
-from client._request import Answer, Request, microseconds
+from client._request import Answer, Request, Share, microseconds
 from client._status import ServerStatus, parse_status
 from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
 
@@ -63,12 +63,27 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
     return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header + b"".join(image[:1]), *image[1:]]
 
 
-def encode_share(region: str, size: int | None, token: str) -> tuple[str, dict[str, str], list[bytes]]:
-    """Path, headers and body; `size` None takes the region back."""
-    verb = "unregister" if size is None else "register"
-    body = b"" if size is None else json.dumps({"key": f"/{region}", "offset": 0, "byte_size": size}).encode()
-    headers = {SHARED_MEMORY_HEADER: token, "Content-Type": "application/json", "Content-Length": str(len(body))}
-    return f"/v2/systemsharedmemory/region/{region}/{verb}", headers, [body]
+def encode_share(share: Share) -> tuple[str, str, dict[str, str], list[bytes]]:
+    """Method, path, headers and body."""
+    headers = {SHARED_MEMORY_HEADER: share.token}
+    if share.verb == "status":
+        return "GET", "/v2/systemsharedmemory/status", headers, []
+    described = {"key": f"/{share.region}", "offset": 0, "byte_size": share.size} if share.verb == "register" else {}
+    body = json.dumps(described).encode()
+    path = f"/v2/systemsharedmemory/region/{share.region}/{share.verb}"
+    return "POST", path, headers | {"Content-Length": str(len(body))}, [body]
+
+
+def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
+    """The names in a status; none in what answers the other calls. Raises a `ClassifierError`."""
+    if status != 200:
+        raise refusal(status, body, url, "shared memory", share.timeout)
+    if share.verb != "status":
+        return []
+    try:
+        return [region["name"] for region in json.loads(body)]
+    except (ValueError, LookupError, TypeError):
+        raise ProtocolError(f"the server answers no list of regions: check the address [{url}]") from None
 
 
 def decode_answer(body: bytes, request: Request, url: str) -> Answer:

@@ -9,15 +9,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from PIL import Image
+from tritonclient.grpc import service_pb2_grpc
 
 sys.path.append(str(Path(__file__).parent))
 from commands_fakes import CAT
+from regions import Regions, names
 from stub_http import HttpStub
 from tiny_repository import write_tiny_repository
 
-from client import ClassifierError, Request, _async_classifier, _classifier
+from client import Classifier, ClassifierError, Request, _async_classifier, _classifier
 from client.testing import AsyncFakeTransport, FakeTransport
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -94,6 +97,23 @@ def protocol(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def address(protocol: str, tiny_server: "TritonServer") -> str:  # noqa: F821
     return tiny_server.grpc_url if protocol == "grpc" else tiny_server.http_url
+
+
+@pytest.fixture
+def sharing(address: str, protocol: str, tiny_server: "TritonServer") -> Callable[..., Any]:  # noqa: F821
+    """sharing(...) -> a Classifier that uses shared memory."""
+    token = tiny_server.shared_memory_token
+    return lambda **options: Classifier(address, protocol, shared_memory_token=token, **{"timeout": 20, **options})
+
+
+@pytest.fixture
+def regions(tiny_server: "TritonServer") -> Iterator[Regions]:  # noqa: F821
+    """None at the beginning; none may be left at the end, nor in /dev/shm."""
+    with grpc.insecure_channel(tiny_server.grpc_url) as channel:
+        found = Regions(service_pb2_grpc.GRPCInferenceServiceStub(channel), tiny_server.shared_memory_token)
+        found.forget()
+        yield found
+        assert (found.sizes(), names()) == ([], [])
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""What a server has been shown of this host's memory, by its own account, and what lies in /dev/shm."""
+
+import os
+import time
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+HEADER = "triton-grpc-protocol-widefield-shared-memory"
+MIB = 1 << 20
+
+
+class Regions:
+    def __init__(self, stub: Any, token: str) -> None:
+        self.stub, self.metadata = stub, [(HEADER, token)]
+
+    def sizes(self) -> list[int]:
+        """In MiB."""
+        message = service_pb2.SystemSharedMemoryStatusRequest()
+        status = self.stub.SystemSharedMemoryStatus(message, metadata=self.metadata, timeout=10)
+        return sorted(region.byte_size // MIB for region in status.regions.values())
+
+    def forget(self) -> None:
+        """As after a restart."""
+        message = service_pb2.SystemSharedMemoryUnregisterRequest()  # without a name: all
+        self.stub.SystemSharedMemoryUnregister(message, metadata=self.metadata, timeout=10)
+
+    def await_sizes(self, expected: list[int], seconds: float = 2) -> None:
+        until = time.monotonic() + seconds
+        while (found := self.sizes()) != expected and time.monotonic() < until:
+            time.sleep(0.02)
+        assert found == expected
+
+
+def names(pid: int | None = None) -> list[str]:
+    """In /dev/shm, of one process: others may run."""
+    return [
+        name for name in os.listdir("/dev/shm") if name.startswith("widefield-") and f"-{pid or os.getpid()}-" in name
+    ]
