@@ -88,6 +88,7 @@ class RegionKnownError(ProtocolError):
 # tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
 _MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|unable to parse|missing )", re.IGNORECASE)
 _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", re.IGNORECASE)
+EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 
 
@@ -131,7 +132,10 @@ def _classify(status: str, details: str, model: str, timeout: float) -> tuple[ty
         remedy = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
         return ConnectionFailedError, f"the server cannot be reached ({details}): {remedy}"
     if status == "NOT_FOUND" and "unknown model" in lower:
-        return ModelNotFoundError, f"the server has no model {model!r}: check the name, or the server's repository"
+        remedy = "check the name, or the server's repository"
+        if model.endswith(EXPLAINED):
+            remedy = f"build {model.removesuffix(EXPLAINED)!r} with --class-map, or {remedy}"
+        return ModelNotFoundError, f"the server has no model {model!r}: {remedy}"
     if status == "INVALID_ARGUMENT" and not _MISFIT.match(details):
         return InvalidImageError, f"the server refuses the image: {details}"
     if status in ("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS"):

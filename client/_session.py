@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from client._attempts import RetryBudget, Steps, attempts
-from client._errors import ClassifierError, ProtocolError
+from client._errors import EXPLAINED, ClassifierError, ProtocolError
 from client._images import describe
 from client._prediction import Prediction
 from client._request import Answer, Explanation, Request
@@ -43,7 +43,7 @@ class Session:
 
     def _steps(self, image: bytes, top: int, request_id: str | None, timeout: float | None, explain: bool) -> Steps:
         request = Request(
-            model=f"{self.model}_explained" if explain else self.model,
+            model=self.model + EXPLAINED if explain else self.model,
             image=image,
             top=top,
             timeout=self.timeout if timeout is None else timeout,

@@ -19,6 +19,8 @@ from client._prediction import Prediction
 from client._request import Answer, Request
 from client._status import ServerStatus
 
+__all__ = ["AsyncFakeTransport", "FakeTransport", "Reply"]
+
 Reply: TypeAlias = Answer | Iterable[Prediction | tuple[str, int, float]] | ClassifierError
 
 

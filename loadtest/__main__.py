@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.capacity import find_capacity
+from loadtest.images import parse_sizes
 from loadtest.null_check import null_rate, run_load
 from loadtest.options import add_load_options, add_target_options, positive
 from loadtest.results import met, requests_needed
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         "--null-check",
         choices=("refuse", "warn", "off"),
         default="refuse",
-        help=f"before an open loop: can this machine send twice the rate, to {NULL_EXPLAINED}? (default: refuse)",
+        help=f"how much does this machine send to {NULL_EXPLAINED}? Of an open loop twice the rate (default: refuse)",
     )
     add_target_options(parser)
     add_load_options(parser)
@@ -79,9 +80,12 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("give at least one user for each protocol")
     if options.slo:
         load_slo(options.slo)
-    if options.rate is not None and options.null_check != "off" and "--worker" not in of_locust:
+    if options.sizes:
+        parse_sizes(options.sizes)
+    if options.null_check != "off" and "--worker" not in of_locust:
         options.null_rate = null_rate(options.protocol, max(1, options.processes), _image_options(options))
-        if peak > options.null_rate / 2:
+        print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_EXPLAINED}", file=sys.stderr)
+        if options.rate is not None and peak > options.null_rate / 2:
             print(
                 f"loadtest: {peak:g} requests/s are more than half of the {options.null_rate:.0f} that this load "
                 f"generator sends to {NULL_EXPLAINED}: use --processes, send from more machines, or --null-check warn",

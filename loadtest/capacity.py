@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.results import met
+from loadtest.results import met, on_time
 
 
 @dataclass
@@ -22,17 +22,22 @@ def find_capacity(
 ) -> Search:
     """Bisection between 0 and `high`, which is doubled while it holds, up to `ceiling`.
 
-    A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. The
-    answer is within `precision` of the lowest rate that does not hold.
+    A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. A run
+    that misses one while its sender was late is made again, as often as `repeats`. The answer is within `precision` of
+    the lowest rate that does not hold.
     """
     search = Search()
 
     def holds(rate: float) -> bool:
         needed = repeats // 2 + 1
         outcomes = search.tried.setdefault(rate, [])
+        spoiled = 0
         while outcomes.count(True) < needed and outcomes.count(False) < needed:
             result = run(rate)
             search.results.append(result)
+            if not met(result) and not on_time(result) and spoiled < repeats:
+                spoiled += 1
+                continue
             outcomes.append(met(result))
         return outcomes.count(True) >= needed
 

@@ -133,7 +133,7 @@ def over_time(result: dict[str, Any]) -> str:
             top.plot(
                 times, [*values, values[-1]], line, color=colour, label=f"{key[:3]}{suffix}", drawstyle="steps-post"
             )
-        rates = [window["answered"] / length for window, length in zip(windows, lengths, strict=True)]
+        rates = [window["finished"] / length for window, length in zip(windows, lengths, strict=True)]
         bottom.step(times, [*rates, rates[-1]], line, where="post", color="#1a7f37", label=f"answers{suffix}")
         failed = [window["failed"] / length for window, length in zip(windows, lengths, strict=True)]
         if any(failed):
@@ -155,7 +155,8 @@ def over_time(result: dict[str, Any]) -> str:
     bottom.set_ylim(bottom=0)
     bottom.set_xlim(0, end)
     bottom.set_xlabel(
-        "seconds after the start" + ("; requests count when they were due" if result["open_loop"] else "")
+        "seconds after the start"
+        + ("; latencies and errors count when a request was due" if result["open_loop"] else "")
     )
     top.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     if failures or len(names) > 1:

@@ -6,7 +6,7 @@ Locust rounds times to whole milliseconds, above 100 ms to two digits. Here a bu
 import math
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loadtest.shapes import Phase
@@ -25,7 +25,11 @@ def middle(index: int) -> float:
 
 
 class Cell:
-    """The requests of one protocol that were due in one phase, or in one window of time."""
+    """The requests of one protocol that were due in one phase, or in one window of time.
+
+    `sent` and `finished` count what left and what was answered in it, whenever that was due: the load and the
+    throughput of a server or a sender that falls behind.
+    """
 
     def __init__(self) -> None:
         self.latency: Counter[int] = Counter()  # of answers, by bucket
@@ -33,6 +37,7 @@ class Cell:
         self.errors: Counter[str] = Counter()
         self.total_ms = 0.0
         self.max_ms = 0.0
+        self.sent = self.finished = 0
 
     def add(self, latency_ms: float, late_ms: float, error: str | None) -> None:
         self.late[bucket(late_ms)] += 1
@@ -54,17 +59,19 @@ class Cell:
         self.errors.update(other.errors)
         self.total_ms += other.total_ms
         self.max_ms = max(self.max_ms, other.max_ms)
+        self.sent += other.sent
+        self.finished += other.finished
 
     def to_wire(self) -> list[Any]:
         counters = (list(counter.items()) for counter in (self.latency, self.late, self.errors))
-        return [*counters, self.total_ms, self.max_ms]
+        return [*counters, self.total_ms, self.max_ms, self.sent, self.finished]
 
     @classmethod
     def from_wire(cls, wire: list[Any]) -> "Cell":
         cell = cls()
         cell.latency, cell.late = Counter(dict(wire[0])), Counter(dict(wire[1]))
         cell.errors = Counter(dict(wire[2]))
-        cell.total_ms, cell.max_ms = wire[3:]
+        cell.total_ms, cell.max_ms, cell.sent, cell.finished = wire[3:]
         return cell
 
 
@@ -92,11 +99,21 @@ class Recorder:
 
     def record(self, due: float, protocol: str, latency_ms: float, late_ms: float, error: str | None) -> None:
         """`due`: seconds after the start. What falls behind the last phase (a closed loop's last round) is left out."""
-        if due >= self.phases[-1].end:
+        for cell in self._cells(due, protocol):
+            cell.add(latency_ms, late_ms, error)
+        if due < self.phases[-1].end:
+            for cell in self._cells(due + late_ms / 1e3, protocol):
+                cell.sent += 1
+            for cell in self._cells(due + latency_ms / 1e3, protocol) if error is None else ():
+                cell.finished += 1
+
+    def _cells(self, time: float, protocol: str) -> Iterator[Cell]:
+        """The phase's and the window's at `time` seconds; none behind the last phase."""
+        if time >= self.phases[-1].end:
             return
-        phase = bisect_right([phase.start for phase in self.phases], due) - 1
-        for key in (("phase", phase, protocol), ("window", int(due / self.window), protocol)):
-            self.cells.setdefault(key, Cell()).add(latency_ms, late_ms, error)
+        phase = bisect_right([phase.start for phase in self.phases], time) - 1
+        for key in (("phase", phase, protocol), ("window", int(time / self.window), protocol)):
+            yield self.cells.setdefault(key, Cell())
 
     def take(self) -> list[Any]:
         """All that is there, in a form for the wire; and begins anew."""

@@ -33,7 +33,7 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
     body = [f"<h1>Load on {escape(first['model'])} at {escape(first['host'])}</h1>", *_verdict(results, capacity)]
     body += [f'<p class="note">{text}</p>' for text in _facts(first)]
     texts = _once(warnings(result) for result in results)
-    texts[3:] = [f"and {len(texts) - 3} more of this kind in other phases"] if len(texts) > 4 else texts[3:]
+    texts[3:] = [f"and {len(texts) - 3} more, which the run printed"] if len(texts) > 4 else texts[3:]
     body += [f'<p class="warning">{escape(text)}</p>' for text in texts]
     if capacity:
         body += [
@@ -98,7 +98,9 @@ def _verdict(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None)
         words = f"Capacity within the objectives: {words}" if good else "No rate that was tried meets the objectives"
     elif results[0]["slo"]:
         good = met(results[0])
-        words = "All objectives met" if good else "Objectives missed"
+        few = any("measure longer" in text for text in warnings(results[0]))
+        met_words = "Objectives met, but of too few answers to be sure" if few else "All objectives met"
+        words = met_words if good else "Objectives missed"
     else:
         return []
     return [f'<p><span class="verdict {"met" if good else "missed"}">{words}</span></p>']
@@ -146,17 +148,22 @@ def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
 
 def _objectives(result: dict[str, Any]) -> str:
     """A row for each phase and protocol, a column for each objective."""
-    rows, names = [], ["phase", "protocol"]
+    limits: dict[str, set[float]] = {}  # of the least load to be sent each phase has its own
+    for line in (line for phase in measured(result) for line in phase["slo"]):
+        limits.setdefault(line["objective"], set()).add(line["limit"])
+    names = [f"{name}: {min(found):g}" if len(found) == 1 else name for name, found in limits.items()]
+    rows = []
     for phase in measured(result):
         for protocol in phase["protocols"]:
             lines = [line for line in phase["slo"] if line["protocol"] == protocol]
-            names = ["phase", "protocol", *(f"{line['objective']}: {line['limit']:g}" for line in lines)]
-            rows.append((phase["name"], protocol, *map(_judged, lines)))
-    return _table(names, rows, words=2)
+            cells = (_judged(line, shown=len(limits[line["objective"]]) > 1) for line in lines)
+            rows.append((phase["name"], protocol, *cells))
+    return _table(["phase", "protocol", *names], rows, words=2)
 
 
-def _judged(line: dict[str, Any]) -> str:
-    value = number(line["value"], 4 if line["limit"] < 1 else 1)
+def _judged(line: dict[str, Any], shown: bool) -> str:
+    """`shown`: with its limit."""
+    value = number(line["value"], 4 if line["limit"] < 1 else 1) + (f" of {line['limit']:g}" if shown else "")
     return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
 
 

@@ -44,8 +44,8 @@ def summarise(test: "_Test") -> dict[str, Any]:
             for name, row in protocols.items():
                 row["least_offered_per_s"] = least
                 if test.slo:
-                    offered = row["offered_per_s"]
-                    lines.append((name, "offered/s", round(least, 2), offered, offered >= least))
+                    sent = row["sent_per_s"]
+                    lines.append((name, "sent/s", round(least, 2), sent, sent >= least))
         phases.append(
             {
                 "name": phase.name,
@@ -97,7 +97,8 @@ def describe(cell: Cell, seconds: float) -> dict[str, Any]:
         "failed": failed,
         "errors": dict(cell.errors.most_common()),
         "offered_per_s": (answered + failed) / seconds,
-        "answered_per_s": answered / seconds,
+        "sent_per_s": cell.sent / seconds,
+        "answered_per_s": cell.finished / seconds,
         "mean_ms": cell.total_ms / answered if answered else None,
         **{f"p{100 * part:g}_ms": cell.percentile(part) for part in PARTS},
         "max_ms": cell.max_ms if answered else None,
@@ -108,6 +109,7 @@ def describe(cell: Cell, seconds: float) -> dict[str, Any]:
 def brief(cell: Cell) -> dict[str, Any]:
     return {
         "answered": cell.latency.total(),
+        "finished": cell.finished,
         "failed": cell.errors.total(),
         "p50_ms": cell.percentile(0.5),
         "p99_ms": cell.percentile(0.99),
@@ -169,6 +171,16 @@ def _has_latency(slo: dict[str, Any] | None) -> bool:
     return bool(slo and slo.get("latency_ms"))
 
 
+def lateness(phase: dict[str, Any]) -> float:
+    """Milliseconds: p99 of how long after it was due a request went, over the worse protocol."""
+    return max((row["sent_late_p99_ms"] or 0.0 for row in phase["protocols"].values()), default=0.0)
+
+
+def on_time(result: dict[str, Any]) -> bool:
+    """Whether the sender kept up; where it did not, the result says little of the server."""
+    return all(lateness(phase) <= TOO_LATE for phase in measured(result))
+
+
 def warnings(result: dict[str, Any]) -> list[str]:
     """Errors by kind, and what makes the figures doubtful."""
     texts = []
@@ -183,17 +195,16 @@ def warnings(result: dict[str, Any]) -> list[str]:
         texts.append("the test was cut short")
     for phase in measured(result):
         rows = phase["protocols"].values()
-        late = max((row["sent_late_p99_ms"] or 0.0 for row in rows), default=0.0)
-        if late > TOO_LATE:
+        if (late := lateness(phase)) > TOO_LATE:
             texts.append(
                 f"phase {phase['name']}: 1 % of the requests went more than {late:.0f} ms after they were due: this "
                 "machine is the limit; use --processes, or send from another one"
             )
         rate = sum(row["answered_per_s"] for row in rows)
         for name, row in phase["protocols"].items():
-            if row["offered_per_s"] < row.get("least_offered_per_s", 0.0):
+            if row["sent_per_s"] < row.get("least_offered_per_s", 0.0):
                 texts.append(
-                    f"phase {phase['name']}: {name} was sent {row['offered_per_s']:.1f} requests/s, fewer than asked: "
+                    f"phase {phase['name']}: {name} was sent {row['sent_per_s']:.1f} requests/s, fewer than asked: "
                     "a worker is lost, or this machine is the limit"
                 )
         for objective in result["slo"]["latency_ms"] if _has_latency(result["slo"]) else ():
@@ -205,6 +216,6 @@ def warnings(result: dict[str, Any]) -> list[str]:
                 f"phase {phase['name']}: {rate:.0f} answers/s are more than half of what this load generator sends "
                 f"to a null model ({result['null_rate']:.0f}/s): it may be the limit"
             )
-    if result["open_loop"] and not result["null_rate"]:
+    if not result["null_rate"]:
         texts.append("not measured: what this load generator can send (python -m loadtest null)")
     return texts

@@ -14,14 +14,14 @@ from client._session import Outcome
 from client.commands._options import UsageError
 from client.commands._results import CsvResults, JsonResults, Results
 
-FINAL = InvalidImageError.__name__  # the server's state has no part in it: the same answer would come again
+REFUSED = InvalidImageError.__name__  # with a request's id it is the server's word, which would come again
 SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv"}
 
 
 class Journal:
-    """Results appended to `path`, each flushed whole. `done`: the images that it has already.
+    """Results appended to `path`, each flushed whole. `done`: the images that it has, `refused`: of these no answers.
 
-    Kept of an earlier run are answers, and pictures that are none; other errors, and what was cut off, are asked again.
+    Kept of an earlier run are answers, and pictures that the server refused; all else is asked again.
 
     Raises:
         UsageError: the file exists and `resume` is False; it is another's; its kind is not known.
@@ -41,7 +41,7 @@ class Journal:
         except OSError as error:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
-        self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+        self.done, self.refused, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
         self._replace(path, kept)
         self._results: Results = JsonResults(self._file) if kind == "json" else CsvResults(self._file, header=not kept)
 
@@ -74,30 +74,38 @@ class Journal:
         self._file = file
 
 
-def _read_json(text: str) -> tuple[set[str], str]:
-    done, kept = set(), []
+def _read_json(text: str) -> tuple[set[str], set[str], str]:
+    done, refused, kept = set(), set(), []
     for line in text.splitlines(keepends=True):
         try:
             entry: Any = json.loads(line)
-            image, final = entry["image"], "predictions" in entry or entry["error"]["type"] == FINAL
+            image, error = entry["image"], None if "predictions" in entry else entry["error"]
+            if error is not None and not (error["type"] == REFUSED and error.get("request_id")):
+                continue
         except (ValueError, LookupError, TypeError):  # cut off
             continue
-        if final and line.endswith("\n"):
+        if line.endswith("\n"):
             done.add(image)
+            refused |= {image} if error is not None else set()
             kept.append(line)
-    return done, "".join(kept)
+    return done, refused, "".join(kept)
 
 
-def _read_csv(text: str) -> tuple[set[str], str]:
+def _read_csv(text: str) -> tuple[set[str], set[str], str]:
     """The last image may lack rows: it is asked again."""
     rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
     width = len(CsvResults.COLUMNS)
     if rows and (len(rows[-1]) != width or not text.endswith("\n")):
         rows.pop()
     last = rows[-1][0] if rows and rows[-1] else ""
-    kept = [row for row in rows if len(row) == width and row[0] != last and row[5] in ("", FINAL)]
+    kept = []
+    for row in rows:
+        if len(row) == width and row[0] != last:
+            *_, error, _, request_id = row
+            if not error or (error == REFUSED and request_id):
+                kept.append(row)
     if not kept:
-        return set(), ""
+        return set(), set(), ""
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows([CsvResults.COLUMNS, *kept])
-    return {row[0] for row in kept}, written.getvalue()
+    return {row[0] for row in kept}, {row[0] for row in kept if row[5]}, written.getvalue()

@@ -1,8 +1,14 @@
 """A bar on standard error, so that standard output can be piped."""
 
+import asyncio
+import contextlib
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Item = TypeVar("Item")
 
@@ -17,9 +23,35 @@ def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item
     return _track(items, words)
 
 
+@contextlib.asynccontextmanager
+async def clock(seconds: float, words: str) -> AsyncIterator[None]:
+    """A bar of the time that goes by meanwhile, where somebody sees it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _bar() as bar:
+        task = bar.add_task(words, total=seconds)
+        started = time.monotonic()
+
+        async def tick() -> None:
+            while True:
+                bar.update(task, completed=time.monotonic() - started)
+                await asyncio.sleep(0.25)
+
+        ticking = asyncio.create_task(tick())
+        try:
+            yield
+        finally:
+            ticking.cancel()
+
+
 def _track(items: Sequence[Item], words: str) -> Iterable[Item]:
+    with _bar() as bar:
+        yield from bar.track(items, description=words)
+
+
+def _bar() -> "Progress":
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        yield from bar.track(items, description=words)
+    return Progress(console=Console(stderr=True), transient=True, redirect_stdout=False)

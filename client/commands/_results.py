@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any, Protocol, TextIO
 
 from client._errors import ClassifierError
@@ -41,7 +41,7 @@ class JsonResults:
 class CsvResults:
     """One row a prediction; of an image that was not answered one row with the error's type and message."""
 
-    COLUMNS = ("image", "rank", "label", "index", "probability", "error", "message")
+    COLUMNS = ("image", "rank", "label", "index", "probability", "error", "message", "request_id")
 
     def __init__(self, stream: TextIO, header: bool = True) -> None:
         self._stream = stream
@@ -50,9 +50,9 @@ class CsvResults:
 
     def write(self, image: str, outcome: Outcome) -> None:
         if isinstance(outcome, ClassifierError):
-            self._write([(image, "", "", "", "", type(outcome).__name__, outcome.message)])
+            self._write([(image, "", "", "", "", type(outcome).__name__, outcome.message, outcome.request_id or "")])
             return
-        self._write([(image, rank, p.label, p.index, p.probability, "", "") for rank, p in enumerate(outcome, start=1)])
+        self._write([(image, rank, *astuple(p), "", "", "") for rank, p in enumerate(outcome, start=1)])
 
     def finish(self) -> None:
         pass

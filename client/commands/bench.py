@@ -32,6 +32,7 @@ from client.commands._options import (
     seconds,
     whole,
 )
+from client.commands._progress import clock
 
 PERCENTILES = (50, 90, 99)
 
@@ -122,9 +123,10 @@ async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str
                 return await closed_loop(classifier, images, options.top, options.concurrency, end)
             return await open_loop(classifier, images, options.top, options.rate, end)
 
-        await load(options.warm_up)
-        before = await classifier.status(options.timeout)
-        result = await load(options.seconds)
+        async with clock(options.warm_up + options.seconds, "measuring"):
+            await load(options.warm_up)
+            before = await classifier.status(options.timeout)
+            result = await load(options.seconds)
         after = await classifier.status(options.timeout)
     return {
         "load": {"concurrency": options.concurrency} if options.rate is None else {"rate": options.rate},

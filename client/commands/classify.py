@@ -7,9 +7,9 @@ A bad image is reported by name, the others are answered all the same.
 --json writes one object a line, in order:
   {"image": "cat.jpg", "predictions": [{"label": "cat", "index": 3, "probability": 0.98}, ...]}
   {"image": "bad.jpg", "error": {"type": "InvalidImageError", "message": "no such file: check the path"}}
---csv writes one row a prediction: image, rank, label, index, probability, error, message.
---output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what the server
-did not answer is.
+--csv writes one row a prediction: image, rank, label, index, probability, error, message, request_id.
+--output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what was not answered is,
+but for pictures that the server refused. The exit status is that of all the images.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
 from client._session import Outcome
-from client._sources import expand, load
+from client._sources import STDIN, expand, load
 from client.commands._journal import Journal
 from client.commands._options import (
     UsageError,
@@ -53,12 +53,15 @@ def run(options: argparse.Namespace) -> int:
         classifier = stack.enter_context(open_classifier(options, Classifier))
         found = list(expand(options.paths, options.allow_urls))
         results: Results
+        failed = 0
         if options.output is None:
             results = open_results(options.format)
         else:
+            if options.resume and STDIN in options.paths:
+                raise UsageError("--resume: - may be another image each time: give it a file's name")
             results = journal = stack.enter_context(Journal(options.output, options.format, options.resume))
+            failed = sum(name in journal.refused for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
-        failed = 0
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
         for (image, _), outcome in zip(
             shown, in_order(asker(classifier, options), found, options.concurrency), strict=True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client._classifier import Classifier
-from client._errors import ClassifierError, DeadlineExceededError, QueueFullError, ServerUnavailableError
+from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
 from client._session import Outcome
 from client._sources import find_images
@@ -20,7 +20,6 @@ from client.commands._options import UsageError, add_format_options, add_server_
 from client.commands._results import Results, open_results
 
 State: TypeAlias = tuple[int, int]  # modification time in nanoseconds, size
-LATER = (ServerUnavailableError, QueueFullError, DeadlineExceededError)
 
 
 class Arrivals:
@@ -92,7 +91,7 @@ def look(
     names = arrivals.ready()
     put_off: list[ClassifierError] = []
     for name, outcome in zip(names, in_order(ask, names, options.concurrency), strict=True):
-        if isinstance(outcome, LATER):
+        if isinstance(outcome, ClassifierError) and not isinstance(outcome, InvalidImageError):
             put_off.append(outcome)
         else:
             results.write(name, outcome)

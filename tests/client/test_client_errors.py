@@ -78,3 +78,10 @@ def test_image_comes_first_and_survives_pickling() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is client.InvalidImageError
     assert (str(copy), copy.message, copy.image) == ("cat.jpg: no such file", "no such file", "cat.jpg")
+
+
+def test_a_server_without_class_maps_says_how_to_build_one() -> None:
+    words = {"url": "grpc://a:1", "timeout": 1.0}
+    error = error_from_status("NOT_FOUND", UNKNOWN_MODEL, model="m_explained", **words)
+    assert "build 'm' with --class-map" in str(error)
+    assert "--class-map" not in str(error_from_status("NOT_FOUND", UNKNOWN_MODEL, model="m", **words))

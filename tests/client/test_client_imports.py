@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import client
+import client.testing
 
 HEAVY = {"aiohttp", "torch", "torchvision", "timm", "triton", "gevent", "PIL", "rich", "tritonclient", "grpc"}
 
@@ -56,3 +57,4 @@ def test_public_names() -> None:
         "step_times",
     }
     assert all(hasattr(client, name) for name in client.__all__)
+    assert set(client.testing.__all__) == {"AsyncFakeTransport", "FakeTransport", "Reply"}

@@ -83,11 +83,29 @@ def test_what_the_server_did_not_answer_is_asked_again(folder: Path, fake: FakeT
         assert classify(file) == 1
         fake.reply = answers
         fake.requests.clear()
-        assert classify(file, "--resume") == 0
+        assert classify(file, "--resume") == 1  # one is no picture
         asked = sorted(request.image.decode() for request in fake.requests)
         assert asked == [name for name in NAMES if int(name[:2]) % 2 and name != "03.png"]
         assert sorted(images(file)) == [name for name in ALL if name != "photos/03.png"]
         assert Path(file).read_text().count("no picture") == 1
+        fake.requests.clear()
+        assert classify(file, "--resume") == 1
+        assert len(fake.requests) <= 1
+
+
+@pytest.mark.parametrize("file", ["out.jsonl", "out.csv"])
+def test_what_never_reached_the_server_is_asked_again(folder: Path, fake: FakeTransport, file: str) -> None:
+    """A file that was not there yet, one that was empty."""
+    Path("photos/00.png").write_bytes(b"")
+    command = ["classify", "photos/late.png", "photos", "--retries", "0", "--output", file]
+    assert main(command) == 1
+    assert images(file) == ALL[1:]
+    Path("photos/00.png").write_bytes(b"00.png")
+    Path("photos/late.png").write_bytes(b"late.png")
+    fake.requests.clear()
+    assert main([*command, "--resume"]) == 0
+    assert {"00.png", "late.png"} <= {request.image.decode() for request in fake.requests}
+    assert sorted(images(file)) == [*ALL, "photos/late.png"]
 
 
 def test_a_kill_in_the_middle(folder: Path) -> None:
@@ -128,6 +146,8 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
         refused("another process writes it", "out.csv", "--resume")
     assert main(["classify", "photos", "--resume"]) == 2
     assert "needs the --output" in capsys.readouterr().err
+    assert main(["classify", "-", "--output", "new.csv", "--resume"]) == 2
+    assert "may be another image each time" in capsys.readouterr().err
 
 
 def test_names_that_are_no_text(folder: Path, fake: FakeTransport) -> None:

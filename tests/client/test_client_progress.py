@@ -1,4 +1,4 @@
-"""The bar of ``classify`` and ``explain``: where somebody sees it."""
+"""The bar of ``classify``, ``explain`` and ``bench``: where somebody sees it."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 
 from client import Answer
 from client.commands import main
-from client.testing import FakeTransport
+from client.testing import AsyncFakeTransport, FakeTransport
 
 
 class Stream(io.StringIO):
@@ -58,3 +58,14 @@ def test_bar(
     if "--json" in arguments:
         written = Path("out.jsonl").read_text() if "--output" in arguments else out.getvalue()
         assert [json.loads(line)["image"] for line in written.splitlines()] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bar_of_the_time(async_served: AsyncFakeTransport, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    out, err = Stream(False), Stream(terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["bench", "a.png", "--seconds", "0.6", "--warm-up", "0.1", "--rate", "20", "--json"]) == 0
+    assert ("measuring" in err.getvalue()) == terminal
+    assert json.loads(out.getvalue())["answered"] > 0

@@ -24,9 +24,8 @@ def test_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch, 
     assert main(["classify", "-", "--csv"]) == 0
     assert [request.image for request in served.requests] == [b"piped"]
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert rows == [
-        {"image": "-", "rank": "1", "label": "[cat]", "index": "3", "probability": "0.9", "error": "", "message": ""}
-    ]
+    said = {"image": "-", "rank": "1", "label": "[cat]", "index": "3", "probability": "0.9"}
+    assert rows == [said | {"error": "", "message": "", "request_id": ""}]
 
 
 class Files(BaseHTTPRequestHandler):

@@ -7,8 +7,9 @@ import pytest
 from loadtest.capacity import find_capacity
 
 
-def result(met: bool) -> dict:
-    return {"complete": True, "phases": [{"measured": True, "slo": [{"met": met}]}]}
+def result(met: bool, late: float | None = 1.0) -> dict:
+    protocols = {"gRPC": {"sent_late_p99_ms": late}, "HTTP": {"sent_late_p99_ms": None}}
+    return {"complete": True, "phases": [{"measured": True, "slo": [{"met": met}], "protocols": protocols}]}
 
 
 @pytest.mark.parametrize("first", [3.0, 50.0, 90.0, 700.0])
@@ -36,3 +37,17 @@ def test_most_of_the_repeats_decide() -> None:
     assert 73 * 0.9 < search.capacity <= 73
     for outcomes in search.tried.values():
         assert max(outcomes.count(True), outcomes.count(False)) == 3  # as many as decide it, no more
+
+
+def test_a_run_whose_sender_was_late_is_made_again() -> None:
+    runs = iter([False, True, True] * 50)
+    search = find_capacity(lambda rate: result(rate <= 73 and next(runs), late=700.0), 50, 60, repeats=1)
+    assert (search.capacity, search.limited) == (60, True)
+    assert search.tried == {50: [True], 60: [True]}
+    assert len(search.results) == 3
+
+
+def test_a_sender_that_is_always_late_is_judged_in_the_end() -> None:
+    search = find_capacity(lambda rate: result(False, late=700.0), 80, 1000, repeats=3)
+    assert search.capacity == 0
+    assert len(search.results) == sum(3 + len(outcomes) for outcomes in search.tried.values())

@@ -54,3 +54,17 @@ def test_windows_of_a_long_test() -> None:
     assert Recorder(plan("soak", 1, 3600)).window == 30
     phase = plan("steady", 1, math.inf)
     assert Recorder(phase).window == 1
+
+
+def test_what_falls_behind_counts_when_it_happens() -> None:
+    """Due in the first phase, sent and answered later or never in the test: no load, no throughput of the first."""
+    phases = plan("spike", 10, 10)  # before to 4, spike to 6, after to 10
+    recorder = Recorder(phases)
+    recorder.record(3.0, "HTTP", 500.0, 1.0, None)
+    recorder.record(3.0, "HTTP", 2500.0, 1500.0, None)
+    recorder.record(3.0, "HTTP", 9000.0, 8000.0, None)
+    recorder.record(3.0, "HTTP", 100.0, 1.0, "refused")
+    cells = [recorder.cells.get(("phase", index, "HTTP"), Cell()) for index in range(3)]
+    assert [cell.latency.total() for cell in cells] == [3, 0, 0]
+    assert [cell.sent for cell in cells] == [2, 1, 0]
+    assert [cell.finished for cell in cells] == [1, 1, 0]
