@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.charts import latency_against_throughput, over_time, where_the_time_goes
-from loadtest.results import measured, met, number, warnings
+from loadtest.results import measured, met, number, shown_value, warnings
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 980px; margin: 2em auto;
@@ -45,7 +45,7 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
     if any(row["answered"] for result in results for phase in measured(result) for row in phase["protocols"].values()):
         rate = capacity["rate"] if capacity else None
         body += ["<h2>Latency against throughput</h2>", latency_against_throughput(results, rate)]
-    if not capacity and first["windows"]:
+    if not capacity and any(window["answered"] for window in first["windows"]):
         body += ["<h2>Over time</h2>", over_time(first)]
     shown = {phase["level"] if capacity else label: (label, phase) for label, phase in _labelled(results)}
     shares = [(label, row) for label, phase in shown.values() if (row := time_shares(phase, first["model"]))]
@@ -163,7 +163,7 @@ def _objectives(result: dict[str, Any]) -> str:
 
 def _judged(line: dict[str, Any], shown: bool) -> str:
     """`shown`: with its limit."""
-    value = number(line["value"], 4 if line["limit"] < 1 else 1) + (f" of {line['limit']:g}" if shown else "")
+    value = shown_value(line) + (f" of {line['limit']:g}" if shown else "")
     return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
 
 

@@ -136,6 +136,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def shown_value(line: dict[str, Any]) -> str:
+    """Of an objective; shares to four digits."""
+    return number(line["value"], 4 if line["limit"] < 1 and not line["objective"].endswith("/s") else 1)
+
+
 def print_result(result: dict[str, Any], stderr: bool = False) -> None:
     console = Console(stderr=stderr)
     if not console.is_terminal:
@@ -155,8 +160,8 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
         table = Table("phase", "protocol", "objective", "limit", "measured", "")
         for phase_name, line in lines:
             verdict = "met" if line["met"] else "[bold red]MISSED[/bold red]"
-            value = number(line["value"], 4 if line["limit"] < 1 else 1)
-            table.add_row(phase_name, line["protocol"], line["objective"], f"{line['limit']:g}", value, verdict)
+            cells = (line["protocol"], line["objective"], f"{line['limit']:g}", shown_value(line))
+            table.add_row(phase_name, *cells, verdict)
         console.print(table)
     for text in warnings(result):
         print(text, file=sys.stderr)

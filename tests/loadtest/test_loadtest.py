@@ -102,6 +102,14 @@ def test_half_a_service_fails(
     assert errors[1] == "HTTP: no request was answered"
 
 
+def test_a_report_of_no_answer_at_all(loadtest: Loadtest, pictures: Path, nobody: str, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    load = ["--rate", "20", "--seconds", "1", "--warm-up", "0", "--null-check", "off", "--images", str(pictures)]
+    done = loadtest(*load, "--host", nobody, "--grpc-host", nobody, "--report", str(page))
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "HTTP: no request was answered" in page.read_text()
+
+
 def test_no_server_fails(pictures: Path, nobody: str) -> None:
     done = locust("-u", "2", "-t", "1s", "--json", "--images", str(pictures), "--host", nobody, "--grpc-host", nobody)
     assert done.returncode == 1
