@@ -8,9 +8,9 @@ A quick answer, of all five servers and two models in about 25 minutes on two co
     python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
 Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` compares what
-one has without Widefield: a peer also with the same weights in PyTorch's own convolutions (serving_plain.json):
+one has without Widefield: the peers with the same weights in PyTorch's own convolutions (serving_plain.json):
 
-    python -m benchmarks.serving --models nano,small,small-bf16 --peers fastapi --ways plain --seconds 1.5
+    python -m benchmarks.serving --ways plain --seconds 2.5
 
 Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
 four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
@@ -45,7 +45,7 @@ from benchmarks.serving_overhead import bare_pipeline, photograph
 
 CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
-WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-workers", "-plain")}
+WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
 START_SECONDS = 20  # on average, for the plan alone
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: peers sum in another order
 
