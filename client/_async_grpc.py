@@ -19,7 +19,6 @@ from client._wire_grpc import (
     encode_request,
     encode_share,
     error_from_rpc,
-    share_metadata,
 )
 
 
@@ -38,8 +37,8 @@ class AsyncGrpcTransport:
 
     async def share(self, share: Share) -> list[str]:
         """As `GrpcTransport.share`."""
-        call, message = encode_share(share)
-        return decode_regions(await self._call(call, message, "shared memory", share.timeout, share_metadata(share)))
+        name, message, metadata = encode_share(share)
+        return decode_regions(await self._call(name, message, "shared memory", share.timeout, metadata))
 
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout

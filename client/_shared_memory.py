@@ -6,9 +6,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
+from client._attempts import Pause
 from client._errors import (
     ClassifierError,
     DeadlineExceededError,
@@ -31,21 +32,8 @@ CLOSE_PAUSE = 0.02
 ANSWERED = (InvalidImageError, QueueFullError)  # the server has done with the image
 
 
-@dataclass(frozen=True, slots=True)
-class Infer:
-    """Send `request`, and send the answer back or throw the error."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """So many seconds."""
-
-    seconds: float
-
-
-Steps: TypeAlias = "Generator[Infer | Share | Wait, Any, Any]"
+Steps: TypeAlias = "Generator[Request | Share | Pause, Any, Any]"
+"""What to send to the server, whose answer or error comes back, or how long to wait."""
 
 
 class SharedMemory:
@@ -62,7 +50,6 @@ class SharedMemory:
         self._idle: list[Region] = []
         self._leaving: deque[Region] = deque()  # given up here; the server has them still, and may read them
         self._bytes = 0  # of these, and of those in use
-        self._regions = 0
         self._met = False  # whether this server was asked for what is left of clients that have ended
 
     def infer(self, request: Request) -> Generator[Any, Any, Answer]:
@@ -70,7 +57,7 @@ class SharedMemory:
         deadline = time.monotonic() + request.timeout
         needed = 4 + len(request.image)
         if needed > LARGEST:
-            return (yield Infer(request))
+            return (yield request)
         size = max(SMALLEST, 1 << (needed - 1).bit_length())
         yield from self._tidy(deadline)
         region = self._take(size)
@@ -79,7 +66,7 @@ class SharedMemory:
                 return (yield from self._send(region, request, deadline))
         region = yield from self._add(size, deadline)
         if region is None:
-            return (yield Infer(replace(request, timeout=_left(deadline))))
+            return (yield replace(request, timeout=_left(deadline)))
         try:
             return (yield from self._send(region, request, deadline))
         except RegionUnknownError as error:
@@ -88,7 +75,7 @@ class SharedMemory:
     def close(self) -> Steps:
         """Takes the regions back, for as long as it may last: those that the server reads, once it has done."""
         deadline = time.monotonic() + CLOSE_SECONDS
-        while self._regions and time.monotonic() < deadline:
+        while self._bytes and time.monotonic() < deadline:
             with self._lock:
                 self._leaving.extend(self._idle)
                 self._idle.clear()
@@ -98,13 +85,13 @@ class SharedMemory:
                     yield from self._take_back(deadline)
             except ClassifierError:  # it does not answer, or is gone with all that it had
                 return
-            if self._regions:
-                yield Wait(CLOSE_PAUSE)
+            if self._bytes:
+                yield Pause(CLOSE_PAUSE)
 
     def _send(self, region: Region, request: Request, deadline: float) -> Generator[Any, Any, Answer]:
         try:
             region.write(request.image)
-            answer = yield Infer(replace(request, region=region.name, timeout=_left(deadline)))
+            answer = yield replace(request, region=region.name, timeout=_left(deadline))
         except RegionUnknownError:
             self._drop(region)
             raise
@@ -211,13 +198,11 @@ class SharedMemory:
             if self._bytes + size > MOST:
                 return False
             self._bytes += size
-            self._regions += 1
             return True
 
     def _release(self, size: int) -> None:
         with self._lock:
             self._bytes -= size
-            self._regions -= 1
 
 
 def _left(deadline: float) -> float:

@@ -16,7 +16,6 @@ from client._wire_grpc import (
     encode_request,
     encode_share,
     error_from_rpc,
-    share_metadata,
 )
 
 # ValueError: grpc's word for a channel that another thread has closed.
@@ -43,9 +42,9 @@ class GrpcTransport:
 
     def share(self, share: Share) -> list[str]:
         """The names of the regions that the server has, where they are asked for. Raises a `ClassifierError`."""
-        name, message = encode_share(share)
+        name, message, metadata = encode_share(share)
         try:
-            response = getattr(self._stub, name)(message, timeout=share.timeout, metadata=share_metadata(share))
+            response = getattr(self._stub, name)(message, timeout=share.timeout, metadata=metadata)
         except FAILURES as error:
             raise error_from_rpc(error, self.url, "shared memory", share.timeout) from error
         return decode_regions(response)

@@ -5,8 +5,9 @@ import contextlib
 import time
 from typing import Any
 
+from client._attempts import Pause
 from client._request import Answer, Request
-from client._shared_memory import Infer, SharedMemory, Steps, Wait
+from client._shared_memory import SharedMemory, Steps
 from client._status import ServerStatus
 
 
@@ -38,9 +39,9 @@ class SharedMemoryTransport:
             while True:
                 result = None
                 try:
-                    if isinstance(step, Infer):
-                        result = self._transport.infer(step.request)
-                    elif isinstance(step, Wait):
+                    if isinstance(step, Request):
+                        result = self._transport.infer(step)
+                    elif isinstance(step, Pause):
                         time.sleep(step.seconds)
                     else:
                         result = self._sharing.share(step)
@@ -79,9 +80,9 @@ class AsyncSharedMemoryTransport:
             while True:
                 result = None
                 try:
-                    if isinstance(step, Infer):
-                        result = await self._transport.infer(step.request)
-                    elif isinstance(step, Wait):
+                    if isinstance(step, Request):
+                        result = await self._transport.infer(step)
+                    elif isinstance(step, Pause):
                         await asyncio.sleep(step.seconds)
                     else:
                         result = await self._sharing.share(step)

@@ -52,20 +52,18 @@ def encode_request(request: Request) -> service_pb2.ModelInferRequest:
     return message
 
 
-def encode_share(share: Share) -> tuple[str, Any]:
-    """The call's name and its message."""
+def encode_share(share: Share) -> tuple[str, Any, list[tuple[str, str]]]:
+    """The call's name, its message and its metadata."""
+    metadata = [(f"triton-grpc-protocol-{SHARED_MEMORY_HEADER}", share.token)]
     if share.verb == "register":
         message = service_pb2.SystemSharedMemoryRegisterRequest(
             name=share.region, key=f"/{share.region}", byte_size=share.size
         )
-        return "SystemSharedMemoryRegister", message
+        return "SystemSharedMemoryRegister", message, metadata
     if share.verb == "unregister":
-        return "SystemSharedMemoryUnregister", service_pb2.SystemSharedMemoryUnregisterRequest(name=share.region)
-    return "SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest()
-
-
-def share_metadata(share: Share) -> list[tuple[str, str]]:
-    return [(f"triton-grpc-protocol-{SHARED_MEMORY_HEADER}", share.token)]
+        message = service_pb2.SystemSharedMemoryUnregisterRequest(name=share.region)
+        return "SystemSharedMemoryUnregister", message, metadata
+    return "SystemSharedMemoryStatus", service_pb2.SystemSharedMemoryStatusRequest(), metadata
 
 
 def decode_regions(message: Any) -> list[str]:

@@ -39,10 +39,10 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
     size = len(request.image) + 4  # a string element: its length, then its bytes
     if request.region is None:
         where: dict[str, Any] = {"binary_data_size": size}
-        image = [struct.pack("<I", len(request.image)), request.image]
+        length, image = struct.pack("<I", len(request.image)), request.image
     else:
         where = {"shared_memory_region": request.region, "shared_memory_byte_size": size}
-        image = []
+        length, image = b"", b""
     outputs: list[dict[str, Any]] = [
         {"name": OUTPUT, "parameters": {"classification": request.top, "binary_data": False}}
     ]
@@ -57,10 +57,10 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
     header = json.dumps(description).encode()
     headers = {
         "Content-Type": "application/octet-stream",
-        "Content-Length": str(len(header) + sum(map(len, image))),
+        "Content-Length": str(len(header) + len(length) + len(image)),
         "Inference-Header-Content-Length": str(len(header)),
     }
-    return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header + b"".join(image[:1]), *image[1:]]
+    return f"/v2/models/{quote(request.model, safe='')}/infer", headers, [header + length, image]
 
 
 def encode_share(share: Share) -> tuple[str, str, dict[str, str], list[bytes]]:

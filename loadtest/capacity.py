@@ -35,10 +35,11 @@ def find_capacity(
         while outcomes.count(True) < needed and outcomes.count(False) < needed:
             result = run(rate)
             search.results.append(result)
-            if not met(result) and not on_time(result) and spoiled < repeats:
+            good = met(result)
+            if good or on_time(result) or spoiled == repeats:
+                outcomes.append(good)
+            else:
                 spoiled += 1
-                continue
-            outcomes.append(met(result))
         return outcomes.count(True) >= needed
 
     low, high = 0.0, min(high, ceiling)

@@ -8,7 +8,7 @@ import time
 
 from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ServerError
-from server.management import SHARED_MEMORY_VARIABLE, VARIABLE, read_token
+from server.management import VARIABLES, read_token
 from server.supervisor import TritonServer
 from server.tls import tls_of
 
@@ -30,8 +30,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
-    add_token_options(parser)
-    add_token_options(parser, "shared-memory")
+    for name in VARIABLES:
+        add_token_options(parser, name)
     tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")
     tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
@@ -55,15 +55,11 @@ def main(arguments: list[str] | None = None) -> int:
     example = options.pop("example")
     server = None
     try:
-        options["management_token"] = read_token(options["management_token"], options.pop("management_token_file"))
-        options["shared_memory_token"] = read_token(
-            options["shared_memory_token"],
-            options.pop("shared_memory_token_file"),
-            option="shared-memory-token",
-            variable=SHARED_MEMORY_VARIABLE,
-        )
+        for name in VARIABLES:
+            token = f"{name.replace('-', '_')}_token"
+            options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
         options["tls"] = tls_of(*(options.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca")))
-        for variable in (VARIABLE, SHARED_MEMORY_VARIABLE):
+        for variable in VARIABLES.values():
             os.environ.pop(variable, None)  # nothing that is started inherits it
         server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:

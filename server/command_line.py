@@ -3,21 +3,20 @@
 import argparse
 import signal
 
-from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_VARIABLE, VARIABLE
+from server.management import MANAGEMENT_HEADER, VARIABLES
 
 
 def add_token_options(parser: argparse.ArgumentParser, name: str = "management") -> None:
     """`name`: "management" or "shared-memory"."""
-    opens, variable = {
-        "management": (
-            f"opens the management interfaces to the header {MANAGEMENT_HEADER}, and rolling changes",
-            VARIABLE,
-        ),
-        "shared-memory": ("lets clients on this host that have it send images through memory", SHARED_MEMORY_VARIABLE),
+    opens = {
+        "management": f"opens the management interfaces to the header {MANAGEMENT_HEADER}, and rolling changes",
+        "shared-memory": "lets clients on this host that have it send images through memory",
     }[name]
     token = parser.add_mutually_exclusive_group()
     token.add_argument(
-        f"--{name}-token-file", metavar="FILE", help=f"its first line {opens} (default: ${variable}, else closed)"
+        f"--{name}-token-file",
+        metavar="FILE",
+        help=f"its first line {opens} (default: ${VARIABLES[name]}, else closed)",
     )
     token.add_argument(f"--{name}-token", metavar="TOKEN", help="the same; everybody on this machine can read it here")
 

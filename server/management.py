@@ -15,6 +15,7 @@ MANAGEMENT_HEADER = "widefield-management"
 SHARED_MEMORY_HEADER = "widefield-shared-memory"
 VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
 SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
+VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}
 TOKEN = re.compile(r"[\w.~+/-]+", re.ASCII)  # commas, colons and equals signs part tritonserver's option
 HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
 
@@ -57,20 +58,19 @@ def read_token(
     token: str | None,
     file: str | Path | None,
     environment: Mapping[str, str] = os.environ,
-    option: str = "management-token",
-    variable: str = VARIABLE,
+    name: str = "management",
 ) -> str | None:
     """As given, else the file's first line, else the environment's; None where there is none. Raises `OptionError`."""
     if token is None and file is not None:
         try:
             token = (Path(file).read_text().splitlines() or [""])[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"--{option}-file {file} cannot be read ({error})") from None
+            raise OptionError(f"--{name}-token-file {file} cannot be read ({error})") from None
         if not token:
-            raise OptionError(f"--{option}-file {file} is empty: write the token on its first line")
-    token = token if token is not None else environment.get(variable) or None
+            raise OptionError(f"--{name}-token-file {file} is empty: write the token on its first line")
+    token = token if token is not None else environment.get(VARIABLES[name]) or None
     if token is not None and not TOKEN.fullmatch(token):
-        raise OptionError(f"the {option} is letters, digits and . _ ~ + / - only: `openssl rand -hex 16` makes one")
+        raise OptionError(f"the {name} token is letters, digits and . _ ~ + / - only: `openssl rand -hex 16` makes one")
     return token
 
 

@@ -19,7 +19,7 @@ SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv"}
 
 
 class Journal:
-    """Results appended to `path`, each flushed whole. `done`: the images that it has, `refused`: of these no answers.
+    """Results appended to `path`, each flushed whole. `done`: each image that it has, and whether it was answered.
 
     Kept of an earlier run are answers, and pictures that the server refused; all else is asked again.
 
@@ -41,7 +41,7 @@ class Journal:
         except OSError as error:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
-        self.done, self.refused, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+        self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
         self._replace(path, kept)
         self._results: Results = JsonResults(self._file) if kind == "json" else CsvResults(self._file, header=not kept)
 
@@ -74,38 +74,36 @@ class Journal:
         self._file = file
 
 
-def _read_json(text: str) -> tuple[set[str], set[str], str]:
-    done, refused, kept = set(), set(), []
+def _stays(error: str, request_id: str | None) -> bool:
+    """An answer (no error), or what the server refused."""
+    return not error or (error == REFUSED and bool(request_id))
+
+
+def _read_json(text: str) -> tuple[dict[str, bool], str]:
+    done, kept = {}, []
     for line in text.splitlines(keepends=True):
         try:
             entry: Any = json.loads(line)
-            image, error = entry["image"], None if "predictions" in entry else entry["error"]
-            if error is not None and not (error["type"] == REFUSED and error.get("request_id")):
-                continue
+            image, error = entry["image"], {"type": ""} if "predictions" in entry else entry["error"]
+            stays = _stays(error["type"], error.get("request_id"))
         except (ValueError, LookupError, TypeError):  # cut off
             continue
-        if line.endswith("\n"):
-            done.add(image)
-            refused |= {image} if error is not None else set()
+        if stays and line.endswith("\n"):
+            done[image] = not error["type"]
             kept.append(line)
-    return done, refused, "".join(kept)
+    return done, "".join(kept)
 
 
-def _read_csv(text: str) -> tuple[set[str], set[str], str]:
+def _read_csv(text: str) -> tuple[dict[str, bool], str]:
     """The last image may lack rows: it is asked again."""
     rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
     width = len(CsvResults.COLUMNS)
     if rows and (len(rows[-1]) != width or not text.endswith("\n")):
         rows.pop()
     last = rows[-1][0] if rows and rows[-1] else ""
-    kept = []
-    for row in rows:
-        if len(row) == width and row[0] != last:
-            *_, error, _, request_id = row
-            if not error or (error == REFUSED and request_id):
-                kept.append(row)
+    kept = [row for row in rows if len(row) == width and row[0] != last and _stays(row[5], row[7])]
     if not kept:
-        return set(), set(), ""
+        return {}, ""
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows([CsvResults.COLUMNS, *kept])
-    return {row[0] for row in kept}, {row[0] for row in kept if row[5]}, written.getvalue()
+    return {row[0]: not row[5] for row in kept}, written.getvalue()

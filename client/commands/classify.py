@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             if options.resume and STDIN in options.paths:
                 raise UsageError("--resume: - may be another image each time: give it a file's name")
             results = journal = stack.enter_context(Journal(options.output, options.format, options.resume))
-            failed = sum(name in journal.refused for name, _ in found)
+            failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
         for (image, _), outcome in zip(

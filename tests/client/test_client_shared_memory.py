@@ -94,7 +94,7 @@ def test_threads(sharing: Callable[..., Classifier], regions: Regions, picture: 
         list(pool.map(hammer, range(8)))
         memory = classifier._transports[0]._memory
         assert memory._bytes == sum(each.size for each in memory._idle)
-        assert len(regions.sizes()) == memory._regions <= 24
+        assert len(regions.sizes()) == len(memory._idle) <= 24
     assert wrong == []
 
 

@@ -94,12 +94,11 @@ def test_where_the_token_comes_from(tmp_path):
 def test_the_other_token(tmp_path):
     (tmp_path / "token").write_text("\n")
     environment = {VARIABLE: "management", SHARED_MEMORY_VARIABLE: "memory"}
-    names = {"option": "shared-memory-token", "variable": SHARED_MEMORY_VARIABLE}
-    assert read_token(None, None, environment, **names) == "memory"
+    assert read_token(None, None, environment, name="shared-memory") == "memory"
     with pytest.raises(OptionError, match=r"--shared-memory-token-file .*token is empty"):
-        read_token(None, tmp_path / "token", environment, **names)
-    with pytest.raises(OptionError, match="the shared-memory-token is letters"):
-        read_token("two words", None, environment, **names)
+        read_token(None, tmp_path / "token", environment, name="shared-memory")
+    with pytest.raises(OptionError, match="the shared-memory token is letters"):
+        read_token("two words", None, environment, name="shared-memory")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two words", "a,b", "a:b", "a=b", "\u00e4"])
