@@ -250,7 +250,7 @@ def test_status(classifier: Classifier, picture: Callable[..., bytes]) -> None:
     assert {"classifier", "colour", "preprocess"} <= {model.name for model in after[0].models}
     times = step_times(before, after)
     assert set(times) == {"classifier", "colour", "preprocess"}
-    assert times["colour"]["queue"].count == 3
+    assert times["colour"]["queue"].count in (3, 4)  # the server's own canary may have come between
     steps = [times[name]["compute"].seconds for name in ("colour", "preprocess")]
     assert times["classifier"]["compute"].seconds == pytest.approx(sum(steps), rel=0.01)
     assert 0 < times["preprocess"]["compute"].mean_ms < 1000
