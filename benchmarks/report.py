@@ -90,7 +90,7 @@ def pages() -> dict[Path, list[list[str]]]:
             depthwise_table(load("kernels_cpu")),
             *gpu_tables(h200, load("kernels_nvidia_h200_before")),
         ],
-        ROOT / "docs" / "client.md": [served.shared_memory_table(load("shared_memory"))],
+        ROOT / "docs" / "client.md": [served.transports_table(load("transports"))],
         ROOT / "docs" / "operations.md": [served.faults_table(load("faults"))],
         ROOT / "docs" / "serving.md": [
             served.overload_table(load("overload")),

@@ -23,15 +23,19 @@ def serving_table(result: dict[str, Any]) -> list[str]:
     return lines + table(header, rows)
 
 
-def shared_memory_table(result: dict[str, Any]) -> list[str]:
-    lines = [f"**Images in messages and through shared memory**, ms, empty steps ({conditions(result)})", ""]
+def transports_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"**Ways to send an image**, ms, empty steps ({conditions(result)})", ""]
     names = list(result["rows"][0]["timings"])
     rows = []
     for row in result["rows"]:
         times = [f"{row['timings'][name]['median']:.2f}" for name in names]
-        ratios = [f"{row['shared_over_messages'][name]:.2f}" for name in ("gRPC", "HTTP")]
-        rows.append([f"{row['bytes']:,}", *times, ", ".join(ratios)])
-    return lines + table(["bytes", *names, "shared over messages: gRPC, HTTP"], rows)
+        compared = [
+            ", ".join(f"{row['ratios'][name][which]:.2f}" for name in ("gRPC", "HTTP"))
+            for which in ("over_tritonclient", "shared_over_messages")
+        ]
+        rows.append([f"{row['bytes']:,}", *times, *compared])
+    header = ["bytes", *names, "messages over tritonclient: gRPC, HTTP", "shared memory over messages: gRPC, HTTP"]
+    return lines + table(header, rows)
 
 
 def demo_line(result: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from client._errors import ClassifierError, error_from_status
 from client._request import Answer, Request, Share
@@ -19,6 +19,7 @@ from client._wire_grpc import (
     encode_request,
     encode_share,
     error_from_rpc,
+    make_stub,
 )
 
 
@@ -64,7 +65,7 @@ class AsyncGrpcTransport:
                 self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
             else:
                 self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._stub = make_stub(self._channel)
         try:
             return await getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:

@@ -3,7 +3,7 @@
 import time
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
@@ -16,6 +16,7 @@ from client._wire_grpc import (
     encode_request,
     encode_share,
     error_from_rpc,
+    make_stub,
 )
 
 # ValueError: grpc's word for a channel that another thread has closed.
@@ -30,7 +31,7 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(target, options=options)
         else:
             self._channel = grpc.secure_channel(target, credentials, options=options)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._stub = make_stub(self._channel)
 
     def infer(self, request: Request) -> Answer:
         message = encode_request(request)

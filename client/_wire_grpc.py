@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client._errors import ClassifierError, ProtocolError, error_from_status
 from client._prediction import parse_predictions
@@ -13,6 +13,12 @@ from client._request import Answer, Request, Share, microseconds
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
 from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
+
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+_LENGTH_DELIMITED = 2  # protobuf's wire type of a field of bytes
+_RAW_INPUT = bytes(
+    [service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH_DELIMITED]
+)
 
 
 def channel_arguments(
@@ -37,19 +43,40 @@ def channel_arguments(
     return target, None if tls is None else grpc_credentials(tls), options
 
 
-def encode_request(request: Request) -> service_pb2.ModelInferRequest:
+def make_stub(channel: Any) -> Any:
+    """The service's calls over a channel, of threads or of asyncio. ModelInfer takes `encode_request`'s bytes."""
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    deserialize = service_pb2.ModelInferResponse.FromString
+    stub.ModelInfer = channel.unary_unary(f"/{_SERVICE.full_name}/ModelInfer", response_deserializer=deserialize)
+    return stub
+
+
+def encode_request(request: Request) -> bytes:
+    """A serialized ModelInferRequest. The image is written behind the rest: protobuf would copy it three times."""
+    size = 4 + len(request.image)  # a string element: its length, then its bytes
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id)
     tensor = message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
-    if request.region is None:
-        message.raw_input_contents.append(struct.pack("<I", len(request.image)) + request.image)
-    else:
-        tensor.parameters["shared_memory_region"].string_param = request.region
-        tensor.parameters["shared_memory_byte_size"].int64_param = 4 + len(request.image)
     message.outputs.add(name=OUTPUT).parameters["classification"].int64_param = request.top
     if request.class_map:
         message.outputs.add(name=CLASS_MAP)
     message.parameters["timeout"].int64_param = microseconds(request.queue_timeout)
-    return message
+    if request.region is not None:
+        tensor.parameters["shared_memory_region"].string_param = request.region
+        tensor.parameters["shared_memory_byte_size"].int64_param = size
+        return message.SerializeToString()
+    return b"".join(
+        (message.SerializeToString(), _RAW_INPUT, _varint(size), struct.pack("<I", len(request.image)), request.image)
+    )
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first, as protobuf writes lengths."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def encode_share(share: Share) -> tuple[str, Any, list[tuple[str, str]]]:

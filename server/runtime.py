@@ -30,8 +30,8 @@ ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",  # the heaps of further arenas end at 64 MB and get few huge pages
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-# 0.2 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
-SPIN = {"GOMP_SPINCOUNT": "20000"}
+# 0.1 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
+SPIN = {"GOMP_SPINCOUNT": "4000"}
 # Milliseconds. Of itself tritonserver keeps for ever whoever falls silent after HTTP/2's settings. The pings end that,
 # the age ends a client that answers them and sends a byte now and then, and spreads clients over servers that are new.
 GRPC_PATIENCE = {

@@ -25,8 +25,9 @@ from client import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
+from client._request import Request
 from client._transport_grpc import GrpcTransport
-from client._wire_grpc import channel_arguments, split_bytes_tensor
+from client._wire_grpc import channel_arguments, encode_request, split_bytes_tensor
 
 
 @pytest.fixture
@@ -54,6 +55,16 @@ def test_request_and_answer(stub: GrpcStub, transport: GrpcTransport) -> None:
     assert output.name == "probabilities"
     assert output.parameters["classification"].int64_param == 3
     assert request.parameters["timeout"].int64_param == 312_500
+
+
+@pytest.mark.parametrize("size", [1, 123, 124, 16_379, 16_380, 2_097_147, 2_097_148])
+def test_the_image_is_the_message_s_field(size: int) -> None:
+    """Where the length takes one byte more, its bytes are protobuf's own."""
+    image = bytes(size)
+    message = encode_request(Request("m", image, 5, 1.0, "id"))
+    parsed = service_pb2.ModelInferRequest.FromString(message)
+    assert list(parsed.raw_input_contents) == [struct.pack("<I", size) + image]
+    assert parsed.ByteSize() == len(message)
 
 
 def test_large_messages_both_ways(stub: GrpcStub, transport: GrpcTransport) -> None:

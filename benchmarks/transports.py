@@ -1,0 +1,121 @@
+"""Ways to send an image, by its size: in a message, through shared memory, and by tritonclient's own client.
+
+    python -m benchmarks.transports [--rounds 30]
+
+An ensemble of three steps that compute nothing takes random bytes, so the time is the way there and the answer's back.
+Each way has a process of its own, as an application would have it: what one leaves to the allocator changes the copies
+of another. All are timed in turn.
+"""
+
+import argparse
+import importlib
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Timing, load_average_warning, versions, write_results
+from benchmarks.serving_overhead import IMAGE_SIZE, TOKEN, empty_ensemble
+from client import Classifier
+
+SIZES = (5_000, 20_000, 120_000, 1_000_000, 4_000_000, 16_000_000)
+TOP, BURST = 5, 7
+WAYS = ("", "shared memory", "tritonclient")  # "": in the message
+
+call: Callable[[bytes], Any]  # of this process
+
+
+def connect(way: str, protocol: str, url: str) -> None:
+    global call
+    if way == "tritonclient":
+        call = tritonclient_call(importlib.import_module(f"tritonclient.{protocol}"), url)
+        return
+    classifier = Classifier(url, protocol, shared_memory_token=TOKEN if way else None)
+    call = lambda data: classifier.classify(data, top=TOP)  # noqa: E731
+
+
+def tritonclient_call(module: Any, url: str) -> Callable[[bytes], Any]:
+    """A classification as tritonclient's documentation has it."""
+    client = module.InferenceServerClient(url)
+
+    def classify(data: bytes) -> Any:
+        image = module.InferInput("image", [1, 1], "BYTES")
+        image.set_data_from_numpy(np.array([[data]], object))
+        outputs = [module.InferRequestedOutput("probabilities", class_count=TOP)]
+        return client.infer("classifier", [image], outputs=outputs).as_numpy("probabilities")
+
+    return classify
+
+
+def burst(size: int) -> list[float]:
+    """Milliseconds of each call but the first, which pays for the other processes' caches."""
+    data = Random(size).randbytes(size)
+    taken = []
+    for _ in range(BURST):
+        started = time.perf_counter()
+        call(data)
+        taken.append(1000 * (time.perf_counter() - started))
+    return taken[1:]
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    from export.build import BuildOptions, build
+    from server import TritonServer
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        repository = Path(folder) / "model_repository"
+        build(BuildOptions(arch="replknet_nano", random_weights=True, image_size=IMAGE_SIZE, output=repository))
+        empty = empty_ensemble(repository, Path(folder) / "empty")
+        server = stack.enter_context(TritonServer(empty, shared_memory_token=TOKEN))
+        processes = {
+            name + (way and f", {way}"): stack.enter_context(
+                ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), connect, (way, name.lower(), url))
+            )
+            for name, url in (("gRPC", server.grpc_url), ("HTTP", server.http_url))
+            for way in WAYS
+        }
+        rows = []
+        for size in SIZES:
+            samples: dict[str, list[float]] = {name: [] for name in processes}
+            for number in range(rounds + 1):
+                for name, process in processes.items():
+                    taken = process.submit(burst, size).result()
+                    samples[name] += taken if number else []  # the first round warms up
+            timings = {name: Timing.of(taken) for name, taken in samples.items()}
+            print(f"{size:>10,} bytes:", {name: round(each.median, 2) for name, each in timings.items()}, flush=True)
+            rows.append({"bytes": size, "timings": timings, "ratios": ratios(timings)})
+    return rows
+
+
+def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Protocol -> the messages' time over tritonclient's, and shared memory's over the messages'."""
+    medians = {name: each.median for name, each in timings.items()}
+    return {
+        name: {
+            "over_tritonclient": round(medians[name] / medians[f"{name}, tritonclient"], 3),
+            "shared_over_messages": round(medians[f"{name}, shared memory"] / medians[name], 3),
+        }
+        for name in ("gRPC", "HTTP")
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    warning = load_average_warning()
+    rows = measure(options.rounds)
+    found = versions("nvidia-pytriton", "tritonclient", "grpcio")
+    path = write_results("transports", versions=found, warning=warning, rows=rows)
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+
+
+if __name__ == "__main__":
+    main()
