@@ -4,22 +4,23 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from server.backends import build as backends
 from server.endpoints import Endpoints, choose_endpoints
-from server.errors import GaveUpError, ServerError, StartError, unforeseen
+from server.errors import ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options
 from server.process import ServerProcess
 from server.repository import read_repository, verify_newest
+from server.restarts import Restarts
 from server.run import Run
 from server.runtime import Runtime
 from server.tls import Tls
 
+LOGGER = logging.getLogger("server")
 PORT_TRIES = 3  # a free port can be taken between the choice and the bind
 
 
@@ -86,7 +87,7 @@ class TritonServer:
         self.management_token, self.shared_memory_token = management_token, shared_memory_token
         self.tls = tls
         self.tritonserver_args = tuple(tritonserver_args)
-        self.on_event = on_event or logging.getLogger("server").warning
+        self.on_event = on_event or LOGGER.warning
         self.restarts = 0
         self._error: ServerError | None = None
         self._stopping = threading.Event()
@@ -125,12 +126,12 @@ class TritonServer:
         check_backends(repository.backends, installation, self.tritonserver_args)
         overridden = repository.overridden if installation.embedded else ()
         for line in filter(None, (repository.unchecked, *overridden)):
-            self.on_event(f"warning: {line}")
+            self._tell(f"warning: {line}")
         if self.log_file is not None:
             check_log_file(self.log_file)
         self._runtime = Runtime(installation, repository, self.library)
         if self._runtime.resize is None and repository.resizes:
-            self.on_event(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
+            self._tell(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
@@ -177,12 +178,19 @@ class TritonServer:
     ) -> None:
         self.stop()
 
+    def _tell(self, event: str) -> None:
+        """A listener that fails, such as a terminal that was closed, does not end what it listens to."""
+        try:
+            self.on_event(event)
+        except Exception:
+            LOGGER.exception("on_event failed at: %s", event)
+
     def _choose_endpoints(self) -> Endpoints:
         return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
-        failures: deque[float] = deque()
+        restarts = Restarts(self.max_restarts, self.restart_window)
         try:
             while not self._stopping.is_set():
                 try:
@@ -197,18 +205,10 @@ class TritonServer:
                 self._ready.clear()
                 if self._stopping.is_set():
                     return
-                failures.append(time.monotonic())
-                while failures[0] < failures[-1] - self.restart_window:
-                    failures.popleft()
-                if len(failures) > self.max_restarts:
-                    raise GaveUpError(
-                        f"tritonserver failed {len(failures)} times in {self.restart_window:g} s, at last because: "
-                        f"{reason}{f' (log: {self.log_file})' if self.log_file else ''}"
-                    )
-                pause = min(30.0, 2.0 ** (len(failures) - 1) - 1)  # 0, 1, 3, 7 ... seconds
-                self.on_event(f"{reason}; restarting{f' in {pause:g} s' if pause else ''}")
+                rest = restarts.rest(f"{reason}{f' (log: {self.log_file})' if self.log_file else ''}")
+                self._tell(f"{reason}; restarting{f' in {rest:g} s' if rest else ''}")
                 self.restarts += 1
-                self._stopping.wait(pause)
+                self._stopping.wait(rest)
         except ServerError as error:
             self._error = error
         except Exception as error:

@@ -207,6 +207,16 @@ def test_restarts_are_logged_where_nobody_asked(supervised, caplog):
     ]
 
 
+def test_a_listener_that_fails_ends_nothing(supervised, caplog):
+    def broken(event):
+        raise BrokenPipeError
+
+    with supervised(["died"], on_event=broken) as server:
+        assert not server.wait(0.3)
+        assert server.restarts == 1
+    assert [each.getMessage() for each in caplog.records] == ["on_event failed at: died; restarting"]
+
+
 def test_gives_up(supervised, tmp_path):
     server = supervised(["first", "second", "third"], max_restarts=1, log_file=tmp_path / "log")
     expected = r"failed 2 times in 300 s, at last because: second \(log: .*/log\)"
