@@ -56,9 +56,13 @@ class DeadInside(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Stub(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # of connections that come at once: with 5, one too many waits a second, and fails a check
+
+
 @pytest.fixture
 def dead_inside():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), DeadInside) as running:
+    with Stub(("127.0.0.1", 0), DeadInside) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{running.server_address[1]}"
         running.shutdown()
@@ -79,7 +83,7 @@ def busy():
     stub = GrpcStub()
     stub.act = lambda context: (inferences["grpc"].append(time.monotonic()), done.wait(30))
     grpc_server, port = serve(stub, workers=32)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as running:
+    with Stub(("127.0.0.1", 0), Busy) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{running.server_address[1]}", f"127.0.0.1:{port}", inferences, done
         done.set()
