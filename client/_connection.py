@@ -104,7 +104,10 @@ class _DeadlineSocket:
 
     def sendall(self, data: bytes) -> None:
         self._sock.settimeout(self._connection.seconds_left())
-        self._sock.sendall(data)
+        try:
+            self._sock.sendall(data)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # TLS's words for what TCP calls a broken pipe
+            raise BrokenPipeError(str(error)) from error
 
     def makefile(self, mode: str) -> io.BufferedReader:
         return io.BufferedReader(_DeadlineReader(self._sock, self._connection))

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import trustme
 from asking import CAT
 from stub_grpc import GrpcStub, serve
-from stub_http import HttpStub
+from stub_http import HttpStub, close_unsaid
 
 from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError
 from client._tls import system_roots
@@ -63,6 +64,17 @@ def start(protocol: str, authority: Authority, client_needed: bool) -> Iterator[
         context.verify_mode = ssl.CERT_REQUIRED
     stub = HttpStub(context)
     yield protocol, f"127.0.0.1:{stub.server_address[1]}"
+    stub.stop()
+
+
+@pytest.fixture
+def closing(authority: Authority) -> Iterator[HttpStub]:
+    """Encrypted; closes every connection after its answer, without a word, as after an idle timeout."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.server.configure_cert(context)
+    stub = HttpStub(context)
+    stub.act = close_unsaid
+    yield stub
     stub.stop()
 
 
@@ -145,3 +157,20 @@ def test_system_roots_are_a_file_or_left_to_grpc(monkeypatch: pytest.MonkeyPatch
     assert system_roots() == tmp_path / "ca-certificates.crt"
     paths(None, None)
     assert system_roots() is None
+
+
+@pytest.mark.parametrize("size", [10, 5_000_000])
+def test_connection_that_died_idle_is_replaced(closing: HttpStub, authority: Authority, size: int) -> None:
+    address = f"127.0.0.1:{closing.server_address[1]}"
+
+    async def main() -> None:
+        async with AsyncClassifier(address, "http", timeout=10, retries=0, tls=authority.root) as classifier:
+            for _ in range(3):
+                assert await classifier.classify(bytes(size)) == CAT
+
+    with Classifier(address, "http", timeout=10, retries=0, tls=authority.root) as classifier:
+        for _ in range(3):
+            assert classifier.classify(bytes(size)) == CAT
+            time.sleep(0.05)
+    asyncio.run(main())
+    assert closing.connections == 6
