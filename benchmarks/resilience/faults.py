@@ -15,6 +15,7 @@ import psutil
 from benchmarks.resilience.balancer import balancer
 from benchmarks.resilience.digits import pictures, with_large
 from benchmarks.resilience.fleet import Member, fleet
+from benchmarks.resilience.footprint import middle
 from benchmarks.resilience.load import Load
 from client import Classifier
 
@@ -138,7 +139,7 @@ def endure(repository: Path, folder: Path, faults: Sequence[Fault] = FAULTS) -> 
 
 def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
     """Load, the fault, and load until the member is back; what was lost and what is left over."""
-    before, restarts, old = member.footprint(), member.restarts, member.tritonserver().pid
+    before, restarts, old = footprint_of(member), member.restarts, member.tritonserver().pid
     with load:
         time.sleep(BEFORE)
         begun = time.monotonic()
@@ -154,17 +155,25 @@ def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
             back = _seconds_if_back(member, old if fault.restarts else None, begun)
             time.sleep(0.05)
         time.sleep(AFTER)
-    after = member.footprint()
+    after = footprint_of(member)
     return {
         "fault": fault.name,
         **load.summary(),
         "back_s": None if back is None else round(back, 1),
         "restarts": member.restarts - restarts,
         "left_over": {
-            name: getattr(after, name) - getattr(before, name)
-            for name in ("processes", "descriptors", "shm_files", "folders")
+            name: after[name] - before[name] for name in ("processes", "descriptors", "shm_files", "folders")
         },
     }
+
+
+def footprint_of(member: Member) -> dict[str, int]:
+    """The middle of a few: a canary's connection is there for a moment."""
+    prints = []
+    for _ in range(5):
+        prints.append(member.footprint())
+        time.sleep(0.1)
+    return middle(prints)
 
 
 def _seconds_if_back(member: Member, dead: int | None, begun: float) -> float | None:
