@@ -106,6 +106,13 @@ def test_closing_right_after_the_answer(sharing: Callable[..., Classifier], regi
     assert regions.sizes() == []
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`close` waits for a server that a busy machine holds up."""
+    monkeypatch.setattr("client._shared_memory.CLOSE_SECONDS", 10.0)
+
+
+@pytest.mark.usefixtures("patient")
 def test_closing_with_requests_in_flight(sharing: Callable[..., Classifier], regions: Regions) -> None:
     classifier = sharing(model="slow")
     with ThreadPoolExecutor(2) as pool:
@@ -122,6 +129,7 @@ def test_closing_with_requests_in_flight(sharing: Callable[..., Classifier], reg
     classifier.close()  # twice does no harm
 
 
+@pytest.mark.usefixtures("patient")
 def test_asyncio_closing_with_a_request_in_flight(
     address: str, protocol: str, tiny_server: Any, regions: Regions
 ) -> None:
