@@ -85,7 +85,8 @@ def unreachable() -> Iterator[int]:
 @pytest.fixture(scope="session")
 def tiny_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
     """A real tritonserver with the tiny repository: `classifier` and `slow`; it has a `shared_memory_token`."""
-    with serving(write_tiny_repository, launch={"shared_memory_token": "t0ken"}) as server:
+    launch = {"shared_memory_token": "t0ken", "probe_interval": 3600}  # no canary among the requests that are counted
+    with serving(write_tiny_repository, launch=launch) as server:
         yield server
 
 

@@ -210,7 +210,7 @@ def test_frozen_server(address: str, protocol: str, picture: Callable[..., bytes
     image = picture("red")
     with Classifier(address, protocol, timeout=1) as classifier:
         if known:
-            classifier.classify(image)
+            classifier.classify(image, timeout=20)
         with frozen(int(address.rpartition(":")[2])):
             started = time.monotonic()
             with pytest.raises(DeadlineExceededError):
@@ -250,7 +250,7 @@ def test_status(classifier: Classifier, picture: Callable[..., bytes]) -> None:
     assert {"classifier", "colour", "preprocess"} <= {model.name for model in after[0].models}
     times = step_times(before, after)
     assert set(times) == {"classifier", "colour", "preprocess"}
-    assert times["colour"]["queue"].count in (3, 4)  # the server's own canary may have come between
+    assert times["colour"]["queue"].count == 3
     steps = [times[name]["compute"].seconds for name in ("colour", "preprocess")]
     assert times["classifier"]["compute"].seconds == pytest.approx(sum(steps), rel=0.01)
     assert 0 < times["preprocess"]["compute"].mean_ms < 1000

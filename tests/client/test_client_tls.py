@@ -57,22 +57,24 @@ def start(protocol: str, authority: Authority, client_needed: bool) -> Iterator[
         yield protocol, f"127.0.0.1:{port}"
         server.stop(0).wait()
         return
+    stub = https_stub(authority, client_needed)
+    yield protocol, f"127.0.0.1:{stub.server_address[1]}"
+    stub.stop()
+
+
+def https_stub(authority: Authority, client_needed: bool = False) -> HttpStub:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.server.configure_cert(context)
     if client_needed:
         authority.ca.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED
-    stub = HttpStub(context)
-    yield protocol, f"127.0.0.1:{stub.server_address[1]}"
-    stub.stop()
+    return HttpStub(context)
 
 
 @pytest.fixture
 def closing(authority: Authority) -> Iterator[HttpStub]:
     """Encrypted; closes every connection after its answer, without a word, as after an idle timeout."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.server.configure_cert(context)
-    stub = HttpStub(context)
+    stub = https_stub(authority)
     stub.act = close_unsaid
     yield stub
     stub.stop()
