@@ -157,11 +157,12 @@ def test_asyncio_a_source_that_fails_costs_nothing_before_it() -> None:
 
 
 def test_asyncio_leaving_early_ends_a_source_that_waits() -> None:
-    ended = []
+    ended, waiting = [], asyncio.Event()
 
     async def images() -> AsyncIterator[bytes]:
         yield b"a"
         try:
+            waiting.set()
             await asyncio.sleep(30)
         finally:
             ended.append(True)
@@ -169,6 +170,7 @@ def test_asyncio_leaving_early_ends_a_source_that_waits() -> None:
     async def main() -> None:
         stream = AsyncClassifier(transport=AsyncFakeTransport(echo)).classify_stream(images())
         await asyncio.wait_for(anext(stream), 5)
+        await asyncio.wait_for(waiting.wait(), 5)
         await asyncio.wait_for(stream.aclose(), 5)
         assert len(asyncio.all_tasks()) == 1
 

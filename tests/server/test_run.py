@@ -28,11 +28,21 @@ class FakeProcess:
         self.remembered = True
 
 
+ADDRESS = "127.0.0.1:1"
+
+
 @pytest.fixture
 def make(monkeypatch, tmp_path):
-    """make(canaries, counts, ...) -> a Run whose canary raises or passes as listed; at the list's end it is stopped."""
+    """make(canaries, counts, ...) -> a Run whose canary raises or passes as listed; at the list's end it is stopped.
+
+    The thread that watches another test's server asks through the same module: it keeps the real functions.
+    """
     monkeypatch.setattr(run_module, "TICK", 0.001)
     monkeypatch.setattr(run_module, "POLL", 0.001)
+
+    def answer_here(name, fake):
+        real = getattr(run_module, name)
+        monkeypatch.setattr(run_module, name, lambda http, *rest: (fake if http == ADDRESS else real)(http, *rest))
 
     def build(canaries=(), counts=(), process=None, ready=True, has_canary=True, log=""):
         stopping = threading.Event()
@@ -51,11 +61,11 @@ def make(monkeypatch, tmp_path):
                 raise value
             return value
 
-        monkeypatch.setattr(run_module, "classify_canary", canary)
-        monkeypatch.setattr(run_module, "success_count", count)
-        monkeypatch.setattr(run_module, "is_ready", lambda address, timeout: ready)
+        answer_here("classify_canary", canary)
+        answer_here("success_count", count)
+        answer_here("is_ready", lambda address, timeout: ready)
         (tmp_path / "log").write_text(log)
-        return Run(process or FakeProcess(), "127.0.0.1:1", has_canary, tmp_path / "log", 0, stopping)
+        return Run(process or FakeProcess(), ADDRESS, has_canary, tmp_path / "log", 0, stopping)
 
     return build
 
