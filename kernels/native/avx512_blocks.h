@@ -146,20 +146,6 @@ inline void pack_weight(const Element* weight, int64_t taps, float* packed) {
   }
 }
 
-// Image rows [y, end) of one channel block for each ring.
-template <class Element>
-inline void pack_rows(const DepthwiseShape& s, const Element* image, int64_t y, int64_t end, const RowRing* rings,
-                      int64_t blocks) {
-  for (; y < end; ++y) {
-    const Element* pixel = image + y * s.width * s.channels;
-    float* rows[kGroup];
-    for (int64_t b = 0; b < blocks; ++b) rows[b] = rings[b].at(y, 0);
-    for (int64_t x = 0; x < s.width; ++x, pixel += s.channels)
-      for (int64_t b = 0; b < blocks; ++b)
-        _mm512_store_ps(rows[b] + x * kLanes, load(pixel + b * kLanes));
-  }
-}
-
 }  // namespace widefield
 
 #pragma GCC pop_options

@@ -10,7 +10,6 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "cuda_launch.h"
 #include "depthwise_conv2d_avx512.h"
@@ -80,27 +79,6 @@ Tensor activate(Tensor output, Activation activation) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// oneDNN's convolution with the activation in it; nothing where this libtorch has none.
-std::optional<Tensor> convolve_onednn(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                      Activation activation) {
-  using torch::stable::detail::from;
-  using Sizes = std::vector<int64_t>;
-  const char* const names[] = {"none", "relu", "gelu"};
-  const auto algorithm = activation == Activation::gelu ? std::optional<std::string>("none") : std::nullopt;
-  StableIValue stack[] = {from(input),
-                          from(weight),
-                          from(bias),
-                          from(Sizes{weight.size(2) / 2, weight.size(3) / 2}),
-                          from(Sizes{1, 1}),
-                          from(Sizes{1, 1}),
-                          from(input.size(1)),
-                          from(std::string(names[static_cast<int>(activation)])),
-                          from(std::vector<std::optional<double>>()),
-                          from(algorithm)};
-  if (torch_call_dispatcher("mkldnn::_convolution_pointwise", "", stack, TORCH_ABI_VERSION) != 0) return std::nullopt;
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 template <class Element>
 Tensor convolve_avx512(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
                        const std::optional<Tensor>& bias, Activation activation) {
@@ -123,8 +101,6 @@ Tensor convolve_channels_last(const Tensor& source, const Tensor& weight, const 
   const DepthwiseShape shape{source.size(0), source.size(2), source.size(3),
                              source.size(1), weight.size(2), weight.size(3)};
   const ScalarType type = source.scalar_type();
-  if (type == ScalarType::BFloat16 && depthwise_conv2d_onednn_suits(shape))
-    if (auto output = convolve_onednn(source, weight, bias, activation)) return *output;
   if (depthwise_conv2d_avx512_suits(shape)) {
     if (type == ScalarType::Float) return convolve_avx512<float>(shape, source, weight, bias, activation);
     if (type == ScalarType::Half) return convolve_avx512<Half>(shape, source, weight, bias, activation);

@@ -1,0 +1,207 @@
+// What the AVX-512 kernels share: the sums of a tile's filter row, what becomes of them, and the way through the images.
+//
+// A 16-channel block at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
+// channels_last lie `channels` elements apart and would fall on the same cache sets), its filters to vectors of 16
+// channels. Then a tile of two rows by seven columns is accumulated in 14 registers; each input vector that is loaded
+// serves both rows. A filter of 3 or 5 columns is held in registers, a row at a time; with 7 they spill, and it takes
+// twice the time. Where it is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is a whole row
+// and no tap is wasted.
+//
+// Included under the kernel's own `#pragma GCC target`, nothing of it shared: each has it compiled for its instructions.
+#pragma once
+
+#include "avx512_blocks.h"
+
+namespace widefield {
+namespace {
+
+constexpr int kWholeRow = 14;  // widest image whose rows are one tile
+constexpr int64_t kStreamed = 2 << 20;  // bytes: an output beyond it leaves the L2 cache before the next layer reads it
+
+// What becomes of a sum; `stream`: past the caches, which saves reading the line that is written (16 floats are one).
+template <class Element>
+struct Epilogue {
+  const Element* bias;  // [channels] or null
+  Activation activation;
+  bool stream;
+
+  __m512 start() const { return bias ? load(bias) : _mm512_setzero_ps(); }
+};
+
+// Which part of a loaded vector an output row sees: all of it.
+struct Everything {
+  __m512 operator()(int, __m512 value) const { return value; }
+};
+
+// acc[i][t] += part(i, input[t + k]) * weight[i][k] over k in order, for one filter row per output row: for all of its
+// `Taps` columns where it is narrow, each input vector loaded once; else (Taps = 0) for k in [begin, end).
+template <class Kernel, int Rows, int Taps, class Part>
+[[gnu::always_inline]] inline void add_row(const float* input, const float* const (&weight)[Rows], int64_t begin,
+                                           int64_t end, Part part, __m512 (*acc)[kColumns]) {
+  if constexpr (Taps > 0) {
+    __m512 filter[Rows][Taps];
+    unroll<Rows * Taps>([&](auto i) {
+      constexpr int row = i / Taps, k = i % Taps;
+      filter[row][k] = _mm512_load_ps(weight[row] + k * kLanes);
+    });
+    unroll<kColumns + Taps - 1>([&](auto u) {
+      const __m512 value = _mm512_load_ps(input + u * kLanes);
+      unroll<kColumns * Rows>([&](auto i) {
+        constexpr int t = i / Rows, row = i % Rows, k = u - t;
+        if constexpr (k >= 0 && k < Taps)
+          acc[row][t] = Kernel::multiply_add(part(row, value), filter[row][k], acc[row][t]);
+      });
+    });
+    return;
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    __m512 filter[Rows];
+    unroll<Rows>([&](auto row) { filter[row] = _mm512_load_ps(weight[row] + k * kLanes); });
+    unroll<kColumns>([&](auto t) {
+      const __m512 value = _mm512_load_ps(input + (k + t) * kLanes);
+      unroll<Rows>([&](auto row) { acc[row][t] = Kernel::multiply_add(part(row, value), filter[row], acc[row][t]); });
+    });
+  }
+}
+
+// The same where every tap row spans the image: acc[i][t] += part(i, input[u]) * taps[i][u - t] over all columns u.
+template <class Kernel, int Rows, int Columns, class Part>
+[[gnu::always_inline]] inline void add_whole_row(const float* input, const float* const (&weight)[Rows], Part part,
+                                                 __m512 (&acc)[Rows][Columns]) {
+  const float* taps[Rows];
+  unroll<Rows>([&](auto row) { taps[row] = weight[row]; });
+  for (int u = 0; u < Columns; ++u, input += kLanes) {
+    const __m512 value = _mm512_load_ps(input);
+    unroll<Rows>([&](auto row) {
+      const __m512 seen = part(row, value);
+      unroll<Columns>([&](auto t) {
+        acc[row][t] = Kernel::multiply_add(seen, _mm512_load_ps(taps[row] - t * kLanes), acc[row][t]);
+      });
+      taps[row] += kLanes;
+    });
+  }
+}
+
+[[gnu::noinline]] __m512 gelu(__m512 value) {
+  alignas(64) float lanes[kLanes];
+  _mm512_store_ps(lanes, value);
+  for (float& x : lanes) x = 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
+  return _mm512_load_ps(lanes);
+}
+
+inline __m512 activate(__m512 value, Activation activation) {
+  if (activation == Activation::relu) return _mm512_max_ps(_mm512_setzero_ps(), value);  // this order keeps a NaN
+  return activation == Activation::gelu ? gelu(value) : value;
+}
+
+// acc [Rows][Columns] -> the first `columns` pixels of as many output rows.
+template <class Kernel, int Rows, int Columns>
+[[gnu::always_inline]] inline void finish(const DepthwiseShape& s, const __m512 (&acc)[Rows][Columns],
+                                          const Epilogue<typename Kernel::Element>& epilogue, int64_t columns,
+                                          typename Kernel::Element* pixel) {
+  unroll<Rows * Columns>([&](auto i) {
+    constexpr int row = i / Columns, t = i % Columns;
+    if (t >= columns) return;
+    const __m512 value = activate(acc[row][t], epilogue.activation);
+    typename Kernel::Element* const output = pixel + (row * s.width + t) * s.channels;
+    if constexpr (std::is_same_v<typename Kernel::Element, float>) {
+      if (epilogue.stream) return _mm512_stream_ps(output, value);
+    }
+    Kernel::put(output, value);
+  });
+}
+
+// The taps [first_tap, end_tap) of a row that touch the image in any column of the tile at x.
+int64_t first_tap(const DepthwiseShape& s, int64_t x) { return std::max<int64_t>(0, s.kernel_width / 2 - x - kBorder); }
+int64_t end_tap(const DepthwiseShape& s, int64_t x) { return std::min(s.kernel_width, s.width - x + s.kernel_width / 2); }
+
+// Output rows from y on, of one channel block.
+template <class Element>
+using RowsFunction = void (*)(const DepthwiseShape&, const RowRing&, const float* weight, const Epilogue<Element>&,
+                              int64_t y, Element* output);
+
+// By how many output rows are made at once, 1 and 2.
+template <class Element>
+struct RowFunctions {
+  RowsFunction<Element> one, two;
+};
+
+template <class Kernel, int Columns = kWholeRow>
+RowFunctions<typename Kernel::Element> whole_rows(int64_t width) {
+  if constexpr (Columns < 7) {
+    return {};
+  } else {
+    return width == Columns ? Kernel::template whole_row_functions<Columns>() : whole_rows<Kernel, Columns - 1>(width);
+  }
+}
+
+template <class Kernel>
+RowFunctions<typename Kernel::Element> functions(const DepthwiseShape& s) {
+  if (s.kernel_width >= 2 * s.width - 1)
+    if (const auto whole = whole_rows<Kernel>(s.width); whole.one) return whole;
+  switch (s.kernel_width) {
+    case 3: return Kernel::template row_functions<3>();
+    case 5: return Kernel::template row_functions<5>();
+    default: return Kernel::template row_functions<0>();
+  }
+}
+
+// Channel blocks that are taken together: as many as leave the threads with the same work, to a sixteenth. parallel_for
+// gives each thread one run of neighbouring tasks.
+int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
+  int64_t group = std::min<int64_t>(kGroup, blocks);
+  for (; group > 1; --group) {
+    const int64_t tasks = (blocks + group - 1) / group * batch, busiest = (tasks + threads - 1) / threads * group;
+    if (16 * busiest * threads <= 17 * blocks * batch) break;
+  }
+  return group;
+}
+
+template <class Kernel, class Element = typename Kernel::Element>
+void convolve(const DepthwiseShape& s, const Element* input, const Element* weight, const Element* bias,
+              Activation activation, Element* output, int threads, const ParallelFor& parallel_for) {
+  const int64_t blocks = s.channels / kLanes, taps = s.kernel_height * s.kernel_width;
+  const int64_t filter = Kernel::filter_rows(s) * s.kernel_width * kLanes;
+  const int64_t group = choose_group(blocks, s.batch, threads), groups = (blocks + group - 1) / group;
+  // Rows are split only where a thread would idle otherwise: each part copies its border rows anew.
+  const int64_t tasks = groups * s.batch, wanted = tasks % threads == 0 ? 1 : (4 * threads + tasks - 1) / tasks;
+  const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
+  const int64_t part_rows = ((s.height + parts - 1) / parts + 1) / 2 * 2;
+  const int64_t image_elements = s.height * s.width * s.channels;
+  const bool stream = s.batch * image_elements * static_cast<int64_t>(sizeof(Element)) > kStreamed &&
+                      reinterpret_cast<uintptr_t>(output) % 64 == 0;
+  const RowFunctions<Element> rows = functions<Kernel>(s);
+
+  parallel_for(tasks * parts, [&](int64_t begin, int64_t end) {
+    const RowRing ring(Kernel::ring_rows(s), s.width);
+    float* const filters = scratch(group * (filter + ring.floats()) + taps * kLanes);
+    float* const spare = filters + group * (filter + ring.floats());
+    RowRing rings[kGroup] = {ring, ring, ring, ring};
+    for (int64_t b = 0; b < group; ++b) rings[b].place(filters + group * filter + b * ring.floats());
+    int64_t packed_group = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t g = task / (s.batch * parts), n = task / parts % s.batch, part = task % parts;
+      const int64_t first = g * group, count = std::min(group, blocks - first);
+      if (g != packed_group)
+        for (int64_t b = 0; b < count; ++b)
+          Kernel::pack_filter(s, weight + (first + b) * taps * kLanes, &filters[b * filter], spare);
+      packed_group = g;
+      const int64_t image = n * image_elements + first * kLanes, last = std::min(s.height, (part + 1) * part_rows);
+      int64_t y = part * part_rows, packed = Kernel::first_ring_row(s, y);
+      while (y < last) {
+        const bool two = rows.two && y + 2 <= last;
+        const int64_t needed = Kernel::end_ring_row(s, y + two);
+        for (; packed < needed; ++packed) Kernel::pack_row(s, input + image, packed, rings, count);
+        for (int64_t b = 0; b < count; ++b) {
+          const Epilogue<Element> epilogue{bias ? bias + (first + b) * kLanes : nullptr, activation, stream};
+          (two ? rows.two : rows.one)(s, rings[b], &filters[b * filter], epilogue, y, output + image + b * kLanes);
+        }
+        y += 1 + two;
+      }
+    }
+    if (stream) _mm_sfence();
+  });
+}
+
+}  // namespace
+}  // namespace widefield
