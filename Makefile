@@ -68,6 +68,7 @@ check: setup
 
 bench: native
 	$(BIN)/python -m benchmarks.kernels --device cpu
+	$(BIN)/python -m benchmarks.kernels.cpu_gradients
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
 	$(BIN)/python -m benchmarks.masked_patch_loss

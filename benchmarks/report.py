@@ -44,6 +44,28 @@ def depthwise_table(result: dict[str, Any]) -> list[str]:
     return lines + table(["C, H, K", "dtype", "batch", "Widefield", *peers, "x the best of them"], rows)
 
 
+def gradients_table(result: dict[str, Any]) -> list[str]:
+    """Both gradients of each layer beside PyTorch's, and a training step."""
+    peers = [name for name in result["rows"][0]["ms"] if name != "widefield"]
+    lines = [f"**The gradients on the CPU** (batch {result['rows'][0]['batch']}, ms; {conditions(result)})", ""]
+    rows = []
+    for row in result["rows"]:
+        shape = f"{row['channels']}, {row['size']}, {row['kernel']}"
+        times = [f"{row['ms'][name]['median']:.2f}" for name in ("widefield", *peers)]
+        rows.append([shape, row["dtype"], row["gradient"], *times, f"{row['ratio_to_best_peer']:.3f}"])
+    lines += table(["C, H, K", "dtype", "gradient", "Widefield", *peers, "x the best of them"], rows)
+    for row in result["training"]:
+        ours, theirs = row["ms"]["widefield"]["median"], row["ms"]["eager channels_last"]["median"]
+        lines += [
+            "",
+            f"A training step of {row['arch']}, {row['dtype']}, batch {row['batch']}, {row['image_size']} px:",
+        ]
+        lines[-1] += (
+            f" {ours:.0f} ms with the operator, {theirs:.0f} ms with PyTorch's convolution ({ours / theirs:.2f})."
+        )
+    return lines
+
+
 def comparison_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**Counted and timed, one image, beside what is published** ({result['form']}; {conditions(result)})", ""]
     header = ["architecture", "px", "M parameters (published)", "G MACs (published)", "CPU, ms", "top-1 published, %"]
@@ -88,6 +110,7 @@ def pages() -> dict[Path, list[list[str]]]:
         ],
         ROOT / "docs" / "kernels.md": [
             depthwise_table(load("kernels_cpu")),
+            gradients_table(load("gradients_cpu")),
             *gpu_tables(h200, load("kernels_nvidia_h200_before")),
         ],
         ROOT / "docs" / "client.md": [served.transports_table(load("transports"))],

@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels                     # CUDA where there is a GPU; --seconds bounds the sweep
     python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
+    python -m benchmarks.kernels.cpu_gradients       # both gradients and a training step on the CPU
     python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # the roofline picture alone
 
 Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32,

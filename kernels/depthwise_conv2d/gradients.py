@@ -20,9 +20,9 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
 
 
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
+    """The forward pass with the filter turned by 180 degrees."""
     source = grad.contiguous(memory_format=torch.channels_last)
-    # Of the input only the shape counts.
-    result, *_ = pytorch.convolution_backward(source, source, weight, [True, False, False])
+    result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
     expected = _grad_input_layout(grad)
     return result if result.stride() == expected.stride() else expected.copy_(result)
 
@@ -36,7 +36,20 @@ def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
 
 def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
     grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
+    if _has_native_grad_weight(input):
+        return torch.ops.widefield.depthwise_conv2d_grad_weight_avx512(grad, input, *kernel_size)
     return pytorch.grad_weight(grad, input, tuple(kernel_size))
+
+
+def _has_native_grad_weight(input: Tensor) -> bool:
+    """Where the native library is loaded, this processor has AVX-512, and the channels are whole vectors of 16."""
+    return (
+        hasattr(torch.ops.widefield, "depthwise_conv2d_grad_weight_avx512")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and input.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and input.shape[1] % 16 == 0
+        and input.numel() > 0
+    )
 
 
 def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:

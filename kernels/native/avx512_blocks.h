@@ -55,6 +55,15 @@ inline void store(BFloat16* p, __m512 value) {  // to nearest, ties to even; a N
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
 }
 
+// The first `count` of 16; nothing is written behind them.
+template <class Element>
+inline void store_part(Element* p, __m512 value, int64_t count) {
+  if (count == kLanes) return store(p, value);
+  Element lanes[kLanes];
+  store(lanes, value);
+  std::memcpy(p, lanes, count * sizeof(Element));
+}
+
 struct Free {
   void operator()(float* p) const { std::free(p); }
 };
@@ -85,12 +94,13 @@ template <int N, class Function>
   }(std::make_integer_sequence<int, N>{});
 }
 
-// The latest rows of one channel block: image row y at slot y % slots, [slots][pitch][16], column x at x + kBorder.
+// The latest rows of one channel block: image row y at slot y % slots, [slots][pitch][16], column x at x + border.
 class RowRing {
  public:
-  RowRing(int64_t rows, int64_t width)
+  RowRing(int64_t rows, int64_t width, int64_t border = kBorder)
       : mask_(std::bit_ceil<uint64_t>(rows) - 1),
-        pitch_((width + kColumns - 1) / kColumns * kColumns + 2 * kBorder) {}
+        pitch_((width + kColumns - 1) / kColumns * kColumns + 2 * border),
+        border_(border) {}
 
   int64_t floats() const { return (mask_ + 1) * pitch_ * kLanes; }
 
@@ -100,10 +110,10 @@ class RowRing {
     std::memset(data, 0, floats() * sizeof(float));  // the borders stay so
   }
 
-  float* at(int64_t y, int64_t x) const { return data_ + ((y & mask_) * pitch_ + kBorder + x) * kLanes; }
+  float* at(int64_t y, int64_t x) const { return data_ + ((y & mask_) * pitch_ + border_ + x) * kLanes; }
 
  private:
-  int64_t mask_, pitch_;
+  int64_t mask_, pitch_, border_;
   float* data_ = nullptr;
 };
 
@@ -144,6 +154,16 @@ inline void pack_weight(const Element* weight, int64_t taps, float* packed) {
     transpose(rows);
     for (int64_t i = 0; i < count; ++i) _mm512_store_ps(packed + (tap + i) * kLanes, rows[i]);
   }
+}
+
+// Row y of one channel block for each ring.
+template <class Element>
+inline void pack_row(const DepthwiseShape& s, const Element* image, int64_t y, const RowRing* rings, int64_t blocks) {
+  const Element* pixel = image + y * s.width * s.channels;
+  float* rows[kGroup];
+  for (int64_t b = 0; b < blocks; ++b) rows[b] = rings[b].at(y, 0);
+  for (int64_t x = 0; x < s.width; ++x, pixel += s.channels)
+    for (int64_t b = 0; b < blocks; ++b) _mm512_store_ps(rows[b] + x * kLanes, load(pixel + b * kLanes));
 }
 
 }  // namespace widefield

@@ -35,18 +35,18 @@ struct Everything {
 
 // acc[i][t] += part(i, input[t + k]) * weight[i][k] over k in order, for one filter row per output row: for all of its
 // `Taps` columns where it is narrow, each input vector loaded once; else (Taps = 0) for k in [begin, end).
-template <class Kernel, int Rows, int Taps, class Part>
+template <class Kernel, int Rows, int Taps, class Part, int Columns>
 [[gnu::always_inline]] inline void add_row(const float* input, const float* const (&weight)[Rows], int64_t begin,
-                                           int64_t end, Part part, __m512 (*acc)[kColumns]) {
+                                           int64_t end, Part part, __m512 (*acc)[Columns]) {
   if constexpr (Taps > 0) {
     __m512 filter[Rows][Taps];
     unroll<Rows * Taps>([&](auto i) {
       constexpr int row = i / Taps, k = i % Taps;
       filter[row][k] = _mm512_load_ps(weight[row] + k * kLanes);
     });
-    unroll<kColumns + Taps - 1>([&](auto u) {
+    unroll<Columns + Taps - 1>([&](auto u) {
       const __m512 value = _mm512_load_ps(input + u * kLanes);
-      unroll<kColumns * Rows>([&](auto i) {
+      unroll<Columns * Rows>([&](auto i) {
         constexpr int t = i / Rows, row = i % Rows, k = u - t;
         if constexpr (k >= 0 && k < Taps)
           acc[row][t] = Kernel::multiply_add(part(row, value), filter[row][k], acc[row][t]);
@@ -57,7 +57,7 @@ template <class Kernel, int Rows, int Taps, class Part>
   for (int64_t k = begin; k < end; ++k) {
     __m512 filter[Rows];
     unroll<Rows>([&](auto row) { filter[row] = _mm512_load_ps(weight[row] + k * kLanes); });
-    unroll<kColumns>([&](auto t) {
+    unroll<Columns>([&](auto t) {
       const __m512 value = _mm512_load_ps(input + (k + t) * kLanes);
       unroll<Rows>([&](auto row) { acc[row][t] = Kernel::multiply_add(part(row, value), filter[row], acc[row][t]); });
     });
@@ -112,8 +112,8 @@ template <class Kernel, int Rows, int Columns>
 }
 
 // The taps [first_tap, end_tap) of a row that touch the image in any column of the tile at x.
-int64_t first_tap(const DepthwiseShape& s, int64_t x) { return std::max<int64_t>(0, s.kernel_width / 2 - x - kBorder); }
-int64_t end_tap(const DepthwiseShape& s, int64_t x) { return std::min(s.kernel_width, s.width - x + s.kernel_width / 2); }
+inline int64_t first_tap(const DepthwiseShape& s, int64_t x) { return std::max<int64_t>(0, s.kernel_width / 2 - x - kBorder); }
+inline int64_t end_tap(const DepthwiseShape& s, int64_t x) { return std::min(s.kernel_width, s.width - x + s.kernel_width / 2); }
 
 // Output rows from y on, of one channel block.
 template <class Element>
@@ -148,7 +148,7 @@ RowFunctions<typename Kernel::Element> functions(const DepthwiseShape& s) {
 
 // Channel blocks that are taken together: as many as leave the threads with the same work, to a sixteenth. parallel_for
 // gives each thread one run of neighbouring tasks.
-int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
+inline int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
   int64_t group = std::min<int64_t>(kGroup, blocks);
   for (; group > 1; --group) {
     const int64_t tasks = (blocks + group - 1) / group * batch, busiest = (tasks + threads - 1) / threads * group;

@@ -22,8 +22,16 @@ SOURCES = (
     "cuda_driver.cpp",
     "depthwise_conv2d_avx512.cpp",
     "depthwise_conv2d_avx512_bf16.cpp",
+    "depthwise_conv2d_grad_weight_avx512.cpp",
 )
-HEADERS = ("cuda_launch.h", "cuda_driver.h", "depthwise_conv2d_avx512.h", "avx512_blocks.h", "avx512_convolve.h")
+HEADERS = (
+    "cuda_launch.h",
+    "cuda_driver.h",
+    "depthwise_conv2d_avx512.h",
+    "depthwise_conv2d_grad_weight_avx512.h",
+    "avx512_blocks.h",
+    "avx512_convolve.h",
+)
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)

@@ -82,13 +82,8 @@ struct Float32 {
     pack_weight(weight, s.kernel_height * s.kernel_width, packed);
   }
 
-  // Row y of one channel block for each ring.
   static void pack_row(const DepthwiseShape& s, const Element* image, int64_t y, const RowRing* rings, int64_t blocks) {
-    const Element* pixel = image + y * s.width * s.channels;
-    float* rows[kGroup];
-    for (int64_t b = 0; b < blocks; ++b) rows[b] = rings[b].at(y, 0);
-    for (int64_t x = 0; x < s.width; ++x, pixel += s.channels)
-      for (int64_t b = 0; b < blocks; ++b) _mm512_store_ps(rows[b] + x * kLanes, load(pixel + b * kLanes));
+    widefield::pack_row(s, image, y, rings, blocks);
   }
 
   template <int Taps>

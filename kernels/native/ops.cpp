@@ -13,6 +13,7 @@
 
 #include "cuda_launch.h"
 #include "depthwise_conv2d_avx512.h"
+#include "depthwise_conv2d_grad_weight_avx512.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before PyTorch 2.12
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
@@ -79,6 +80,10 @@ Tensor activate(Tensor output, Activation activation) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+void run_parallel(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, tasks, 1, body);
+}
+
 template <class Element>
 Tensor convolve_avx512(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
                        const std::optional<Tensor>& bias, Activation activation) {
@@ -89,9 +94,7 @@ Tensor convolve_avx512(const DepthwiseShape& shape, const Tensor& source, const 
                           static_cast<const Element*>(filter.data_ptr()),
                           shift ? static_cast<const Element*>(shift->data_ptr()) : nullptr, activation,
                           static_cast<Element*>(output.data_ptr()), static_cast<int>(torch::stable::get_num_threads()),
-                          [](int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
-                            torch::stable::parallel_for(0, tasks, 1, body);
-                          });
+                          run_parallel);
   return output;
 }
 
@@ -120,6 +123,35 @@ Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> b
   Tensor result = torch::stable::empty_like(source);
   torch::stable::copy_(result, output);
   return result;
+}
+
+template <class Element>
+void grad_weight_avx512(const DepthwiseShape& shape, const Tensor& grad, const Tensor& input, const Tensor& output) {
+  const Tensor sums = torch::stable::new_empty(input, {depthwise_conv2d_grad_weight_floats(shape)}, ScalarType::Float);
+  depthwise_conv2d_grad_weight_avx512(shape, static_cast<const Element*>(grad.data_ptr()),
+                                      static_cast<const Element*>(input.data_ptr()),
+                                      static_cast<float*>(sums.data_ptr()), static_cast<Element*>(output.data_ptr()),
+                                      run_parallel);
+}
+
+// grad, input [N,C,H,W] in channels_last, C a multiple of 16 -> [C,1,Kh,Kw] contiguous, on a CPU with AVX-512.
+Tensor depthwise_conv2d_grad_weight_cpu(Tensor grad, Tensor input, int64_t kernel_height, int64_t kernel_width) {
+  STD_TORCH_CHECK(input.dim() == 4 && grad.dim() == 4, "input and gradient of 4 dimensions are expected");
+  for (const int dim : {0, 1, 2, 3})
+    STD_TORCH_CHECK(grad.size(dim) == input.size(dim), "input and gradient differ in size ", dim);
+  STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "input and gradient differ in dtype");
+  STD_TORCH_CHECK(is_channels_last(input) && is_channels_last(grad), "channels_last memory is expected");
+  STD_TORCH_CHECK(kernel_height % 2 == 1 && kernel_width % 2 == 1, "both sides of the kernel must be odd");
+  const DepthwiseShape shape{input.size(0), input.size(2), input.size(3), input.size(1), kernel_height, kernel_width};
+  STD_TORCH_CHECK(depthwise_conv2d_grad_weight_suits(shape), "AVX-512 and a multiple of 16 channels are expected");
+  Tensor output = torch::stable::new_empty(input, {shape.channels, 1, kernel_height, kernel_width});
+  switch (input.scalar_type()) {
+    case ScalarType::Float: grad_weight_avx512<float>(shape, grad, input, output); break;
+    case ScalarType::Half: grad_weight_avx512<Half>(shape, grad, input, output); break;
+    case ScalarType::BFloat16: grad_weight_avx512<BFloat16>(shape, grad, input, output); break;
+    default: STD_TORCH_CHECK(false, "float32, float16 or bfloat16 is expected");
+  }
+  return output;
 }
 
 // A symbol of libtorch_cuda, which a CPU-only build does not have; by its handle, because a server loads it privately.
@@ -199,10 +231,12 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
 
 STABLE_TORCH_LIBRARY(widefield, m) {
   m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
+  m.def("depthwise_conv2d_grad_weight_avx512(Tensor grad, Tensor input, int kernel_height, int kernel_width) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(widefield, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&widefield::depthwise_conv2d_cpu));
+  m.impl("depthwise_conv2d_grad_weight_avx512", TORCH_BOX(&widefield::depthwise_conv2d_grad_weight_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(widefield, CUDA, m) {

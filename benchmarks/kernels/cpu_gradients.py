@@ -1,0 +1,138 @@
+"""The gradients on a CPU: the operators against PyTorch's own, layer by layer, and a training step of a whole network.
+
+    python -m benchmarks.kernels.cpu_gradients [--batch 8] [--rounds 3]
+
+PyTorch computes both gradients of a depthwise convolution by oneDNN, in either memory format; other runtimes have none.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
+from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
+from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
+from kernels import depthwise_conv2d
+from kernels.depthwise_conv2d.pytorch import convolution_backward
+from models import create_model
+
+OURS = "widefield"
+PEERS = {"oneDNN channels_last": torch.channels_last, "oneDNN nchw": torch.contiguous_format}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest number
+SECONDS = 2.0  # of a candidate and layer
+
+Row = dict[str, Any]
+
+
+def layers(batch: int) -> list[Layer]:
+    """bfloat16 only where oneDNN computes in it."""
+    dtypes = TOLERANCE if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]
+    return [layer for dtype in dtypes for layer in replknet_31b(batch, dtype) + small_kernels(batch, dtype)]
+
+
+def candidates(layer: Layer) -> dict[str, dict[str, Callable[[], Tensor]]]:
+    """Gradient -> candidate -> its call."""
+    shape, size = (layer.batch, layer.channels, layer.size, layer.size), [layer.kernel] * 2
+    images = [torch.randn(shape).to(layer.torch_dtype) for _ in range(2)]
+    weight = (torch.randn(layer.channels, 1, *size) / layer.kernel).to(layer.torch_dtype)
+    grad, input = (t.contiguous(memory_format=torch.channels_last) for t in images)
+    ops = torch.ops.widefield
+    found: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "grad_input": {OURS: lambda: ops.depthwise_conv2d_grad_input(grad, weight)},
+        "grad_weight": {OURS: lambda: ops.depthwise_conv2d_grad_weight(grad, input, size)},
+    }
+    for name, layout in PEERS.items():
+        theirs = [t.contiguous(memory_format=layout) for t in images]
+        for index, calls in enumerate(found.values()):
+            mask = [i == index for i in range(3)]
+            calls[name] = lambda pair=theirs, mask=mask, at=index: convolution_backward(*pair, weight, mask)[at]
+    return found
+
+
+@torch.no_grad()
+def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[Row]:
+    """A row for each gradient, {"ms", "best_peer", "ratio_to_best_peer"}; of a wrong answer {"wrong"} and no speed."""
+    rows = []
+    for gradient, calls in candidates(layer).items():
+        fields = {name: getattr(layer, name) for name in ("batch", "channels", "size", "kernel", "dtype")}
+        fields["gradient"] = gradient
+        expected = calls["oneDNN channels_last"]().float()
+        error = float((calls[OURS]().float() - expected).abs().max() / expected.abs().max())
+        if not error < TOLERANCE[layer.dtype]:
+            rows.append(fields | {"wrong": f"{OURS} differs from oneDNN by {error:.2g} of the largest number"})
+            continue
+        rows.append(fields | compared(interleaved(calls, rounds, seconds=seconds)))
+    return rows
+
+
+def compared(timings: dict[str, Any]) -> Row:
+    peers = {name: timing.median for name, timing in timings.items() if name != OURS}
+    best = min(peers, key=peers.__getitem__)
+    return {"ms": timings, "best_peer": best, "ratio_to_best_peer": round(timings[OURS].median / peers[best], 3)}
+
+
+def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> list[Row]:
+    """Forward, backward and AdamW's step in channels_last; all depthwise layers from 5 x 5 on by the operator, or by
+    PyTorch's convolution."""
+    model = create_model(arch).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    shape = (batch, 3, image_size, image_size)
+    images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch) % 1000
+    rows = []
+    for dtype in TOLERANCE if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]:
+
+        def step(convolve: Callable[..., Tensor], precise: bool = dtype == "float32") -> None:
+            with depthwise_by(model, convolve):
+                training_step(model, images, labels, precise, optimizer)
+
+        calls = {OURS: lambda: step(depthwise_conv2d), "eager channels_last": lambda: step(eager)}
+        fields = {"arch": arch, "batch": batch, "image_size": image_size, "dtype": dtype}
+        rows.append(fields | compared(interleaved(calls, rounds)))
+    return rows
+
+
+def line(row: Row) -> str:
+    name = f"{row['dtype']} batch {row['batch']} "
+    name += row["arch"] if "arch" in row else f"C {row['channels']:4} H {row['size']:2} K {row['kernel']:2}"
+    name += f" {row.get('gradient', 'training step')}"
+    if "wrong" in row:
+        return f"{name}  WRONG: {row['wrong']}"
+    times = "  ".join(f"{who} {timing.median:.3f}" for who, timing in row["ms"].items())
+    return f"{name}  {row['ratio_to_best_peer']:5.3f} x {row['best_peer']} (ms: {times})"
+
+
+def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds: int) -> int:
+    torch.manual_seed(0)
+    threads = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    warning = load_average_warning()
+    rows: list[Row] = []
+    for layer in layers:
+        rows += measure_layer(layer, rounds)
+        print(*map(line, rows[-2:]), sep="\n", flush=True)
+    training = measure_training(arch, batch, image_size, rounds)
+    print(*map(line, training), sep="\n", flush=True)
+    path = write_results(
+        "gradients_cpu", threads=threads, versions=versions("torch"), warning=warning, rows=rows, training=training
+    )
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    return 1 if any("wrong" in row for row in rows) else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="of interleaved calls")
+    options = parser.parse_args()
+    run_as_served("benchmarks.kernels.cpu_gradients")
+    return measure(layers(options.batch), "replknet_small", options.batch, 224, options.rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

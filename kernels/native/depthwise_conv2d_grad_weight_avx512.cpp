@@ -1,0 +1,187 @@
+// The filter's gradient, a convolution too: of the input, with the output's gradient in the filter's place.
+//
+//   grad_weight[ky][kx] = sum over n, y, x of grad_output[n][y][x] * input[n][y + ky - pad][x + kx - pad]
+//
+// A 16-channel block of both images lies in the cache, the input with zero columns on either side. A tile of taps is
+// accumulated in registers while the images go by; rows outside are skipped. Tasks are blocks and parts of the batch,
+// whose sums are added in one order: the bits depend on no thread count.
+#include "depthwise_conv2d_grad_weight_avx512.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "avx512_blocks.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f")
+
+#include "avx512_convolve.h"
+
+namespace widefield {
+namespace {
+
+constexpr int kMostColumns = 13;  // taps of a filter row in a tile
+// Sums of sums: of some 80 terms in registers, of eight of those, of the images. Long sums round more.
+constexpr int64_t kTerms = 80, kBands = 8;
+constexpr int64_t kTasks = 64;    // at least, where the batch allows it: work for many cores
+
+// Filter rows in a tile: few taps a row leave registers for more of them.
+constexpr int tile_rows(int columns) { return columns <= 5 ? columns : 2; }
+
+struct Fma {
+  static __m512 multiply_add(__m512 value, __m512 filter, __m512 sum) { return _mm512_fmadd_ps(value, filter, sum); }
+};
+
+// sums[ky + i][kx + t] += what input rows [top, bottom) add, i < Rows, t < Columns; no tap beyond the filter's width.
+template <int Rows, int Columns>
+void add_tile(const DepthwiseShape& s, const RowRing& input, const RowRing& grad, int64_t top, int64_t bottom,
+              int64_t ky, int64_t kx, float* sums) {
+  const int64_t pad_y = s.kernel_height / 2, left = kx - s.kernel_width / 2;
+  // Output columns [begin, end) see the image through any tap of the tile.
+  const int64_t begin = std::max<int64_t>(0, 1 - Columns - left), end = std::min(s.width, s.width - left);
+  const Everything all;
+  __m512 acc[Rows][Columns];
+  unroll<Rows * Columns>([&](auto i) { acc[i / Columns][i % Columns] = _mm512_setzero_ps(); });
+  const int64_t first = std::max(top, ky - pad_y), last = std::min(bottom, s.height + ky + Rows - 1 - pad_y);
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t y = r + pad_y - ky;  // the output row that sees input row r through tap ky; through ky + i it is y - i
+    const float* const in = input.at(r, left);
+    if (y >= Rows - 1 && y < s.height) {
+      const float* rows[Rows];
+      unroll<Rows>([&](auto i) { rows[i] = grad.at(y - i, 0); });
+      add_row<Fma, Rows, 0>(in, rows, begin, end, all, acc);
+    } else if constexpr (Rows > 1) {
+      unroll<Rows>([&](auto i) {
+        if (y >= i && y - i < s.height) add_row<Fma, 1, 0>(in, {grad.at(y - i, 0)}, begin, end, all, acc + i);
+      });
+    }
+  }
+  unroll<Rows * Columns>([&](auto i) {
+    constexpr int row = i / Columns, t = i % Columns;
+    if (kx + t >= s.kernel_width) return;
+    float* const sum = sums + ((ky + row) * s.kernel_width + kx + t) * kLanes;
+    _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), acc[row][t]));
+  });
+}
+
+using AddTile = void (*)(const DepthwiseShape&, const RowRing& input, const RowRing& grad, int64_t top, int64_t bottom,
+                         int64_t ky, int64_t kx, float* sums);
+
+struct Tile {
+  int columns, rows;
+  AddTile add, add_one_row;
+};
+
+template <int Columns = kMostColumns>
+Tile tile_of(int64_t columns) {
+  if constexpr (Columns == 1) {
+    return {1, 1, &add_tile<1, 1>, &add_tile<1, 1>};
+  } else {
+    constexpr int rows = tile_rows(Columns);
+    return columns == Columns ? Tile{Columns, rows, &add_tile<rows, Columns>, &add_tile<1, Columns>}
+                              : tile_of<Columns - 1>(columns);
+  }
+}
+
+// As wide as leaves the tiles of a filter row the same width.
+Tile choose_tile(const DepthwiseShape& s) {
+  const int64_t tiles = (s.kernel_width + kMostColumns - 1) / kMostColumns;
+  return tile_of<>((s.kernel_width + tiles - 1) / tiles);
+}
+
+void add_band(const DepthwiseShape& s, const Tile& tile, const RowRing& input, const RowRing& grad, int64_t top,
+              int64_t bottom, float* sums) {
+  for (int64_t ky = 0; ky < s.kernel_height;) {
+    const bool whole = ky + tile.rows <= s.kernel_height;
+    const AddTile add = whole ? tile.add : tile.add_one_row;
+    for (int64_t kx = 0; kx < s.kernel_width; kx += tile.columns) add(s, input, grad, top, bottom, ky, kx, sums);
+    ky += whole ? tile.rows : 1;
+  }
+}
+
+// sums [taps][16] += what one image adds; `group` is room for as many.
+void add_image(const DepthwiseShape& s, const Tile& tile, const RowRing& input, const RowRing& grad, float* group,
+               float* sums) {
+  const int64_t size = s.kernel_height * s.kernel_width * kLanes, band = std::max<int64_t>(1, kTerms / s.width);
+  for (int64_t start = 0; start < s.height; start += kBands * band) {
+    std::memset(group, 0, size * sizeof(float));
+    for (int64_t top = start; top < std::min(s.height, start + kBands * band); top += band)
+      add_band(s, tile, input, grad, top, std::min(s.height, top + band), group);
+    for (int64_t i = 0; i < size; i += kLanes)
+      _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(group + i)));
+  }
+}
+
+int64_t batch_parts(const DepthwiseShape& s) {
+  const int64_t blocks = s.channels / kLanes;
+  return std::clamp<int64_t>((kTasks + blocks - 1) / blocks, 1, s.batch);
+}
+
+// [parts][taps][16] -> their sum, [16][taps]
+template <class Element>
+void reduce_parts(float* sums, int64_t parts, int64_t taps, Element* output) {
+  for (int64_t tap = 0; tap < taps; tap += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, taps - tap);
+    __m512 rows[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t part = 0; part < parts; ++part)
+        rows[i] = _mm512_add_ps(rows[i], _mm512_load_ps(sums + (part * taps + tap + i) * kLanes));
+    transpose(rows);
+    for (int channel = 0; channel < kLanes; ++channel) store_part(output + channel * taps + tap, rows[channel], count);
+  }
+}
+
+}  // namespace
+
+template <class Element>
+void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape& s, const Element* grad, const Element* input,
+                                         float* all_sums, Element* output, const ParallelFor& parallel_for) {
+  const int64_t blocks = s.channels / kLanes, parts = batch_parts(s), taps = s.kernel_height * s.kernel_width;
+  const int64_t image_elements = s.height * s.width * s.channels;
+  const Tile tile = choose_tile(s);
+
+  parallel_for(blocks * parts, [&](int64_t begin, int64_t end) {
+    RowRing in(s.height, s.width, tile.columns - 1), out(s.height, s.width, 0);
+    float* const group = scratch(taps * kLanes + in.floats() + out.floats());
+    in.place(group + taps * kLanes);
+    out.place(group + taps * kLanes + in.floats());
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task / parts, part = task % parts;
+      float* const sums = all_sums + task * taps * kLanes;
+      std::memset(sums, 0, taps * kLanes * sizeof(float));
+      for (int64_t n = s.batch * part / parts; n < s.batch * (part + 1) / parts; ++n) {
+        const int64_t image = n * image_elements + block * kLanes;
+        for (int64_t y = 0; y < s.height; ++y) {
+          pack_row(s, input + image, y, &in, 1);
+          pack_row(s, grad + image, y, &out, 1);
+        }
+        add_image(s, tile, in, out, group, sums);
+      }
+    }
+  });
+  parallel_for(blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      reduce_parts(all_sums + block * parts * taps * kLanes, parts, taps, output + block * taps * kLanes);
+  });
+}
+
+template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const float*, const float*, float*, float*,
+                                                  const ParallelFor&);
+template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const Half*, const Half*, float*, Half*,
+                                                  const ParallelFor&);
+template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const BFloat16*, const BFloat16*, float*,
+                                                  BFloat16*, const ParallelFor&);
+
+}  // namespace widefield
+
+#pragma GCC pop_options
+
+bool widefield::depthwise_conv2d_grad_weight_suits(const DepthwiseShape& s) {
+  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
+  return has_avx512 && s.channels % kLanes == 0 && s.batch * s.height * s.width * s.channels > 0;
+}
+
+int64_t widefield::depthwise_conv2d_grad_weight_floats(const DepthwiseShape& s) {
+  return batch_parts(s) * s.channels * s.kernel_height * s.kernel_width;
+}
