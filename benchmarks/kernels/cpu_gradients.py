@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,11 +48,16 @@ def candidates(layer: Layer) -> dict[str, dict[str, Callable[[], Tensor]]]:
         "grad_weight": {OURS: lambda: ops.depthwise_conv2d_grad_weight(grad, input, size)},
     }
     for name, layout in PEERS.items():
-        theirs = [t.contiguous(memory_format=layout) for t in images]
+        pair = [t.contiguous(memory_format=layout) for t in images]
         for index, calls in enumerate(found.values()):
-            mask = [i == index for i in range(3)]
-            calls[name] = lambda pair=theirs, mask=mask, at=index: convolution_backward(*pair, weight, mask)[at]
+            calls[name] = partial(of_pytorch, pair, weight, index)
     return found
+
+
+def of_pytorch(pair: list[Tensor], weight: Tensor, index: int) -> Tensor:
+    """The gradient of the input (0) or the filter (1), the other not computed."""
+    grad, input = pair
+    return convolution_backward(grad, input, weight, [i == index for i in range(3)])[index]
 
 
 @torch.no_grad()
