@@ -36,16 +36,16 @@ def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
 
 def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
     grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
-    if _has_native_grad_weight(input):
-        return torch.ops.widefield.depthwise_conv2d_grad_weight_avx512(grad, input, *kernel_size)
+    if _has_kernel(input):
+        return torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(grad, input, *kernel_size)
     return pytorch.grad_weight(grad, input, tuple(kernel_size))
 
 
-def _has_native_grad_weight(input: Tensor) -> bool:
-    """Where the native library is loaded, this processor has AVX-512, and the channels are whole vectors of 16."""
+def _has_kernel(input: Tensor) -> bool:
+    """Where the native library is loaded, this processor has AVX2 or AVX-512, and the channels are whole blocks of 16."""
     return (
-        hasattr(torch.ops.widefield, "depthwise_conv2d_grad_weight_avx512")
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        hasattr(torch.ops.widefield, "depthwise_conv2d_grad_weight_kernel")
+        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
         and input.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and input.shape[1] % 16 == 0
         and input.numel() > 0

@@ -20,17 +20,21 @@ SOURCES = (
     "ops.cpp",
     "cuda_launch.cpp",
     "cuda_driver.cpp",
+    "depthwise_conv2d_cpu.cpp",
+    "depthwise_conv2d_avx2.cpp",
     "depthwise_conv2d_avx512.cpp",
     "depthwise_conv2d_avx512_bf16.cpp",
-    "depthwise_conv2d_grad_weight_avx512.cpp",
 )
 HEADERS = (
     "cuda_launch.h",
     "cuda_driver.h",
-    "depthwise_conv2d_avx512.h",
-    "depthwise_conv2d_grad_weight_avx512.h",
-    "avx512_blocks.h",
-    "avx512_convolve.h",
+    "depthwise_conv2d_cpu.h",
+    "float32_forward.h",
+    "float32_grad_weight.h",
+    "simd_avx2.h",
+    "simd_avx512.h",
+    "simd_blocks.h",
+    "simd_convolve.h",
 )
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"

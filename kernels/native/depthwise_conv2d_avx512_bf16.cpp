@@ -7,18 +7,25 @@
 //   row 2 i + 1   (-, w0)    (w1, w2)   ...   (w[Kh - 2], w[Kh - 1])
 //
 // What the missing taps would see is masked: a NaN there is none of that row's. Numbers below 2^-126 count as zero.
-#include "depthwise_conv2d_avx512.h"
+#include "depthwise_conv2d_cpu.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <type_traits>
-
-#include "avx512_blocks.h"
+#include <utility>
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bf16")
 
-#include "avx512_convolve.h"
+// clang-format off
+#include "simd_avx512.h"
+#include "simd_convolve.h"
+#include "float32_grad_weight.h"
+// clang-format on
 
 namespace widefield {
 namespace {
@@ -168,17 +175,8 @@ struct BFloat16Pairs {
 
 }  // namespace
 
-void depthwise_conv2d_avx512_bf16(const DepthwiseShape& s, const BFloat16* input, const BFloat16* weight,
-                                  const BFloat16* bias, Activation activation, BFloat16* output, int threads,
-                                  const ParallelFor& parallel_for) {
-  convolve<BFloat16Pairs>(s, input, weight, bias, activation, output, threads, parallel_for);
-}
+const CpuKernels<BFloat16> avx512_bf16_bfloat16 = {&convolve<BFloat16Pairs>, &grad_weight<BFloat16>};
 
 }  // namespace widefield
 
 #pragma GCC pop_options
-
-bool widefield::has_bf16_instructions() {
-  static const bool found = __builtin_cpu_supports("avx512bf16");
-  return found;
-}

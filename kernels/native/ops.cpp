@@ -12,8 +12,7 @@
 #include <string>
 
 #include "cuda_launch.h"
-#include "depthwise_conv2d_avx512.h"
-#include "depthwise_conv2d_grad_weight_avx512.h"
+#include "depthwise_conv2d_cpu.h"
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before PyTorch 2.12
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
@@ -25,6 +24,8 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+constexpr int64_t kLeastTaps = 9;  // with fewer oneDNN is as fast
 
 Activation parse_activation(const std::string& name) {
   if (name == "none") return Activation::none;
@@ -84,18 +85,25 @@ void run_parallel(int64_t tasks, const std::function<void(int64_t, int64_t)>& bo
   torch::stable::parallel_for(0, tasks, 1, body);
 }
 
+// A kernel of ours; nothing where none serves.
 template <class Element>
-Tensor convolve_avx512(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
-                       const std::optional<Tensor>& bias, Activation activation) {
+std::optional<Tensor> convolve_by_kernel(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
+                                         const std::optional<Tensor>& bias, Activation activation) {
+  const CpuKernels<Element>* const kernels = cpu_kernels<Element>();
+  if (!kernels) return std::nullopt;
   const Tensor filter = torch::stable::contiguous(weight);
   const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   Tensor output = torch::stable::empty_like(source);
-  depthwise_conv2d_avx512(shape, static_cast<const Element*>(source.data_ptr()),
-                          static_cast<const Element*>(filter.data_ptr()),
-                          shift ? static_cast<const Element*>(shift->data_ptr()) : nullptr, activation,
-                          static_cast<Element*>(output.data_ptr()), static_cast<int>(torch::stable::get_num_threads()),
-                          run_parallel);
+  kernels->forward(shape, static_cast<const Element*>(source.data_ptr()),
+                   static_cast<const Element*>(filter.data_ptr()),
+                   shift ? static_cast<const Element*>(shift->data_ptr()) : nullptr, activation,
+                   static_cast<Element*>(output.data_ptr()), static_cast<int>(torch::stable::get_num_threads()),
+                   run_parallel);
   return output;
+}
+
+bool whole_blocks(const DepthwiseShape& s) {
+  return s.channels % 16 == 0 && s.batch * s.height * s.width * s.channels > 0;
 }
 
 // source [N,C,H,W] in channels_last; the result too.
@@ -104,12 +112,13 @@ Tensor convolve_channels_last(const Tensor& source, const Tensor& weight, const 
   const DepthwiseShape shape{source.size(0), source.size(2), source.size(3),
                              source.size(1), weight.size(2), weight.size(3)};
   const ScalarType type = source.scalar_type();
-  if (depthwise_conv2d_avx512_suits(shape)) {
-    if (type == ScalarType::Float) return convolve_avx512<float>(shape, source, weight, bias, activation);
-    if (type == ScalarType::Half) return convolve_avx512<Half>(shape, source, weight, bias, activation);
-    if (type == ScalarType::BFloat16) return convolve_avx512<BFloat16>(shape, source, weight, bias, activation);
+  std::optional<Tensor> output;
+  if (whole_blocks(shape) && shape.kernel_height * shape.kernel_width >= kLeastTaps) {
+    if (type == ScalarType::Float) output = convolve_by_kernel<float>(shape, source, weight, bias, activation);
+    if (type == ScalarType::Half) output = convolve_by_kernel<Half>(shape, source, weight, bias, activation);
+    if (type == ScalarType::BFloat16) output = convolve_by_kernel<BFloat16>(shape, source, weight, bias, activation);
   }
-  return activate(convolution(aoti_torch_cpu_convolution, source, weight, bias), activation);
+  return output ? *output : activate(convolution(aoti_torch_cpu_convolution, source, weight, bias), activation);
 }
 
 Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> bias, std::string activation) {
@@ -126,15 +135,18 @@ Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> b
 }
 
 template <class Element>
-void grad_weight_avx512(const DepthwiseShape& shape, const Tensor& grad, const Tensor& input, const Tensor& output) {
-  const Tensor sums = torch::stable::new_empty(input, {depthwise_conv2d_grad_weight_floats(shape)}, ScalarType::Float);
-  depthwise_conv2d_grad_weight_avx512(shape, static_cast<const Element*>(grad.data_ptr()),
-                                      static_cast<const Element*>(input.data_ptr()),
-                                      static_cast<float*>(sums.data_ptr()), static_cast<Element*>(output.data_ptr()),
-                                      run_parallel);
+Tensor grad_weight_by_kernel(const DepthwiseShape& shape, const Tensor& grad, const Tensor& input) {
+  const CpuKernels<Element>* const kernels = cpu_kernels<Element>();
+  STD_TORCH_CHECK(kernels, "this processor has neither AVX2 nor AVX-512, or ATEN_CPU_CAPABILITY forbids them");
+  const Tensor sums = torch::stable::new_empty(input, {grad_weight_floats(shape)}, ScalarType::Float);
+  Tensor output = torch::stable::new_empty(input, {shape.channels, 1, shape.kernel_height, shape.kernel_width});
+  kernels->grad_weight(shape, static_cast<const Element*>(grad.data_ptr()),
+                       static_cast<const Element*>(input.data_ptr()), static_cast<float*>(sums.data_ptr()),
+                       static_cast<Element*>(output.data_ptr()), run_parallel);
+  return output;
 }
 
-// grad, input [N,C,H,W] in channels_last, C a multiple of 16 -> [C,1,Kh,Kw] contiguous, on a CPU with AVX-512.
+// grad, input [N,C,H,W] in channels_last, C a multiple of 16 -> [C,1,Kh,Kw] contiguous.
 Tensor depthwise_conv2d_grad_weight_cpu(Tensor grad, Tensor input, int64_t kernel_height, int64_t kernel_width) {
   STD_TORCH_CHECK(input.dim() == 4 && grad.dim() == 4, "input and gradient of 4 dimensions are expected");
   for (const int dim : {0, 1, 2, 3})
@@ -143,15 +155,13 @@ Tensor depthwise_conv2d_grad_weight_cpu(Tensor grad, Tensor input, int64_t kerne
   STD_TORCH_CHECK(is_channels_last(input) && is_channels_last(grad), "channels_last memory is expected");
   STD_TORCH_CHECK(kernel_height % 2 == 1 && kernel_width % 2 == 1, "both sides of the kernel must be odd");
   const DepthwiseShape shape{input.size(0), input.size(2), input.size(3), input.size(1), kernel_height, kernel_width};
-  STD_TORCH_CHECK(depthwise_conv2d_grad_weight_suits(shape), "AVX-512 and a multiple of 16 channels are expected");
-  Tensor output = torch::stable::new_empty(input, {shape.channels, 1, kernel_height, kernel_width});
+  STD_TORCH_CHECK(whole_blocks(shape), "a multiple of 16 channels, and an image, are expected");
   switch (input.scalar_type()) {
-    case ScalarType::Float: grad_weight_avx512<float>(shape, grad, input, output); break;
-    case ScalarType::Half: grad_weight_avx512<Half>(shape, grad, input, output); break;
-    case ScalarType::BFloat16: grad_weight_avx512<BFloat16>(shape, grad, input, output); break;
+    case ScalarType::Float: return grad_weight_by_kernel<float>(shape, grad, input);
+    case ScalarType::Half: return grad_weight_by_kernel<Half>(shape, grad, input);
+    case ScalarType::BFloat16: return grad_weight_by_kernel<BFloat16>(shape, grad, input);
     default: STD_TORCH_CHECK(false, "float32, float16 or bfloat16 is expected");
   }
-  return output;
 }
 
 // A symbol of libtorch_cuda, which a CPU-only build does not have; by its handle, because a server loads it privately.
@@ -231,12 +241,12 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
 
 STABLE_TORCH_LIBRARY(widefield, m) {
   m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
-  m.def("depthwise_conv2d_grad_weight_avx512(Tensor grad, Tensor input, int kernel_height, int kernel_width) -> Tensor");
+  m.def("depthwise_conv2d_grad_weight_kernel(Tensor grad, Tensor input, int kernel_height, int kernel_width) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(widefield, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&widefield::depthwise_conv2d_cpu));
-  m.impl("depthwise_conv2d_grad_weight_avx512", TORCH_BOX(&widefield::depthwise_conv2d_grad_weight_cpu));
+  m.impl("depthwise_conv2d_grad_weight_kernel", TORCH_BOX(&widefield::depthwise_conv2d_grad_weight_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(widefield, CUDA, m) {

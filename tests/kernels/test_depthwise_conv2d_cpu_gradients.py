@@ -1,4 +1,4 @@
-"""The gradients on the CPU: AVX-512 kernels where they serve, PyTorch's convolution elsewhere."""
+"""The gradients on the CPU: kernels of ours where they serve, PyTorch's convolution elsewhere."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gradient_cases import random_arguments, run, shares_of_the_bound
 from kernels import depthwise_conv2d, native_library
 from kernels.depthwise_conv2d import gradients, pytorch
 
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+KERNELS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 HALVES = [torch.float16, torch.bfloat16]
 
 
@@ -106,8 +106,8 @@ def test_paths(channels, dtype, native, layout):
     with torch.profiler.profile() as profile:
         loss.backward()
     names = {event.name for event in profile.events()}
-    assert ("widefield::depthwise_conv2d_grad_weight_avx512" in names) == (native and AVX512), names
-    assert ("aten::convolution_backward" in names) != (native and AVX512), names
+    assert ("widefield::depthwise_conv2d_grad_weight_kernel" in names) == (native and KERNELS), names
+    assert ("aten::convolution_backward" in names) != (native and KERNELS), names
     assert x.grad.stride() == x.stride()
     assert w.grad.is_contiguous()
 
@@ -131,7 +131,7 @@ def test_autocast_trains_as_convolution_does():
     torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02 * float(found[1].abs().max()))
 
 
-@pytest.mark.skipif(not AVX512, reason="no AVX-512 here")
+@pytest.mark.skipif(not KERNELS, reason="neither AVX2 nor AVX-512 here")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,11 +146,6 @@ def test_autocast_trains_as_convolution_does():
 def test_the_native_operator_checks_its_arguments(change, message):
     arguments = change(*(channels_last(torch.randn(2, 16, 6, 5)) for _ in range(2)))
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.widefield.depthwise_conv2d_grad_weight_avx512(*arguments, 3, 3)
+        torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(*arguments, 3, 3)
     with pytest.raises(RuntimeError, match="odd"):
-        torch.ops.widefield.depthwise_conv2d_grad_weight_avx512(*[channels_last(torch.randn(2, 16, 6, 5))] * 2, 4, 3)
-
-
-def test_without_avx512_pytorch_serves(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not gradients._has_native_grad_weight(torch.randn(2, 16, 6, 5))
+        torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(*[channels_last(torch.randn(2, 16, 6, 5))] * 2, 4, 3)

@@ -2,36 +2,20 @@
 //
 //   grad_weight[ky][kx] = sum over n, y, x of grad_output[n][y][x] * input[n][y + ky - pad][x + kx - pad]
 //
-// A 16-channel block of both images lies in the cache, the input with zero columns on either side. A tile of taps is
+// A block of channels of both images lies in the cache, the input with zero columns on either side. A tile of taps is
 // accumulated in registers while the images go by; rows outside are skipped. Tasks are blocks and parts of the batch,
 // whose sums are added in one order: the bits depend on no thread count.
-#include "depthwise_conv2d_grad_weight_avx512.h"
+#pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <type_traits>
-
-#include "avx512_blocks.h"
-
-#pragma GCC push_options
-#pragma GCC target("avx512f")
-
-#include "avx512_convolve.h"
+#include "simd_convolve.h"
 
 namespace widefield {
 namespace {
 
-constexpr int kMostColumns = 13;  // taps of a filter row in a tile
 // Sums of sums: of some 80 terms in registers, of eight of those, of the images. Long sums round more.
 constexpr int64_t kTerms = 80, kBands = 8;
-constexpr int64_t kTasks = 64;    // at least, where the batch allows it: work for many cores
 
-// Filter rows in a tile: few taps a row leave registers for more of them.
-constexpr int tile_rows(int columns) { return columns <= 5 ? columns : 2; }
-
-struct Fma {
-  static __m512 multiply_add(__m512 value, __m512 filter, __m512 sum) { return _mm512_fmadd_ps(value, filter, sum); }
-};
+constexpr int tile_rows(int columns) { return columns <= kSquareTaps ? columns : 2; }
 
 // sums[ky + i][kx + t] += what input rows [top, bottom) add, i < Rows, t < Columns; no tap beyond the filter's width.
 template <int Rows, int Columns>
@@ -41,8 +25,8 @@ void add_tile(const DepthwiseShape& s, const RowRing& input, const RowRing& grad
   // Output columns [begin, end) see the image through any tap of the tile.
   const int64_t begin = std::max<int64_t>(0, 1 - Columns - left), end = std::min(s.width, s.width - left);
   const Everything all;
-  __m512 acc[Rows][Columns];
-  unroll<Rows * Columns>([&](auto i) { acc[i / Columns][i % Columns] = _mm512_setzero_ps(); });
+  Vector acc[Rows][Columns];
+  unroll<Rows * Columns>([&](auto i) { acc[i / Columns][i % Columns] = zero(); });
   const int64_t first = std::max(top, ky - pad_y), last = std::min(bottom, s.height + ky + Rows - 1 - pad_y);
   for (int64_t r = first; r < last; ++r) {
     const int64_t y = r + pad_y - ky;  // the output row that sees input row r through tap ky; through ky + i it is y - i
@@ -61,7 +45,7 @@ void add_tile(const DepthwiseShape& s, const RowRing& input, const RowRing& grad
     constexpr int row = i / Columns, t = i % Columns;
     if (kx + t >= s.kernel_width) return;
     float* const sum = sums + ((ky + row) * s.kernel_width + kx + t) * kLanes;
-    _mm512_store_ps(sum, _mm512_add_ps(_mm512_load_ps(sum), acc[row][t]));
+    store_aligned(sum, add(load_aligned(sum), acc[row][t]));
   });
 }
 
@@ -73,7 +57,7 @@ struct Tile {
   AddTile add, add_one_row;
 };
 
-template <int Columns = kMostColumns>
+template <int Columns = kTapColumns>
 Tile tile_of(int64_t columns) {
   if constexpr (Columns == 1) {
     return {1, 1, &add_tile<1, 1>, &add_tile<1, 1>};
@@ -86,7 +70,7 @@ Tile tile_of(int64_t columns) {
 
 // As wide as leaves the tiles of a filter row the same width.
 Tile choose_tile(const DepthwiseShape& s) {
-  const int64_t tiles = (s.kernel_width + kMostColumns - 1) / kMostColumns;
+  const int64_t tiles = (s.kernel_width + kTapColumns - 1) / kTapColumns;
   return tile_of<>((s.kernel_width + tiles - 1) / tiles);
 }
 
@@ -100,7 +84,7 @@ void add_band(const DepthwiseShape& s, const Tile& tile, const RowRing& input, c
   }
 }
 
-// sums [taps][16] += what one image adds; `group` is room for as many.
+// sums [taps][lanes] += what one image adds; `group` is room for as many.
 void add_image(const DepthwiseShape& s, const Tile& tile, const RowRing& input, const RowRing& grad, float* group,
                float* sums) {
   const int64_t size = s.kernel_height * s.kernel_width * kLanes, band = std::max<int64_t>(1, kTerms / s.width);
@@ -109,35 +93,28 @@ void add_image(const DepthwiseShape& s, const Tile& tile, const RowRing& input, 
     for (int64_t top = start; top < std::min(s.height, start + kBands * band); top += band)
       add_band(s, tile, input, grad, top, std::min(s.height, top + band), group);
     for (int64_t i = 0; i < size; i += kLanes)
-      _mm512_store_ps(sums + i, _mm512_add_ps(_mm512_load_ps(sums + i), _mm512_load_ps(group + i)));
+      store_aligned(sums + i, add(load_aligned(sums + i), load_aligned(group + i)));
   }
 }
 
-int64_t batch_parts(const DepthwiseShape& s) {
-  const int64_t blocks = s.channels / kLanes;
-  return std::clamp<int64_t>((kTasks + blocks - 1) / blocks, 1, s.batch);
-}
-
-// [parts][taps][16] -> their sum, [16][taps]
+// [parts][taps][lanes] -> their sum, [lanes][taps]
 template <class Element>
 void reduce_parts(float* sums, int64_t parts, int64_t taps, Element* output) {
   for (int64_t tap = 0; tap < taps; tap += kLanes) {
     const int64_t count = std::min<int64_t>(kLanes, taps - tap);
-    __m512 rows[kLanes] = {};
+    Vector rows[kLanes] = {};
     for (int64_t i = 0; i < count; ++i)
       for (int64_t part = 0; part < parts; ++part)
-        rows[i] = _mm512_add_ps(rows[i], _mm512_load_ps(sums + (part * taps + tap + i) * kLanes));
+        rows[i] = add(rows[i], load_aligned(sums + (part * taps + tap + i) * kLanes));
     transpose(rows);
     for (int channel = 0; channel < kLanes; ++channel) store_part(output + channel * taps + tap, rows[channel], count);
   }
 }
 
-}  // namespace
-
 template <class Element>
-void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape& s, const Element* grad, const Element* input,
-                                         float* all_sums, Element* output, const ParallelFor& parallel_for) {
-  const int64_t blocks = s.channels / kLanes, parts = batch_parts(s), taps = s.kernel_height * s.kernel_width;
+void grad_weight(const DepthwiseShape& s, const Element* grad, const Element* input, float* all_sums, Element* output,
+                 const ParallelFor& parallel_for) {
+  const int64_t blocks = s.channels / kLanes, parts = grad_weight_parts(s), taps = s.kernel_height * s.kernel_width;
   const int64_t image_elements = s.height * s.width * s.channels;
   const Tile tile = choose_tile(s);
 
@@ -166,22 +143,5 @@ void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape& s, const Element*
   });
 }
 
-template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const float*, const float*, float*, float*,
-                                                  const ParallelFor&);
-template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const Half*, const Half*, float*, Half*,
-                                                  const ParallelFor&);
-template void depthwise_conv2d_grad_weight_avx512(const DepthwiseShape&, const BFloat16*, const BFloat16*, float*,
-                                                  BFloat16*, const ParallelFor&);
-
+}  // namespace
 }  // namespace widefield
-
-#pragma GCC pop_options
-
-bool widefield::depthwise_conv2d_grad_weight_suits(const DepthwiseShape& s) {
-  static const bool has_avx512 = __builtin_cpu_supports("avx512f");
-  return has_avx512 && s.channels % kLanes == 0 && s.batch * s.height * s.width * s.channels > 0;
-}
-
-int64_t widefield::depthwise_conv2d_grad_weight_floats(const DepthwiseShape& s) {
-  return batch_parts(s) * s.channels * s.kernel_height * s.kernel_width;
-}

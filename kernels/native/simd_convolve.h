@@ -1,16 +1,16 @@
 // What the AVX-512 kernels share: the sums of a tile's filter row, what becomes of them, and the way through the images.
 //
-// A 16-channel block at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
-// channels_last lie `channels` elements apart and would fall on the same cache sets), its filters to vectors of 16
-// channels. Then a tile of two rows by seven columns is accumulated in 14 registers; each input vector that is loaded
-// serves both rows. A filter of 3 or 5 columns is held in registers, a row at a time; with 7 they spill, and it takes
-// twice the time. Where it is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is a whole row
-// and no tap is wasted.
+// A block of channels at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
+// channels_last lie `channels` elements apart and would fall on the same cache sets), its filters to vectors of as many
+// channels. Then a tile of two rows by kColumns is accumulated in registers; each input vector that is loaded serves both
+// rows. Where the filter is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is a whole row and
+// no tap is wasted.
 //
-// Included under the kernel's own `#pragma GCC target`, nothing of it shared: each has it compiled for its instructions.
+// Included behind simd_avx2.h or simd_avx512.h under a kernel's own `#pragma GCC target`, nothing of it shared: each has it
+// compiled for its instructions.
 #pragma once
 
-#include "avx512_blocks.h"
+#include "simd_blocks.h"
 
 namespace widefield {
 namespace {
@@ -25,27 +25,33 @@ struct Epilogue {
   Activation activation;
   bool stream;
 
-  __m512 start() const { return bias ? load(bias) : _mm512_setzero_ps(); }
+  Vector start() const { return bias ? load(bias) : zero(); }
+};
+
+struct Fma {
+  static Vector multiply_add(Vector value, Vector filter, Vector sum) {
+    return widefield::multiply_add(value, filter, sum);
+  }
 };
 
 // Which part of a loaded vector an output row sees: all of it.
 struct Everything {
-  __m512 operator()(int, __m512 value) const { return value; }
+  Vector operator()(int, Vector value) const { return value; }
 };
 
 // acc[i][t] += part(i, input[t + k]) * weight[i][k] over k in order, for one filter row per output row: for all of its
 // `Taps` columns where it is narrow, each input vector loaded once; else (Taps = 0) for k in [begin, end).
 template <class Kernel, int Rows, int Taps, class Part, int Columns>
 [[gnu::always_inline]] inline void add_row(const float* input, const float* const (&weight)[Rows], int64_t begin,
-                                           int64_t end, Part part, __m512 (*acc)[Columns]) {
+                                           int64_t end, Part part, Vector (*acc)[Columns]) {
   if constexpr (Taps > 0) {
-    __m512 filter[Rows][Taps];
+    Vector filter[Rows][Taps];
     unroll<Rows * Taps>([&](auto i) {
       constexpr int row = i / Taps, k = i % Taps;
-      filter[row][k] = _mm512_load_ps(weight[row] + k * kLanes);
+      filter[row][k] = load_aligned(weight[row] + k * kLanes);
     });
     unroll<Columns + Taps - 1>([&](auto u) {
-      const __m512 value = _mm512_load_ps(input + u * kLanes);
+      const Vector value = load_aligned(input + u * kLanes);
       unroll<Columns * Rows>([&](auto i) {
         constexpr int t = i / Rows, row = i % Rows, k = u - t;
         if constexpr (k >= 0 && k < Taps)
@@ -55,10 +61,10 @@ template <class Kernel, int Rows, int Taps, class Part, int Columns>
     return;
   }
   for (int64_t k = begin; k < end; ++k) {
-    __m512 filter[Rows];
-    unroll<Rows>([&](auto row) { filter[row] = _mm512_load_ps(weight[row] + k * kLanes); });
+    Vector filter[Rows];
+    unroll<Rows>([&](auto row) { filter[row] = load_aligned(weight[row] + k * kLanes); });
     unroll<Columns>([&](auto t) {
-      const __m512 value = _mm512_load_ps(input + (k + t) * kLanes);
+      const Vector value = load_aligned(input + (k + t) * kLanes);
       unroll<Rows>([&](auto row) { acc[row][t] = Kernel::multiply_add(part(row, value), filter[row], acc[row][t]); });
     });
   }
@@ -67,45 +73,45 @@ template <class Kernel, int Rows, int Taps, class Part, int Columns>
 // The same where every tap row spans the image: acc[i][t] += part(i, input[u]) * taps[i][u - t] over all columns u.
 template <class Kernel, int Rows, int Columns, class Part>
 [[gnu::always_inline]] inline void add_whole_row(const float* input, const float* const (&weight)[Rows], Part part,
-                                                 __m512 (&acc)[Rows][Columns]) {
+                                                 Vector (&acc)[Rows][Columns]) {
   const float* taps[Rows];
   unroll<Rows>([&](auto row) { taps[row] = weight[row]; });
   for (int u = 0; u < Columns; ++u, input += kLanes) {
-    const __m512 value = _mm512_load_ps(input);
+    const Vector value = load_aligned(input);
     unroll<Rows>([&](auto row) {
-      const __m512 seen = part(row, value);
+      const Vector seen = part(row, value);
       unroll<Columns>([&](auto t) {
-        acc[row][t] = Kernel::multiply_add(seen, _mm512_load_ps(taps[row] - t * kLanes), acc[row][t]);
+        acc[row][t] = Kernel::multiply_add(seen, load_aligned(taps[row] - t * kLanes), acc[row][t]);
       });
       taps[row] += kLanes;
     });
   }
 }
 
-[[gnu::noinline]] __m512 gelu(__m512 value) {
+[[gnu::noinline]] Vector gelu(Vector value) {
   alignas(64) float lanes[kLanes];
-  _mm512_store_ps(lanes, value);
+  store_aligned(lanes, value);
   for (float& x : lanes) x = 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
-  return _mm512_load_ps(lanes);
+  return load_aligned(lanes);
 }
 
-inline __m512 activate(__m512 value, Activation activation) {
-  if (activation == Activation::relu) return _mm512_max_ps(_mm512_setzero_ps(), value);  // this order keeps a NaN
+inline Vector activate(Vector value, Activation activation) {
+  if (activation == Activation::relu) return relu(value);
   return activation == Activation::gelu ? gelu(value) : value;
 }
 
 // acc [Rows][Columns] -> the first `columns` pixels of as many output rows.
 template <class Kernel, int Rows, int Columns>
-[[gnu::always_inline]] inline void finish(const DepthwiseShape& s, const __m512 (&acc)[Rows][Columns],
+[[gnu::always_inline]] inline void finish(const DepthwiseShape& s, const Vector (&acc)[Rows][Columns],
                                           const Epilogue<typename Kernel::Element>& epilogue, int64_t columns,
                                           typename Kernel::Element* pixel) {
   unroll<Rows * Columns>([&](auto i) {
     constexpr int row = i / Columns, t = i % Columns;
     if (t >= columns) return;
-    const __m512 value = activate(acc[row][t], epilogue.activation);
+    const Vector value = activate(acc[row][t], epilogue.activation);
     typename Kernel::Element* const output = pixel + (row * s.width + t) * s.channels;
     if constexpr (std::is_same_v<typename Kernel::Element, float>) {
-      if (epilogue.stream) return _mm512_stream_ps(output, value);
+      if (epilogue.stream) return stream(output, value);
     }
     Kernel::put(output, value);
   });
@@ -139,11 +145,11 @@ template <class Kernel>
 RowFunctions<typename Kernel::Element> functions(const DepthwiseShape& s) {
   if (s.kernel_width >= 2 * s.width - 1)
     if (const auto whole = whole_rows<Kernel>(s.width); whole.one) return whole;
-  switch (s.kernel_width) {
-    case 3: return Kernel::template row_functions<3>();
-    case 5: return Kernel::template row_functions<5>();
-    default: return Kernel::template row_functions<0>();
+  if constexpr (kHeldTaps >= 5) {
+    if (s.kernel_width == 3) return Kernel::template row_functions<3>();
+    if (s.kernel_width == 5) return Kernel::template row_functions<5>();
   }
+  return Kernel::template row_functions<0>();
 }
 
 // Channel blocks that are taken together: as many as leave the threads with the same work, to a sixteenth. parallel_for
@@ -168,7 +174,7 @@ void convolve(const DepthwiseShape& s, const Element* input, const Element* weig
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
   const int64_t part_rows = ((s.height + parts - 1) / parts + 1) / 2 * 2;
   const int64_t image_elements = s.height * s.width * s.channels;
-  const bool stream = s.batch * image_elements * static_cast<int64_t>(sizeof(Element)) > kStreamed &&
+  const bool stream = kLanes == 16 && s.batch * image_elements * static_cast<int64_t>(sizeof(Element)) > kStreamed &&
                       reinterpret_cast<uintptr_t>(output) % 64 == 0;
   const RowFunctions<Element> rows = functions<Kernel>(s);
 

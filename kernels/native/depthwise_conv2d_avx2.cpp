@@ -1,0 +1,29 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "depthwise_conv2d_cpu.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+// clang-format off
+#include "simd_avx2.h"
+#include "float32_forward.h"
+#include "float32_grad_weight.h"
+// clang-format on
+
+namespace widefield {
+
+const CpuKernels<float> avx2_float = {&convolve<Float32<float>>, &grad_weight<float>};
+const CpuKernels<Half> avx2_half = {&convolve<Float32<Half>>, &grad_weight<Half>};
+const CpuKernels<BFloat16> avx2_bfloat16 = {&convolve<Float32<BFloat16>>, &grad_weight<BFloat16>};
+
+}  // namespace widefield
+
+#pragma GCC pop_options

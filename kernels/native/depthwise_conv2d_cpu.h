@@ -1,0 +1,59 @@
+// The depthwise convolution and its filter's gradient on channels_last memory, for CPUs with AVX2 or AVX-512.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace widefield {
+
+enum class Activation { none, relu, gelu };
+
+struct DepthwiseShape {
+  int64_t batch, height, width, channels, kernel_height, kernel_width;
+};
+
+// As they lie in memory.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Calls body(begin, end) on parts of [0, tasks), from several threads.
+using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t, int64_t)>& body)>;
+
+// Of float, Half or BFloat16; channels a multiple of 16. Taps outside the image are skipped. Sums are float32, rounded
+// once, at the end.
+template <class Element>
+struct CpuKernels {
+  // input, output [batch,height,width,channels]; weight [channels,kernel_height,kernel_width]; bias [channels] or null.
+  void (*forward)(const DepthwiseShape& shape, const Element* input, const Element* weight, const Element* bias,
+                  Activation activation, Element* output, int threads, const ParallelFor& parallel_for);
+  // grad, input [batch,height,width,channels] -> output [channels,kernel_height,kernel_width]. `sums` is written over: of
+  // grad_weight_floats(shape), 64-byte aligned.
+  void (*grad_weight)(const DepthwiseShape& shape, const Element* grad, const Element* input, float* sums,
+                      Element* output, const ParallelFor& parallel_for);
+};
+
+extern const CpuKernels<float> avx2_float, avx512_float;
+extern const CpuKernels<Half> avx2_half, avx512_half;
+extern const CpuKernels<BFloat16> avx2_bfloat16, avx512_bfloat16, avx512_bf16_bfloat16;
+
+// Those of them that this processor runs; null where it has neither AVX2 nor AVX-512, or $ATEN_CPU_CAPABILITY, which is PyTorch's,
+// says "default". "avx2" there means no AVX-512.
+template <class Element>
+const CpuKernels<Element>* cpu_kernels();
+
+// The batch is summed in so many parts, by the shape alone: the same bits for any number of threads.
+inline int64_t grad_weight_parts(const DepthwiseShape& s) {
+  constexpr int64_t kTasks = 64, kBlock = 16;  // at least so many where the batch allows it: work for many cores
+  const int64_t parts = (kTasks * kBlock + s.channels - 1) / s.channels;
+  return parts < s.batch ? parts : s.batch;
+}
+
+inline int64_t grad_weight_floats(const DepthwiseShape& s) {
+  return grad_weight_parts(s) * s.channels * s.kernel_height * s.kernel_width;
+}
+
+}  // namespace widefield
