@@ -42,7 +42,7 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
 
 
 def _has_kernel(input: Tensor) -> bool:
-    """Where the native library is loaded, this processor has AVX2 or AVX-512, and the channels are whole blocks of 16."""
+    """With the native library, AVX2 or AVX-512, and whole blocks of 16 channels."""
     return (
         hasattr(torch.ops.widefield, "depthwise_conv2d_grad_weight_kernel")
         and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

@@ -1,3 +1,5 @@
+// The CPU kernels compiled for AVX2.
+// Before the target: what the standard library defines must run on any processor.
 #include <algorithm>
 #include <bit>
 #include <cmath>

@@ -7,8 +7,7 @@
 //   row 2 i + 1   (-, w0)    (w1, w2)   ...   (w[Kh - 2], w[Kh - 1])
 //
 // What the missing taps would see is masked: a NaN there is none of that row's. Numbers below 2^-126 count as zero.
-#include "depthwise_conv2d_cpu.h"
-
+// Before the target: what the standard library defines must run on any processor.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -17,6 +16,8 @@
 #include <memory>
 #include <type_traits>
 #include <utility>
+
+#include "depthwise_conv2d_cpu.h"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bf16")

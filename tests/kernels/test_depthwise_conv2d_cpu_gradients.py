@@ -7,7 +7,7 @@ from cases import Case
 from gradient_cases import random_arguments, run, shares_of_the_bound
 
 from kernels import depthwise_conv2d, native_library
-from kernels.depthwise_conv2d import gradients, pytorch
+from kernels.depthwise_conv2d import pytorch
 
 KERNELS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 HALVES = [torch.float16, torch.bfloat16]
