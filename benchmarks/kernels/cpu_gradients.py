@@ -3,6 +3,7 @@
     python -m benchmarks.kernels.cpu_gradients [--batch 8] [--rounds 3]
 
 PyTorch computes both gradients of a depthwise convolution by oneDNN, in either memory format; other runtimes have none.
+With ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 both sides are held to AVX2, and the results have their own file.
 """
 
 import argparse
@@ -124,8 +125,15 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
         print(*map(line, rows[-2:]), sep="\n", flush=True)
     training = measure_training(arch, batch, image_size, rounds)
     print(*map(line, training), sep="\n", flush=True)
+    capability = torch.backends.cpu.get_cpu_capability()
     path = write_results(
-        "gradients_cpu", threads=threads, versions=versions("torch"), warning=warning, rows=rows, training=training
+        "gradients_cpu" if capability == "AVX512" else f"gradients_cpu_{capability.lower()}",
+        capability=capability,
+        threads=threads,
+        versions=versions("torch"),
+        warning=warning,
+        rows=rows,
+        training=training,
     )
     print(f"wrote {path}" + (f"; {warning}" if warning else ""))
     return 1 if any("wrong" in row for row in rows) else 0

@@ -9,6 +9,8 @@ from kernels.depthwise_conv2d.layout import dense
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
 
+LEAST_TAPS = 9  # with fewer the native library leaves the forward pass to oneDNN
+
 _library = torch.library.Library("widefield", "FRAGMENT")
 
 
@@ -20,9 +22,11 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
 
 
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
-    """The forward pass with the filter turned by 180 degrees."""
     source = grad.contiguous(memory_format=torch.channels_last)
-    result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
+    if _has_kernel(source) and weight[0].numel() >= LEAST_TAPS:  # the forward pass, the filter turned by 180 degrees
+        result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
+    else:  # of the input only the shape counts
+        result, *_ = pytorch.convolution_backward(source, source, weight, [True, False, False])
     expected = _grad_input_layout(grad)
     return result if result.stride() == expected.stride() else expected.copy_(result)
 
@@ -42,10 +46,10 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
 
 
 def _has_kernel(input: Tensor) -> bool:
-    """With the native library, AVX2 or AVX-512, and whole blocks of 16 channels."""
+    """With the native library, a processor that it has kernels for, and whole blocks of 16 channels."""
     return (
-        hasattr(torch.ops.widefield, "depthwise_conv2d_grad_weight_kernel")
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        hasattr(torch.ops.widefield, "has_cpu_kernels")
+        and torch.ops.widefield.has_cpu_kernels()
         and input.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and input.shape[1] % 16 == 0
         and input.numel() > 0

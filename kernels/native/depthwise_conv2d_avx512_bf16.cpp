@@ -6,7 +6,9 @@
 //   row 2 i       (w0, w1)   (w2, w3)   ...   (w[Kh - 1], -)
 //   row 2 i + 1   (-, w0)    (w1, w2)   ...   (w[Kh - 2], w[Kh - 1])
 //
-// What the missing taps would see is masked: a NaN there is none of that row's. Numbers below 2^-126 count as zero.
+// What the missing taps would see is masked: a NaN there is none of that row's. The row beside the image is multiplied as zeros
+// where the other of its pair is inside. Numbers below 2^-126 count as zero.
+
 // Before the target: what the standard library defines must run on any processor.
 #include <algorithm>
 #include <bit>
@@ -25,7 +27,6 @@
 // clang-format off
 #include "simd_avx512.h"
 #include "simd_convolve.h"
-#include "float32_grad_weight.h"
 // clang-format on
 
 namespace widefield {
@@ -147,16 +148,16 @@ struct BFloat16Pairs {
   static void pack_row(const DepthwiseShape& s, const BFloat16* image, int64_t p, const RowRing* rings,
                        int64_t blocks) {
     const int64_t upper = 2 * p - s.kernel_height / 2, row_elements = s.width * s.channels;
-    const bool has_upper = upper >= 0, has_lower = upper + 1 < s.height;
-    const BFloat16* pixel = image + upper * row_elements;
+    const BFloat16* const above = upper >= 0 ? image + upper * row_elements : nullptr;
+    const BFloat16* const below = upper + 1 < s.height ? image + (upper + 1) * row_elements : nullptr;
     float* rows[kGroup];
     for (int64_t b = 0; b < blocks; ++b) rows[b] = rings[b].at(p, 0);
-    for (int64_t x = 0; x < s.width; ++x, pixel += s.channels)
+    for (int64_t x = 0; x < s.width; ++x)
       for (int64_t b = 0; b < blocks; ++b) {
-        const BFloat16* const block = pixel + b * kLanes;
-        const __m512i above = has_upper ? widen(block) : _mm512_setzero_si512();
-        const __m512i below = has_lower ? widen(block + row_elements) : _mm512_setzero_si512();
-        _mm512_store_si512(rows[b] + x * kLanes, _mm512_or_epi32(above, _mm512_slli_epi32(below, 16)));
+        const int64_t at = x * s.channels + b * kLanes;
+        const __m512i high = below ? _mm512_slli_epi32(widen(below + at), 16) : _mm512_setzero_si512();
+        const __m512i low = above ? widen(above + at) : _mm512_setzero_si512();
+        _mm512_store_si512(rows[b] + x * kLanes, _mm512_or_epi32(low, high));
       }
   }
 
@@ -176,7 +177,7 @@ struct BFloat16Pairs {
 
 }  // namespace
 
-const CpuKernels<BFloat16> avx512_bf16_bfloat16 = {&convolve<BFloat16Pairs>, &grad_weight<BFloat16>};
+const decltype(CpuKernels<BFloat16>::forward) avx512_bf16_forward = &convolve<BFloat16Pairs>;
 
 }  // namespace widefield
 

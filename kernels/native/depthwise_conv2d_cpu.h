@@ -23,8 +23,9 @@ struct BFloat16 {
 // Calls body(begin, end) on parts of [0, tasks), from several threads.
 using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t, int64_t)>& body)>;
 
-// Of float, Half or BFloat16; channels a multiple of 16. Taps outside the image are skipped. Sums are float32, rounded
-// once, at the end.
+// Of float, Half or BFloat16; channels a multiple of 16. Rows outside the image are skipped, columns are to within a tile;
+// what is left of them is multiplied as zeros, so that an infinite weight there gives NaN. Sums are float32, rounded once,
+// at the end.
 template <class Element>
 struct CpuKernels {
   // input, output [batch,height,width,channels]; weight [channels,kernel_height,kernel_width]; bias [channels] or null.
@@ -38,12 +39,19 @@ struct CpuKernels {
 
 extern const CpuKernels<float> avx2_float, avx512_float;
 extern const CpuKernels<Half> avx2_half, avx512_half;
-extern const CpuKernels<BFloat16> avx2_bfloat16, avx512_bfloat16, avx512_bf16_bfloat16;
+extern const CpuKernels<BFloat16> avx2_bfloat16, avx512_bfloat16;
+extern const decltype(CpuKernels<BFloat16>::forward) avx512_bf16_forward;
 
 // Those of them that this processor runs; null where it has neither AVX2 nor AVX-512, or $ATEN_CPU_CAPABILITY, which is PyTorch's,
 // says "default". "avx2" there means no AVX-512.
 template <class Element>
 const CpuKernels<Element>* cpu_kernels();
+template <>
+const CpuKernels<float>* cpu_kernels();
+template <>
+const CpuKernels<Half>* cpu_kernels();
+template <>
+const CpuKernels<BFloat16>* cpu_kernels();
 
 // The batch is summed in so many parts, by the shape alone: the same bits for any number of threads.
 inline int64_t grad_weight_parts(const DepthwiseShape& s) {

@@ -2,8 +2,8 @@
 //
 //   grad_weight[ky][kx] = sum over n, y, x of grad_output[n][y][x] * input[n][y + ky - pad][x + kx - pad]
 //
-// A block of channels of both images lies in the cache, the input with zero columns on either side. A tile of taps is
-// accumulated in registers while the images go by; rows outside are skipped. Tasks are blocks and parts of the batch,
+// A block of channels of a band of input rows, with zero columns on either side, and of the output rows that see them lie
+// in the cache. A tile of taps is accumulated in registers while the band goes by; rows outside are skipped. Tasks are blocks and parts of the batch,
 // whose sums are added in one order: the bits depend on no thread count.
 #pragma once
 
@@ -12,8 +12,10 @@
 namespace widefield {
 namespace {
 
-// Sums of sums: of some 80 terms in registers, of eight of those, of the images. Long sums round more.
+// Sums of sums: of some 80 terms (at least a row's) in registers, of eight of those, of the images. Long sums round more.
 constexpr int64_t kTerms = 80, kBands = 8;
+
+int64_t band_rows(const DepthwiseShape& s) { return std::clamp<int64_t>(kTerms / s.width, 1, s.height); }
 
 constexpr int tile_rows(int columns) { return columns <= kSquareTaps ? columns : 2; }
 
@@ -84,14 +86,20 @@ void add_band(const DepthwiseShape& s, const Tile& tile, const RowRing& input, c
   }
 }
 
-// sums [taps][lanes] += what one image adds; `group` is room for as many.
-void add_image(const DepthwiseShape& s, const Tile& tile, const RowRing& input, const RowRing& grad, float* group,
-               float* sums) {
-  const int64_t size = s.kernel_height * s.kernel_width * kLanes, band = std::max<int64_t>(1, kTerms / s.width);
+// sums [taps][lanes] += what one image adds; `group` is room for as many, `input` and `grad` for a band and its rows.
+template <class Element>
+void add_image(const DepthwiseShape& s, const Tile& tile, const Element* image, const Element* grad_image,
+               const RowRing& input, const RowRing& grad, float* group, float* sums) {
+  const int64_t size = s.kernel_height * s.kernel_width * kLanes, band = band_rows(s);
+  int64_t packed = 0;
   for (int64_t start = 0; start < s.height; start += kBands * band) {
     std::memset(group, 0, size * sizeof(float));
-    for (int64_t top = start; top < std::min(s.height, start + kBands * band); top += band)
-      add_band(s, tile, input, grad, top, std::min(s.height, top + band), group);
+    for (int64_t top = start; top < std::min(s.height, start + kBands * band); top += band) {
+      const int64_t bottom = std::min(s.height, top + band), seen = std::min(s.height, bottom + s.kernel_height / 2);
+      for (int64_t y = top; y < bottom; ++y) pack_row(s, image, y, &input, 1);
+      for (; packed < seen; ++packed) pack_row(s, grad_image, packed, &grad, 1);
+      add_band(s, tile, input, grad, top, bottom, group);
+    }
     for (int64_t i = 0; i < size; i += kLanes)
       store_aligned(sums + i, add(load_aligned(sums + i), load_aligned(group + i)));
   }
@@ -119,7 +127,8 @@ void grad_weight(const DepthwiseShape& s, const Element* grad, const Element* in
   const Tile tile = choose_tile(s);
 
   parallel_for(blocks * parts, [&](int64_t begin, int64_t end) {
-    RowRing in(s.height, s.width, tile.columns - 1), out(s.height, s.width, 0);
+    RowRing in(band_rows(s), s.width, tile.columns - 1);
+    RowRing out(std::min(s.height, band_rows(s) + s.kernel_height - 1), s.width, 0);
     float* const group = scratch(taps * kLanes + in.floats() + out.floats());
     in.place(group + taps * kLanes);
     out.place(group + taps * kLanes + in.floats());
@@ -129,11 +138,7 @@ void grad_weight(const DepthwiseShape& s, const Element* grad, const Element* in
       std::memset(sums, 0, taps * kLanes * sizeof(float));
       for (int64_t n = s.batch * part / parts; n < s.batch * (part + 1) / parts; ++n) {
         const int64_t image = n * image_elements + block * kLanes;
-        for (int64_t y = 0; y < s.height; ++y) {
-          pack_row(s, input + image, y, &in, 1);
-          pack_row(s, grad + image, y, &out, 1);
-        }
-        add_image(s, tile, in, out, group, sums);
+        add_image(s, tile, input + image, grad + image, in, out, group, sums);
       }
     }
   });

@@ -164,6 +164,8 @@ Tensor depthwise_conv2d_grad_weight_cpu(Tensor grad, Tensor input, int64_t kerne
   }
 }
 
+bool has_cpu_kernels() { return cpu_kernels<float>() != nullptr; }
+
 // A symbol of libtorch_cuda, which a CPU-only build does not have; by its handle, because a server loads it privately.
 template <class Function>
 Function cuda_symbol(const char* name) {
@@ -241,7 +243,12 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
 
 STABLE_TORCH_LIBRARY(widefield, m) {
   m.def("depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor");
+  m.def("has_cpu_kernels() -> bool");
   m.def("depthwise_conv2d_grad_weight_kernel(Tensor grad, Tensor input, int kernel_height, int kernel_width) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(widefield, CompositeExplicitAutograd, m) {
+  m.impl("has_cpu_kernels", TORCH_BOX(&widefield::has_cpu_kernels));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(widefield, CPU, m) {

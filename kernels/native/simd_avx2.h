@@ -11,7 +11,7 @@ namespace {
 // What 16 registers hold; simd_avx512.h says what each is.
 constexpr int kLanes = 8;
 constexpr int kColumns = 4;
-constexpr int kHeldTaps = 0;
+constexpr bool kHoldsTaps = false;
 constexpr int kTapColumns = 5;
 constexpr int kSquareTaps = 3;
 using Vector = __m256;

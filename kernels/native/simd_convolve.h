@@ -1,4 +1,4 @@
-// What the AVX-512 kernels share: the sums of a tile's filter row, what becomes of them, and the way through the images.
+// What the CPU kernels share: the sums of a tile's filter row, what becomes of them, and the way through the images.
 //
 // A block of channels at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
 // channels_last lie `channels` elements apart and would fall on the same cache sets), its filters to vectors of as many
@@ -145,7 +145,7 @@ template <class Kernel>
 RowFunctions<typename Kernel::Element> functions(const DepthwiseShape& s) {
   if (s.kernel_width >= 2 * s.width - 1)
     if (const auto whole = whole_rows<Kernel>(s.width); whole.one) return whole;
-  if constexpr (kHeldTaps >= 5) {
+  if constexpr (kHoldsTaps) {
     if (s.kernel_width == 3) return Kernel::template row_functions<3>();
     if (s.kernel_width == 5) return Kernel::template row_functions<5>();
   }

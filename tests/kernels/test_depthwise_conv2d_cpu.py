@@ -145,9 +145,10 @@ def test_rounded_once_as_pytorch_rounds(dtype):
     assert found[:, 2].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_thread_count_changes_no_bit(problem, threads):
-    p = problem(Case(1, 32, 56, 56, 31, 31))
+def test_thread_count_changes_no_bit(problem, threads, dtype):
+    p = problem(Case(1, 32, 56, 56, 31, 31), dtype)
     before = torch.get_num_threads()
     expected = depthwise_conv2d(p.input, p.weight, p.bias)
     try:
@@ -174,6 +175,11 @@ def test_nan_stays_local(implementation, row, kernel, dtype):
 def test_empty_batch(implementation):
     output = implementation(torch.empty(0, 16, 8, 8), torch.randn(16, 1, 13, 13), None, "none")
     assert output.shape == (0, 16, 8, 8)
+
+
+def test_no_channels_are_an_error(implementation):
+    with pytest.raises(RuntimeError, match="groups"):
+        implementation(torch.zeros(2, 0, 8, 8), torch.zeros(0, 1, 5, 5), None, "none")
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])

@@ -1,5 +1,10 @@
 """The gradients on the CPU: kernels of ours where they serve, PyTorch's convolution elsewhere."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +14,7 @@ from gradient_cases import random_arguments, run, shares_of_the_bound
 from kernels import depthwise_conv2d, native_library
 from kernels.depthwise_conv2d import pytorch
 
+ROOT = Path(__file__).parents[2]
 KERNELS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -149,3 +155,23 @@ def test_the_native_operator_checks_its_arguments(change, message):
         torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(*arguments, 3, 3)
     with pytest.raises(RuntimeError, match="odd"):
         torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(*[channels_last(torch.randn(2, 16, 6, 5))] * 2, 4, 3)
+
+
+BACKWARD_UNDER_AUTOCAST = """
+import torch
+from kernels import depthwise_conv2d
+x, w = torch.randn(2, 16, 9, 9, requires_grad=True), torch.randn(16, 1, 5, 5)
+output = depthwise_conv2d(x, w)
+with torch.autocast("cpu", torch.bfloat16):
+    (found,) = torch.autograd.grad(output.sum(), x)
+(expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w, padding=2, groups=16).sum(), x)
+torch.testing.assert_close(found, expected)
+"""
+
+
+@pytest.mark.parametrize("library", ["0", "1"])
+def test_autocast_around_backward_alone_changes_nothing(library):
+    environment = os.environ | {"WIDEFIELD_NATIVE": library}
+    command = [sys.executable, "-c", BACKWARD_UNDER_AUTOCAST]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
