@@ -54,6 +54,8 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
     if input.dim() != 4:
         raise ValueError(f"input has shape {list(input.shape)}: [N,C,H,W] is expected")
     channels = input.shape[1]
+    if channels == 0:
+        raise ValueError(f"input has shape {list(input.shape)}: at least one channel is expected")
     if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
         raise ValueError(f"weight has shape {list(weight.shape)}: [{channels},1,Kh,Kw] is expected")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:

@@ -37,6 +37,7 @@ Activation parse_activation(const std::string& name) {
 void check_arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(input.dim() == 4, "input has ", input.dim(), " dimensions: [N,C,H,W] is expected");
   const int64_t channels = input.size(1);
+  STD_TORCH_CHECK(channels > 0, "input has no channels: at least one is expected");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1, "weight does not fit: [",
                   channels, ",1,Kh,Kw] is expected");
   STD_TORCH_CHECK(weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1, "the kernel is ", weight.size(2), " x ",
