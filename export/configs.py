@@ -12,7 +12,7 @@ BACKBONE_INSTANCES = 2  # of the embedded server
 # Images that each of them takes at a time, and answers one by one: with a second at hand it does not wait for the
 # batcher, and what it has not taken the other one can.
 BACKBONE_TAKES = 2
-PREPROCESS_INSTANCES = 2  # processes: one decodes while the other is being answered
+PREPROCESS_INSTANCES = 2  # one decodes while the other is being answered
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
 BACKBONE_BATCHES = (4, 1)
@@ -117,12 +117,14 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     What waits goes on in batches of few images: more are answered no sooner, and later where all wait for their batch's
     end, which under load is what misses its deadline. The backbone has two instances of half the threads, which do not
     wait for each other at every operator's end; an execution that finds the backbone idle has all of them
-    (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse.
+    (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse. A process
+    of its own for each instance of the preprocess step costs every request half a millisecond.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
     texts = configs(spec)
     messages = {name: text_format.Parse(texts[name], model_config_pb2.ModelConfig()) for name in (*sizes, "softmax")}
+    messages["preprocess"].backend = "python_in_process"
     _set_parameters(messages["softmax"], {"INTRA_OP_THREAD_COUNT": 1, "ENABLE_ONEDNN_FUSION": "false"})
     for name, size in sizes.items():
         messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))

@@ -17,7 +17,7 @@ from server.locate import Installation
 
 PORT_FLAGS = {"http": "--http-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
 ANY_ADDRESS = ("0.0.0.0", "::")
-EMBEDDED_BACKENDS = ("python", "pytorch")  # the wheel's own, and the one in server/backends
+EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's own, and those in server/backends
 
 
 def check_options(not_negative: Mapping[str, float], positive: Mapping[str, float]) -> None:

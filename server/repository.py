@@ -27,16 +27,15 @@ class Repository:
     needs_library: str | None
     """The first model that calls an operator of the native library, None where no model does."""
     backends: Mapping[str, str]
-    """Model -> the backend that the server must have for it. Not in it: ensembles, and a model that brings its own."""
+    """Model -> the backend that the embedded server must have for it. Without ensembles and what brings its own."""
     unchecked: str = ""
     """A line about the versions without checksums; empty where there are none."""
     overridden: tuple[str, ...] = ()
     """One line for each config.pbtxt that was edited where the embedded server reads another in its place."""
 
-    @property
-    def needs_pytorch(self) -> str | None:
-        """The first model of the pytorch backend, None where there is none."""
-        return next((model for model, backend in self.backends.items() if backend == "pytorch"), None)
+    def first_of(self, backend: str) -> str | None:
+        """The first model of a backend, None where there is none."""
+        return next((model for model, name in self.backends.items() if name == backend), None)
 
     @property
     def resizes(self) -> bool:
@@ -68,12 +67,13 @@ def read_repository(path: str | Path) -> Repository:
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
         verify(newest)
-        if (folder / EMBEDDED).is_file() and _was_edited(folder / "config.pbtxt", folder / EMBEDDED):
+        embedded = folder / EMBEDDED
+        if embedded.is_file() and _was_edited(folder / "config.pbtxt", embedded):
             overridden.append(
                 f"{folder.name}/config.pbtxt was changed, but the embedded server reads {folder.name}/{EMBEDDED} in "
                 "its place: change that too and remove its first line, or remove it"
             )
-        backend = _backend(config)
+        backend = _backend(embedded.read_text(errors="replace") if embedded.is_file() else config)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
         if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):

@@ -21,6 +21,7 @@ from server.tls import Tls
 
 DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+LIBPYTHON = f"libpython{PYTHON_VERSION}.so.1.0"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
 RESTRICTED = "model-config,model-repository,trace,logging"  # to the management token; shared memory has its own
 # Read by glibc when a process starts; what the user has set stays. docs/serving.md has the measurements.
@@ -80,6 +81,7 @@ class Runtime:
             values["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
         if self.installation.embedded:
             values["PATH"] = f"{python_folder()}:{os.environ.get('PATH', os.defpath)}"
+            values["WIDEFIELD_LIBPYTHON"] = LIBPYTHON
         if self.resize is not None:
             values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
@@ -146,36 +148,43 @@ class Runtime:
         stub = self.installation.stub(PYTHON_VERSION)
         self._link_libpython()
         python = self.folder / "backends" / "python"
-        pytorch = self.folder / "backends" / "pytorch"
-        for folder in (python, pytorch):
-            folder.mkdir(parents=True)
+        python.mkdir(parents=True)
         bundled = self.installation.backends / "python"
         # A copy: tritonserver refuses a library whose real path lies outside the backend's folder.
         shutil.copy2(bundled / "libtriton_python.so", python)
         (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
         (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
-        needs = self.repository.needs_pytorch
+        for library in backends.BACKENDS:
+            self._place(library)
+        check_stub_libraries(stub, {**os.environ, **self.environment()})
+
+    def _place(self, library: backends.Library) -> None:
+        """A backend of our own, where it is built; it must be for a model that needs it."""
+        name = library.folder.name
+        model = self.repository.first_of(name)
+        folder = self.folder / "backends" / name
+        folder.mkdir()
         try:
-            if backends.is_current(backends.PYTORCH):
-                shutil.copy2(backends.PYTORCH.output, pytorch)
-            elif needs:
+            if backends.is_current(library):
+                shutil.copy2(library.output, folder)
+                for source in library.folder.glob("[!_]*.py"):
+                    (folder / source.name).symlink_to(source)
+            elif model:
                 raise InstallationError(
-                    f"model {needs} needs the pytorch backend, not built for this PyTorch yet: "
+                    f"model {model} needs the {name} backend, not built for this environment yet: "
                     f"run {sys.executable} {backends.__file__}"
                 )
         except backends.BuildError as error:  # no PyTorch; not every repository needs it
-            if needs:
-                raise InstallationError(f"model {needs} needs the pytorch backend: {error}") from None
-        check_stub_libraries(stub, {**os.environ, **self.environment()})
+            if model:
+                raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
 
     def _link_libpython(self) -> None:
         """libpython alone: this Python's whole library folder could shadow the server's other libraries."""
         folder = self.folder / "lib"
         folder.mkdir()
-        name = f"libpython{PYTHON_VERSION}.so.1.0"
-        own = Path(sysconfig.get_config_var("LIBDIR") or "") / name
+        own = Path(sysconfig.get_config_var("LIBDIR") or "") / LIBPYTHON
         if own.is_file():
-            (folder / name).symlink_to(own)
+            (folder / LIBPYTHON).symlink_to(own)
 
     def _write_preload_guard(self) -> None:
         """bash starts the stubs, and reads this file first: LD_PRELOAD is for tritonserver itself."""

@@ -1,7 +1,8 @@
-"""Builds the embedded server's libraries with g++ alone: `python server/backends/build.py [pytorch] [resize]`.
+"""Builds the embedded server's libraries with g++ alone: `python server/backends/build.py [pytorch] [resize] ...`.
 
-`pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `resize` is Pillow's resize
-for the preprocess step, linked against nothing. Each is built again when what it is made of changes.
+`pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `python_in_process` the
+one that runs the preprocess step, and `resize` Pillow's resize for it, both linked against nothing. Each is built again
+when what it is made of changes.
 """
 
 import hashlib
@@ -32,13 +33,21 @@ class Library:
         return self.output.with_suffix(".stamp")
 
 
+SHARED = ("../backend.h", "../json.h", "../tritonbackend.h")
 PYTORCH = Library(
     HERE / "pytorch",
     HERE / "pytorch" / "lib" / "libtriton_pytorch.so",
     sources=("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp"),
-    headers=("json.h", "lone.h", "model.h", "request.h", "settings.h", "tritonbackend.h"),
+    headers=(*SHARED, "lone.h", "model.h", "request.h", "settings.h"),
     torch=True,
+)
+PYTHON_IN_PROCESS = Library(
+    HERE / "python_in_process",
+    HERE / "python_in_process" / "lib" / "libtriton_python_in_process.so",
+    sources=("backend.cpp",),
+    flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall"),
+    headers=SHARED,
 )
 RESIZE = Library(
     HERE / "resize",
@@ -47,7 +56,8 @@ RESIZE = Library(
     # Contracted, a product and a sum are rounded once: no longer Pillow's weights.
     flags=("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"),
 )
-LIBRARIES = {"pytorch": PYTORCH, "resize": RESIZE}
+BACKENDS = (PYTORCH, PYTHON_IN_PROCESS)
+LIBRARIES = {library.folder.name: library for library in (*BACKENDS, RESIZE)}
 
 
 class BuildError(RuntimeError):

@@ -51,12 +51,15 @@ def test_repository_has_every_file(repository: Path) -> None:
     assert not [p for p in repository.parent.iterdir() if p != repository], "the staging folder is left behind"
 
 
-def test_the_embedded_servers_configs_differ_in_batches_and_threads_alone(repository: Path) -> None:
+def test_where_the_embedded_servers_configs_differ(repository: Path) -> None:
     for name in ("preprocess", "backbone"):
         text = (repository / name / "configs/embedded.pbtxt").read_text()
         embedded, plain = text_format.Parse(text, model_config_pb2.ModelConfig()), config(repository, name)
         assert list(embedded.dynamic_batching.preferred_batch_size) == [2 if name == "backbone" else 4]
         del embedded.dynamic_batching.preferred_batch_size[:]
+        if name == "preprocess":
+            assert (embedded.backend, plain.backend) == ("python_in_process", "python")
+            embedded.backend = plain.backend
         if name == "backbone":
             assert [group.count for group in embedded.instance_group] == [2]
             del embedded.instance_group[:]

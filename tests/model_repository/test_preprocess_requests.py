@@ -2,6 +2,7 @@
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,13 +41,20 @@ def request_of(step):
 
 
 def test_what_is_decoded_already_goes_first(step, model, priorities):
+    """The thread that executes steps back, which may not be the one that has initialized."""
+    assert priorities == []
+    model.execute([])
+    model.execute([])
     assert priorities == [(step.os.PRIO_PROCESS, 0, 10)]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(model.execute, []).result()
+    assert priorities == [(step.os.PRIO_PROCESS, 0, 10)] * 2
 
 
 def test_a_server_that_yields_more_itself_is_not_put_before_others(step, priorities, monkeypatch):
     """Nobody but root may."""
     monkeypatch.setattr(step.os, "getpriority", lambda *_: 15)
-    step.TritonPythonModel().initialize({"model_config": json.dumps(config(**PARAMETERS))})
+    step.step_back()
     assert priorities == [(step.os.PRIO_PROCESS, 0, 15)]
 
 

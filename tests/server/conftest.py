@@ -121,6 +121,14 @@ def repository(tmp_path_factory):
     return root
 
 
+def in_process(model):
+    """A Python model that the embedded server runs in its own process."""
+    (model / "configs").mkdir()
+    text = (model / "config.pbtxt").read_text()
+    assert 'backend: "python"' in text
+    (model / "configs" / "embedded.pbtxt").write_text(text.replace('"python"', '"python_in_process"'))
+
+
 SLEEPY = """
 import time
 import triton_python_backend_utils as pb_utils
@@ -158,11 +166,29 @@ def sleep():
 
 
 @pytest.fixture(scope="session")
-def server(repository):
-    """One tritonserver for all tests that leave it as it was."""
+def server_of_processes(repository):
+    """Its preprocess step in processes of its own, as in NVIDIA's container."""
     from server import TritonServer
 
     with TritonServer(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(server_of_processes):
+    """One tritonserver for all tests that leave it as it was."""
+    return server_of_processes
+
+
+@pytest.fixture(scope="session")
+def server_in_process(repository, tmp_path_factory):
+    """Its preprocess step in the server's own process, as build_models.py has it for the embedded server."""
+    from server import TritonServer
+
+    root = tmp_path_factory.mktemp("in_process") / "repository"
+    shutil.copytree(repository, root)
+    in_process(root / "preprocess")
+    with TritonServer(root) as running:
         yield running
 
 

@@ -89,7 +89,7 @@ def test_what_is_read(tmp_path):
     assert repository.models == ("backbone", "classifier", "other", "preprocess")
     assert repository.has_canary
     assert repository.backends == {"backbone": "pytorch", "other": "identity", "preprocess": "python"}
-    assert repository.needs_pytorch == "backbone"
+    assert repository.first_of("pytorch") == "backbone"
     assert repository.needs_library is None
     assert not read_repository_without(tmp_path, "classifier").has_canary
 
@@ -100,7 +100,7 @@ def test_platforms_are_backends(tmp_path):
     write_torchscript(write(tmp_path, "c", 'platform: "pytorch_libtorch"') / "1" / "model.pt", b"torch.ops.aten.relu")
     repository = read_repository(tmp_path)
     assert repository.backends == {"a": "onnxruntime", "b": "tensorrt", "c": "pytorch"}
-    assert repository.needs_pytorch == "c"
+    assert repository.first_of("pytorch") == "c"
 
 
 @pytest.mark.parametrize("file", ["libtriton_mine.so", "1/libtriton_mine.so"])
@@ -108,7 +108,7 @@ def test_a_model_that_brings_its_backend(tmp_path, file):
     write(tmp_path, "backbone", 'backend: "mine"', "1/.keep", file)
     repository = read_repository(tmp_path)
     assert repository.backends == {}
-    assert repository.needs_pytorch is None
+    assert repository.first_of("pytorch") is None
 
 
 def read_repository_without(root, name):

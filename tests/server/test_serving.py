@@ -30,6 +30,12 @@ def post(server, path, body, headers=None):
         connection.close()
 
 
+@pytest.fixture(params=["server_of_processes", "server_in_process"])
+def server(request):
+    """Whichever way the preprocess step runs, what is seen from outside is the same."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def still_right(server, classify, encode):
     """After the test the server must answer rightly on both protocols."""

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -57,22 +58,29 @@ def threads_of(config: dict[str, Any]) -> int:
     return max(1, len(os.sched_getaffinity(0)) // instances)
 
 
+def step_back() -> None:
+    """Lowers this thread's priority: under more load than it can take the server first answers what is decoded."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+
+
 class TritonPythonModel:
     """The Python backend's interface."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.settings = read_settings(config)
-        # Under more load than it can take the server first answers what is decoded.
-        os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        self.thread = 0  # that executes
         threads = threads_of(config)
         # Pillow decodes outside the interpreter's lock.
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.pool = ThreadPoolExecutor(threads, initializer=step_back) if threads > 1 else None
         self.second, self.lines = 0, 0
         warnings.simplefilter("ignore")  # what Pillow says of odd files is for nobody here
         Image.init()  # the format plugins load now and not in the first request
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        if self.thread != threading.get_ident():
+            self.thread = threading.get_ident()
+            step_back()
         batches = [self._images(request) for request in requests]
         images = [data for batch in batches if not isinstance(batch, Exception) for data in batch]
         run = self.pool.map if self.pool is not None and len(images) > 1 else map

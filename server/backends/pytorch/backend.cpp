@@ -7,7 +7,6 @@
 #include <dlfcn.h>
 
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
@@ -22,45 +21,9 @@
 namespace widefield {
 namespace {
 
-uint64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-// Runs `body`, and turns what it throws into the server's error.
-template <class Body>
-TRITONSERVER_Error* guarded(Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return TRITONSERVER_ErrorNew(ERROR_INTERNAL, message_of(error).c_str());
-  }
-}
-
-Json model_config(TRITONBACKEND_Model* model) {
-  TRITONSERVER_Message* message = nullptr;
-  check(TRITONBACKEND_ModelConfig(model, 1, &message));
-  const char* text = nullptr;
-  size_t size = 0;
-  check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
-  Json config = Json::parse({text, size});
-  check(TRITONSERVER_MessageDelete(message));
-  return config;
-}
-
-std::string version_folder(TRITONBACKEND_Model* model) {
-  int artifact = 0;
-  const char* location = nullptr;
-  uint64_t version = 0;
-  check(TRITONBACKEND_ModelRepository(model, &artifact, &location));
-  check(TRITONBACKEND_ModelVersion(model, &version));
-  return std::string(location) + "/" + std::to_string(version);
-}
-
 struct Model {
   explicit Model(TRITONBACKEND_Model* model)
-      : settings(model_config(model)), loader(settings, version_folder(model) + "/" + settings.filename) {
+      : settings(Json::parse(model_config(model))), loader(settings, version_folder(model) + "/" + settings.filename) {
     configure_process(settings);
   }
   Settings settings;
@@ -189,13 +152,6 @@ void refuse(TRITONBACKEND_Request* request, TRITONSERVER_Error* error) {
   TRITONSERVER_ErrorDelete(error);
 }
 
-template <class State, class Handle>
-State* state_of(Handle* handle, TRITONSERVER_Error* (*get)(Handle*, void**)) {
-  void* state = nullptr;
-  check(get(handle, &state));
-  return static_cast<State*>(state);
-}
-
 }  // namespace
 }  // namespace widefield
 
@@ -203,10 +159,7 @@ using namespace widefield;
 
 EXPORTED TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend*) {
   return guarded([] {
-    uint32_t major = 0, minor = 0;
-    check(TRITONBACKEND_ApiVersion(&major, &minor));
-    if (major != 1)
-      throw std::runtime_error("tritonserver's backend API is " + std::to_string(major) + "; this backend needs 1");
+    check_api_version();
     const char* library = std::getenv("WIDEFIELD_LIBRARY");
     if (!library || !*library) return;
     if (!std::filesystem::is_regular_file(library))

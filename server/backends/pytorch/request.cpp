@@ -7,19 +7,6 @@
 
 namespace widefield {
 
-void check(TRITONSERVER_Error* error) {
-  if (!error) return;
-  const std::string message = TRITONSERVER_ErrorMessage(error);
-  TRITONSERVER_ErrorDelete(error);
-  throw std::runtime_error(message);
-}
-
-void log_failure(TRITONSERVER_Error* error) {
-  if (!error) return;
-  TRITONSERVER_LogMessage(LOG_ERROR, __FILE__, __LINE__, TRITONSERVER_ErrorMessage(error));
-  TRITONSERVER_ErrorDelete(error);
-}
-
 std::string message_of(const std::exception& error) {
   const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
   return c10_error ? c10_error->what_without_backtrace() : error.what();

@@ -11,10 +11,6 @@
 
 namespace widefield {
 
-void check(TRITONSERVER_Error* error);  // throws it as a `std::runtime_error`
-void log_failure(TRITONSERVER_Error* error);
-std::string message_of(const std::exception& error);
-
 // What the sender has to mend.
 struct RequestError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;

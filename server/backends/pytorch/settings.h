@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "json.h"
-#include "tritonbackend.h"
+#include "../backend.h"
 
 namespace widefield {
 

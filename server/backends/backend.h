@@ -1,0 +1,80 @@
+// What backends share: tritonserver's errors as exceptions and back, a model's config and folder.
+#pragma once
+
+#include <chrono>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include "json.h"
+#include "tritonbackend.h"
+
+namespace widefield {
+
+std::string message_of(const std::exception& error);  // each backend's own
+
+// Throws it as a `std::runtime_error`.
+inline void check(TRITONSERVER_Error* error) {
+  if (!error) return;
+  const std::string message = TRITONSERVER_ErrorMessage(error);
+  TRITONSERVER_ErrorDelete(error);
+  throw std::runtime_error(message);
+}
+
+inline void log_failure(TRITONSERVER_Error* error) {
+  if (!error) return;
+  TRITONSERVER_LogMessage(LOG_ERROR, __FILE__, __LINE__, TRITONSERVER_ErrorMessage(error));
+  TRITONSERVER_ErrorDelete(error);
+}
+
+// Runs `body`, and turns what it throws into the server's error.
+template <class Body>
+TRITONSERVER_Error* guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return TRITONSERVER_ErrorNew(ERROR_INTERNAL, message_of(error).c_str());
+  }
+}
+
+inline uint64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+inline void check_api_version() {
+  uint32_t major = 0, minor = 0;
+  check(TRITONBACKEND_ApiVersion(&major, &minor));
+  if (major != 1)
+    throw std::runtime_error("tritonserver's backend API is " + std::to_string(major) + "; this backend needs 1");
+}
+
+inline std::string model_config(TRITONBACKEND_Model* model) {  // JSON
+  TRITONSERVER_Message* message = nullptr;
+  check(TRITONBACKEND_ModelConfig(model, 1, &message));
+  const char* text = nullptr;
+  size_t size = 0;
+  check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
+  std::string config(text, size);
+  check(TRITONSERVER_MessageDelete(message));
+  return config;
+}
+
+inline std::string version_folder(TRITONBACKEND_Model* model) {
+  int artifact = 0;
+  const char* location = nullptr;
+  uint64_t version = 0;
+  check(TRITONBACKEND_ModelRepository(model, &artifact, &location));
+  check(TRITONBACKEND_ModelVersion(model, &version));
+  return std::string(location) + "/" + std::to_string(version);
+}
+
+template <class State, class Handle>
+State* state_of(Handle* handle, TRITONSERVER_Error* (*get)(Handle*, void**)) {
+  void* state = nullptr;
+  check(get(handle, &state));
+  return static_cast<State*>(state);
+}
+
+}  // namespace widefield

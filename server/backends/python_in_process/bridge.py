@@ -1,0 +1,208 @@
+"""Python's side of backend.cpp: loads a model.py for the Python backend, and hands it requests in the server's threads.
+
+Each instance imports its model.py and what lies beside it anew, so that instances share no variable and versions no
+module; what lies beside it has to be imported while it loads. Its JSON config comes as the Python backend's does.
+"""
+
+import ctypes
+import importlib.util
+import itertools
+import os
+import sys
+import threading
+import traceback
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+STRINGS = 13
+TYPES = {  # TRITONSERVER_DataType
+    1: np.dtype(np.bool_),
+    2: np.dtype(np.uint8),
+    3: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+    5: np.dtype(np.uint64),
+    6: np.dtype(np.int8),
+    7: np.dtype(np.int16),
+    8: np.dtype(np.int32),
+    9: np.dtype(np.int64),
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float32),
+    12: np.dtype(np.float64),
+}
+NUMBERS = {dtype: number for number, dtype in TYPES.items()}
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_int32),
+        ("rank", ctypes.c_uint32),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+    ]
+
+
+class Request(ctypes.Structure):
+    _fields_ = [("id", ctypes.c_char_p), ("inputs", ctypes.POINTER(Tensor)), ("input_count", ctypes.c_uint64)]
+
+
+# Called by the server without the interpreter's lock, and by Python with it, which the calls keep: they are short.
+Create = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+Destroy = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+Execute = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.POINTER(Request)), ctypes.c_uint64)
+Answer = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.POINTER(Request), ctypes.POINTER(Tensor), ctypes.c_uint64)
+Fail = ctypes.PYFUNCTYPE(None, ctypes.POINTER(Request), ctypes.c_int32, ctypes.c_char_p)
+Tell = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
+Log = ctypes.PYFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p)
+
+
+class Bridge(ctypes.Structure):
+    _fields_ = [
+        ("create", Create),
+        ("destroy", Destroy),
+        ("execute", Execute),
+        ("answer", Answer),
+        ("fail", Fail),
+        ("tell", Tell),
+        ("log", Log),
+    ]
+
+
+class Models:
+    """The instances by number."""
+
+    def __init__(self, server: Bridge) -> None:
+        self._server = server
+        self._models: dict[int, Any] = {}  # TritonPythonModel each
+        self._numbers = itertools.count(1)
+        self._loading = threading.Lock()
+
+    def create(self, folder: bytes, config: bytes, instance: bytes, text: int) -> int:
+        try:
+            with self._loading:
+                model = load(folder.decode())
+            if hasattr(model, "initialize"):
+                model.initialize({"model_config": config.decode(), "model_instance_name": instance.decode()})
+        except Exception as error:
+            self._server.tell(text, f"{type(error).__name__}: {error}\n{traceback.format_exc()}".encode())
+            return 0
+        number = next(self._numbers)
+        self._models[number] = model
+        return number
+
+    def destroy(self, number: int) -> None:
+        model = self._models.pop(number)
+        if hasattr(model, "finalize"):
+            model.finalize()
+
+    def execute(self, number: int, pointers: Any, count: int) -> None:
+        sent = 0
+        try:
+            requests = [read_request(pointers[i].contents) for i in range(count)]
+            responses = self._models[number].execute(requests)
+            if len(responses) != count:
+                raise ValueError(f"execute() returned {len(responses)} responses for {count} requests")
+            for response in responses:
+                self._send(pointers[sent], response)
+                sent += 1
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}".encode()
+            for i in range(sent, count):
+                self._server.fail(pointers[i], pb_utils.TritonError.INTERNAL, message)
+
+    def _send(self, request: Any, response: pb_utils.InferenceResponse) -> None:
+        error = response.error()
+        if error is None:
+            tensors = [as_tensor(output) for output in response.output_tensors()]
+            failure = self._server.answer(request, (Tensor * len(tensors))(*tensors), len(tensors))
+            error = None if failure is None else pb_utils.TritonError(failure.decode(errors="replace"))
+        if error is not None:
+            self._server.fail(request, error.code(), error.message().encode())
+
+
+def load(folder: str) -> Any:
+    """A new TritonPythonModel of `folder`/model.py."""
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        spec = importlib.util.spec_from_file_location("model", os.path.join(folder, "model.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["model"] = module
+        spec.loader.exec_module(module)
+        return module.TritonPythonModel()
+    finally:
+        sys.path.remove(folder)
+        for name in sys.modules.keys() - before | {"model"}:
+            if os.path.dirname(getattr(sys.modules.get(name), "__file__", None) or "") == folder:
+                del sys.modules[name]
+
+
+class Input(pb_utils.Tensor):
+    """Read when it is asked for: what is wrong with it is told to its own request."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(tensor.name.decode(), None)
+        self._tensor = tensor
+
+    def as_numpy(self) -> np.ndarray:
+        """In the server's memory, valid while `execute` runs; strings as a copy."""
+        tensor = self._tensor
+        shape = tensor.shape[: tensor.rank]
+        if tensor.type == STRINGS:
+            strings = split_strings(ctypes.string_at(tensor.data, tensor.bytes))
+            array = np.empty(len(strings), np.object_)
+            array[:] = strings
+            return array.reshape(shape)
+        if tensor.type not in TYPES:
+            raise ValueError(f"input '{self.name()}' has data type {tensor.type}, which numpy has not")
+        memory = (ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b""
+        return np.frombuffer(memory, TYPES[tensor.type]).reshape(shape)
+
+
+def read_request(request: Request) -> pb_utils.InferenceRequest:
+    inputs = [Input(request.inputs[i]) for i in range(request.input_count)]
+    return pb_utils.InferenceRequest(request.id.decode(errors="replace"), inputs)
+
+
+def split_strings(data: bytes) -> list[bytes]:
+    """Of a string tensor's elements, each behind its length. Raises `ValueError` where one ends beyond the tensor."""
+    strings = []
+    begin = 0
+    while begin < len(data):
+        length = int.from_bytes(data[begin : begin + 4], "little")
+        begin += 4
+        if begin + length > len(data):
+            raise ValueError(f"incomplete strings: {length} bytes expected from byte {begin} on, of {len(data)}")
+        strings.append(data[begin : begin + length])
+        begin += length
+    return strings
+
+
+def as_tensor(output: pb_utils.Tensor) -> Tensor:
+    """Valid while `output` lives."""
+    array = output.as_numpy()
+    if array.dtype not in NUMBERS:
+        raise ValueError(f"output '{output.name()}' is {array.dtype}: numbers and booleans alone can be answered here")
+    kept = output._array = np.ascontiguousarray(array)
+    shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    return Tensor(output.name().encode(), NUMBERS[array.dtype], array.ndim, shape, kept.ctypes.data, kept.nbytes)
+
+
+def connect(place: int) -> Bridge:
+    """`place`: the address of the library's `Bridge`, which gets functions that it keeps alive."""
+    bridge = Bridge.from_address(place)
+    models = Models(bridge)
+    bridge.create, bridge.destroy, bridge.execute = (
+        Create(models.create),
+        Destroy(models.destroy),
+        Execute(models.execute),
+    )
+    log = bridge.log
+    pb_utils.Logger.write = lambda level, file, line, text: log(level, file.encode(), line, text.encode())
+    return bridge

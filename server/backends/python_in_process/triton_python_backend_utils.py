@@ -1,0 +1,97 @@
+"""What a model.py imports from tritonserver's Python backend, as far as one on the CPU needs it: names and types."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+Log = Callable[[int, str, int, str], None]  # level, file, line, text
+
+
+class TritonModelException(Exception):  # noqa: N818 - the Python backend's name
+    """What a model raises of its own accord."""
+
+
+class TritonError:
+    """Why a request has no answer; codes are TRITONSERVER_Error's."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message = str(message)
+        self._code = code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Tensor:
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name = name
+        self._array = array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        """Strings as an array of bytes objects. A request's is valid while `execute` runs."""
+        return self._array
+
+
+class InferenceRequest:
+    def __init__(self, request_id: str, inputs: Sequence[Tensor]) -> None:
+        self._request_id = request_id
+        self._inputs = inputs
+
+    def request_id(self) -> str:
+        return self._request_id
+
+    def inputs(self) -> Sequence[Tensor]:
+        return self._inputs
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None) -> None:
+        self._output_tensors = output_tensors
+        self._error = error
+
+    def output_tensors(self) -> Sequence[Tensor]:
+        return self._output_tensors
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+
+class Logger:
+    """To the server's own log, with the caller's place."""
+
+    write: Log | None = None  # the server's, once there is one
+
+    @classmethod
+    def _log(cls, level: int, message: str) -> None:
+        caller: Any = inspect.currentframe().f_back.f_back  # type: ignore[union-attr]
+        if cls.write is not None:
+            cls.write(level, caller.f_code.co_filename, caller.f_lineno, message)
+
+    @classmethod
+    def log_info(cls, message: str) -> None:
+        cls._log(0, message)
+
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        cls._log(1, message)
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        cls._log(2, message)
+
+
+def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
+    return next((tensor for tensor in request.inputs() if tensor.name() == name), None)

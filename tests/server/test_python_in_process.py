@@ -1,0 +1,276 @@
+"""Python models in tritonserver's own process: as the Python backend runs them, errors too, and nothing left of it."""
+
+import concurrent.futures
+import ctypes
+import importlib
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton_grpc
+from conftest import CPU, config, in_process, tensor, write_model
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from server import StartError, TritonServer
+
+NUMBERS = [
+    np.bool_,
+    *(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)),
+    np.float16,
+    np.float32,
+    np.float64,
+]
+ODD = """
+import json
+import os
+import threading
+
+import triton_python_backend_utils as pb_utils
+from neighbour import NAME
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.config = json.loads(args["model_config"])
+        self.local = threading.local()
+
+    def execute(self, requests):
+        (request,) = requests
+        seconds = pb_utils.get_input_tensor_by_name(request, "seconds").as_numpy()
+        number = int(seconds.flat[0])
+        self.local.calls = getattr(self.local, "calls", 0) + 1
+        pb_utils.Logger.log_warn(f"{NAME} of {self.config['name']} has {number}, call {self.local.calls}")
+        if number == 1:
+            raise RuntimeError("one is too few")
+        if number == 2:
+            return []
+        if number == 3:
+            error = pb_utils.TritonError("not three", pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=error)]
+        if number == 4:
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", seconds.astype("complex64"))])]
+        if number == 5:
+            return [None]
+        if number == 6:
+            os.abort()
+        others = [pb_utils.Tensor("nobody_asks", seconds)]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", seconds.T.copy().T[:, ::-1]), *others])]
+"""
+
+
+def write(root, script, columns=1, name="sleepy"):
+    """A model "seconds" -> "slept", [B,columns] float32."""
+    inputs, outputs = [tensor("seconds", "FP32", [columns])], [tensor("slept", "FP32", [columns])]
+    folder = write_model(root, config(name, inputs, outputs, CPU % 1, "python"), name)
+    (folder / "1" / "model.py").write_text(script)
+    in_process(folder)
+    return folder
+
+
+def infer(url, values, model="sleepy"):
+    with triton_grpc.InferenceServerClient(url) as client:
+        given = triton_grpc.InferInput("seconds", list(values.shape), np_to_triton_dtype(values.dtype))
+        given.set_data_from_numpy(values)
+        wanted = [triton_grpc.InferRequestedOutput("slept")]
+        return client.infer(model, [given], outputs=wanted, client_timeout=60).as_numpy("slept")
+
+
+def tritonserver_of(server):
+    """Its process; several may run under this one."""
+    folder, children = str(server._runtime.folder), psutil.Process().children(recursive=True)
+    (found,) = [each for each in children if each.name() == "tritonserver" and folder in " ".join(each.cmdline())]
+    return found
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Two models, each with a module of the same name beside it; the log is the server's."""
+    root = tmp_path_factory.mktemp("odd")
+    for name in ("sleepy", "other"):
+        folder = write(root, ODD, columns=3, name=name)
+        (folder / "1" / "neighbour.py").write_text(f'NAME = "neighbour of {name}"\n')
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with TritonServer(root, log_file=log) as server:
+        yield server
+
+
+@pytest.fixture
+def bridge(monkeypatch):
+    """bridge.py as a library's Python has it."""
+    folder = Path(__file__).parents[2] / "server" / "backends" / "python_in_process"
+    monkeypatch.syspath_prepend(folder)
+    for name in ("bridge", "triton_python_backend_utils"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("bridge")
+    for name in ("bridge", "triton_python_backend_utils"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.server
+def test_an_answer_is_its_array_whatever_its_strides(odd):
+    values = np.array([[7, 8, 9], [10, 11, 12]], np.float32)
+    np.testing.assert_array_equal(infer(odd.grpc_url, values), values[:, ::-1])
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [
+        (1, "INTERNAL", "RuntimeError: one is too few"),
+        (2, "INTERNAL", "ValueError: execute() returned 0 responses for 1 requests"),
+        (3, "UNAVAILABLE", "not three"),
+        (4, "INTERNAL", "ValueError: output 'slept' is complex64: numbers and booleans alone can be answered here"),
+        (5, "INTERNAL", "AttributeError: 'NoneType' object has no attribute 'error'"),
+    ],
+)
+def test_a_failure_is_its_requests_own(odd, number, code, message):
+    with pytest.raises(InferenceServerException) as failed:
+        infer(odd.grpc_url, np.full((1, 3), number, np.float32))
+    assert (failed.value.status(), failed.value.message()) == (f"StatusCode.{code}", message)
+    assert infer(odd.grpc_url, np.full((1, 3), 7, np.float32)).tolist() == [[7, 7, 7]]
+
+
+@pytest.mark.server
+def test_models_share_no_module_and_threads_keep_what_is_theirs(odd):
+    before = odd.log_file.stat().st_size
+    for model in ("other", "sleepy", "other"):
+        infer(odd.grpc_url, np.full((1, 3), 70, np.float32), model)
+    said = re.findall(r"W \d+ model\.py:\d+\] \"(.*) has 70, call (\d+)\"", odd.log_file.read_text()[before:])
+    assert [name for name, _ in said] == [f"neighbour of {each} of {each}" for each in ("other", "sleepy", "other")]
+    assert int(said[2][1]) == int(said[0][1]) + 1
+
+
+@pytest.mark.server
+def test_nothing_but_the_server_runs(odd):
+    assert tritonserver_of(odd).children(recursive=True) == []
+    assert list(Path("/dev/shm").glob(f"{odd._runtime.shm_prefix}*")) == []
+
+
+@pytest.mark.server
+def test_many_threads_are_answered_rightly(server_in_process, classify, encode):
+    colours = ("red", "lime", "blue")
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda i: classify(server_in_process, [encode(colours[i % 3])]).argmax(), range(96)))
+    assert found == [i % 3 for i in range(96)]
+
+
+@pytest.mark.server
+def test_threads_that_decode_step_back(server_in_process, classify, encode):
+    for _ in range(4):
+        classify(server_in_process, [encode("red")] * 8)
+    process = tritonserver_of(server_in_process)
+    stats = [Path(f"/proc/{process.pid}/task/{thread.id}/stat").read_text() for thread in process.threads()]
+    niceness = [int(stat.rsplit(")", 1)[1].split()[16]) for stat in stats]
+    own = psutil.Process().nice()
+    assert sorted(set(niceness)) == sorted({own, max(10, own)})
+    assert niceness.count(max(10, own)) in (1, 2) or own >= 10  # the instances that have executed
+
+
+@pytest.mark.server
+def test_a_model_that_ends_the_process_is_restarted(tmp_path):
+    folder = write(tmp_path, ODD)
+    (folder / "1" / "neighbour.py").write_text('NAME = "neighbour"\n')
+    events = []
+    with TritonServer(tmp_path, on_event=events.append, probe_interval=0.2) as server:
+        with pytest.raises(InferenceServerException):
+            infer(server.grpc_url, np.full((1, 1), 6, np.float32))
+        end = time.monotonic() + 30
+        while not (server.restarts and server.ready) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert infer(server.grpc_url, np.full((1, 1), 7, np.float32)).tolist() == [[7]]
+    assert "restarting" in events[0]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("import nowhere_to_be_found\n", "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (
+            "class TritonPythonModel:\n    def initialize(self, args):\n        raise ValueError('no good')\n",
+            "ValueError: no good",
+        ),
+    ],
+)
+def test_a_model_that_cannot_load_says_why(tmp_path, script, message):
+    write(tmp_path, script)
+    with pytest.raises(StartError) as failed:
+        TritonServer(tmp_path).start()
+    assert message in str(failed.value)
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_numbers_go_through_as_they_are(bridge, dtype):
+    array = np.arange(12).astype(dtype).reshape(3, 4)
+    output = bridge.pb_utils.Tensor("x", array[:, ::2])
+    out = bridge.as_tensor(output)
+    np.testing.assert_array_equal(bridge.Input(out).as_numpy(), array[:, ::2])
+    assert bridge.Input(out).as_numpy().dtype == array.dtype
+    assert out.bytes == 6 * array.itemsize
+
+
+def test_no_elements(bridge):
+    output = bridge.pb_utils.Tensor("x", np.empty((0, 3), np.float32))
+    out = bridge.as_tensor(output)
+    assert bridge.Input(out).as_numpy().shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", []),
+        (b"\0\0\0\0", [b""]),
+        (b"\2\0\0\0ab\1\0\0\0c", [b"ab", b"c"]),
+        (b"\3\0\0\0ab", "incomplete strings: 3 bytes expected from byte 4 on, of 6"),
+        (b"\1\0", "incomplete strings: 1 bytes expected from byte 4 on, of 2"),
+    ],
+)
+def test_strings(bridge, data, expected):
+    if isinstance(expected, list):
+        assert bridge.split_strings(data) == expected
+    else:
+        with pytest.raises(ValueError, match=expected):
+            bridge.split_strings(data)
+
+
+def test_each_load_is_a_module_of_its_own(bridge, tmp_path):
+    """Two versions with modules of the same names; nothing of them stays in Python's table."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "neighbour.py").write_text(f"VALUE = {version}\n")
+        (tmp_path / version / "model.py").write_text(
+            "import neighbour\nclass TritonPythonModel:\n    value = neighbour.VALUE\n"
+        )
+    before = set(sys.modules), list(sys.path)
+    models = [bridge.load(str(tmp_path / version)) for version in ("1", "2", "1")]
+    assert [model.value for model in models] == [1, 2, 1]
+    assert type(models[0]) is not type(models[2])
+    assert (set(sys.modules), sys.path) == before
+    shutil.rmtree(tmp_path / "2")
+    with pytest.raises(FileNotFoundError):
+        bridge.load(str(tmp_path / "2"))
+    assert (set(sys.modules), sys.path) == before
+
+
+def test_the_life_of_an_instance(bridge, tmp_path):
+    """Created with its config, finalized once; a name for what it lacks."""
+    (tmp_path / "model.py").write_text(
+        "said = []\nclass TritonPythonModel:\n"
+        "    def initialize(self, args):\n        said.append(args)\n        self.said = said\n"
+        "    def finalize(self):\n        said.append('end')\n"
+    )
+    told = []
+    server = bridge.Bridge(tell=bridge.Tell(lambda text, message: told.append(message)))
+    models = bridge.Models(server)
+    number = models.create(str(tmp_path).encode(), b"{}", b"model_0_0", 0)
+    said = models._models[number].said
+    models.destroy(number)
+    assert said == [{"model_config": "{}", "model_instance_name": "model_0_0"}, "end"]
+    (tmp_path / "model.py").write_text("pass\n")
+    assert models.create(str(tmp_path).encode(), b"{}", b"model_0_0", ctypes.c_void_p(0)) == 0
+    assert told[0].startswith(b"AttributeError: ")
