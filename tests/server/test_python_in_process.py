@@ -209,15 +209,15 @@ def test_numbers_go_through_as_they_are(bridge, dtype):
     array = np.arange(12).astype(dtype).reshape(3, 4)
     output = bridge.pb_utils.Tensor("x", array[:, ::2])
     out = bridge.as_tensor(output)
-    np.testing.assert_array_equal(bridge.Input(out).as_numpy(), array[:, ::2])
-    assert bridge.Input(out).as_numpy().dtype == array.dtype
+    np.testing.assert_array_equal(bridge.as_array(out), array[:, ::2])
+    assert bridge.as_array(out).dtype == array.dtype
     assert out.bytes == 6 * array.itemsize
 
 
 def test_no_elements(bridge):
     output = bridge.pb_utils.Tensor("x", np.empty((0, 3), np.float32))
     out = bridge.as_tensor(output)
-    assert bridge.Input(out).as_numpy().shape == (0, 3)
+    assert bridge.as_array(out).shape == (0, 3)
 
 
 @pytest.mark.parametrize(

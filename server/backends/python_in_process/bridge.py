@@ -99,19 +99,24 @@ class Models:
             model.finalize()
 
     def execute(self, number: int, pointers: Any, count: int) -> None:
-        sent = 0
+        waiting, requests = [], []
+        for pointer in pointers[:count]:
+            try:
+                requests.append(read_request(pointer.contents))
+                waiting.append(pointer)
+            except Exception as error:
+                self._server.fail(pointer, pb_utils.TritonError.INVALID_ARG, str(error).encode())
         try:
-            requests = [read_request(pointers[i].contents) for i in range(count)]
-            responses = self._models[number].execute(requests)
-            if len(responses) != count:
-                raise ValueError(f"execute() returned {len(responses)} responses for {count} requests")
+            responses = self._models[number].execute(requests) if requests else []
+            if len(responses) != len(requests):
+                raise ValueError(f"execute() returned {len(responses)} responses for {len(requests)} requests")
             for response in responses:
-                self._send(pointers[sent], response)
-                sent += 1
+                self._send(waiting[0], response)
+                del waiting[0]
         except Exception as error:
-            message = f"{type(error).__name__}: {error}".encode()
-            for i in range(sent, count):
-                self._server.fail(pointers[i], pb_utils.TritonError.INTERNAL, message)
+            for pointer in waiting:
+                message = f"{type(error).__name__}: {error}"
+                self._server.fail(pointer, pb_utils.TritonError.INTERNAL, message.encode())
 
     def _send(self, request: Any, response: pb_utils.InferenceResponse) -> None:
         error = response.error()
@@ -143,31 +148,25 @@ def load(folder: str) -> Any:
                 del sys.modules[name]
 
 
-class Input(pb_utils.Tensor):
-    """Read when it is asked for: what is wrong with it is told to its own request."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        super().__init__(tensor.name.decode(), None)
-        self._tensor = tensor
-
-    def as_numpy(self) -> np.ndarray:
-        """In the server's memory, valid while `execute` runs; strings as a copy."""
-        tensor = self._tensor
-        shape = tensor.shape[: tensor.rank]
-        if tensor.type == STRINGS:
-            strings = split_strings(ctypes.string_at(tensor.data, tensor.bytes))
-            array = np.empty(len(strings), np.object_)
-            array[:] = strings
-            return array.reshape(shape)
-        if tensor.type not in TYPES:
-            raise ValueError(f"input '{self.name()}' has data type {tensor.type}, which numpy has not")
-        memory = (ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b""
-        return np.frombuffer(memory, TYPES[tensor.type]).reshape(shape)
-
-
 def read_request(request: Request) -> pb_utils.InferenceRequest:
-    inputs = [Input(request.inputs[i]) for i in range(request.input_count)]
+    """Raises `ValueError` for what its sender has to mend."""
+    tensors = [request.inputs[i] for i in range(request.input_count)]
+    inputs = [pb_utils.Tensor(tensor.name.decode(), as_array(tensor)) for tensor in tensors]
     return pb_utils.InferenceRequest(request.id.decode(errors="replace"), inputs)
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """In the server's memory; strings as a copy."""
+    shape = tensor.shape[: tensor.rank]
+    if tensor.type == STRINGS:
+        strings = split_strings(ctypes.string_at(tensor.data, tensor.bytes))
+        array = np.empty(len(strings), np.object_)
+        array[:] = strings
+        return array.reshape(shape)
+    if tensor.type not in TYPES:
+        raise ValueError(f"input '{tensor.name.decode()}' has data type {tensor.type}, which numpy has not")
+    memory = (ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b""
+    return np.frombuffer(memory, TYPES[tensor.type]).reshape(shape)
 
 
 def split_strings(data: bytes) -> list[bytes]:
