@@ -19,8 +19,9 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     """Folder of the checkpoint; the run in progress is in its last/."""
     data: Path = Path("data/images")
     """Folder with train/LABEL/FILE and val/LABEL/FILE, or train/*.tar and val/*.tar."""
-    arch: str = "replknet_small"
-    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; a checkpoint folder in --weights brings its own."""
+    arch: str = ""
+    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint folder in --weights,
+    else replknet_small."""
     weights: Path | None = None
     """Checkpoint folder, .safetensors or .pth to start from; the head is kept if the labels are the same."""
     image_size: int = 0

@@ -6,7 +6,6 @@ Examples:
     torchrun --nproc-per-node 8 -m training.finetune --preset replknet_31b --data imagenet
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from models import ModelConfig, create_model, load_config, load_weights, save_checkpoint
+from models import ModelConfig, create_model, load_weights, save_checkpoint
 from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
@@ -32,6 +31,7 @@ from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import exit_code
 from training.settings import as_json, check_ranges
+from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -63,6 +63,7 @@ def train(config: Config, console: Console | None = None) -> float:
     if len(labels) < 2:
         raise DataError(f"{config.data / 'train'} has 1 class, {labels[0]}: a classifier needs 2")
     model, model_config = make_model(config, labels)
+    config = replace(config, arch=model_config.arch)
     vary = train_transform(model_config, config)
     two_views = config.loss in ("paco", "gpaco")
     train_images = open_images(config.data / "train", TwoViews(vary) if two_views else vary, labels)
@@ -116,8 +117,7 @@ def train(config: Config, console: Console | None = None) -> float:
 
 def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfig]:
     """The model to train, with what the command line says laid over the checkpoint's own config."""
-    in_folder = config.weights is not None and config.weights.is_dir()
-    start = load_config(config.weights) if in_folder and config.weights else ModelConfig(config.arch)
+    start = starting_config(config.arch, config.weights)
     model_config = replace(
         start,
         num_classes=len(labels),
@@ -140,10 +140,7 @@ def first_batch(loader: DataLoader[Any], device: str) -> tuple[Tensor, Tensor]:
 
 def parse_arguments(command_line: list[str] | None = None) -> Config:
     """The preset's values, overridden by the command line."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="folder")
-    preset = first.parse_known_args(command_line)[0].preset
-    default = PRESETS.get(preset, PRESETS["folder"])
+    default = preset_of(PRESETS, "folder", command_line)
     return tyro.cli(Config, prog="python -m training.finetune", args=command_line, default=default, description=__doc__)
 
 

@@ -6,7 +6,6 @@ Examples:
     python -m training.finetune --data my_images --weights runs/pretrain-photos
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,6 @@ from models import (
     MaskedPretrainer,
     ModelConfig,
     create_replknet,
-    load_config,
     load_weights,
     save_checkpoint,
 )
@@ -36,6 +34,7 @@ from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
 from training.script import exit_code
 from training.settings import SettingsError, as_json
+from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -76,6 +75,7 @@ def train(config: Config, console: Console | None = None) -> float:
     torch.manual_seed(config.seed)
 
     model, model_config = make_model(config)
+    config = replace(config, arch=model_config.arch)
     masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
     vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
     train_set = MaskedImages(Unlabelled(config.data / "train"), vary, masks)
@@ -116,10 +116,11 @@ def train(config: Config, console: Console | None = None) -> float:
 
 def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
     """The model to train and what its checkpoint will say: no labels, so fine-tuning makes a head of its own."""
-    in_folder = config.weights is not None and config.weights.is_dir()
-    if not in_folder and config.arch not in ARCHITECTURES:
+    if config.arch and config.arch not in ARCHITECTURES:
         raise SettingsError(f"--arch {config.arch}: choose one of {', '.join(ARCHITECTURES)}")
-    start = load_config(config.weights) if in_folder and config.weights else ModelConfig(config.arch)
+    start = starting_config(config.arch, config.weights)
+    if start.arch not in ARCHITECTURES:
+        raise SettingsError(f"--weights {config.weights} holds {start.arch}: only RepLKNets are pre-trained")
     model_config = replace(
         start,
         num_classes=1,
@@ -151,10 +152,7 @@ def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: st
 
 def parse_arguments(command_line: list[str] | None = None) -> Config:
     """The preset's values, overridden by the command line."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="simmim")
-    preset = first.parse_known_args(command_line)[0].preset
-    default = PRESETS.get(preset, PRESETS["simmim"])
+    default = preset_of(PRESETS, "simmim", command_line)
     return tyro.cli(Config, prog="python -m training.pretrain", args=command_line, default=default, description=__doc__)
 
 

@@ -19,8 +19,8 @@ class Config(LoopConfig):
     """Folder of the checkpoint, which training.finetune --weights takes; the run in progress is in its last/."""
     data: Path = Path("data/images")
     """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at."""
-    arch: str = "replknet_small"
-    """Name in models.ARCHITECTURES; a checkpoint folder in --weights brings its own."""
+    arch: str = ""
+    """Name in models.ARCHITECTURES; empty: that of the checkpoint folder in --weights, else replknet_small."""
     weights: Path | None = None
     """Checkpoint folder, .safetensors or .pth whose encoder is trained on."""
     image_size: int = 192
