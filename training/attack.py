@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
-from models import load_checkpoint
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device
-from training.evaluate import labels_of
+from training.evaluate import load_classifier
+from training.outputs import check_file
 from training.randomness import seed_everything
 from training.settings import SettingsError, one_line
 
@@ -112,8 +112,10 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         raise SettingsError(f"--epsilon {config.epsilon}, --images {config.images}: 0 to 255, and at least 0")
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
-    network, model_config = load_checkpoint(config.checkpoint)
-    dataset = open_images(config.data, eval_transform(model_config), labels_of(model_config))
+    if config.save is not None:
+        check_file("--save", config.save)
+    network, model_config, labels = load_classifier(config.checkpoint)
+    dataset = open_images(config.data, eval_transform(model_config), labels)
     count = min(config.images, len(dataset)) or len(dataset)
     chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
@@ -160,6 +162,7 @@ def main() -> int:
             results = attack_checkpoint(config, status.update)
         if config.save is not None:
             values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
+            config.save.parent.mkdir(parents=True, exist_ok=True)
             config.save.write_text(json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n")
     except (ValueError, OSError) as error:
         print(f"attack: {one_line(error)}", file=sys.stderr)

@@ -20,6 +20,7 @@ from torch import nn
 
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
 from training.measurement import Timing, gpu, interleaved, load_average_warning, versions, write_document
+from training.outputs import check_file
 from training.published import Recommendation, Row, claims, published_figures, recommend
 from training.settings import SettingsError, one_line
 
@@ -54,13 +55,14 @@ class Config:
 def compare(config: Config, progress: Callable[[str], None] = lambda _: None) -> tuple[list[Row], dict[str, Any]]:
     """The rows, and what is written beside them. Random weights: time and counts do not depend on them.
 
-    Everything is of the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no architecture
-    or twice the same, `ValueError` for an unknown one.
+    Everything is of the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no architecture,
+    twice the same or an output that cannot be written, `ValueError` for an unknown one.
     """
     if not config.archs or len(set(config.archs)) < len(config.archs):
         raise SettingsError(f"--archs {' '.join(config.archs)}: at least one, each once")
     for arch in config.archs:
         check_arch(arch)
+    check_file("--output", config.output)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(0)

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
+from models.weights import replace_file
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device
 from training.long_tail import adjust_logits, shot_report, tau_normalize
+from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.settings import ARGUMENTS_FILE, SettingsError, one_line
 
 
@@ -42,7 +44,7 @@ class Config:
     logit_adjustment: float = 0.0
     """Subtract this times the log prior of the training classes from the logits; 0: off."""
     save: Path | None = None
-    """Write the checkpoint with its corrected head to this folder."""
+    """Write the checkpoint with its corrected head to this folder, which holds none yet."""
     csv: Path | None = None
     """Write the per-class table to this file."""
     batch_size: int = 64
@@ -91,26 +93,43 @@ def evaluate(config: Config) -> tuple[Tensor, list[str]]:
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     check_device(config.device)
-    model, model_config = load_checkpoint(config.checkpoint)
-    correct_head(model, config, training_counts(config.checkpoint))
-    labels = labels_of(model_config)
-    dataset = open_images(config.data, eval_transform(model_config), labels)
+    if config.csv is not None:
+        check_file("--csv", config.csv)
     if config.save is not None:
-        save_corrected(model, model_config, config)
+        check_no_checkpoint("--save", config.save)
+        check_folder("--save", config.save)
+    model, model_config, labels = load_classifier(config.checkpoint)
+    counts = training_counts(config.checkpoint)
+    correct_head(model, config, counts)
+    dataset = open_images(config.data, eval_transform(model_config), labels)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
-    return confusion_matrix(network, loader, len(labels), config.device), labels
+    confusion = confusion_matrix(network, loader, len(labels), config.device)
+    if config.save is not None:
+        save_corrected(config.save, model, model_config, config, counts)
+    return confusion, labels
 
 
-def labels_of(config: ModelConfig) -> list[str]:
-    return config.labels or [str(index) for index in range(config.num_classes)]
+def load_classifier(checkpoint: Path) -> tuple[nn.Module, ModelConfig, list[str]]:
+    """The model, its config and the label of each class. Raises `SettingsError` for an encoder, else `WeightsError`."""
+    model, config = load_checkpoint(checkpoint)
+    if config.num_classes == 1:
+        raise SettingsError(
+            f"{checkpoint} is a pre-trained encoder, which answers nothing: fine-tune it (training.finetune) first"
+        )
+    return model, config, config.labels or [str(index) for index in range(config.num_classes)]
 
 
-def save_corrected(model: nn.Module, model_config: ModelConfig, config: Config) -> None:
-    if config.save is not None and config.save.resolve() == config.checkpoint.resolve():
-        raise SettingsError(f"--save {config.save} is the checkpoint itself: name another folder")
-    save_checkpoint(str(config.save), model, model_config)
+def save_corrected(
+    folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, counts: list[int] | None
+) -> None:
+    """The checkpoint, and in args.json what it was made of: it is no run, so it has no settings of one."""
+    made = {"checkpoint": str(config.checkpoint), "tau_norm": config.tau_norm}
+    arguments = {"class_counts": counts, **made, "logit_adjustment": config.logit_adjustment}
+    save_checkpoint(folder, model, model_config)
+    text = json.dumps(arguments, indent=2) + "\n"
+    replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
 
 
 def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int, int, float, str]]:
@@ -140,6 +159,7 @@ def main() -> int:
     try:
         confusion, labels = evaluate(config)
         if config.csv is not None:
+            config.csv.parent.mkdir(parents=True, exist_ok=True)
             with config.csv.open("w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))

@@ -17,13 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from models import ModelConfig, load_checkpoint
+from models import ModelConfig
 from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import DataError, load_image
 from training.distributed import check_device
-from training.evaluate import labels_of
+from training.evaluate import load_classifier
+from training.outputs import check_folder
 from training.road import road
 from training.settings import SettingsError, one_line
 from training.shards import IMAGE_SUFFIXES, image_files
@@ -80,9 +81,9 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     check_device(config.device)
-    model, model_config = load_checkpoint(config.checkpoint)
+    check_folder("--output", config.output)
+    model, model_config, labels = load_classifier(config.checkpoint)
     model = model.to(config.device)
-    labels = labels_of(model_config)
     if config.target and config.target not in labels:
         raise SettingsError(
             f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}"

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from training import distributed
 from training.logs import RunLog
 from training.optim import make_optimizer, make_scheduler
+from training.outputs import check_folder
 from training.randomness import STEP, seed_everything
 from training.samplers import EpochBatches
 from training.settings import ARGUMENTS_FILE, LoopConfig, accumulation, check_same
@@ -112,6 +113,7 @@ def fit(
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
         console.print(f"resumed at step {step} of {total_steps}")
     if main:
+        check_folder("--output", config.output)
         last.mkdir(parents=True, exist_ok=True)
         (last / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n")
 

@@ -87,11 +87,11 @@ def is_finished(output: Path) -> bool:
 
 def metrics_of(output: Path, arguments: dict[str, Any]) -> dict[str, float]:
     """The last record of a finished run. Raises `SettingsError` for one with other `arguments`, or none."""
-    path = output / ARGUMENTS_FILE
-    if not path.exists():
+    path, log = output / ARGUMENTS_FILE, output / LOG_FILE
+    if not (path.exists() and log.exists()):
         raise SettingsError(f"{output} holds a checkpoint: name another --output, or replace it with --resume never")
     check_same(json.loads(path.read_text()), arguments, output)
-    return json.loads((output / LOG_FILE).read_text().splitlines()[-1])
+    return json.loads(log.read_text().splitlines()[-1])
 
 
 def publish(last: Path, output: Path) -> None:

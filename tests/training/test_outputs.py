@@ -1,0 +1,161 @@
+"""Outputs that cannot be written are refused before the work, and no checkpoint is written over."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from rich.console import Console
+
+from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from training import attack, compare, evaluate, explain
+from training.config import Config
+from training.finetune import train
+from training.outputs import check_file, check_folder, check_no_checkpoint
+from training.settings import SettingsError
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = ModelConfig("replknet_nano", 3, image_size=64, crop_pct=1.0, labels=["0", "1", "4"])
+    save_checkpoint(folder, create_model("replknet_nano", 3), config)
+    (folder / "args.json").write_text(json.dumps({"class_counts": [32, 11, 4], "lr": 0.1, "epochs": 30}))
+    return folder
+
+
+def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
+    patch.setattr("sys.argv", ["it", *map(str, options)])
+    return script.main()
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "work"),
+    [
+        (evaluate, "--csv", "confusion_matrix"),
+        (evaluate, "--save", "confusion_matrix"),
+        (attack, "--save", "seed_everything"),
+        (explain, "--output", "load_classifier"),
+        (compare, "--output", "create_model"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    script: ModuleType,
+    option: str,
+    work: str,
+    checkpoint: Path,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(script, work, None)  # called, it would be a TypeError
+    (tmp_path / "file").touch()
+    images = "--images" if script is explain else "--data"
+    common = [] if script is compare else ["--checkpoint", checkpoint, images, small_digits / "val", "--device", "cpu"]
+    assert run(script, monkeypatch, *common, option, tmp_path / "file" / "x") == 1
+    error = capsys.readouterr().err
+    name = script.__name__.rpartition(".")[2]
+    assert (
+        error
+        == f"{name}: {option} {tmp_path}/file/x cannot be written ({tmp_path}/file: Not a directory): name another\n"
+    )
+
+
+def test_a_run_whose_output_is_a_file_is_refused(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingsError, match=r"--output .*file cannot be written"):
+        train(tiny(tmp_path / "file"), QUIET)
+
+
+def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_folder("--save", Path("new/deeper"))
+    check_file("--csv", Path("new/x.csv"))
+    check_file("--csv", Path("/dev/stdout"))
+    assert not list(tmp_path.iterdir()), "looking leaves nothing"
+    with pytest.raises(SettingsError, match="is a folder: name a file"):
+        check_file("--csv", tmp_path)
+    (tmp_path / "x").touch()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SettingsError, match="x may not be written"):
+        check_file("--csv", tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "args.json", "last"])
+def test_another_checkpoint_is_never_written_over(
+    name: str, checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text("another run's")
+    with pytest.raises(SettingsError, match=rf"holds a checkpoint \({name}\): name another folder"):
+        check_no_checkpoint("--save", tmp_path)
+    monkeypatch.setattr(evaluate, "load_classifier", None)
+    config = evaluate.Config(checkpoint, small_digits / "val", save=tmp_path, device="cpu")
+    with pytest.raises(SettingsError, match="holds a checkpoint"):
+        evaluate.evaluate(config)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
+    checkpoint: Path,
+    small_digits: Path,
+    tiny: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    saved = tmp_path / "there" / "saved"
+    common = ["--data", small_digits / "val", "--device", "cpu"]
+    table = tmp_path / "tables" / "x.csv"
+    assert (
+        run(
+            evaluate, monkeypatch, "--checkpoint", checkpoint, *common, "--tau-norm", 1, "--save", saved, "--csv", table
+        )
+        == 0
+    )
+    assert table.read_text().startswith("label,images")
+    arguments = json.loads((saved / "args.json").read_text())
+    made = {"checkpoint": str(checkpoint), "tau_norm": 1.0, "logit_adjustment": 0.0}
+    assert arguments == {"class_counts": [32, 11, 4], **made}, "nothing of the run that it was made from"
+    capsys.readouterr()
+    assert run(evaluate, monkeypatch, "--checkpoint", saved, *common, "--logit-adjustment", 1) == 0
+    assert "mean over classes" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="holds a checkpoint: name another --output"):
+        train(tiny(saved), QUIET)
+
+
+def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+    """So that the same command can be given again."""
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "bad.png").write_bytes(b"no image")
+    config = evaluate.Config(checkpoint, tmp_path, save=tmp_path / "saved", device="cpu")
+    with pytest.raises(ValueError, match=r"bad\.png cannot be decoded"):
+        evaluate.evaluate(config)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_saved_in_its_own_layout(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+    """The evaluation's channels_last and --deploy are not in what is saved."""
+    config = evaluate.Config(checkpoint, small_digits / "val", deploy=True, save=tmp_path / "saved", device="cpu")
+    evaluate.evaluate(config)
+    before, after = (load_checkpoint(folder)[0].state_dict() for folder in (checkpoint, tmp_path / "saved"))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("script", [evaluate, attack, explain])
+def test_a_pre_trained_encoder_is_named(
+    script: ModuleType,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    save_checkpoint(tmp_path, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1, image_size=64))
+    images = "--images" if script is explain else "--data"
+    options = ["--checkpoint", tmp_path, images, small_digits / "val", "--device", "cpu"]
+    assert run(script, monkeypatch, *options) == 1
+    assert f"{tmp_path} is a pre-trained encoder, which answers nothing: fine-tune it" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""Where results will be written, looked at before the work that makes them."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from models.weights import CONFIG_FILE, WEIGHTS_FILE
+from training.settings import ARGUMENTS_FILE, SettingsError
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raises `SettingsError` where no file could be written in `folder`, which need not be there yet."""
+    _check(option, folder, folder)
+
+
+def check_file(option: str, path: Path) -> None:
+    """Raises `SettingsError` where `path` could not be written; its folder need not be there yet."""
+    if path.is_dir():
+        raise SettingsError(f"{option} {path} is a folder: name a file")
+    if not path.exists():
+        _check(option, path, path.parent)
+    elif not os.access(path, os.W_OK):
+        raise SettingsError(f"{option} {path} may not be written: name another file")
+
+
+def check_no_checkpoint(option: str, folder: Path) -> None:
+    """Raises `SettingsError` for a folder with a checkpoint, or with a run in progress, that would be lost."""
+    for name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, "last"):
+        if (folder / name).exists():
+            raise SettingsError(f"{option} {folder} holds a checkpoint ({name}): name another folder")
+
+
+def _check(option: str, asked: Path, folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise SettingsError(f"{option} {asked} cannot be written ({there}: {error.strerror}): name another") from error
