@@ -20,7 +20,7 @@ from training import distributed
 from training.augment import Transform
 from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
-from training.shards import Shards
+from training.shards import IMAGE_SUFFIXES, Shards, image_files
 
 Images: TypeAlias = ImageFolder | Shards
 
@@ -82,6 +82,35 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
     if empty and labels is None:
         raise DataError(f"{folder}: class {dataset.classes[empty[0]]} has no image: leave it out of the labels")
     return dataset
+
+
+class Unlabelled(Dataset[Image.Image]):
+    """PIL RGB images of every file below a folder, or of the shards (*.tar) in it; labels are not looked at.
+
+    `names`: the file of each, or SHARD:MEMBER. Raises `DataError` for a folder that is missing or without images, and
+    for a shard or an image that cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is no folder: images or shards are expected in it")
+        self.shards: Shards | None = None
+        if any(folder.glob("*.tar")):
+            try:
+                self.shards = Shards(folder, load_image, None, labelled=False)
+            except ValueError as error:
+                raise DataError(str(error)) from error
+            self.names = [member.key for member in self.shards.samples]
+        else:
+            self.names = [str(path) for path in image_files(folder)]
+        if not self.names:
+            raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return self.shards[index][0] if self.shards is not None else load_image(self.names[index])
 
 
 class Numbered(Dataset[Any]):

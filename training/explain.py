@@ -18,16 +18,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from models import ModelConfig
-from training.augment import eval_transform, to_picture
+from training.augment import Transform, eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
-from training.data import DataError, load_image
+from training.data import Unlabelled, load_image
 from training.distributed import check_device
 from training.evaluate import load_classifier
 from training.outputs import check_folder
 from training.road import road
 from training.settings import SettingsError, one_line
-from training.shards import IMAGE_SUFFIXES, image_files
 
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
@@ -39,13 +38,13 @@ class Config:
     checkpoint: Path
     """Folder with model.safetensors and config.json."""
     images: Path
-    """An image, or a folder of images."""
+    """An image, or a folder of images at any depth, or of *.tar."""
     output: Path = Path("runs/explained")
     """Folder of the overlays."""
     method: Method = "cam"
     """cam is exact and needs no gradient; the others work on any layer."""
     layer: str = ""
-    """Of the gradient methods, such as norm or stages.2; empty: the last one."""
+    """Of the gradient methods, such as norm or stages.2; empty: the last one. cam has none but that."""
     target: str = ""
     """The label to explain; empty: the answer."""
     count: int = 16
@@ -64,15 +63,16 @@ def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.I
     return Image.fromarray(np.concatenate([picture, blend], 1))
 
 
-def find_images(path: Path, count: int) -> list[Path]:
-    """`count` images, evenly over the folder. Raises `DataError` if there is none."""
-    files = [path] if path.is_file() else image_files(path)
-    if not files:
-        raise DataError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str, Tensor]]:
+    """Names and transformed pictures of `count` images, evenly over the folder. Raises `DataError` if there is none."""
     if count < 1:
         raise SettingsError(f"--count {count}: at least 1")
-    chosen = min(count, len(files))
-    return [files[index * len(files) // chosen] for index in range(chosen)]
+    if path.is_file():
+        return [(str(path), transform(load_image(str(path))))]
+    found = Unlabelled(path)
+    chosen = min(count, len(found))
+    places = [index * len(found) // chosen for index in range(chosen)]
+    return [(found.names[place], transform(found[place])) for place in places]
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
@@ -81,6 +81,10 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     check_device(config.device)
+    if config.layer and config.method == "cam":
+        raise SettingsError(
+            f"--layer {config.layer} does nothing with --method cam: take layercam or another, or leave it out"
+        )
     check_folder("--output", config.output)
     model, model_config, labels = load_classifier(config.checkpoint)
     model = model.to(config.device)
@@ -88,9 +92,8 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         raise SettingsError(
             f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}"
         )
-    paths = find_images(config.images, config.count)
-    transform = eval_transform(model_config)
-    images = torch.stack([transform(load_image(str(path))) for path in paths]).to(config.device)  # [B,3,S,S]
+    names, pictures = zip(*find_images(config.images, config.count, eval_transform(model_config)), strict=True)
+    images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
     with torch.no_grad():
         probabilities = model(images).softmax(1)
     answers = probabilities.argmax(1)
@@ -98,12 +101,13 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
     config.output.mkdir(parents=True, exist_ok=True)
     table = Table("image", "explained", "probability", "picture")
-    for number, path in enumerate(paths):
+    for number, source in enumerate(names):
         target = int(targets[number])
-        name = f"{number:03d}_{path.stem}_{config.method}.png"
+        stem = Path(source.rpartition(":")[2]).stem  # of a member, not of its shard
+        name = f"{number:03d}_{stem}_{config.method}.png"
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
         answer = f"{float(probabilities[number, target]):.1%}"
-        table.add_row(escape(str(path)), escape(labels[target]), answer, escape(name))
+        table.add_row(escape(source), escape(labels[target]), answer, escape(name))
     return table, scores_of(model, model_config, images, maps, targets, config) if config.scores else {}
 
 

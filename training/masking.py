@@ -15,10 +15,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
 from training.augment import Transform, eval_transform
-from training.data import DataError, load_image
+from training.data import DataError, Unlabelled
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
-from training.shards import IMAGE_SUFFIXES, Shards, image_files
 
 
 class MaskGenerator:
@@ -52,32 +51,6 @@ def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) ->
         steps.append(v2.RandomHorizontalFlip())
     steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
     return v2.Compose(steps)
-
-
-class Unlabelled(Dataset[Image.Image]):
-    """PIL RGB images of every file below a folder, or of the shards (*.tar) in it; labels are not looked at.
-
-    Raises `DataError` for a folder that is missing or without images, and for a shard or an image that cannot be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise DataError(f"{folder} is no folder: images or shards are expected in it")
-        self.shards: Shards | None = None
-        if any(folder.glob("*.tar")):
-            try:
-                self.shards = Shards(folder, load_image, None, labelled=False)
-            except ValueError as error:
-                raise DataError(str(error)) from error
-        self.files = [str(path) for path in image_files(folder)]
-        if not len(self):
-            raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
-
-    def __len__(self) -> int:
-        return len(self.shards) if self.shards is not None else len(self.files)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return self.shards[index][0] if self.shards is not None else load_image(self.files[index])
 
 
 class MaskedImages(Dataset[tuple[Tensor, Tensor]]):

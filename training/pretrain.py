@@ -27,9 +27,9 @@ from models import (
     save_checkpoint,
 )
 from training import distributed
-from training.data import make_loader, write_digits
+from training.data import Unlabelled, make_loader, write_digits
 from training.loop import Learner, fit
-from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
+from training.masking import MaskedImages, MaskGenerator, held_out, pretrain_transform, write_photos
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
 from training.script import exit_code

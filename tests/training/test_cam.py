@@ -1,5 +1,6 @@
 """Class activation maps: exact where they say so, in the graph, and judged."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ from training.data import DataError
 from training.settings import SettingsError
 
 SIZE = 96
+
+
+def as_it_is(picture: Image.Image) -> Image.Image:
+    return picture
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +203,34 @@ def test_script_writes_overlays(
     assert "--target z is not one of the 5 labels: a, b" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no image"):
-        script.find_images(tmp_path / "none", 3)
+        script.find_images(tmp_path / "none", 3, as_it_is)
+    for method in ([], ["--method", "cam"]):
+        monkeypatch.setattr("sys.argv", [*run, *method, "--layer", "stages.0"])
+        assert script.main() == 1
+        assert "--layer stages.0 does nothing with --method cam: take layercam" in capsys.readouterr().err
+
+
+def test_script_reads_shards(model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures are those of the same images in a folder."""
+    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64))
+    for folder in ("images", "shards"):
+        (tmp_path / folder).mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
+        for index in range(3):
+            path = tmp_path / "images" / f"{index}.png"
+            Image.fromarray(np.random.default_rng(index).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(path)
+            shard.add(path, f"dog/{index}.png")
+    common = ["explain", "--checkpoint", str(tmp_path / "c"), "--device", "cpu", "--count", "2"]
+    pictures = {}
+    for folder in ("images", "shards"):
+        output = tmp_path / "out" / folder
+        monkeypatch.setattr("sys.argv", [*common, "--images", str(tmp_path / folder), "--output", str(output)])
+        assert script.main() == 0
+        pictures[folder] = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert pictures["images"] == pictures["shards"]
+    assert sorted(pictures["shards"]) == ["000_0_cam.png", "001_1_cam.png"]
+
+
+def test_counts_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--count 0"):
-        script.find_images(tmp_path / "images", 0)
+        script.find_images(tmp_path / "images", 0, as_it_is)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from models import ModelConfig
-from training.data import DataError, image_folder
-from training.masking import MaskedImages, MaskGenerator, Unlabelled, held_out, pretrain_transform, write_photos
+from training.data import DataError, Unlabelled, image_folder
+from training.masking import MaskedImages, MaskGenerator, held_out, pretrain_transform, write_photos
 from training.settings import SettingsError
 from training.shards import NO_CLASS
 
