@@ -20,7 +20,7 @@ from training import distributed
 from training.augment import Transform
 from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
-from training.shards import IMAGE_SUFFIXES, Shards, image_files
+from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
 
 Images: TypeAlias = ImageFolder | Shards
 
@@ -45,6 +45,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class LabelledFolder(ImageFolder):
+    """torchvision's, without hidden files and folders."""
+
+    def __init__(self, folder: Path, transform: Transform | None) -> None:
+        root = str(folder)
+        super().__init__(root, transform, loader=load_image, is_valid_file=lambda path: is_image(path, root))
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = [name for name in super().find_classes(directory)[0] if not HIDDEN.match(name)]
+        if not names:
+            raise DataError(f"{directory} holds no folder: images are expected in {directory}/LABEL/FILE")
+        return names, {name: index for index, name in enumerate(names)}
+
+
 def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> ImageFolder:
     """(image, class index) of FOLDER/LABEL/*; `labels` fixes the order of the classes, else it is alphabetical.
 
@@ -53,9 +67,10 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder: images are expected in {folder}/LABEL/FILE")
     try:
-        dataset = ImageFolder(str(folder), transform=transform, loader=load_image)
+        dataset = LabelledFolder(Path(folder), transform)
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: {error}") from error
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{folder}: {str(error).strip()} Images are {suffixes}") from error
     if labels is not None:
         unknown = [name for name in dataset.classes if name not in labels]
         if unknown:
@@ -72,7 +87,7 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
 
     Raises `DataError` as `image_folder`, and for a shard that is damaged or holds a class out of range or none at all.
     """
-    if not any(Path(folder).glob("*.tar")):
+    if not shard_files(folder):
         return image_folder(folder, transform, labels)
     try:
         dataset = Shards(folder, load_image, transform, labels)
@@ -95,7 +110,7 @@ class Unlabelled(Dataset[Image.Image]):
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: images or shards are expected in it")
         self.shards: Shards | None = None
-        if any(folder.glob("*.tar")):
+        if shard_files(folder):
             try:
                 self.shards = Shards(folder, load_image, None, labelled=False)
             except ValueError as error:

@@ -6,6 +6,7 @@ resumption then work as for folders. Pixels are read by their place in the file,
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
@@ -18,13 +19,23 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 IMAGE_SUFFIXES = frozenset(IMG_EXTENSIONS)  # .jpg, .png, ...: what ImageFolder reads is read everywhere
 LABELS_FILE = "labels.txt"
+HIDDEN = re.compile(r"(^|/)\.[^./]")  # .ipynb_checkpoints, ._0001.jpg: in no folder and no shard anybody's image
 NO_CLASS = -1
 
 
+def is_image(path: str, folder: str = "") -> bool:
+    """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder."""
+    return path.lower().endswith(IMG_EXTENSIONS) and not HIDDEN.search(path, len(folder))
+
+
 def image_files(folder: Path) -> list[Path]:
-    """Every image at any depth, linked folders included, as ImageFolder finds them; in order."""
-    found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted((path for path in found if path.suffix.lower() in IMAGE_SUFFIXES), key=str)
+    """Every image at any depth, linked folders included, as `image_folder` finds them; in order."""
+    found = (os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return [Path(path) for path in sorted(path for path in found if is_image(path, str(folder)))]
+
+
+def shard_files(folder: str | Path) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("*.tar") if not HIDDEN.search(path.name))
 
 
 class Member(NamedTuple):
@@ -54,7 +65,7 @@ class Shards(Dataset[tuple[Any, int]]):
         *,
         labelled: bool = True,
     ) -> None:
-        self.paths = sorted(Path(folder).glob("*.tar"))
+        self.paths = shard_files(folder)
         self.decode, self.transform, self.labelled = decode, transform, labelled
         names = Path(folder) / LABELS_FILE
         if labelled and labels is None and names.exists():
@@ -82,7 +93,7 @@ class Shards(Dataset[tuple[Any, int]]):
                 for member in shard:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, suffix = name.partition(".")
-                    if not member.isfile() or not suffix:
+                    if not member.isfile() or not suffix or HIDDEN.search(member.name):
                         continue
                     if (stem := f"{folder}/{stem}") != key:
                         self._add(path, image, target, key)

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 from models import ModelConfig
 from training.augment import AugmentConfig, eval_transform, train_transform
-from training.data import DataError, image_folder, load_image, make_loader, write_digits
+from training.data import DataError, Unlabelled, image_folder, load_image, make_loader, write_digits
 
 CONFIG = ModelConfig("replknet_nano", 10, image_size=32, crop_pct=0.875, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
 
@@ -117,6 +117,26 @@ def test_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
     assert [target for _, target in dataset] == dataset.targets
 
 
+def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
+    """A notebook leaves .ipynb_checkpoints, macOS ._FILE; what lies below a hidden folder may be data."""
+    folder = make_folder(tmp_path / ".cache" / "images", cat=2, ant=1)
+    make_folder(folder, **{".ipynb_checkpoints": 0})
+    make_folder(folder / "cat", **{".ipynb_checkpoints": 3})
+    (folder / "ant" / "._0.png").write_bytes(b"no image")
+    for labels in (None, ["ant", "cat"]):
+        dataset = image_folder(folder, None, labels)
+        assert (dataset.classes, dataset.targets) == (["ant", "cat"], [0, 1, 1])
+        assert dataset.class_to_idx == {"ant": 0, "cat": 1}
+    assert [Path(name).relative_to(folder).as_posix() for name in Unlabelled(folder).names] == [
+        "ant/0.png",
+        "cat/0.png",
+        "cat/1.png",
+    ]
+    make_folder(tmp_path / "only", **{".ipynb_checkpoints": 1})
+    with pytest.raises(DataError, match=r"only holds no folder: images are expected in .*only/LABEL/FILE"):
+        image_folder(tmp_path / "only", None)
+
+
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "images", cat=2, ant=1)
     with pytest.raises(DataError, match="cat is not one of the 1 labels: ant"):
@@ -124,7 +144,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere is no folder"):
         image_folder(tmp_path / "nowhere", None)
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match="empty"):
+    with pytest.raises(DataError, match=r"classes empty\. Images are \.bmp, "):
         image_folder(folder, None)
 
 

@@ -170,6 +170,14 @@ def test_shards_and_folders_read_the_same_files(suffix: str, tmp_path: Path) -> 
         assert len(Unlabelled(source)) == len(find_images(source, 9, lambda picture: picture)) == 1
 
 
+def test_hidden_members_and_shards_are_not_read(tmp_path: Path) -> None:
+    members = {"./x/a.png": png(0), "./x/._a.png": b"no image", "./x/a.cls": b"0"}
+    write_shard(tmp_path / "0.tar", {**members, "./x/.ipynb_checkpoints/a-checkpoint.png": png(1)})
+    (tmp_path / "._0.tar").write_bytes(b"no shard")
+    assert [image.getpixel((0, 0))[0] for image, _ in open_images(tmp_path, None)] == [0]
+    assert len(Unlabelled(tmp_path)) == 1
+
+
 def test_damaged_shards_and_images_are_named(shards: Path) -> None:
     write_shard(shards / "00.tar", {"a.png": png(0), "a.cls": b"0"})
     write_shard(shards / "01.tar", {"b.png": png(0), "b.cls": b"1"})
