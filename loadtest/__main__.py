@@ -202,7 +202,10 @@ def report(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from loadtest.report import write_report
 
-    saved = json.loads(Path(options.results).read_text())
+    try:
+        saved = json.loads(Path(options.results).read_text())
+    except OSError as error:
+        parser.error(f"{options.results} cannot be read ({error.strerror}): name a file that --results has written")
     if "runs" in saved:
         write_report(saved["runs"], Path(options.output), saved["capacity"])
     else:

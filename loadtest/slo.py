@@ -33,9 +33,11 @@ Slo = dict[str, dict[str, float]]
 
 
 def load_slo(path: str | Path) -> Slo:
-    """Raises `ValueError` that names the key, its value and the remedy; `OSError` where the file cannot be read."""
+    """Raises `ValueError` that names the key, its value and the remedy, or the file where it cannot be read."""
     try:
         slo = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"--slo {path} cannot be read ({error.strerror}): name a TOML file of objectives") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML ({error})") from None
     try:

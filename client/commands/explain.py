@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.crop_pct > 1:
         raise UsageError(f"--crop-pct {options.crop_pct}: a share, at most 1")
-    options.output.mkdir(parents=True, exist_ok=True)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {options.output} cannot be a folder ({error.strerror}): name another") from None
     results = open_results(options.format)
     found = list(expand(options.paths, options.allow_urls))
     pictures = _pictures(options.output, [name for name, _ in found])

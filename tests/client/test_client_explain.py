@@ -77,6 +77,16 @@ def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.Captu
     assert main(["explain", "a.png", "--crop-pct", "1.5"]) == 2
 
 
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_explain_into_a_file_is_wrong_usage(output: str, served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("file").write_text("mine")
+    Path("a.png").write_bytes(b"a")
+    assert main(["explain", "a.png", "--output", output]) == 2
+    assert f"error: --output {output} cannot be a folder (" in capsys.readouterr().err
+    assert Path("file").read_text() == "mine"
+    assert served.requests == []
+
+
 def test_explain_a_file_that_is_away(served: FakeTransport) -> None:
     assert main(["explain", "*.tiff"]) == 1
     assert served.requests == []

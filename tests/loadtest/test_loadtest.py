@@ -137,6 +137,9 @@ def test_no_images_is_said(loadtest: Loadtest, tmp_path: Path) -> None:
         ["--sizes", "4000"],
         ["--report", "no/such/folder/report.html"],
         ["capacity", "--repeats", "0", "--slo", "x"],
+        ["--slo", "no/such/slo.toml"],
+        ["capacity", "--slo", "no/such/slo.toml"],
+        ["report", "no/such/results.json", "report.html"],
     ],
 )
 def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:

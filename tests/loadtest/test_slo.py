@@ -86,3 +86,8 @@ def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "slo.toml").write_text(text)
     with pytest.raises(ValueError, match=said):
         load_slo(tmp_path / "slo.toml")
+
+
+def test_a_file_that_is_away(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"away\.toml cannot be read \(No such file or directory\): name a TOML file"):
+        load_slo(tmp_path / "away.toml")
