@@ -24,6 +24,7 @@ from models.timm_models import of_timm, renamed_keys
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of what has a value for each place
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -203,6 +204,9 @@ def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
     for name in state:
         if name not in expected:
             raise WeightsError(f"{path} has {name!r}, which the model has not{hint}")
+    misshapen = [name for name, own in expected.items() if state[name].shape != own.shape]
+    if misshapen and all(any(part in name for part in POSITIONS) for name in misshapen):
+        hint = ": it is of another image size (use that of the weights, --image-size), or of another model"
     checked = {}
     for name, own in expected.items():
         if state[name].shape != own.shape:

@@ -27,7 +27,7 @@ from training.optim import make_optimizer, make_scheduler
 from training.outputs import check_folder
 from training.randomness import STEP, seed_everything
 from training.samplers import EpochBatches
-from training.settings import ARGUMENTS_FILE, LoopConfig, accumulation, check_same
+from training.settings import ARGUMENTS_FILE, LoopConfig, SettingsError, accumulation, check_same
 from training.state import check_same_step, is_finished, load_state, metrics_of, publish, save_state
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,7 +146,7 @@ def fit(
                     hold = network.no_sync() if world > 1 and micro + 1 < accumulate else nullcontext()
                     with hold:
                         with autocast:
-                            part = network(*batch) / accumulate
+                            part = _loss(network, batch) / accumulate
                         scaler.scale(part).backward()
                     loss += part.detach().float()
                 scaler.unscale_(optimizer)
@@ -194,6 +194,18 @@ def _move(tensor: Any, device: torch.device) -> Any:
         return tensor
     layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=True, memory_format=layout)
+
+
+def _loss(network: Any, batch: list[Any]) -> Tensor:
+    try:
+        return network(*batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SettingsError(
+            f"a batch of {len(batch[0])} image leaves a batch norm one value a channel, which is none to learn from: "
+            "use --batch-size 2 or more, or a larger --image-size"
+        ) from error
 
 
 def _check_finite(

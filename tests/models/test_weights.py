@@ -105,6 +105,19 @@ def test_missing_unexpected_and_misshapen_keys_are_named(state: State, tmp_path:
     refused(write(tmp_path / "shape.pth", wrong), "'stem.2.conv.weight' is [3, 3, 1, 1]", "[32, 32, 1, 1]")
 
 
+def test_position_embeddings_of_another_image_size_are_called_so(tmp_path: Path) -> None:
+    vit = create_model("timm/vit_tiny_patch16_224", 2, 64)
+    path = write(tmp_path / "vit.safetensors", vit.state_dict())
+    at_96 = create_model("timm/vit_tiny_patch16_224", 2, 96)
+    why = r"'pos_embed' is \[1, 17, 192\], the model's is \[1, 37, 192\]: it is of another image size .*--image-size"
+    with pytest.raises(WeightsError, match=why):
+        load_weights(at_96, path)
+    wider = {name: value for name, value in vit.state_dict().items()}
+    wider |= {"pos_embed": torch.zeros(1, 17, 384), "norm.weight": torch.zeros(384)}
+    with pytest.raises(WeightsError, match=r"'pos_embed' is \[1, 17, 384\], .*: it is of another model"):
+        load_weights(vit, write(tmp_path / "wider.safetensors", wider))
+
+
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
     other = create_model("replknet_nano", 5, small_kernel=None)
     refused(write(tmp_path / "other.safetensors", other.state_dict()), "has no 'stages.0.blocks.0.large_kernel.small")

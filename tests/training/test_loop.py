@@ -64,6 +64,37 @@ def test_parameter_groups() -> None:
         parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), 0.05, 0.5)
 
 
+@pytest.mark.parametrize(("steps", "rates"), [(1, [0.1]), (3, [0.001, 0.0505, 0.1])])
+def test_a_run_of_warm_up_alone_ends_at_the_peak_without_a_warning(
+    steps: int, rates: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """timm's, of a cosine of one step, is none that the user could heed."""
+    model = create_model("replknet_nano", 3)
+    config = LoopConfig(epochs=1, lr=0.1, warmup_epochs=2)
+    optimizer = make_optimizer(model, model, config)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch=steps)
+    seen = []
+    for step in range(steps):
+        scheduler.step_update(step)
+        seen.append(optimizer.param_groups[-1]["lr"])
+    assert seen == pytest.approx(rates)
+    assert not caplog.records
+
+
+def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_have_it(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingsError, match=r"a batch of 1 image .*: use --batch-size 2 or more, or a larger --image-size"
+    ):
+        train(tiny(tmp_path / "at_32", batch_size=1, epochs=1), QUIET)
+    train(tiny(tmp_path / "at_64", batch_size=1, epochs=1, image_size=64, imbalance=32.0), QUIET)
+
+    def wrong(*_: object) -> None:
+        raise ValueError("of another kind")
+
+    with pytest.raises(ValueError, match="of another kind"):
+        training.loop._loss(wrong, [])
+
+
 def test_schedule_warms_up_and_falls() -> None:
     model = create_model("replknet_nano", 3)
     config = LoopConfig(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2, layer_decay=0.5)
