@@ -88,9 +88,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: LoopConfig, steps_p
     warmup = min(steps - 1, int(config.warmup_epochs * steps_per_epoch))
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(
-            2, steps - warmup
-        ),  # of 1 step timm warns that it has no effect; that step is the peak either way
+        t_initial=max(2, steps - warmup),  # a single step is the peak either way; of 1 timm warns
         lr_min=config.lr / 100 if config.min_lr is None else config.min_lr,
         warmup_t=warmup,
         warmup_prefix=True,
