@@ -25,9 +25,9 @@ from export.configs import (
     preprocess_config,
 )
 from export.torchscript import save_torchscript, script_softmax
+from layout import KEPT, unused_number, version_numbers
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
-KEPT_VERSIONS = 3
 
 
 class RepositoryError(RuntimeError):
@@ -54,19 +54,19 @@ def write_repository(
         if not label.strip() or "\n" in label:
             raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
     with _moved_in_whole(output) as stage:
-        versions, removed = _kept_versions(stage, spec, labels)
-        newest = max(versions, default=0)
-        number = version or newest + 1
-        if number <= newest:  # the highest is served, the lowest are removed
+        unused = unused_number(stage / "backbone")
+        number = version or unused
+        if number < unused:  # the highest is served, the lowest are removed
             raise RepositoryError(
-                f"--version {number}: {output}/backbone has version {newest}, and the highest is served: "
-                f"choose {newest + 1} or more, or none"
+                f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
+                f"choose {unused} or more, or none"
             )
+        versions, removed = _kept_versions(stage, spec, labels)
         folder = stage / "backbone" / str(number)
         folder.mkdir(parents=True)
         record = write_backbone(folder)
         _write_record(folder, sorted(folder.iterdir()), **record)
-        for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
+        for stale in sorted([*versions, number])[:-KEPT]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, spec, labels, warmup_image)
     return number, removed
@@ -134,11 +134,6 @@ def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[l
     for stale in versions:
         shutil.rmtree(backbone / str(stale))
     return [], versions
-
-
-def version_numbers(model: Path) -> list[int]:
-    """The version folders of a model in a repository, ascending; what else lies there is not tritonserver's."""
-    return sorted(int(p.name) for p in model.glob("[1-9]*") if p.name.isdecimal() and p.is_dir())
 
 
 def _replace(path: Path, content: bytes) -> None:

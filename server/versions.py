@@ -2,17 +2,14 @@
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from layout import unused_number, version_numbers, withdrawn_folder, withdrawn_numbers
 from server.errors import ReleaseError
 from server.tuned_settings import BACKBONE
-
-KEPT = 3
-WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
 
 
 class Versions:
@@ -26,7 +23,7 @@ class Versions:
 
     def numbers(self) -> list[int]:
         """Ascending. Raises `ReleaseError` where there is none."""
-        found = sorted(int(each.name) for each in self.model.glob("[0-9]*") if each.name.isdecimal() and each.is_dir())
+        found = version_numbers(self.model)
         if not found:
             raise ReleaseError(f"{self.model} holds no version: run build_models.py")
         return found
@@ -35,8 +32,7 @@ class Versions:
         return self.folder(self.numbers()[-1])
 
     def unused_number(self) -> int:
-        """Higher than all that are or were there, so that a number means one set of weights."""
-        return max([*self.numbers(), *self._withdrawn()]) + 1
+        return unused_number(self.model)
 
     def withdraw(self, number: int) -> None:
         """Hides it, in the place of an older one of this number. Nothing to do for one that is not there."""
@@ -52,7 +48,7 @@ class Versions:
         """Keeps the newest versions, and of the withdrawn only the newest."""
         for number in self.numbers()[:-kept]:
             shutil.rmtree(self.folder(number))
-        for number in self._withdrawn()[:-1]:
+        for number in withdrawn_numbers(self.model)[:-1]:
             shutil.rmtree(self._hidden(number))
 
     @contextmanager
@@ -82,8 +78,4 @@ class Versions:
             os.close(handle)
 
     def _hidden(self, number: int) -> Path:
-        return self.model / f".{number}.withdrawn"
-
-    def _withdrawn(self) -> list[int]:
-        found = (WITHDRAWN.fullmatch(each.name) for each in self.model.iterdir())
-        return sorted(int(each.group(1)) for each in found if each)
+        return withdrawn_folder(self.model, number)

@@ -28,7 +28,17 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
     assert "removed version 2, 3, 4: other preparation" in summary
-    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"1", "5.bak", "config.pbtxt", "configs"}
+    assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"5", "5.bak", "config.pbtxt", "configs"}
+    with pytest.raises(RuntimeError, match=r"--version 4: .* had, version 5: choose 6 or more"):
+        build(replace(options, image_size=96, version=4))
+
+
+def test_the_number_of_a_withdrawn_version_is_not_used_again(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    (tmp_path / "models/backbone/.9.withdrawn").mkdir(parents=True)
+    with pytest.raises(RuntimeError, match=r"--version 9: .* choose 10 or more"):
+        build(replace(options, version=9))
+    assert ", version 10, " in build(options)
 
 
 def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
