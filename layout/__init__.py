@@ -1,9 +1,11 @@
-"""What export writes and server changes in a model repository, said once: version numbers. Imports nothing of ours."""
+"""What export writes and server changes in a model repository, said once. Imports nothing of ours."""
 
 import re
 from pathlib import Path
 
 KEPT = 3  # the newest versions
+# Parameters of preprocess that bound what it accepts: they change no accepted image, and are the repository's own.
+LIMITS = ("max_file_bytes", "max_pixels")
 WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
+from layout import LIMITS
 from server.errors import ReleaseError
 from server.tuned_settings import PREPROCESS, config_files, read_config
 
@@ -19,7 +20,7 @@ def check_fit(built: Path, served: Path) -> None:
     """Raises `ReleaseError`, which names what differs.
 
     The weights may: not the tensors, the labels, nor what is done to an image before it reaches them. The served
-    configs stay as they are, so their instances, threads and batching may differ.
+    configs stay as they are, so their limits, instances, threads and batching may differ.
     """
     for folder in sorted(path.parent for path in served.glob("*/config.pbtxt")):
         name = folder.name
@@ -31,8 +32,10 @@ def check_fit(built: Path, served: Path) -> None:
                 raise ReleaseError(
                     f"{built}/{name}: its {part} differs from what {served} serves{_of(new, old)}: {REMEDY}"
                 )
-        if name == PREPROCESS and new.parameters != old.parameters:
-            raise ReleaseError(f"{built}/{name}: it prepares images otherwise than {served} does: {REMEDY}")
+        if name == PREPROCESS and (differences := _prepared_otherwise(new, old)):
+            raise ReleaseError(
+                f"{built}/{name}: it prepares images otherwise than {served} does ({differences}): {REMEDY}"
+            )
         for path in (folder / "labels.txt", *sorted(folder.glob("1/*.py"))):
             file = path.relative_to(folder)
             if path.is_file() and not _same(built / name / file, path):
@@ -74,6 +77,13 @@ def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) ->
         if ours != theirs:
             return f" ({ours.name}{list(ours.dims)}, not {theirs.name}{list(theirs.dims)})"
     return ""
+
+
+def _prepared_otherwise(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
+    """The parameters of preprocess that differ, as words; empty where none does."""
+    names = sorted({*new.parameters, *old.parameters} - {*LIMITS})
+    values = [(name, *(each.parameters[name].string_value or "not set" for each in (new, old))) for name in names]
+    return ", ".join(f"{name} {ours}, not {theirs}" for name, ours, theirs in values if ours != theirs)
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
+from server.fit import check_fit
 from server.management import Management
 from server.release import release, rollback
 from server.versions import Versions
@@ -31,7 +32,10 @@ REFUSED = {  # a harm to a good build -> what the refusal says
         r"logits\[4\], not logits\[3\]",
     ),
     "half a config": (lambda root: edit(root / "backbone/config.pbtxt", "]", ""), "config.pbtxt cannot be read"),
-    "preparation": (lambda root: edit(root / "preprocess/config.pbtxt", "36", "40"), "prepares images otherwise"),
+    "preparation": (
+        lambda root: edit(root / "preprocess/config.pbtxt", "36", "40"),
+        r"otherwise than .* does \(resize_size 40, not 36\): serve",
+    ),
     "code": (lambda root: edit(root / "preprocess/1/model.py", "import", "import  "), "model.py differs"),
     "no model": (lambda root: shutil.rmtree(root / "softmax"), "softmax/config.pbtxt cannot be read"),
 }
@@ -41,6 +45,15 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["max_pixels", "max_file_bytes"])
+def test_limits_are_no_preparation(served, build, name):
+    """docs/operations.md has them lowered: the served configs' hold on, and the same images get the same pixels."""
+    path = build() / "preprocess/config.pbtxt"
+    path.write_text(f'{path.read_text()}parameters {{ key: "{name}" value {{ string_value: "1000000" }} }}\n')
+    check_fit(path.parents[1], served.folder)
+    check_fit(served.folder, path.parents[1])
 
 
 def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(served, build, load):
