@@ -73,13 +73,12 @@ def build(options: BuildOptions) -> str:
         }
 
     warmup_image = _warmup_image(pixels[0], spec.resize_size)
-    version, removed = write_repository(options.output, spec, labels, write_backbone, warmup_image, options.version)
+    version, notes = write_repository(options.output, spec, labels, write_backbone, warmup_image, options.version)
     seconds = time.perf_counter() - started
-    gone = f"; removed version {', '.join(map(str, removed))}: other preparation, classes or labels" if removed else ""
     return (
         f"{options.output}: {config.arch}, version {version}, {config.num_classes} classes, {size} px, "
         f"{options.precision}, {' and '.join(options.formats)}; equal to eager on {len(pixels)} images; {seconds:.0f} s"
-        + gone
+        + "".join(f"; {note}" for note in notes)
         + ("" if "torchscript" in options.formats else "; for the onnxruntime backend, which NVIDIA's container has")
     )
 

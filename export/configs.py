@@ -213,18 +213,6 @@ ENSEMBLES = ("classifier", "classifier_explained")
 EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
 
 
-def interface(config: str) -> tuple[str, str, str]:
-    """Backend, inputs and outputs of a config.pbtxt: what every version of one model must share."""
-    message = text_format.Parse(config, model_config_pb2.ModelConfig())
-    return message.backend, str(message.input), str(message.output)
-
-
-def parameters(config: str) -> dict[str, str]:
-    """The parameters of a config.pbtxt: of preprocess, what is done to an image."""
-    message = text_format.Parse(config, model_config_pb2.ModelConfig())
-    return {name: value.string_value for name, value in message.parameters.items()}
-
-
 def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:
     if spec.backbone_backend == "onnxruntime":
         return _parameters({"intra_op_thread_count": spec.threads, "inter_op_thread_count": 1})

@@ -12,26 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from export.configs import (
-    EMBEDDED,
-    ENSEMBLES,
-    WARMUP_IMAGE,
-    ServingSpec,
-    backbone_config,
-    configs,
-    embedded_configs,
-    interface,
-    parameters,
-    preprocess_config,
-)
+from export.configs import EMBEDDED, ENSEMBLES, WARMUP_IMAGE, ServingSpec, configs
+from export.earlier import RepositoryError, embedded_texts, kept_limits, misfit
 from export.torchscript import save_torchscript, script_softmax
 from layout import KEPT, unused_number, version_numbers
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
-
-
-class RepositoryError(RuntimeError):
-    """The repository could not be written; the one that was there is unchanged."""
 
 
 def write_repository(
@@ -41,12 +27,13 @@ def write_repository(
     write_backbone: Callable[[Path], dict[str, Any]],
     warmup_image: bytes,
     version: int | None = None,
-) -> tuple[int, list[int]]:
-    """Add a backbone version to `output`; returns its number, and those that had to go. On any error nothing changes.
+) -> tuple[int, list[str]]:
+    """Add a backbone version to `output`; returns its number, and a line about each setting that was kept and the
+    versions that had to go. On any error nothing changes.
 
     `write_backbone(folder)` writes the version's files and returns what build.json records beside their checksums.
-    Earlier versions stay (the newest three) while the classes and the images' preparation are the same; else they would
-    be served wrong.
+    Earlier versions stay (the newest three) while tensors, backend, labels and the images' preparation are the same;
+    else they would be served wrong.
     """
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line a class is needed")
@@ -61,23 +48,30 @@ def write_repository(
                 f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
                 f"choose {unused} or more, or none"
             )
-        versions, removed = _kept_versions(stage, spec, labels)
+        config, embedded, notes = kept_limits(output, spec)
+        versions = version_numbers(stage / "backbone")
+        if versions and (reason := misfit(output, spec, labels)):
+            notes.append(f"removed version {', '.join(map(str, versions))}: {reason}")
+            for stale in versions:
+                shutil.rmtree(stage / "backbone" / str(stale))
+            versions = []
         folder = stage / "backbone" / str(number)
         folder.mkdir(parents=True)
         record = write_backbone(folder)
         _write_record(folder, sorted(folder.iterdir()), **record)
         for stale in sorted([*versions, number])[:-KEPT]:
             shutil.rmtree(stage / "backbone" / str(stale))
-        _write_constant_parts(stage, spec, labels, warmup_image)
-    return number, removed
+        _write_constant_parts(stage, configs(config), embedded_texts(output, config, embedded), labels, warmup_image)
+    return number, notes
 
 
-def _write_constant_parts(stage: Path, spec: ServingSpec, labels: list[str], warmup_image: bytes) -> None:
-    texts = configs(spec)
+def _write_constant_parts(
+    stage: Path, texts: dict[str, str], embedded: dict[str, str], labels: list[str], warmup_image: bytes
+) -> None:
     for name, text in texts.items():
         (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
         _replace(stage / name / "config.pbtxt", text.encode())
-    for name, text in embedded_configs(spec).items():
+    for name, text in embedded.items():
         (stage / name / EMBEDDED).parent.mkdir(exist_ok=True)
         _replace(stage / name / EMBEDDED, text.encode())
     for name in ENSEMBLES:
@@ -113,27 +107,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _kept_versions(stage: Path, spec: ServingSpec, labels: list[str]) -> tuple[list[int], list[int]]:
-    """The versions that the new configs can still serve, images prepared as for them; the others, which are removed."""
-    backbone = stage / "backbone"
-    versions = version_numbers(backbone)
-    config, preprocess = backbone / "config.pbtxt", stage / "preprocess" / "config.pbtxt"
-    labels_file = stage / "classifier" / "labels.txt"
-    same = (
-        config.exists()
-        and preprocess.exists()
-        and labels_file.exists()
-        and interface(config.read_text()) == interface(backbone_config(spec))
-        and parameters(preprocess.read_text()) == parameters(preprocess_config(spec))
-        and labels_file.read_text() == "\n".join(labels) + "\n"
-    )
-    if same:
-        return versions, []
-    for stale in versions:
-        shutil.rmtree(backbone / str(stale))
-    return [], versions
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -27,7 +27,7 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
             build(replace(options, version=taken))
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
-    assert "removed version 2, 3, 4: other preparation" in summary
+    assert "removed version 2, 3, 4: input UINT8 pixels[96, 96, 3] (was UINT8 pixels[64, 64, 3])" in summary
     assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"5", "5.bak", "config.pbtxt", "configs"}
     with pytest.raises(RuntimeError, match=r"--version 4: .* had, version 5: choose 6 or more"):
         build(replace(options, image_size=96, version=4))
@@ -45,7 +45,7 @@ def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path:
     options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
     build(options)
     summary = build(replace(options, crop_pct=1.0))  # a rollback to version 1 would give it this one's pixels
-    assert "removed version 1: other preparation" in summary
+    assert "; removed version 1: resize_size 64 (was" in summary
 
 
 def test_failed_build_leaves_the_repository(

@@ -1,0 +1,105 @@
+"""What earlier builds left in a repository: whether their versions still fit, and the limits that somebody set."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.configs import EMBEDDED, ServingSpec, backbone_config, embedded_configs, preprocess_config
+from layout import LIMITS
+
+
+class RepositoryError(RuntimeError):
+    """The repository could not be written; the one that was there is unchanged."""
+
+
+def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
+    """Why the new configs cannot serve the versions that are there, images prepared as for them; empty if they can."""
+    files = [
+        repository / name for name in ("backbone/config.pbtxt", "preprocess/config.pbtxt", "classifier/labels.txt")
+    ]
+    for path in files:
+        if not path.exists():
+            return f"{path}, which says how they were served, is missing"
+    was = _served(_read(files[0]), _read(files[1]))
+    now = _served(_parse(backbone_config(spec)), _parse(preprocess_config(spec)))
+    names = [name for name in {**now, **was} if now.get(name) != was.get(name)]
+    reasons = [f"{name} {now.get(name, 'not set')} (was {was.get(name, 'not set')})" for name in names]
+    if files[2].read_text() != "\n".join(labels) + "\n":
+        reasons.append("other labels")
+    return ", ".join(reasons)
+
+
+def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, ServingSpec, list[str]]:
+    """`spec` with the limits that preprocess has in config.pbtxt, and in the embedded server's in its place, which are
+    the repository's own; and a line about each that is not a build's. Raises `RepositoryError` for one that cannot be.
+    """
+    config = _with_limits(spec, repository / "preprocess" / "config.pbtxt")
+    embedded = _with_limits(config, repository / "preprocess" / EMBEDDED)
+    lines = []
+    for name in LIMITS:
+        plain, other = getattr(config, name), getattr(embedded, name)
+        if plain != other:
+            lines.append(f"kept {name} {plain} in preprocess/config.pbtxt, {other} in preprocess/{EMBEDDED}")
+        elif plain != getattr(spec, name):
+            lines.append(f"kept {name} {plain}")
+    return config, embedded, lines
+
+
+def embedded_texts(repository: Path, config: ServingSpec, embedded: ServingSpec) -> dict[str, str]:
+    """`embedded_configs` with the limits of `embedded`. Its first line says which config.pbtxt it was written for:
+    where preprocess's was edited later, and still is another, the launcher goes on to tell."""
+    texts = embedded_configs(embedded)
+    if not _was_edited(repository / "preprocess"):
+        first = embedded_configs(config)["preprocess"].splitlines()[0]
+        texts["preprocess"] = "\n".join([first, *texts["preprocess"].splitlines()[1:], ""])
+    return texts
+
+
+def _was_edited(preprocess: Path) -> bool:
+    """Whether config.pbtxt is another than the one that the embedded server's was written for."""
+    config, embedded = preprocess / "config.pbtxt", preprocess / EMBEDDED
+    if not config.exists() or not embedded.exists():
+        return False
+    first = embedded.read_text().partition("\n")[0]
+    return first.startswith("# in place of ") and not first.endswith(hashlib.sha256(config.read_bytes()).hexdigest())
+
+
+def _with_limits(spec: ServingSpec, config: Path) -> ServingSpec:
+    if not config.exists():
+        return spec
+    parameters = _read(config).parameters
+    limits: dict[str, Any] = {}
+    for name in LIMITS:
+        value = parameters[name].string_value.strip() if name in parameters else str(getattr(ServingSpec, name))
+        if not value.isdecimal() or int(value) < 1:
+            raise RepositoryError(f'{config}: {name} is "{value}": write a whole number of 1 or more')
+        limits[name] = int(value)
+    return replace(spec, **limits)
+
+
+def _served(backbone: model_config_pb2.ModelConfig, preprocess: model_config_pb2.ModelConfig) -> dict[str, str]:
+    """What all versions share, as words: the backbone's interface, and what is done to an image."""
+    interface = {"backend": backbone.backend, "input": _words(backbone.input), "outputs": _words(backbone.output)}
+    preparation = {name: value.string_value for name, value in preprocess.parameters.items() if name not in LIMITS}
+    return interface | dict(sorted(preparation.items()))
+
+
+def _words(tensors: Iterable[model_config_pb2.ModelInput | model_config_pb2.ModelOutput]) -> str:
+    kinds = model_config_pb2.DataType
+    return " and ".join(f"{kinds.Name(each.data_type)[5:]} {each.name}{list(each.dims)}" for each in tensors)
+
+
+def _read(path: Path) -> model_config_pb2.ModelConfig:
+    try:
+        return _parse(path.read_text())
+    except (UnicodeDecodeError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path} cannot be read ({error}): correct it, or remove it") from None
+
+
+def _parse(config: str) -> model_config_pb2.ModelConfig:
+    return text_format.Parse(config, model_config_pb2.ModelConfig())

@@ -1,0 +1,147 @@
+"""A build on a repository that is there: the limits that somebody set stay, and versions go for the reason it says."""
+
+import re
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from built import digest
+
+from export.configs import EMBEDDED, ServingSpec
+from export.repository import RepositoryError, write_repository
+from server.repository import read_repository
+
+SPEC = ServingSpec(image_size=32, resize_size=36, interpolation="bicubic", num_classes=2, threads=2)
+LABELS = ["cat", "dog"]
+FILES = ("config.pbtxt", EMBEDDED)
+
+
+def write_backbone(folder: Path) -> dict[str, Any]:
+    zipfile.ZipFile(folder / "model.pt", "w").close()
+    return {}
+
+
+def build(output: Path, spec: ServingSpec = SPEC, labels: list[str] = LABELS) -> tuple[int, list[str]]:
+    return write_repository(output, spec, labels, write_backbone, b"picture")
+
+
+def versions(output: Path) -> set[str]:
+    return {path.name for path in (output / "backbone").glob("[0-9]*")}
+
+
+def limit(output: Path, name: str = "max_pixels") -> list[int]:
+    """In config.pbtxt and in what the embedded server reads in its place."""
+    texts = [(output / "preprocess" / file).read_text() for file in FILES]
+    return [int(re.search(rf'"{name}"\s+value \{{\s+string_value: "(\d+)"', text)[1]) for text in texts]  # type: ignore[index]
+
+
+def set_limit(output: Path, value: object, *files: str, name: str = "max_pixels") -> None:
+    for file in files:
+        path = output / "preprocess" / file
+        path.write_text(path.read_text().replace(f'"{getattr(SPEC, name)}"', f'"{value}"'))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    assert build(tmp_path / "models") == (1, [])
+    return tmp_path / "models"
+
+
+def test_limits_stay_and_cost_no_version(output: Path) -> None:
+    set_limit(output, 4_000_000, *FILES)
+    set_limit(output, 500_000, *FILES, name="max_file_bytes")
+    for version in (2, 3):
+        assert build(output) == (version, ["kept max_file_bytes 500000", "kept max_pixels 4000000"])
+    assert versions(output) == {"1", "2", "3"}
+    assert limit(output) == [4_000_000, 4_000_000]
+    assert limit(output, "max_file_bytes") == [500_000, 500_000]
+    assert read_repository(output).overridden == ()
+
+
+def test_each_config_keeps_its_own_limit(output: Path) -> None:
+    set_limit(output, 4_000_000, EMBEDDED)
+    for version in (2, 3):
+        said = f"kept max_pixels 89478485 in preprocess/config.pbtxt, 4000000 in preprocess/{EMBEDDED}"
+        assert build(output) == (version, [said])
+        assert limit(output) == [SPEC.max_pixels, 4_000_000]
+        assert read_repository(output).overridden == ()
+
+
+def test_an_edit_that_the_embedded_server_does_not_read_is_still_told(output: Path) -> None:
+    set_limit(output, 4_000_000, "config.pbtxt")
+    for version in (2, 3):
+        assert build(output)[0] == version
+        assert limit(output) == [4_000_000, SPEC.max_pixels]
+        (told,) = read_repository(output).overridden
+        assert told.startswith("preprocess/config.pbtxt was changed")
+
+
+def test_where_config_pbtxt_is_all_there_is_its_limit_is_the_embedded_servers_too(output: Path) -> None:
+    set_limit(output, 4_000_000, "config.pbtxt")
+    (output / "preprocess" / EMBEDDED).unlink()
+    assert build(output) == (2, ["kept max_pixels 4000000"])
+    assert limit(output) == [4_000_000, 4_000_000]
+
+
+def test_a_limit_that_was_taken_out_is_the_default(output: Path) -> None:
+    for file in FILES:
+        path = output / "preprocess" / file
+        path.write_text(re.sub(r'parameters \{\s+key: "max_pixels".*?\}\s*\}\n', "", path.read_text(), flags=re.DOTALL))
+        assert "max_pixels" not in path.read_text()
+    assert build(output) == (2, [])
+    assert limit(output) == [SPEC.max_pixels, SPEC.max_pixels]
+
+
+@pytest.mark.parametrize("value", ["4e6", "0", "-1"])
+def test_a_limit_that_cannot_be_is_refused(output: Path, value: str) -> None:
+    set_limit(output, value, EMBEDDED)
+    before = digest(output)
+    message = rf'preprocess/{EMBEDDED}: max_pixels is "{value}": write a whole number of 1 or more'
+    with pytest.raises(RepositoryError, match=message):
+        build(output)
+    assert digest(output) == before
+
+
+@pytest.mark.parametrize("file", ["backbone/config.pbtxt", "preprocess/config.pbtxt", f"preprocess/{EMBEDDED}"])
+def test_a_config_that_is_damaged_is_named(output: Path, file: str) -> None:
+    (output / file).write_text("name: {")
+    with pytest.raises(RepositoryError, match=rf"models/{file} cannot be read \(.*\): correct it, or remove it"):
+        build(output)
+
+
+REASONS = {
+    "outputs FP32 logits[2] and FP32 class_map[3, 3] (was FP32 logits[2])": replace(SPEC, class_map=(3, 3)),
+    "backend onnxruntime (was pytorch)": replace(SPEC, backbone_backend="onnxruntime"),
+    "resize_size 40 (was 36)": replace(SPEC, resize_size=40),
+    "input UINT8 pixels[48, 48, 3] (was UINT8 pixels[32, 32, 3]), image_size 48 (was 32)": replace(SPEC, image_size=48),
+}
+
+
+@pytest.mark.parametrize(("reason", "spec"), REASONS.items())
+def test_what_a_build_cannot_serve_goes_for_the_reason_it_says(output: Path, reason: str, spec: ServingSpec) -> None:
+    """And numbers go on, there and back: a number means one set of weights."""
+    build(output)
+    assert build(output, spec) == (3, [f"removed version 1, 2: {reason}"])
+    assert build(output, spec) == (4, [])
+    number, (said,) = build(output)
+    assert (number, versions(output)) == (5, {"5"})
+    assert said.startswith(f"removed version 3, 4: {reason.split()[0]}")
+
+
+def test_other_labels_are_a_reason(output: Path) -> None:
+    assert build(output, labels=["dog", "cat"]) == (2, ["removed version 1: other labels"])
+
+
+def test_a_preparation_that_was_set_by_hand_is_named(output: Path) -> None:
+    path = output / "preprocess" / "config.pbtxt"
+    path.write_text(path.read_text().replace('"true"', '"false"'))
+    assert build(output) == (2, ["removed version 1: reduced_decoding true (was false)"])
+
+
+@pytest.mark.parametrize("file", ["backbone/config.pbtxt", "classifier/labels.txt"])
+def test_versions_that_nothing_tells_about_go(output: Path, file: str) -> None:
+    (output / file).unlink()
+    said = f"removed version 1: {output}/{file}, which says how they were served, is missing"
+    assert build(output) == (2, [said])
