@@ -10,11 +10,25 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from export.configs import EMBEDDED, ServingSpec, backbone_config, embedded_configs, preprocess_config
-from layout import LIMITS
+
+KEPT_VERSIONS = 3
+LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the repository's own stay
 
 
 class RepositoryError(RuntimeError):
     """The repository could not be written; the one that was there is unchanged."""
+
+
+def version_numbers(model: Path) -> list[int]:
+    """The version folders of a model in a repository, ascending; what else lies there is not tritonserver's."""
+    return sorted(int(p.name) for p in model.glob("[1-9]*") if p.name.isdecimal() and p.is_dir())
+
+
+def unused_number(model: Path) -> int:
+    """Higher than all versions that are or were there, withdrawn (.N.withdrawn) ones too: a number means one set of
+    weights."""
+    withdrawn = (path.name.split(".")[1] for path in model.glob(".*.withdrawn"))
+    return max([0, *version_numbers(model), *(int(number) for number in withdrawn if number.isdecimal())]) + 1
 
 
 def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:

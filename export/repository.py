@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from export.configs import EMBEDDED, ENSEMBLES, WARMUP_IMAGE, ServingSpec, configs
-from export.earlier import RepositoryError, embedded_texts, kept_limits, misfit
+from export.earlier import (
+    KEPT_VERSIONS,
+    RepositoryError,
+    embedded_texts,
+    kept_limits,
+    misfit,
+    unused_number,
+    version_numbers,
+)
 from export.torchscript import save_torchscript, script_softmax
-from layout import KEPT, unused_number, version_numbers
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 
@@ -59,7 +66,7 @@ def write_repository(
         folder.mkdir(parents=True)
         record = write_backbone(folder)
         _write_record(folder, sorted(folder.iterdir()), **record)
-        for stale in sorted([*versions, number])[:-KEPT]:
+        for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, configs(config), embedded_texts(output, config, embedded), labels, warmup_image)
     return number, notes

@@ -8,10 +8,10 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
-from layout import LIMITS
 from server.errors import ReleaseError
 from server.tuned_settings import PREPROCESS, config_files, read_config
 
+LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the server's own stay
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
 read = partial(read_config, refusal=ReleaseError)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layout import KEPT
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ReleaseError, ServerError
@@ -25,7 +24,7 @@ from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
 from server.tuned_settings import BACKBONE
-from server.versions import Versions
+from server.versions import KEPT, Versions
 
 BUSY_SECONDS = 30.0  # that a canary is tried again on a server that is busy with others
 AGAIN_SECONDS = 120.0  # that a server which ended is waited for

@@ -2,14 +2,17 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layout import unused_number, version_numbers, withdrawn_folder, withdrawn_numbers
 from server.errors import ReleaseError
 from server.tuned_settings import BACKBONE
+
+KEPT = 3
+WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
 
 
 class Versions:
@@ -23,7 +26,7 @@ class Versions:
 
     def numbers(self) -> list[int]:
         """Ascending. Raises `ReleaseError` where there is none."""
-        found = version_numbers(self.model)
+        found = sorted(int(each.name) for each in self.model.glob("[0-9]*") if each.name.isdecimal() and each.is_dir())
         if not found:
             raise ReleaseError(f"{self.model} holds no version: run build_models.py")
         return found
@@ -32,7 +35,8 @@ class Versions:
         return self.folder(self.numbers()[-1])
 
     def unused_number(self) -> int:
-        return unused_number(self.model)
+        """Higher than all that are or were there, so that a number means one set of weights."""
+        return max([*self.numbers(), *self._withdrawn()]) + 1
 
     def withdraw(self, number: int) -> None:
         """Hides it, in the place of an older one of this number. Nothing to do for one that is not there."""
@@ -48,7 +52,7 @@ class Versions:
         """Keeps the newest versions, and of the withdrawn only the newest."""
         for number in self.numbers()[:-kept]:
             shutil.rmtree(self.folder(number))
-        for number in withdrawn_numbers(self.model)[:-1]:
+        for number in self._withdrawn()[:-1]:
             shutil.rmtree(self._hidden(number))
 
     @contextmanager
@@ -78,4 +82,8 @@ class Versions:
             os.close(handle)
 
     def _hidden(self, number: int) -> Path:
-        return withdrawn_folder(self.model, number)
+        return self.model / f".{number}.withdrawn"
+
+    def _withdrawn(self) -> list[int]:
+        found = (WITHDRAWN.fullmatch(each.name) for each in self.model.iterdir())
+        return sorted(int(each.group(1)) for each in found if each)

@@ -118,12 +118,6 @@ def test_a_pipe_that_is_closed(served: FakeTransport, monkeypatch: pytest.Monkey
         assert moved == [out.fileno()]
 
 
-def test_what_cannot_be_written(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
-    Path("file").touch()
-    assert main(["explain", "a.png", "--output", "file"]) == 1
-    assert "File exists: 'file'" in capsys.readouterr().err
-
-
 def raiser(kind: type[BaseException]) -> Callable[..., Any]:
     def act(*arguments: Any) -> Any:
         raise kind

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from built import digest
 
+from export import earlier
 from export.configs import EMBEDDED, ServingSpec
 from export.repository import RepositoryError, write_repository
+from server.fit import LIMITS
 from server.repository import read_repository
+from server.versions import KEPT, Versions
 
 SPEC = ServingSpec(image_size=32, resize_size=36, interpolation="bicubic", num_classes=2, threads=2)
 LABELS = ["cat", "dog"]
@@ -145,3 +148,15 @@ def test_versions_that_nothing_tells_about_go(output: Path, file: str) -> None:
     (output / file).unlink()
     said = f"removed version 1: {output}/{file}, which says how they were served, is missing"
     assert build(output) == (2, [said])
+
+
+def test_the_server_counts_versions_and_limits_alike(tmp_path: Path) -> None:
+    """Neither package imports the other."""
+    for number in (1, 3, 10):
+        (tmp_path / "backbone" / str(number)).mkdir(parents=True)
+    served = Versions(tmp_path)
+    served.withdraw(10)
+    assert earlier.version_numbers(served.model) == served.numbers() == [1, 3]
+    assert earlier.unused_number(served.model) == served.unused_number() == 11
+    assert earlier.KEPT_VERSIONS == KEPT
+    assert earlier.LIMITS == LIMITS

@@ -247,22 +247,22 @@ def test_a_model_on_every_core_has_a_thread_on_each(infer, process):
 def test_a_request_alone_has_all_threads_and_others_their_own(infer, process):
     """The three threads are a team of their own, whichever instance takes the request; no instance ever has a team."""
 
-    def computing(callers):
-        """The threads that took a noticeable share of the time of the calls, with the answers."""
+    def computing(callers, share):
+        """The threads that took more than a share of the time of the calls, with the answers."""
         before = {thread.id: thread.user_time for thread in process.threads()}
         with concurrent.futures.ThreadPoolExecutor(callers) as pool:
             answers = list(pool.map(lambda number: infer("lone", x=[[number, 0]])["y"], range(300)))
         spent = {thread.id: thread.user_time - before.get(thread.id, 0.0) for thread in process.threads()}
-        return {id for id, seconds in spent.items() if seconds > 0.04 * sum(spent.values())}, np.concatenate(answers)
+        return {id for id, seconds in spent.items() if seconds > share * sum(spent.values())}, np.concatenate(answers)
 
     threads = process.num_threads()
     infer("lone", x=[[0, 0]])
     assert process.num_threads() == threads + 2  # the team's leader has waited since the load
-    computing(6)  # every instance is warmed
-    team, alone = computing(1)
+    computing(6, 0)  # every instance is warmed
+    team, alone = computing(1, 0.15)  # 0.28 and more each; an instance 0.02, on a busy machine 0.05
     assert len(team) == 3
     threads = process.num_threads()
-    several, beside = computing(6)
+    several, beside = computing(6, 0.04)
     assert len(several - team) == 3  # the threads of the instances: count 1 and count 2
     assert process.num_threads() == threads
     np.testing.assert_allclose(alone, beside, rtol=1e-6)
