@@ -45,9 +45,9 @@ PYTORCH = Library(
 PYTHON_IN_PROCESS = Library(
     HERE / "python_in_process",
     HERE / "python_in_process" / "lib" / "libtriton_python_in_process.so",
-    sources=("backend.cpp",),
+    sources=("backend.cpp", "request.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall"),
-    headers=SHARED,
+    headers=(*SHARED, "request.h"),
 )
 RESIZE = Library(
     HERE / "resize",

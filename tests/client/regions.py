@@ -4,6 +4,7 @@ import os
 import time
 from typing import Any
 
+import grpc
 from tritonclient.grpc import service_pb2
 
 HEADER = "triton-grpc-protocol-widefield-shared-memory"
@@ -21,9 +22,15 @@ class Regions:
         return sorted(region.byte_size // MIB for region in status.regions.values())
 
     def forget(self) -> None:
-        """As after a restart."""
+        """As after a restart. Refused while a step that has answered still lets its request go."""
         message = service_pb2.SystemSharedMemoryUnregisterRequest()  # without a name: all
-        self.stub.SystemSharedMemoryUnregister(message, metadata=self.metadata, timeout=10)
+        until = time.monotonic() + 2
+        while self.sizes():
+            try:
+                self.stub.SystemSharedMemoryUnregister(message, metadata=self.metadata, timeout=10)
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.INTERNAL or time.monotonic() > until:
+                    raise
 
     def await_sizes(self, expected: list[int], seconds: float = 2) -> None:
         until = time.monotonic() + seconds

@@ -154,7 +154,7 @@ def test_a_server_that_does_not_answer_in_time(
             classifier.classify(picture("red"), timeout=0.3)
         assert names() == []
         assert classifier.classify(picture("red"))[0].label == "red: warm"
-        assert regions.sizes() == [1]
+        regions.await_sizes([1])
 
 
 def test_no_memory_left(

@@ -12,11 +12,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from certificates import Authority
+from server_models import CPU, config, in_process, tensor, write_model
 
 ROOT = Path(__file__).parents[2]
 SIDE = 32
 LABELS = ("red", "green", "blue")
-CPU = "instance_group [{ kind: KIND_CPU count: %d }]\n"
 THREADS = """parameters [
   { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } },
   { key: "INTER_OP_THREAD_COUNT" value { string_value: "1" } }
@@ -24,33 +24,11 @@ THREADS = """parameters [
 """
 
 
-def tensor(name, data_type, dims):
-    return f'{{ name: "{name}" data_type: TYPE_{data_type} dims: {dims} }}'
-
-
-def config(name, inputs, outputs, rest, backend="pytorch", batch=16):
-    kind = "platform" if backend == "ensemble" else "backend"
-    return (
-        f'name: "{name}"\n{kind}: "{backend}"\nmax_batch_size: {batch}\n'
-        f"input [{', '.join(inputs)}]\noutput [{', '.join(outputs)}]\n{rest}"
-    )
-
-
 def png(colour, side=40):
     buffer = io.BytesIO()
     picture = Image.fromarray(colour) if isinstance(colour, np.ndarray) else Image.new("RGB", (side, side), colour)
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def write_model(root, text, name, script=None):
-    folder = root / name
-    (folder / "1").mkdir(parents=True)
-    (folder / "config.pbtxt").write_text(text)
-    (folder / "1" / "build.json").write_text('{"files_sha256": {}}')
-    if script is not None:
-        script.save(str(folder / "1" / "model.pt"))
-    return folder
 
 
 def write_classifier(root):
@@ -119,14 +97,6 @@ def repository(tmp_path_factory):
     root = tmp_path_factory.mktemp("repository")
     write_classifier(root)
     return root
-
-
-def in_process(model):
-    """A Python model that the embedded server runs in its own process."""
-    (model / "configs").mkdir()
-    text = (model / "config.pbtxt").read_text()
-    assert 'backend: "python"' in text
-    (model / "configs" / "embedded.pbtxt").write_text(text.replace('"python"', '"python_in_process"'))
 
 
 SLEEPY = """

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
-from conftest import CPU, config, in_process, tensor, write_model
+from server_models import CPU, config, in_process, tensor, write_model
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from server import StartError, TritonServer

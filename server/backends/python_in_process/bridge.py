@@ -49,12 +49,12 @@ class Request(ctypes.Structure):
     _fields_ = [("id", ctypes.c_char_p), ("inputs", ctypes.POINTER(Tensor)), ("input_count", ctypes.c_uint64)]
 
 
-# Called by the server without the interpreter's lock, and by Python with it, which the calls keep: they are short.
+# CFUNCTYPE gives the interpreter's lock away for the call, PYFUNCTYPE keeps it: what is short.
 Create = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 Destroy = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 Execute = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.POINTER(Request)), ctypes.c_uint64)
-Answer = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.POINTER(Request), ctypes.POINTER(Tensor), ctypes.c_uint64)
-Fail = ctypes.PYFUNCTYPE(None, ctypes.POINTER(Request), ctypes.c_int32, ctypes.c_char_p)
+Answer = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.POINTER(Request), ctypes.POINTER(Tensor), ctypes.c_uint64)
+Fail = ctypes.CFUNCTYPE(None, ctypes.POINTER(Request), ctypes.c_int32, ctypes.c_char_p)
 Tell = ctypes.PYFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p)
 Log = ctypes.PYFUNCTYPE(None, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_char_p)
 
@@ -86,7 +86,7 @@ class Models:
                 model = load(folder.decode())
             if hasattr(model, "initialize"):
                 model.initialize({"model_config": config.decode(), "model_instance_name": instance.decode()})
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too is a reason that the model cannot be loaded
             self._server.tell(text, f"{type(error).__name__}: {error}\n{traceback.format_exc()}".encode())
             return 0
         number = next(self._numbers)

@@ -1,0 +1,115 @@
+#include "request.h"
+
+#include <cstring>
+#include <set>
+
+namespace widefield {
+namespace {
+
+// The request is released before its answer is sent: whoever has the answer may take back the memory that the request
+// lay in, and this thread, of low priority, may be long in coming to it.
+void send(Work& work, TRITONBACKEND_Response* response, TRITONSERVER_Error* error, uint64_t computed) {
+  log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
+      work.instance, work.request, !error, work.start, work.compute_start, computed, now_ns()));
+  log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
+  work.request = nullptr;
+  log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+}
+
+std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
+  std::set<std::string> names;
+  uint32_t count = 0;
+  check(TRITONBACKEND_RequestOutputCount(request, &count));
+  for (uint32_t index = 0; index < count; ++index) {
+    const char* name = nullptr;
+    check(TRITONBACKEND_RequestOutputName(request, index, &name));
+    names.insert(name);
+  }
+  return names;
+}
+
+void write(TRITONBACKEND_Response* response, const Tensor& tensor) {
+  TRITONBACKEND_Output* output = nullptr;
+  const auto type = static_cast<TRITONSERVER_DataType>(tensor.type);
+  check(TRITONBACKEND_ResponseOutput(response, &output, tensor.name, type, tensor.shape, tensor.rank));
+  void* buffer = nullptr;
+  auto memory = MEMORY_CPU;
+  int64_t memory_id = 0;
+  check(TRITONBACKEND_OutputBuffer(output, &buffer, tensor.bytes, &memory, &memory_id));
+  if (memory == MEMORY_GPU) throw std::invalid_argument("output '" + std::string(tensor.name) + "' is wanted on a GPU");
+  if (tensor.bytes > 0) std::memcpy(buffer, tensor.data, tensor.bytes);
+}
+
+Tensor read(Work& work, uint32_t index) {
+  TRITONBACKEND_Input* input = nullptr;
+  check(TRITONBACKEND_RequestInputByIndex(work.request, index, &input));
+  Tensor tensor = {};
+  auto type = TYPE_INVALID;
+  uint32_t buffers = 0;
+  check(TRITONBACKEND_InputProperties(
+      input, &tensor.name, &type, &tensor.shape, &tensor.rank, &tensor.bytes, &buffers));
+  tensor.type = type;
+  std::string joined;
+  for (uint32_t buffer = 0; buffer < buffers; ++buffer) {
+    auto memory = MEMORY_CPU;
+    int64_t memory_id = 0;
+    uint64_t size = 0;
+    check(TRITONBACKEND_InputBuffer(input, buffer, &tensor.data, &size, &memory, &memory_id));
+    if (memory == MEMORY_GPU) throw std::invalid_argument("input '" + std::string(tensor.name) + "' lies on a GPU");
+    if (buffers > 1) joined.append(static_cast<const char*>(tensor.data), size);
+  }
+  if (buffers > 1) tensor.data = work.pieces.emplace_back(std::move(joined)).data();
+  return tensor;
+}
+
+}  // namespace
+
+void fail(Work& work, TRITONSERVER_ErrorCode code, const char* message) {
+  TRITONBACKEND_Response* response = nullptr;
+  if (auto* error = TRITONBACKEND_ResponseNew(&response, work.request)) {
+    log_failure(error);
+    log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
+    work.request = nullptr;
+    return;
+  }
+  auto* error = TRITONSERVER_ErrorNew(code, message);
+  send(work, response, error, now_ns());
+  TRITONSERVER_ErrorDelete(error);
+}
+
+const char* answer(Work& work, const Tensor* outputs, uint64_t count) {
+  TRITONBACKEND_Response* response = nullptr;
+  try {
+    const auto requested = requested_outputs(work.request);
+    check(TRITONBACKEND_ResponseNew(&response, work.request));
+    const uint64_t computed = now_ns();
+    for (uint64_t i = 0; i < count; ++i)
+      if (requested.count(outputs[i].name)) write(response, outputs[i]);
+    send(work, response, nullptr, computed);
+    return nullptr;
+  } catch (const std::exception& error) {
+    work.failure = error.what();
+    if (response) log_failure(TRITONBACKEND_ResponseDelete(response));
+    return work.failure.c_str();
+  }
+}
+
+bool read_request(Work& work) {
+  try {
+    bool cancelled = false;
+    check(TRITONBACKEND_RequestIsCancelled(work.request, &cancelled));
+    if (cancelled) return fail(work, ERROR_CANCELLED, "the request was cancelled"), false;
+    check(TRITONBACKEND_RequestId(work.request, &work.id));
+    uint32_t count = 0;
+    check(TRITONBACKEND_RequestInputCount(work.request, &count));
+    for (uint32_t index = 0; index < count; ++index) work.tensors.push_back(read(work, index));
+    work.inputs = work.tensors.data();
+    work.input_count = count;
+    return true;
+  } catch (const std::exception& error) {
+    fail(work, ERROR_INTERNAL, error.what());
+    return false;
+  }
+}
+
+}  // namespace widefield
