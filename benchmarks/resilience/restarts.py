@@ -18,7 +18,8 @@ WINDOW = 9  # footprints that are compared: the first ones and the last ones
 
 
 def restart(repository: Path, count: int) -> dict[str, Any]:
-    """`count` restarts, a third each: kill -9 of tritonserver, kill -9 of a Python process, a stop and a new start."""
+    """`count` restarts, a third each: kill -9 of tritonserver, of a Python process (where there is none, again of
+    tritonserver), a stop and a new start."""
     names: set[str] = set()
     seconds: list[float] = []
     prints: list[Footprint] = []
@@ -38,6 +39,7 @@ def restart(repository: Path, count: int) -> dict[str, Any]:
             else:
                 tritonserver, backends = tritonserver_of(os.getpid()), backends_of(os.getpid())
                 assert tritonserver is not None, "a server that says ready has a tritonserver"
+                way = way if backends else "kill -9 of tritonserver"
                 _kill(server, (tritonserver if way == "kill -9 of tritonserver" else backends[0]).kill)
             ways[way] += 1
             seconds.append(time.monotonic() - begun)
