@@ -138,7 +138,10 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
             "ENABLE_WEIGHT_SHARING": "true",
         }
         _set_parameters(backbone, parallel)
-    return {name: _replaced(texts[name]) + text_format.MessageToString(message) for name, message in messages.items()}
+    return {
+        name: replaced(texts[name].encode()) + text_format.MessageToString(message)
+        for name, message in messages.items()
+    }
 
 
 def _set_parameters(config: model_config_pb2.ModelConfig, values: dict[str, object]) -> None:
@@ -146,9 +149,9 @@ def _set_parameters(config: model_config_pb2.ModelConfig, values: dict[str, obje
         config.parameters[key].string_value = str(value)
 
 
-def _replaced(config: str) -> str:
+def replaced(config: bytes) -> str:
     """The first line of a config that takes another's place: the launcher tells when that one was changed later."""
-    return f"# in place of config.pbtxt, sha256 {hashlib.sha256(config.encode()).hexdigest()}\n"
+    return f"{REPLACES}{hashlib.sha256(config).hexdigest()}\n"
 
 
 def softmax_config(spec: ServingSpec) -> str:
@@ -211,6 +214,7 @@ def configs(spec: ServingSpec) -> dict[str, str]:
 
 ENSEMBLES = ("classifier", "classifier_explained")
 EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
+REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
 
 
 def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What earlier builds left in a repository: whether their versions still fit, and the limits that somebody set."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,15 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from export.configs import EMBEDDED, ServingSpec, backbone_config, embedded_configs, preprocess_config
+from export.configs import (
+    EMBEDDED,
+    REPLACES,
+    ServingSpec,
+    backbone_config,
+    embedded_configs,
+    preprocess_config,
+    replaced,
+)
 
 KEPT_VERSIONS = 3
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the repository's own stay
@@ -69,8 +76,7 @@ def embedded_texts(repository: Path, config: ServingSpec, embedded: ServingSpec)
     where preprocess's was edited later, and still is another, the launcher goes on to tell."""
     texts = embedded_configs(embedded)
     if not _was_edited(repository / "preprocess"):
-        first = embedded_configs(config)["preprocess"].splitlines()[0]
-        texts["preprocess"] = "\n".join([first, *texts["preprocess"].splitlines()[1:], ""])
+        texts["preprocess"] = replaced(preprocess_config(config).encode()) + texts["preprocess"].partition("\n")[2]
     return texts
 
 
@@ -79,8 +85,8 @@ def _was_edited(preprocess: Path) -> bool:
     config, embedded = preprocess / "config.pbtxt", preprocess / EMBEDDED
     if not config.exists() or not embedded.exists():
         return False
-    first = embedded.read_text().partition("\n")[0]
-    return first.startswith("# in place of ") and not first.endswith(hashlib.sha256(config.read_bytes()).hexdigest())
+    text = embedded.read_text()
+    return text.startswith(REPLACES) and not text.startswith(replaced(config.read_bytes()))
 
 
 def _with_limits(spec: ServingSpec, config: Path) -> ServingSpec:

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <chrono>
+#include <cstring>
 #include <exception>
+#include <set>
 #include <stdexcept>
 #include <string>
 
-#include "json.h"
 #include "tritonbackend.h"
 
 namespace widefield {
@@ -68,6 +69,31 @@ inline std::string version_folder(TRITONBACKEND_Model* model) {
   check(TRITONBACKEND_ModelRepository(model, &artifact, &location));
   check(TRITONBACKEND_ModelVersion(model, &version));
   return std::string(location) + "/" + std::to_string(version);
+}
+
+inline std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
+  std::set<std::string> names;
+  uint32_t count = 0;
+  check(TRITONBACKEND_RequestOutputCount(request, &count));
+  for (uint32_t index = 0; index < count; ++index) {
+    const char* name = nullptr;
+    check(TRITONBACKEND_RequestOutputName(request, index, &name));
+    names.insert(name);
+  }
+  return names;
+}
+
+// An output of `bytes` from host memory.
+inline void write_output(TRITONBACKEND_Response* response, const std::string& name, TRITONSERVER_DataType type,
+                         const int64_t* shape, uint32_t rank, const void* data, uint64_t bytes) {
+  TRITONBACKEND_Output* output = nullptr;
+  check(TRITONBACKEND_ResponseOutput(response, &output, name.c_str(), type, shape, rank));
+  void* buffer = nullptr;
+  auto memory = MEMORY_CPU;
+  int64_t memory_id = 0;
+  check(TRITONBACKEND_OutputBuffer(output, &buffer, bytes, &memory, &memory_id));
+  if (memory == MEMORY_GPU) throw std::invalid_argument("output '" + name + "' is wanted in GPU memory");
+  if (bytes > 0) std::memcpy(buffer, data, bytes);
 }
 
 template <class State, class Handle>

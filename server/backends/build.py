@@ -33,13 +33,13 @@ class Library:
         return self.output.with_suffix(".stamp")
 
 
-SHARED = ("../backend.h", "../json.h", "../tritonbackend.h")
+SHARED = ("../backend.h", "../tritonbackend.h")
 PYTORCH = Library(
     HERE / "pytorch",
     HERE / "pytorch" / "lib" / "libtriton_pytorch.so",
     sources=("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp"),
-    headers=(*SHARED, "lone.h", "model.h", "request.h", "settings.h"),
+    headers=(*SHARED, "json.h", "lone.h", "model.h", "request.h", "settings.h"),
     torch=True,
 )
 PYTHON_IN_PROCESS = Library(

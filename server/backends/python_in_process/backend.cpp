@@ -23,10 +23,10 @@ struct Bridge {
   // Python's. `text`: where a failure is to be told with `tell`.
   int64_t (*create)(const char* folder, const char* config, const char* instance, void* text);  // 0: failed
   void (*destroy)(int64_t model);
-  void (*execute)(int64_t model, const Request* const* requests, uint64_t count);
+  void (*execute)(int64_t model, Request* const* requests, uint64_t count);
   // This library's. `answer` may fail, by what it returns; `fail` takes a code of TRITONSERVER_Error's.
-  const char* (*answer)(const Request* request, const Tensor* outputs, uint64_t count);
-  void (*fail)(const Request* request, int32_t code, const char* message);
+  const char* (*answer)(Request* request, const Tensor* outputs, uint64_t count);
+  void (*fail)(Request* request, int32_t code, const char* message);
   void (*tell)(void* text, const char* message);
   void (*log)(int32_t level, const char* file, int32_t line, const char* message);
 } bridge = {};
@@ -59,10 +59,10 @@ void start_python(const std::string& folder) {
   find(library, "PyRun_SimpleString", libpython.run);
   find(library, "PyGILState_Ensure", libpython.ensure);
   find(library, "PyEval_SaveThread", libpython.save);
-  bridge.answer = [](const Request* request, const Tensor* outputs, uint64_t count) {
+  bridge.answer = [](Request* request, const Tensor* outputs, uint64_t count) {
     return answer(work_of(request), outputs, count);
   };
-  bridge.fail = [](const Request* request, int32_t code, const char* message) {
+  bridge.fail = [](Request* request, int32_t code, const char* message) {
     fail(work_of(request), static_cast<TRITONSERVER_ErrorCode>(code), message);
   };
   bridge.tell = [](void* text, const char* message) { *static_cast<std::string*>(text) = message; };
@@ -99,7 +99,7 @@ struct Instance {
 void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t count) {
   const uint64_t start = now_ns();
   std::vector<Work> works(count);
-  std::vector<const Request*> ready;
+  std::vector<Request*> ready;
   int64_t samples = 0;
   for (uint32_t index = 0; index < count; ++index) {
     Work& work = works[index];

@@ -1,8 +1,5 @@
 #include "request.h"
 
-#include <cstring>
-#include <set>
-
 namespace widefield {
 namespace {
 
@@ -14,30 +11,6 @@ void send(Work& work, TRITONBACKEND_Response* response, TRITONSERVER_Error* erro
   log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
   work.request = nullptr;
   log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
-}
-
-std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
-  std::set<std::string> names;
-  uint32_t count = 0;
-  check(TRITONBACKEND_RequestOutputCount(request, &count));
-  for (uint32_t index = 0; index < count; ++index) {
-    const char* name = nullptr;
-    check(TRITONBACKEND_RequestOutputName(request, index, &name));
-    names.insert(name);
-  }
-  return names;
-}
-
-void write(TRITONBACKEND_Response* response, const Tensor& tensor) {
-  TRITONBACKEND_Output* output = nullptr;
-  const auto type = static_cast<TRITONSERVER_DataType>(tensor.type);
-  check(TRITONBACKEND_ResponseOutput(response, &output, tensor.name, type, tensor.shape, tensor.rank));
-  void* buffer = nullptr;
-  auto memory = MEMORY_CPU;
-  int64_t memory_id = 0;
-  check(TRITONBACKEND_OutputBuffer(output, &buffer, tensor.bytes, &memory, &memory_id));
-  if (memory == MEMORY_GPU) throw std::invalid_argument("output '" + std::string(tensor.name) + "' is wanted on a GPU");
-  if (tensor.bytes > 0) std::memcpy(buffer, tensor.data, tensor.bytes);
 }
 
 Tensor read(Work& work, uint32_t index) {
@@ -83,8 +56,10 @@ const char* answer(Work& work, const Tensor* outputs, uint64_t count) {
     const auto requested = requested_outputs(work.request);
     check(TRITONBACKEND_ResponseNew(&response, work.request));
     const uint64_t computed = now_ns();
-    for (uint64_t i = 0; i < count; ++i)
-      if (requested.count(outputs[i].name)) write(response, outputs[i]);
+    for (const Tensor* output = outputs; output < outputs + count; ++output)
+      if (requested.count(output->name))
+        write_output(response, output->name, static_cast<TRITONSERVER_DataType>(output->type), output->shape,
+                     output->rank, output->data, output->bytes);
     send(work, response, nullptr, computed);
     return nullptr;
   } catch (const std::exception& error) {

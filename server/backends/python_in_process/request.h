@@ -30,16 +30,14 @@ struct Work : Request {
   TRITONBACKEND_ModelInstance* instance = nullptr;
   TRITONBACKEND_Request* request = nullptr;  // null when it was answered
   std::vector<Tensor> tensors;
-  std::deque<std::string> pieces;          // tensors that came in several
-  std::string failure;                     // of the last answer
+  std::deque<std::string> pieces;         // tensors that came in several
+  std::string failure;                    // of the last answer
   uint64_t start = 0, compute_start = 0;  // nanoseconds
 
   int64_t batch_size() const { return tensors.empty() || tensors[0].rank == 0 ? 1 : tensors[0].shape[0]; }
 };
 
-inline Work& work_of(const Request* request) {
-  return const_cast<Work&>(static_cast<const Work&>(*request));
-}
+inline Work& work_of(Request* request) { return static_cast<Work&>(*request); }
 
 // Whether Python is to see the request; where not, it has its answer.
 bool read_request(Work& work);

@@ -1,7 +1,6 @@
 #include "request.h"
 
 #include <cstring>
-#include <set>
 
 #include "model.h"
 
@@ -56,27 +55,13 @@ at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setti
 }
 
 void write_outputs(TRITONBACKEND_Response* response, const Work& work, const Settings& settings) {
-  std::set<std::string> requested;
-  uint32_t count = 0;
-  check(TRITONBACKEND_RequestOutputCount(work.request, &count));
-  for (uint32_t index = 0; index < count; ++index) {
-    const char* name = nullptr;
-    check(TRITONBACKEND_RequestOutputName(work.request, index, &name));
-    requested.insert(name);
-  }
+  const auto requested = requested_outputs(work.request);
   for (size_t i = 0; i < work.outputs.size(); ++i) {
     const auto& setting = settings.outputs[i];
-    if (!requested.count(setting.name)) continue;
     const at::Tensor& tensor = work.outputs[i];
-    TRITONBACKEND_Output* output = nullptr;
-    check(TRITONBACKEND_ResponseOutput(
-        response, &output, setting.name.c_str(), setting.type, tensor.sizes().data(), tensor.dim()));
-    void* buffer = nullptr;
-    auto memory = MEMORY_CPU;
-    int64_t memory_id = 0;
-    check(TRITONBACKEND_OutputBuffer(output, &buffer, tensor.nbytes(), &memory, &memory_id));
-    if (memory == MEMORY_GPU) throw std::invalid_argument("output '" + setting.name + "' is wanted in GPU memory");
-    if (tensor.nbytes() > 0) std::memcpy(buffer, tensor.const_data_ptr(), tensor.nbytes());
+    if (requested.count(setting.name))
+      write_output(response, setting.name, setting.type, tensor.sizes().data(), tensor.dim(), tensor.const_data_ptr(),
+                   tensor.nbytes());
   }
 }
 

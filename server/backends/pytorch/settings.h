@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../backend.h"
+#include "json.h"
 
 namespace widefield {
 
