@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -32,10 +33,12 @@ class Regions:
                 if error.code() != grpc.StatusCode.INTERNAL or time.monotonic() > until:
                     raise
 
-    def await_sizes(self, expected: list[int], seconds: float = 2) -> None:
+    def await_sizes(self, expected: list[int], ask: Callable[[], object] = lambda: None, seconds: float = 5) -> None:
+        """What the server reads still, a later request takes back: `ask` sends one."""
         until = time.monotonic() + seconds
         while (found := self.sizes()) != expected and time.monotonic() < until:
             time.sleep(0.02)
+            ask()
         assert found == expected
 
 
