@@ -143,7 +143,8 @@ class Runtime:
         return [str(self.installation.executable), "--disable-auto-complete-config", *arguments, *extra]
 
     def _assemble_backends(self) -> None:
-        check_numpy()
+        if self.repository.first_of("python"):
+            check_numpy()
         check_python_on_path(python_folder())
         stub = self.installation.stub(PYTHON_VERSION)
         self._link_libpython()

@@ -130,8 +130,13 @@ def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
     with pytest.raises(InstallationError, match=r"numpy 2\.1\.0"):
-        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {"preprocess": "python"}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_2_is_no_matter_in_the_servers_own_process(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
+    Runtime(find_tritonserver(), Repository(tmp_path, (), None, {"preprocess": "python_in_process"})).remove()
 
 
 def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):

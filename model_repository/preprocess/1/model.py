@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import triton_python_backend_utils as pb_utils
 from evaluation_transform import ImageError, Settings, preprocess
 from PIL import Image
 
+WARMUP = Path(__file__).resolve().parent.parent / "warmup"
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 NICENESS = 10
 LINES_A_SECOND, LONGEST_ID = 10, 128  # of failures in the log: nobody fills a disk with bad images
@@ -52,6 +54,21 @@ def read_settings(config: dict[str, Any]) -> Settings:
     return Settings(**known)
 
 
+def check_warmup(config: dict[str, Any], settings: Settings) -> None:
+    """Raises `ValueError` where the parameters refuse the picture of a warm-up: tritonserver would crash there."""
+    for warmup in config.get("model_warmup", []):
+        name = warmup["inputs"]["image"].get("input_data_file")
+        if not name:
+            continue
+        try:
+            preprocess((WARMUP / name).read_bytes()[4:], settings)  # after the length of a string element
+        except ImageError as error:
+            raise ValueError(
+                f"the parameters of config.pbtxt refuse the warm-up's own picture, warmup/{name}: raise the limit "
+                f"({error})"
+            ) from None
+
+
 def threads_of(config: dict[str, Any]) -> int:
     """Images that one instance decodes at once: the instances (processes) share the cores."""
     instances = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
@@ -76,6 +93,7 @@ class TritonPythonModel:
         self.second, self.lines = 0, 0
         warnings.simplefilter("ignore")  # what Pillow says of odd files is for nobody here
         Image.init()  # the format plugins load now and not in the first request
+        check_warmup(config, self.settings)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if self.thread != threading.get_ident():
