@@ -138,7 +138,8 @@ def faults_table(result: dict[str, Any]) -> list[str]:
     lines = [
         f"**What {faults['servers']} servers survive** ({conditions(result)}).",
         f"{faults['requests_per_s']:g} requests/s, half gRPC and half HTTP, each to be answered within",
-        f"{faults['deadline_s']:g} s, `retries={faults['retries']}`.",
+        f"{faults['deadline_s']:g} s, `retries={faults['retries']}`. The preprocess step in processes of its own,",
+        "as NVIDIA's container has it.",
         "Other work ran beside: the counts hold, the times are too long." if any(p["warning"] for p in parts) else "",
         "",
     ]

@@ -1,6 +1,7 @@
 """The demo's digits network in a model repository of its own, and pictures with the answers that it must give."""
 
 import io
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 import demo
 from client import Classifier
 from export.build import BuildOptions, build
+from server.repository import EMBEDDED
 
 LARGE_EVERY, LARGE_SIDE = 20, 1760  # pictures, pixels
 TOLERANCE = 1e-3  # of a probability: oneDNN computes a batch of 4 in another order than one image
@@ -40,6 +42,13 @@ def build_digits(folder: Path) -> Path:
     repository = folder / "model_repository"
     build(BuildOptions(weights=demo.CHECKPOINT, output=repository, threads=1, parity_images=demo.HELD_OUT))
     return repository
+
+
+def with_processes(repository: Path, copy: Path) -> Path:
+    """A copy whose Python step has processes of its own in the embedded server too, as in NVIDIA's container."""
+    shutil.copytree(repository, copy)
+    (copy / "preprocess" / EMBEDDED).unlink()
+    return copy
 
 
 def pictures(url: str) -> list[Picture]:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from benchmarks.resilience.balancer import balancer
-from benchmarks.resilience.digits import pictures, with_large
+from benchmarks.resilience.digits import pictures, with_large, with_processes
 from benchmarks.resilience.fleet import Member, fleet
 from benchmarks.resilience.footprint import middle
 from benchmarks.resilience.load import Load
@@ -108,6 +108,7 @@ FAULTS = (
 
 def endure(repository: Path, folder: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
     """Every fault twice: through the balancer, and with the servers' addresses given to the client."""
+    repository = with_processes(repository, folder / "with_processes")  # more can be killed, /dev/shm can be full
     rows = []
     for path in ("balancer", "client"):
         with contextlib.ExitStack() as stack:
