@@ -45,10 +45,10 @@ def test_what_is_decoded_already_goes_first(step, model, priorities):
     assert priorities == []
     model.execute([])
     model.execute([])
-    assert priorities == [(step.os.PRIO_PROCESS, 0, 10)]
+    assert priorities == [(step.os.PRIO_PROCESS, 0, 13)]
     with ThreadPoolExecutor(1) as pool:
         pool.submit(model.execute, []).result()
-    assert priorities == [(step.os.PRIO_PROCESS, 0, 10)] * 2
+    assert priorities == [(step.os.PRIO_PROCESS, 0, 13)] * 2
 
 
 def test_a_server_that_yields_more_itself_is_not_put_before_others(step, priorities, monkeypatch):

@@ -22,7 +22,7 @@ from PIL import Image
 
 WARMUP = Path(__file__).resolve().parent.parent / "warmup"
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
-NICENESS = 10
+NICENESS = 13  # about the share of a busy core that decoding needs: what it has beyond that is decoded in vain
 LINES_A_SECOND, LONGEST_ID = 10, 128  # of failures in the log: nobody fills a disk with bad images
 
 
