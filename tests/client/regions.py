@@ -33,7 +33,7 @@ class Regions:
                 if error.code() != grpc.StatusCode.INTERNAL or time.monotonic() > until:
                     raise
 
-    def await_sizes(self, expected: list[int], ask: Callable[[], object] = lambda: None, seconds: float = 5) -> None:
+    def await_sizes(self, expected: list[int], ask: Callable[[], object] = lambda: None, seconds: float = 2) -> None:
         """What the server reads still, a later request takes back: `ask` sends one."""
         until = time.monotonic() + seconds
         while (found := self.sizes()) != expected and time.monotonic() < until:
