@@ -72,7 +72,7 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
 
 
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """oneDNN's channels_last path, whatever the layout: in NCHW it is 40 times slower."""
+    """oneDNN's channels_last path, whatever the layout: in NCHW large layers take 25 to 74 times as long."""
     source = dense(input)
     channels_last = source.contiguous(memory_format=torch.channels_last)
     output = pytorch.activate(pytorch.convolution(channels_last, weight, bias), activation)
