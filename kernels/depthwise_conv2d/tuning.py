@@ -60,20 +60,34 @@ def remember(name: str, way: Way) -> None:
     read.cache_clear()
 
 
+def shipped(name: str) -> dict[str, Any] | None:
+    """The table's tile for the key `name`, else that of the largest batch below: more programs of the same kind.
+
+    Tiles of bfloat16 serve float16, whose bytes and tensor-core instructions are the same.
+    """
+
+    def parts(key: str) -> tuple[int, str]:
+        batch, _, layer = key.partition("x")  # "toeplitz sm_90 bfloat16 64", "128x56x56 31x31"
+        kind, _, images = batch.rpartition(" ")
+        return int(images), f"{kind.replace(' float16', ' bfloat16')} {layer}"
+
+    images, layer = parts(name)
+    batches = {parts(key)[0]: tile for key, tile in read(TABLE).items() if parts(key)[1] == layer}
+    return batches.get(max((batch for batch in batches if batch <= images), default=0))
+
+
 def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Way]], run: Run) -> Way | None:
     """The way to go; None leaves it to the rule. A tile found for `plain` serves what differs from it in `details`."""
     own, name = read(cache_file()), plain + details
     if name not in own and os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing():
-        shipped = read(TABLE).get(plain)
-        first = [kind(**shipped)] if isinstance(shipped, dict) else []
+        table = shipped(plain)
+        first = [kind(**table)] if table else []
         remember(name, fastest(dict.fromkeys([*first, *options()]), run))
         own = read(cache_file())
     if name in own:
         return own[name] if isinstance(own[name], str) else kind(**own[name])
-    for table in (own, read(TABLE)):
-        if isinstance(table.get(plain), dict):
-            return kind(**table[plain])
-    return None
+    tile = own[plain] if isinstance(own.get(plain), dict) else shipped(plain)
+    return kind(**tile) if tile else None
 
 
 def one_call_ms(run: Callable[[], Any]) -> float:

@@ -55,8 +55,9 @@ def test_machine_code(architecture, stage, dtype, tmp_path):
         assert code.text.count("LDG.E.U16") <= 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("entry", sorted(json.loads(TABLE.read_text())))
-def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
+def test_shipped_tiles_compile_within_the_limits(entry, dtype, tmp_path):
     """A tile of the table is used on its own architecture."""
     from kernels.depthwise_conv2d import grad_weight, toeplitz
 
@@ -65,11 +66,11 @@ def test_shipped_tiles_compile_within_the_limits(entry, tmp_path):
     values = json.loads(TABLE.read_text())[entry]
     if operation == "grad_weight":
         tile = grad_weight.GradWeightTile(**values)
-        code, _ = compile_grad_weight(architecture, size, kernel_size, torch.bfloat16, tmp_path, tile=tile)
+        code, _ = compile_grad_weight(architecture, size, kernel_size, dtype, tmp_path, tile=tile)
         code.check(architecture, tile.warps)
         return
     tile = toeplitz.Tile(**values)
-    code = compile_forward(architecture, torch.bfloat16, tile, size, tmp_path)
+    code = compile_forward(architecture, dtype, tile, size, tmp_path)
     code.check(architecture, tile.warps)
     assert code.has(TENSOR_CORES[architecture])
 

@@ -20,6 +20,31 @@ def test_a_shipped_tile_is_taken(taken):
     assert [launch[3] for launch in taken] == [tile] * 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "batch", "channels", "found"),
+    [
+        (torch.float16, 64, 128, True),
+        (torch.bfloat16, 256, 128, True),
+        (torch.bfloat16, 63, 128, False),
+        (torch.bfloat16, 64, 127, False),
+        (torch.float32, 64, 128, False),
+    ],
+)
+@pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
+def test_a_shipped_tile_serves_larger_batches_and_float16(taken, operation, dtype, batch, channels, found):
+    name = tuning.key(operation, torch.empty(batch, channels, 56, 56, dtype=dtype, device="meta"), (31, 31), "ieee")
+    table = tuning.read(tuning.TABLE)[f"{operation} sm_90 bfloat16 64x128x56x56 31x31"]
+    assert tuning.shipped(name) == (table if found else None)
+
+
+def test_the_nearest_batch_below_is_taken(monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "TABLE", tmp_path / "table.json")
+    tiles = {f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5": {"rows": batch} for batch in (8, 64, 16)}
+    tuning.TABLE.write_text(json.dumps(tiles))
+    rows = [tuning.shipped(f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5") for batch in (7, 8, 17, 640)]
+    assert rows == [None, {"rows": 8}, {"rows": 16}, {"rows": 64}]
+
+
 @pytest.fixture
 def clock(taken, monkeypatch):
     """Autotuning with a stand-in for the timers: `seconds(way)` says what is fastest; the ways called and timed."""
