@@ -81,7 +81,6 @@ class Shards(Dataset[tuple[Any, int]]):
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise ValueError(f"{folder}: its {len(self.paths)} shards hold no {what}")
         self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
-        self._files: dict[tuple[int, int], int] = {}
 
     def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
         """Append the images of one shard. Members of a key are neighbours, as the format asks."""
@@ -145,9 +144,10 @@ class Shards(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         member = self.samples[index]
-        place = (os.getpid(), member.shard)  # a worker opens its own
-        if place not in self._files:
-            self._files[place] = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)
-        content = os.pread(self._files[place], member.size, member.offset)
+        shard = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)  # kept open, thousands would be too many
+        try:
+            content = os.pread(shard, member.size, member.offset)
+        finally:
+            os.close(shard)
         image = self.decode(BytesIO(content), member.key)
         return (self.transform(image) if self.transform else image), self.targets[index]

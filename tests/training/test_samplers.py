@@ -3,6 +3,8 @@
 import io
 import json
 import random
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.training.runs import ROOT
 from training.data import DataError, Unlabelled, load_image, make_loader, open_images
 from training.explain import find_images
 from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
@@ -128,6 +131,22 @@ def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
     assert sorted(values.tolist()) == [0, 1, 2, 3, 4]
     assert [dataset.targets[value] for value in values.tolist()] == targets.tolist()
     assert dataset[0][0] == 0
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
+    for number in range(80):
+        write_shard(tmp_path / f"{number}.tar", {"a.png": png(number), "a.cls": b"%d" % (number % 2)})
+    script = (
+        "import resource, sys\n"
+        "from training.data import open_images\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "dataset = open_images(sys.argv[1], None)\n"
+        "print(sum(1 for _ in range(2) for index in range(len(dataset)) if dataset[index]))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert ended.stdout == "160\n", ended.stderr
 
 
 @pytest.mark.parametrize(
