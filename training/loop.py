@@ -25,10 +25,10 @@ from training import distributed
 from training.logs import RunLog
 from training.optim import make_optimizer, make_scheduler
 from training.outputs import check_folder
-from training.randomness import STEP, seed_everything
+from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
 from training.settings import ARGUMENTS_FILE, LoopConfig, SettingsError, accumulation, check_same
-from training.state import check_same_step, is_finished, load_state, metrics_of, publish, save_state
+from training.state import check_same_step, discard, is_finished, load_state, metrics_of, publish, save_state
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
@@ -114,6 +114,8 @@ def fit(
         console.print(f"resumed at step {step} of {total_steps}")
     if main:
         check_folder("--output", config.output)
+        if config.resume == "never":
+            discard(last)
         last.mkdir(parents=True, exist_ok=True)
         (last / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n")
 
@@ -173,6 +175,7 @@ def fit(
                     raise Terminated(f"stopped by SIGTERM after step {step}; {last} has the state to resume")
 
             deployed = learner.deployed(averaged)
+            seed_everything(config.seed, EVALUATION, step, distributed.rank())
             try:
                 metrics = evaluate(deployed, epoch)
             except StopTraining as reason:

@@ -1,7 +1,7 @@
 """Random numbers as a function of the seed and a place in the run, so that a resumed run draws the same ones.
 
-Nothing is kept between steps or images: optimiser step t of process r draws from (seed, t, r), and the n-th image of
-the run from (seed, n), whichever worker decodes it.
+Nothing is kept between steps or images: optimiser step t of process r draws from (seed, t, r), as does the evaluation
+after it, and the n-th image of the run from (seed, n), whichever worker decodes it.
 """
 
 import random
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-STEP, IMAGE, ORDER = range(3)  # streams of one seed that never meet
+STEP, IMAGE, ORDER, EVALUATION = range(4)  # streams of one seed that never meet
 
 
 def derived_seed(*words: int) -> int:

@@ -63,7 +63,7 @@ class LoopConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     resume: Literal["auto", "never"] = "auto"
     """auto: go on from output/last if a run with the same settings was cut off there, and leave one that finished as
-    it is; never: start over."""
+    it is; never: start over, without the run in output/last."""
     save_every: int = 0
     """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
     tensorboard: bool = False

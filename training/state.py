@@ -99,5 +99,11 @@ def publish(last: Path, output: Path) -> None:
     files = sorted(path for path in last.iterdir() if path.suffix in (".json", ".jsonl"))
     for path in [*files, last / WEIGHTS_FILE]:
         replace_file(output / path.name, partial(shutil.copyfile, path))
-    (last / STATE_FILE).unlink()  # first: from here on the run has ended, and half a last/ is not gone on with
-    shutil.rmtree(last)
+    discard(last)
+
+
+def discard(last: Path) -> None:
+    """Remove a run in progress, if there is one: the state first, so that half a last/ is not gone on with."""
+    (last / STATE_FILE).unlink(missing_ok=True)
+    if last.exists():
+        shutil.rmtree(last)

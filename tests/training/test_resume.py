@@ -6,8 +6,10 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+import training.adversarial
 import training.finetune
 import training.state
 from models import ModelConfig, create_model, save_checkpoint
@@ -69,10 +71,18 @@ def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch
     assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("adversarial", ["none", "fast_at"])
 @pytest.mark.parametrize("place", ["confusion_matrix", "save_checkpoint"])
-def test_cut_off_in_an_evaluation(place: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its epoch is not trained again; nor does it stand in the log twice where it had got that far."""
-    config = tiny(tmp_path / "cut")
+def test_cut_off_in_an_evaluation(
+    place: str, adversarial: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its epoch is not trained again; nor does it stand in the log twice where it had got that far.
+
+    The attacks of an evaluation are those of the uninterrupted run, too.
+    """
+    config, attacks = tiny(tmp_path / "cut", adversarial=adversarial), []
+    original = training.adversarial.pgd
+    monkeypatch.setattr(training.adversarial, "pgd", lambda *a, **k: attacks.append(original(*a, **k)) or attacks[-1])
     with monkeypatch.context() as patch:
         patch.setattr(training.finetune, place, die)
         with pytest.raises(Killed):
@@ -84,8 +94,9 @@ def test_cut_off_in_an_evaluation(place: str, tiny: Tiny, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         before_step(5, die, patch)
         train(config, QUIET)
-    train(tiny(tmp_path / "whole"), QUIET)
+    train(dataclasses.replace(config, output=tmp_path / "whole"), QUIET)
     assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert all(torch.equal(cut, whole) for cut, whole in zip(attacks[-4:-2], attacks[-2:], strict=True))
     assert records(config.output) == records(tmp_path / "whole")
 
 
@@ -121,6 +132,27 @@ def test_other_settings_do_not_resume(tiny: Tiny, tmp_path: Path, monkeypatch: p
         train(dataclasses.replace(config, lr=0.1), QUIET)
     train(dataclasses.replace(config, lr=0.1, resume="never", epochs=1), QUIET)
     assert len(records(config.output)) == 1
+
+
+def test_starting_over_leaves_nothing_of_the_old_run_to_resume(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off before its own first state, it would otherwise go on from the old one."""
+    config = tiny(tmp_path / "cut", save_every=1)
+    with monkeypatch.context() as patch:
+        before_step(8, die, patch)
+        with pytest.raises(Killed):
+            train(config, QUIET)
+    last = config.output / "last"
+    assert (last / "model.safetensors").exists()
+    with pytest.raises(SettingsError):
+        train(dataclasses.replace(config, global_batch_size=10, resume="never"), QUIET)
+    assert load_state(last)["step"] == 8, "what is refused has started nothing over"
+    with monkeypatch.context() as patch:
+        before_step(0, die, patch)
+        with pytest.raises(Killed):
+            train(dataclasses.replace(config, resume="never"), QUIET)
+    assert sorted(path.name for path in last.iterdir()) == ["args.json", "log.jsonl"]
 
 
 def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
