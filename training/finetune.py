@@ -59,16 +59,15 @@ def train(config: Config, console: Console | None = None) -> float:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
 
-    labels = open_images(config.data / "train", None).classes
+    train_images = open_images(config.data / "train", None)  # its transform is the model's, and that needs the labels
+    labels, targets = train_images.classes, train_images.targets
     if len(labels) < 2:
         raise DataError(f"{config.data / 'train'} has 1 class, {labels[0]}: a classifier needs 2")
     model, model_config = make_model(config, labels)
     config = replace(config, arch=model_config.arch)
     vary = train_transform(model_config, config)
-    two_views = config.loss in ("paco", "gpaco")
-    train_images = open_images(config.data / "train", TwoViews(vary) if two_views else vary, labels)
+    train_images.transform = TwoViews(vary) if config.loss in ("paco", "gpaco") else vary
     train_set: Dataset[Any] = train_images
-    targets = train_images.targets
     if config.imbalance:
         kept = long_tail_subset(targets, len(labels), config.imbalance)
         train_set, targets = Subset(train_images, kept), [targets[index] for index in kept]

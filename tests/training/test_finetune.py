@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -111,6 +112,26 @@ def test_held_out_images_are_never_trained_on(data: Path, tmp_path: Path, monkey
     train(tiny(data, tmp_path / "run", epochs=1), QUIET)
     assert len(opened) == 96
     assert all((data / "train") in Path(path).parents for path in opened)
+
+
+def test_headers_of_shards_are_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        with tarfile.open(tmp_path / part / "0.tar", "w") as shard:
+            for path in sorted((data / part).glob("*/*")):
+                (tmp_path / "class.json").write_text(json.dumps({"label": ["0", "1", "4"].index(path.parent.name)}))
+                shard.add(path, path.name)
+                shard.add(tmp_path / "class.json", f"{path.stem}.json")
+    opened, original = [], tarfile.open
+
+    def spy(path: Path, *options: str) -> tarfile.TarFile:
+        opened.append(path.parent.name)
+        return original(path, *options)
+
+    monkeypatch.setattr(tarfile, "open", spy)
+    train(tiny(tmp_path, tmp_path / "run", epochs=1), QUIET)
+    assert opened == ["train", "val"]
+    assert load_checkpoint(tmp_path / "run")[1].labels == ["0", "1", "2"]
 
 
 def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) -> None:
