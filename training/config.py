@@ -23,7 +23,8 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint folder in --weights,
     else replknet_small."""
     weights: Path | None = None
-    """Checkpoint folder, .safetensors or .pth to start from; the head is kept if the labels are the same."""
+    """Checkpoint folder, .safetensors or .pth to start from; its head is trained on if the labels are the same, or with
+    --keep-head."""
     image_size: int = 0
     """Pixels; 0, like crop_pct 0 and an empty mean and std: the checkpoint's or the architecture's."""
     crop_pct: float = 0.0

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from models import ModelConfig, create_model, load_weights, save_checkpoint
+from models import ModelConfig, count_classes, create_model, load_weights, save_checkpoint
 from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
@@ -30,7 +30,7 @@ from training.methods import attack_epsilon, check_method, label_smoothing, make
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import exit_code
-from training.settings import as_json, check_ranges
+from training.settings import SettingsError, as_json, check_ranges
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -64,6 +64,9 @@ def train(config: Config, console: Console | None = None) -> float:
     if len(labels) < 2:
         raise DataError(f"{config.data / 'train'} has 1 class, {labels[0]}: a classifier needs 2")
     model, model_config = make_model(config, labels)
+    if config.weights is not None:
+        head = "the head is kept" if keeps_head(config, labels) else f"a new head for {len(labels)} classes"
+        console.print(f"from {config.weights}: {head}", highlight=False)
     config = replace(config, arch=model_config.arch)
     vary = train_transform(model_config, config)
     train_images.transform = TwoViews(vary) if config.loss in ("paco", "gpaco") else vary
@@ -128,8 +131,19 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
     )
     model = create_model(model_config.arch, len(labels), model_config.image_size, drop_path_rate=config.drop_path)
     if config.weights is not None:
-        load_weights(model, config.weights, skip_head=start.labels != labels)
+        if config.keep_head:
+            found = start.num_classes if config.weights.is_dir() else count_classes(start.arch, config.weights)
+            if found != len(labels):
+                what = f"{config.weights} has {found or 'no'} classes, {config.data / 'train'} has {len(labels)}"
+                raise SettingsError(f"--keep-head: {what}: train a new head (--no-keep-head)")
+        load_weights(model, config.weights, skip_head=not keeps_head(config, labels))
     return model, model_config
+
+
+def keeps_head(config: Config, labels: list[str]) -> bool:
+    """Whether the head of --weights is trained on; otherwise it is a new one."""
+    same = config.weights is not None and starting_config(config.arch, config.weights).labels == labels
+    return (same or config.keep_head) and not config.head_only
 
 
 def first_batch(loader: DataLoader[Any], device: str) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,9 @@ class MethodConfig:
     """Train on an exponential long tail of this ratio, cut from the data; 0: on all of it."""
     head_only: bool = False
     """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
+    keep_head: bool = False
+    """Keep the head of --weights whatever its labels are, or where a file has none: class i becomes the data's i-th
+    label."""
     paco_alpha: float = 0.05
     paco_temperature: float = 0.2
     paco_queue: int = 8192
@@ -84,6 +87,8 @@ def check_method(method: MethodConfig, augment: AugmentConfig, has_weights: bool
         raise SettingsError("--random-erasing leaves [0,1], where attacks live: set it to 0")
     if method.head_only and (special or not has_weights):
         raise SettingsError("--head-only needs the features of --weights, and a loss on logits")
+    if method.keep_head and (method.head_only or not has_weights):
+        raise SettingsError("--keep-head needs --weights, and no --head-only, whose head is new: or --no-keep-head")
     if method.loss in WITHOUT_SMOOTHING and augment.label_smoothing:
         raise SettingsError(f"--label-smoothing {augment.label_smoothing}: {method.loss} has none; leave it out")
     if method.class_weights != "none" and method.loss not in ("cross_entropy", "focal"):

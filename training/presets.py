@@ -32,13 +32,14 @@ _REPLKNET_31B = Config(
 PRESETS = {
     "folder": Config(),
     "replknet_31b": _REPLKNET_31B,
-    # The same authors' fine-tuning of those weights at 384 px; name them with --weights.
+    # The same authors' fine-tuning of those weights, head included, at 384 px; name them with --weights.
     "replknet_31b_384": replace(
         _REPLKNET_31B,
         preset="replknet_31b_384",
         output=Path("runs/replknet-31b-384"),
         image_size=384,
         crop_pct=1.0,
+        keep_head=True,
         epochs=30,
         batch_size=16,
         global_batch_size=1024,

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,7 @@ from training.evaluate import Config as EvaluateConfig
 from training.evaluate import confusion_matrix, evaluate, per_class_table, top1
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
 from training.loop import DivergenceError
+from training.settings import SettingsError
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 10
@@ -148,6 +151,43 @@ def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) 
     model, _ = make_model(Config(arch="replknet_nano", weights=weights), ["only", "two"])
     assert torch.equal(model.norm.weight, source.norm.weight)
     assert model.head.out_features == 2
+
+
+def head_of(config: Config) -> tuple[torch.Tensor, str]:
+    """That of the model to train, after an epoch without learning, and what the run said."""
+    console = Console(file=StringIO(), width=500)
+    train(dataclasses.replace(config, epochs=1, lr=0.0, ema_decay=0.0), console)
+    return load_checkpoint(config.output)[0].head.weight, console.file.getvalue()
+
+
+def test_a_head_is_kept_if_asked_and_the_run_says_so(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
+    """A .pth knows no labels: its head is lost unless --keep-head is given."""
+    source, weights = load_checkpoint(run[0])[0], tmp_path / "published.pth"
+    torch.save({"model": source.state_dict()}, weights)
+    for number, (start, keep, kept) in enumerate(
+        [(weights, False, False), (weights, True, True), (run[0], False, True), (run[0], True, True)]
+    ):
+        head, said = head_of(tiny(data, tmp_path / str(number), weights=start, keep_head=keep))
+        assert torch.equal(head, source.head.weight) == kept
+        assert f"from {start}: {'the head is kept' if kept else 'a new head for 3 classes'}\n" in said
+    _, said = head_of(tiny(data, tmp_path / "head_only", weights=run[0], head_only=True))
+    assert f"from {run[0]}: a new head for 3 classes\n" in said
+
+
+def test_a_head_that_cannot_be_kept_is_refused(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
+    two = tmp_path / "data"
+    for part in ("train", "val"):
+        for label in ("0", "1"):
+            shutil.copytree(data / part / label, two / part / label)
+    weights = tmp_path / "published.pth"
+    torch.save(load_checkpoint(run[0])[0].state_dict(), weights)
+    for start in (run[0], weights):
+        config = tiny(two, tmp_path / "run", weights=start, keep_head=True)
+        with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two}/train has 2: .*--no-keep"):
+            train(config, QUIET)
+    for changes in ({"weights": None}, {"head_only": True}):
+        with pytest.raises(SettingsError, match="--keep-head needs --weights, and no --head-only"):
+            train(dataclasses.replace(config, **changes), QUIET)
 
 
 def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path) -> None:

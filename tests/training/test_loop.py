@@ -127,7 +127,7 @@ def test_global_batch_size() -> None:
 def test_presets_are_command_lines() -> None:
     for name, preset in PRESETS.items():
         assert parse_arguments(["--preset", name]) == preset
-        check_method(preset, preset, has_weights=False)
+        check_method(preset, preset, has_weights=preset.keep_head)
     published = PRESETS["replknet_31b"]
     assert (published.epochs, published.global_batch_size, published.lr, published.drop_path) == (300, 2048, 4e-3, 0.5)
     assert PRESETS["replknet_31b_384"].layer_decay == 0.7
