@@ -82,7 +82,7 @@ def fit(
     main, world = distributed.rank() == 0, distributed.world_size()
     device = torch.device(config.device)
     batches = cast(EpochBatches, loader.batch_sampler)
-    accumulate = min(accumulation(config, world), len(batches))
+    accumulate = accumulation(config, world, len(batches))
     steps_per_epoch = len(batches) // accumulate
     images_per_step = batches.batch_size * accumulate * world
     total_steps = config.epochs * steps_per_epoch
@@ -90,7 +90,7 @@ def fit(
     optimizer = make_optimizer(learner, learner.model, config)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-    ema = ModelEmaV3(learner.model, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
+    ema = ModelEmaV3(learner.model, config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
     averaged = ema.module if ema else learner.model
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

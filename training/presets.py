@@ -19,6 +19,7 @@ _REPLKNET_31B = Config(
     warmup_epochs=10.0,
     drop_path=0.5,
     ema_decay=0.9999,
+    ema_warmup=False,
     amp="bf16",
     sync_bn=True,
     min_crop_area=0.08,

@@ -49,6 +49,9 @@ class LoopConfig:
     """Largest norm of all gradients together; 0: no limit."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are what is evaluated and saved; 0: the weights themselves."""
+    ema_warmup: bool = True
+    """In step t the decay is at most 1 - t^(-2/3), so that a short run's average forgets its start; 0.9999 is reached
+    in a million steps. Without it the decay is constant."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Automatic mixed precision."""
     compile: bool = False
@@ -91,8 +94,11 @@ def check_ranges(config: LoopConfig) -> None:
         raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
 
 
-def accumulation(config: LoopConfig, processes: int) -> int:
-    """Forward passes of one process in one optimiser step. Raises `SettingsError` for sizes that do not divide."""
+def accumulation(config: LoopConfig, processes: int, batches: int) -> int:
+    """Forward passes of one process in one optimiser step, of the `batches` that it has in an epoch.
+
+    Raises `SettingsError` for sizes that do not divide, and for a step of more images than an epoch has.
+    """
     if config.batch_size < 1 or config.epochs < 1:
         raise SettingsError(f"--batch-size {config.batch_size} and --epochs {config.epochs}: both are at least 1")
     at_once = config.batch_size * processes
@@ -100,6 +106,11 @@ def accumulation(config: LoopConfig, processes: int) -> int:
         raise SettingsError(
             f"--global-batch-size {config.global_batch_size} is no multiple of --batch-size {config.batch_size} x "
             f"{processes} process{'es' if processes > 1 else ''} = {at_once}"
+        )
+    if config.global_batch_size > batches * at_once:
+        raise SettingsError(
+            f"--global-batch-size {config.global_batch_size}: an epoch has {batches} x {at_once} images, so "
+            f"{batches * at_once} is the most; the learning rate (--lr {config.lr}) goes with it"
         )
     return max(1, config.global_batch_size // at_once)
 

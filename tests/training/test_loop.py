@@ -113,15 +113,20 @@ def test_schedule_warms_up_and_falls() -> None:
     assert isinstance(make_optimizer(model, model, LoopConfig(optimizer="sgd")), torch.optim.SGD)
 
 
-def test_global_batch_size() -> None:
-    assert accumulation(LoopConfig(batch_size=16), 4) == 1
-    assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4) == 4
+def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
+    assert accumulation(LoopConfig(batch_size=16), 4, 1) == 1
+    assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4, 4) == 4
+    with pytest.raises(SettingsError, match="--global-batch-size 256: an epoch has 3 x 64 images, so 192 is the most"):
+        accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4, 3)
+    with pytest.raises(SettingsError, match="--global-batch-size 112: an epoch has 6 x 16 images, so 96 is the most"):
+        train(tiny(tmp_path / "run", global_batch_size=112), QUIET)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(
         SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
     ):
-        accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2)
+        accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2, 9)
     with pytest.raises(SettingsError, match="--batch-size 0"):
-        accumulation(LoopConfig(batch_size=0), 1)
+        accumulation(LoopConfig(batch_size=0), 1, 9)
 
 
 def test_presets_are_command_lines() -> None:
@@ -131,6 +136,7 @@ def test_presets_are_command_lines() -> None:
     published = PRESETS["replknet_31b"]
     assert (published.epochs, published.global_batch_size, published.lr, published.drop_path) == (300, 2048, 4e-3, 0.5)
     assert PRESETS["replknet_31b_384"].layer_decay == 0.7
+    assert not any(preset.ema_warmup for name, preset in PRESETS.items() if name.startswith("replknet_31b"))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +178,27 @@ def test_clipping_limits_the_step(tiny: Tiny, tmp_path: Path) -> None:
     start = create_model("replknet_nano", 3).head.weight
     free, clipped = (load_checkpoint(tmp_path / name)[0].head.weight for name in ("free", "clipped"))
     assert (clipped - start).abs().max() < 1e-6 < (free - start).abs().max()
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_the_average_is_of_the_decay_that_was_asked_for(warmup: bool, tiny: Tiny, tmp_path: Path) -> None:
+    """In a run of four steps: where it warms up the decay grows from 1 - 2^(-2/3), without it is 0.9 from step 2 on."""
+    heads: list[torch.Tensor] = []
+    original = training.loop.Learner.after_step
+
+    def note(self: training.loop.Learner, step: int) -> None:
+        heads.append(self.model.head.weight.detach().clone())
+        original(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.loop.Learner, "after_step", note)
+        train(tiny(tmp_path, epochs=1, batch_size=24, ema_decay=0.9, ema_warmup=warmup), QUIET)
+    average = heads[0]
+    for step, head in enumerate(heads[1:], 2):
+        decay = 1 - step ** (-2 / 3) if warmup else 0.9
+        average = decay * average + (1 - decay) * head
+    assert len(heads) == 4
+    torch.testing.assert_close(load_checkpoint(tmp_path)[0].head.weight, average)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
