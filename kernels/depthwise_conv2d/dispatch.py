@@ -104,4 +104,6 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
         return result
 
     with torch.cuda.device(input.device):
-        return run(tuning.grad_weight_way(input, kernel_size, precision, run))
+        way = tuning.grad_weight_way(input, kernel_size, precision, run)
+        rule = grad_weight.choose_tile(*input.shape[2:], *kernel_size, input.element_size())
+        return run(way or rule or "pytorch")

@@ -1,6 +1,7 @@
 """The filter's gradient on the tensor cores: how a shape is cut up, and the launch (maths: README.md)."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -45,7 +46,8 @@ def window_offset(kernel_width: int, step_x: int, window: int) -> int:
 
 
 def candidates(height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int):
-    """(estimated cycles a pixel, tile) for every step that fits: from instruction counts, not measured."""
+    """(estimated cycles a pixel, tile) for every step that fits: from instruction counts, not measured. None does where
+    too many taps are seen: 65 x 65 in float32, 129 x 129 in 16-bit types, 257 rows."""
     kernel_height, kernel_width = seen_taps(kernel_height, height), seen_taps(kernel_width, width)
     for step_y in (1, 2, 4, 8):
         for step_x in (1, 2, 4, 8):
@@ -67,10 +69,13 @@ def candidates(height: int, width: int, kernel_height: int, kernel_width: int, e
             yield cycles, GradWeightTile(step_y, step_x, taps, window, extra, block_k, warps, 3)
 
 
-def choose_tile(height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int) -> GradWeightTile:
-    """The candidate of the fewest estimated cycles: by the shape alone."""
+@lru_cache(1024)
+def choose_tile(
+    height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int
+) -> GradWeightTile | None:
+    """The candidate of the fewest estimated cycles, by the shape alone; None where there is no candidate."""
     options = candidates(height, width, kernel_height, kernel_width, element_bytes)
-    return min(options, key=lambda option: option[0])[1]
+    return min(options, key=lambda option: option[0], default=(0, None))[1]
 
 
 def choose_splits(triples: int, channels: int, block_k: int) -> tuple[int, int]:

@@ -179,13 +179,12 @@ def grad_weight_way(input: Tensor, kernel_size: tuple[int, ...], precision: str,
             grad_weight.candidates(height, width, kernel_size[0], kernel_size[1], input.element_size()),
             key=lambda option: option[0],
         )
-        yield ranked[0][1]
+        yield from (tile for _, tile in ranked[:1])
         yield from pytorch.WAYS
         for _, tile in ranked[:8]:
             for stages in (2, 3, 4):
                 for warps in (4, 8):
-                    if (option := replace(tile, stages=stages, warps=warps)) != ranked[0][1]:
-                        yield option
+                    yield replace(tile, stages=stages, warps=warps)
 
     details = "" if input.is_contiguous() else " channels_last"
     return find(key("grad_weight", input, kernel_size, precision), details, grad_weight.GradWeightTile, options, run)

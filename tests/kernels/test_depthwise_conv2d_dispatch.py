@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import float32_precision, set_float32_precision
-from kernels.depthwise_conv2d import dispatch, gradients, op, precision
+from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, precision, pytorch
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,31 @@ def test_the_gradients_take_them_too(taken):
     for size in ((3, 3), (31, 5)):
         grad, source = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
         assert bool((gradients._grad_weight_cuda(grad, source, list(size)) == 3).all())
-        assert taken.pop() == ("grad_weight", (4, 1, *size), "ieee", None)
+        tile = grad_weight.choose_tile(8, 8, *size, 4)
+        assert taken.pop() == ("grad_weight", (4, 1, *size), "ieee", tile)
     double = gradients._grad_weight_cuda(grad.double(), source.double() + 1, [31, 5])
     assert double.shape == (4, 1, 31, 5)
     assert not taken
     assert gradients._grad_weight_cuda(grad[:0], source[:0], [5, 5]).abs().sum() == 0
     assert not taken
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel_size", "least"),  # whose images see all of the filter, and the nearest that has a tile
+    [
+        (torch.float32, (65, 65), (63, 65)),
+        (torch.bfloat16, (129, 129), (127, 127)),
+        (torch.bfloat16, (257, 5), (255, 5)),
+    ],
+)
+def test_a_filter_without_a_tile_has_pytorch_s_gradient(taken, dtype, kernel_size, least):
+    size = [side // 2 + 1 for side in kernel_size]
+    grad, source = (torch.randn(2, 4, *size, dtype=dtype) for _ in range(2))
+    answer = gradients._grad_weight_cuda(grad, source, list(kernel_size))
+    assert not taken
+    assert torch.equal(answer, pytorch.grad_weight(grad, source, kernel_size))
+    gradients._grad_weight_cuda(grad, source, list(least))
+    assert [launch[:2] for launch in taken] == [("grad_weight", (4, 1, *least))]
 
 
 def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(taken, monkeypatch):

@@ -137,6 +137,13 @@ def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch,
     assert taken[-1][0] == ("taps" if size == 3 else "toeplitz")
 
 
+def test_a_filter_without_a_tile_is_measured_by_pytorch_s_ways(taken, clock):
+    x = torch.randn(1, 4, 33, 33)
+    gradients._grad_weight_cuda(x, x, [65, 65])
+    assert clock.ways == list(pytorch.WAYS)
+    assert taken == ["pytorch"]
+
+
 def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, clock):
     clock.seconds = lambda way: 1.0 if way is None else 2.0
     op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 3, 3))
