@@ -32,6 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser.add_argument(
         "--crop-pct", type=float, help="share of the resized shorter side that is kept (default: as image size)"
     )
+    parser.add_argument("--crop-mode", help="timm's: center, squash or border (default: as image size)")
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
     parser.add_argument("--version", type=int, help="version number (default: the next)")

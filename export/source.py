@@ -23,6 +23,7 @@ class BuildOptions:
     output: Path = Path("model_repository")
     image_size: int | None = None
     crop_pct: float | None = None
+    crop_mode: str | None = None
     precision: str = "fp32"
     formats: tuple[str, ...] = ("torchscript",)
     version: int | None = None
@@ -71,10 +72,9 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
         raise ValueError(
             "a model of 1 class answers nothing: fine-tune a pre-trained encoder (training.finetune) first"
         )
-    if options.image_size is not None:
-        config = replace(config, image_size=options.image_size)
-    if options.crop_pct is not None:
-        config = replace(config, crop_pct=options.crop_pct)
+    for name in ("image_size", "crop_pct", "crop_mode"):
+        if (value := getattr(options, name)) is not None:
+            config = replace(config, **{name: value})
     model = create_model(config.arch, config.num_classes, config.image_size)
     if options.weights is not None:
         load_weights(model, options.weights)

@@ -40,7 +40,14 @@ class Architecture(Inputs):
 
 ARCHITECTURES: dict[str, Architecture] = {
     "replknet_31b": Architecture((2, 2, 18, 2), (128, 256, 512, 1024), (31, 29, 27, 13)),
-    "replknet_31l": Architecture((2, 2, 18, 2), (192, 384, 768, 1536), (31, 29, 27, 13), image_size=384, crop_pct=1.0),
+    "replknet_31l": Architecture(
+        (2, 2, 18, 2),
+        (192, 384, 768, 1536),
+        (31, 29, 27, 13),
+        image_size=384,
+        crop_pct=1.0,
+        crop_mode="squash",  # as its authors evaluate from 384 px on
+    ),
     "replknet_xl": Architecture(
         (2, 2, 18, 2),
         (256, 512, 1024, 2048),

@@ -26,8 +26,10 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     """Checkpoint folder, .safetensors or .pth to start from; its head is trained on if the labels are the same, or with
     --keep-head."""
     image_size: int = 0
-    """Pixels; 0, like crop_pct 0 and an empty mean and std: the checkpoint's or the architecture's."""
+    """Pixels; 0, like crop_pct 0, crop_mode None and an empty mean and std: the checkpoint's or the architecture's."""
     crop_pct: float = 0.0
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """Of the evaluation and of serving, in timm's words: the centre; no aspect kept; all of the image, in a border."""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     drop_path: float = 0.1

@@ -126,6 +126,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
         labels=labels,
         image_size=config.image_size or start.image_size,
         crop_pct=config.crop_pct or start.crop_pct,
+        crop_mode=config.crop_mode or start.crop_mode,
         mean=list(config.mean) or start.mean,
         std=list(config.std) or start.std,
     )

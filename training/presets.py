@@ -40,6 +40,7 @@ PRESETS = {
         output=Path("runs/replknet-31b-384"),
         image_size=384,
         crop_pct=1.0,
+        crop_mode="squash",
         keep_head=True,
         epochs=30,
         batch_size=16,

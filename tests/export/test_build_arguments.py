@@ -1,6 +1,7 @@
 """build_models.py: what it refuses, in one clear line."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
+        (["--arch", "replknet_nano", "--random-weights", "--crop-mode", "middle"], "one of center, squash, border"),
         (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
         (["--arch", "replknet_nano", "--random-weights", "--threads", "-2"], "--threads -2"),
@@ -57,8 +59,9 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     for other in (None, '{"architecture": "replknet", "num_classes": 7}'):  # Hugging Face's
         if other is not None:
             (tmp_path / "config.json").write_text(other)
-        model, config = load_model(BuildOptions(arch="replknet_nano", weights=copy, crop_pct=1.0))
-        assert (config.num_classes, config.crop_pct) == (5, 1.0)  # the head says how many
+        options = parse_arguments(["--arch", "replknet_nano", "--weights", str(copy), "--crop-mode", "squash"])
+        model, config = load_model(replace(options, crop_pct=1.0))
+        assert (config.num_classes, config.crop_pct, config.crop_mode) == (5, 1.0, "squash")  # the head says how many
         assert model.head.out_features == 5
     with pytest.raises(ValueError, match=r"--arch is needed: no config.json .* that training has written"):
         load_model(BuildOptions(weights=copy))

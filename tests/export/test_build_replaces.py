@@ -46,6 +46,7 @@ def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path:
     build(options)
     summary = build(replace(options, crop_pct=1.0))  # a rollback to version 1 would give it this one's pixels
     assert "; removed version 1: resize_size 64 (was" in summary
+    assert "; removed version 2: crop_mode squash (was center), " in build(replace(options, crop_mode="squash"))
 
 
 def test_failed_build_leaves_the_repository(

@@ -106,6 +106,20 @@ def test_config_that_is_no_json_or_absent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_config_defaults_are_the_architectures(arch: str) -> None:
     config, own = ModelConfig(arch), ARCHITECTURES[arch]
-    assert (config.image_size, config.crop_pct, tuple(config.mean), tuple(config.std)) == (
-        *(own.image_size, own.crop_pct, own.mean, own.std),
+    assert (config.image_size, config.crop_pct, config.crop_mode, tuple(config.mean), tuple(config.std)) == (
+        *(own.image_size, own.crop_pct, own.crop_mode, own.mean, own.std),
     )
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [
+        ("replknet_31b", (224, 224 / 256, "center")),
+        ("replknet_31l", (384, 1.0, "squash")),
+        ("replknet_xl", (320, 224 / 256, "center")),
+    ],
+)
+def test_published_weights_are_evaluated_as_their_authors_do(arch: str, expected: tuple[int, float, str]) -> None:
+    """Below 384 px the centre, from there on the whole image without its aspect."""
+    config = ModelConfig(arch)
+    assert (config.image_size, config.crop_pct, config.crop_mode) == expected

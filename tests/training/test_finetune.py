@@ -144,7 +144,8 @@ def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) 
     assert (model_config.arch, model_config.image_size, model_config.mean) == ("replknet_nano", 32, [0.5, 0.5, 0.5])
     assert torch.equal(model.head.weight, source.head.weight), "the labels are the same: the head is kept"
     model, model_config = make_model(dataclasses.replace(config, image_size=64), ["a", "b", "c"])
-    assert model_config.image_size == 64
+    assert (model_config.image_size, model_config.crop_mode) == (64, "center")
+    assert make_model(dataclasses.replace(config, crop_mode="squash"), ["0", "1", "4"])[1].crop_mode == "squash"
     assert not torch.equal(model.head.weight, source.head.weight), "other labels need another head"
     assert torch.equal(model.norm.weight, source.norm.weight)
     weights = run[0] / "model.safetensors"
@@ -252,6 +253,9 @@ def test_command_line_is_the_preset_overridden() -> None:
         PRESETS["digits"].lr,
     )
     assert parse_arguments([]).preset == "folder"
+    assert parse_arguments(["--crop-mode", "border"]).crop_mode == "border"
+    published = parse_arguments(["--preset", "replknet_31b_384"])
+    assert (published.image_size, published.crop_pct, published.crop_mode) == (384, 1.0, "squash")
     with pytest.raises(SystemExit):
         parse_arguments(["--preset", "cifar"])
 
