@@ -1,6 +1,7 @@
 """Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ def write_repository(
     version: int | None = None,
 ) -> tuple[int, list[str]]:
     """Add a backbone version to `output`; returns its number, and a line about each setting that was kept and the
-    versions that had to go. On any error nothing changes.
+    versions that had to go. On any error nothing changes; one is that another build, release or rollback is under way.
 
     `write_backbone(folder)` writes the version's files and returns what build.json records beside their checksums.
     Earlier versions stay (the newest three) while tensors, backend, labels and the images' preparation are the same;
@@ -129,10 +130,12 @@ def _replace(path: Path, content: bytes) -> None:
 def _moved_in_whole(output: Path) -> Iterator[Path]:
     """A staging folder beside `output`, holding hard links to what is there, exchanged with it at the end."""
     output = output.resolve()
+    backbone = output / "backbone"
     if output.exists() and not output.is_dir():
         raise RepositoryError(f"{output} is a file: --output names a folder")
     output.parent.mkdir(parents=True, exist_ok=True)
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
+    lock = _lock(backbone) if backbone.is_dir() else None
     try:  # before there is a folder: SIGTERM may come at any time
         stage.mkdir()
         stage.chmod(0o755)
@@ -140,12 +143,29 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)
         yield stage
+        if lock is None and backbone.exists():
+            raise RepositoryError(f"another build has written {output} meanwhile: build again")
         if output.exists():
             _exchange(stage, output)
         else:
             stage.rename(output)
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(backbone: Path) -> int:
+    """A handle that holds the lock of server.release and server.rollback (server/versions.py) until it is closed."""
+    handle = os.open(backbone, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise RepositoryError(
+            f"another build, release or rollback of {backbone} is under way: build again when it has ended"
+        ) from None
+    return handle
 
 
 def _exchange(a: Path, b: Path) -> None:

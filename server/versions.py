@@ -67,7 +67,7 @@ class Versions:
 
     @contextmanager
     def locked(self) -> Iterator["Versions"]:
-        """One change at a time. Raises `ReleaseError` while another is under way."""
+        """One change at a time, builds (export/repository.py) too. Raises `ReleaseError` while another is under way."""
         try:
             handle = os.open(self.model, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -76,7 +76,7 @@ class Versions:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ReleaseError(f"another release or rollback of {self.model} is under way") from None
+                raise ReleaseError(f"another build, release or rollback of {self.model} is under way") from None
             yield self
         finally:
             os.close(handle)

@@ -15,6 +15,8 @@ import export.build as build_module
 from export.build import BuildOptions, build
 from export.parity import ParityError
 from models import reparameterize
+from server.errors import ReleaseError
+from server.versions import Versions
 
 
 def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_path: Path) -> None:
@@ -65,6 +67,54 @@ def test_failed_build_leaves_the_repository(
         build(BuildOptions(weights=checkpoint, output=repository))
     assert digest(repository) == before
     assert not [p for p in repository.parent.iterdir() if p != repository]
+
+
+def test_one_build_release_or_rollback_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is refused, and the first one's version is there; that of a release too."""
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    trace, refused = build_module.trace_backbone, []
+
+    def meanwhile(*arguments: object) -> object:
+        monkeypatch.setattr(build_module, "trace_backbone", trace)
+        with pytest.raises(RuntimeError, match="another build, release or rollback of .*/backbone is under way: build"):
+            build(options)
+        with pytest.raises(ReleaseError, match="another build"), Versions(options.output).locked():
+            pass
+        refused.append(True)
+        return trace(*arguments)
+
+    monkeypatch.setattr(build_module, "trace_backbone", meanwhile)
+    assert ", version 2, " in build(options)
+    assert refused
+    before = digest(tmp_path)
+    with Versions(options.output).locked(), pytest.raises(RuntimeError, match="another build, release or rollback"):
+        build(options)
+    assert digest(tmp_path) == before
+    assert ", version 3, " in build(options)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "a folder without a backbone"])
+def test_the_first_of_two_first_builds_stays(
+    there: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    if there:
+        options.output.mkdir()
+    trace, before = build_module.trace_backbone, {}
+
+    def meanwhile(*arguments: object) -> object:
+        monkeypatch.setattr(build_module, "trace_backbone", trace)
+        build(options)
+        before.update(digest(options.output))
+        return trace(*arguments)
+
+    monkeypatch.setattr(build_module, "trace_backbone", meanwhile)
+    with pytest.raises(RuntimeError, match="another build has written .*/models meanwhile: build again"):
+        build(options)
+    assert digest(tmp_path) == {f"models/{name}": value for name, value in before.items()} != {}
 
 
 def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_path: Path) -> None:

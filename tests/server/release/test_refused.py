@@ -192,6 +192,6 @@ def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository,
         release(served.folder, served.folder, served.management, None, print)
     with (
         Versions(served.folder).locked(),
-        pytest.raises(ReleaseError, match="another release or rollback"),
+        pytest.raises(ReleaseError, match="another build, release or rollback"),
     ):
         rollback(served.folder, served.management)
