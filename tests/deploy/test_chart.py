@@ -206,11 +206,12 @@ def test_autoscaler():
     scaler, deployment = one(manifests, "HorizontalPodAutoscaler"), one(manifests, "Deployment")
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"]  # an upgrade would undo the autoscaler's work
-    (metric,) = scaler["spec"]["metrics"]
-    asked = metric["pods"]["metric"]
-    assert asked["selector"] == {"matchLabels": {"model": "backbone"}}
     adapter = yaml.safe_load((DEPLOY / "helm" / "prometheus-adapter-values.yaml").read_text())
-    assert asked["name"] in [rule["name"]["as"] for rule in adapter["rules"]["custom"]]
+    known = [rule["name"]["as"] for rule in adapter["rules"]["custom"]]
+    for metric, model in zip(scaler["spec"]["metrics"], ("preprocess", "backbone"), strict=True):
+        assert metric["pods"]["metric"]["selector"] == {"matchLabels": {"model": model}}
+        assert metric["pods"]["metric"]["name"] in known
+        assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "8"}
     fixed = render(CASES["fixed size"])
     assert not [kind for kind, _ in fixed if kind == "HorizontalPodAutoscaler"]
     assert one(fixed, "Deployment")["spec"]["replicas"] == 3
