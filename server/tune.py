@@ -7,7 +7,6 @@ callers; what answers more images a second by more than the noise stays. Run it 
 """
 
 import argparse
-import os
 import shutil
 import statistics
 import struct
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from server.canary import canary_png
 from server.command_line import interrupt_on_sigterm
+from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
 from server.repository import read_repository
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
         now = read_settings(repository, embedded)
         best, found, before = tune(
             now,
-            len(os.sched_getaffinity(0)),
+            usable_cores(),
             lambda settings: measure(repository, settings, embedded, image, options.callers, options.seconds),
             options.p99_ms,
             lambda line: print(line, flush=True),

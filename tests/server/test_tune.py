@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from server import tune
+from server import cores, tune
 from server.repository import EMBEDDED, read_repository
 from server.tune import Score
 from server.tuned_settings import Settings, TuneError, read_config, read_settings, set_preferred, write_settings
@@ -127,12 +127,15 @@ def test_another_server_reads_config_pbtxt(built):
     assert read_config(built, "backbone", EMBEDDED) == embedded
 
 
-def one_step(now, cores):
+def one_step(now, usable):
+    assert usable == 1
     yield lambda best: [replace(best, preprocess_instances=1, max_batch_size=4)]
 
 
 @pytest.mark.server
-def test_a_run_writes_what_served_most(own, monkeypatch, capsys):
+def test_a_run_writes_what_served_most(own, tmp_path, monkeypatch, capsys):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
     monkeypatch.setattr(tune, "candidates", one_step)
     monkeypatch.setattr(tune, "LEAST_GAIN", 0.0)  # the last one stays
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2", "--dry-run"]) == 0

@@ -3,8 +3,10 @@
 What becomes of an image: evaluation_transform.py beside this file. A bad image fails its own request and no other.
 """
 
+import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import threading
@@ -20,6 +22,7 @@ import triton_python_backend_utils as pb_utils
 from evaluation_transform import ImageError, Settings, preprocess
 from PIL import Image
 
+CGROUP = Path("/sys/fs/cgroup")
 WARMUP = Path(__file__).resolve().parent.parent / "warmup"
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 NICENESS = 13  # about the share of a busy core that decoding needs: what it has beyond that is decoded in vain
@@ -69,10 +72,21 @@ def check_warmup(config: dict[str, Any], settings: Settings) -> None:
             ) from None
 
 
+def usable_cores() -> int:
+    """That this process may keep busy: its affinity's, at most a container's CPU quota (cgroup v2, v1), rounded up."""
+    allowed = len(os.sched_getaffinity(0))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # not this version's; "max"
+            quota, period = (int(word) for file in files for word in (CGROUP / file).read_text().split())
+            if quota > 0:  # v1 says -1 for no limit
+                allowed = min(allowed, math.ceil(quota / period))
+    return allowed
+
+
 def threads_of(config: dict[str, Any]) -> int:
     """Images that one instance decodes at once: the instances (processes) share the cores."""
     instances = sum(group.get("count", 1) for group in config.get("instance_group", [])) or 1
-    return max(1, len(os.sched_getaffinity(0)) // instances)
+    return max(1, usable_cores() // instances)
 
 
 def step_back() -> None:
