@@ -40,18 +40,24 @@ management="model-config,model-repository,trace,logging:widefield-management=$(t
 memory="shared-memory:widefield-shared-memory=$(token "${WIDEFIELD_SHARED_MEMORY_TOKEN:-}")"
 unset WIDEFIELD_MANAGEMENT_TOKEN WIDEFIELD_SHARED_MEMORY_TOKEN
 
+# As server/endpoints.py: HTTP and metrics write IPv6 unlike gRPC.
+host=${WIDEFIELD_HOST:-0.0.0.0} http=${WIDEFIELD_HTTP_HOST:-${WIDEFIELD_HOST:-0.0.0.0}}
+grpc=$host metrics=$host
+[[ $host != *:* ]] || grpc="[$host]" metrics=ipv6:$host
+[[ $http != *:* ]] || http=ipv6:$http
+
 options=(
   --model-repository="$models"
   --model-control-mode=none
   --disable-auto-complete-config
-  --http-address="${WIDEFIELD_HTTP_HOST:-${WIDEFIELD_HOST:-0.0.0.0}}" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
+  --http-address="$http" --http-port="${WIDEFIELD_HTTP_PORT:-8000}"
   --http-restricted-api="$management" --http-restricted-api="$memory"
-  --grpc-address="${WIDEFIELD_HOST:-0.0.0.0}" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
+  --grpc-address="$grpc" --grpc-port="${WIDEFIELD_GRPC_PORT:-8001}"
   --grpc-restricted-protocol="$management" --grpc-restricted-protocol="$memory"
   --grpc-keepalive-time=60000 --grpc-keepalive-timeout=20000
   --grpc-keepalive-permit-without-calls=1 --grpc-http2-max-pings-without-data=0
   --grpc-max-connection-age=1800000 --grpc-max-connection-age-grace=60000
-  --metrics-address="${WIDEFIELD_HOST:-0.0.0.0}" --metrics-port="${WIDEFIELD_METRICS_PORT:-8002}"
+  --metrics-address="$metrics" --metrics-port="${WIDEFIELD_METRICS_PORT:-8002}"
   --metrics-config=summary_latencies=true
   --exit-timeout-secs="${WIDEFIELD_DRAIN_SECONDS:-30}"
   --log-format=ISO8601

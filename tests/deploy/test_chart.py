@@ -18,9 +18,14 @@ ALL = {
     "nodeSelector": {"zone": "a"},
     "affinity": {"nodeAffinity": {}},
     "podAnnotations": {"note": "x"},
+    "podLabels": {"team": "vision", "app.kubernetes.io/name": "another"},
     "priorityClassName": "serving",
     "runtimeClassName": "nvidia",
     "extraArgs": ["--log-verbose=1"],
+    "extraEnv": [
+        {"name": "WIDEFIELD_HOST", "value": "::"},
+        {"name": "WIDEFIELD_SHARED_MEMORY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "shared", "key": "token"}}},
+    ],
 }
 CASES = {
     "default": {},
@@ -74,6 +79,9 @@ def test_lint():
         {"image": {"digest": "sha256:short"}},
         {"modelRepository": {"subPath": "../other"}},
         {"extraArgs": ["log-verbose"]},
+        {"extraEnv": [{"value": "::"}]},
+        {"extraEnv": [{"name": "WIDEFIELD_HOST", "valeu": "::"}]},
+        {"podLabels": {"team": 1}},
         {"service": {"metrics": None}},
         {"service": {"http": 8002}},
         {"resources": None},
@@ -185,6 +193,14 @@ def test_everything_selects_the_pods():
     (endpoint,) = one(manifests, "ServiceMonitor")["spec"]["endpoints"]
     assert endpoint["port"] in [port["name"] for port in scraped["spec"]["ports"]]
     assert scraped["metadata"]["labels"]["app.kubernetes.io/name"] == "widefield"  # becomes the job label
+
+
+def test_what_is_added_to_the_pod():
+    pod = one(render(ALL), "Deployment")["spec"]["template"]
+    assert pod["metadata"]["annotations"] == ALL["podAnnotations"]
+    without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
+    assert container(render(ALL))["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
 
 
 def test_ports_exist():

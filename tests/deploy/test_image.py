@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from manifests import DEPLOY, IMAGE, ROOT
 
+from server.endpoints import Endpoints
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.runtime import ENVIRONMENT, GRPC_PATIENCE, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
 from server.tls import Tls
@@ -169,6 +170,15 @@ def test_what_the_user_sets_stays(serve):
     assert environment["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch:/own"
     assert "--exit-timeout-secs=50" in arguments
     assert arguments[-1] == "--log-verbose=1"
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.2", "::", "::1"])
+@pytest.mark.parametrize("http_host", ["", "127.0.0.1", "::1"])
+def test_addresses_are_written_as_the_launcher_writes_them(serve, host, http_host):
+    arguments, _, _ = serve(WIDEFIELD_HOST=host, WIDEFIELD_HTTP_HOST=http_host)
+    endpoints = Endpoints(host or "0.0.0.0", host or "0.0.0.0", 8000, 8001, 8002, http_host=http_host or None)
+    for service in ("http", "grpc", "metrics"):
+        assert f"--{service}-address={endpoints.listen_address(service)}" in arguments
 
 
 def test_tls(serve, tmp_path):
