@@ -24,7 +24,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one")
     parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
-    parser.add_argument("--log-file", metavar="FILE", help="tritonserver's log (default: a private file, removed)")
+    parser.add_argument(
+        "--log-file", metavar="FILE", help="tritonserver's log; -: standard error (default: a private file, removed)"
+    )
     parser.add_argument("--start-timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--drain-seconds", type=int, default=30, metavar="SECONDS", help="for requests in flight")
     parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")

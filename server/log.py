@@ -14,7 +14,7 @@ NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver ver
 def read_from(path: Path, offset: int) -> str:
     try:
         with path.open("rb") as file:
-            file.seek(offset)
+            file.seek(offset if offset <= file.seek(0, 2) else 0)  # it was shortened meanwhile
             return file.read().decode(errors="replace")
     except OSError:
         return ""

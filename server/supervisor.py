@@ -13,6 +13,7 @@ from server.endpoints import Endpoints, choose_endpoints
 from server.errors import ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options
+from server.private_log import PrivateLog
 from server.process import ServerProcess
 from server.repository import read_repository, verify_newest
 from server.restarts import Restarts
@@ -32,7 +33,8 @@ class TritonServer:
         host, metrics_host: addresses or names of this machine to listen on.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         library: the native operator library; None takes $WIDEFIELD_LIBRARY or the built one.
-        log_file: tritonserver's output; None keeps it in a private folder that is removed at a clean end.
+        log_file: tritonserver's output; "-" is standard error; None keeps its last 16 MiB at most in a private folder
+            that is removed at a clean end.
         start_timeout: seconds until the first real inference must have been answered.
         probe_interval, probe_timeout: seconds between canary inferences, and for one.
         max_restarts: within `restart_window` seconds; then it gives up.
@@ -79,7 +81,8 @@ class TritonServer:
         self.host, self.metrics_host = host, metrics_host
         self.asked_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         self.library = library
-        self.log_file = Path(log_file).absolute() if log_file is not None else None
+        self.forward_log = log_file == "-"
+        self.log_file = Path(log_file).absolute() if log_file not in (None, "-") else None
         self.start_timeout = start_timeout
         self.probe_interval, self.probe_timeout = probe_interval, probe_timeout
         self.max_restarts, self.restart_window = max_restarts, restart_window
@@ -133,6 +136,7 @@ class TritonServer:
         if self._runtime.resize is None and repository.resizes:
             self._tell(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
+        self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
         self._thread.start()
@@ -214,6 +218,8 @@ class TritonServer:
         except Exception as error:
             self._error = ServerError(unforeseen(error))
         finally:
+            if self._private_log is not None:
+                self._private_log.close()
             self._ready.clear()
             self._settled.set()
             self._finished.set()
