@@ -15,6 +15,7 @@ from client.commands._options import UsageError
 from client.commands._results import CsvResults, JsonResults, Results
 
 REFUSED = InvalidImageError.__name__  # with a request's id it is the server's word, which would come again
+JSON_START, CSV_START = '{"image": "', ",".join(CsvResults.COLUMNS) + "\n"
 SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv"}
 
 
@@ -24,7 +25,8 @@ class Journal:
     Kept of an earlier run are answers, and pictures that the server refused; all else is asked again.
 
     Raises:
-        UsageError: the file exists and `resume` is False; it is another's; its kind is not known.
+        UsageError: the file exists and `resume` is False; it is another's, or holds what `classify` does not write; its
+            kind is not known.
     """
 
     def __init__(self, path: Path, kind: str, resume: bool) -> None:
@@ -41,7 +43,10 @@ class Journal:
         except OSError as error:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
-        self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+        try:
+            self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+        except UsageError as error:
+            raise UsageError(f"--output {path}: {error}") from None
         self._replace(path, kept)
         self._results: Results = JsonResults(self._file) if kind == "json" else CsvResults(self._file, header=not kept)
 
@@ -80,30 +85,47 @@ def _stays(error: str, request_id: str | None) -> bool:
 
 
 def _read_json(text: str) -> tuple[dict[str, bool], str]:
+    """Raises `UsageError`."""
     done, kept = {}, []
-    for line in text.splitlines(keepends=True):
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if not line.endswith("\n") and JSON_START.startswith(line[: len(JSON_START)]):
+            break  # cut off
         try:
             entry: Any = json.loads(line)
-            image, error = entry["image"], {"type": ""} if "predictions" in entry else entry["error"]
+            image, error = str(entry["image"]), {"type": ""} if "predictions" in entry else entry["error"]
             stays = _stays(error["type"], error.get("request_id"))
-        except (ValueError, LookupError, TypeError):  # cut off
-            continue
-        if stays and line.endswith("\n"):
+        except (ValueError, LookupError, TypeError):
+            raise _unknown(number) from None
+        if stays:
             done[image] = not error["type"]
             kept.append(line)
     return done, "".join(kept)
 
 
 def _read_csv(text: str) -> tuple[dict[str, bool], str]:
-    """The last image may lack rows: it is asked again."""
-    rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
-    width = len(CsvResults.COLUMNS)
-    if rows and (len(rows[-1]) != width or not text.endswith("\n")):
-        rows.pop()
-    last = rows[-1][0] if rows and rows[-1] else ""
-    kept = [row for row in rows if len(row) == width and row[0] != last and _stays(row[5], row[7])]
+    """The last image may lack rows: it is asked again. Raises `UsageError`."""
+    if CSV_START.startswith(text):  # cut off in the header, or nothing behind it
+        return {}, ""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        lines = [(reader.line_num, row) for row in reader]
+    except csv.Error:
+        raise _unknown(reader.line_num) from None
+    if lines[0][1] != [*CsvResults.COLUMNS]:
+        raise _unknown(1)
+    if not text.endswith("\n") or text.count('"') % 2:  # cut off in a row, in its quotes
+        lines.pop()
+    for number, row in lines:
+        if len(row) != len(CsvResults.COLUMNS):
+            raise _unknown(number)
+    rows = [row for _, row in lines[1:]]
+    kept = [row for row in rows if row[0] != rows[-1][0] and _stays(row[5], row[7])]
     if not kept:
         return {}, ""
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows([CsvResults.COLUMNS, *kept])
     return {row[0]: not row[5] for row in kept}, written.getvalue()
+
+
+def _unknown(line: int) -> UsageError:
+    return UsageError(f"line {line} is none that classify has written in this format: name another file, or its format")

@@ -150,6 +150,34 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
     assert "may be another image each time" in capsys.readouterr().err
 
 
+ANSWER = '{"image": "a.png", "predictions": []}\n'
+HEADER = "image,rank,label,index,probability,error,message,request_id\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("labels.csv", "file,label,split\na.png,cat,train\n", 1),
+        ("labels.csv", "file,label", 1),
+        ("labels.csv", HEADER + "a.png,1,cat,0,0.9,,,\na.png,cat,train\nb.png,1,cat,0,0.9,,,\n", 3),
+        ("labels.csv", HEADER + "a.png,cat,train\n", 2),
+        ("labels.csv", HEADER + "a" * (csv.field_size_limit() + 1), 2),
+        ("answers.csv", ANSWER, 1),
+        ("answers.jsonl", ANSWER + HEADER, 2),
+        ("answers.jsonl", ANSWER + '{"image": "b.png"}\n' + ANSWER, 2),
+        ("answers.jsonl", ANSWER + "my notes", 2),
+    ],
+)
+def test_a_file_of_something_else_is_left_as_it_is(
+    folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture, file: str, text: str, line: int
+) -> None:
+    Path(file).write_text(text)
+    assert classify(file, "--resume") == 2
+    assert f"--output {file}: line {line} is none that classify has written" in capsys.readouterr().err
+    assert Path(file).read_text() == text
+    assert fake.requests == []
+
+
 def test_names_that_are_no_text(folder: Path, fake: FakeTransport) -> None:
     odd = os.fsdecode(b'photos/\xff",\n.png')
     Path(odd).write_bytes(b"odd")
