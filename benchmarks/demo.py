@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import load_average_warning, versions, write_results
+from kernels.native.build import OUTPUT
+from server.backends import build as backends
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = ("kernels/native/lib", "server/backends/pytorch/lib", "server/backends/resize/lib")
+LIBRARIES = [path.parent.relative_to(ROOT) for path in (OUTPUT, *(each.output for each in backends.LIBRARIES.values()))]
 ANSWER = re.compile(r"^(grpc|http): (\d+) of (\d+) held-out images right.*?; ([\d.]+) ms an image", re.MULTILINE)
 
 
@@ -29,8 +31,8 @@ def copy_checkout(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    for name in LIBRARIES:
-        shutil.copytree(ROOT / name, target / name)
+    for folder in LIBRARIES:
+        shutil.copytree(ROOT / folder, target / folder)
 
 
 def timed(folder: Path, *arguments: str) -> tuple[float, str]:
