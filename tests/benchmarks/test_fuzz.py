@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz.__main__ import SHARES, blocks
+from benchmarks.fuzz.__main__ import ROOM_FOR_FILES, ROOM_FOR_IMAGES, SHARES, blocks, memory
 from benchmarks.fuzz.blocks import open_channel, preprocess_block, send_case, served_block, served_case
 from benchmarks.fuzz.http_cases import LARGEST, bounded
 from benchmarks.fuzz.http_message import dump, inference, message
@@ -73,6 +73,14 @@ def test_every_case_is_made_once_and_kinds_alternate():
     names = [name for _, part in made for name in part]
     assert len(set(names)) == len(names) == 50_000
     assert {kind for kind, _ in made[:5]} == set(SHARES)
+
+
+def test_the_room_for_images_is_where_they_are_decoded():
+    in_process = memory([[300.0], [310.0]])
+    assert in_process == ({"tritonserver": [300, 310]}, {"tritonserver": 300 + ROOM_FOR_FILES + ROOM_FOR_IMAGES})
+    held, most = memory([[200.0, 50.0, 60.0], [210.0, 70.0, 80.0]])
+    assert held == {"tritonserver": [200, 210], "preprocess": [110, 150]}
+    assert most == {"tritonserver": 200 + ROOM_FOR_FILES, "preprocess": 110 + ROOM_FOR_IMAGES}
 
 
 def test_a_shape_that_claims_too_much_is_not_sent():
