@@ -95,9 +95,10 @@ def lines(result: dict[str, Any], conditions: str, title: str = "Against other s
         text += [f"**{result['warning']}.**", ""]
     for verdict in result["verdicts"]:
         wins = f"a peer wins on {' and '.join(verdict['peer_wins'])}" if verdict["peer_wins"] else "no peer wins"
+        behind = verdict["ms_behind_it_at_1"]
         text.append(
             f"- {verdict['model']}: {verdict['throughput_ratio_at_equal_p99']:.2f} times the throughput of "
             f"{verdict['best_peer']} at its p99 of {verdict['its_p99_ms']:.0f} ms; one caller waits "
-            f"{verdict['ms_behind_it_at_1']:+.1f} ms against {verdict['fastest_peer_at_1']}: {wins}."
+            f"{abs(behind):.1f} ms {'more' if behind > 0 else 'less'} than with {verdict['fastest_peer_at_1']}: {wins}."
         )
     return text

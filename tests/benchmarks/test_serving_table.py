@@ -40,7 +40,7 @@ def test_a_peer_that_wins_is_named():
     assert (verdict["ms_behind_it_at_1"], verdict["peer_wins"]) == (1.0, ["throughput", "latency"])
     result = {"rows": rows, "verdicts": [verdict], "warning": "others ran", "seconds": 1.5}
     text = "\n".join(table.lines(result, "here"))
-    assert "a peer wins on throughput and latency" in text
+    assert "one caller waits 1.0 ms more than with ray: a peer wins on throughput and latency" in text
     assert "others ran" in text
     assert "medians of 1 repeats of 1.5 s a load" in text
     assert "was 0 ms late at worst" in text
@@ -50,6 +50,8 @@ def test_no_peer_wins():
     rows = table.rows([run("widefield", (50, 3.0, 8), (120, 60, 70)), run("ray", (40, 4.0, 8), (100, 70, 80))])
     (verdict,) = table.verdicts(rows)
     assert (verdict["throughput_ratio_at_equal_p99"], verdict["peer_wins"]) == (1.2, [])
+    text = table.lines({"rows": rows, "verdicts": [verdict], "warning": None, "seconds": 1.5}, "here")[-1]
+    assert "one caller waits 1.0 ms less than with ray: no peer wins" in text
 
 
 def test_without_our_kernels_only_such_peers_count():
