@@ -1,6 +1,8 @@
 """What the load generator can send, shown against a server that does nothing, in a process of its own here."""
 
+import contextlib
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -13,19 +15,26 @@ from loadtest.results import warnings
 
 USERS = 8  # for each protocol and process
 SECONDS, WARM_UP = 3, 1
+PATIENCE = 30.0  # seconds for the null server's start, and for its end
 
 
 @contextmanager
 def null_server() -> Iterator[tuple[str, str]]:
-    """HTTP and gRPC address."""
+    """HTTP and gRPC address. Raises `RuntimeError` where it does not start."""
     command = [sys.executable, "-m", "loadtest.null_server"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        ports = json.loads(process.stdout.readline())
+        said = process.stdout.readline() if select.select([process.stdout], [], [], PATIENCE)[0] else ""
+        if not said:
+            raise RuntimeError(f"{' '.join(command)} does not start: run it to see why, or give --null-check off")
+        ports = json.loads(said)
         yield f"127.0.0.1:{ports['http']}", f"127.0.0.1:{ports['grpc']}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate("", timeout=PATIENCE)  # it ends with its standard input
     finally:
-        process.communicate("", timeout=10)
+        process.kill()
+        process.communicate()
 
 
 def run_load(arguments: Sequence[str]) -> dict[str, Any]:
