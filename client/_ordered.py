@@ -1,11 +1,11 @@
 """A function over many arguments, in threads or tasks: order kept, in flight bounded, the source read meanwhile."""
 
 import asyncio
+import queue
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import SimpleQueue
 from typing import TypeVar
 
 Argument = TypeVar("Argument")
@@ -22,7 +22,8 @@ def in_order(
     A thread reads `arguments`. Leaving early drops what has not begun; a source that waits is left when it goes on.
     """
     room = threading.Semaphore(AHEAD * concurrency - 1)
-    waiting: SimpleQueue[Future[Result] | None] = SimpleQueue()
+    # By its module: gevent may have replaced it since this one was loaded.
+    waiting: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
     failures: list[BaseException] = []
     left = threading.Event()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="classify")

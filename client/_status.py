@@ -1,7 +1,7 @@
 """A server's own account of itself, from its statistics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client._errors import ClassifierError, ProtocolError
@@ -47,6 +47,15 @@ class ModelStatus:
     compute: Times
     compute_output: Times
 
+    def since(self, before: "ModelStatus | None") -> "ModelStatus":
+        """What was counted since `before` (None: it was not there). All, where it began anew: counts have fallen."""
+        if before is None:
+            return self
+        counts = {name: getattr(self, name) - getattr(before, name) for name in ("inferences", "executions")}
+        times = {name: getattr(self, name).plus(getattr(before, name), -1) for name in ("success", "failure", *STEPS)}
+        fallen = any(each < 0 for each in counts.values()) or any(t.count < 0 or t.seconds < 0 for t in times.values())
+        return self if fallen else replace(self, **counts, **times)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
@@ -55,6 +64,11 @@ class ServerStatus:
     version: str
     ready: bool
     models: list[ModelStatus]
+
+    def since(self, before: "ServerStatus") -> list[ModelStatus]:
+        """What each model that is still there has counted since `before`."""
+        earlier = {(model.name, model.version): model for model in before.models}
+        return [model.since(earlier.get((model.name, model.version))) for model in self.models]
 
 
 def parse_status(url: str, metadata: dict[str, Any], ready: bool, statistics: dict[str, Any]) -> ServerStatus:
@@ -78,25 +92,11 @@ def step_times(
     sums: dict[str, dict[str, Times]] = {}
     for one, other in zip(before, after, strict=True):
         if isinstance(one, ServerStatus) and isinstance(other, ServerStatus):
-            earlier = {(model.name, model.version): _steps(model) for model in one.models}
-            for model in other.models:
+            for model in other.since(one):
                 times = sums.setdefault(model.name, dict.fromkeys(STEPS, Times(0, 0.0)))
-                between = _between(earlier.get((model.name, model.version)), _steps(model))
-                for step, time in between.items():
-                    times[step] = times[step].plus(time)
+                for step in STEPS:
+                    times[step] = times[step].plus(getattr(model, step))
     return {name: times for name, times in sums.items() if times["compute"].count}
-
-
-def _steps(model: ModelStatus) -> dict[str, Times]:
-    return {step: getattr(model, step) for step in STEPS}
-
-
-def _between(before: dict[str, Times] | None, after: dict[str, Times]) -> dict[str, Times]:
-    if before is None:
-        return after
-    differences = {step: time.plus(before[step], -1) for step, time in after.items()}
-    fallen = any(time.count < 0 or time.seconds < 0 for time in differences.values())
-    return after if fallen else differences  # counts fall only where they began anew
 
 
 def _model(entry: dict[str, Any]) -> ModelStatus:

@@ -15,14 +15,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loadtest.capacity import find_capacity
 from loadtest.images import parse_sizes
 from loadtest.null_check import null_rate, run_load
-from loadtest.options import add_load_options, add_target_options, positive
+from loadtest.options import PEAK, add_load_options, add_target_options, check_folders, positive
 from loadtest.results import met, requests_needed
 from loadtest.slo import load_slo
 
@@ -68,16 +68,20 @@ def run(arguments: Sequence[str]) -> int:
         help=f"how much does this machine send to {NULL_EXPLAINED}? Of an open loop twice the rate (default: refuse)",
     )
     add_target_options(parser)
+    parser.add_argument("--tls-key", metavar="FILE")
     add_load_options(parser)
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:
         parser.error("give --users (closed loop) or --rate (open loop), not both")
     if options.levels and options.shape != "step":
         parser.error("--levels belong to --shape step")
+    if options.tls_key and not options.tls_certificate:
+        parser.error("--tls-key belongs to --tls-certificate")
     peak = _peak(options)
     kinds = len(USERS[options.protocol]) or 2
     if options.rate is None and not options.levels and (options.users if options.users is not None else 4) < kinds:
         parser.error("give at least one user for each protocol")
+    check_folders(options.report, options.results)
     if options.slo:
         load_slo(options.slo)
     if options.sizes:
@@ -100,28 +104,35 @@ def _peak(options: argparse.Namespace) -> float:
     """The highest rate of an open loop."""
     if options.shape == "step" and options.levels:
         return max(options.levels)
-    return (options.rate or 0.0) * (options.peak if options.shape == "spike" else 1.0)
+    return (options.rate or 0.0) * (options.peak or PEAK if options.shape == "spike" else 1.0)
 
 
 def _image_options(options: argparse.Namespace) -> list[str]:
     return ["--images", options.images, "--sizes", options.sizes]
 
 
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """As they are written on a command line."""
+    words = []
+    for name, value in options.items():
+        if value is not False and value not in (None, "", []):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
+
+
 def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
     """Gives this process to locust."""
-    passed: dict[str, Any] = {name: value for name, value in vars(options).items() if value not in (None, "", [])}
+    passed = dict(vars(options))
     protocol = passed.pop("protocol")
     passed.pop("null_check")
     if passed["processes"] == 1:
         passed.pop("processes")
-    passed.setdefault("shape", "steady")
-    if options.rate is None:
-        passed.setdefault("users", 4)
-    if "levels" in passed:
-        passed["levels"] = ",".join(f"{level:g}" for level in passed["levels"])
-    words = [word for name, value in passed.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    passed["shape"] = options.shape or "steady"
+    if options.rate is None and options.users is None:
+        passed["users"] = 4
+    passed["levels"] = ",".join(f"{level:g}" for level in options.levels)
     sys.argv = ["locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--skip-log-setup"]
-    sys.argv += [*words, *of_locust, *USERS[protocol]]
+    sys.argv += [*_words(passed), *of_locust, *USERS[protocol]]
     from locust.main import main as locust_main
 
     locust_main()
@@ -143,13 +154,16 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")
     add_target_options(parser)
+    parser.add_argument("--tls-key", metavar="FILE")
     options = parser.parse_args(arguments)
+    check_folders(options.report, options.results)
     if options.repeats < 1:
         parser.error("--repeats: 1 or more")
     percentiles = [name for name in load_slo(options.slo).get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * (len(USERS[options.protocol]) or 2)
-    names = ("protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout")
-    target = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout"]
+    names += ["tls", "tls_root", "tls_certificate", "tls_key"]
+    target = _words({name: getattr(options, name) for name in names})
     if options.processes > 1:
         target += ["--processes", str(options.processes)]
     null = null_rate(options.protocol, options.processes, _image_options(options))
@@ -174,14 +188,14 @@ def capacity(arguments: Sequence[str]) -> int:
         print(f"closed loop, 8 users: {first:.1f} answers/s", flush=True)
     search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision)
     found = {"rate": search.capacity, "limited": search.limited, "tried": sorted(search.tried.items())}
+    limit = " or more: the load generator is the limit" if search.limited else ""
+    print(f"capacity: {search.capacity:.1f} requests/s{limit}", flush=True)
     if options.results:
         Path(options.results).write_text(json.dumps({"capacity": found, "runs": search.results}, indent=1))
     if options.report:
         from loadtest.report import write_report
 
         write_report(search.results, Path(options.report), found)
-    limit = " or more: the load generator is the limit" if search.limited else ""
-    print(f"capacity: {search.capacity:.1f} requests/s{limit}")
     return 0 if search.capacity else 1
 
 

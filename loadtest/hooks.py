@@ -16,15 +16,16 @@ from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
+from client import ClassifierError, ServerStatus
 from loadtest import results
 from loadtest.images import load_images
-from loadtest.options import add_load_options, add_target_options
+from loadtest.options import PEAK, SECONDS, WARM_UP, add_load_options, add_target_options, check_folders
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
 from loadtest.server_statistics import read_statistics
 from loadtest.shapes import Phase, plan
 from loadtest.slo import Slo, load_slo
-from loadtest.users import ClassifierUser, Clock
+from loadtest.users import ClassifierUser, Clock, address, open_classifier
 
 
 def install() -> None:
@@ -58,11 +59,12 @@ class _Test:
         self.environment = environment
         self.options = cast(Any, environment.parsed_options)
         self.slo: Slo | None = load_slo(self.options.slo) if self.options.slo else None
-        for name in (self.options.report, self.options.results):
-            if not Path(name).parent.is_dir():
-                raise ValueError(f"{name} cannot be written: no folder {Path(name).parent}")
+        check_folders(self.options.report, self.options.results)
+        self.kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
+        for kind in self.kinds:
+            open_classifier(kind.protocol, environment).close()  # raises where it cannot be
         self._prepare()
-        self.server: list[dict[str, Any] | None] = []  # at the start of each phase, and at the end
+        self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
         ClassifierUser.images = _images(self.options.images, self.options.sizes)
 
@@ -96,10 +98,14 @@ class _Test:
     def _plan(self) -> list[Phase]:
         options, environment = self.options, self.environment
         if options.shape is None and options.rate is None:
+            for name in ("seconds", "warm_up", "levels", "peak"):
+                if getattr(options, name):
+                    raise ValueError(f"--{name.replace('_', '-')} is for --shape or --rate: give one, or leave it out")
             return [Phase("run", options.num_users or 0, 0.0, math.inf)]
-        options.seconds = options.run_time or options.seconds
+        options.seconds = options.run_time or options.seconds or SECONDS
+        warm_up = WARM_UP if options.warm_up is None else options.warm_up
         level = options.rate or options.num_users or len(environment.user_classes)
-        phases = plan(options.shape or "steady", level, options.seconds, options.warm_up, options.levels, options.peak)
+        phases = plan(options.shape or "steady", level, options.seconds, warm_up, options.levels, options.peak or PEAK)
         # What is in flight when the time is over is still waited for.
         environment.stop_timeout = max(environment.stop_timeout, options.request_timeout + 1)
         if not isinstance(environment.runner, WorkerRunner):
@@ -112,7 +118,9 @@ class _Test:
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
         if not isinstance(environment.runner, WorkerRunner):
-            self.server = [read_statistics(self.address())]
+            protocol = max(kind.protocol for kind in self.kinds)  # HTTP, if both
+            self.asking = open_classifier(protocol, environment)
+            self.server = [read_statistics(self.asking)]
             gevent.spawn(self._watch_server)
         if isinstance(environment.runner, WorkerRunner):
             self._prepare()  # anew: the master's options are there now
@@ -129,18 +137,19 @@ class _Test:
             # the time that they were given, and find no master any more that tells it to end.
             self.environment.runner.send_message("loadtest", {"cells": self.recorder.take()})
             self.environment.stop_timeout = 0.0
-        else:
-            self.server = [*self.server[: len(self.phases)], read_statistics(self.address())]
+        elif self.server:  # it has begun
+            self.server = [*self.server[: len(self.phases)], read_statistics(self.asking)]
+            self.asking.close()
 
     def _watch_server(self) -> None:
         for phase in self.phases[1:]:
             gevent.sleep(max(0.0, phase.start - ClassifierUser.clock.now()))
             if self.ended is not None:
                 return
-            self.server.append(read_statistics(self.address()))
+            self.server.append(read_statistics(self.asking))
 
     def address(self) -> str:
-        return (self.environment.host or "127.0.0.1:8000").removeprefix("http://").rstrip("/")
+        return address("http", self.environment)
 
     def on_report_to_master(self, client_id: str, data: dict[str, Any]) -> None:
         data["loadtest"] = self.recorder.take()

@@ -2,9 +2,12 @@
 
 import argparse
 import math
+from pathlib import Path
 
 from loadtest.images import SIZES
 from loadtest.shapes import SHAPES
+
+SECONDS, WARM_UP, PEAK = 10.0, 2.0, 4.0
 
 
 def positive(text: str) -> float:
@@ -25,6 +28,13 @@ def levels(text: str) -> list[float]:
     return [positive(part) for part in text.split(",")]
 
 
+def check_folders(*files: str) -> None:
+    """Before a run of minutes. Raises `ValueError` where one of them cannot be written for want of its folder."""
+    for file in files:
+        if not Path(file).parent.is_dir():
+            raise ValueError(f"{file} cannot be written: no folder {Path(file).parent}")
+
+
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-host", default="", metavar="HOST:PORT", help="gRPC (default: --host's host, port 8001)")
     parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
@@ -36,6 +46,10 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
     )
+    # As of python -m client; --tls-key is one of locust's own.
+    parser.add_argument("--tls", action="store_true", help="encrypted; trust what this system trusts")
+    parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
+    parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +60,10 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         metavar="PER_S",
         help="open loop: requests a second, Poisson, whether or not earlier ones were answered (default: closed loop)",
     )
-    parser.add_argument("--seconds", type=positive, default=10.0, help="that count (default: 10)")
-    parser.add_argument("--warm-up", type=not_negative, default=2.0, help="seconds before them (default: 2)")
+    parser.add_argument("--seconds", type=positive, help=f"that count (default: {SECONDS:g})")
+    parser.add_argument("--warm-up", type=not_negative, help=f"seconds before them (default: {WARM_UP:g})")
     parser.add_argument("--levels", type=levels, default=[], metavar="A,B,...", help="of --shape step: rates or users")
-    parser.add_argument("--peak", type=positive, default=4.0, help="of --shape spike: times the level (default: 4)")
+    parser.add_argument("--peak", type=positive, help=f"of --shape spike: times the level (default: {PEAK:g})")
     parser.add_argument("--slo", default="", metavar="FILE", help="objectives (TOML); exit status 1 if one is missed")
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write what was measured as JSON")

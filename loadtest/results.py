@@ -2,7 +2,7 @@
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,6 @@ from loadtest.slo import judge
 
 if TYPE_CHECKING:
     from loadtest.hooks import _Test
-    from loadtest.users import ClassifierUser
 
 PARTS = (0.5, 0.9, 0.95, 0.99, 0.999)
 LINE = ("protocol", "objective", "limit", "value", "met")
@@ -21,8 +20,7 @@ TOO_LATE = 10.0  # ms: a sender that is later than this at its p99 was short of 
 
 
 def summarise(test: "_Test") -> dict[str, Any]:
-    options, environment = test.options, test.environment
-    kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
+    options, kinds = test.options, test.kinds
     names = sorted(kind.request_type for kind in kinds)
     elapsed = test.ended or 0.0
     phases = []

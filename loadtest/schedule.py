@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import gevent
 from locust import LoadTestShape
+from locust.runners import STATE_INIT
 
 from loadtest.shapes import Phase
 
@@ -21,7 +22,8 @@ class Schedule(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         rest = next((phase.end for phase in self.phases if phase.end > self.get_run_time()), 0) - self.get_run_time()
-        if 0 < rest < 1:  # locust asks once a second: be there when the next phase begins
+        # Locust asks once a second: be there when the next phase begins, but not before there is any load.
+        if 0 < rest < 1 and self.runner.state != STATE_INIT:  # type: ignore[union-attr]
             gevent.sleep(rest)
         now = self.get_run_time()
         phase = next((phase for phase in self.phases if phase.end > now), None)

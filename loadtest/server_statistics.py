@@ -1,48 +1,33 @@
 """The server's own account of where the time went (KServe's statistics extension), between two moments."""
 
-import json
-import urllib.request
 from typing import Any
 
-PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+from client import Classifier, ClassifierError, ServerStatus
 
 
-def read_statistics(address: str, timeout: float = 5.0) -> dict[str, dict[str, Any]] | None:
-    """``host:port`` of HTTP -> cumulative statistics by model. None where the server does not give them."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{address}/v2/models/stats", timeout=timeout) as answer:
-            models = json.load(answer)["model_stats"]
-        return {f"{model['name']} {model['version']}": model for model in models}
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+def read_statistics(classifier: Classifier, timeout: float = 5.0) -> ServerStatus | ClassifierError:
+    """The error where the server does not give them."""
+    (status,) = classifier.status(timeout)
+    return status
 
 
-def difference(before: dict[str, Any] | None, after: dict[str, Any] | None) -> list[dict[str, Any]]:
+def difference(before: ServerStatus | ClassifierError, after: ServerStatus | ClassifierError) -> list[dict[str, Any]]:
     """What happened between: for each model that answered, how often and the mean milliseconds of each part."""
-    if before is None or after is None:
+    if not (isinstance(before, ServerStatus) and isinstance(after, ServerStatus)):
         return []
-    rows = []
-    for name, model in after.items():
-        new, old = model["inference_stats"], before.get(name, {}).get("inference_stats", {})
-
-        def grown(part: str, unit: str, new: dict = new, old: dict = old) -> int:
-            return int(new.get(part, {}).get(unit, 0)) - int(old.get(part, {}).get(unit, 0))
-
-        answered = grown("success", "count")
-        if answered <= 0:
-            continue
-        executions = int(model["execution_count"]) - int(before.get(name, {}).get("execution_count", 0))
-        means = {f"{part}_ms": grown(part, "ns") / 1e6 / answered for part in PARTS}
-        rows.append(
-            {
-                "model": name.rsplit(" ", 1)[0],
-                "version": name.rsplit(" ", 1)[1],
-                "requests": answered,
-                "failed": grown("fail", "count"),
-                "batch": answered / executions if executions else None,
-                "total_ms": grown("success", "ns") / 1e6 / answered,
-                **means,
-            }
-        )
-    return rows
+    return [
+        {
+            "model": model.name,
+            "version": model.version,
+            "requests": model.success.count,
+            "failed": model.failure.count,
+            "batch": model.success.count / model.executions if model.executions else None,
+            "total_ms": model.success.mean_ms,
+            "queue_ms": model.queue.mean_ms,
+            "compute_input_ms": model.compute_input.mean_ms,
+            "compute_infer_ms": model.compute.mean_ms,
+            "compute_output_ms": model.compute_output.mean_ms,
+        }
+        for model in after.since(before)
+        if model.success.count
+    ]

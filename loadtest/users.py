@@ -9,9 +9,10 @@ import gevent
 import grpc.experimental.gevent
 from gevent.pool import Group
 from locust import User, constant, task
+from locust.env import Environment
 from locust.user.users import LOCUST_STATE_STOPPING
 
-from client import Classifier, ClassifierError
+from client import TLS, Classifier, ClassifierError
 from loadtest.recorder import Recorder
 from loadtest.shapes import Phase, arrivals
 
@@ -32,6 +33,29 @@ class Clock:
         return time.perf_counter() - self.origin
 
 
+def address(protocol: str, environment: Environment) -> str:
+    host = (environment.host or "127.0.0.1:8000").removeprefix("http://").rstrip("/")
+    if protocol == "http":
+        return host
+    options: Any = environment.parsed_options
+    return options.grpc_host or re.sub(r":\d+$", "", host.replace("https://", "grpcs://")) + ":8001"
+
+
+def open_classifier(protocol: str, environment: Environment) -> Classifier:
+    """Raises `ValueError` where an option is none of its kind. Nothing is sent yet."""
+    options: Any = environment.parsed_options
+    root, certificate = options.tls_root, options.tls_certificate
+    key = options.tls_key if certificate else None  # locust has a --tls-key too, of its own page
+    return Classifier(
+        address(protocol, environment),
+        protocol,
+        options.model,
+        options.request_timeout,
+        retries=0,  # a request that is sent again would be counted once and take the time of two
+        tls=TLS(root, certificate, key) if root or certificate else options.tls,
+    )
+
+
 class ClassifierUser(User):
     """Base of both. Closed loop: the next image goes when the answer is there. Open loop: it goes when it is due."""
 
@@ -45,18 +69,12 @@ class ClassifierUser(User):
     clock: ClassVar[Clock] = Clock()
 
     def on_start(self) -> None:
-        options: Any = self.environment.parsed_options
-        self.top = options.top
+        self.top = self.environment.parsed_options.top
         self.source = random.Random()  # not the same arrivals at every run: a repeat has to be one
-        # retries=0: a request that is sent again would be counted once and take the time of two.
-        self.classifier = Classifier(self.address(), self.protocol, options.model, options.request_timeout, retries=0)
+        self.classifier = open_classifier(self.protocol, self.environment)
 
     def on_stop(self) -> None:
         self.classifier.close()
-
-    def address(self) -> str:
-        host = self.host or "127.0.0.1:8000"
-        return host.removeprefix("http://").rstrip("/")
 
     @task
     def classify(self) -> None:
@@ -118,7 +136,3 @@ class HttpClassifierUser(ClassifierUser):
 class GrpcClassifierUser(ClassifierUser):
     protocol = "grpc"
     request_type = "gRPC"
-
-    def address(self) -> str:
-        options: Any = self.environment.parsed_options
-        return options.grpc_host or re.sub(r":\d+$", "", super().address()) + ":8001"

@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,16 @@ def test_step_times_are_of_what_happened_between() -> None:
 )
 def test_step_times_count_from_a_restart(before: ServerStatus, after: ServerStatus, queue: Times) -> None:
     assert step_times([before], [after])["b"]["queue"] == queue
+
+
+def test_what_a_model_counted_since() -> None:
+    (_, before) = MODELS
+    after = replace(before, inferences=12, executions=5, success=Times(12, 9.0), failure=Times(3, 1.0))
+    since = ModelStatus("backbone", "2", 4, 1, Times(4, 1.0), Times(2, 1.0 - 5e-9), NONE, NONE, NONE, NONE)
+    assert after.since(before) == since
+    for fallen in (replace(after, executions=3), replace(after, failure=NONE)):
+        assert fallen.since(before) == fallen
+    assert after.since(None) == after
 
 
 def test_fakes_have_a_status() -> None:

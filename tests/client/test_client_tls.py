@@ -7,28 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import trustme
 from asking import CAT
-from stub_grpc import GrpcStub, serve
+from authority import Authority, https_stub, start
 from stub_http import HttpStub, close_unsaid
 
 from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError
 from client._tls import system_roots
-
-
-class Authority:
-    """PEM files of an authority, a server's certificate of 127.0.0.1 and a client's."""
-
-    def __init__(self, folder: Path) -> None:
-        self.ca = trustme.CA()
-        self.server = self.ca.issue_cert("127.0.0.1", "localhost")
-        client = self.ca.issue_cert("client@example.org")
-        self.root, self.certificate, self.key = (folder / name for name in ("root.pem", "client.pem", "client.key"))
-        self.ca.cert_pem.write_to_path(self.root)
-        client.cert_chain_pems[0].write_to_path(self.certificate)
-        client.private_key_pem.write_to_path(self.key)
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +32,6 @@ def secure(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tup
 def mutual(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tuple[str, str]]:
     """Protocol and address of a server that wants the client's certificate."""
     yield from start(request.param, authority, client_needed=True)
-
-
-def start(protocol: str, authority: Authority, client_needed: bool) -> Iterator[tuple[str, str]]:
-    if protocol == "grpc":
-        pair = (authority.server.private_key_pem.bytes(), authority.server.cert_chain_pems[0].bytes())
-        root = authority.ca.cert_pem.bytes()
-        credentials = grpc.ssl_server_credentials([pair], root if client_needed else None, client_needed)
-        server, port = serve(GrpcStub(), credentials=credentials)
-        yield protocol, f"127.0.0.1:{port}"
-        server.stop(0).wait()
-        return
-    stub = https_stub(authority, client_needed)
-    yield protocol, f"127.0.0.1:{stub.server_address[1]}"
-    stub.stop()
-
-
-def https_stub(authority: Authority, client_needed: bool = False) -> HttpStub:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.server.configure_cert(context)
-    if client_needed:
-        authority.ca.configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return HttpStub(context)
 
 
 @pytest.fixture

@@ -124,6 +124,21 @@ def test_no_images_is_said(loadtest: Loadtest, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--seconds=1", "--warm-up=1", "--levels=1,2", "--peak=2"])
+def test_options_of_a_shape_need_one(option: str) -> None:
+    done = locust("-t", "1s", option, "--images", "none")
+    assert done.returncode == 2
+    assert f"loadtest: {option.partition('=')[0]} is for --shape or --rate: give one, or leave it out" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["--report", "--results"])
+def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path, file: str) -> None:
+    (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
+    done = loadtest("capacity", "--slo", str(tmp_path / "slo.toml"), file, "none/r.html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "loadtest: none/r.html cannot be written: no folder none\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -148,12 +163,12 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
 
 ADDRESSES = """
 from types import SimpleNamespace
-from loadtest.locustfile import GrpcClassifierUser, HttpClassifierUser
+from loadtest.users import address
 
-for host, grpc_host in ((None, ""), ("http://box:9/", ""), ("box", ""), ("[::1]:9", ""), ("box:9", "other:7")):
-    HttpClassifierUser.host = GrpcClassifierUser.host = host  # as locust's runner does
-    environment = SimpleNamespace(parsed_options=SimpleNamespace(grpc_host=grpc_host))
-    print(*(kind(environment).address() for kind in (HttpClassifierUser, GrpcClassifierUser)))
+hosts = (None, ""), ("http://box:9/", ""), ("https://box", ""), ("box", ""), ("[::1]:9", ""), ("box:9", "other:7")
+for host, grpc_host in hosts:
+    environment = SimpleNamespace(host=host, parsed_options=SimpleNamespace(grpc_host=grpc_host))
+    print(*(address(protocol, environment) for protocol in ("http", "grpc")))
 """
 
 
@@ -162,6 +177,7 @@ def test_addresses() -> None:
     assert done.stdout.splitlines() == [
         "127.0.0.1:8000 127.0.0.1:8001",
         "box:9 box:8001",
+        "https://box grpcs://box:8001",
         "box box:8001",
         "[::1]:9 [::1]:8001",
         "box:9 other:7",
