@@ -13,16 +13,25 @@ PAGE_VENV ?= .venv-page
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: setup native demo serve page test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean
+.PHONY: setup native demo serve page test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean distclean \
+  same-python
 
 setup: $(VENV)/.ready
-$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py
+$(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py | same-python
 	@$(PYTHON) tools/check_system.py
 	@echo "Setting up $(VENV) (PyTorch is a download of about 2.5 GB; 5 minutes on a 100 Mbit/s line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
+
+# An environment that is there stays as it is: one of another Python than the one that was named is refused.
+RELEASE := -c 'import sys; print(*sys.version_info[:2])'
+same-python:
+ifneq ($(origin PYTHON),file)
+	@test ! -x $(BIN)/python || test "$$($(PYTHON) $(RELEASE))" = "$$($(BIN)/python $(RELEASE))" || \
+	  { echo "widefield: $(VENV) is of another Python than $(PYTHON): rm -r $(VENV)" >&2; exit 1; }
+endif
 
 native: setup
 	@$(BIN)/python kernels/native/build.py
@@ -91,6 +100,10 @@ constraints: setup
 	$(COMPILE) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) -o constraints.txt
 	$(COMPILE) --extra page -o constraints-page.txt
 
+# runs/ holds trained checkpoints, data/ what was downloaded: distclean takes them too.
 clean:
-	rm -rf runs data build kernels/native/lib server/backends/*/lib *.egg-info
+	rm -rf build kernels/native/lib server/backends/*/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json
+
+distclean: clean
+	rm -rf runs data

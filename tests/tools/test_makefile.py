@@ -1,0 +1,44 @@
+"""What make refuses, and what it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS")}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    """One that is set up, of a Python 2.7."""
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho 2 7\n")
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    return tmp_path
+
+
+def test_an_environment_of_another_python_is_refused(environment: Path) -> None:
+    done = make("setup", f"VENV={environment}", f"PYTHON={sys.executable}")
+    assert done.returncode == 2
+    words = f"widefield: {environment} is of another Python than {sys.executable}: rm -r {environment}"
+    assert words in done.stderr.splitlines()
+    assert make("setup", f"VENV={environment}").returncode == 0, "none was named"
+    (environment / "bin/python").unlink()
+    (environment / "bin/python").symlink_to(sys.executable)
+    assert make("setup", f"VENV={environment}", f"PYTHON={sys.executable}").returncode == 0
+
+
+def test_clean_leaves_checkpoints_and_data() -> None:
+    taken = {name: " ".join(make("-n", name).stdout.split()) for name in ("clean", "distclean")}
+    assert not {"runs", "data"} & set(taken["clean"].split())
+    assert taken["distclean"] == f"{taken['clean']} rm -rf runs data"
