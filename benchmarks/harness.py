@@ -1,6 +1,8 @@
 """Where benchmarks leave their results, and the environment that they run in; the timing is training.measurement's."""
 
 import functools
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from training.measurement import (
 __all__ = [
     "RESULTS",
     "Timing",
+    "fingerprint",
     "gpu",
     "interleaved",
     "load_average_warning",
@@ -32,11 +35,27 @@ __all__ = [
 ]
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 
 def write_results(name: str, **content: Any) -> Path:
     """benchmarks/results/<name>.json, with the date and the machine."""
     return write_document(RESULTS / f"{name}.json", **content)
+
+
+def fingerprint(*paths: str, **known: Any) -> str:
+    """Changes when a source in `paths` (files or folders, from the root), the machine or anything of `known` does.
+
+    A run that is kept stands for one of now only where it is the same.
+    """
+    digest = hashlib.sha256(json.dumps([machine(), known], sort_keys=True).encode())
+    for top in (ROOT / path for path in paths):
+        for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
+            name = path.relative_to(ROOT)
+            if path.suffix in SOURCES and "lib" not in name.parts:  # built of the others
+                digest.update(str(name).encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def run_as_served(module: str) -> None:

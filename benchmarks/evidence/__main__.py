@@ -1,6 +1,6 @@
 """Do the runs of the evidence and write benchmarks/results/evidence_*.json.
 
-python -m benchmarks.evidence                       # about an hour on two cores; what is done is not done again
+python -m benchmarks.evidence                       # about an hour on two cores; what this code has done is kept
 python -m benchmarks.evidence --only long_tail --seeds 3
 python -m benchmarks.evidence.report                # docs/results.md from the results
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.data import prepare
+from benchmarks.evidence.execute import PACKAGES
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.pool import run_all
 from benchmarks.evidence.run import Arm, Run, runs_of
@@ -19,7 +20,6 @@ from benchmarks.harness import versions, write_results
 
 TIMES = ("seconds", "processor_seconds")
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # read when a run's process starts
-PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "scikit-image")
 
 
 def rows_of(arms: list[Arm], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Do one run through the training code, and keep its result so that it is not done again."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,12 +15,20 @@ from rich.console import Console
 
 from benchmarks.evidence.kernel_check import compare
 from benchmarks.evidence.run import Run
+from benchmarks.harness import fingerprint, versions
 from training import attack, evaluate, finetune, pretrain
 from training.logs import LOG_FILE
 from training.long_tail import shot_report
 
 ALONE = {"workers": 0, "threads": 1, "device": "cpu"}  # a run is one process with one thread
 RESULT, RUN = "result.json", "run.json"
+PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "scikit-image")
+SOURCES = (
+    "training",
+    "models",
+    "kernels",
+    *(f"benchmarks/evidence/{name}.py" for name in ("data", "execute", "kernel_check")),
+)
 
 
 def folder_of(run: Run, root: Path) -> Path:
@@ -27,7 +36,7 @@ def folder_of(run: Run, root: Path) -> Path:
 
 
 def finished(run: Run, root: Path) -> dict[str, Any] | None:
-    """The result of a run that was done with these settings: {"metrics": {...}, "seconds": ...}."""
+    """The result of a run that was done with these settings, by this code: {"metrics": {...}, "seconds": ...}."""
     path = folder_of(run, root) / RESULT
     if not path.exists():
         return None
@@ -38,7 +47,7 @@ def finished(run: Run, root: Path) -> dict[str, Any] | None:
 def execute(run: Run, root: Path) -> dict[str, Any]:
     """Do `run`, or go on with it where it was cut off; its data and the run that it starts from are there.
 
-    What a folder holds of a run with other settings is removed. Raises what the training code raises.
+    What a folder holds of a run with other settings or by other code is removed. Raises what the training code raises.
     """
     if result := finished(run, root):
         return result
@@ -63,7 +72,13 @@ def execute(run: Run, root: Path) -> dict[str, Any]:
 
 
 def as_kept(run: Run) -> dict[str, Any]:
-    return json.loads(json.dumps(run.as_json()))
+    """Its settings, and what it is made by: another is another run."""
+    return {**json.loads(json.dumps(run.as_json())), "made_by": made_by()}
+
+
+@functools.cache
+def made_by() -> str:
+    return fingerprint(*SOURCES, versions=versions(*PACKAGES))
 
 
 def last_epoch(folder: Path) -> tuple[dict[str, float], float]:

@@ -15,8 +15,9 @@ one has without Widefield: the peers with the same weights in PyTorch's own conv
 Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
 four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
 50, 80 and 110 % of that server's own best closed loop. What is done is kept in build/serving/runs.jsonl: an interrupted
-run goes on where it was, and one in which other processes took more than a tenth of a core is measured again; --fresh
-begins again. The peers run in build/peers (requirements.txt), made at the first run.
+run goes on where it was. What was measured of other sources or versions, on another machine, for other --ways, or while
+other processes took more than a tenth of a core, is measured again; --fresh begins again. The peers run in build/peers
+(requirements.txt), made at the first run.
 
 What it costs: a run (one server, one repeat) takes about START_SECONDS to start, warm and stop, and six loads of
 --seconds with a warm-up of as much, 3 s at most. There are models x repeats x (1 + peers) of them, with --ways both
@@ -35,7 +36,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import run_as_served, versions, write_results
+from benchmarks.harness import fingerprint, run_as_served, versions, write_results
 from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
@@ -47,6 +48,8 @@ CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
 START_SECONDS = 20  # on average, for the plan alone
+SOURCES = ("benchmarks/serving", "benchmarks/serving_overhead.py", "export", "kernels", "models", "server")
+STEP = "model_repository/preprocess/1"
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: peers sum in another order
 
 
@@ -158,18 +161,20 @@ def main() -> None:
     threads = len(os.sched_getaffinity(0))
     prepare_environment()
     plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
+    found = {**versions("torch", "nvidia-pytriton"), **peer_versions()}
+    made_by = fingerprint(*SOURCES, STEP, versions={**found, **versions("numpy", "pillow")}, ways=options.ways)
     runs = {
         key: run
         for run in remembered(options.fresh)
         if (key := (run["model"], run["server"], run["repeat"])) in plan
         and run["seconds"] == options.seconds
-        and "others_cores" in run
+        and run.get("made_by") == made_by
     }
     left = [one for one in plan if one not in runs or runs[one]["others_cores"] > LIMIT]
     minutes = len(left) * (START_SECONDS + min(options.seconds, 3) + 6 * options.seconds) / 60
     print(f"{len(left)} runs of {len(plan)} to do, about {minutes:.0f} minutes", flush=True)
     for model, server, repeat in left:
-        run = one_run(model, server, repeat, options, threads)
+        run = one_run(model, server, repeat, options, threads) | {"made_by": made_by}
         with (FOLDER / "runs.jsonl").open("a") as file:
             file.write(json.dumps(run) + "\n")
         runs[model, server, repeat] = run
@@ -189,7 +194,7 @@ def main() -> None:
         seconds=options.seconds,
         repeats=options.repeats,
         others_cores_at_most=max(others),
-        versions={**versions("torch", "nvidia-pytriton"), **peer_versions()},
+        versions=found,
         warning=warning,
         rows=rows,
         verdicts=table.verdicts(rows, plain=options.ways == "plain"),

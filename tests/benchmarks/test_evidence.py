@@ -165,13 +165,17 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(cache: Path, monkeypat
     assert not state.exists()
 
 
-def test_a_folder_of_other_settings_is_done_anew(cache: Path) -> None:
+def test_a_folder_of_other_settings_or_code_is_done_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = folder_of(Run("changed", "finetune", LABELS, 0), cache)
     folder.mkdir(parents=True)
     (folder / "leftover").write_text("")
-    execute(Run("changed", "finetune", LABELS, 0, {**SHORT, "lr": 1e-3}), cache)
+    done = Run("changed", "finetune", LABELS, 0, {**SHORT, "lr": 1e-3})
+    execute(done, cache)
     assert not (folder / "leftover").exists()
     assert finished(Run("changed", "finetune", LABELS, 0, {**SHORT, "lr": 2e-3}), cache) is None
+    assert finished(done, cache) is not None
+    monkeypatch.setattr(execution, "made_by", lambda: "other sources")
+    assert finished(done, cache) is None
 
 
 def test_pretraining_and_an_attack_are_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

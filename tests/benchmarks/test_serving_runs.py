@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import networks, quiet
 from benchmarks.serving.servers import stop
@@ -65,6 +66,30 @@ def test_disturbed_runs_alone_are_measured_again(call):
     assert (second["warning"], second["others_cores_at_most"]) == (None, 0.02)
     assert [row["repeats"] for row in second["rows"]] == [1, 1]
     assert call(0.02, *arguments)[0] == []
+
+
+def test_runs_of_other_versions_or_another_way_are_measured_again(call, monkeypatch):
+    arguments = ("--models", "nano", "--peers", "ray", "--repeats", "1", "--ways")
+    assert len(call(0.0, *arguments, "both")[0]) == 3
+    assert call(0.0, *arguments, "both")[0] == []
+    assert len(call(0.0, *arguments, "one")[0]) == 2
+    monkeypatch.setattr(serving, "peer_versions", lambda: {"ray": "99"})
+    assert len(call(0.0, *arguments, "both")[0]) == 3
+
+
+def test_the_fingerprint_is_of_sources_machine_and_what_is_known(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server/run.py").write_text("one")
+    (tmp_path / "server/run.so").write_text("built of it")
+    prints = [harness.fingerprint("server", ways="one"), harness.fingerprint("server", ways="both")]
+    (tmp_path / "server/run.so").write_text("built again")
+    assert harness.fingerprint("server", ways="one") == prints[0]
+    (tmp_path / "server/run.py").write_text("two")
+    prints.append(harness.fingerprint("server", ways="one"))
+    monkeypatch.setattr(harness, "machine", lambda: {"cpu": "another"})
+    prints.append(harness.fingerprint("server", ways="one"))
+    assert len(set(prints)) == 4
 
 
 def test_others_are_neither_this_process_nor_the_servers_tree(monkeypatch):
