@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -103,10 +104,27 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
+def code(root: Path) -> dict[str, Any]:
+    """The commit of a checkout, and whether anything but results was changed since; empty where git knows none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed within another project's checkout
+            return {}
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+        return {"commit": git("rev-parse", "HEAD"), "changed_since": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
 def write_document(path: Path, **content: Any) -> Path:
-    """A JSON file of results, with its name, the date and the machine."""
+    """A JSON file of results, with its name, the date, the machine and, where git knows it, the code."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine(), **content}
+    document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine()}
+    document |= {**code(Path(__file__).parents[1]), **content}
     path.write_text(json.dumps(document, indent=2, default=_plain) + "\n")
     return path
 

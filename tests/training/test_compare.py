@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
 from training import compare as script
 from training.compare import ARCHS, Config, compare
-from training.measurement import Timing, interleaved, write_document
+from training.measurement import Timing, code, interleaved, write_document
 from training.published import Row, claims, published_figures, recommend
 from training.settings import SettingsError
 
@@ -123,3 +124,27 @@ def test_a_slow_candidate_leaves_the_race(tmp_path: Path) -> None:
         write_document(tmp_path / "x.json", thing=object())
     timing = Timing.of([1.0, 2.0, 3.0])
     assert json.loads(write_document(tmp_path / "x.json", timing=timing).read_text())["timing"]["median"] == 2.0
+
+
+def test_results_name_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", *name, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    assert code(tmp_path) == {}
+    git("init", "--quiet")
+    assert code(tmp_path) == {}, "no commit yet"
+    (tmp_path / "train.py").write_text("one")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "one")
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    (tmp_path / "benchmarks/results/x.json").write_text("{}")
+    commit = git("rev-parse", "HEAD").strip()
+    assert code(tmp_path) == {"commit": commit, "changed_since": False}
+    assert code(tmp_path / "benchmarks") == {}, "a folder within another project's checkout"
+    (tmp_path / "train.py").write_text("two")
+    assert code(tmp_path) == {"commit": commit, "changed_since": True}
+    monkeypatch.setenv("PATH", "")
+    assert code(tmp_path) == {}
