@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -52,9 +51,10 @@ def build(repository: Path, checkpoint: Path = CHECKPOINT) -> None:
 
 def is_built(checkpoint: Path, repository: Path) -> bool:
     """Whether `repository` serves this checkpoint. Raises `DemoError` where it holds somebody's other network."""
-    record = newest_build(repository)
-    if record is None:
+    newest = newest_build(repository)
+    if newest is None:
         return False
+    record = json.loads(newest.read_text())
     if record["config"]["labels"] != DIGITS:
         raise DemoError(
             f"{repository} holds a {record['config']['arch']} of {record['config']['num_classes']} classes, not the "
@@ -65,14 +65,14 @@ def is_built(checkpoint: Path, repository: Path) -> bool:
         verify_newest(repository)
     except RepositoryError:  # the checkout's code is newer than the build
         return False
-    return record["weights_sha256"] == weights and (repository / "softmax/1/model.pt").exists()
+    served = (newest.with_name("model.pt"), repository / "softmax/1/model.pt")
+    return record["weights_sha256"] == weights and all(model.exists() for model in served)
 
 
-def newest_build(repository: Path) -> dict[str, Any] | None:
-    """build.json of the version that is served, if it is whole."""
+def newest_build(repository: Path) -> Path | None:
+    """build.json of the version that is served, of whatever format."""
     versions = [path for path in (repository / "backbone").glob("*/build.json") if path.parent.name.isdecimal()]
-    newest = max(versions, key=lambda path: int(path.parent.name), default=None)
-    return json.loads(newest.read_text()) if newest and newest.with_name("model.pt").exists() else None
+    return max(versions, key=lambda path: int(path.parent.name), default=None)
 
 
 def held_out_images() -> list[tuple[Path, str]]:

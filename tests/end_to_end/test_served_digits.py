@@ -119,10 +119,11 @@ def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in built} == built
 
 
-def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("artifact", ["model.pt", "model.onnx"])
+def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tmp_path: Path, artifact: str) -> None:
     version = tmp_path / "models/backbone/3"
     version.mkdir(parents=True)
-    (version / "model.pt").write_bytes(b"")
+    (version / artifact).write_bytes(b"")
     record = {"config": {"arch": "replknet_31b", "num_classes": 1000, "labels": None}}
     (version / "build.json").write_text(json.dumps(record))
     command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
@@ -137,6 +138,9 @@ def test_the_demo_builds_again_what_is_not_as_it_was_built(
 ) -> None:
     root = shutil.copytree(digits_repository, tmp_path / "models")
     assert demo.is_built(digits_checkpoint, root)
+    (root / "backbone/1/model.pt").rename(tmp_path / "model.pt")  # ONNX alone: the demo's server runs TorchScript
+    assert not demo.is_built(digits_checkpoint, root)
+    (tmp_path / "model.pt").rename(root / "backbone/1/model.pt")
     with (root / "preprocess/1/model.py").open("a") as code:
         code.write("# newer\n")
     assert not demo.is_built(digits_checkpoint, root)
