@@ -79,7 +79,7 @@ def test_one_build_release_or_rollback_at_a_time(
 
     def meanwhile(*arguments: object) -> object:
         monkeypatch.setattr(build_module, "trace_backbone", trace)
-        with pytest.raises(RuntimeError, match="another build, release or rollback of .*/backbone is under way: build"):
+        with pytest.raises(RuntimeError, match=r"another build, release or rollback of .*/backbone is under way"):
             build(options)
         with pytest.raises(ReleaseError, match="another build"), Versions(options.output).locked():
             pass
@@ -112,7 +112,7 @@ def test_the_first_of_two_first_builds_stays(
         return trace(*arguments)
 
     monkeypatch.setattr(build_module, "trace_backbone", meanwhile)
-    with pytest.raises(RuntimeError, match="another build has written .*/models meanwhile: build again"):
+    with pytest.raises(RuntimeError, match=r"another build has written .*/models meanwhile: build again"):
         build(options)
     assert digest(tmp_path) == {f"models/{name}": value for name, value in before.items()} != {}
 
