@@ -7,6 +7,7 @@ ways, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is t
 shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
 """
 
+import fcntl
 import json
 import os
 import tempfile
@@ -26,6 +27,7 @@ from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
 TABLE = Path(__file__).with_name("tiles.json")
+WORDS = ("toeplitz", "taps", *pytorch.WAYS)
 Way = Any  # a tile, or a word of dispatch.py
 Run = Callable[[Way], Any]
 
@@ -42,26 +44,53 @@ def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: 
     return f"{operation} sm_{major}{minor} {kind} {shape} {kernel_size[0]}x{kernel_size[1]}"
 
 
+class TilesError(RuntimeError):
+    """A file of tiles cannot be used."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} {reason}: remove it, or name another file in WIDEFIELD_TILES")
+
+
 @cache
 def read(path: Path) -> dict[str, Any]:
-    """The ways of a file by key; empty where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The ways of a file by key; empty where there is none. Raises `TilesError`."""
+    try:
+        ways = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise TilesError(path, f"is damaged ({error})") from error
+    if not isinstance(ways, dict):
+        raise TilesError(path, f"holds a {type(ways).__name__} in place of tiles by shape")
+    return ways
+
+
+def way_in(path: Path, name: str, kind: type) -> Way:
+    """The tile or the word that a file has for a shape. Raises `TilesError`."""
+    way = read(path)[name]
+    if way in WORDS:
+        return way
+    try:
+        return kind(**way)
+    except TypeError as error:
+        raise TilesError(path, f"has {way!r} for {name!r}, which is no tile of this version") from error
 
 
 def remember(name: str, way: Way) -> None:
-    """Written whole and moved in place: another process sees the old file or the new one."""
+    """Written whole and moved in place: another process sees the old file or the new one, and adds to the newest."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    ways = json.loads(path.read_text()) if path.is_file() else {}
-    ways[name] = way if isinstance(way, str) else asdict(way)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(ways, file, indent=1, sort_keys=True)
-    os.replace(file.name, path)
-    read.cache_clear()
+    with path.with_suffix(".lock").open("w") as lock:  # beside it: the file itself is replaced
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        read.cache_clear()
+        ways = read(path) | {name: way if isinstance(way, str) else asdict(way)}
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(ways, file, indent=1, sort_keys=True)
+        os.replace(file.name, path)
+        read.cache_clear()
 
 
-def shipped(name: str) -> dict[str, Any] | None:
-    """The table's tile for the key `name`, else that of the largest batch below: more programs of the same kind.
+@cache
+def shipped(table: Path, name: str) -> dict[str, Any] | None:
+    """The `table`'s tile for the key `name`, else that of the largest batch below: more programs of the same kind.
 
     Tiles of bfloat16 serve float16, whose bytes and tensor-core instructions are the same.
     """
@@ -72,22 +101,20 @@ def shipped(name: str) -> dict[str, Any] | None:
         return int(images), f"{kind.replace(' float16', ' bfloat16')} {layer}"
 
     images, layer = parts(name)
-    batches = {parts(key)[0]: tile for key, tile in read(TABLE).items() if parts(key)[1] == layer}
+    batches = {parts(key)[0]: tile for key, tile in read(table).items() if parts(key)[1] == layer}
     return batches.get(max((batch for batch in batches if batch <= images), default=0))
 
 
 def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Way]], run: Run) -> Way | None:
     """The way to go; None leaves it to the rule. A tile found for `plain` serves what differs from it in `details`."""
-    own, name = read(cache_file()), plain + details
-    if name not in own and os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing():
-        table = shipped(plain)
-        first = [kind(**table)] if table else []
-        remember(name, fastest(dict.fromkeys([*first, *options()]), run))
-        own = read(cache_file())
-    if name in own:
-        return own[name] if isinstance(own[name], str) else kind(**own[name])
-    tile = own[plain] if isinstance(own.get(plain), dict) else shipped(plain)
-    return kind(**tile) if tile else None
+    path, name, table = cache_file(), plain + details, shipped(TABLE, plain)
+    tile = kind(**table) if table else None
+    tunes = os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing()
+    if tunes and name not in read(path):
+        remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
+    if name in read(path):
+        return way_in(path, name, kind)
+    return way_in(path, plain, kind) if isinstance(read(path).get(plain), dict) else tile
 
 
 def one_call_ms(run: Callable[[], Any]) -> float:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -34,14 +36,14 @@ def test_a_shipped_tile_is_taken(taken):
 def test_a_shipped_tile_serves_larger_batches_and_float16(taken, operation, dtype, batch, channels, found):
     name = tuning.key(operation, torch.empty(batch, channels, 56, 56, dtype=dtype, device="meta"), (31, 31), "ieee")
     table = tuning.read(tuning.TABLE)[f"{operation} sm_90 bfloat16 64x128x56x56 31x31"]
-    assert tuning.shipped(name) == (table if found else None)
+    assert tuning.shipped(tuning.TABLE, name) == (table if found else None)
 
 
-def test_the_nearest_batch_below_is_taken(monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "TABLE", tmp_path / "table.json")
+def test_the_nearest_batch_below_is_taken(tmp_path):
+    table = tmp_path / "table.json"
     tiles = {f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5": {"rows": batch} for batch in (8, 64, 16)}
-    tuning.TABLE.write_text(json.dumps(tiles))
-    rows = [tuning.shipped(f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5") for batch in (7, 8, 17, 640)]
+    table.write_text(json.dumps(tiles))
+    rows = [tuning.shipped(table, f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5") for batch in (7, 8, 17, 640)]
     assert rows == [None, {"rows": 8}, {"rows": 16}, {"rows": 64}]
 
 
@@ -200,6 +202,34 @@ def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_lon
     assert clock.called == [shipped, rule, *pytorch.WAYS]
     assert clock.ways == ([shipped] if isinstance(rule, str) else [shipped, rule])
     assert tuning.read(tuning.cache_file()) == {name: asdict(shipped)}
+
+
+def test_what_several_processes_measure_is_all_kept(taken):
+    """As the ranks of a training run do, one file for all; a lock tells threads apart as it does processes."""
+    names = [f"shape {number}" for number in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: tuning.remember(name, "taps"), names))
+    assert tuning.read(tuning.cache_file()) == dict.fromkeys(names, "taps")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"cut off', "is damaged (Unterminated string"),
+        ("[1, 2]", "holds a list"),
+        (json.dumps({SHIPPED: {"rows": 4, "depth": 2}}), f"has {{'rows': 4, 'depth': 2}} for '{SHIPPED}', which is no"),
+        (json.dumps({SHIPPED: "cutlass"}), f"has 'cutlass' for '{SHIPPED}', which is no tile of this version"),
+    ],
+    ids=["damaged", "a list", "another tile", "another word"],
+)
+def test_a_damaged_or_foreign_file_is_named(taken, content, reason):
+    tuning.cache_file().write_text(content)
+    x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
+    with pytest.raises(RuntimeError, match=re.escape(f"{tuning.cache_file()} {reason}") + ".*: remove it, or name"):
+        op._cuda(x, w)
+    if content.endswith("]"):
+        with pytest.raises(RuntimeError, match="holds a list"):
+            tuning.remember(SHIPPED, "taps")
 
 
 def test_a_call_is_timed_after_the_one_that_compiles(monkeypatch):
