@@ -1,9 +1,9 @@
-"""Encoded image bytes -> pixels [S,S,3] uint8, RGB: the evaluation transform of timm and torchvision, bit for bit.
+"""Encoded image bytes -> pixels [S,S,3] uint8, RGB: the evaluation transform of timm and torchvision.
 
-PIL's ``convert("RGB")``, the shorter side resized to `resize_size` with the aspect kept (timm's `crop_mode` center;
-squash: both sides; border: the longer one), the centre `image_size` square cut out, `fill` where there is no picture.
-``convert("RGB")`` drops alpha and converts CMYK naively: ImageFolder and timm's dataset gave the network just that in
-training, so the served network gets it too.
+Bit for bit, but for large JPEGs (below). PIL's ``convert("RGB")``, the shorter side resized to `resize_size` with the
+aspect kept (timm's `crop_mode` center; squash: both sides; border: the longer one), the centre `image_size` square cut
+out, `fill` where there is no picture. ``convert("RGB")`` drops alpha and converts CMYK naively: ImageFolder and timm's
+dataset gave the network just that in training, so the served network gets it too.
 
 A large JPEG is decoded at a half, quarter or eighth of its size (libjpeg's scaled decoding) as long as its shorter side
 stays MARGIN times `resize_size`: it is then resized from there. On detailed photographs that moves a pixel by 0.8 grey
