@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import masked_patch_loss
+from kernels.masked_patch_loss.vectorized import target_statistics
 from models.replknet import ConvFFN, RepLKBlock, RepLKNet
 
 MaskMode = Literal["token", "sparse"]
@@ -99,14 +100,8 @@ class MaskedPretrainer(nn.Module):
         if self.target_norm == "none":
             return prediction
         patch = images.shape[2] // mask.shape[1]
-        mean, var = _patch_statistics(images, patch) if self.target_norm == "patch" else self._window_statistics(images)
-        return (prediction * (var + 1e-6).sqrt() + mean).to(images.dtype)
-
-    def _window_statistics(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x, pad = images.double(), self.window // 2
-        count = F.avg_pool2d(torch.ones_like(x), self.window, 1, pad) * self.window**2
-        mean, square = (F.avg_pool2d(t, self.window, 1, pad, count_include_pad=False) for t in (x, x**2))
-        return mean, ((square - mean**2) * count / (count - 1)).clamp(min=0)
+        mean, std = target_statistics(images.double(), self.target_norm, patch, self.window)
+        return (prediction * std + mean).to(images.dtype)
 
 
 class FillEmpty(nn.Module):
@@ -173,10 +168,3 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 def _repeat(mask: Tensor, times: int) -> Tensor:
     """[B,1,h,w] -> [B,1,h*times,w*times]."""
     return mask.repeat_interleave(times, 2).repeat_interleave(times, 3)
-
-
-def _patch_statistics(images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = images.shape
-    squares = images.double().reshape(batch, channels, height // patch, patch, width // patch, patch)
-    var, mean = torch.var_mean(squares, dim=(1, 3, 5))  # [B,h',w']
-    return _repeat(mean[:, None], patch), _repeat(var[:, None], patch)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
-from kernels.depthwise_conv2d.layout import dense, laid_out_as
 from kernels.depthwise_conv2d.precision import get_float32_precision
+from kernels.layout import dense, laid_out_as
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
 LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits

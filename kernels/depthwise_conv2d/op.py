@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
-from kernels.depthwise_conv2d.layout import dense, laid_out_as
+from kernels.layout import dense, laid_out_as
 from kernels.native import load_native_library
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.depthwise_conv2d.layout import laid_out_as
+from kernels.layout import laid_out_as
 
 # On a GPU contiguous memory takes PyTorch's own kernel from 7 x 7 on, channels_last takes cuDNN's.
 WAYS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}

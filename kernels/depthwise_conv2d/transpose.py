@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.depthwise_conv2d import layout
+from kernels import layout
 
 BLOCK = 64  # rows and columns of a program's square: 128 bytes of a 16-bit type either way
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.layout import dense
 from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.vectorized import backward_vectorized, masked_patch_loss_vectorized
 
@@ -54,12 +55,6 @@ def masked_patch_loss(
     return torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss, target_norm, window, gradient)[0]
 
 
-def _dense(prediction: Tensor) -> Tensor:
-    if prediction.is_contiguous() or prediction.is_contiguous(memory_format=torch.channels_last):
-        return prediction
-    return prediction.contiguous()
-
-
 def _direction(prediction: Tensor, loss: str, gradient: bool) -> Tensor:
     """Room for d loss / d difference: -1, 0 and 1 fit in a byte, the rest has the prediction's type."""
     if not gradient:
@@ -101,7 +96,7 @@ def _cpu(
     gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
-    source = _dense(prediction)
+    source = dense(prediction)
     direction = _direction(source, loss, gradient)
     dtype = _result_dtype(prediction, image)
     total, scale = masked_patch_loss_vectorized(source, image, mask, loss, target_norm, window, direction, dtype)
@@ -122,7 +117,7 @@ def _cuda(
         return _cpu(prediction, image, mask, loss, target_norm, window, gradient)
     from kernels.masked_patch_loss.launch import launch
 
-    source = _dense(prediction)
+    source = dense(prediction)
     if mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     elif mask.dtype not in MASK_DTYPES:
@@ -151,7 +146,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
     dtype = _result_dtype(prediction, image)
-    scalar, source = prediction.new_empty((), dtype=dtype), _dense(prediction)
+    scalar, source = prediction.new_empty((), dtype=dtype), dense(prediction)
     if prediction.device.type == "cuda" and _has_kernels(prediction, image):
         direction = _packed_direction(source, image, loss, gradient)
     else:

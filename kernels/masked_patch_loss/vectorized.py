@@ -27,10 +27,9 @@ def masked_patch_loss_vectorized(
     sums = []
     for b in range(len(image)):
         target = image[b].to(dtype)
-        if target_norm == "window":
-            target = normalize_window(target, window)
-        elif target_norm == "patch":
-            target = normalize_patches(target, patch)
+        if target_norm != "none":
+            mean, std = target_statistics(target, target_norm, patch, window)
+            target = ((target - mean) / std).to(dtype)
         cells = target.reshape(channels, h, stride, w, stride)
         out = direction[b] if direction.numel() else None
         if by_cell:
@@ -60,16 +59,23 @@ def backward_vectorized(direction: Tensor, factor: Tensor, dtype: torch.dtype) -
     return (direction.to(factor.dtype) * factor).to(dtype)
 
 
-def normalize_window(image: Tensor, window: int) -> Tensor:
-    """[C,H,W], each pixel by the mean and the unbiased variance of the window around it, the part inside the image.
+def target_statistics(image: Tensor, target_norm: str, patch: int, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(var + 1e-6) that each pixel is normalised by, var unbiased: [...,C,H,W] twice, C 1 for "patch".
 
-    Prefix sums in float64 about the image's mean: the variance is right to 1e-10 of the contrast, eps is 1e-6.
+    "window": over the part of the window that is inside the image, by channel, in float64. Prefix sums about the
+    image's mean: the variance is right to 1e-10 of the contrast. "patch": over each patch x patch square, all channels.
     """
-    x = image.double() - image.double().mean((1, 2), keepdim=True)
-    count = window_sums(torch.ones_like(x[:1]), window)
+    *batch, channels, height, width = image.shape
+    if target_norm == "patch":
+        squares = image.reshape(*batch, channels, height // patch, patch, width // patch, patch)
+        var, mean = torch.var_mean(squares, dim=(-5, -3, -1), correction=min(1, channels * patch**2 - 1))  # [...,h',w']
+        return _repeat(mean, patch).unsqueeze(-3), _repeat((var + 1e-6).sqrt(), patch).unsqueeze(-3)
+    centre = image.double().mean((-2, -1), keepdim=True)
+    x = image.double() - centre
+    count = window_sums(x.new_ones(1, height, width), window)
     mean = window_sums(x, window) / count
     var = (window_sums(x.square(), window) / count - mean.square()) * (count / (count - 1).clamp(min=1))
-    return ((x - mean) / (var.clamp(min=0) + 1e-6).sqrt()).to(image.dtype)
+    return mean + centre, (var.clamp(min=0) + 1e-6).sqrt()
 
 
 def window_sums(x: Tensor, window: int) -> Tensor:
@@ -83,16 +89,8 @@ def window_sums(x: Tensor, window: int) -> Tensor:
     return x
 
 
-def normalize_patches(image: Tensor, patch: int) -> Tensor:
-    """[C,H,W], each patch x patch square by the mean and the unbiased variance of its pixels in all channels."""
-    channels, height, width = image.shape
-    squares = image.reshape(channels, height // patch, patch, width // patch, patch)
-    var, mean = torch.var_mean(squares, dim=(0, 2, 4), keepdim=True, correction=min(1, channels * patch**2 - 1))
-    return ((squares - mean) / (var + 1e-6).sqrt()).view(channels, height, width)
-
-
 def _repeat(mask: Tensor, times: int) -> Tensor:
-    return mask.repeat_interleave(times, 0).repeat_interleave(times, 1)
+    return mask.repeat_interleave(times, -2).repeat_interleave(times, -1)
 
 
 def _sum(d: Tensor, loss: str) -> Tensor:
