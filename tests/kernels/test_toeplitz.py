@@ -27,7 +27,7 @@ def test_interpreted(dtype):
     for lines in interpreted("toeplitz_interpreted.py", (dtype,)).values():
         assert lines == [
             "every_case 24",
-            "largest_filters 2",
+            "largest_filters 3",
             "turned 6",
             "other_tiles 8",
             "whole_images 9",

@@ -46,9 +46,9 @@ def every_case(dtype):
 
 
 def largest_filters(dtype):
-    """The longest sides, one at a time: 255 x 255 taps take a minute. Held to PyTorch's convolution in float64: the
-    reference goes tap by tap."""
-    for size, kernel in (((1, 270), (3, 255)), ((270, 1), (255, 3))):
+    """The longest sides, all of them seen one at a time: 255 x 255 taps take a minute. Held to PyTorch's convolution in
+    float64: the reference goes tap by tap."""
+    for size, kernel in (((1, 270), (3, 255)), ((270, 1), (255, 3)), ((3, 9), (255, 255))):
         input, weight = torch.randn(1, 1, *size).to(dtype), torch.randn(1, 1, *kernel).to(dtype)
         output = torch.full_like(input, float("nan"))
         toeplitz.launch(input, weight, None, output, "none")
