@@ -89,7 +89,7 @@ def switch(
     except BaseException as error:
         undo()
         state = restore(management, before)
-        if isinstance(error, ServerError):
+        if isinstance(error, ServerError | OSError):
             raise ReleaseError(f"{error}; {state}") from error
         raise
 
@@ -99,8 +99,7 @@ def restore(management: Management, version: int) -> str:
     deadline = time.monotonic() + AGAIN_SECONDS
     while True:
         try:
-            if management.ready_versions(BACKBONE) != [version]:
-                management.load(BACKBONE)
+            management.load(BACKBONE)  # where it is live too: a load that nobody waits for any more is then behind it
             check_answers(management.address)
             return f"version {version} is live"
         except ServerError as error:
@@ -175,23 +174,41 @@ def management_of(options: argparse.Namespace) -> Management:
     return Management(options.url.removeprefix("http://").rstrip("/"), token, options.timeout)
 
 
+Say = Callable[[str], None]
+
+
+def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Management, Say], str]) -> int:
+    """A command's exit code: 0 and what `action` says, 1 and why not, 130 and what is live after Ctrl-C or SIGTERM."""
+
+    def say(line: str) -> None:
+        print(f"server.{name}: {line}", file=sys.stderr, flush=True)
+
+    interrupt_on_sigterm()
+    try:
+        management = management_of(options)
+        try:
+            print(action(management, say))
+        except KeyboardInterrupt:
+            live = ", ".join(map(str, management.ready_versions(BACKBONE))) or "none"
+            say(f"stopped: version {live} is live")
+            return 130
+    except (ServerError, OSError) as error:
+        say(f"not {done}: {error}")
+        return 1
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = parser_of("python -m server.release", __doc__)
     parser.add_argument("built", type=Path, metavar="BUILT", help="a repository of build_models.py, not the served one")
     parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
     options = parser.parse_args(arguments)
-    interrupt_on_sigterm()
 
-    def say(line: str) -> None:
-        print(f"server.release: {line}", file=sys.stderr, flush=True)
+    def action(management: Management, say: Say) -> str:
+        number = release(options.built, options.model_repository, management, options.library, say)
+        return f"version {number} is live"
 
-    try:
-        number = release(options.built, options.model_repository, management_of(options), options.library, say)
-    except (ServerError, OSError) as error:
-        say(f"not released: {error}")
-        return 1
-    print(f"version {number} is live")
-    return 0
+    return run(options, "release", "released", action)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,18 @@ python -m server.rollback --model-repository model_repository --management-token
 
 import sys
 
-from server.command_line import interrupt_on_sigterm
-from server.errors import ServerError
-from server.release import management_of, parser_of, rollback
+from server.management import Management
+from server.release import Say, parser_of, rollback, run
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser_of("python -m server.rollback", __doc__).parse_args(arguments)
-    interrupt_on_sigterm()
-    try:
-        was, now = rollback(options.model_repository, management_of(options))
-    except (ServerError, OSError) as error:
-        print(f"server.rollback: not rolled back: {error}", file=sys.stderr)
-        return 1
-    print(f"version {now} is live, {was} was withdrawn")
-    return 0
+
+    def action(management: Management, say: Say) -> str:
+        was, now = rollback(options.model_repository, management)
+        return f"version {now} is live, {was} was withdrawn"
+
+    return run(options, "rollback", "rolled back", action)
 
 
 if __name__ == "__main__":

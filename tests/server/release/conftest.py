@@ -17,12 +17,19 @@ from server.management import Management
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """kind -> TorchScript bytes: "sharp" answers otherwise than version 1, the others are no good."""
+    """kind -> TorchScript bytes: "sharp" and "slow" answer otherwise than version 1, the others are no good."""
     import torch
 
     class Sharp(torch.nn.Module):
         def forward(self, pixels):
             return pixels.to(torch.float32).mean(dim=(1, 2)) / 8.0
+
+    class Slow(torch.nn.Module):  # a second for an image, and so for a warm-up
+        def forward(self, pixels):
+            ones = torch.ones([500, 500])
+            for _ in range(150):
+                ones = ones @ ones / 500.0
+            return pixels.to(torch.float32).mean(dim=(1, 2)) / 8.0 * ones[0, :3]
 
     class NotANumber(torch.nn.Module):
         def forward(self, pixels):
@@ -34,7 +41,8 @@ def weights(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("weights")
     made = {"garbage": b"no archive"}
-    for kind, model in {"sharp": Sharp(), "nan": NotANumber(), "four classes": FourClasses()}.items():
+    models = {"sharp": Sharp(), "slow": Slow(), "nan": NotANumber(), "four classes": FourClasses()}
+    for kind, model in models.items():
         torch.jit.script(model).save(str(folder / "model.pt"))
         made[kind] = (folder / "model.pt").read_bytes()
     return made

@@ -1,0 +1,107 @@
+"""Ctrl-C and SIGTERM in a release or a rollback: what is live is said, and stays so."""
+
+import os
+import signal
+import threading
+import time
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from server import release as release_module
+from server import rollback as rollback_module
+from server.management import Management
+from server.versions import Versions
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def options(served, management_token, tmp_path):
+    (tmp_path / "token").write_text(management_token)
+    options = ["--model-repository", str(served.folder), "--url", served.http_url]
+    return [*options, "--management-token-file", str(tmp_path / "token")]
+
+
+class Interrupted(Management):
+    """The signal comes while tritonserver loads."""
+
+    number = signal.SIGINT
+    loads: ClassVar[list[threading.Thread]] = []
+
+    def load(self, model):
+        if not self.loads:
+            self.loads.append(threading.Thread(target=super().load, args=(model,)))
+            self.loads[0].start()
+            time.sleep(0.3)  # it is being warmed up
+            os.kill(os.getpid(), self.number)
+            time.sleep(10)
+        super().load(model)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_while_the_new_version_is_loaded(served, build, load, classify, image, options, monkeypatch, capsys, number):
+    monkeypatch.setattr(release_module, "Management", Interrupted)
+    monkeypatch.setattr(Interrupted, "number", number)
+    monkeypatch.setattr(Interrupted, "loads", [])
+    live = served.management.ready_versions("backbone")
+    old = classify(served, [image])
+    with load():
+        assert release_module.main([str(build("slow")), *options]) == 130
+        Interrupted.loads[0].join(30)
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"server.release: stopped: version {live[0]} is live"
+    assert served.management.ready_versions("backbone") == live == Versions(served.folder).numbers()[-1:]
+    np.testing.assert_array_equal(classify(served, [image]), old)
+
+
+def test_before_anything_was_changed(served, build, options, monkeypatch, capsys):
+    """In the proof: its server ends too."""
+    live, before = served.management.ready_versions("backbone"), sorted(served.folder.rglob("*"))
+    monkeypatch.setattr(release_module, "check_answers", lambda address: os.kill(os.getpid(), signal.SIGINT))
+    assert release_module.main([str(build()), *options]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"stopped: version {live[0]} is live")
+    assert sorted(served.folder.rglob("*")) == before
+
+
+def test_in_a_rollback(served, build, options, monkeypatch, capsys):
+    assert release_module.main([str(build()), *options]) == 0
+    live = served.management.ready_versions("backbone")
+    answers = release_module.check_answers
+
+    def interrupted(address):
+        monkeypatch.setattr(release_module, "check_answers", answers)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(release_module, "check_answers", interrupted)
+    assert rollback_module.main(options) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"server.rollback: stopped: version {live[0]} is live"
+    assert served.management.ready_versions("backbone") == live == Versions(served.folder).numbers()[-1:]
+    assert rollback_module.main(options) == 0
+
+
+def test_an_error_of_the_file_system_does_not_hide_what_is_live(served, build, options, monkeypatch, capsys):
+    """Somebody builds in place meanwhile, so that the number is taken."""
+    live = served.management.ready_versions("backbone")
+    folder = Versions(served.folder).folder(Versions(served.folder).unused_number())
+    answers = release_module.check_answers
+
+    def build_in_place(address):
+        monkeypatch.setattr(release_module, "check_answers", answers)
+        (folder / "another").mkdir(parents=True)
+
+    monkeypatch.setattr(release_module, "check_answers", build_in_place)
+    assert release_module.main([str(build()), *options]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "Directory not empty" in said
+    assert said.endswith(f"; version {live[0]} is live")
+    assert served.management.ready_versions("backbone") == live
