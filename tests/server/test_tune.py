@@ -48,7 +48,43 @@ def test_each_setting_is_kept_if_it_gains():
     best, found, before, said = choose(score)
     assert best == Settings(8, 4, 1, 16, 1_000)
     assert (found.images_per_s, before.images_per_s) == (940, 200)
-    assert len(said) == len(set(said))  # nothing is measured twice
+    tried = said[: said.index("the best of these and what is there, in turns:")]
+    assert len(tried) == len(set(tried))  # nothing is measured twice
+
+
+@pytest.mark.parametrize(
+    ("again", "what_is_there", "kept"),
+    [
+        ([110, 109, 300], [100, 101, 1], True),
+        ([110, 102, 90], [100, 101, 100], False),  # its first measurement was luck
+        ([110, 110, 110], [108, 120, 107], False),  # and that of what is there misfortune
+    ],
+)
+def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
+    """In alternating turns; what counts is the medians."""
+    best = replace(NOW, delay_us=1_000)
+    monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda _: [best]])
+    left = {NOW: iter([100, *what_is_there]), best: iter([120, *again])}
+    order = []
+
+    def score(settings):
+        order.append(settings)
+        return Score(next(left[settings]), 10)
+
+    chosen, found, before, said = choose(score)
+    assert chosen == (best if kept else NOW)
+    assert order == [NOW, best] + [best, NOW] * 3
+    assert (found.images_per_s, before.images_per_s) == (sorted(again)[1], sorted(what_is_there)[1])
+    assert f"{before}: the median of what is there" in said[-1]
+    assert f"{found}: its median" in said[-1]
+
+
+def test_the_percentile_decides_at_the_end_too(monkeypatch):
+    best = replace(NOW, delay_us=1_000)
+    monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda _: [best]])
+    left = {NOW: iter([50] * 4), best: iter([50, 70, 70, 50])}
+    chosen, *_ = choose(lambda settings: Score(200 if settings == best else 100, next(left[settings])), p99_ms=60)
+    assert chosen == NOW
 
 
 def test_noise_changes_nothing():
@@ -138,6 +174,7 @@ def test_a_run_writes_what_served_most(own, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
     monkeypatch.setattr(tune, "candidates", one_step)
     monkeypatch.setattr(tune, "LEAST_GAIN", 0.0)  # the last one stays
+    monkeypatch.setattr(tune, "TURNS", 1)
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2", "--dry-run"]) == 0
     assert read_settings(own).preprocess_instances == 2
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2"]) == 0
@@ -147,7 +184,7 @@ def test_a_run_writes_what_served_most(own, tmp_path, monkeypatch, capsys):
     assert tune.main(["--model-repository", str(own), "--seconds", "0.4", "--callers", "2"]) == 0
     assert contents(own) == before
     printed = capsys.readouterr().out
-    assert printed.count("images/s, p99") == 5
+    assert printed.count("images/s, p99") == 13
     assert printed.splitlines()[-1].startswith("nothing serves more than what is there: preprocess x 1")
     assert "times the images a second of before" in printed
 
