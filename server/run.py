@@ -71,7 +71,7 @@ class Run:
             except CanaryError as error:
                 reason = str(error)
                 answered = self._answered(timeout)
-                busy = isinstance(error, PERHAPS_BUSY) and answered is not None and answered != before
+                busy = isinstance(error, PERHAPS_BUSY) and None not in (before, answered) and answered != before
                 misses = 0 if busy else misses + 1
             else:
                 misses, answered = 0, self._answered(timeout)

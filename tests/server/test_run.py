@@ -123,6 +123,17 @@ def test_without_a_canary_model_readiness_is_asked(make):
         ([TURNED_AWAY] * 3, [5] * 9, "the canary inference failed 3 times, HTTP 503: Exceeds maximum queue size"),
         ([REFUSED] * 3, range(1, 9), "the canary inference failed 3 times, HTTP 500"),  # an error is no busyness
         ([TIMEOUT] * 3, [CanaryError("x")] * 9, "the canary inference failed 3 times, no answer in 1 s"),
+        # who asks in vain first knows of no answers since
+        (
+            [TIMEOUT] * 3 + ["stop"],
+            [CanaryError("x"), 5, 5, 5],
+            "the canary inference failed 3 times, no answer in 1 s",
+        ),
+        (
+            [TIMEOUT] * 3 + ["stop"],
+            [5, CanaryError("x"), 5, 5],
+            "the canary inference failed 3 times, no answer in 1 s",
+        ),
     ],
 )
 def test_watch(make, canaries, counts, reason):
