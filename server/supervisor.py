@@ -114,7 +114,7 @@ class TritonServer:
 
     @property
     def ready(self) -> bool:
-        """Whether it has proved itself since its last start; False while it restarts, not after a first failed canary."""
+        """Whether it has proved itself since its last start; False while it restarts, not at a first failed canary."""
         return self._ready.is_set()
 
     def start(self) -> None:

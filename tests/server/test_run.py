@@ -71,6 +71,7 @@ def make(monkeypatch, tmp_path):
 
 
 TIMEOUT, REFUSED = CanaryTimeoutError("no answer in 1 s"), CanaryError("HTTP 500")
+UNKNOWN = CanaryError("x")
 TURNED_AWAY = CanaryRefusedError("HTTP 503: Exceeds maximum queue size")
 
 
@@ -122,7 +123,7 @@ def test_without_a_canary_model_readiness_is_asked(make):
         ([TURNED_AWAY] * 5 + ["stop"], range(1, 9), "stopped"),  # a full queue, and it moves
         ([TURNED_AWAY] * 3, [5] * 9, "the canary inference failed 3 times, HTTP 503: Exceeds maximum queue size"),
         ([REFUSED] * 3, range(1, 9), "the canary inference failed 3 times, HTTP 500"),  # an error is no busyness
-        ([TIMEOUT] * 3, [CanaryError("x")] * 9, "the canary inference failed 3 times, no answer in 1 s"),
+        ([TIMEOUT] * 3, [UNKNOWN] * 9, "the canary inference failed 3 times, no answer in 1 s"),
         # who asks in vain first knows of no answers since
         (
             [TIMEOUT] * 3 + ["stop"],
