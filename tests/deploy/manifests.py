@@ -57,7 +57,8 @@ def queries():
         found[f"adapter series {number}"] = rule["seriesQuery"]
         series = rule["name"]["as"]
         text = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "pod")
-        found[f"adapter metric {number}"] = text.replace("<<.LabelMatchers>>", 'model="backbone"')
+        for model in ("preprocess", "backbone"):
+            found[f"adapter metric {number} of {model}"] = text.replace("<<.LabelMatchers>>", f'model="{model}"')
     return found
 
 
