@@ -61,9 +61,8 @@ USED_BY = {  # setting -> the choice that it belongs to, and those of its values
     "logit_tau": ("loss", ("logit_adjustment",)),
     "focal_gamma": ("loss", ("focal",)),
     "drw_start": ("loss", ("ldam",)),
-    **dict.fromkeys(
-        ("paco_alpha", "paco_temperature", "paco_queue", "paco_dim", "paco_momentum"), ("loss", ("paco", "gpaco"))
-    ),
+    **dict.fromkeys(("paco_alpha", "paco_temperature", "paco_queue", "paco_dim"), ("loss", ("paco", "gpaco"))),
+    "paco_momentum": ("loss", ("paco",)),
     "epsilon": ("adversarial", ("fast_at", "advprop")),
     "overfitting_drop": ("adversarial", ("fast_at",)),
 }
@@ -76,6 +75,9 @@ def check_method(method: MethodConfig, augment: AugmentConfig, has_weights: bool
         if value != getattr(MethodConfig, name) and getattr(method, choice) not in users:
             option, needed = name.replace("_", "-"), f"--{choice} {' or '.join(users)}"
             raise SettingsError(f"--{option} {value} does nothing without {needed}: choose that, or leave it out")
+    if augment.augmentation != "crop" and augment.min_crop_area != (usual := AugmentConfig.min_crop_area):
+        what = f"--min-crop-area {augment.min_crop_area} does nothing with --augmentation {augment.augmentation}"
+        raise SettingsError(f"{what}: take crop, or leave it at {usual}")
     mixing = augment.mixup > 0 or augment.cutmix > 0
     special = method.loss in ("ldam", "paco", "gpaco")
     if mixing and (method.loss in HARD_TARGETS or method.head_only or method.adversarial != "none"):

@@ -65,6 +65,9 @@ def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
         ({"focal_gamma": 1.0}, "--focal-gamma .* --loss focal"),
         ({"loss": "focal", "drw_start": 0.5}, "--drw-start .* --loss ldam"),
         ({"paco_queue": 16}, "--paco-queue 16 .* --loss paco or gpaco"),
+        ({"loss": "gpaco", "paco_momentum": 0.9}, r"--paco-momentum 0\.9 .* --loss paco: "),
+        ({"augmentation": "affine", "min_crop_area": 0.08}, r"--min-crop-area 0\.08 .* affine: .* leave it at 0\.25"),
+        ({"augmentation": "none", "min_crop_area": 0.5}, "--min-crop-area .* --augmentation none"),
         ({"adversarial": "advprop", "overfitting_drop": 0.1}, "--overfitting-drop .* --adversarial fast_at"),
     ],
 )

@@ -146,6 +146,7 @@ def test_preset_is_the_published_recipe() -> None:
         ({"mask_patch": 64}, "--mask-patch 64: it must divide"),
         ({"mask_ratio": 1.0}, "--mask-ratio 1.0"),
         ({"window": 4}, "--window 4"),
+        ({"window": 31, "target_norm": "patch"}, "--window 31 does nothing without --target-norm window"),
         ({"layer_decay": 0.7}, "--layer-decay 0.7"),
         ({"sync_bn": True, "mask_mode": "sparse"}, "--sync-bn with --mask-mode sparse"),
         ({"arch": "resnet"}, "--arch resnet"),
