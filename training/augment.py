@@ -52,9 +52,9 @@ def eval_transform(config: ModelConfig) -> Transform:
     size, side = config.image_size, math.floor(config.image_size / config.crop_pct)
     if config.crop_mode == "border":
         keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
-        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=config.fill), *_to_normalised(config)])
+        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=config.fill), *to_normalised(config)])
     resize = v2.Resize([side, side] if config.crop_mode == "squash" else side, InterpolationMode(config.interpolation))
-    return v2.Compose([resize, v2.CenterCrop(size), *_to_normalised(config)])
+    return v2.Compose([resize, v2.CenterCrop(size), *to_normalised(config)])
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
@@ -70,7 +70,7 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
         steps.append(v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), InterpolationMode.BILINEAR))
     if augment.rand_augment:
         steps.append(rand_augment(augment.rand_augment, config))
-    steps += _to_normalised(config)
+    steps += to_normalised(config)
     if augment.random_erasing:
         steps.append(RandomErasing(augment.random_erasing, mode="pixel", device="cpu"))
     return v2.Compose(steps)
@@ -144,7 +144,8 @@ class TwoViews:
         return torch.stack([self.transform(image), self.transform(image)])
 
 
-def _to_normalised(config: ModelConfig) -> list[Any]:
+def to_normalised(config: ModelConfig) -> list[Any]:
+    """PIL RGB -> normalised float32 [3,H,W]: the last steps of every transform."""
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
 
 

@@ -23,7 +23,7 @@ def replacement_curve(
 ) -> Tensor:
     """Probability [B,steps+1] of the target while `start` [B,3,H,W] becomes `end`, the map's brightest pixels first."""
     batch, _, height, width = start.shape
-    rank = maps.flatten(1).argsort(1, descending=True).argsort(1)  # [B,H*W] 0 = brightest
+    rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)  # [B,H*W] 0 = brightest
     probabilities = []
     for step in range(steps + 1):
         replaced = (rank < round(step / steps * height * width)).view(batch, 1, height, width)

@@ -48,7 +48,7 @@ class Config:
     target: str = ""
     """The label to explain; empty: the answer."""
     count: int = 16
-    """The first so many images, evenly over the folder."""
+    """How many images are explained, evenly over the folder."""
     scores: bool = False
     """Insertion, deletion, ROAD and the randomisation check."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

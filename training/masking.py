@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
-from training.augment import Transform, eval_transform
+from training.augment import Transform, eval_transform, to_normalised
 from training.data import DataError, Unlabelled
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
@@ -49,8 +49,7 @@ def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) ->
     ]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
-    return v2.Compose(steps)
+    return v2.Compose([*steps, *to_normalised(config)])
 
 
 class MaskedImages(Dataset[tuple[Tensor, Tensor]]):

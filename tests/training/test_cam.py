@@ -14,7 +14,14 @@ from models.class_map import WithClassMap, class_maps
 from models.replknet import RepLKNet
 from training import explain as script
 from training.cam import cam, explain, gradient_cam, upscale
-from training.cam_scores import area_under, deletion, insertion, randomization_check, rank_correlation
+from training.cam_scores import (
+    area_under,
+    deletion,
+    insertion,
+    randomization_check,
+    rank_correlation,
+    replacement_curve,
+)
 from training.data import DataError
 from training.settings import SettingsError
 
@@ -135,6 +142,19 @@ def test_scores_tell_a_right_map_from_a_wrong_one() -> None:
     sharp = torch.zeros(2, 3, 16, 16)
     sharp[:, :, 2:5, 2:5] = 6
     assert (insertion(BrightCorner(), sharp, right, targets) >= deletion(BrightCorner(), sharp, right, targets)).all()
+
+
+def test_pixels_that_are_equally_bright_are_replaced_in_their_order() -> None:
+    """On every processor: sorting may else leave ties, of which maps are full, as it pleases."""
+
+    class Top(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images[:, :, :4].mean((1, 2, 3)), torch.zeros(len(images))], 1)
+
+    black, white = torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
+    curve = replacement_curve(Top(), black, white, torch.zeros(1, 16, 16), torch.tensor([0]), steps=8)
+    assert curve[0, :3].logit().tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-6)
+    assert (curve[0, 2:] == curve[0, 2]).all()
 
 
 def test_rank_correlation_is_spearmans() -> None:
