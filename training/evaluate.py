@@ -1,4 +1,4 @@
-"""Top-1 accuracy and a per-class table of a checkpoint on a folder of labelled images.
+"""Top-1 and top-5 accuracy and a per-class table of a checkpoint on a folder of labelled images.
 
 Example:
     python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
@@ -53,22 +53,32 @@ class Config:
 
 
 @torch.inference_mode()
-def confusion_matrix(model: nn.Module, loader: DataLoader[Any], num_classes: int, device: str = "cpu") -> Tensor:
-    """Counts [num_classes,num_classes], rows the truth, columns the answer. Leaves `model` in the mode it was in."""
+def count_answers(
+    model: nn.Module, loader: DataLoader[Any], num_classes: int, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """The confusion matrix [num_classes,num_classes], rows the truth, columns the answer; and how many images have
+    their class among the five highest logits []. Leaves `model` in the mode it was in."""
     training = model.training
     model.eval()
-    counts = torch.zeros(num_classes * num_classes, dtype=torch.int64)
+    counts, in_top5 = torch.zeros(num_classes * num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     for images, targets in loader:
         images = images.to(device, memory_format=torch.channels_last)  # [B,3,S,S]
-        answers = model(images).argmax(1).cpu()  # [B]
-        counts += torch.bincount(targets * num_classes + answers, minlength=num_classes * num_classes)
+        logits = model(images).cpu()  # [B,num_classes]
+        counts += torch.bincount(targets * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+        in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
     model.train(training)
-    return counts.view(num_classes, num_classes)
+    return counts.view(num_classes, num_classes), in_top5
 
 
 def top1(confusion: Tensor) -> float:
     """Share of right answers, 0..1."""
     return confusion.trace().item() / max(1, int(confusion.sum()))
+
+
+def accuracies(confusion: Tensor, in_top5: Tensor) -> dict[str, float]:
+    """ "top1" and, of more than five classes, "top5", 0..1."""
+    top5 = {"top5": in_top5.item() / max(1, int(confusion.sum()))} if len(confusion) > 5 else {}
+    return {"top1": top1(confusion), **top5}
 
 
 def training_counts(checkpoint: Path) -> list[int] | None:
@@ -87,8 +97,8 @@ def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> 
         adjust_logits(linear_head(model), counts, config.logit_adjustment)
 
 
-def evaluate(config: Config) -> tuple[Tensor, list[str]]:
-    """The confusion matrix and the label of each row.
+def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
+    """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` has them.
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
@@ -105,10 +115,10 @@ def evaluate(config: Config) -> tuple[Tensor, list[str]]:
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
-    confusion = confusion_matrix(network, loader, len(labels), config.device)
+    confusion, in_top5 = count_answers(network, loader, len(labels), config.device)
     if config.save is not None:
         save_corrected(config.save, model, model_config, config, counts)
-    return confusion, labels
+    return confusion, labels, in_top5
 
 
 def load_classifier(checkpoint: Path) -> tuple[nn.Module, ModelConfig, list[str]]:
@@ -157,7 +167,7 @@ def main() -> int:
     config = tyro.cli(Config, prog="python -m training.evaluate", description=__doc__)
     console = Console()
     try:
-        confusion, labels = evaluate(config)
+        confusion, labels, in_top5 = evaluate(config)
         if config.csv is not None:
             config.csv.parent.mkdir(parents=True, exist_ok=True)
             with config.csv.open("w", newline="") as file:
@@ -169,6 +179,8 @@ def main() -> int:
         return 1
     console.print(per_class_table(confusion, labels))
     console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
+    if "top5" in (share := accuracies(confusion, in_top5)):
+        console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
     counts = training_counts(config.checkpoint)
     if counts is not None and max(counts) > 1.5 * min(counts):
         report = shot_report(confusion, counts)

@@ -23,7 +23,7 @@ from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.config import Config
 from training.data import DataError, make_loader, open_images, write_digits
-from training.evaluate import confusion_matrix, top1
+from training.evaluate import accuracies, count_answers
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
@@ -90,8 +90,9 @@ def train(config: Config, console: Console | None = None) -> float:
     watch = OverfittingWatch(learner, attack_epsilon(config) / 255, config.overfitting_drop) if watched else None
 
     def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:
-        confusion = distributed.all_sum(confusion_matrix(finished, val_loader, len(labels), config.device))
-        metrics = {"top1": top1(confusion)}
+        counted = count_answers(finished, val_loader, len(labels), config.device)
+        confusion, in_top5 = (distributed.all_sum(part) for part in counted)
+        metrics = accuracies(confusion, in_top5)
         if max(counts) > 1.5 * min(counts):
             metrics |= shot_report(confusion, counts)
         if watch is not None:

@@ -73,7 +73,7 @@ class RunLog:
             for name, value in metrics.items():
                 self.writer.add_scalar(f"val/{name}", value, record["step"])
         shown = "  ".join(
-            f"{name.replace('top1', 'top-1')} {value:{'.4f' if name.endswith('loss') else '.2%'}}"
+            f"{name.replace('top', 'top-')} {value:{'.4f' if name.endswith('loss') else '.2%'}}"
             for name, value in metrics.items()
         )
         self.console.print(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {shown}", highlight=False)

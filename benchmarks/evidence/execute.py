@@ -110,7 +110,7 @@ def do_pretrain(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], f
 def do_evaluate(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
     checkpoint = _checkpoint(run, root)
     values: dict[str, Any] = {"checkpoint": checkpoint, "data": root / run.data.name / "val", "device": "cpu"}
-    confusion, _ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
+    confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
     counts = evaluate.training_counts(checkpoint) or []
     return {"top1": evaluate.top1(confusion), **shot_report(confusion, counts)}, 0.0
 

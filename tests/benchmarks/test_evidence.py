@@ -146,16 +146,16 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(cache: Path, monkeypat
     settings = {"epochs": 2, "warmup_epochs": 0.1, "arch": "replknet_nano"}
     whole = execute(Run("whole", "finetune", LABELS, 0, settings), cache)
     cut = Run("cut", "finetune", LABELS, 0, settings)
-    real, calls = finetune.confusion_matrix, []
+    real, calls = finetune.count_answers, []
 
-    def fail_at_the_second(*arguments: object) -> torch.Tensor:
+    def fail_at_the_second(*arguments: object) -> tuple[torch.Tensor, torch.Tensor]:
         calls.append(arguments)
         if len(calls) == 2:
             raise RuntimeError("cut off")
         return real(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(finetune, "confusion_matrix", fail_at_the_second)
+        patched.setattr(finetune, "count_answers", fail_at_the_second)
         with pytest.raises(RuntimeError, match="cut off"):
             execute(cut, cache)
     assert finished(cut, cache) is None

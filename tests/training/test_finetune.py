@@ -25,7 +25,7 @@ from training import explain as explain_script
 from training import finetune
 from training.data import DataError, write_digits
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import confusion_matrix, evaluate, per_class_table, top1
+from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
 from training.loop import DivergenceError
 from training.settings import SettingsError
@@ -85,7 +85,9 @@ def test_checkpoint_is_whole_and_is_what_was_measured(run: tuple[Path, float], d
     assert (config.arch, config.image_size, config.crop_pct) == ("replknet_nano", 32, 1.0)
     assert json.loads((output / "args.json").read_text())["seed"] == 0
     for deploy in (False, True):
-        confusion, labels = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", deploy=deploy, device="cpu"))
+        confusion, labels, _ = evaluate(
+            EvaluateConfig(checkpoint=output, data=data / "val", deploy=deploy, device="cpu")
+        )
         assert top1(confusion) == accuracy
         assert labels == config.labels
 
@@ -111,7 +113,7 @@ def test_held_out_images_are_never_trained_on(data: Path, tmp_path: Path, monkey
         return original(path)
 
     monkeypatch.setattr(training.data, "load_image", spy)
-    monkeypatch.setattr(finetune, "confusion_matrix", lambda *_: torch.eye(3))  # no evaluation
+    monkeypatch.setattr(finetune, "count_answers", lambda *_: (torch.eye(3), torch.tensor(3)))  # no evaluation
     train(tiny(data, tmp_path / "run", epochs=1), QUIET)
     assert len(opened) == 96
     assert all((data / "train") in Path(path).parents for path in opened)
@@ -196,7 +198,7 @@ def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path)
     for decay in (0.0, 0.5):
         output = tmp_path / str(decay)
         accuracy = train(tiny(data, output, epochs=1, ema_decay=decay), QUIET)
-        confusion, _ = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", device="cpu"))
+        confusion, *_ = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", device="cpu"))
         assert top1(confusion) == accuracy
         saved[decay] = load_checkpoint(output)[0].head.weight
     assert not torch.equal(saved[0.0], saved[0.5]), "the same run, so only averaging can tell the two apart"
@@ -292,13 +294,45 @@ def test_confusion_matrix_counts_rows_as_truth() -> None:
     images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
     targets = torch.tensor([0, 0, 1, 2, 2])
     model = Answers().train()
-    confusion = confusion_matrix(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
+    confusion, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
     assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
     assert top1(confusion) == pytest.approx(3 / 5)
     assert model.training
     table = per_class_table(confusion, ["a", "b", "c"])
     assert list(table.columns[4].cells) == ["b (1)", "", "a (1)"]
     assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
+
+
+def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
+    class Ranked(torch.nn.Module):
+        """Classes 0, 1, 2, ... in this order, whatever the image."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return -torch.arange(7.0).expand(len(images), -1)
+
+    targets = torch.tensor([0, 4, 5, 6, 3])
+    images = torch.zeros(5, 3, 2, 2)
+    confusion, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
+    assert accuracies(confusion, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
+    assert accuracies(torch.eye(5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
+
+
+def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    digits = write_digits(tmp_path / "digits")
+    for part, count in (("train", 8), ("val", 4)):
+        for label in range(10):
+            for path in sorted((digits / part / str(label)).iterdir())[count:]:
+                path.unlink()
+    console = Console(file=StringIO(), width=500)
+    train(tiny(digits, tmp_path / "run", epochs=1), console)
+    (record,) = records(tmp_path / "run")
+    assert 1 > record["top5"] > record["top1"]
+    assert f"top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}\n" in console.file.getvalue()
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path / "run"), "--data", str(digits / "val")])
+    assert evaluate_script.main() == 0
+    assert f"top-5 {record['top5']:.2%}: {round(40 * record['top5'])} of 40 right" in capsys.readouterr().out
 
 
 def test_evaluation_needs_the_checkpoints_labels(run: tuple[Path, float], tmp_path: Path) -> None:

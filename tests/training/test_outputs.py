@@ -36,8 +36,8 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
 @pytest.mark.parametrize(
     ("script", "option", "work"),
     [
-        (evaluate, "--csv", "confusion_matrix"),
-        (evaluate, "--save", "confusion_matrix"),
+        (evaluate, "--csv", "count_answers"),
+        (evaluate, "--save", "count_answers"),
         (attack, "--save", "seed_everything"),
         (explain, "--output", "load_classifier"),
         (compare, "--output", "create_model"),

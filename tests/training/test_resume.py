@@ -72,7 +72,7 @@ def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("adversarial", ["none", "fast_at"])
-@pytest.mark.parametrize("place", ["confusion_matrix", "save_checkpoint"])
+@pytest.mark.parametrize("place", ["count_answers", "save_checkpoint"])
 def test_cut_off_in_an_evaluation(
     place: str, adversarial: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

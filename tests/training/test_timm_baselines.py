@@ -38,7 +38,7 @@ def test_the_same_scripts(tiny: Callable[..., Config], small_digits: Path, tmp_p
     assert (config.arch, config.image_size, config.labels) == ("timm/mobilenetv3_small_100", SIZE, ["0", "1", "4"])
     val = small_digits / "val"
     assert top1(evaluate(EvaluateConfig(run, val, device="cpu"))[0]) == accuracy
-    deployed, _ = evaluate(EvaluateConfig(run, val, deploy=True, tau_norm=1.0, device="cpu"))
+    deployed, *_ = evaluate(EvaluateConfig(run, val, deploy=True, tau_norm=1.0, device="cpu"))
     assert int(deployed.sum()) == 24
     results = attack_checkpoint(AttackConfig(run, val, ("fgsm",), images=4, device="cpu"))
     assert results[0].images == 4
