@@ -21,6 +21,7 @@ from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
+from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.data import DataError, make_loader, open_images, write_digits
 from training.evaluate import accuracies, count_answers
@@ -84,6 +85,8 @@ def train(config: Config, console: Console | None = None) -> float:
 
     if config.sync_bn and distributed.world_size() > 1:
         distributed.convert_sync_batchnorm(model, config.device)
+    if config.grad_checkpointing:
+        checkpoint_blocks(model, config)
     learner = make_learner(model, config, config, model_config, counts, config.batch_size)
     learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     watched = config.adversarial == "fast_at"

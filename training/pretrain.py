@@ -27,6 +27,7 @@ from models import (
     save_checkpoint,
 )
 from training import distributed
+from training.checkpointing import checkpoint_blocks
 from training.data import Unlabelled, make_loader, write_digits
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, held_out, pretrain_transform, write_photos
@@ -86,6 +87,8 @@ def train(config: Config, console: Console | None = None) -> float:
     val_loader = make_loader(val_set, config.batch_size, train=False, **loading)
     if config.sync_bn and distributed.world_size() > 1:
         distributed.convert_sync_batchnorm(model, config.device)
+    if config.grad_checkpointing:
+        checkpoint_blocks(model.encoder, config)
     learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ ARGUMENTS_FILE = "args.json"
 FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has, and of which class, is compared
     (
         *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
-        *("torch", "timm"),
+        *("grad_checkpointing", "torch", "timm"),
     )
 )
 
@@ -56,6 +56,8 @@ class LoopConfig:
     """Automatic mixed precision."""
     compile: bool = False
     """torch.compile the model with its loss."""
+    grad_checkpointing: bool = False
+    """Keep the input of each block of a RepLKNet alone, and compute the rest again for the gradient: less memory."""
     sync_bn: bool = False
     """Batch statistics over all processes."""
     seed: int = 0

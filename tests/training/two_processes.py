@@ -12,6 +12,7 @@ import torch
 from models import ModelConfig, create_model
 from tests.training.runs import QUIET, Killed, before_step, die
 from training import distributed
+from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.distributed import convert_sync_batchnorm
 from training.finetune import train
@@ -24,6 +25,7 @@ METHODS: dict[str, dict] = {
     "plain": {},
     "logit_adjustment": {"loss": "logit_adjustment", "label_smoothing": 0.0},
     "advprop": {"adversarial": "advprop", "epsilon": 0.0},
+    "checkpointed": {"grad_checkpointing": True},
 }
 
 
@@ -33,6 +35,8 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
     rank, world = distributed.rank(), distributed.world_size()
     config = dataclasses.replace(PRESETS["digits"], **changes)
     model = convert_sync_batchnorm(create_model("replknet_nano", 3), "cpu")
+    if config.grad_checkpointing:
+        checkpoint_blocks(model, config)
     images, targets = torch.randn(8, 3, 64, 64).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
     learner = make_learner(model, config, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2], 4)
