@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
@@ -25,10 +23,9 @@ from training import explain as explain_script
 from training import finetune
 from training.data import DataError, write_digits
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1
+from training.evaluate import evaluate, top1
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
 from training.loop import DivergenceError
-from training.settings import SettingsError
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 10
@@ -156,43 +153,6 @@ def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) 
     assert model.head.out_features == 2
 
 
-def head_of(config: Config) -> tuple[torch.Tensor, str]:
-    """That of the model to train, after an epoch without learning, and what the run said."""
-    console = Console(file=StringIO(), width=500)
-    train(dataclasses.replace(config, epochs=1, lr=0.0, ema_decay=0.0), console)
-    return load_checkpoint(config.output)[0].head.weight, console.file.getvalue()
-
-
-def test_a_head_is_kept_if_asked_and_the_run_says_so(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
-    """A .pth knows no labels: its head is lost unless --keep-head is given."""
-    source, weights = load_checkpoint(run[0])[0], tmp_path / "published.pth"
-    torch.save({"model": source.state_dict()}, weights)
-    for number, (start, keep, kept) in enumerate(
-        [(weights, False, False), (weights, True, True), (run[0], False, True), (run[0], True, True)]
-    ):
-        head, said = head_of(tiny(data, tmp_path / str(number), weights=start, keep_head=keep))
-        assert torch.equal(head, source.head.weight) == kept
-        assert f"from {start}: {'the head is kept' if kept else 'a new head for 3 classes'}\n" in said
-    _, said = head_of(tiny(data, tmp_path / "head_only", weights=run[0], head_only=True))
-    assert f"from {run[0]}: a new head for 3 classes\n" in said
-
-
-def test_a_head_that_cannot_be_kept_is_refused(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
-    two = tmp_path / "data"
-    for part in ("train", "val"):
-        for label in ("0", "1"):
-            shutil.copytree(data / part / label, two / part / label)
-    weights = tmp_path / "published.pth"
-    torch.save(load_checkpoint(run[0])[0].state_dict(), weights)
-    for start in (run[0], weights):
-        config = tiny(two, tmp_path / "run", weights=start, keep_head=True)
-        with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two}/train has 2: .*--no-keep"):
-            train(config, QUIET)
-    for changes in ({"weights": None}, {"head_only": True}):
-        with pytest.raises(SettingsError, match="--keep-head needs --weights, and no --head-only"):
-            train(dataclasses.replace(config, **changes), QUIET)
-
-
 def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path) -> None:
     saved = {}
     for decay in (0.0, 0.5):
@@ -286,55 +246,6 @@ def test_an_error_that_nobody_foresaw_has_its_traceback(tmp_path: Path, monkeypa
         finetune.main()
 
 
-def test_confusion_matrix_counts_rows_as_truth() -> None:
-    class Answers(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
-
-    images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
-    targets = torch.tensor([0, 0, 1, 2, 2])
-    model = Answers().train()
-    confusion, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
-    assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert top1(confusion) == pytest.approx(3 / 5)
-    assert model.training
-    table = per_class_table(confusion, ["a", "b", "c"])
-    assert list(table.columns[4].cells) == ["b (1)", "", "a (1)"]
-    assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
-
-
-def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
-    class Ranked(torch.nn.Module):
-        """Classes 0, 1, 2, ... in this order, whatever the image."""
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return -torch.arange(7.0).expand(len(images), -1)
-
-    targets = torch.tensor([0, 4, 5, 6, 3])
-    images = torch.zeros(5, 3, 2, 2)
-    confusion, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
-    assert accuracies(confusion, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
-    assert accuracies(torch.eye(5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
-
-
-def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    digits = write_digits(tmp_path / "digits")
-    for part, count in (("train", 8), ("val", 4)):
-        for label in range(10):
-            for path in sorted((digits / part / str(label)).iterdir())[count:]:
-                path.unlink()
-    console = Console(file=StringIO(), width=500)
-    train(tiny(digits, tmp_path / "run", epochs=1), console)
-    (record,) = records(tmp_path / "run")
-    assert 1 > record["top5"] > record["top1"]
-    assert f"top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}\n" in console.file.getvalue()
-    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path / "run"), "--data", str(digits / "val")])
-    assert evaluate_script.main() == 0
-    assert f"top-5 {record['top5']:.2%}: {round(40 * record['top5'])} of 40 right" in capsys.readouterr().out
-
-
 def test_evaluation_needs_the_checkpoints_labels(run: tuple[Path, float], tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "7" / "x.png")
@@ -358,13 +269,6 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         Image.new("RGB", (32, 32)).save(tmp_path / part / "cat" / "a.png")
     with pytest.raises(DataError, match="has 1 class, cat: a classifier needs 2"):
         train(Config(data=tmp_path, output=tmp_path / "run"), QUIET)
-
-
-def test_labels_are_text_in_the_table(capsys: pytest.CaptureFixture) -> None:
-    """A label may look like rich's markup, which would vanish or be an error."""
-    Console(width=100).print(per_class_table(torch.eye(2, dtype=torch.int64).flip(0), ["[dog]", "[/x]"]))
-    out = capsys.readouterr().out
-    assert out.count("[dog]") == out.count("[/x]") == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the device can be used")

@@ -1,13 +1,18 @@
-"""What a run starts from: a checkpoint folder's architecture, a preset's, or the one that was asked for."""
+"""What a run starts from: a checkpoint folder's architecture, a preset's, or the one that was asked for; its head."""
 
+import dataclasses
 import json
+import shutil
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from rich.console import Console
 
-from models import ModelConfig, create_model, save_checkpoint
+from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from tests.training.runs import Tiny
 from training import finetune, pretrain
 from training.settings import SettingsError
 
@@ -66,3 +71,49 @@ def test_without_a_folder_the_preset_and_the_default_hold(script: ModuleType, tm
 def test_only_replknets_are_pre_trained_on(tiny_vit: Path) -> None:
     with pytest.raises(SettingsError, match=f"--weights {tiny_vit} holds timm/vit_tiny_patch16_224: only RepLKNets"):
         pretrain.make_model(pretrain.Config(weights=tiny_vit))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(1)  # a run's own seed would draw the same head
+    config = ModelConfig("replknet_nano", 3, image_size=32, labels=["0", "1", "4"])
+    save_checkpoint(folder, create_model("replknet_nano", 3), config)
+    return folder
+
+
+def head_of(config: finetune.Config) -> tuple[torch.Tensor, str]:
+    """That of the model to train, after an epoch without learning, and what the run said."""
+    console = Console(file=StringIO(), width=500)
+    finetune.train(dataclasses.replace(config, epochs=1, lr=0.0, ema_decay=0.0), console)
+    return load_checkpoint(config.output)[0].head.weight, console.file.getvalue()
+
+
+def test_a_head_is_kept_if_asked_and_the_run_says_so(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+    """A .pth knows no labels: its head is lost unless --keep-head is given."""
+    source, weights = load_checkpoint(trained)[0], tmp_path / "published.pth"
+    torch.save({"model": source.state_dict()}, weights)
+    for number, (start, keep, kept) in enumerate(
+        [(weights, False, False), (weights, True, True), (trained, False, True), (trained, True, True)]
+    ):
+        head, said = head_of(tiny(tmp_path / str(number), weights=start, keep_head=keep))
+        assert torch.equal(head, source.head.weight) == kept
+        assert f"from {start}: {'the head is kept' if kept else 'a new head for 3 classes'}\n" in said
+    _, said = head_of(tiny(tmp_path / "head_only", weights=trained, head_only=True))
+    assert f"from {trained}: a new head for 3 classes\n" in said
+
+
+def test_a_head_that_cannot_be_kept_is_refused(tiny: Tiny, trained: Path, small_digits: Path, tmp_path: Path) -> None:
+    two = tmp_path / "data"
+    for part in ("train", "val"):
+        for label in ("0", "1"):
+            shutil.copytree(small_digits / part / label, two / part / label)
+    weights = tmp_path / "published.pth"
+    torch.save(load_checkpoint(trained)[0].state_dict(), weights)
+    for start in (trained, weights):
+        config = tiny(tmp_path / "run", data=two, weights=start, keep_head=True)
+        with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two}/train has 2: .*--no-keep"):
+            finetune.train(config, QUIET)
+    for changes in ({"weights": None}, {"head_only": True}):
+        with pytest.raises(SettingsError, match="--keep-head needs --weights, and no --head-only"):
+            finetune.train(dataclasses.replace(config, **changes), QUIET)

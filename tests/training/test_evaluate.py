@@ -1,0 +1,70 @@
+"""What an evaluation counts and says: the confusion matrix, top-1 and top-5, the table by class."""
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from tests.training.runs import Tiny, records
+from training import evaluate as script
+from training.data import write_digits
+from training.evaluate import accuracies, count_answers, per_class_table, top1
+from training.finetune import train
+
+
+def test_confusion_matrix_counts_rows_as_truth() -> None:
+    class Answers(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
+
+    images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
+    targets = torch.tensor([0, 0, 1, 2, 2])
+    model = Answers().train()
+    confusion, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
+    assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert top1(confusion) == pytest.approx(3 / 5)
+    assert model.training
+    table = per_class_table(confusion, ["a", "b", "c"])
+    assert list(table.columns[4].cells) == ["b (1)", "", "a (1)"]
+    assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
+
+
+def test_labels_are_text_in_the_table(capsys: pytest.CaptureFixture) -> None:
+    """A label may look like rich's markup, which would vanish or be an error."""
+    Console(width=100).print(per_class_table(torch.eye(2, dtype=torch.int64).flip(0), ["[dog]", "[/x]"]))
+    out = capsys.readouterr().out
+    assert out.count("[dog]") == out.count("[/x]") == 2
+
+
+def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
+    class Ranked(torch.nn.Module):
+        """Classes 0, 1, 2, ... in this order, whatever the image."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return -torch.arange(7.0).expand(len(images), -1)
+
+    targets = torch.tensor([0, 4, 5, 6, 3])
+    images = torch.zeros(5, 3, 2, 2)
+    confusion, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
+    assert accuracies(confusion, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
+    assert accuracies(torch.eye(5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
+
+
+def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    digits = write_digits(tmp_path / "digits")
+    for part, count in (("train", 8), ("val", 4)):
+        for label in range(10):
+            for path in sorted((digits / part / str(label)).iterdir())[count:]:
+                path.unlink()
+    console = Console(file=StringIO(), width=500)
+    train(tiny(tmp_path / "run", data=digits, epochs=1), console)
+    (record,) = records(tmp_path / "run")
+    assert 1 > record["top5"] > record["top1"]
+    assert f"top-1 {record['top1']:.2%}  top-5 {record['top5']:.2%}\n" in console.file.getvalue()
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path / "run"), "--data", str(digits / "val")])
+    assert script.main() == 0
+    assert f"top-5 {record['top5']:.2%}: {round(40 * record['top5'])} of 40 right" in capsys.readouterr().out
