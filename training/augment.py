@@ -49,12 +49,8 @@ def eval_transform(config: ModelConfig) -> Transform:
     timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
     or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.
     """
-    size, side = config.image_size, math.floor(config.image_size / config.crop_pct)
-    if config.crop_mode == "border":
-        keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
-        return v2.Compose([keep_ratio, CenterCropOrPad(size, fill=config.fill), *to_normalised(config)])
-    resize = v2.Resize([side, side] if config.crop_mode == "squash" else side, InterpolationMode(config.interpolation))
-    return v2.Compose([resize, v2.CenterCrop(size), *to_normalised(config)])
+    side = math.floor(config.image_size / config.crop_pct)
+    return v2.Compose([*to_square(config, side), *to_normalised(config)])
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
@@ -65,7 +61,7 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
         area = (augment.min_crop_area, 1.0)
         steps += [v2.RandomResizedCrop(size, scale=area, interpolation=mode), v2.RandomHorizontalFlip()]
     else:
-        steps += [v2.Resize(size, mode), v2.CenterCrop(size)]
+        steps += to_square(config, size)
     if augment.augmentation == "affine":
         steps.append(v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), InterpolationMode.BILINEAR))
     if augment.rand_augment:
@@ -142,6 +138,16 @@ class TwoViews:
 
     def __call__(self, image: Image.Image) -> Tensor:
         return torch.stack([self.transform(image), self.transform(image)])
+
+
+def to_square(config: ModelConfig, side: int) -> list[Any]:
+    """PIL RGB -> PIL of image_size squared: resized to `side` and cut out as `crop_mode` says."""
+    size = config.image_size
+    if config.crop_mode == "border":
+        keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
+        return [keep_ratio, CenterCropOrPad(size, fill=config.fill)]
+    sides = [side, side] if config.crop_mode == "squash" else side
+    return [v2.Resize(sides, InterpolationMode(config.interpolation)), v2.CenterCrop(size)]
 
 
 def to_normalised(config: ModelConfig) -> list[Any]:

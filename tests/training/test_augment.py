@@ -1,6 +1,7 @@
 """RandAugment's fourteen operations, timm's recipes, mixing."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from timm.data import auto_augment, create_transform
 from torchvision.transforms import v2
 
 from models import ModelConfig
-from training.augment import AugmentConfig, MixBatch, TwoViews, rand_augment, to_picture, train_transform
+from training.augment import (
+    AugmentConfig,
+    MixBatch,
+    TwoViews,
+    eval_transform,
+    rand_augment,
+    to_picture,
+    train_transform,
+)
 from training.settings import SettingsError
 
 CONFIG = ModelConfig("replknet_nano", 10, image_size=32)
@@ -140,6 +149,12 @@ def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
     assert not torch.equal(views[0], views[1])
     small = train_transform(CONFIG, AugmentConfig("none"))(image.resize((32, 32)))
     assert np.abs(to_picture(small, CONFIG).astype(int) - np.asarray(image.resize((32, 32)))).max() <= 1
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_an_image_that_is_not_varied_is_the_evaluated_one(image: Image.Image, crop_mode: str) -> None:
+    config, wide = replace(CONFIG, crop_mode=crop_mode, crop_pct=1.0), image.resize((70, 40))
+    assert torch.equal(train_transform(config, AugmentConfig("none"))(wide), eval_transform(config)(wide))
 
 
 def test_mixing() -> None:
