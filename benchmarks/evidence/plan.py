@@ -19,7 +19,7 @@ IMBALANCE = 50
 AFTER_PLAIN: dict[str, Any] = {"epochs": 6, "warmup_epochs": 1.0}
 EPSILONS = (8, 16)  # of the attacks, in 255ths; a grey level of the digits is 16
 # Sizes for a run of 240 steps; PaCo's own (queue 8192, dim 128, momentum 0.999) are for runs of 100,000.
-SHORT_PACO: dict[str, Any] = {"paco_queue": 384, "paco_dim": 32, "paco_momentum": 0.99}
+SHORT_PACO: dict[str, Any] = {"paco_queue": 384, "paco_dim": 32}
 
 LONG_TAIL_METHODS: dict[str, dict[str, Any]] = {
     "class weights 1/n": {"class_weights": "inverse"},
@@ -30,7 +30,7 @@ LONG_TAIL_METHODS: dict[str, dict[str, Any]] = {
     "focal": {"loss": "focal"},
     "class-balanced sampler": {"sampler": "class_balanced"},
     "square-root sampler": {"sampler": "square_root"},
-    "PaCo": {"loss": "paco", **SHORT_PACO},
+    "PaCo": {"loss": "paco", "paco_momentum": 0.99, **SHORT_PACO},
     "GPaCo": {"loss": "gpaco", **SHORT_PACO},
 }
 AFTERWARDS: dict[str, dict[str, Any]] = {

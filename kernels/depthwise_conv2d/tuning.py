@@ -95,14 +95,14 @@ def shipped(table: Path, name: str) -> dict[str, Any] | None:
     Tiles of bfloat16 serve float16, whose bytes and tensor-core instructions are the same.
     """
 
-    def parts(key: str) -> tuple[int, str]:
-        batch, _, layer = key.partition("x")  # "toeplitz sm_90 bfloat16 64", "128x56x56 31x31"
-        kind, _, images = batch.rpartition(" ")
-        return int(images), f"{kind.replace(' float16', ' bfloat16')} {layer}"
+    def parts(key: str) -> tuple[int, list[str]]:
+        *kind, shape, kernel = key.split()  # "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
+        batch, _, image = shape.partition("x")
+        return int(batch), ["bfloat16" if word == "float16" else word for word in (*kind, image, kernel)]
 
-    images, layer = parts(name)
-    batches = {parts(key)[0]: tile for key, tile in read(table).items() if parts(key)[1] == layer}
-    return batches.get(max((batch for batch in batches if batch <= images), default=0))
+    most, layer = parts(name)
+    tiles = {parts(key)[0]: tile for key, tile in read(table).items() if parts(key)[1] == layer}
+    return tiles.get(max((batch for batch in tiles if batch <= most), default=0))
 
 
 def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Way]], run: Run) -> Way | None:

@@ -34,7 +34,9 @@ def test_a_shipped_tile_is_taken(taken):
 )
 @pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
 def test_a_shipped_tile_serves_larger_batches_and_float16(taken, operation, dtype, batch, channels, found):
-    name = tuning.key(operation, torch.empty(batch, channels, 56, 56, dtype=dtype, device="meta"), (31, 31), "ieee")
+    like = torch.empty(batch, channels, 56, 56, dtype=dtype, device="meta")
+    assert tuning.shipped(tuning.TABLE, tuning.key(operation, like, (31, 31), "tf32x3")) is None
+    name = tuning.key(operation, like, (31, 31), "ieee")
     table = tuning.read(tuning.TABLE)[f"{operation} sm_90 bfloat16 64x128x56x56 31x31"]
     assert tuning.shipped(tuning.TABLE, name) == (table if found else None)
 
