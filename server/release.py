@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,7 +81,8 @@ def switch(
     """`change` the repository so that `wanted` is its newest version, and load it; on any failure `undo`."""
     try:
         change()
-        management.load(BACKBONE)
+        with ThreadPoolExecutor(1) as pool:  # waited for though Ctrl-C comes: tritonserver goes on with a load
+            pool.submit(management.load, BACKBONE).result()
         if management.ready_versions(BACKBONE) != [wanted]:
             raise ReleaseError(
                 f"the server at {management.address} has not taken version {wanted}: does it serve this repository?"

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from typing import ClassVar
 
 import numpy as np
@@ -32,19 +31,17 @@ def options(served, management_token, tmp_path):
 
 
 class Interrupted(Management):
-    """The signal comes while tritonserver loads."""
+    """The signal comes while tritonserver loads, the first time."""
 
-    number = signal.SIGINT
-    loads: ClassVar[list[threading.Thread]] = []
+    number: ClassVar[int] = signal.SIGINT
+    loads: ClassVar[list[str]] = []
 
     def load(self, model):
-        if not self.loads:
-            self.loads.append(threading.Thread(target=super().load, args=(model,)))
-            self.loads[0].start()
-            time.sleep(0.3)  # it is being warmed up
-            os.kill(os.getpid(), self.number)
-            time.sleep(10)
+        if not self.loads:  # it is being warmed up then
+            threading.Timer(0.3, os.kill, (os.getpid(), self.number)).start()
+        self.loads.append("begun")
         super().load(model)
+        self.loads.append("ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -56,9 +53,9 @@ def test_while_the_new_version_is_loaded(served, build, load, classify, image, o
     old = classify(served, [image])
     with load():
         assert release_module.main([str(build("slow")), *options]) == 130
-        Interrupted.loads[0].join(30)
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == f"server.release: stopped: version {live[0]} is live"
+    assert Interrupted.loads == ["begun", "ended"] * 2  # never two at once
     assert served.management.ready_versions("backbone") == live == Versions(served.folder).numbers()[-1:]
     np.testing.assert_array_equal(classify(served, [image]), old)
 
