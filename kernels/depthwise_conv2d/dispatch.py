@@ -105,5 +105,4 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
 
     with torch.cuda.device(input.device):
         way = tuning.grad_weight_way(input, kernel_size, precision, run)
-        rule = grad_weight.choose_tile(*input.shape[2:], *kernel_size, input.element_size())
-        return run(way or rule or "pytorch")
+        return run(way or grad_weight.choose_tile(*input.shape[2:], *kernel_size, input.element_size()) or "pytorch")
