@@ -33,8 +33,14 @@ Run = Callable[[Way], Any]
 
 
 def cache_file() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("WIDEFIELD_TILES") or folder / "widefield" / "tiles.json")
+    return _cache_file(*map(os.environ.get, ("WIDEFIELD_TILES", "XDG_CACHE_HOME", "HOME")))
+
+
+@cache
+def _cache_file(tiles: str | None, cache_home: str | None, home: str | None) -> Path:
+    """Made once: every call of the operator asks for it, and making it takes longer than a small layer."""
+    folder = Path(cache_home or Path.home() / ".cache")  # which reads HOME
+    return Path(tiles or folder / "widefield" / "tiles.json")
 
 
 def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> str:

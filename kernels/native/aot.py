@@ -1,6 +1,7 @@
 """The Triton-language kernels compiled ahead of time, with no GPU, and the table of them that the C++ launch searches.
 
-What is compiled is variants.py's choice; a cubin is compiled once for a kernel's source and Triton's version.
+What is compiled is variants.py's choice; a cubin is compiled once for a kernel's source, its warps and stages and
+Triton's version.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[Comp
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    paths = [folders[variant.source] / f"{variant}.cubin" for variant in variants]
+    paths = [folders[v.source] / f"{v}_w{v.warps}_s{v.stages}.cubin" for v in variants]
     missing = [(v, path) for v, path in zip(variants, paths, strict=True) if not path.with_suffix(".json").exists()]
     if missing:
         import triton  # noqa: F401 - imported once, before the processes part

@@ -125,6 +125,16 @@ def test_what_is_compiled(compiled):
     assert len(compiled) == 228  # a limit to the library's size and to what its build takes
 
 
+def test_another_number_of_warps_is_compiled_anew(monkeypatch, tmp_path):
+    """Which the rule of toeplitz.py may give while the kernel's own source stays."""
+    kernels = []
+    for warps in (4, 8):
+        monkeypatch.setattr(variants.Pack, "warps", warps)
+        kernels += aot.compile_all(tmp_path, [variants.Pack(80, 4)])
+    assert [kernel.warps for kernel in kernels] == [4, 8]
+    assert len({Path(kernel.file).read_bytes() for kernel in kernels}) == 2
+
+
 def test_forms_are_those_that_the_rule_chooses():
     """Each of those compiled is what choose_tile takes of all, for some batch of one of RepLKNet's image sizes."""
     images = {8: (7, 8), 16: (12, 14), 32: (24, 28), 64: (48, 56)}
