@@ -72,7 +72,7 @@ def grad_weight_kernel(
     acc = tl.zeros((TAPS * STEP_X, STEP_Y * WINDOW), dtype=tl.float32)
     if EXTRA:  # a window of 48 is one of 32 and one of 16
         acc_extra = tl.zeros((TAPS * STEP_X, STEP_Y * EXTRA), dtype=tl.float32)
-    # Of float32 sums of four steps, added up: a long one is inexact.
+    # float32: the accumulator is added to a total every four steps; one long running sum loses bits.
     SHORT: tl.constexpr = input_ptr.dtype.element_ty == tl.float32
     if SHORT:
         total = tl.zeros_like(acc)

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
+from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
+
 # (BLOCK_P, BLOCK_C) by memory format: the contiguous dimension of a tile lies along the contiguous one of the tensor.
 BLOCKS = {"contiguous": (128, 1), "channels_last": (16, 32)}
 NUM_WARPS = 4
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 
 
 @triton.jit
@@ -57,10 +58,7 @@ def depthwise_conv2d_kernel(
 
     if has_bias != 0:
         acc += tl.load(bias_ptr + c, mask=channel, other=0.0).to(tl.float32)[None, :]
-    if activation == 1:
-        acc = tl.where(acc < 0.0, 0.0, acc)  # keeps a NaN
-    elif activation == 2:
-        acc = 0.5 * acc * (1.0 + tl.erf(acc * 0.7071067811865476))
+    acc = activate(acc, activation)
     offset = y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
     mask = (p < H * W)[:, None] & channel[None, :]
     tl.store(output_ptr + image + offset[:, None], acc.to(output_ptr.dtype.element_ty), mask=mask)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import triton
 import triton.language as tl
 
-from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+from kernels.depthwise_conv2d.activation import ACTIVATIONS
 from kernels.depthwise_conv2d.packing import pack_filter
 from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
 
@@ -51,11 +51,13 @@ def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_
 
 
 def choose_form(batch, height, forms):
-    """The most rows of which there are 64 pairs, few images: more programs; then the largest block that they fill."""
+    """The largest `rows` that leaves 64 (row block, image) pairs, else the smallest: few images need more programs.
+    Then the largest block_m that those pairs fill to three quarters.
+    """
     pairs = {rows: batch * triton.cdiv(height, rows) for rows, _ in forms}
     rows = max((rows for rows in pairs if pairs[rows] >= 64), default=min(pairs))
     blocks = [block_m for each, block_m in forms if each == rows]
-    filled = [  # computes at most a third more than there are
+    filled = [  # to three quarters
         block_m
         for block_m in blocks
         if block_m <= triton.next_power_of_2(pairs[rows])

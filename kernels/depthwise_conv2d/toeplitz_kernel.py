@@ -3,14 +3,7 @@
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def activate(value, activation):
-    if activation == 1:
-        value = tl.where(value < 0.0, 0.0, value)  # keeps a NaN
-    elif activation == 2:
-        value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
-    return value
+from kernels.depthwise_conv2d.activation import activate
 
 
 @triton.jit
@@ -48,7 +41,7 @@ def toeplitz_kernel(
     FLAT: tl.constexpr,  # WINDOW is W, which COLUMNS holds: a window is a run of whole rows
     FLIP: tl.constexpr,  # `weight` is to be turned by 180 degrees (`packed` is)
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,  # of kernel.ACTIVATIONS
+    ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements: half the registers
     INTERPRETED: tl.constexpr,
 ):

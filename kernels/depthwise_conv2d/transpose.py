@@ -4,7 +4,6 @@ PyTorch's own copy moves 0.7 of an H200's 4.3 TB/s there: for a layer of RepLKNe
 convolution itself takes.
 """
 
-# mypy: disallow_untyped_defs=False, check_untyped_defs=False
 import torch
 import triton
 import triton.language as tl

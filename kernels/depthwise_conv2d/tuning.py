@@ -162,7 +162,8 @@ def fastest(options: Iterable[Way], run: Run) -> Way:
 
 
 def most_sums(capability: tuple[int, int], element_bytes: int) -> int:
-    """In a program of 8 warps without spills: compiled for every architecture (tests/kernels/test_toeplitz.py)."""
+    """Sums (block_m * rows * columns) that 8 warps hold without spilling registers: as compiled for every architecture
+    (tests/kernels/test_toeplitz.py)."""
     return 256 * 128 if element_bytes == 2 and capability[0] in (8, 9, 10) else 128 * 128
 
 

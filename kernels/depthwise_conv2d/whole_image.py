@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.depthwise_conv2d.kernel import ACTIVATIONS
-from kernels.depthwise_conv2d.toeplitz_kernel import activate
+from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
 
 LARGEST = 256  # outputs of a program: all of a channel, in rows of a power of 2
 STAGES = 1  # the kernel loads a step ahead itself
@@ -60,7 +59,7 @@ def whole_image_kernel(
     BLOCK_K: tl.constexpr,
     FLIP: tl.constexpr,  # the filter turned by 180 degrees
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,  # of kernel.ACTIVATIONS
+    ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements
     INTERPRETED: tl.constexpr,
 ):

@@ -1,6 +1,5 @@
 """The Triton-language kernels of the loss with its derivative, and of its final sum."""
 
-# mypy: disallow_untyped_defs=False, check_untyped_defs=False
 import triton
 import triton.language as tl
 
@@ -153,6 +152,7 @@ def loss_kernel(
         g = first + step * BLOCK_K + tl.arange(0, BLOCK_K)
         in_g, in_q = along(g < G, inside, CHANNELS_LAST)
         valid = in_g & in_q
+        # Four reads, then what is made of them: no store, which the compiler orders loads by, stands between.
         d0, k0, valid0 = read(
             prediction_q, target_q, mask_q, masked, valid, g,
             target_c, target_y, target_x, mask_y, mask_x, C, S, P, STRIDE_K, CHANNELS_LAST,

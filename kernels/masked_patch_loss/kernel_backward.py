@@ -1,6 +1,5 @@
 """The Triton-language kernels of the backward pass."""
 
-# mypy: disallow_untyped_defs=False, check_untyped_defs=False
 import triton
 import triton.language as tl
 

@@ -1,6 +1,5 @@
 """The Triton-language kernels that normalise the target: by a sliding window (SimMIM) or by patch (MAE)."""
 
-# mypy: disallow_untyped_defs=False, check_untyped_defs=False
 import torch
 import triton
 import triton.language as tl

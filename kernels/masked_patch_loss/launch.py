@@ -1,6 +1,5 @@
 """Tiles and grids of the loss's kernels."""
 
-# mypy: disallow_untyped_defs=False, check_untyped_defs=False
 import torch
 import triton
 

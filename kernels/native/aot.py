@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from kernels.native.variants import FOLDER, Pack, Simple, Toeplitz, Variant, WholeImage, all_variants
+from kernels.native.variants import FOLDER, Pack, Taps, Toeplitz, Variant, WholeImage, all_variants
 
-KINDS = (Simple, Pack, Toeplitz, WholeImage)
-IMPORTED = {"whole_image.py": ("toeplitz_kernel.py",)}  # what a kernel calls that lies in another's source
+KINDS = (Taps, Pack, Toeplitz, WholeImage)
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def source_key(source: str) -> str:
     import triton
 
     digest = hashlib.sha256(triton.__version__.encode())
-    sources = [FOLDER / name for name in (source, *IMPORTED.get(source, ()))]
-    for path in (*sources, Path(__file__), Path(__file__).with_name("variants.py")):
+    kernel = (FOLDER / source, FOLDER / "activation.py")  # which all but one call
+    for path in (*kernel, Path(__file__), Path(__file__).with_name("variants.py")):
         digest.update(path.read_bytes())
     return f"{Path(source).stem}-{digest.hexdigest()[:16]}"
 

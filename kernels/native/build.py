@@ -36,6 +36,15 @@ HEADERS = (
     "simd_blocks.h",
     "simd_convolve.h",
 )
+KERNELS = (  # and what chooses their forms
+    "kernel.py",
+    "activation.py",
+    "toeplitz.py",
+    "toeplitz_kernel.py",
+    "packing.py",
+    "whole_image.py",
+    "tiles.json",
+)
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)
@@ -57,10 +66,7 @@ def fingerprint(torch: Path) -> str:
     """Changes when a source, the compiler's flags, PyTorch or Triton does."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "variants.py", "build.py")]
-    inputs += [
-        HERE.parent / "depthwise_conv2d" / name
-        for name in ("kernel.py", "toeplitz.py", "toeplitz_kernel.py", "packing.py", "whole_image.py", "tiles.json")
-    ]
+    inputs += [HERE.parent / "depthwise_conv2d" / name for name in KERNELS]
     for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())
     digest.update(triton_version().encode())

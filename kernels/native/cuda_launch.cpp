@@ -29,9 +29,9 @@ bool runs(const Cubin& cubin, int architecture) {
 }
 
 // The newest that the device can run.
-const SimpleKernel* find_simple(int architecture, DataType dtype, bool channels_last) {
-  const SimpleKernel* best = nullptr;
-  for (const SimpleKernel *k = kSimpleKernels; k != kSimpleKernels + kSimpleKernelCount; ++k)
+const TapsKernel* find_taps(int architecture, DataType dtype, bool channels_last) {
+  const TapsKernel* best = nullptr;
+  for (const TapsKernel *k = kTapsKernels; k != kTapsKernels + kTapsKernelCount; ++k)
     if (runs(k->cubin, architecture) && k->dtype == dtype && k->channels_last == channels_last &&
         (!best || k->cubin.architecture > best->cubin.architecture))
       best = k;
@@ -114,8 +114,8 @@ int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
 
 }  // namespace
 
-bool launch_simple(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
-  const SimpleKernel* kernel = find_simple(device.architecture, dtype, channels_last);
+bool launch_taps(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
+  const TapsKernel* kernel = find_taps(device.architecture, dtype, channels_last);
   if (!kernel) return false;
   const int64_t grid_x = a.batch * ceil_div(static_cast<int64_t>(a.height) * a.width, kernel->block_pixels);
   const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);

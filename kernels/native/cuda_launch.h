@@ -11,7 +11,7 @@ namespace widefield {
 enum class DataType { float32, float16, bfloat16 };
 
 // The tables are generated beside the cubins (kernels/native/aot.py).
-struct SimpleKernel {
+struct TapsKernel {
   Cubin cubin;
   DataType dtype;
   bool channels_last;
@@ -35,8 +35,8 @@ struct WholeImageKernel {
   int size, kernel;  // height = width of image and filter
   int block_n, alignment;
 };
-extern const SimpleKernel kSimpleKernels[];
-extern const int kSimpleKernelCount;
+extern const TapsKernel kTapsKernels[];
+extern const int kTapsKernelCount;
 extern const PackKernel kPackKernels[];
 extern const int kPackKernelCount;
 extern const ToeplitzKernel kToeplitzKernels[];
@@ -56,7 +56,7 @@ struct KernelArguments {
 // All launch on `stream` of `device`, and throw std::runtime_error with the driver's words when a call fails.
 
 // kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid.
-bool launch_simple(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
+bool launch_taps(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
                    void* stream);
 
 struct TensorCorePlan {

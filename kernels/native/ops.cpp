@@ -230,7 +230,7 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
     if (auto output = convolve_tensor_cores(device, source, arguments, filter, *dtype, stream)) return *output;
     Tensor output = torch::stable::empty_like(source);
     arguments.output = output.data_ptr();
-    if (launch_simple(device, arguments, *dtype, !source.is_contiguous(), stream)) return output;
+    if (launch_taps(device, arguments, *dtype, !source.is_contiguous(), stream)) return output;
     warn_no_kernel();
   }
   static const auto cuda_convolution = cuda_symbol<Convolution>("aoti_torch_cuda_convolution");

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parents[1] / "depthwise_conv2d"
 POINTER = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 Specialisation = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]  # kernel, signature, constants, divisible
 
-SIMPLE_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 # 8.6 and 8.9 run 8.0's: the same tensor-core instructions, in less shared memory than they have.
 TENSOR_CORE_ARCHITECTURES = (80, 90, 100, 120)
 TENSOR_CORE_DTYPES = ("float16", "bfloat16")
@@ -27,12 +27,12 @@ ROW_ALIGNMENT = {8: 1, 16: 2, 32: 4, 64: 8}
 ANY_ROW = {True: (64, 2, 64), False: (32, 4, 64)}  # columns, rows, block_m where rows are aligned to nothing, by flat
 WHOLE_IMAGES = ((14, 27), (7, 13))  # height = width and kernel: constants of that kernel
 WHOLE_BLOCKS = (16, 64)  # images
-RELU = 1  # of kernel.ACTIVATIONS
+RELU = 1  # of activation.ACTIVATIONS
 ANY_ACTIVATION = -1
 
 
 @dataclass(frozen=True)
-class Simple:
+class Taps:
     """kernel.py: no assumption on alignment or divisibility, so that a cubin serves every shape."""
 
     architecture: int
@@ -198,7 +198,7 @@ class WholeImage:
         return f"DataType::{self.dtype}, {self.size}, {self.kernel}, {self.block_n}, {self.alignment}"
 
 
-Variant = Simple | Pack | Toeplitz | WholeImage
+Variant = Taps | Pack | Toeplitz | WholeImage
 
 
 def signature(kernel: Any, pointer: str, constants: dict[str, Any], wide: tuple[str, ...] = ()) -> dict[str, str]:
@@ -239,7 +239,7 @@ def shipped_forms(architecture: int) -> list[tuple[int, int, int]]:
 
 
 def all_variants() -> list[Variant]:
-    simple = [Simple(a, d, m) for a in SIMPLE_ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
+    taps = [Taps(a, d, m) for a in ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
     pack = [Pack(a, size) for a in TENSOR_CORE_ARCHITECTURES for size in (2, 4)]
     toeplitz = [v for a in TENSOR_CORE_ARCHITECTURES for d in POINTER for v in toeplitz_variants(a, d)]
     whole = [
@@ -249,4 +249,4 @@ def all_variants() -> list[Variant]:
         for size, kernel in WHOLE_IMAGES
         for block_n in WHOLE_BLOCKS
     ]
-    return [*simple, *pack, *toeplitz, *whole]
+    return [*taps, *pack, *toeplitz, *whole]

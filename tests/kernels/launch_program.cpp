@@ -39,7 +39,7 @@ const char* serve(const std::string& line, int ordinal) {
     launch_tensor_cores(*plan, a, reinterpret_cast<void*>(plan->packed_elements), on);  // an address that tells its size
     return plan->whole_image ? "whole image" : "toeplitz";
   }
-  if (launch_simple(device, a, type, channels_last, on)) return "simple";
+  if (launch_taps(device, a, type, channels_last, on)) return "taps";
   warn_no_kernel();
   return "pytorch";
 }

@@ -55,7 +55,7 @@ def python_launches(call, tile=None):
     """What Python launches for a call: (grid, arguments by the kernel's names) of each kernel; `tile`: in place of its
     own, which is the whole-image kernel where that suits."""
     from kernels.depthwise_conv2d import packing, toeplitz, whole_image
-    from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+    from kernels.depthwise_conv2d.activation import ACTIVATIONS
 
     launches = []
 

@@ -110,7 +110,7 @@ def test_parameters_by_name(run_launches):
     small = replace(call, kernel=(5, 3), has_bias=False)
     whole = replace(call, size=(7, 7), kernel=(13, 13), has_bias=False, activation=0)
     result = run_launches([call, small, whole])
-    (pack, launch, packing), (product, _, values), (simple, _, few), (image, _, seen) = result.launches()
+    (pack, launch, packing), (product, _, values), (taps, _, few), (image, _, seen) = result.launches()
     planes = 11 + 2 * (product.rows - 1)
     elements = 6 * planes * 40 * 64
     scratch = {"global_scratch": 0, "profile_scratch": 0}
@@ -134,7 +134,7 @@ def test_parameters_by_name(run_launches):
     assert seen == {**pointers, "bias_ptr": 3001, "N": 3, "C": 6, "has_bias": 0, "ACTIVATION": 0, **scratch}
     assert isinstance(pack, variants.Pack)
     assert pack.element_bytes == 2
-    assert simple == variants.Simple(90, "float16", "contiguous")
+    assert taps == variants.Taps(90, "float16", "contiguous")
     assert image == variants.WholeImage(90, "float16", 7, 13, 16)
 
 
@@ -213,7 +213,7 @@ def test_whole_images_are_not_for_float32_nor_other_sizes(run_launches):
     assert run_launches([*calls, replace(stage, size=(13, 14))]).answers == ["toeplitz"] * 4
 
 
-def test_what_the_simple_kernel_serves(run_launches):
+def test_what_the_taps_kernel_serves(run_launches):
     """Few taps, more elements than int32 counts, a filter of more than 255 rows."""
     assert TOEPLITZ_TAPS == 25
     stage = STAGES["stage3"]
@@ -226,7 +226,7 @@ def test_what_the_simple_kernel_serves(run_launches):
         replace(stage, kernel=(3, 3), channels_last=True),
     ]
     result = run_launches(calls)
-    assert result.answers == ["simple"] * 6
+    assert result.answers == ["taps"] * 6
     assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 5 + ["channels_last"]
     largest = replace(stage, batch=2**31 // (512 * 14 * 14))
     tall = replace(stage, kernel=(255, 27))

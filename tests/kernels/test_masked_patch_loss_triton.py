@@ -11,7 +11,7 @@ from loss_cases import CASES, LossCase, make_loss_problem
 from machine_code import NEW_TRITON
 
 from kernels import masked_patch_loss
-from kernels.native.variants import SIMPLE_ARCHITECTURES
+from kernels.native.variants import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -93,7 +93,7 @@ VECTORS = {  # bytes a thread: prediction, target; signs, gradient
 }
 
 
-@pytest.mark.parametrize("architecture", SIMPLE_ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_machine_code_has_no_spill_and_fits(architecture, tmp_path):
     import triton
     import triton.backends.nvidia

@@ -113,8 +113,8 @@ def test_what_is_compiled(compiled):
     """Every architecture and type; the tensor-core kernels' 8.0 cubins run on 8.6 and 8.9."""
     assert [kernel.variant for kernel in compiled] == variants.all_variants()
     assert len({kernel.file for kernel in compiled}) == len(compiled)
-    simple = {(v.architecture, v.dtype, v.layout) for v in variants.all_variants() if isinstance(v, variants.Simple)}
-    assert len(simple) == 6 * 3 * 2
+    taps = {(v.architecture, v.dtype, v.layout) for v in variants.all_variants() if isinstance(v, variants.Taps)}
+    assert len(taps) == 6 * 3 * 2
     whole = [v for v in variants.all_variants() if isinstance(v, variants.WholeImage)]
     assert {(v.architecture, v.dtype, v.size, v.kernel) for v in whole} == {
         (architecture, dtype, *image)
@@ -166,7 +166,7 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 SAMPLE = [  # one of each kind; all of them are slow
-    variants.Simple(89, "float16", "channels_last"),
+    variants.Taps(89, "float16", "channels_last"),
     variants.Pack(80, 4),
     variants.Pack(100, 2),
     variants.Toeplitz(80, "bfloat16", True, 64, 4, 128, 8, variants.RELU),

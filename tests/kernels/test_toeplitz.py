@@ -41,7 +41,7 @@ def test_interpreted(dtype):
 )
 def test_machine_code(architecture, stage, dtype, tmp_path):
     """Tensor-core instructions (none in IEEE float32), asynchronous copies, no spills, within the limits."""
-    from kernels.depthwise_conv2d.kernel import ACTIVATIONS
+    from kernels.depthwise_conv2d.activation import ACTIVATIONS
     from kernels.depthwise_conv2d.toeplitz import choose_tile
 
     _, size, kernel = STAGES[stage]
