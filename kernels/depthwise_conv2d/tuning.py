@@ -28,7 +28,7 @@ SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on
 SLOWER = 2.0  # than the least single call: such a way is not measured further
 TABLE = Path(__file__).with_name("tiles.json")
 WORDS = ("toeplitz", "taps", *pytorch.WAYS)
-Way = Any  # a tile, or a word of dispatch.py
+Way = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of WORDS
 Run = Callable[[Way], Any]
 
 
