@@ -25,7 +25,8 @@ from training.distributed import check_device
 from training.evaluate import load_classifier
 from training.outputs import check_file
 from training.randomness import seed_everything
-from training.settings import SettingsError, one_line
+from training.script import exit_code
+from training.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -154,21 +155,20 @@ def _in_255ths(name: str, value: Any) -> str:
     return f"{255 * value:g}/255" if name in ("epsilon", "step") else str(value)
 
 
+def report(config: Config) -> None:
+    console = Console()
+    with console.status("attacking") as status:
+        results = attack_checkpoint(config, status.update)
+    if config.save is not None:
+        values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
+        config.save.parent.mkdir(parents=True, exist_ok=True)
+        config.save.write_text(json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n")
+    console.print(result_table(results))
+
+
 def main() -> int:
     config = tyro.cli(Config, prog="python -m training.attack", description=__doc__)
-    console = Console()
-    try:
-        with console.status("attacking") as status:
-            results = attack_checkpoint(config, status.update)
-        if config.save is not None:
-            values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
-            config.save.parent.mkdir(parents=True, exist_ok=True)
-            config.save.write_text(json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"attack: {one_line(error)}", file=sys.stderr)
-        return 1
-    console.print(result_table(results))
-    return 0
+    return exit_code("attack", lambda: report(config))
 
 
 if __name__ == "__main__":

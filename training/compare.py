@@ -22,7 +22,8 @@ from models import ModelConfig, check_arch, count_macs, count_parameters, create
 from training.measurement import Timing, gpu, interleaved, load_average_warning, versions, write_document
 from training.outputs import check_file
 from training.published import Recommendation, Row, claims, published_figures, recommend
-from training.settings import SettingsError, one_line
+from training.script import exit_code
+from training.settings import SettingsError
 
 ARCHS = (
     "replknet_31b",
@@ -168,24 +169,23 @@ def _beside(published: float | None) -> str:
     return "" if published is None else f" ({published:g})"
 
 
-def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.compare", description=__doc__)
+def report(config: Config) -> None:
     console = Console()
-    try:
-        with console.status("comparing") as status:
-            rows, details = compare(config, status.update)
-        recommendations = recommend(rows)
-        content = {"rows": [asdict(row) for row in rows], "recommendations": [asdict(r) for r in recommendations]}
-        write_document(config.output, **details, **content, claims=claims())
-    except (ValueError, OSError) as error:
-        print(f"compare: {one_line(error)}", file=sys.stderr)
-        return 1
+    with console.status("comparing") as status:
+        rows, details = compare(config, status.update)
+    recommendations = recommend(rows)
+    content = {"rows": [asdict(row) for row in rows], "recommendations": [asdict(r) for r in recommendations]}
+    write_document(config.output, **details, **content, claims=claims())
     for table in (figures_table(rows), claims_table(), recommendation_table(recommendations)):
         console.print(table)
     if details["warning"]:
         console.print(details["warning"], style="yellow")
     console.print(f"{config.output}: {details['form']}; sources of the published figures: training/published.json")
-    return 0
+
+
+def main() -> int:
+    config = tyro.cli(Config, prog="python -m training.compare", description=__doc__)
+    return exit_code("compare", lambda: report(config))
 
 
 if __name__ == "__main__":

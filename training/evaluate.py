@@ -26,7 +26,8 @@ from training.data import make_loader, open_images
 from training.distributed import check_device
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
-from training.settings import ARGUMENTS_FILE, SettingsError, one_line
+from training.script import exit_code
+from training.settings import ARGUMENTS_FILE, SettingsError
 
 
 @dataclass(frozen=True)
@@ -163,29 +164,28 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
     return table
 
 
-def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.evaluate", description=__doc__)
+def report(config: Config) -> None:
     console = Console()
-    try:
-        confusion, labels, in_top5 = evaluate(config)
-        if config.csv is not None:
-            config.csv.parent.mkdir(parents=True, exist_ok=True)
-            with config.csv.open("w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))
-                writer.writerows(per_class_rows(confusion, labels))
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {one_line(error)}", file=sys.stderr)
-        return 1
+    confusion, labels, in_top5 = evaluate(config)
+    if config.csv is not None:
+        config.csv.parent.mkdir(parents=True, exist_ok=True)
+        with config.csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))
+            writer.writerows(per_class_rows(confusion, labels))
     console.print(per_class_table(confusion, labels))
     console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
     if "top5" in (share := accuracies(confusion, in_top5)):
         console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
     counts = training_counts(config.checkpoint)
     if counts is not None and max(counts) > 1.5 * min(counts):
-        report = shot_report(confusion, counts)
-        console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in report.items()))
-    return 0
+        shares = shot_report(confusion, counts)
+        console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
+
+
+def main() -> int:
+    config = tyro.cli(Config, prog="python -m training.evaluate", description=__doc__)
+    return exit_code("evaluate", lambda: report(config))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from training.distributed import check_device
 from training.evaluate import load_classifier
 from training.outputs import check_folder
 from training.road import road
-from training.settings import SettingsError, one_line
+from training.script import exit_code
+from training.settings import SettingsError
 
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
@@ -124,19 +125,18 @@ def scores_of(
     return scores | {f"rank correlation, random down to {part}": value for part, value in check.items()}
 
 
-def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.explain", description=__doc__)
+def report(config: Config) -> None:
     console = Console()
-    try:
-        table, scores = explain_images(config)
-    except (ValueError, OSError) as error:
-        print(f"explain: {one_line(error)}", file=sys.stderr)
-        return 1
+    table, scores = explain_images(config)
     console.print(table)
     for name, value in scores.items():
         console.print(f"{name}: {value:.3f}")
     console.print(f"overlays are in {config.output}")
-    return 0
+
+
+def main() -> int:
+    config = tyro.cli(Config, prog="python -m training.explain", description=__doc__)
+    return exit_code("explain", lambda: report(config))
 
 
 if __name__ == "__main__":

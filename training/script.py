@@ -10,18 +10,16 @@ from training.settings import one_line
 from training.state import STATE_FILE
 
 
-def exit_code(name: str, run: Callable[[], object], output: Path) -> int:
+def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:
     """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved.
 
-    What nobody foresaw is raised: its traceback is what there is to go by.
+    `output`: the folder of a run that can be resumed. What nobody foresaw is raised: its traceback is what there is to
+    go by.
     """
     try:
         run()
     except KeyboardInterrupt:
-        last = output / "last"
-        saved = (last / STATE_FILE).exists()
-        what = "has the last saved state: run it again to resume" if saved else "has no saved state yet"
-        print(f"\n{name}: interrupted; {last} {what}", file=sys.stderr)
+        print(f"\n{name}: interrupted{'' if output is None else _saved(output / 'last')}", file=sys.stderr)
         return 130
     except Terminated as reason:
         print(f"{name}: {reason}", file=sys.stderr)
@@ -32,3 +30,8 @@ def exit_code(name: str, run: Callable[[], object], output: Path) -> int:
     finally:
         distributed.shutdown()
     return 0
+
+
+def _saved(last: Path) -> str:
+    saved = (last / STATE_FILE).exists()
+    return f"; {last} has " + ("the last saved state: run it again to resume" if saved else "no saved state yet")

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import training.finetune
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, before_step, start, wait_for
+from training import attack, compare, evaluate, explain
 from training.data import _but_for_an_ended_run
 from training.finetune import train
 from training.state import load_state, save_state
@@ -88,6 +90,29 @@ def test_ctrl_c_says_what_is_saved(
             before_step(step, lambda: os.kill(os.getpid(), signal.SIGINT), patch)
             assert training.finetune.main() == 130
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "work"),
+    [
+        (attack, "attack_checkpoint"),
+        (compare, "compare"),
+        (evaluate, "evaluate"),
+        (explain, "explain_images"),
+    ],
+)
+def test_ctrl_c_is_one_line_where_nothing_is_resumed(
+    script: ModuleType, work: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(script, work, interrupt)
+    options = [] if script is compare else ["--checkpoint", "x", "--images" if script is explain else "--data", "x"]
+    monkeypatch.setattr("sys.argv", ["it", *options])
+    assert script.main() == 130
+    assert capsys.readouterr().err == f"\n{work.partition('_')[0]}: interrupted\n"
 
 
 def test_ctrl_c_waits_for_the_state_to_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
