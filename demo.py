@@ -185,7 +185,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         return error.returncode  # the step has said why
     except (DemoError, ServerError) as error:
-        console.print(f"[red]demo:[/] {error}")
+        print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

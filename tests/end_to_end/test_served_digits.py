@@ -129,7 +129,9 @@ def test_the_demo_does_not_overwrite_another_network(digits_checkpoint: Path, tm
     command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "holds a replknet_31b of 1000 classes" in " ".join(done.stdout.split())
+    named = os.path.relpath(tmp_path / "models", ROOT)
+    assert done.stderr.startswith(f"demo: {named} holds a replknet_31b of 1000 classes")
+    assert done.stderr.count("\n") == 1, "as it is, however narrow the terminal"
     assert (version / "build.json").exists()
 
 
