@@ -27,7 +27,7 @@ from training.distributed import check_device
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code
-from training.settings import ARGUMENTS_FILE, SettingsError
+from training.settings import ARGUMENTS_FILE, SettingsError, json_object
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,12 @@ def accuracies(confusion: Tensor, in_top5: Tensor) -> dict[str, float]:
 
 
 def training_counts(checkpoint: Path) -> list[int] | None:
-    """Training images of each class, from the args.json beside a checkpoint; None where there is none."""
+    """Training images of each class, from the args.json beside a checkpoint; None where there is none.
+
+    Raises `SettingsError` for a damaged file.
+    """
     path = checkpoint / ARGUMENTS_FILE
-    return json.loads(path.read_text()).get("class_counts") if path.exists() else None
+    return json_object(path, path.read_bytes()).get("class_counts") if path.exists() else None
 
 
 def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> None:

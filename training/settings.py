@@ -123,6 +123,17 @@ def as_json(config: LoopConfig, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**values, "torch": torch.__version__, "timm": timm.__version__, **more}))
 
 
+def json_object(path: Path, content: bytes) -> dict[str, Any]:
+    """`content`, which is all or a line of the file at `path`. Raises `SettingsError` where it is no JSON object."""
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise SettingsError(f"{path} is damaged ({error}): restore it, or remove it") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds a {type(values).__name__}, not an object: restore it, or remove it")
+    return values
+
+
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raises `SettingsError` at the first setting that would make the resumed run another run."""
     for name in sorted(before.keys() | now.keys()):

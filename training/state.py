@@ -1,6 +1,5 @@
 """The state of a run: one file, replaced in one step, from which the run goes on exactly; and how a run ends."""
 
-import json
 import os
 import pickle
 import shutil
@@ -17,7 +16,7 @@ import torch
 from models.weights import WEIGHTS_FILE, first_line, replace_file
 from training import distributed
 from training.logs import LOG_FILE
-from training.settings import ARGUMENTS_FILE, SettingsError, check_same
+from training.settings import ARGUMENTS_FILE, SettingsError, check_same, json_object
 
 STATE_FILE = "state.pt"
 
@@ -86,12 +85,12 @@ def is_finished(output: Path) -> bool:
 
 
 def metrics_of(output: Path, arguments: dict[str, Any]) -> dict[str, float]:
-    """The last record of a finished run. Raises `SettingsError` for one with other `arguments`, or none."""
+    """The last record of a finished run. Raises `SettingsError` for one with other `arguments`, none or damaged."""
     path, log = output / ARGUMENTS_FILE, output / LOG_FILE
     if not (path.exists() and log.exists()):
         raise SettingsError(f"{output} holds a checkpoint: name another --output, or replace it with --resume never")
-    check_same(json.loads(path.read_text()), arguments, output)
-    return json.loads(log.read_text().splitlines()[-1])
+    check_same(json_object(path, path.read_bytes()), arguments, output)
+    return json_object(log, (log.read_bytes().splitlines() or [b""])[-1])
 
 
 def publish(last: Path, output: Path) -> None:

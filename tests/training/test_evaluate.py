@@ -10,8 +10,9 @@ from rich.console import Console
 from tests.training.runs import Tiny, records
 from training import evaluate as script
 from training.data import write_digits
-from training.evaluate import accuracies, count_answers, per_class_table, top1
+from training.evaluate import accuracies, count_answers, per_class_table, top1, training_counts
 from training.finetune import train
+from training.settings import SettingsError
 
 
 def test_confusion_matrix_counts_rows_as_truth() -> None:
@@ -68,3 +69,14 @@ def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
     monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path / "run"), "--data", str(digits / "val")])
     assert script.main() == 0
     assert f"top-5 {record['top5']:.2%}: {round(40 * record['top5'])} of 40 right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is damaged"), (b'{"class_counts": [1', "is damaged"), (b"\xff", "is damaged"), (b"[3, 1]", "holds a list")],
+)
+def test_damaged_arguments_beside_a_checkpoint_are_named(content: bytes, message: str, tmp_path: Path) -> None:
+    assert training_counts(tmp_path) is None
+    (tmp_path / "args.json").write_bytes(content)
+    with pytest.raises(SettingsError, match=rf"{tmp_path}/args\.json {message}.*: restore it, or remove it"):
+        training_counts(tmp_path)

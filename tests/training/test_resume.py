@@ -17,7 +17,7 @@ from tests.training.runs import QUIET, Killed, Tiny, assert_same, before_step, d
 from training.config import Config
 from training.finetune import train
 from training.settings import SettingsError
-from training.state import StateError, load_state
+from training.state import StateError, load_state, metrics_of
 
 METHODS = {
     "mixed": {"mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "random_erasing": 0.5, "rand_augment": "n2-m9"},
@@ -194,3 +194,15 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"state\.pt is damaged .*--resume never"):
         load_state(tmp_path)
     assert load_state(tmp_path / "nowhere") is None
+
+
+def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "args.json").write_text('{"lr": 0.1')
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(SettingsError, match=r"args\.json is damaged \(.*: restore it, or remove it"):
+        metrics_of(tmp_path, {"lr": 0.1})
+    (tmp_path / "args.json").write_text('{"lr": 0.1}')
+    with pytest.raises(SettingsError, match=r"log\.jsonl is damaged \("):
+        metrics_of(tmp_path, {"lr": 0.1})
+    (tmp_path / "log.jsonl").write_text('{"top1": 0.1}\n{"top1": 0.2}\n')
+    assert metrics_of(tmp_path, {"lr": 0.1}) == {"top1": 0.2}
