@@ -63,13 +63,10 @@ class DropPath(nn.Module):
 class ReparamLargeKernelConv(nn.Module):
     """relu(BN(K x K depthwise) + BN(small depthwise)), [B,C,h,w] both ways; in deploy form one call of the operator."""
 
-    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None, merged: bool = False) -> None:
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None) -> None:
         super().__init__()
         self.lkb_reparam: nn.Conv2d | None = None
         self.small_conv: ConvBN | None = None
-        if merged:
-            self.lkb_reparam = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
-            return
         self.lkb_origin: ConvBN | None = ConvBN(channels, channels, kernel_size, groups=channels, conv=DepthwiseConv2d)
         if small_kernel is not None:
             self.small_conv = ConvBN(channels, channels, small_kernel, groups=channels, conv=DepthwiseConv2d)

@@ -110,7 +110,7 @@ class FillEmpty(nn.Module):
     def __init__(self, channels: int, kernel_size: int = 7) -> None:
         super().__init__()
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
-        self.block = RepLKBlock(channels, kernel_size, 3, 1.0, 0.0, False)
+        self.block = RepLKBlock(channels, kernel_size, 3, 1.0, 0.0)
         self.ffn = ConvFFN(channels, 4 * channels, 0.0)
 
     def forward(self, features: Tensor, visible: Tensor) -> Tensor:

@@ -22,13 +22,13 @@ class RepLKBlock(nn.Module):
     """Spatial mixing: 1 x 1, K x K depthwise, 1 x 1, with a residual. [B,C,h,w] both ways."""
 
     def __init__(
-        self, channels: int, kernel_size: int, small_kernel: int | None, dw_ratio: float, drop_path: float, merged: bool
+        self, channels: int, kernel_size: int, small_kernel: int | None, dw_ratio: float, drop_path: float
     ) -> None:
         super().__init__()
         width = int(channels * dw_ratio)
         self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
         self.pw1 = ConvBN(channels, width, activation=nn.ReLU())
-        self.large_kernel = ReparamLargeKernelConv(width, kernel_size, small_kernel, merged)
+        self.large_kernel = ReparamLargeKernelConv(width, kernel_size, small_kernel)
         self.pw2 = ConvBN(width, channels)
         self.drop_path: nn.Module = DropPath(drop_path)
 
@@ -76,12 +76,11 @@ class RepLKNetStage(nn.Module):
         small_kernel: int | None,
         dw_ratio: float,
         ffn_ratio: float,
-        merged: bool,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
         for rate in drop_paths:
-            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate, merged))
+            self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate))
             self.blocks.append(ConvFFN(channels, int(channels * ffn_ratio), rate))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ class RepLKNet(nn.Module):
 
     `layers`, `channels`, `kernel_sizes`: one entry a stage. `small_kernel`: size of the parallel branch, None for none.
     `dw_ratio`: width of the depthwise convolution over `channels`. `drop_path_rate`: rate of the last block, growing
-    linearly from 0. `small_kernel_merged`: build the published deploy form. Raises `ValueError` for impossible sizes.
+    linearly from 0. Raises `ValueError` for impossible sizes.
     """
 
     def __init__(
@@ -109,7 +108,6 @@ class RepLKNet(nn.Module):
         num_classes: int = 1000,
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
-        small_kernel_merged: bool = False,
     ) -> None:
         super().__init__()
         _check(layers, channels, kernel_sizes, small_kernel, num_classes, drop_path_rate)
@@ -128,9 +126,7 @@ class RepLKNet(nn.Module):
         for i, depth in enumerate(layers):
             stage_rates, rates = rates[:depth], rates[depth:]
             self.stages.append(
-                RepLKNetStage(
-                    channels[i], kernel_sizes[i], stage_rates, small_kernel, dw_ratio, ffn_ratio, small_kernel_merged
-                )
+                RepLKNetStage(channels[i], kernel_sizes[i], stage_rates, small_kernel, dw_ratio, ffn_ratio)
             )
             if i + 1 < len(layers):
                 out = channels[i + 1]

@@ -38,15 +38,7 @@ def test_parameters_are_the_published_ones(arch: str) -> None:
     assert count_parameters(model) == PARAMETERS[arch][0]
     model.merge_branches()
     assert count_parameters(model) == PARAMETERS[arch][1]
-
-
-@pytest.mark.parametrize("arch", PARAMETERS)
-def test_published_deploy_form_can_be_built(arch: str) -> None:
-    built, merged = on_meta(arch, small_kernel_merged=True), on_meta(arch)
-    merged.merge_branches()
-    assert list(built.state_dict()) == list(merged.state_dict())
-    assert "stages.3.blocks.2.large_kernel.lkb_reparam.bias" in built.state_dict()
-    assert count_parameters(built) == PARAMETERS[arch][1]
+    assert "stages.3.blocks.2.large_kernel.lkb_reparam.bias" in model.state_dict()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
