@@ -84,7 +84,7 @@ class MaskedPretrainer(nn.Module):
             self.visible.patches = ~masked
             try:
                 features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]
-                visible = self.visible.at(*features.shape[2:])
+                visible = self.visible.at(features.shape[2])
             finally:
                 self.visible.patches = None
             return self.decoder(self.fill(features, visible))
@@ -123,8 +123,8 @@ class Visible:
     def __init__(self) -> None:
         self.patches: Tensor | None = None  # [B,1,h',w'] bool
 
-    def at(self, height: int, width: int) -> Tensor:
-        """[B,1,height,width] bool; a position that covers several patches is visible if one of them is."""
+    def at(self, height: int) -> Tensor:
+        """[B,1,height,W] bool, of maps so high; a position that covers several patches is visible if one of them is."""
         assert self.patches is not None
         rows = self.patches.shape[2]
         if height >= rows:
@@ -140,7 +140,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.visible.patches is None:
             return super().forward(x)
-        visible = self.visible.at(*x.shape[2:])
+        visible = self.visible.at(x.shape[2])
         weight = visible.to(torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
         wide = x.to(weight.dtype)
         assert self.running_mean is not None

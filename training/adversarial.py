@@ -25,7 +25,7 @@ class FastAT(Supervised):
         self, model: nn.Module, criterion: nn.Module, mean: list[float], std: list[float], epsilon: float
     ) -> None:
         super().__init__(model, criterion)
-        self.pixel_model = _pixel_view(model, mean, std)
+        self.pixel_model = _pixel_view(mean, std)
         self.epsilon = epsilon
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class AdvProp(Supervised):
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise SettingsError(f"AdvProp needs batch norms, {type(model).__name__} has none")
         add_auxiliary(model)
-        self.pixel_model = _pixel_view(model, mean, std)
+        self.pixel_model = _pixel_view(mean, std)
         self.epsilon, self.step = epsilon, step
         pixel_values = round(255 * epsilon)
         self.steps = steps or (1 if pixel_values <= 1 else pixel_values + 1)  # the paper's rule
@@ -160,7 +160,7 @@ class AdvProp(Supervised):
         return strip_auxiliary(model)
 
 
-def _pixel_view(model: nn.Module, mean: list[float], std: list[float]) -> PixelModel:
+def _pixel_view(mean: list[float], std: list[float]) -> PixelModel:
     """Normalisation alone; the model itself stays registered once, in the learner."""
     return PixelModel(nn.Identity(), mean, std)
 

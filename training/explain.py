@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from models import ModelConfig
 from training.augment import Transform, eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
@@ -109,12 +108,10 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
         answer = f"{float(probabilities[number, target]):.1%}"
         table.add_row(escape(source), escape(labels[target]), answer, escape(name))
-    return table, scores_of(model, model_config, images, maps, targets, config) if config.scores else {}
+    return table, scores_of(model, images, maps, targets, config) if config.scores else {}
 
 
-def scores_of(
-    model: nn.Module, model_config: ModelConfig, images: Tensor, maps: Tensor, targets: Tensor, config: Config
-) -> dict[str, float]:
+def scores_of(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, config: Config) -> dict[str, float]:
     """Insertion, deletion and ROAD (beside those of random maps), the rank correlation after each randomised part."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
     scores = {}

@@ -92,7 +92,7 @@ def train(config: Config, console: Console | None = None) -> float:
     watched = config.adversarial == "fast_at"
     watch = OverfittingWatch(learner, attack_epsilon(config) / 255, config.overfitting_drop) if watched else None
 
-    def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:
+    def evaluate(finished: nn.Module) -> dict[str, float]:
         counted = count_answers(finished, val_loader, len(labels), config.device)
         confusion, in_top5 = (distributed.all_sum(part) for part in counted)
         metrics = accuracies(confusion, in_top5)

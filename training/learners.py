@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from models import linear_head, pooled_features
 from training.loop import Learner
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
-
 
 class Supervised(Learner):
     """criterion(model(images), targets), with the batch mixed before if `mix` is given."""

@@ -42,7 +42,7 @@ class Learner(nn.Module):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Before an epoch, also the one that a resumed run begins in."""
 
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         """After each optimiser step."""
 
     def deployed(self, model: nn.Module) -> nn.Module:
@@ -68,14 +68,14 @@ def fit(
     config: LoopConfig,
     arguments: dict[str, Any],
     *,
-    evaluate: Callable[[nn.Module, int], dict[str, float]],
+    evaluate: Callable[[nn.Module], dict[str, float]],
     save: Callable[[Path, nn.Module], None],
     console: Console,
 ) -> dict[str, float]:
     """Train and publish config.output, unless that was done; returns the metrics of the last epoch.
 
     `loader` is of `training.data.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values) are
-    kept as args.json, and a run is resumed only under the same ones. `evaluate(model, epoch)` is called in every
+    kept as args.json, and a run is resumed only under the same ones. `evaluate(model)` is called in every
     process, `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
     `Terminated`.
     """
@@ -159,7 +159,7 @@ def fit(
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad(set_to_none=True)
-                learner.after_step(step)
+                learner.after_step()
                 step += 1
                 if ema:
                     ema.update(learner.model, step=step)
@@ -177,7 +177,7 @@ def fit(
             deployed = learner.deployed(averaged)
             seed_everything(config.seed, EVALUATION, step, distributed.rank())
             try:
-                metrics = evaluate(deployed, epoch)
+                metrics = evaluate(deployed)
             except StopTraining as reason:
                 console.print(f"stopped in epoch {epoch + 1}: {reason}")
                 break

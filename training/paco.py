@@ -29,8 +29,6 @@ def paco_loss(
     *,
     prior: Tensor,
     alpha: float,
-    beta: float = 1.0,
-    gamma: float = 1.0,
     smoothing: float = 0.0,
 ) -> Tensor:
     """The mean over A anchors of -sum_j w_ij log p_ij / sum_j w_ij, j over the centres and M contrasts.
@@ -40,8 +38,7 @@ def paco_loss(
         similarities: [A,M] cosine / temperature. Contrast i, for i < A, is anchor i itself, and is left out.
         targets: [A]. contrast_targets: [M], `EMPTY` for a place that holds nothing: it is in no sum.
         prior: [classes] log prior.
-        alpha, beta: weight w of a contrast of the anchor's class, of its centre. gamma: weight of contrasts in the
-            softmax's denominator. smoothing: of beta over the centres.
+        alpha: weight w of a contrast of the anchor's class; its centre's is 1, `smoothing` of it the other centres'.
     """
     anchors, classes = centre_logits.shape
     same_place = torch.arange(similarities.shape[1], device=targets.device) == torch.arange(
@@ -52,11 +49,10 @@ def paco_loss(
     centre_share = F.one_hot(targets, classes).to(centre_logits.dtype)
     if smoothing:
         centre_share = (1 - smoothing) * centre_share + smoothing / (classes - 1) * (1 - centre_share)
-    weights = torch.cat([beta * centre_share, alpha * positive.to(centre_logits.dtype)], 1)  # [A,classes+M]
+    weights = torch.cat([centre_share, alpha * positive.to(centre_logits.dtype)], 1)  # [A,classes+M]
     logits = torch.cat([centre_logits + prior, similarities], 1)
-    weight_of_contrast = torch.where(valid, torch.full_like(similarities, gamma).log(), -torch.inf)
-    denominator = torch.cat([logits[:, :classes], similarities + weight_of_contrast], 1).logsumexp(1, keepdim=True)
-    log_p = logits - denominator
+    counted = torch.cat([logits[:, :classes], similarities.masked_fill(~valid, -torch.inf)], 1)
+    log_p = logits - counted.logsumexp(1, keepdim=True)
     return (-(weights * log_p).sum(1) / weights.sum(1)).mean()
 
 
@@ -158,7 +154,7 @@ class PaCo(Learner):
         return linear_head(model)(pooled), F.normalize(projection(pooled).float(), dim=1)
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self) -> None:
         if self.key_model is None or self.key_projection is None:
             return
         pairs = [(self.key_model, self.model), (self.key_projection, self.projection)]

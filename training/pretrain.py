@@ -91,7 +91,7 @@ def train(config: Config, console: Console | None = None) -> float:
         checkpoint_blocks(model.encoder, config)
     learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def evaluate(finished: nn.Module, epoch: int) -> dict[str, float]:
+    def evaluate(finished: nn.Module) -> dict[str, float]:
         assert isinstance(finished, MaskedPretrainer)
         value = evaluation_loss(finished, val_loader, config.device)
         if main and config.pictures:

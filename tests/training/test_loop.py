@@ -186,9 +186,9 @@ def test_the_average_is_of_the_decay_that_was_asked_for(warmup: bool, tiny: Tiny
     heads: list[torch.Tensor] = []
     original = training.loop.Learner.after_step
 
-    def note(self: training.loop.Learner, step: int) -> None:
+    def note(self: training.loop.Learner) -> None:
         heads.append(self.model.head.weight.detach().clone())
-        original(self, step)
+        original(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.loop.Learner, "after_step", note)
