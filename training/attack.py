@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,24 +68,19 @@ class Result:
 
 
 def make_attack(name: str, config: Config) -> tuple[Attack, dict[str, Any]]:
-    """The attack and its settings. Raises `SettingsError` for one that is not installed or whose values cannot be."""
+    """The attack and its settings. Raises `SettingsError` for one that is not installed."""
     epsilon = config.epsilon / 255
-    if name == "fgsm":
-        return lambda model, pixels, targets: fgsm(model, pixels, targets, epsilon), {"epsilon": epsilon}
-    if name == "pgd":
-        step = config.step / 255 or 2.5 * epsilon / max(1, config.steps)
-        settings: dict[str, Any] = {"steps": config.steps, "step": step, "restarts": config.restarts}
-        return lambda model, pixels, targets: pgd(model, pixels, targets, epsilon, **settings), {
-            "epsilon": epsilon,
-            **settings,
-        }
-    if name == "apgd":
-        settings = {"steps": 5 * config.steps, "restarts": config.restarts}
-        return lambda model, pixels, targets: apgd_ce(model, pixels, targets, epsilon, **settings), {
-            "epsilon": epsilon,
-            **settings,
-        }
-    return auto_attack(config, epsilon), {"epsilon": epsilon, "version": "standard", "seed": config.seed}
+    if name == "autoattack":
+        return auto_attack(config, epsilon), {"epsilon": epsilon, "version": "standard", "seed": config.seed}
+    step = config.step / 255 or 2.5 * epsilon / max(1, config.steps)
+    attacks: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+        "fgsm": (fgsm, {}),
+        "pgd": (pgd, {"steps": config.steps, "step": step, "restarts": config.restarts}),
+        "apgd": (apgd_ce, {"steps": 5 * config.steps, "restarts": config.restarts}),
+    }
+    function, own = attacks[name]
+    settings = {"epsilon": epsilon, **own}
+    return partial(function, **settings), settings
 
 
 def auto_attack(config: Config, epsilon: float) -> Attack:
