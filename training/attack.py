@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -46,9 +46,9 @@ class Config:
     step: float = 0.0
     """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
     restarts: int = 1
-    images: int = 0
+    images: Annotated[int, tyro.conf.arg(aliases=["--count"])] = 0
     """So many images, evenly over all, which lie class by class; 0: all."""
-    save: Path | None = None
+    save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
     batch_size: int = 64
     workers: int = 0
@@ -106,7 +106,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     if not 0 <= config.epsilon <= 255 or config.images < 0:
-        raise SettingsError(f"--epsilon {config.epsilon}, --images {config.images}: 0 to 255, and at least 0")
+        raise SettingsError(f"--epsilon {config.epsilon}, --count {config.images}: 0 to 255, and at least 0")
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:

@@ -26,12 +26,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("count", "output"), [("--count", "--output"), ("--images", "--save")])
 def test_script_reports_accuracies_with_settings(
-    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: str, output: str, checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Under the names that explain and compare have for them, and under its own."""
     saved = tmp_path / "robust.json"
-    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--images", "10"]
-    monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", "--save", str(saved), "--device", "cpu"])
+    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", count, "10"]
+    monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", output, str(saved), "--device", "cpu"])
     assert attack_script.main() == 0
     results = {entry["attack"]: entry for entry in json.loads(saved.read_text())["results"]}
     assert list(results) == ["clean", "fgsm", "pgd", "apgd"]
