@@ -48,7 +48,8 @@ def _checkpointed(block: Any) -> Any:
 def checkpoint_blocks(model: nn.Module, config: LoopConfig) -> None:
     """Every block of a RepLKNet, in place; keys and answers stay. Raises `SettingsError` for what it does not go with.
 
-    What a block is told besides its input (AdvProp's norms, sparse masks) is over when it is computed again.
+    AdvProp's choice of norms and a sparse mask are a context around the forward pass: it is gone when the backward pass
+    computes a block again, so both are refused.
     """
     if not isinstance(model, RepLKNet):
         raise SettingsError(f"--grad-checkpointing: it is for RepLKNets, not for {type(model).__name__}; leave it out")

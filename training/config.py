@@ -26,7 +26,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     """Checkpoint folder, .safetensors or .pth to start from; its head is trained on if the labels are the same, or with
     --keep-head."""
     image_size: int = 0
-    """Pixels; 0, like crop_pct 0, crop_mode None and an empty mean and std: the checkpoint's or the architecture's."""
+    """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct, crop_mode, mean and std when left out."""
     crop_pct: float = 0.0
     crop_mode: Literal["center", "squash", "border"] | None = None
     """Of the evaluation and of serving, in timm's words: the centre; no aspect kept; all of the image, in a border."""
