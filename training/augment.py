@@ -38,7 +38,6 @@ class AugmentConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     """Parameters of the beta distributions; 0: off. With both, one of them is drawn for each batch."""
-    label_smoothing: float = 0.1
 
 
 def eval_transform(config: ModelConfig) -> Transform:
@@ -115,13 +114,13 @@ class MixBatch:
     timm's Mixup; drawn from NumPy's generator. Raises `SettingsError` for an odd batch size, which it cannot pair.
     """
 
-    def __init__(self, augment: AugmentConfig, num_classes: int, batch_size: int) -> None:
+    def __init__(self, augment: AugmentConfig, label_smoothing: float, num_classes: int, batch_size: int) -> None:
         if batch_size % 2:
             raise SettingsError(f"--batch-size {batch_size} with --mixup or --cutmix: an even one is needed")
         self.mix = Mixup(
             mixup_alpha=augment.mixup,
             cutmix_alpha=augment.cutmix,
-            label_smoothing=augment.label_smoothing,
+            label_smoothing=label_smoothing,
             num_classes=num_classes,
         )
 

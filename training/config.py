@@ -5,8 +5,45 @@ from pathlib import Path
 from typing import Literal
 
 from training.augment import AugmentConfig
-from training.methods import MethodConfig
+from training.long_tail import ClassWeights
 from training.settings import LoopConfig
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained besides a plain classifier."""
+
+    loss: Literal["cross_entropy", "balanced_softmax", "logit_adjustment", "ldam", "focal", "paco", "gpaco"] = (
+        "cross_entropy"
+    )
+    label_smoothing: float | None = None
+    """None: 0.1, or 0 for ldam, focal and paco, which have none."""
+    logit_tau: float = 1.0
+    """Of logit_adjustment; 1 is balanced_softmax."""
+    focal_gamma: float = 2.0
+    drw_start: float = 0.8
+    """Share of the run after which ldam weighs classes; 1: never."""
+    class_weights: ClassWeights = "none"
+    """Of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
+    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
+    imbalance: float = 0.0
+    """Train on an exponential long tail of this ratio, cut from the data; 0: on all of it."""
+    head_only: bool = False
+    """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
+    keep_head: bool = False
+    """Keep the head of --weights whatever its labels are, or where a file has none: class i becomes the data's i-th
+    label."""
+    paco_alpha: float = 0.05
+    paco_temperature: float = 0.2
+    paco_queue: int = 8192
+    paco_dim: int = 128
+    paco_momentum: float = 0.999
+    adversarial: Literal["none", "fast_at", "advprop"] = "none"
+    """fast_at: a defence; advprop: for clean accuracy, no defence."""
+    epsilon: float | None = None
+    """Size of the attack, in 255ths; None: the paper's, 8 for fast_at, 4 for advprop."""
+    overfitting_drop: float = 0.2
+    """fast_at stops when its accuracy under PGD-5 falls by more than this."""
 
 
 @dataclass(frozen=True)
@@ -33,5 +70,3 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     drop_path: float = 0.1
-    label_smoothing: float | None = None  # type: ignore[assignment]  # AugmentConfig's; methods.label_smoothing has it
-    """None: 0.1, or 0 for ldam, focal and paco, which have none."""

@@ -45,9 +45,8 @@ def train(config: Config, console: Console | None = None) -> float:
     the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on SIGTERM.
     """
     check_ranges(config)
-    check_method(config, config, config.weights is not None)
-    smoothing = label_smoothing(config, config.label_smoothing)
-    config = replace(config, epsilon=attack_epsilon(config), label_smoothing=smoothing)  # what holds: for args.json
+    check_method(config)
+    holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}
     config = replace(config, device=distributed.setup(config.device))
     main = distributed.rank() == 0
     console = console or Console()
@@ -87,7 +86,7 @@ def train(config: Config, console: Console | None = None) -> float:
         distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
         checkpoint_blocks(model, config)
-    learner = make_learner(model, config, config, model_config, counts, config.batch_size)
+    learner = make_learner(model, config, model_config, counts)
     learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     watched = config.adversarial == "fast_at"
     watch = OverfittingWatch(learner, attack_epsilon(config) / 255, config.overfitting_drop) if watched else None
@@ -112,7 +111,7 @@ def train(config: Config, console: Console | None = None) -> float:
         learner,
         train_loader,
         config,
-        as_json(config, class_counts=counts),
+        as_json(config, class_counts=counts, **holds),
         evaluate=evaluate,
         save=lambda folder, finished: save_checkpoint(folder, finished, model_config),
         console=console,

@@ -87,8 +87,7 @@ def test_every_planned_run_is_one_that_the_training_code_takes() -> None:
         if run.kind in known:
             assert run.settings.keys() <= known[run.kind], run.name
         if run.kind == "finetune":
-            config = finetune.Config(**run.settings)
-            check_method(config, config, run.start is not None)
+            check_method(finetune.Config(weights=Path("start") if run.start else None, **run.settings))
         assert run.kind != "evaluate" or run.start is not None
     names = [(arm.experiment, arm.group, arm.name) for arm in arms]
     assert len(set(names)) == len(names)

@@ -161,11 +161,11 @@ def test_mixing() -> None:
     images, targets = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
     np.random.seed(0)
     before = images.clone()
-    mixed, soft = MixBatch(AugmentConfig(mixup=0.8, label_smoothing=0.1), 3, 4)(images, targets)
+    mixed, soft = MixBatch(AugmentConfig(mixup=0.8), 0.1, 3, 4)(images, targets)
     assert torch.equal(images, before)
     torch.testing.assert_close(soft.sum(1), torch.ones(4))
     share = (mixed[0] - images[3]).flatten() @ (images[0] - images[3]).flatten()
     share = share / (images[0] - images[3]).square().sum()
     torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
     with pytest.raises(SettingsError, match="--batch-size 5"):
-        MixBatch(AugmentConfig(mixup=0.8), 3, 5)
+        MixBatch(AugmentConfig(mixup=0.8), 0.1, 3, 5)

@@ -30,7 +30,7 @@ def step(method: dict, checkpointed: bool, amp: bool = False) -> tuple[float, di
     config, model = Config(**method), create_model("replknet_nano", 3, drop_path_rate=0.5)
     if checkpointed:
         checkpoint_blocks(model, config)
-    learner = make_learner(model, config, config, ModelConfig("replknet_nano", 3), [5, 3, 2], 4).train()
+    learner = make_learner(model, config, ModelConfig("replknet_nano", 3), [5, 3, 2]).train()
     views = (4, 2) if "paco" in method.get("loss", "") else (4,)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         loss = learner(torch.randn(*views, 3, 64, 64), torch.tensor([0, 1, 2, 0]))

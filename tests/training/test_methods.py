@@ -19,8 +19,8 @@ NANO = ModelConfig("replknet_nano", 3, image_size=32)
 Tiny = Callable[..., Config]
 
 
-def learner_of(config: Config, batch_size: int = 16, counts: tuple[int, ...] = (32, 32, 32)) -> object:
-    return make_learner(create_model("replknet_nano", 3), config, config, NANO, counts, batch_size)
+def learner_of(config: Config, counts: tuple[int, ...] = (32, 32, 32)) -> object:
+    return make_learner(create_model("replknet_nano", 3), config, NANO, counts)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_epsilon_is_the_papers_unless_asked(method: str, asked: float | None, ep
 )
 def test_label_smoothing_is_what_was_asked_or_the_default(loss: str, asked: float | None, smoothing: float) -> None:
     config = Config(loss=loss, label_smoothing=asked)
-    check_method(config, config, has_weights=False)
+    check_method(config)
     learner = learner_of(config)
     criterion = getattr(learner, "criterion", None)
     found = learner.smoothing if criterion is None else getattr(criterion, "cross_entropy", criterion).label_smoothing
@@ -51,10 +51,10 @@ def test_label_smoothing_is_what_was_asked_or_the_default(loss: str, asked: floa
 def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
     for fine in (None, 0.0):
         config = Config(loss=loss, label_smoothing=fine)
-        check_method(config, config, has_weights=False)
+        check_method(config)
     config = Config(loss=loss, label_smoothing=0.1)
     with pytest.raises(SettingsError, match=rf"--label-smoothing 0\.1: {loss} has none"):
-        check_method(config, config, has_weights=False)
+        check_method(config)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
 def test_a_setting_that_nothing_looks_at_is_refused(changes: dict, message: str) -> None:
     config = Config(**changes)
     with pytest.raises(SettingsError, match=message):
-        check_method(config, config, has_weights=False)
+        check_method(config)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +121,5 @@ def test_one_odd_batch_cannot_be_mixed(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--batch-size 64 with --mixup or --cutmix on 47 images: 46 or a lower"):
         train(config, QUIET)
     train(dataclasses.replace(config, batch_size=46), QUIET)
-    learner_of(config, 64, (32, 22, 16))  # more than a batch
-    learner_of(config, 64, (32, 11, 5))  # an even one
+    learner_of(config, (32, 22, 16))  # more than a batch
+    learner_of(config, (32, 11, 5))  # an even one

@@ -39,7 +39,7 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
         checkpoint_blocks(model, config)
     images, targets = torch.randn(8, 3, 64, 64).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
-    learner = make_learner(model, config, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2], 4)
+    learner = make_learner(model, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2])
     learner = learner.double().train()
     network = distributed.data_parallel(learner, torch.device("cpu")) if world > 1 else learner
     loss = network(images, targets)
