@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from models.classifier import head_name
 from models.config import ModelConfig
+from models.files import replace_file
 from models.layers import ConvBN
 from models.registry import create_model
 from models.replknet import RepLKNet
@@ -217,27 +217,3 @@ def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
         if not own.is_meta and not torch.isfinite(checked[name]).all():
             raise WeightsError(f"{path}: {name!r} holds NaN or infinity: the run that wrote it diverged")
     return checked
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes its files private
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors' own error derives from Exception alone
-        raise OSError(f"{path} cannot be written ({error}): what was there is kept; make room and resume") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """To the disk, so that a power cut after it loses nothing: a file's content, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

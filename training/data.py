@@ -1,7 +1,6 @@
-"""Images in folders or shards, FOLDER/{train,val}/LABEL/* or FOLDER/{train,val}/*.tar; the digits of the demo."""
+"""Images in folders or shards, FOLDER/{train,val}/LABEL/* or FOLDER/{train,val}/*.tar."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -191,42 +190,3 @@ def _obey(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
-
-
-def write_digits(folder: str | Path) -> Path:
-    """scikit-learn's 1,797 handwritten digits (UCI, 8 x 8 pixels, 17 grey levels) as PNG files, written once.
-
-    FOLDER/{train,val}/{0..9}/NUMBER.png: of every class the same 20 % are held out on every machine. Writers of the
-    digits appear in both halves, as in every common use of this set. Raises `DataError` if FOLDER holds other files.
-    """
-    from sklearn.datasets import load_digits
-
-    folder = Path(folder)
-    images, targets = load_digits(return_X_y=True)
-    if folder.exists():
-        found = sum(1 for _ in folder.glob("*/*/*.png"))
-        if found != len(images):
-            raise DataError(f"{folder} holds {found} of the {len(images)} digits: remove it, and it is written again")
-        return folder
-    held_out = _held_out(targets)
-    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        for number, (image, target) in enumerate(zip(pixels, targets, strict=True)):
-            path = staging / ("val" if number in held_out else "train") / str(target) / f"{number:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _held_out(targets: np.ndarray, share: float = 0.2) -> set[int]:
-    """Indices of `share` of every class; RandomState's stream is frozen across versions of NumPy."""
-    random = np.random.RandomState(0)
-    chosen: set[int] = set()
-    for target in np.unique(targets):
-        members = random.permutation(np.flatnonzero(targets == target))
-        chosen.update(members[: round(share * len(members))].tolist())
-    return chosen

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
-from models.weights import replace_file
+from models.files import replace_file
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device

@@ -23,13 +23,14 @@ from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
-from training.data import DataError, make_loader, open_images, write_digits
+from training.data import DataError, make_loader, open_images
 from training.evaluate import accuracies, count_answers
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
+from training.samples import write_digits
 from training.script import exit_code
 from training.settings import SettingsError, as_json, check_ranges
 from training.starting import preset_of, starting_config

@@ -1,7 +1,6 @@
 """What a run says while it runs: a progress bar, log.jsonl, TensorBoard."""
 
 import json
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from models.files import replace_file
 from training.settings import LoopConfig, SettingsError
 
 LOG_FILE = "log.jsonl"
@@ -33,9 +33,8 @@ class RunLog:
         self.writer = tensorboard_writer(config.output / "tensorboard", step) if config.tensorboard and main else None
         if main:
             kept = self.path.read_text().splitlines()[:epochs] if self.path.exists() else []
-            temporary = self.path.with_name(f".{LOG_FILE}.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, self.path)
+            text = "".join(f"{line}\n" for line in kept)
+            replace_file(self.path, lambda path: path.write_text(text))
         self.start_epoch()
 
     def __enter__(self) -> "RunLog":

@@ -1,21 +1,17 @@
 """SimMIM's masks, and images without labels that come with one (Xie et al., CVPR 2022)."""
 
 import math
-import os
-import shutil
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
-from training.augment import Transform, eval_transform, to_normalised
-from training.data import DataError, Unlabelled
+from training.augment import Transform, to_normalised
+from training.data import Unlabelled
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
 
@@ -67,55 +63,3 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
             return image, self.masks()
         with seeded(self.seed, IMAGE, index):
             return image, self.masks()
-
-
-def held_out(folder: Path, config: ModelConfig, masks: MaskGenerator, seed: int) -> MaskedImages:
-    """The images of `folder` as evaluation sees them, each with its own fixed mask."""
-    return MaskedImages(Unlabelled(folder), eval_transform(config), masks, seed)
-
-
-def write_photos(folder: Path, tile: int = 128, step: int = 32) -> Path:
-    """Tiles of the photographs that scikit-learn ships (and scikit-image, if it is installed), as PNG, written once.
-
-    FOLDER/train has overlapping tiles of the left four fifths of each photograph, FOLDER/val tiles of the rest: no
-    pixel is in both. Raises `DataError` if FOLDER holds something else.
-    """
-    if folder.exists():
-        if not (folder / "train").is_dir() or not (folder / "val").is_dir():
-            raise DataError(f"{folder} holds no train/ and val/: remove it, and the photographs are written again")
-        return folder
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        for name, photo in photographs().items():
-            split = photo.shape[1] * 4 // 5
-            for part, left, right in (("train", 0, split), ("val", split, photo.shape[1])):
-                _write_tiles(staging / part, name, photo, left, right, tile, step)
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _write_tiles(folder: Path, name: str, photo: np.ndarray, left: int, right: int, tile: int, step: int) -> None:
-    """Squares of the columns left..right, the largest that fit if `tile` does not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    side = min(tile, photo.shape[0], right - left)
-    for y in range(0, photo.shape[0] - side + 1, step):
-        for x in range(left, right - side + 1, step):
-            cut = Image.fromarray(np.ascontiguousarray(photo[y : y + side, x : x + side]))
-            cut.save(folder / f"{name}_{y:04d}_{x:04d}.png")
-
-
-def photographs() -> dict[str, np.ndarray]:
-    """name -> uint8 [H,W,3] of the real photographs at hand in installed packages; nothing is downloaded."""
-    from sklearn.datasets import load_sample_images
-
-    bunch = cast(Any, load_sample_images())
-    photos = {Path(name).stem: image for name, image in zip(bunch.filenames, bunch.images, strict=True)}
-    try:
-        from skimage import data
-    except ImportError:
-        return photos
-    for name in ("astronaut", "chelsea", "coffee", "rocket"):
-        photos[name] = getattr(data, name)()[:, :, :3]
-    return photos

@@ -1,6 +1,5 @@
 """What a masked model makes of images, as a picture to look at."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from models import MaskedPretrainer, ModelConfig
+from models.files import replace_file
 from training.augment import to_picture
 
 GREY = 0.5
@@ -35,9 +35,4 @@ def write_reconstructions(
             picture = to_picture(part.float(), config)
             sheet[row * side : row * side + side - GAP, column * side : column * side + side - GAP] = picture
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(sheet).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda place: Image.fromarray(sheet).save(place, format="PNG"))

@@ -27,12 +27,14 @@ from models import (
     save_checkpoint,
 )
 from training import distributed
+from training.augment import eval_transform
 from training.checkpointing import checkpoint_blocks
-from training.data import Unlabelled, make_loader, write_digits
+from training.data import Unlabelled, make_loader
 from training.loop import Learner, fit
-from training.masking import MaskedImages, MaskGenerator, held_out, pretrain_transform, write_photos
+from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
+from training.samples import write_digits, write_photos
 from training.script import exit_code
 from training.settings import SettingsError, as_json
 from training.starting import preset_of, starting_config
@@ -80,7 +82,7 @@ def train(config: Config, console: Console | None = None) -> float:
     masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
     vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
     train_set = MaskedImages(Unlabelled(config.data / "train"), vary, masks)
-    val_set = held_out(config.data / "val", model_config, masks, config.seed)
+    val_set = MaskedImages(Unlabelled(config.data / "val"), eval_transform(model_config), masks, config.seed)
     loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
     loading["pin_memory"] = config.device.startswith("cuda")
     train_loader = make_loader(train_set, config.batch_size, train=True, **loading)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from models.weights import WEIGHTS_FILE, first_line, replace_file
+from models.files import replace_file
+from models.weights import WEIGHTS_FILE, first_line
 from training import distributed
 from training.logs import LOG_FILE
 from training.settings import ARGUMENTS_FILE, SettingsError, check_same, json_object

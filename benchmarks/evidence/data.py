@@ -1,15 +1,13 @@
 """The data sets, written once: real images out of installed packages; nothing is downloaded."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.evidence.run import Data
-from training.data import write_digits
+from models.files import staged_folder
 from training.long_tail import long_tail_subset
-from training.masking import write_photos
+from training.samples import write_digits, write_photos
 
 CLASSES = 10
 EPOCH = 700  # files of an epoch of a small set: each of its images is listed so often that the sets have equal epochs
@@ -31,17 +29,13 @@ def prepare(data: Data, root: Path) -> Path:
         chosen, times = balanced_subset(targets, data.size, data.seed), EPOCH // (CLASSES * data.size)
     else:
         chosen, times = long_tail_subset(targets, CLASSES, data.size, data.seed), 1
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with staged_folder(folder) as staging:
         for path in (paths[index] for index in chosen):
             place = staging / "train" / path.parent.name
             place.mkdir(parents=True, exist_ok=True)
             for copy in range(max(1, times)):
                 (place / f"{path.stem}_{copy:02d}.png").symlink_to(path.resolve())
         (staging / "val").symlink_to((digits / "val").resolve())
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from rich.console import Console
 from benchmarks.evidence.kernel_check import compare
 from benchmarks.evidence.run import Run
 from benchmarks.harness import fingerprint, versions
+from models.files import replace_file
 from training import attack, evaluate, finetune, pretrain
 from training.logs import LOG_FILE
 from training.long_tail import shot_report
@@ -65,9 +65,8 @@ def execute(run: Run, root: Path) -> dict[str, Any]:
         "seconds": round(seconds or time.perf_counter() - wall, 2),
         "processor_seconds": round(time.process_time() - processor, 2),
     }
-    temporary = folder / f".{RESULT}.tmp"
-    temporary.write_text(json.dumps({"run": as_kept(run), "result": result}, indent=2) + "\n")
-    os.replace(temporary, folder / RESULT)
+    text = json.dumps({"run": as_kept(run), "result": result}, indent=2) + "\n"
+    replace_file(folder / RESULT, lambda path: path.write_text(text))
     return result
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from training.config import Config
-from training.data import write_digits
 from training.presets import PRESETS
+from training.samples import write_digits
 
 
 @pytest.fixture(autouse=True, scope="module")

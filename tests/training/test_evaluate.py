@@ -9,9 +9,9 @@ from rich.console import Console
 
 from tests.training.runs import Tiny, records
 from training import evaluate as script
-from training.data import write_digits
 from training.evaluate import accuracies, count_answers, per_class_table, top1, training_counts
 from training.finetune import train
+from training.samples import write_digits
 from training.settings import SettingsError
 
 

@@ -15,6 +15,8 @@ import training.state
 from models import ModelConfig, create_model, save_checkpoint
 from tests.training.runs import QUIET, Tiny, assert_same
 from training.finetune import train
+from training.logs import RunLog
+from training.settings import LoopConfig
 from training.state import StateError, load_state, save_state
 
 resource = pytest.importorskip("resource")
@@ -46,6 +48,15 @@ def test_a_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with files_up_to(10_000), pytest.raises(StateError, match="before it is kept"):
         save_state(tmp_path, {"weights": torch.zeros(100_000)})
     assert load_state(tmp_path) == {"step": 1}
+
+
+def test_the_log_of_a_resumed_run(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(50 * '{"epoch": 1}\n')
+    with files_up_to(100), pytest.raises(OSError, match=r"log\.jsonl cannot be written \(.*\): what was there is kept"):
+        RunLog(LoopConfig(), tmp_path, QUIET, total=9, step=3, epochs=40, main=True)
+    assert path.read_text() == 50 * '{"epoch": 1}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_weights(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from models import ModelConfig
+from training.augment import eval_transform
 from training.data import DataError, Unlabelled, image_folder
-from training.masking import MaskedImages, MaskGenerator, held_out, pretrain_transform, write_photos
+from training.masking import MaskedImages, MaskGenerator, pretrain_transform
+from training.samples import write_photos
 from training.settings import SettingsError
 from training.shards import NO_CLASS
 
@@ -115,7 +117,7 @@ def test_shards_need_no_labels(shards: Path) -> None:
 
 def test_held_out_images_keep_their_masks_and_training_images_do_not(images: Path) -> None:
     masks = MaskGenerator(32, 4, 0.6)
-    fixed = held_out(images, CONFIG, masks, seed=3)
+    fixed = MaskedImages(Unlabelled(images), eval_transform(CONFIG), masks, seed=3)
     first, again = fixed[1], fixed[1]
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])

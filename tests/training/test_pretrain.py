@@ -16,8 +16,8 @@ from rich.console import Console
 
 from models import load_checkpoint
 from training import finetune, pretrain
-from training.data import write_digits
 from training.pretrain import PRESETS, Config, make_model, parse_arguments, train
+from training.samples import write_digits
 from training.settings import SettingsError
 
 ROOT = Path(__file__).parents[2]

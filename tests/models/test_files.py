@@ -1,0 +1,43 @@
+"""A file or a folder takes its place whole, or what was there stays."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from models.files import replace_file, staged_folder
+
+
+def test_a_file_that_does_not_reach_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    replace_file(path, lambda place: place.write_text("before"))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"x cannot be written \(.*No space left.*\): what was there is kept"):
+        replace_file(path, lambda place: place.write_text("after"))
+    assert path.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_is_there_when_all_of_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "deeper" / "folder"
+    with staged_folder(folder) as staging:
+        (staging / "x").write_text("all")
+        assert not folder.exists()
+    assert [entry.name for entry in folder.iterdir()] == ["x"]
+    assert [entry.name for entry in folder.parent.iterdir()] == ["folder"]
+
+
+def test_a_folder_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with staged_folder(tmp_path / "folder") as staging:
+            (staging / "x").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
