@@ -19,6 +19,7 @@ from training import distributed
 from training.augment import Transform
 from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
+from training.settings import LoopConfig
 from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
 
 Images: TypeAlias = ImageFolder | Shards
@@ -168,6 +169,18 @@ def make_loader(
     windows = dataset.sizes if isinstance(dataset, Shards) else None
     batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
+
+
+def make_loaders(
+    train_set: Dataset[Any], val_set: Dataset[Any], config: LoopConfig, weights: Weights | None = None
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Of the training and of the held-out images, as `config` has it."""
+    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
+    loading["pin_memory"] = config.device.startswith("cuda")
+    return (
+        make_loader(train_set, config.batch_size, train=True, weights=weights, **loading),
+        make_loader(val_set, config.batch_size, train=False, **loading),
+    )
 
 
 def _begin_worker(_: int) -> None:

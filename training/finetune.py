@@ -23,15 +23,14 @@ from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
-from training.data import DataError, make_loader, open_images
+from training.data import DataError, make_loaders, open_images
 from training.evaluate import accuracies, count_answers
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
-from training.samples import write_digits
-from training.script import exit_code
+from training.script import begin, exit_code
 from training.settings import SettingsError, as_json, check_ranges
 from training.starting import preset_of, starting_config
 
@@ -47,18 +46,8 @@ def train(config: Config, console: Console | None = None) -> float:
     """
     check_ranges(config)
     check_method(config)
-    holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}
-    config = replace(config, device=distributed.setup(config.device))
-    main = distributed.rank() == 0
-    console = console or Console()
-    console = console if main else Console(quiet=True)
-    if config.preset == "digits" and config.data == PRESETS["digits"].data:
-        if main:
-            write_digits(config.data)
-        distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
+    config, console = begin(config, PRESETS, console)
 
     train_images = open_images(config.data / "train", None)  # its transform is the model's, and that needs the labels
     labels, targets = train_images.classes, train_images.targets
@@ -77,11 +66,8 @@ def train(config: Config, console: Console | None = None) -> float:
         train_set, targets = Subset(train_images, kept), [targets[index] for index in kept]
     counts = class_counts(targets, len(labels))
     val_set = open_images(config.data / "val", eval_transform(model_config), labels)
-    pin = config.device.startswith("cuda")
-    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed, "pin_memory": pin}
     weights = class_sampling(config.sampler, targets, config.epochs)
-    train_loader = make_loader(train_set, config.batch_size, train=True, weights=weights, **loading)
-    val_loader = make_loader(val_set, config.batch_size, train=False, **loading)
+    train_loader, val_loader = make_loaders(train_set, val_set, config, weights)
 
     if config.sync_bn and distributed.world_size() > 1:
         distributed.convert_sync_batchnorm(model, config.device)

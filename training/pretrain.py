@@ -7,9 +7,7 @@ Examples:
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,19 +27,16 @@ from models import (
 from training import distributed
 from training.augment import eval_transform
 from training.checkpointing import checkpoint_blocks
-from training.data import Unlabelled, make_loader
+from training.data import Unlabelled, make_loaders
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
-from training.samples import write_digits, write_photos
-from training.script import exit_code
+from training.script import begin, exit_code
 from training.settings import SettingsError, as_json
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
-
-WRITERS: dict[str, Callable[[Path], Path]] = {"photos": write_photos, "digits": write_digits}
 
 
 class Pretraining(Learner):
@@ -65,17 +60,7 @@ def train(config: Config, console: Console | None = None) -> float:
     SIGTERM.
     """
     check(config)
-    config = replace(config, device=distributed.setup(config.device))
-    main = distributed.rank() == 0
-    console = console or Console()
-    console = console if main else Console(quiet=True)
-    if config.preset in WRITERS and config.data == PRESETS[config.preset].data:
-        if main:
-            WRITERS[config.preset](config.data)
-        distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.manual_seed(config.seed)
+    config, console = begin(config, PRESETS, console)
 
     model, model_config = make_model(config)
     config = replace(config, arch=model_config.arch)
@@ -83,10 +68,7 @@ def train(config: Config, console: Console | None = None) -> float:
     vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
     train_set = MaskedImages(Unlabelled(config.data / "train"), vary, masks)
     val_set = MaskedImages(Unlabelled(config.data / "val"), eval_transform(model_config), masks, config.seed)
-    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
-    loading["pin_memory"] = config.device.startswith("cuda")
-    train_loader = make_loader(train_set, config.batch_size, train=True, **loading)
-    val_loader = make_loader(val_set, config.batch_size, train=False, **loading)
+    train_loader, val_loader = make_loaders(train_set, val_set, config)
     if config.sync_bn and distributed.world_size() > 1:
         distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
@@ -96,7 +78,7 @@ def train(config: Config, console: Console | None = None) -> float:
     def evaluate(finished: nn.Module) -> dict[str, float]:
         assert isinstance(finished, MaskedPretrainer)
         value = evaluation_loss(finished, val_loader, config.device)
-        if main and config.pictures:
+        if distributed.rank() == 0 and config.pictures:
             shown = [val_set[index] for index in range(min(config.pictures, len(val_set)))]
             images, chosen = (torch.stack(parts).to(config.device) for parts in zip(*shown, strict=True))
             write_reconstructions(config.output / "reconstructions.png", finished, images, chosen, model_config)

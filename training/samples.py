@@ -1,5 +1,6 @@
 """Images to train on that come with installed packages, written as files once; nothing is downloaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,3 +87,6 @@ def photographs() -> dict[str, np.ndarray]:
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         photos[name] = getattr(data, name)()[:, :, :3]
     return photos
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {"digits": write_digits, "photos": write_photos}  # by preset

@@ -1,13 +1,39 @@
-"""How a training script ends: one line on standard error and an exit code, whatever stops it."""
+"""How a run begins, and how a training script ends: one line on standard error and an exit code, whatever stops it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import torch
+from rich.console import Console
 
 from training import distributed
 from training.loop import DivergenceError, Terminated
+from training.samples import WRITERS
 from training.settings import one_line
+from training.starting import AnyConfig
 from training.state import STATE_FILE
+
+
+def begin(
+    config: AnyConfig, presets: Mapping[str, AnyConfig], console: Console | None = None
+) -> tuple[AnyConfig, Console]:
+    """Join torchrun's other processes, write what a preset trains on, set threads and seed.
+
+    Returns `config` with this process's device, and a console that is quiet in all processes but the first. Raises
+    `SettingsError` for a device that cannot be used, `DataError` where the data's folder holds something else.
+    """
+    config = replace(config, device=distributed.setup(config.device))
+    main = distributed.rank() == 0
+    if config.preset in WRITERS and config.data == presets[config.preset].data:
+        if main:
+            WRITERS[config.preset](config.data)
+        distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return config, (console or Console()) if main else Console(quiet=True)
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:
