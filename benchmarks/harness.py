@@ -1,47 +1,156 @@
-"""Where benchmarks leave their results, and the environment that they run in; the timing is training.measurement's."""
+"""Interleaved timing; results with what they are worth nothing without, the machine and the versions; environments."""
 
 import functools
 import hashlib
+import importlib.metadata
 import json
+import math
 import os
+import platform
+import re
+import statistics
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
-
-from training.measurement import (
-    Timing,
-    gpu,
-    interleaved,
-    load_average_warning,
-    machine,
-    name_on,
-    versions,
-    write_document,
-)
-
-__all__ = [
-    "RESULTS",
-    "Timing",
-    "fingerprint",
-    "gpu",
-    "interleaved",
-    "load_average_warning",
-    "machine",
-    "name_on",
-    "openvino_core",
-    "run_as_served",
-    "versions",
-    "write_results",
-]
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds a call: the median with the 20th and 80th percentiles, and the number of calls."""
+
+    median: float
+    p20: float
+    p80: float
+    calls: int
+
+    @classmethod
+    def of(cls, milliseconds: list[float]) -> "Timing":
+        deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
+        return cls(
+            round(statistics.median(milliseconds), 5), round(deciles[1], 5), round(deciles[7], 5), len(milliseconds)
+        )
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    burst: int = 3,
+    seconds: float = math.inf,
+    settle: float = 0.0,
+) -> dict[str, Timing]:
+    """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
+    other candidates' caches and spinning threads, is not counted; nor are calls for `settle` seconds where the threads
+    of another runtime spin longer than one call takes. All are warmed up before. A candidate that has taken `seconds`
+    is left out of further rounds: one that is forty times slower must not stretch the run."""
+    for call in candidates.values():
+        for _ in range(3):
+            call()
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            if sum(samples[name]) > 1000 * seconds:
+                continue
+            begun = time.perf_counter()
+            call()
+            while time.perf_counter() - begun < settle:
+                call()
+            for _ in range(burst - 1):
+                started = time.perf_counter()
+                call()
+                samples[name].append(1000 * (time.perf_counter() - started))
+    return {name: Timing.of(values) for name, values in samples.items()}
+
+
+def machine() -> dict[str, Any]:
+    """The processor and how much of it this process may use."""
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    flags = Path("/proc/cpuinfo").read_text()
+    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
+
+
+def gpu() -> dict[str, Any]:
+    """The current CUDA device and what drives it."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def name_on(hardware: dict[str, Any], name: str) -> str:
+    """The name of a results file of one GPU: "kernels", "NVIDIA H200" -> kernels_nvidia_h200."""
+    return f"{name}_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def code(root: Path) -> dict[str, Any]:
+    """The commit of a checkout, and whether anything but results was changed since; empty where git knows none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed within another project's checkout
+            return {}
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+        return {"commit": git("rev-parse", "HEAD"), "changed_since": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
 def write_results(name: str, **content: Any) -> Path:
     """benchmarks/results/<name>.json, with the date and the machine."""
     return write_document(RESULTS / f"{name}.json", **content)
+
+
+def write_document(path: Path, **content: Any) -> Path:
+    """A JSON file of results, with its name, the date, the machine and, where git knows it, the code."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine()}
+    document |= {**code(ROOT), **content}
+    path.write_text(json.dumps(document, indent=2, default=_plain) + "\n")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Timing):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in a results file")
+
+
+def load_average_warning() -> str | None:
+    """One line when other work is running: its share would be in the figures."""
+    load = os.getloadavg()[0]
+    return f"load average {load:.1f}: other work is running, do not publish these figures" if load > 1.5 else None
 
 
 def fingerprint(*paths: str, **known: Any) -> str:

@@ -4,7 +4,8 @@ from types import ModuleType
 
 import pytest
 
-from training import attack, compare, evaluate, explain, finetune, pretrain
+from benchmarks import compare
+from training import attack, evaluate, explain, finetune, pretrain
 
 
 @pytest.mark.parametrize("script", [attack, compare, evaluate, explain, finetune, pretrain])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks import compare
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
-from training import attack, compare, evaluate, explain
+from training import attack, evaluate, explain
 from training.config import Config
 from training.finetune import train
 from training.outputs import check_file, check_folder, check_no_checkpoint

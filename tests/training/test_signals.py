@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 import training.finetune
+from benchmarks import compare
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, before_step, start, wait_for
-from training import attack, compare, evaluate, explain
+from training import attack, evaluate, explain
 from training.data import _but_for_an_ended_run
 from training.finetune import train
 from training.state import load_state, save_state

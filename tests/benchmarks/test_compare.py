@@ -1,4 +1,4 @@
-"""training.compare: counted figures beside published ones, and recommendations that follow from them."""
+"""benchmarks.compare: counted figures beside published ones, and recommendations that follow from them."""
 
 import dataclasses
 import json
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import compare as script
+from benchmarks.compare import ARCHS, Config, compare
+from benchmarks.harness import Timing, code, interleaved, write_document
+from benchmarks.published import Row, claims, published_figures, recommend
 from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
-from training import compare as script
-from training.compare import ARCHS, Config, compare
-from training.measurement import Timing, code, interleaved, write_document
-from training.published import Row, claims, published_figures, recommend
 from training.settings import SettingsError
 
 

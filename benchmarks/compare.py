@@ -1,8 +1,8 @@
 """Architectures side by side: counted and timed here, beside what is published; claims beside the truth; what to take.
 
 Examples:
-    python -m training.compare
-    python -m training.compare --archs replknet_nano timm/mobilenetv3_small_100 --rounds 5
+    python -m benchmarks.compare
+    python -m benchmarks.compare --archs replknet_nano timm/mobilenetv3_small_100 --rounds 5
 """
 
 import copy
@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from benchmarks.harness import Timing, gpu, interleaved, load_average_warning, versions, write_document
+from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
-from training.measurement import Timing, gpu, interleaved, load_average_warning, versions, write_document
 from training.outputs import check_file
-from training.published import Recommendation, Row, claims, published_figures, recommend
 from training.script import exit_code
 from training.settings import SettingsError
 
@@ -180,11 +180,11 @@ def report(config: Config) -> None:
         console.print(table)
     if details["warning"]:
         console.print(details["warning"], style="yellow")
-    console.print(f"{config.output}: {details['form']}; sources of the published figures: training/published.json")
+    console.print(f"{config.output}: {details['form']}; sources of the published figures: benchmarks/published.json")
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.compare", description=__doc__)
+    config = tyro.cli(Config, prog="python -m benchmarks.compare", description=__doc__)
     return exit_code("compare", lambda: report(config))
 
 
