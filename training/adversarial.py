@@ -7,12 +7,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Subset
 
 from training.attacks import PixelModel, evaluating, losses_and_gradient, pgd, project, random_start
+from training.data import Images, make_loader
 from training.distributed import all_sum
 from training.learners import Supervised
 from training.loop import StopTraining
+from training.samplers import evenly
 from training.settings import SettingsError
+
+WATCHED = 64  # held-out images on which the accuracy under PGD-5 is looked at
 
 
 class FastAT(Supervised):
@@ -42,32 +47,45 @@ class OverfittingWatch:
 
     Training on one step can collapse within an epoch to a model that resists that one step only ("catastrophic
     overfitting"); the checkpoint of the epoch before is then the one to keep. The best so far is a buffer of the
-    learner, so that a resumed run stops where the uninterrupted one would.
+    learner, so that a resumed run stops where the uninterrupted one would. It is of models that have learnt something:
+    one that gives every image the same answer is robust, and learning costs it that. The images are the same `WATCHED`
+    every time, evenly over `images`, each process a part of them, `batch_size` at a time.
     """
 
-    def __init__(self, learner: nn.Module, epsilon: float, drop: float = 0.2) -> None:
+    def __init__(self, learner: nn.Module, images: Images, batch_size: int, epsilon: float, drop: float = 0.2) -> None:
         learner.register_buffer("best_robust", torch.zeros(()))
         self.learner, self.epsilon, self.drop = learner, epsilon, drop
+        places = evenly(len(images), WATCHED)
+        self.loader = make_loader(Subset(images, places), batch_size, train=False, workers=0)
+        targets = torch.tensor([images.targets[place] for place in places])
+        self.most_frequent = int(targets.bincount().max()) / len(targets)
 
-    def __call__(self, model: PixelModel, pixels: Tensor, targets: Tensor) -> float:
-        """Robust accuracy of `model` on pixels [B,3,S,S] of all processes, 0..1."""
+    def __call__(self, model: PixelModel, device: str) -> float:
+        """Robust accuracy of `model` on the watched images, 0..1."""
+        model = model.to(device)
+        counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right as they are, right under the attack
         with evaluating(model):
-            adversarial = pgd(model, pixels, targets, self.epsilon, steps=5)
-            with torch.no_grad():
-                right = (model(adversarial).argmax(1) == targets).double()
-        right_of_all, all_images = all_sum(torch.stack([right.sum(), torch.ones_like(right).sum()])).tolist()
-        accuracy = right_of_all / all_images
-        self.check(accuracy)
-        return accuracy
+            for images, targets in self.loader:
+                targets = targets.to(device)
+                pixels = model.pixels(images.to(device, memory_format=torch.channels_last))
+                adversarial = pgd(model, pixels, targets, self.epsilon, steps=5)
+                with torch.no_grad():
+                    right = [(model(x).argmax(1) == targets).sum() for x in (pixels, adversarial)]
+                counts += torch.stack([torch.full_like(right[0], len(targets)), *right])
+        total, clean, robust = all_sum(counts).tolist()
+        self.check(robust / total, learnt=clean / total > self.most_frequent)
+        return robust / total
 
-    def check(self, accuracy: float) -> None:
+    def check(self, accuracy: float, learnt: bool = True) -> None:
+        """`learnt`: without the attack the model is right more often than one answer to all images would be."""
         best = float(self.learner.best_robust)  # type: ignore[arg-type]
         if accuracy < best - self.drop:
             raise StopTraining(
                 f"accuracy under PGD-5 fell from {best:.1%} to {accuracy:.1%} (catastrophic overfitting); "
                 "the epoch before is kept"
             )
-        self.learner.best_robust.fill_(max(best, accuracy))  # type: ignore[operator]
+        if learnt:
+            self.learner.best_robust.fill_(max(best, accuracy))  # type: ignore[operator]
 
 
 class _Dual(nn.Module):

@@ -26,6 +26,7 @@ from training.distributed import check_device
 from training.evaluate import load_classifier
 from training.outputs import check_file
 from training.randomness import seed_everything
+from training.samplers import evenly
 from training.script import exit_code
 from training.settings import SettingsError
 
@@ -113,8 +114,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         check_file("--save", config.save)
     network, model_config, labels = load_classifier(config.checkpoint)
     dataset = open_images(config.data, eval_transform(model_config), labels)
-    count = min(config.images, len(dataset)) or len(dataset)
-    chosen = Subset(dataset, [index * len(dataset) // count for index in range(count)])
+    chosen = Subset(dataset, evenly(len(dataset), config.images or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
     model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,7 +129,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         for name, attack, _ in plan:
             right[name] += int((clean & _right(model, attack(model, pixels, targets), targets)).sum())
         seen += len(images)
-        progress(f"{seen} of {count} images")
+        progress(f"{seen} of {len(chosen)} images")
     settings: dict[str, dict[str, Any]] = {"clean": {}} | {name: values for name, _, values in plan}
     return [Result(name, count / seen, count, seen, settings[name]) for name, count in right.items()]
 

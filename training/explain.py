@@ -25,6 +25,7 @@ from training.distributed import check_device
 from training.evaluate import load_classifier
 from training.outputs import check_folder
 from training.road import road
+from training.samplers import evenly
 from training.script import exit_code
 from training.settings import SettingsError
 
@@ -70,9 +71,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
     if path.is_file():
         return [(str(path), transform(load_image(str(path))))]
     found = Unlabelled(path)
-    chosen = min(count, len(found))
-    places = [index * len(found) // chosen for index in range(chosen)]
-    return [(found.names[place], transform(found[place])) for place in places]
+    return [(found.names[place], transform(found[place])) for place in evenly(len(found), count)]
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:

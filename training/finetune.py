@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import nn
+from torch.utils.data import Dataset, Subset
 
 from models import ModelConfig, count_classes, create_model, load_weights, save_checkpoint
 from training import distributed
@@ -75,8 +75,10 @@ def train(config: Config, console: Console | None = None) -> float:
         checkpoint_blocks(model, config)
     learner = make_learner(model, config, model_config, counts)
     learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    watched = config.adversarial == "fast_at"
-    watch = OverfittingWatch(learner, attack_epsilon(config) / 255, config.overfitting_drop) if watched else None
+    watch = None
+    if config.adversarial == "fast_at":
+        epsilon, drop = attack_epsilon(config) / 255, config.overfitting_drop
+        watch = OverfittingWatch(learner, val_set, config.batch_size, epsilon, drop)
 
     def evaluate(finished: nn.Module) -> dict[str, float]:
         counted = count_answers(finished, val_loader, len(labels), config.device)
@@ -85,9 +87,7 @@ def train(config: Config, console: Console | None = None) -> float:
         if max(counts) > 1.5 * min(counts):
             metrics |= shot_report(confusion, counts)
         if watch is not None:
-            images, batch_targets = first_batch(val_loader, config.device)
-            pixel_model = PixelModel(finished, model_config.mean, model_config.std).to(config.device)
-            metrics["robust"] = watch(pixel_model, pixel_model.pixels(images), batch_targets)
+            metrics["robust"] = watch(PixelModel(finished, model_config.mean, model_config.std), config.device)
         return metrics
 
     console.print(
@@ -135,11 +135,6 @@ def keeps_head(config: Config, labels: list[str]) -> bool:
     """Whether the head of --weights is trained on; otherwise it is a new one."""
     same = config.weights is not None and starting_config(config.arch, config.weights).labels == labels
     return (same or config.keep_head) and not config.head_only
-
-
-def first_batch(loader: DataLoader[Any], device: str) -> tuple[Tensor, Tensor]:
-    images, targets = next(iter(loader))
-    return images.to(device, memory_format=torch.channels_last), targets.to(device)
 
 
 def parse_arguments(command_line: list[str] | None = None) -> Config:

@@ -71,6 +71,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(order[place], epoch * self.size + place) for place in places]
 
 
+def evenly(size: int, count: int) -> list[int]:
+    """`count` places of `size`, or all: always the same and, where images lie class by class, of all classes."""
+    chosen = min(count, size)
+    return [index * size // chosen for index in range(chosen)]
+
+
 def class_sampling(name: str, targets: Sequence[int], epochs: int) -> Weights | None:
     """The weights of a sampler of Kang et al., "Decoupling" (ICLR 2020): a class is drawn with probability ~ n^q.
 

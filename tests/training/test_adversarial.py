@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from models import create_model, load_checkpoint, reparameterize
+from tests.training.runs import QUIET, Killed, before_step, die
+from training import adversarial
 from training.adversarial import AdvProp, FastAT, OverfittingWatch, add_auxiliary, strip_auxiliary, use_auxiliary
+from training.attacks import PixelModel
 from training.config import Config
 from training.finetune import train
 from training.learners import CrossEntropy
@@ -21,7 +24,6 @@ from training.settings import SettingsError
 
 MEAN, STD = [0.1, 0.5, 0.6], [0.2, 0.3, 0.4]
 EPSILON = 8 / 255
-QUIET = Console(quiet=True)
 
 
 def test_auxiliary_norms_are_apart_and_stripped_for_serving() -> None:
@@ -154,11 +156,67 @@ def test_fast_at_is_its_formula_on_a_linear_model() -> None:
     assert loss > F.cross_entropy(network((pixels - mean) / std), targets) + 0.01
 
 
+class Labelled(TensorDataset):
+    """A data set that knows its targets."""
+
+    def __init__(self, images: Tensor, targets: list[int]) -> None:
+        super().__init__(images, torch.tensor(targets))
+        self.targets = targets
+
+
+def test_the_watch_sees_the_same_images_of_all_classes(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """val/ lies class by class: its first batch would be of one. In each epoch, in a resumed one, and whatever the
+    batch size."""
+    seen: list[int] = []
+    attack = adversarial.pgd
+
+    def remember(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, steps: int) -> Tensor:
+        seen.extend(targets.tolist())
+        return attack(model, pixels, targets, epsilon, steps)
+
+    monkeypatch.setattr(adversarial, "pgd", remember)
+    train(tiny(tmp_path / "all", epochs=1, batch_size=8, adversarial="fast_at"), QUIET)
+    assert seen == [0] * 8 + [1] * 8 + [2] * 8, "all that there are"
+    seen.clear()
+    monkeypatch.setattr(adversarial, "WATCHED", 6)
+    config = tiny(tmp_path / "run", batch_size=4, adversarial="fast_at")
+    with monkeypatch.context() as patch:
+        before_step(30, die, patch)
+        with pytest.raises(Killed):
+            train(config, QUIET)
+    train(config, QUIET)
+    assert seen == [0, 0, 1, 1, 2, 2] * 2
+
+
+def test_an_answer_that_is_always_the_same_is_no_robustness() -> None:
+    """Half of the images are of class 0, so a model that knows nothing is right on half of them, attacked or not."""
+    images = torch.zeros(4, 3, 4, 4)
+    images[2:] = 1.0
+    holder = nn.Module()
+    watch = OverfittingWatch(holder, Labelled(images, [0, 0, 1, 1]), 3, epsilon=0.1)
+    flat = nn.Linear(48, 2)
+    nn.init.zeros_(flat.weight)
+    model = PixelModel(nn.Sequential(nn.Flatten(), flat), [0.0] * 3, [1.0] * 3)
+    with torch.no_grad():
+        flat.bias.copy_(torch.tensor([1.0, 0.0]))
+    assert watch(model, "cpu") == 0.5
+    assert holder.best_robust == 0
+    with torch.no_grad():
+        flat.weight[1] = 1.0
+        flat.bias[0] = 24.0
+    assert watch(model, "cpu") == 1.0
+    assert holder.best_robust == 1
+    nn.init.zeros_(flat.weight)
+    with pytest.raises(StopTraining, match=r"fell from 100\.0% to 50\.0%"):
+        watch(model, "cpu")
+
+
 def test_catastrophic_overfitting_stops_the_run(
     tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder = nn.Module()
-    watch = OverfittingWatch(holder, EPSILON, drop=0.2)
+    watch = OverfittingWatch(nn.Module(), Labelled(torch.zeros(3, 3, 4, 4), [0, 1, 2]), 2, EPSILON, drop=0.2)
     for accuracy in (0.1, 0.5, 0.35):
         watch.check(accuracy)
     with pytest.raises(StopTraining, match=r"fell from 50\.0% to 29\.0% \(catastrophic overfitting\)"):

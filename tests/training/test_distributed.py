@@ -79,6 +79,11 @@ def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
     assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
 
 
+def test_the_watch_is_over_the_images_of_all_processes(folder: Path) -> None:
+    """Every answer is class 0, of which two of five images are."""
+    assert [torch.load(folder / f"results{rank}.pt")["robust"] for rank in (0, 1)] == [2 / 5] * 2
+
+
 def test_two_processes_resume(folder: Path) -> None:
     """In the very same weights, with --sync-bn; and not where they find the run at different steps."""
     assert_same(folder / "whole", folder / "cut")

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from models import ModelConfig, create_model
 from tests.training.runs import QUIET, Killed, before_step, die
 from training import distributed
+from training.adversarial import OverfittingWatch
+from training.attacks import PixelModel
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.distributed import convert_sync_batchnorm
@@ -57,6 +60,18 @@ def queue_labels() -> list[int]:
     return learner.queue.labels.tolist()
 
 
+def robust() -> float:
+    """What the watch of Fast-AT sees of 5 images, of which one process has two."""
+    torch.manual_seed(0)
+    images = TensorDataset(torch.randn(5, 3, 32, 32), torch.tensor([0, 0, 1, 1, 2]))
+    images.targets = images.tensors[1].tolist()
+    network = create_model("replknet_nano", 3).eval()
+    with torch.no_grad():
+        network.head.bias.copy_(torch.tensor([100.0, 0.0, 0.0]))
+    watch = OverfittingWatch(torch.nn.Module(), images, 1, epsilon=0.0)
+    return watch(PixelModel(network, [0.5] * 3, [0.5] * 3), "cpu")
+
+
 def cut_and_resumed(config: Config) -> str:
     """Runs in cut/, which is cut off and goes on, and in whole/; what process 1 is told that finds another folder."""
     config = dataclasses.replace(config, lr=4e-3, optimizer="adamw", epochs=2, save_every=2)
@@ -79,6 +94,7 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.setup("cpu")
     results: dict = {"steps": {name: one_step(method) for name, method in METHODS.items()}, "queue": queue_labels()}
+    results["robust"] = robust()
     changes |= {"data": Path(changes["data"]), "output": Path(changes["output"])}
     config = dataclasses.replace(PRESETS["digits"], **changes)
     train(config, QUIET)
