@@ -38,14 +38,16 @@ class ModelConfig:
             raise ValueError(f"num_classes {self.num_classes}: at least 1 is needed")
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size}: the model halves its input five times, 32 is the least")
-        if not 0.0 < self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct {self.crop_pct}: it is above 0 and at most 1")
+        if not 0.1 <= self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct {self.crop_pct}: the share of the resized side that is cut out, 0.1 to 1")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode {self.crop_mode!r}: choose one of {', '.join(CROP_MODES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
+        if not all(0 <= value <= 1 for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean {self.mean}, std {self.std}: both are on the 0..1 scale; divide by 255")
         if self.labels is not None and len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one a class is needed")
 

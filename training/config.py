@@ -68,5 +68,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     crop_mode: Literal["center", "squash", "border"] | None = None
     """Of the evaluation and of serving, in timm's words: the centre; no aspect kept; all of the image, in a border."""
     mean: tuple[float, ...] = ()
+    """Of the normalisation, red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255."""
     std: tuple[float, ...] = ()
+    """Likewise."""
     drop_path: float = 0.1

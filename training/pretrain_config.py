@@ -26,8 +26,10 @@ class Config(LoopConfig):
     image_size: int = 192
     """Pixels, a multiple of 32."""
     mean: tuple[float, ...] = ()
+    """Of the normalisation, red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255.
+    Empty: the architecture's."""
     std: tuple[float, ...] = ()
-    """Of the normalisation, on the 0..1 scale; empty: the architecture's."""
+    """Likewise."""
     mask_patch: int = 32
     """Side of a masked square, pixels: a multiple of 4 that divides 32 or is a multiple of it."""
     mask_ratio: float = 0.6

@@ -20,3 +20,14 @@ def test_examples_are_lines_of_their_own(
     examples = [line for line in script.__doc__.splitlines() if line.startswith("    ")]
     assert examples
     assert set(examples) <= set(lines)
+
+
+@pytest.mark.parametrize("script", [finetune, pretrain])
+def test_the_normalisations_scale_is_said(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "on the 0..1 scale: what is on 0..255 elsewhere is divided by 255" in shown
