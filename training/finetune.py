@@ -31,7 +31,7 @@ from training.methods import attack_epsilon, check_method, label_smoothing, make
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code
-from training.settings import SettingsError, as_json, check_ranges
+from training.settings import SettingsError, as_json, check_rates
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -44,7 +44,7 @@ def train(config: Config, console: Console | None = None) -> float:
     `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be trained on, `RuntimeError` if
     the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on SIGTERM.
     """
-    check_ranges(config)
+    check_rates(config)
     check_method(config)
     holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
     config, console = begin(config, PRESETS, console)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.settings import LoopConfig, SettingsError, check_ranges
+from training.settings import LoopConfig, SettingsError, check_rates
 
 STRIDE = 32
 
@@ -106,7 +106,7 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Raises `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
-    check_ranges(config)
+    check_rates(config)
     if config.image_size < STRIDE or config.image_size % STRIDE:
         raise SettingsError(f"--image-size {config.image_size}: a multiple of {STRIDE} is needed")
     patch = config.mask_patch

@@ -75,21 +75,43 @@ class LoopConfig:
     """Write event files to output/tensorboard (needs the package tensorboard)."""
 
 
-SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "overfitting_drop")
+SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "overfitting_drop", "drop_path")
 FROM_ZERO = (
-    *("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix"),
-    *("global_batch_size", "save_every", "seed", "workers", "threads", "pictures"),
+    *("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "imbalance"),
+    *("logit_tau", "focal_gamma", "paco_alpha", "tau_norm", "logit_adjustment", "step"),
+    *("global_batch_size", "save_every", "workers", "threads", "pictures", "images"),
 )
+FROM_ONE = ("epochs", "batch_size", "steps", "restarts")
+RANGES = {
+    **dict.fromkeys(FROM_ZERO, (0, math.inf)),
+    **dict.fromkeys(FROM_ONE, (1, math.inf)),
+    **dict.fromkeys(SHARES, (0, 1)),
+    "epsilon": (0, 255),
+    "seed": (0, 2**63 - 1),
+}
 
 
-def check_ranges(config: LoopConfig) -> None:
-    """Raises `SettingsError` for a number that would be passed over in silence or fail somewhere in the run."""
-    most = {name: math.inf for name in FROM_ZERO} | {name: 1.0 for name in SHARES} | {"epsilon": 255.0}
-    for name, limit in most.items():
-        value = getattr(config, name, None)
-        if value is not None and not 0 <= value <= limit:
-            what = "at least 0" if limit == math.inf else f"0 to {limit:g}"
-            raise SettingsError(f"--{name.replace('_', '-')} {value}: it is {what}")
+def check_ranges(config: Any) -> None:
+    """Raises `SettingsError` for a number in a script's settings that would be passed over in silence or fail
+    somewhere in the run; the least and the most of each name are the same in every script."""
+    for name, value in vars(config).items():
+        option = f"--{name.replace('_', '-')} {value}"
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{option}: a finite number is needed")
+        least, most = RANGES.get(name, (0, math.inf))
+        if name in RANGES and isinstance(value, int | float) and not least <= value <= most:
+            raise SettingsError(
+                f"{option}: it is " + (f"at least {least}" if most == math.inf else f"{least} to {most}")
+            )
+
+
+def check_rates(config: LoopConfig) -> None:
+    """`check_ranges`, and what only a run has: the rates, the average, the crops."""
+    check_ranges(config)
+    if config.lr <= 0:
+        raise SettingsError(f"--lr {config.lr}: it is above 0")
+    if (config.min_lr or 0) > config.lr:
+        raise SettingsError(f"--min-lr {config.min_lr}: it falls from --lr {config.lr}, so at most that")
     if not 0 <= config.ema_decay < 1:
         raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
@@ -101,8 +123,6 @@ def accumulation(config: LoopConfig, processes: int, batches: int) -> int:
 
     Raises `SettingsError` for sizes that do not divide, and for a step of more images than an epoch has.
     """
-    if config.batch_size < 1 or config.epochs < 1:
-        raise SettingsError(f"--batch-size {config.batch_size} and --epochs {config.epochs}: both are at least 1")
     at_once = config.batch_size * processes
     if config.global_batch_size % at_once:
         raise SettingsError(

@@ -126,8 +126,6 @@ def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
         SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
     ):
         accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2, 9)
-    with pytest.raises(SettingsError, match="--batch-size 0"):
-        accumulation(LoopConfig(batch_size=0), 1, 9)
 
 
 def test_presets_are_command_lines() -> None:
