@@ -28,7 +28,7 @@ from training.outputs import check_file
 from training.randomness import seed_everything
 from training.samplers import evenly
 from training.script import exit_code
-from training.settings import SettingsError
+from training.settings import SettingsError, check_ranges
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,9 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
-    if not 0 <= config.epsilon <= 255 or config.images < 0:
-        raise SettingsError(f"--epsilon {config.epsilon}, --count {config.images}: 0 to 255, and at least 0")
+    check_ranges(config)
+    if len(set(config.attacks)) < len(config.attacks):
+        raise SettingsError(f"--attacks {' '.join(config.attacks)}: each once")
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:

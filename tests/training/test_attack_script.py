@@ -56,9 +56,28 @@ def test_a_part_of_the_images_is_of_all_classes(
     config = attack_script.Config(checkpoint, small_digits / "val", ("fgsm",), images=6, device="cpu")
     assert [result.images for result in attack_checkpoint(config)] == [6, 6]
     assert sorted(seen) == [0, 0, 1, 1, 2, 2]
-    for wrong in ({"images": -4}, {"epsilon": 300.0}):
-        with pytest.raises(SettingsError, match="0 to 255, and at least 0"):
-            attack_checkpoint(dataclasses.replace(config, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": -4}, "--images -4: it is at least 0"),
+        ({"epsilon": 300.0}, r"--epsilon 300\.0: it is 0 to 255"),
+        ({"epsilon": float("nan")}, "--epsilon nan: a finite"),
+        ({"step": float("nan")}, "--step nan: a finite"),
+        ({"step": float("inf")}, "--step inf: a finite"),
+        ({"step": -2.0}, r"--step -2\.0: it is at least 0"),
+        ({"steps": 0}, "--steps 0: it is at least 1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"batch_size": 0}, "--batch-size 0: it is at least 1"),
+        ({"attacks": ("fgsm", "pgd", "fgsm")}, "--attacks fgsm pgd fgsm: each once"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:
+    """Twice the same attack would be counted twice; a step that goes back, or nowhere, is no attack."""
+    config = attack_script.Config(tmp_path, tmp_path, device="cpu")
+    with pytest.raises(SettingsError, match=message):
+        attack_checkpoint(dataclasses.replace(config, **changes))
 
 
 def test_script_errors_are_one_line(
