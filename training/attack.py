@@ -23,7 +23,7 @@ from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device
-from training.evaluate import load_classifier
+from training.evaluate import answers, load_classifier
 from training.outputs import check_file
 from training.randomness import seed_everything
 from training.samplers import evenly
@@ -137,7 +137,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
 
 @torch.no_grad()
 def _right(model: PixelModel, pixels: Tensor, targets: Tensor) -> Tensor:
-    return model(pixels).argmax(1) == targets
+    return answers(model(pixels)) == targets
 
 
 def result_table(results: list[Result]) -> Table:

@@ -27,7 +27,7 @@ from training.distributed import check_device
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code
-from training.settings import ARGUMENTS_FILE, SettingsError, json_object
+from training.settings import ARGUMENTS_FILE, SettingsError, check_ranges, json_object
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,29 @@ class Config:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def answers(logits: Tensor) -> Tensor:
+    """[B,classes] -> the class of the highest logit [B]. Raises `SettingsError` where one is NaN or infinite."""
+    if broken := int((~logits.isfinite()).any(1).sum()):
+        raise SettingsError(
+            f"{broken} of {len(logits)} images have logits that are NaN or infinite, which is no answer: take another "
+            "checkpoint, or lower --tau-norm and --logit-adjustment where they are given, or --lr in training"
+        )
+    return logits.argmax(1)
+
+
 @torch.inference_mode()
 def count_answers(
     model: nn.Module, loader: DataLoader[Any], num_classes: int, device: str = "cpu"
 ) -> tuple[Tensor, Tensor]:
     """The confusion matrix [num_classes,num_classes], rows the truth, columns the answer; and how many images have
-    their class among the five highest logits []. Leaves `model` in the mode it was in."""
+    their class among the five highest logits []. Leaves `model` in the mode it was in. Raises as `answers`."""
     training = model.training
     model.eval()
     counts, in_top5 = torch.zeros(num_classes * num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     for images, targets in loader:
         images = images.to(device, memory_format=torch.channels_last)  # [B,3,S,S]
         logits = model(images).cpu()  # [B,num_classes]
-        counts += torch.bincount(targets * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+        counts += torch.bincount(targets * num_classes + answers(logits), minlength=num_classes * num_classes)
         in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
     model.train(training)
     return counts.view(num_classes, num_classes), in_top5
@@ -106,6 +116,7 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
+    check_ranges(config)
     check_device(config.device)
     if config.csv is not None:
         check_file("--csv", config.csv)

@@ -22,7 +22,7 @@ from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled, load_image
 from training.distributed import check_device
-from training.evaluate import load_classifier
+from training.evaluate import answers, load_classifier
 from training.outputs import check_folder
 from training.road import road
 from training.samplers import evenly
@@ -94,9 +94,9 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     names, pictures = zip(*find_images(config.images, config.count, eval_transform(model_config)), strict=True)
     images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
     with torch.no_grad():
-        probabilities = model(images).softmax(1)
-    answers = probabilities.argmax(1)
-    targets = torch.full_like(answers, labels.index(config.target)) if config.target else answers
+        logits = model(images)
+    probabilities, answered = logits.softmax(1), answers(logits)
+    targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
     maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
     config.output.mkdir(parents=True, exist_ok=True)
     table = Table("image", "explained", "probability", "picture")

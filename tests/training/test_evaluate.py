@@ -32,6 +32,34 @@ def test_confusion_matrix_counts_rows_as_truth() -> None:
     assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_are_no_answers(bad: float) -> None:
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(len(images), 3)
+            logits[1, 2] = bad
+            return logits
+
+    with pytest.raises(SettingsError, match="1 of 4 images have logits that are NaN or infinite"):
+        count_answers(Broken(), [(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64))], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tau_norm": float("nan")}, "--tau-norm nan: a finite number is needed"),
+        ({"tau_norm": -1.0}, r"--tau-norm -1\.0: it is at least 0"),
+        ({"logit_adjustment": float("nan")}, "--logit-adjustment nan: a finite"),
+        ({"logit_adjustment": -0.5}, r"--logit-adjustment -0\.5: it is at least 0"),
+        ({"batch_size": 0}, "--batch-size 0: it is at least 1"),
+        ({"workers": -1}, "--workers -1: it is at least 0"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        script.evaluate(script.Config(tmp_path, tmp_path, device="cpu", **changes))
+
+
 def test_labels_are_text_in_the_table(capsys: pytest.CaptureFixture) -> None:
     """A label may look like rich's markup, which would vanish or be an error."""
     Console(width=100).print(per_class_table(torch.eye(2, dtype=torch.int64).flip(0), ["[dog]", "[/x]"]))

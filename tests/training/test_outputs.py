@@ -139,6 +139,14 @@ def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, small_dig
     assert not (tmp_path / "saved").exists()
 
 
+def test_a_correction_that_leaves_no_numbers_is_not_saved(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+    """Rows' lengths to the power 1000 are 0 or infinite."""
+    config = evaluate.Config(checkpoint, small_digits / "val", tau_norm=1000.0, save=tmp_path / "saved", device="cpu")
+    with pytest.raises(SettingsError, match=r"24 of 24 images have logits .* lower --tau-norm"):
+        evaluate.evaluate(config)
+    assert not (tmp_path / "saved").exists()
+
+
 def test_saved_in_its_own_layout(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
     """The evaluation's channels_last and --deploy are not in what is saved."""
     config = evaluate.Config(checkpoint, small_digits / "val", deploy=True, save=tmp_path / "saved", device="cpu")
