@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from benchmarks.harness import Timing, gpu, interleaved, load_average_warning, versions, write_document
 from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
+from training.logs import standard_output
 from training.outputs import check_file
 from training.script import exit_code
 from training.settings import SettingsError
@@ -170,7 +170,7 @@ def _beside(published: float | None) -> str:
 
 
 def report(config: Config) -> None:
-    console = Console()
+    console = standard_output()
     with console.status("comparing") as status:
         rows, details = compare(config, status.update)
     recommendations = recommend(rows)

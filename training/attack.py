@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
@@ -24,6 +23,7 @@ from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device
 from training.evaluate import answers, load_classifier
+from training.logs import standard_output
 from training.outputs import check_file
 from training.randomness import seed_everything
 from training.samplers import evenly
@@ -153,7 +153,7 @@ def _in_255ths(name: str, value: Any) -> str:
 
 
 def report(config: Config) -> None:
-    console = Console()
+    console = standard_output()
     with console.status("attacking") as status:
         results = attack_checkpoint(config, status.update)
     if config.save is not None:

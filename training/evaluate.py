@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from models.files import replace_file
 from training.augment import eval_transform
 from training.data import make_loader, open_images
 from training.distributed import check_device
+from training.logs import standard_output
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code
@@ -179,7 +179,7 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
 
 
 def report(config: Config) -> None:
-    console = Console()
+    console = standard_output()
     confusion, labels, in_top5 = evaluate(config)
     if config.csv is not None:
         config.csv.parent.mkdir(parents=True, exist_ok=True)

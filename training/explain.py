@@ -4,6 +4,7 @@ Example:
     python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --method layercam --layer stages.0
 """
 
+import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled, load_image
 from training.distributed import check_device
 from training.evaluate import answers, load_classifier
+from training.logs import standard_output
 from training.outputs import check_folder
 from training.road import road
 from training.samplers import evenly
 from training.script import exit_code
 from training.settings import SettingsError
 
+TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
 
@@ -41,7 +43,7 @@ class Config:
     images: Path
     """An image, or a folder of images at any depth, or of *.tar."""
     output: Path = Path("runs/explained")
-    """Folder of the overlays."""
+    """Folder of the overlays, and of explained.csv."""
     method: Method = "cam"
     """cam is exact and needs no gradient; the others work on any layer."""
     layer: str = ""
@@ -75,7 +77,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
-    """Write one overlay for each image; a table of answers, and the scores if they are asked for.
+    """Write one overlay for each image, and explained.csv; a table of it, and the scores if they are asked for.
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
@@ -99,14 +101,19 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
     maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
     config.output.mkdir(parents=True, exist_ok=True)
-    table = Table("image", "explained", "probability", "picture")
+    rows = []
     for number, source in enumerate(names):
         target = int(targets[number])
         stem = Path(source.rpartition(":")[2]).stem  # of a member, not of its shard
         name = f"{number:03d}_{stem}_{config.method}.png"
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
-        answer = f"{float(probabilities[number, target]):.1%}"
-        table.add_row(escape(source), escape(labels[target]), answer, escape(name))
+        answer = labels[int(answered[number])]
+        rows.append((source, labels[target], answer, float(probabilities[number, target]), name))
+    with (config.output / TABLE_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("file", "label", "answer", "probability", "picture"), *rows])
+    table = Table("image", "explained", "probability", "picture")
+    for source, label, _, probability, name in rows:
+        table.add_row(escape(source), escape(label), f"{probability:.1%}", escape(name))
     return table, scores_of(model, images, maps, targets, config) if config.scores else {}
 
 
@@ -122,12 +129,12 @@ def scores_of(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, c
 
 
 def report(config: Config) -> None:
-    console = Console()
+    console = standard_output()
     table, scores = explain_images(config)
     console.print(table)
     for name, value in scores.items():
         console.print(f"{name}: {value:.3f}")
-    console.print(f"overlays are in {config.output}")
+    console.print(f"overlays and {TABLE_FILE} are in {config.output}")
 
 
 def main() -> int:

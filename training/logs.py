@@ -1,6 +1,7 @@
 """What a run says while it runs: a progress bar, log.jsonl, TensorBoard."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,12 @@ from models.files import replace_file
 from training.settings import LoopConfig, SettingsError
 
 LOG_FILE = "log.jsonl"
+UNWRAPPED = 10_000  # columns, more than any line has
+
+
+def standard_output() -> Console:
+    """As wide as the terminal; in a file or a pipe no line is wrapped: to a program it would be two."""
+    return Console() if sys.stdout.isatty() else Console(width=UNWRAPPED)
 
 
 class RunLog:

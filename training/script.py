@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from training import distributed
+from training.logs import standard_output
 from training.loop import DivergenceError, Terminated
 from training.samples import WRITERS
 from training.settings import one_line
@@ -33,7 +34,7 @@ def begin(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    return config, (console or Console()) if main else Console(quiet=True)
+    return config, (console or standard_output()) if main else Console(quiet=True)
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:

@@ -22,7 +22,6 @@ def test_script_counts_times_and_writes(
     archs = ["replknet_nano", "timm/mobilenetv3_small_100"]
     options = ["--archs", *archs, "--rounds", "2", "--image-size", "64", "--threads", "1", "--output", str(output)]
     monkeypatch.setattr("sys.argv", ["compare", *options])
-    monkeypatch.setenv("COLUMNS", "240")
     assert script.main() == 0
     document = json.loads(output.read_text())
     assert [row["arch"] for row in document["rows"]] == archs
@@ -36,6 +35,8 @@ def test_script_counts_times_and_writes(
     printed = capsys.readouterr().out
     for text in ("claim in circulation", "RepLKNet is a mobile model", "few labels", "timm/mobilenetv3_small_100"):
         assert text in printed
+    for entry in document["claims"]:
+        assert f"│ {entry['truth']} " in printed, "on one line: a pipe is no terminal"
 
 
 def test_counting_alone_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

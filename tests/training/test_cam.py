@@ -1,18 +1,13 @@
 """Class activation maps: exact where they say so, in the graph, and judged."""
 
-import tarfile
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from models import ModelConfig, create_model, reparameterize, save_checkpoint
+from models import create_model, reparameterize
 from models.class_map import WithClassMap, class_maps
 from models.replknet import RepLKNet
-from training import explain as script
 from training.cam import cam, explain, gradient_cam, upscale
 from training.cam_scores import (
     area_under,
@@ -22,7 +17,6 @@ from training.cam_scores import (
     rank_correlation,
     replacement_curve,
 )
-from training.data import DataError
 from training.settings import SettingsError
 
 SIZE = 96
@@ -182,75 +176,3 @@ def test_randomisation_reaches_the_explained_layer(model: RepLKNet, images: Tens
     check = randomization_check(model, lambda m: upscale(m.forward_stem(images).mean(1), images.shape[-2:]))
     assert check.pop("stem") < 0.9
     assert all(value == pytest.approx(1.0) for value in check.values())
-
-
-def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Word for word, on a model of the preset `digits` after its first epoch."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    network = create_model("replknet_nano", 10)
-    save_checkpoint("runs/digits-nano", network, ModelConfig("replknet_nano", 10, image_size=32, crop_pct=1.0))
-    digit = tmp_path / "data/digits/val/3/0001.png"
-    digit.parent.mkdir(parents=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)).save(digit)
-    (command,) = [line for line in script.__doc__.splitlines() if line.startswith("    python -m training.explain ")]
-    monkeypatch.setattr("sys.argv", command.split()[2:])
-    assert script.main() == 0
-    assert len(list(tmp_path.glob("runs/explained/*.png"))) == 1
-
-
-def test_script_writes_overlays(
-    model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64, labels=list("abcde")))
-    (tmp_path / "images").mkdir()
-    for index in range(3):
-        pixels = np.random.default_rng(index).integers(0, 256, (70, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    common = ["--checkpoint", str(tmp_path / "c"), "--images", str(tmp_path / "images"), "--device", "cpu"]
-    run = ["explain", *common, "--output", str(tmp_path / "out"), "--count", "2"]
-    for method in ("cam", "layercam"):
-        monkeypatch.setattr("sys.argv", [*run, "--method", method, "--target", "c", "--scores"])
-        assert script.main() == 0
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["000_0_cam.png", "000_0_layercam.png", "001_1_cam.png", "001_1_layercam.png"]
-    assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
-    printed = capsys.readouterr().out
-    for score in ("insertion", "deletion", "ROAD", "ROAD of a random map", "rank correlation, random down to head"):
-        assert f"{score}: " in printed
-    monkeypatch.setattr("sys.argv", [*run, "--target", "z"])
-    assert script.main() == 1
-    assert "--target z is not one of the 5 labels: a, b" in capsys.readouterr().err
-    (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no image"):
-        script.find_images(tmp_path / "none", 3, as_it_is)
-    for method in ([], ["--method", "cam"]):
-        monkeypatch.setattr("sys.argv", [*run, *method, "--layer", "stages.0"])
-        assert script.main() == 1
-        assert "--layer stages.0 does nothing with --method cam: take layercam" in capsys.readouterr().err
-
-
-def test_script_reads_shards(model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures are those of the same images in a folder."""
-    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64))
-    for folder in ("images", "shards"):
-        (tmp_path / folder).mkdir()
-    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as shard:
-        for index in range(3):
-            path = tmp_path / "images" / f"{index}.png"
-            Image.fromarray(np.random.default_rng(index).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(path)
-            shard.add(path, f"dog/{index}.png")
-    common = ["explain", "--checkpoint", str(tmp_path / "c"), "--device", "cpu", "--count", "2"]
-    pictures = {}
-    for folder in ("images", "shards"):
-        output = tmp_path / "out" / folder
-        monkeypatch.setattr("sys.argv", [*common, "--images", str(tmp_path / folder), "--output", str(output)])
-        assert script.main() == 0
-        pictures[folder] = {path.name: path.read_bytes() for path in output.iterdir()}
-    assert pictures["images"] == pictures["shards"]
-    assert sorted(pictures["shards"]) == ["000_0_cam.png", "001_1_cam.png"]
-
-
-def test_counts_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--count 0"):
-        script.find_images(tmp_path / "images", 0, as_it_is)

@@ -1,0 +1,22 @@
+"""What a run prints, and where."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import Tiny
+from training.finetune import train
+from training.logs import standard_output
+
+
+def test_lines_in_a_file_are_not_wrapped(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    train(tiny(tmp_path / "run", epochs=1))
+    printed = capsys.readouterr().out
+    assert "replknet_nano on 96 images of 3 classes at 32 px, 24 held out, cpu\n" in printed
+    (epoch,) = [line for line in printed.splitlines() if line.startswith("epoch   1  loss ")]
+    assert "  top-1 " in epoch
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert standard_output().width == 40
