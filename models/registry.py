@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from models.replknet import RepLKNet
-from models.timm_models import create_timm_model, is_timm, near_timm_names, timm_config
+from models.timm_models import create_timm_model, is_timm, near_names, near_timm_names, timm_config
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,6 +71,8 @@ def check_arch(arch: str) -> None:
     if is_timm(arch):
         timm_config(arch)
     elif arch not in ARCHITECTURES:
+        if ours := near_names(arch, list(ARCHITECTURES), most=1, least=0.9):
+            raise ValueError(f"arch {arch!r} is unknown: did you mean {ours[0]}?")
         near = near_timm_names(arch)
         raise ValueError(
             f"arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME"

@@ -41,7 +41,12 @@ def near_timm_names(arch: str) -> list[str]:
         import timm
     except ImportError:
         return []
-    return [PREFIX + name for name in difflib.get_close_matches(arch, timm.list_models(), n=3)]
+    return [PREFIX + name for name in near_names(arch, timm.list_models(), 3)]
+
+
+def near_names(name: str, known: list[str], most: int = 5, least: float = 0.6) -> list[str]:
+    """Those of `known`, which are in small letters, that are nearest to `name`, whatever its letters."""
+    return difflib.get_close_matches(name.lower(), known, most, least)
 
 
 def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: Any) -> nn.Module:
@@ -85,5 +90,5 @@ def renamed_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 
 def _near(name: str, known: list[str], least: float = 0.6) -> str:
-    near = difflib.get_close_matches(name, known, n=5, cutoff=least)
+    near = near_names(name, known, least=least)
     return f": did you mean {', '.join(near)}?" if near else ""

@@ -58,6 +58,10 @@ def test_config_is_that_of_the_named_weights() -> None:
         ("timm/resnt18", "did you mean .*resnet18"),
         ("timm/resnet18.tv_in2k", "resnet18 has no weights 'tv_in2k': did you mean tv_in1k"),
         ("resnet18", "choose one of replknet_31b, .* or timm/NAME, such as timm/resnet18"),
+        ("ResNet18", "or timm/NAME, such as timm/resnet18"),
+        ("timm/ResNet18", "timm has no model 'ResNet18': did you mean resnet18"),
+        ("replknet_31B", r"'replknet_31B' is unknown: did you mean replknet_31b\?"),
+        ("RepLKNet-XL", r"did you mean replknet_xl\?"),
     ],
 )
 def test_unknown_names_get_near_ones(arch: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from models import create_model, reparameterize
@@ -20,10 +19,6 @@ from training.cam_scores import (
 from training.settings import SettingsError
 
 SIZE = 96
-
-
-def as_it_is(picture: Image.Image) -> Image.Image:
-    return picture
 
 
 @pytest.fixture(scope="module")
