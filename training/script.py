@@ -1,5 +1,6 @@
 """How a run begins, and how a training script ends: one line on standard error and an exit code, whatever stops it."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from training import distributed
 from training.logs import standard_output
@@ -40,9 +42,13 @@ def begin(
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:
     """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved.
 
+    torchrun is told the error, which it shows as the root cause.
+
     `output`: the folder of a run that can be resumed. What nobody foresaw is raised: its traceback is what there is to
     go by.
     """
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        run = record(run)
     try:
         run()
     except KeyboardInterrupt:

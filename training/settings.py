@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,6 +166,9 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
 
 
 def one_line(error: BaseException) -> str:
-    """The message without the traceback that a worker process puts before it."""
+    """The message without the traceback and the error's name, which a worker process puts before it."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    name = type(error).__qualname__
+    return re.sub(rf"^([\w.]+\.)?{name}: ", "", lines[-1]) if len(lines) > 1 else lines[-1]

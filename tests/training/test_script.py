@@ -1,0 +1,38 @@
+"""How a script ends."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.data import DataError
+from training.script import exit_code
+from training.settings import one_line
+
+
+def test_torchrun_is_told_what_ended_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It shows that as the root cause; without a word it shows a bare exit code."""
+
+    def fails() -> None:
+        raise DataError("data/train is no folder")
+
+    told = tmp_path / "error.json"
+    assert exit_code("finetune", fails) == 1
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(told))
+    assert exit_code("finetune", lambda: None) == 0
+    assert not told.exists()
+    assert exit_code("finetune", fails) == 1
+    assert "DataError: data/train is no folder" in json.loads(told.read_text())["message"]["message"]
+    assert capsys.readouterr().err == 2 * "finetune: data/train is no folder\n"
+
+
+def test_the_line_of_an_error() -> None:
+    assert one_line(ValueError()) == "ValueError"
+    assert one_line(ValueError("ValueError: as it was said")) == "ValueError: as it was said"
+    of_a_worker = (
+        "Caught DataError in DataLoader worker process 0.\nTraceback:\n  x\ntraining.data.DataError: a: b is c"
+    )
+    assert one_line(DataError(of_a_worker)) == "a: b is c"
+    assert one_line(OSError("Caught OSError in DataLoader worker process 0.\nOSError: a: b is c")) == "a: b is c"
