@@ -57,11 +57,11 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     data: Path = Path("data/images")
     """Folder with train/LABEL/FILE and val/LABEL/FILE, or train/*.tar and val/*.tar."""
     arch: str = ""
-    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint folder in --weights,
-    else replknet_small."""
+    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint in --weights, else
+    replknet_small."""
     weights: Path | None = None
-    """Checkpoint folder, .safetensors or .pth to start from; its head is trained on if the labels are the same, or with
-    --keep-head."""
+    """Checkpoint folder or the file in it, or another .safetensors or .pth to start from; its head is trained on if the
+    labels are the same, or with --keep-head."""
     image_size: int = 0
     """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct, crop_mode, mean and std when left out."""
     crop_pct: float = 0.0

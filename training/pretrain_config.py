@@ -20,7 +20,7 @@ class Config(LoopConfig):
     data: Path = Path("data/images")
     """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at."""
     arch: str = ""
-    """Name in models.ARCHITECTURES; empty: that of the checkpoint folder in --weights, else replknet_small."""
+    """Name in models.ARCHITECTURES; empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
     """Checkpoint folder, .safetensors or .pth whose encoder is trained on."""
     image_size: int = 192

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models import ModelConfig, load_config
+from models.weights import CONFIG_FILE, is_own_config
 from training.config import Config as FinetuneConfig
 from training.pretrain_config import Config as PretrainConfig
 from training.settings import SettingsError
@@ -22,17 +23,26 @@ def preset_of(presets: Mapping[str, AnyConfig], usual: str, command_line: list[s
     first.add_argument("--weights", type=Path)
     options = first.parse_known_args(command_line)[0]
     preset = presets.get(options.preset, presets[usual])
-    return replace(preset, arch="") if options.weights and options.weights.is_dir() else preset
+    return replace(preset, arch="") if checkpoint_folder(options.weights) else preset
+
+
+def checkpoint_folder(weights: Path | None) -> Path | None:
+    """Where config.json says what `weights` are; a published file has none, or another library's beside it."""
+    if weights is None or weights.is_dir():
+        return weights
+    config = weights.parent / CONFIG_FILE
+    return weights.parent if config.is_file() and is_own_config(config) else None
 
 
 def starting_config(arch: str, weights: Path | None) -> ModelConfig:
-    """That of the checkpoint folder in `weights`, else of the architecture.
+    """That of the checkpoint folder in `weights`, or beside that file, else of the architecture.
 
     Raises `SettingsError` for an `arch` that the folder does not hold.
     """
-    if weights is None or not weights.is_dir():
+    folder = checkpoint_folder(weights)
+    if folder is None:
         return ModelConfig(arch or DEFAULT_ARCH)
-    config = load_config(weights)
+    config = load_config(folder)
     if arch not in ("", config.arch):
-        raise SettingsError(f"--arch {arch}, but {weights} holds {config.arch}: leave --arch out")
+        raise SettingsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
     return config

@@ -15,6 +15,7 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny
 from training import finetune, pretrain
 from training.settings import SettingsError
+from training.starting import starting_config
 
 QUIET = Console(quiet=True)
 SCRIPTS = pytest.mark.parametrize("script", [finetune, pretrain])
@@ -58,6 +59,25 @@ def test_the_folders_arch_is_above_the_presets_and_is_recorded(
     command += ["--global-batch-size", "0", "--warmup-epochs", "0", "--amp", "off"]
     script.train(script.parse_arguments([*command, f"--weights={nano}"]), QUIET)
     assert json.loads((tmp_path / "args.json").read_text())["arch"] == "replknet_nano"
+
+
+@SCRIPTS
+def test_a_file_in_a_folder_brings_what_the_folder_brings(script: ModuleType, nano: Path, tmp_path: Path) -> None:
+    """Where our config.json lies beside it, and not another library's."""
+    config = script.parse_arguments(["--weights", str(nano / "model.safetensors")])
+    config = dataclasses.replace(config, device="cpu")
+    made = script.make_model(config, ["a", "b"]) if script is finetune else script.make_model(config)
+    assert made[1].arch == "replknet_nano"
+    with pytest.raises(SettingsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
+        starting_config("replknet_small", nano / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    assert starting_config("replknet_31b", tmp_path / "published.safetensors").arch == "replknet_31b"
+
+
+def test_a_head_in_a_file_is_kept_if_the_labels_are_the_same(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
+    head, said = head_of(tiny(tmp_path / "run", weights=trained / "model.safetensors"))
+    assert torch.equal(head, load_checkpoint(trained)[0].head.weight)
+    assert "model.safetensors: the head is kept\n" in said
 
 
 @SCRIPTS
