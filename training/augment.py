@@ -31,6 +31,8 @@ class AugmentConfig:
     """crop: random crop and mirror image, for photographs; affine: for pictures with a left and a right; none."""
     min_crop_area: float = 0.25
     """Of "crop", as a share of the image's area; the published recipes have 0.08."""
+    affine_fill: Literal["mean", "black"] = "mean"
+    """Of the corners that "affine" leaves empty: the mean colour, as in RandAugment, or black, a drawing's ground."""
     rand_augment: str = ""
     """n2-m9: N of the paper's 14 operations at magnitude M of 30; rand-m9-mstd0.5-inc1: a recipe in timm's words."""
     random_erasing: float = 0.0
@@ -62,7 +64,9 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
     else:
         steps += to_square(config, size)
     if augment.augmentation == "affine":
-        steps.append(v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), InterpolationMode.BILINEAR))
+        fill = mean_colour(config) if augment.affine_fill == "mean" else (0, 0, 0)
+        bilinear = InterpolationMode.BILINEAR
+        steps.append(v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), (-8, 8), bilinear, fill=list(fill)))
     if augment.rand_augment:
         steps.append(rand_augment(augment.rand_augment, config))
     steps += to_normalised(config)
@@ -78,7 +82,7 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
     among them (torchvision's RandAugment). "rand-...": timm's variant with its own 15 operations, each applied half the
     time, as RepLKNet's recipe has it. Raises `SettingsError` for anything else.
     """
-    grey = tuple(min(255, round(255 * value)) for value in config.mean)
+    grey = mean_colour(config)
     if found := re.fullmatch(r"(?:n(\d+)-)?m(\d+)", policy):
         draws, magnitude = int(found[1] or 2), int(found[2])
         if draws < 1 or magnitude > 30:
@@ -99,6 +103,11 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
         f"--rand-augment {policy}: write n2-m9 for the paper's own, rand-m9-mstd0.5-inc1 for timm's (no -inc0: timm "
         "takes it for inc1)"
     )
+
+
+def mean_colour(config: ModelConfig) -> tuple[int, ...]:
+    """RGB 0..255, which is 0 once it is normalised."""
+    return tuple(round(255 * value) for value in config.mean)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:

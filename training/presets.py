@@ -76,6 +76,7 @@ PRESETS = {
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         augmentation="affine",
+        affine_fill="black",  # the digits' ground
         epochs=20,
         lr=4e-3,
         drop_path=0.05,

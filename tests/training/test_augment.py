@@ -20,6 +20,7 @@ from training.augment import (
     to_picture,
     train_transform,
 )
+from training.presets import PRESETS
 from training.settings import SettingsError
 
 CONFIG = ModelConfig("replknet_nano", 10, image_size=32)
@@ -149,6 +150,19 @@ def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
     assert not torch.equal(views[0], views[1])
     small = train_transform(CONFIG, AugmentConfig("none"))(image.resize((32, 32)))
     assert np.abs(to_picture(small, CONFIG).astype(int) - np.asarray(image.resize((32, 32)))).max() <= 1
+
+
+def test_the_corners_of_affine_have_the_mean_colour_or_are_black() -> None:
+    """White all over but for the corners, and for bilinear steps between the two."""
+    white = Image.new("RGB", (32, 32), "white")
+    black = -torch.tensor(CONFIG.mean) / torch.tensor(CONFIG.std)
+    for fill, colour in (("mean", torch.zeros(3)), ("black", black)):
+        transform = train_transform(CONFIG, AugmentConfig("affine", affine_fill=fill))
+        torch.manual_seed(0)
+        darkest = torch.stack([transform(white) for _ in range(20)]).amin((0, 2, 3))
+        torch.testing.assert_close(darkest, colour, rtol=1e-4, atol=0.01)
+    assert AugmentConfig("affine").affine_fill == "mean"
+    assert PRESETS["digits"].affine_fill == "black", "their ground"
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
