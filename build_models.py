@@ -22,7 +22,7 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         "--arch",
         help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder says its own",
     )
-    parser.add_argument("--weights", type=Path, help="checkpoint folder, .safetensors or .pth")
+    parser.add_argument("--weights", type=Path, help="checkpoint folder, or a file of safetensors or torch.save")
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
     parser.add_argument(
         "--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)"

@@ -1,17 +1,13 @@
 """Checkpoints: a folder of model.safetensors and config.json, and the weight files that others publish."""
 
-import argparse
 import json
-import pickle
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.classifier import head_name
@@ -21,15 +17,11 @@ from models.layers import ConvBN
 from models.registry import create_model
 from models.replknet import RepLKNet
 from models.timm_models import of_timm, renamed_keys
+from models.weight_files import WeightsError, first_line, read_state
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of what has a value for each place
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-
-
-class WeightsError(ValueError):
-    """A checkpoint that does not fit or cannot be read; the message names the file and the first offending key."""
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
@@ -91,19 +83,20 @@ def is_own_config(path: Path) -> bool:
 
 
 def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
-    """Load a .safetensors, .pth or .pt file, or a checkpoint folder, into `model`: all or, on any error, nothing.
+    """Load a file of safetensors or torch.save, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
-    Files: a plain state dict, {"model": ...}, {"state_dict": ...}; `ema` takes "model_ema" in their place. Keys may
-    begin with "module." (DDP) or "_orig_mod." (torch.compile). A file in the published deploy form turns `model` into
-    that form. A timm model takes what timm publishes as a file and, where timm can translate them, its authors' files.
-    `skip_head` keeps the model's own classifier. Code in a pickle is never run.
+    Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict"; `ema`
+    takes "model_ema" in their place. Keys may begin with "module." (DDP), "_orig_mod." (torch.compile), "model."
+    (Lightning) or "backbone." (OpenMMLab): those without it are then left out, unless they fit the model. A file in the
+    published deploy form turns `model` into that form. A timm model takes what timm publishes as a file and, where timm
+    can translate them, its authors' files. `skip_head` keeps the model's own classifier. Code in a pickle is never run.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity.
     """
     path = Path(path)
     path = path / WEIGHTS_FILE if path.is_dir() else path
-    state = _unwrap(_read(path), path, ema)
+    state = read_state(path, model.state_dict().keys(), ema=ema)
     target, head = model, head_name(model) + "."
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)
@@ -128,57 +121,11 @@ def count_classes(arch: str, path: str | Path) -> int | None:
     path = Path(path)
     with torch.device("meta"):
         model = create_model(arch)
-    state = _unwrap(_read(path), path, ema=False)
+    state = read_state(path, model.state_dict().keys())
     if of_timm(model) and state.keys() != model.state_dict().keys():
         state = _translated(state, model, path)
     head = state.get(head_name(model) + ".weight")
     return None if head is None or head.dim() == 0 else len(head)
-
-
-def _read(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} cannot be read ({error}): it is truncated or no safetensors file") from error
-    if path.suffix not in (".pth", ".pt"):
-        raise WeightsError(f"{path} is {path.suffix or 'without a suffix'}: weights are .safetensors, .pth or .pt")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # trainers keep their arguments in it
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} cannot be read as tensors alone ({first_line(error)}): it is damaged, or holds objects that "
-            "could run code; save its state dict as .safetensors where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} cannot be read ({first_line(error)}): it is truncated or damaged") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The message without the stack that PyTorch's C++ puts after it."""
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Tensor]:
-    """The state dict inside a trainer's checkpoint, wrappers' prefixes taken off."""
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}: a state dict is needed")
-    if ema and not isinstance(content.get("model_ema"), Mapping):
-        raise WeightsError(f"{path} holds no 'model_ema': load it without ema")
-    for name in ("model_ema",) if ema else ("model", "state_dict"):
-        if isinstance(content.get(name), Mapping):
-            content = content[name]
-            break
-    state = dict(content)
-    while prefix := next((p for p in WRAPPERS if state and all(str(name).startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}: a state dict holds tensors only")
-    return state
 
 
 def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:

@@ -1,8 +1,12 @@
-"""Small models with weights of their own, and their comparison."""
+"""Small models with weights of their own, their comparison, and files of weights."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from safetensors.torch import save_file
 
-from models import RepLKNet, create_model
+from models import RepLKNet, WeightsError, create_model, load_weights
 
 State = dict[str, torch.Tensor]
 
@@ -16,3 +20,23 @@ def nano(seed: int = 0, num_classes: int = 5) -> RepLKNet:
 
 def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def write(path: Path, content: object) -> Path:
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in content.items()}, path)  # type: ignore[attr-defined]
+    else:
+        torch.save(content, path)
+    return path
+
+
+def refused(path: Path, *messages: str, **options: bool) -> str:
+    """`WeightsError` with the file's name and each message, and not one weight changed; returns what it says."""
+    model = nano(0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        load_weights(model, path, **options)
+    for message in (str(path), *messages):
+        assert message in str(error.value)
+    assert same(model.state_dict(), before)
+    return str(error.value)

@@ -1,0 +1,178 @@
+"""Files of weights as trainers write them are read, whatever their suffix; all others are refused by name."""
+
+import argparse
+import io
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nano import State, nano, refused, same, write
+from torch import nn
+
+from models import count_classes, create_model, load_weights
+
+
+@pytest.fixture
+def state() -> State:
+    return nano(1).state_dict()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".pth.tar", ".bin", ".ckpt", ""])
+def test_plain_state_dict(suffix: str, state: State, tmp_path: Path) -> None:
+    model = nano(0)
+    assert not same(model.state_dict(), state)
+    load_weights(model, write(tmp_path / f"weights{suffix}", state))
+    assert same(model.state_dict(), state)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model": s, "optimizer": {"lr": 1.0}, "epoch": 3},
+        lambda s: {"state_dict": s},
+        lambda s: {"model_state_dict": s, "epoch": 3},
+        lambda s: {"model": s, "best": np.float64(3.0), "metrics": {"top1": np.float32(0.5), "seen": np.int64(7)}},
+        lambda s: {"model": s, "history": np.arange(3.0), "rng": np.random.get_state()},
+        lambda s: {"state_dict": {f"model.{name}": value for name, value in s.items()}, "global_step": 7},
+        lambda s: {"state_dict": {f"model.{n}": v for n, v in s.items()} | {"criterion.weight": torch.ones(5)}},
+        lambda s: {"state_dict": {f"model._orig_mod.{n}": v for n, v in s.items()} | {"top1.total": torch.ones(1)}},
+        lambda s: {"meta": {}, "state_dict": {f"backbone.{name}": value for name, value in s.items()}},
+        lambda s: {f"module.{name}": value for name, value in s.items()},
+        lambda s: {"model": {f"_orig_mod.module.{name}": value for name, value in s.items()}},
+        lambda s: {"model": {f"module._orig_mod.{name}": value for name, value in s.items()}},
+        lambda s: {"model": s, "args": argparse.Namespace(lr=4e-3, drop_path=0.5)},
+        lambda s: {name: value for name, value in s.items() if not name.endswith("num_batches_tracked")},
+    ],
+)
+def test_what_trainers_write(wrap: Callable[[State], dict], state: State, tmp_path: Path) -> None:
+    model = nano(0)
+    load_weights(model, write(tmp_path / "weights.pth", wrap(state)))
+    learned = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert same({name: model.state_dict()[name] for name in learned}, learned)
+
+
+def test_numpys_numbers_under_the_other_versions_names(state: State, tmp_path: Path) -> None:
+    """NumPy 1 calls the module numpy.core.multiarray, NumPy 2 numpy._core.multiarray."""
+    path = tmp_path / "weights.pth"
+    torch.save({"model": state, "best": np.float64(3.0)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    here, there = b"numpy.core.multiarray\n", b"numpy._core.multiarray\n"
+    here, there = (here, there) if here in data else (there, here)
+    assert data.count(here) == 1
+    path.write_bytes(data.replace(here, there))
+    model = nano(0)
+    load_weights(model, path)
+    assert same(model.state_dict(), state)
+
+
+def test_an_encoder_in_anothers_checkpoint(state: State, tmp_path: Path) -> None:
+    """OpenMMLab's classifier lies beside the backbone and under a name of its own: it is not ours."""
+    content = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
+    content |= {"head.fc.weight": torch.zeros(9, 256), "head.fc.bias": torch.zeros(9)}
+    path = write(tmp_path / "mmlab.pth", {"state_dict": content})
+    refused(path, "has no 'head.weight'")
+    model = nano(0)
+    head = model.head.weight.clone()
+    load_weights(model, path, skip_head=True)
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.norm.running_mean, state["norm.running_mean"])
+    assert count_classes("replknet_nano", path) is None
+
+
+def test_a_prefix_that_the_model_has_itself_stays(state: State, tmp_path: Path) -> None:
+    beside = {f"model.{name}": value for name, value in nano(2).state_dict().items()}
+    refused(write(tmp_path / "twice.pth", state | beside), "has 'model.stem.0.conv.weight', which the model has not")
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.neck = create_model("replknet_nano", 5), nn.Identity()
+
+        def get_classifier(self) -> nn.Module:
+            return self.backbone.get_classifier()  # type: ignore[operator]
+
+    outer = Outer()
+    load_weights(outer, write(tmp_path / "outer.pth", {f"backbone.{name}": value for name, value in state.items()}))
+    assert same(outer.backbone.state_dict(), state)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_files_are_refused(suffix: str, share: float, state: State, tmp_path: Path) -> None:
+    path = write(tmp_path / f"weights{suffix}", state)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    refused(path, "cannot be read")
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (Trap, "posix.mkdir"),
+        (lambda path: argparse.Namespace(output=path), "pathlib"),
+        (lambda _: nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_code_in_a_pickle_is_not_run_but_named(content: Callable, name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "weights.pth", {"model": content(tmp_path / "sprung")})
+    message = refused(path, f"it holds {name}", "could run code", ".safetensors")
+    assert not (tmp_path / "sprung").exists()
+    assert "\x1b" not in message
+    assert "weights_only" not in message
+
+
+def zipped() -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("photo.txt", "no weights")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is no checkpoint: .*it looks like a web page"),
+        (b"\n  <html>", "is no checkpoint: .*it looks like a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is no checkpoint: .*git lfs pull"),
+        (b"junk", "is no checkpoint: it begins with b'junk'"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "is no checkpoint"),
+        (b"\x80\x02junk", "cannot be read .*truncated or damaged"),
+        (b"PK\x03\x04junk", "cannot be read .*truncated or damaged"),
+        (zipped(), "cannot be read .*truncated or damaged"),
+        (pickle.dumps({"a": 1.0}, protocol=4), "cannot be read .*not of torch.save"),
+        (pickle.dumps({"a": 1.0}, protocol=2), "cannot be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_what_is_no_checkpoint_is_called_so(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    said = refused(path)
+    assert re.search(message, said), said
+    assert "weights_only" not in said
+    assert "\n" not in said
+
+
+def test_other_content_is_refused(state: State, tmp_path: Path) -> None:
+    refused(write(tmp_path / "list.pth", [1, 2]), "holds a list")
+    refused(write(tmp_path / "mixed.pth", state | {"epoch": 3}), "'epoch' is a int")
+    refused(write(tmp_path / "empty.pth", {}), "has no 'stem.0.conv.weight'")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
+    refused(tmp_path / "script.pt", "cannot be read: it is a TorchScript program")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        load_weights(nano(), tmp_path / "nowhere.pth")
