@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.timm_models import of_timm, reparameterize_timm
+from models.wrappers import bare_model
 
 Foldable = nn.Conv2d | nn.Linear
 
@@ -22,13 +23,15 @@ def reparameterize(model: nn.Module) -> nn.Module:
     """A deep copy of `model` in deploy form: branches merged, every batch norm folded, evaluation mode, frozen.
 
     The logits equal those of `model.eval()`; batch statistics are never used, whatever mode `model` is in. The final
-    norm is folded into the head, so `forward_features` of the copy gives the features before that norm.
+    norm is folded into the head, so `forward_features` of the copy gives the features before that norm. What wraps
+    `model` (torch.compile, DataParallel) is not copied.
 
     Of a timm model those blocks are merged that timm can merge; it may keep batch norms, which tracing then folds.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
     running statistics.
     """
+    model = bare_model(model)
     convert = getattr(model, "reparameterize", None)
     if convert is None and not of_timm(model):
         raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")

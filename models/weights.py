@@ -18,6 +18,7 @@ from models.registry import create_model
 from models.replknet import RepLKNet
 from models.timm_models import of_timm, renamed_keys
 from models.weight_files import WeightsError, first_line, read_state
+from models.wrappers import bare_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -30,6 +31,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     Raises `ValueError` for a model whose batch norms are folded away: it could not be trained or loaded again;
     `OSError` for a file that cannot be written, such as on a full disk.
     """
+    model = bare_model(model)
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
     if any(isinstance(module.bn, nn.Identity) for module in convolutions):
         raise ValueError("a re-parameterised model has no batch norms left: save the training form it was made from")
@@ -95,7 +97,7 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_
     of another shape, another number of classes, NaN or infinity.
     """
     path = Path(path)
-    path = path / WEIGHTS_FILE if path.is_dir() else path
+    path, model = path / WEIGHTS_FILE if path.is_dir() else path, bare_model(model)
     state = read_state(path, model.state_dict().keys(), ema=ema)
     target, head = model, head_name(model) + "."
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from nano import State, nano, refused, same, write
+from safetensors.torch import load_file
+from torch import nn
 
 from models import (
     ModelConfig,
+    RepLKNet,
     WeightsError,
     create_model,
     load_weights,
@@ -102,3 +105,24 @@ def test_another_number_of_classes_has_its_own_message(tmp_path: Path) -> None:
     load_weights(model, path, skip_head=True)
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.norm.running_mean, nano(1, num_classes=9).norm.running_mean)
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model),
+    "data parallel": lambda model: nn.DataParallel(model),
+    "both": lambda model: nn.DataParallel(torch.compile(model)),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_what_runs_a_model_is_no_part_of_it(name: str, state: State, tmp_path: Path) -> None:
+    """torch.compile and DataParallel: loaded into, saved without their prefixes, re-parameterised."""
+    model = nano(0)
+    wrapped = WRAPPERS[name](model)
+    load_weights(wrapped, write(tmp_path / "weights.pth", state))
+    assert same(model.state_dict(), state)
+    save_checkpoint(tmp_path, wrapped, ModelConfig("replknet_nano", 5))
+    assert same(load_file(tmp_path / "model.safetensors"), state)
+    deploy = reparameterize(wrapped)
+    assert isinstance(deploy, RepLKNet)
+    torch.testing.assert_close(deploy(IMAGES), nano(1)(IMAGES), rtol=1e-4, atol=1e-4)
