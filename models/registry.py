@@ -68,6 +68,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def check_arch(arch: str) -> None:
     """Raises `ValueError` for a name that is neither in `ARCHITECTURES` nor timm's, with near ones."""
+    if not isinstance(arch, str):
+        raise ValueError(f"arch {arch!r} is no name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
     if is_timm(arch):
         timm_config(arch)
     elif arch not in ARCHITECTURES:
@@ -94,10 +96,19 @@ def input_defaults(arch: str) -> Inputs:
 def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwargs: Any) -> nn.Module:
     """A model in training form with random weights: normalised images [B,3,H,W] -> logits [B,num_classes].
 
-    `kwargs` are the architecture's own (`drop_path_rate`, ...). `image_size` matters to those timm models alone that
-    are made for one; 0: the architecture's. Raises `ValueError` as `check_arch`, and for sizes that cannot be.
+    `kwargs` are the architecture's own (`drop_path_rate`, ...), and `in_channels` for images of other than 3 (timm's
+    word for it, `in_chans`, is taken too). `image_size` matters to those timm models alone that are made for one; 0:
+    the architecture's. A RepLKNet has none of timm's `pretrained` (nothing is downloaded: `load_weights`),
+    `features_only` (`forward_features` gives the last map) and `global_pool` (it is the mean).
+
+    Raises `ValueError` as `check_arch`, and for sizes that cannot be.
     """
     check_arch(arch)
+    word, other = ("in_chans", "in_channels") if is_timm(arch) else ("in_channels", "in_chans")
+    if other in kwargs:
+        if word in kwargs:
+            raise ValueError(f"in_channels and in_chans mean the same ({kwargs}): name one of them")
+        kwargs[word] = kwargs.pop(other)
     if is_timm(arch):
         return create_timm_model(arch, num_classes, image_size or input_defaults(arch).image_size, **kwargs)
     return create_replknet(arch, num_classes, **kwargs)

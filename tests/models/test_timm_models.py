@@ -1,6 +1,7 @@
 """Baselines of timm through the doors of our own models; nothing is downloaded."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from models import (
     reparameterize,
     save_checkpoint,
 )
+from models.registry import input_defaults
 
 SIZE = 64
 
@@ -68,6 +70,21 @@ def test_unknown_names_get_near_ones(arch: str, message: str) -> None:
     for ask in (ModelConfig, create_model):
         with pytest.raises(ValueError, match=message):
             ask(arch)
+
+
+@pytest.mark.parametrize("arch", [None, 5, ["timm/resnet18"]])
+def test_what_is_no_name_is_refused(arch: object) -> None:
+    for ask in (ModelConfig, create_model, input_defaults):
+        with pytest.raises(ValueError, match=re.escape(f"arch {arch!r} is no name: choose one of replknet_31b")):
+            ask(arch)
+
+
+@pytest.mark.parametrize("arch", ["timm/resnet18", "replknet_nano"])
+def test_channels_by_either_name(arch: str) -> None:
+    for name in ("in_chans", "in_channels"):
+        assert create_model(arch, 5, **{name: 1})(torch.randn(2, 1, SIZE, SIZE)).shape == (2, 5)
+    with pytest.raises(ValueError, match="in_channels and in_chans mean the same"):
+        create_model(arch, 5, in_chans=1, in_channels=1)
 
 
 def test_our_own_work_without_timm_being_imported() -> None:
