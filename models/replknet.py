@@ -9,11 +9,13 @@ Deploy form (`reparameterize()`): every batch norm is folded as well, and
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.checkpointing import checkpointed
 from models.layers import ConvBN, DropPath, ReparamLargeKernelConv
 from models.reparameterize import fold_before
 
@@ -78,6 +80,7 @@ class RepLKNetStage(nn.Module):
         ffn_ratio: float,
     ) -> None:
         super().__init__()
+        self.grad_checkpointing = False
         self.blocks = nn.ModuleList()
         for rate in drop_paths:
             self.blocks.append(RepLKBlock(channels, kernel_size, small_kernel, dw_ratio, rate))
@@ -85,7 +88,7 @@ class RepLKNetStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = checkpointed(block, x) if self.grad_checkpointing else block(x)
         return x
 
 
@@ -169,6 +172,14 @@ class RepLKNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Training keeps the blocks' inputs alone and computes them again in the backward pass (models.checkpointing).
+
+        Not inside a context that is gone by then, such as AdvProp's choice of norms or a sparse mask.
+        """
+        for stage in self.stages:
+            cast(RepLKNetStage, stage).grad_checkpointing = enable
+
     def merge_branches(self) -> None:
         """Published deploy form, in place: only the K x K and the small branch, with their batch norms, become one."""
         for module in self.modules():
@@ -183,6 +194,7 @@ class RepLKNet(nn.Module):
         if isinstance(self.norm, _BatchNorm):
             fold_before(self.norm, self.head)  # the mean over positions commutes with an affine map
         self.norm = nn.Identity()
+        self.set_grad_checkpointing(False)
 
 
 def _check(

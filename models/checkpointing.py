@@ -1,0 +1,34 @@
+"""Activation checkpointing (Chen et al., 2016): less memory for more time.
+
+In the forward pass a block keeps its input alone; in the backward pass it is computed again, with the same random
+numbers. Gradients are the same, and batch statistics are counted once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x); without a gradient to compute, nothing is computed again."""
+    if not torch.is_grad_enabled():
+        return block(x)
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Inside, batch norms do not count the batch, which they have counted before."""
+    norms = (module for module in block.modules() if isinstance(module, _BatchNorm))
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, batches in before:
+        norm.momentum, norm.num_batches_tracked = 0.0, None if batches is None else batches.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in before:
+            norm.momentum, norm.num_batches_tracked = momentum, batches
