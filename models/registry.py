@@ -96,10 +96,11 @@ def input_defaults(arch: str) -> Inputs:
 def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwargs: Any) -> nn.Module:
     """A model in training form with random weights: normalised images [B,3,H,W] -> logits [B,num_classes].
 
-    `kwargs` are the architecture's own (`drop_path_rate`, ...), and `in_channels` for images of other than 3 (timm's
-    word for it, `in_chans`, is taken too). `image_size` matters to those timm models alone that are made for one; 0:
-    the architecture's. A RepLKNet has none of timm's `pretrained` (nothing is downloaded: `load_weights`),
-    `features_only` (`forward_features` gives the last map) and `global_pool` (it is the mean).
+    `num_classes` 0: no head, the answer is the pooled features. `kwargs` are the architecture's own (`drop_path_rate`,
+    ...), and `in_channels` for images of other than 3 (timm's word for it, `in_chans`, is taken too). `image_size`
+    matters to those timm models alone that are made for one; 0: the architecture's. A RepLKNet has none of timm's
+    `pretrained` (nothing is downloaded: `load_weights`), `features_only` (`forward_features` gives the last map) and
+    `global_pool` (it is the mean).
 
     Raises `ValueError` as `check_arch`, and for sizes that cannot be.
     """

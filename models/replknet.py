@@ -95,6 +95,8 @@ class RepLKNetStage(nn.Module):
 class RepLKNet(nn.Module):
     """Normalised images [B,3,H,W] -> logits [B,num_classes]. Height and width are divided by 4, 8, 16 and 32.
 
+    With `num_classes` 0 it answers with what a head would be given, the mean of its features over the positions [B,C].
+
     `layers`, `channels`, `kernel_sizes`: one entry a stage. `small_kernel`: size of the parallel branch, None for none.
     `dw_ratio`: width of the depthwise convolution over `channels`. `drop_path_rate`: rate of the last block, growing
     linearly from 0. Raises `ValueError` for impossible sizes.
@@ -113,7 +115,7 @@ class RepLKNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check(layers, channels, kernel_sizes, small_kernel, num_classes, drop_path_rate)
+        _check(layers, channels, kernel_sizes, small_kernel, drop_path_rate)
         width = channels[0]
         self.stem = nn.ModuleList(
             [
@@ -140,7 +142,8 @@ class RepLKNet(nn.Module):
                     )
                 )
         self.norm: nn.Module = nn.BatchNorm2d(channels[-1])
-        self.head = nn.Linear(channels[-1], num_classes)
+        self.num_features = channels[-1]
+        self.head = _head(channels[-1], num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """[B,3,H,W] -> [B,C,h,w], h = ceil(H/32), after the final norm (deploy form: before it, the head has it)."""
@@ -166,8 +169,14 @@ class RepLKNet(nn.Module):
         pooled = features.mean((2, 3))
         return pooled if pre_logits else self.head(pooled)
 
-    def get_classifier(self) -> nn.Linear:
+    def get_classifier(self) -> nn.Module:
         return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head with random weights; 0: none. Raises `ValueError` for the deploy form, whose head has the norm."""
+        if isinstance(self.norm, nn.Identity):
+            raise ValueError("a re-parameterised model's head holds its last batch norm: reset the training form's")
+        self.head = _head(self.num_features, num_classes).to(next(self.parameters()))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))
@@ -187,14 +196,23 @@ class RepLKNet(nn.Module):
                 module.reparameterize()
 
     def reparameterize(self) -> None:
-        """Deploy form, in place: no batch norm is left. `models.reparameterize` does it on a copy."""
+        """Deploy form, in place: no batch norm is left but the last of a model without a head.
+
+        `models.reparameterize` does it on a copy.
+        """
         for module in list(self.modules()):
             if isinstance(module, ConvBN | RepLKBlock | ConvFFN):
                 module.reparameterize()
-        if isinstance(self.norm, _BatchNorm):
+        if isinstance(self.norm, _BatchNorm) and isinstance(self.head, nn.Linear):
             fold_before(self.norm, self.head)  # the mean over positions commutes with an affine map
-        self.norm = nn.Identity()
+            self.norm = nn.Identity()
         self.set_grad_checkpointing(False)
+
+
+def _head(channels: int, num_classes: int) -> nn.Module:
+    if num_classes < 0:
+        raise ValueError(f"num_classes {num_classes}: at least 1 is needed, or 0 for no head")
+    return nn.Linear(channels, num_classes) if num_classes else nn.Identity()
 
 
 def _check(
@@ -202,7 +220,6 @@ def _check(
     channels: Sequence[int],
     kernel_sizes: Sequence[int],
     small_kernel: int | None,
-    num_classes: int,
     drop_path_rate: float,
 ) -> None:
     if not len(layers) == len(channels) == len(kernel_sizes) > 0:
@@ -214,7 +231,5 @@ def _check(
             raise ValueError(f"kernel size {size} is even: an odd size is needed to keep the height and width")
     if small_kernel is not None and small_kernel > min(kernel_sizes):
         raise ValueError(f"small_kernel {small_kernel} is larger than the kernel sizes {kernel_sizes}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes {num_classes}: at least 1 is needed")
     if not 0.0 <= drop_path_rate < 1.0:
         raise ValueError(f"drop_path_rate {drop_path_rate}: it is a probability below 1")

@@ -131,7 +131,7 @@ def test_any_image_size_runs(size: tuple[int, int], features: tuple[int, int]) -
         ({"small_kernel": 9}, "small_kernel 9 is larger"),
         ({"layers": (1, 1, 2)}, "one entry a stage"),
         ({"channels": (0, 1, 2, 3)}, "1 is the least"),
-        ({"num_classes": 0}, "num_classes 0"),
+        ({"num_classes": -1}, "num_classes -1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate 1.0"),
     ],
 )
