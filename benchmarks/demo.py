@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import no_options
 from benchmarks.harness import load_average_warning, versions, write_results
 from kernels.native.build import OUTPUT
 from server.backends import build as backends
@@ -71,4 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks import charts
 from benchmarks import served_tables as served
+from benchmarks.commands import no_options
 from benchmarks.harness import RESULTS
 from benchmarks.kernels import tables as kernels
 from benchmarks.markdown import conditions, table
@@ -146,4 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     main()

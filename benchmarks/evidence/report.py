@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import markdown
+from benchmarks.commands import no_options
 from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.statistics import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
@@ -213,4 +214,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

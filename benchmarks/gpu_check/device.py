@@ -3,6 +3,8 @@
 import json
 import sys
 
+from benchmarks.commands import no_options
+
 
 def main() -> int:
     import torch
@@ -21,4 +23,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

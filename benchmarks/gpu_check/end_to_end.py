@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks import harness
+from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, versions, write_results
 from kernels import depthwise_conv2d
@@ -219,4 +220,5 @@ def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", roun
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.commands import no_options
+
 ROOT = Path(__file__).parents[2]
 CASES = ((8, 56, 31), (16, 28, 29), (64, 14, 27), (64, 7, 13), (32, 9, 5))  # channels, height = width, kernel
 EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -155,4 +157,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(alone(*sys.argv[1:]) if len(sys.argv) == 3 else main())
+    if len(sys.argv) == 3:
+        sys.exit(alone(*sys.argv[1:]))
+    no_options(__doc__)
+    sys.exit(main())

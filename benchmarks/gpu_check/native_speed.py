@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.commands import no_options
 from benchmarks.cuda_timing import captured, elapsed_ms, sets_that_exceed_the_cache
 from benchmarks.gpu_check.native import ROOT, check_answer
 from benchmarks.harness import Timing, gpu, load_average_warning, name_on, versions, write_results
@@ -99,4 +100,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.commands import no_options
 from benchmarks.gpu_check.__main__ import SKIPPED
 
 TOLERANCE = 0.02  # of a probability
@@ -57,4 +58,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    no_options(__doc__)
     sys.exit(main())

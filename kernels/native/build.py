@@ -4,6 +4,7 @@ No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only
 not import PyTorch unless there is something to build, nor load an older library that may not fit.
 """
 
+import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -146,6 +147,7 @@ def check(command: list[str], errors: str, status: int) -> None:
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     try:
         print(build())
     except BuildError as error:

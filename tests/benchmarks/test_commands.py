@@ -1,0 +1,30 @@
+"""A script that has no options says what it does, and does nothing that was not asked for."""
+
+import importlib
+import runpy
+import sys
+
+import pytest
+
+PARTS = ("device", "native", "native_speed", "end_to_end", "served")
+MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]
+MODULES += [f"benchmarks.gpu_check.{part}" for part in PARTS]
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--nonsense", 2)])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_nothing_is_done(
+    name: str, option: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WIDEFIELD_NATIVE", "0")  # the library's build sets both
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [name, option])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == status
+    said = capsys.readouterr()
+    if status:
+        assert f"unrecognized arguments: {option}" in said.err
+    else:
+        assert (importlib.import_module(name).__doc__ or "").splitlines()[0] in said.out
