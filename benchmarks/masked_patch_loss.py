@@ -144,6 +144,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.size % STRIDE:
         parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no GPU here")
     if options.device == "cpu":
         run_as_served("benchmarks.masked_patch_loss")
         torch.set_num_threads(len(os.sched_getaffinity(0)))

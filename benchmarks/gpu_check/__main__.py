@@ -160,12 +160,14 @@ def summary(outcomes: list[Outcome]) -> list[str]:
 def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all parts together")
-    parser.add_argument("--only", default="", help="names of parts, by commas")
+    parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
     options = parser.parse_args(arguments)
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
     names = options.only.split(",") if options.only else list(everything)
     if unknown := [name for name in names if name not in everything]:
         parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(everything)}")
+    first = [name for name, part in everything.items() if part.needed]
+    names = first + [name for name in names if name not in first]
     outcomes = check([everything[name] for name in names], options.seconds)
     print("\n".join(["", *summary(outcomes)]))
     print(f"wrote {save(outcomes, options.seconds)}")

@@ -1,10 +1,11 @@
-"""A script that has no options says what it does, and does nothing that was not asked for."""
+"""What is asked of a script that it cannot do is said in a line; one that has no options says what it does."""
 
 import importlib
 import runpy
 import sys
 
 import pytest
+import torch
 
 PARTS = ("device", "native", "native_speed", "end_to_end", "served")
 MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]
@@ -28,3 +29,16 @@ def test_nothing_is_done(
         assert f"unrecognized arguments: {option}" in said.err
     else:
         assert (importlib.import_module(name).__doc__ or "").splitlines()[0] in said.out
+
+
+@pytest.mark.parametrize("name", ["benchmarks.kernels", "benchmarks.masked_patch_loss"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_gpu_that_is_not_there_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [name, "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("--device cuda: PyTorch sees no GPU here\n")
