@@ -50,9 +50,14 @@ def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
     now = _served(_parse(backbone_config(spec)), _parse(preprocess_config(spec)))
     names = [name for name in {**now, **was} if now.get(name) != was.get(name)]
     reasons = [f"{name} {now.get(name, 'not set')} (was {was.get(name, 'not set')})" for name in names]
-    if files[2].read_text() != "\n".join(labels) + "\n":
+    if files[2].read_bytes() != labels_file(labels):
         reasons.append("other labels")
     return ", ".join(reasons)
+
+
+def labels_file(labels: list[str]) -> bytes:
+    """labels.txt, whose lines tritonserver parts at newlines alone and passes on as they are."""
+    return "".join(f"{label}\n" for label in labels).encode()
 
 
 def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, ServingSpec, list[str]]:

@@ -19,6 +19,7 @@ from export.earlier import (
     RepositoryError,
     embedded_texts,
     kept_limits,
+    labels_file,
     misfit,
     unused_number,
     version_numbers,
@@ -86,7 +87,7 @@ def _write_constant_parts(
         if name not in texts:  # of an earlier build with class maps
             shutil.rmtree(stage / name, ignore_errors=True)
             continue
-        _replace(stage / name / "labels.txt", ("\n".join(labels) + "\n").encode())
+        _replace(stage / name / "labels.txt", labels_file(labels))
         version = stage / name / "1"
         _replace(version / ".gitkeep", b"")  # an ensemble needs a version folder, and it holds no model
         _write_record(version, [version.parent / "labels.txt"])

@@ -106,7 +106,7 @@ def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:
 
 
 def read_labels(path: Path) -> list[str]:
-    """One label a line; the last line may end with or without a newline."""
+    """One label a line, the last one with or without its end (\\n, \\r\\n); as training reads a shard's."""
     try:
         return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -59,16 +59,17 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
 
 
 def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> None:
-    """One line a class. Raises `ReleaseError` with both numbers."""
+    """One line a class, parted at newlines alone as tritonserver does. Raises `ReleaseError` with both numbers."""
     for output in ensemble.output:
         if output.label_filename:
             path = repository / ensemble.name / output.label_filename
             try:
-                labels = path.read_text().splitlines()
+                with path.open(encoding="utf-8", newline="\n") as file:
+                    count = sum(1 for _ in file)
             except (OSError, UnicodeDecodeError) as error:
                 raise ReleaseError(f"{path} cannot be read ({error})") from None
-            if len(labels) != output.dims[-1]:
-                raise ReleaseError(f"{path} has {len(labels)} labels for {output.dims[-1]} classes: build it again")
+            if count != output.dims[-1]:
+                raise ReleaseError(f"{path} has {count} labels for {output.dims[-1]} classes: build it again")
 
 
 def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:

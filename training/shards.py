@@ -69,7 +69,8 @@ class Shards(Dataset[tuple[Any, int]]):
         self.decode, self.transform, self.labelled = decode, transform, labelled
         names = Path(folder) / LABELS_FILE
         if labelled and labels is None and names.exists():
-            labels = names.read_text(encoding="utf-8").splitlines()
+            with names.open(encoding="utf-8-sig") as file:  # lines as build_models.py --labels reads them
+                labels = [line.removesuffix("\n") for line in file]
         self.samples: list[Member] = []
         self.targets: list[int] = []
         self.sizes: list[int] = []

@@ -90,6 +90,11 @@ def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
 
 
+def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("ant\u2028eater\r\nbee\x85\r\n".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["ant\u2028eater", "bee\x85"]
+
+
 def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds replknet_nano"):
         build(BuildOptions(arch="replknet_31b", weights=checkpoint, output=tmp_path / "models"))

@@ -1,6 +1,9 @@
 """A build on a repository that is there: the limits that somebody set stay, and versions go for the reason it says."""
 
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +15,7 @@ from built import digest
 from export import earlier
 from export.configs import EMBEDDED, ServingSpec
 from export.repository import RepositoryError, write_repository
-from server.fit import LIMITS
+from server.fit import LIMITS, check_fit
 from server.repository import read_repository
 from server.versions import KEPT, Versions
 
@@ -135,6 +138,22 @@ def test_what_a_build_cannot_serve_goes_for_the_reason_it_says(output: Path, rea
 
 def test_other_labels_are_a_reason(output: Path) -> None:
     assert build(output, labels=["dog", "cat"]) == (2, ["removed version 1: other labels"])
+
+
+def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
+    """tritonserver parts them at newlines alone: what is built can be released."""
+    build(output, labels=["caf\u00e9\u2028au lait", "th\u00e9\x85"])
+    check_fit(output, output)
+
+
+def test_equal_labels_are_equal_in_any_locale(output: Path) -> None:
+    labels = ["caf\u00e9", "th\u00e9"]
+    build(output, labels=labels)
+    code = f"from test_earlier import *; print(earlier.misfit(Path({str(output)!r}), SPEC, {labels!a}))"
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    path = {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | locale | path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 def test_a_preparation_that_was_set_by_hand_is_named(output: Path) -> None:

@@ -168,6 +168,11 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
         open_images(tmp_path, None)
 
 
+def test_a_shards_labels_are_lines_and_no_byte_order_mark(shards: Path) -> None:
+    (shards / "labels.txt").write_bytes("\ufeffant\u2028eater\r\ncat\r\ndog\x85".encode())
+    assert open_images(shards, None).classes == ["ant\u2028eater", "cat", "dog\x85"]
+
+
 def test_an_index_is_no_label(tmp_path: Path) -> None:
     """Labels that are numbers: an integer is the index all the same, a text is the label."""
     members = {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1", "c.png": png(2), "c.cls": b"2\n"}
