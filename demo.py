@@ -15,6 +15,7 @@ from rich.table import Table
 
 from client import Classifier, Prediction
 from server import RepositoryError, ServerError, TritonServer
+from server.checksums import version_folders
 from server.repository import verify_newest
 
 CHECKPOINT = Path("runs/digits-nano")
@@ -71,8 +72,8 @@ def is_built(checkpoint: Path, repository: Path) -> bool:
 
 def newest_build(repository: Path) -> Path | None:
     """build.json of the version that is served, of whatever format."""
-    versions = [path for path in (repository / "backbone").glob("*/build.json") if path.parent.name.isdecimal()]
-    return max(versions, key=lambda path: int(path.parent.name), default=None)
+    records = [folder / "build.json" for folder in version_folders(repository / "backbone")]
+    return next((record for record in reversed(records) if record.exists()), None)
 
 
 def held_out_images() -> list[tuple[Path, str]]:

@@ -1,5 +1,6 @@
 """What earlier builds left in a repository: whether their versions still fit, and the limits that somebody set."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from export.configs import (
 )
 
 KEPT_VERSIONS = 3
+VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tritonserver passes over
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the repository's own stay
 
 
@@ -28,14 +30,14 @@ class RepositoryError(RuntimeError):
 
 def version_numbers(model: Path) -> list[int]:
     """The version folders of a model in a repository, ascending; what else lies there is not tritonserver's."""
-    return sorted(int(p.name) for p in model.glob("[1-9]*") if p.name.isdecimal() and p.is_dir())
+    return sorted(int(path.name) for path in model.glob("[1-9]*") if VERSION.fullmatch(path.name) and path.is_dir())
 
 
 def unused_number(model: Path) -> int:
     """Higher than all versions that are or were there, withdrawn (.N.withdrawn) ones too: a number means one set of
     weights."""
     withdrawn = (path.name.split(".")[1] for path in model.glob(".*.withdrawn"))
-    return max([0, *version_numbers(model), *(int(number) for number in withdrawn if number.isdecimal())]) + 1
+    return max([0, *version_numbers(model), *(int(number) for number in withdrawn if VERSION.fullmatch(number))]) + 1
 
 
 def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:

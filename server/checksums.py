@@ -6,11 +6,13 @@ It stands alone in the image, so it imports nothing of the package.
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
 RECORD = "build.json"
+VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tritonserver passes over
 
 
 class ChecksumError(Exception):
@@ -19,7 +21,14 @@ class ChecksumError(Exception):
 
 def newest_version(model: Path) -> Path | None:
     """The version folder of the highest number, which tritonserver loads."""
-    return max(_versions(model), key=lambda version: int(version.name), default=None)
+    return next(reversed(version_folders(model)), None)
+
+
+def version_folders(model: Path) -> list[Path]:
+    """By number, ascending; none of a model that is not there."""
+    found = model.iterdir() if model.is_dir() else ()
+    versions = (folder for folder in found if VERSION.fullmatch(folder.name) and folder.is_dir())
+    return sorted(versions, key=lambda folder: int(folder.name))
 
 
 def compare_newest(repository: Path) -> None:
@@ -44,7 +53,7 @@ def compare(version: Path) -> None:
     if not record.is_file():
         return
     remedy = "build it again"
-    if len(_versions(version.parent)) > 1:
+    if len(version_folders(version.parent)) > 1:
         remedy += f", or remove {version} to go back to the version before"
     try:
         expected = {str(name): str(digest) for name, digest in json.loads(record.read_text())["files_sha256"].items()}
@@ -67,10 +76,6 @@ def _newest_versions(repository: Path) -> list[Path]:
     """Of every model that has one."""
     found = (newest_version(config.parent) for config in sorted(repository.glob("*/config.pbtxt")))
     return [version for version in found if version is not None]
-
-
-def _versions(model: Path) -> list[Path]:
-    return [version for version in model.iterdir() if version.name.isdigit() and version.is_dir()]
 
 
 def _sha256(file: BinaryIO) -> str:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
+from server.checksums import VERSION
 from server.command_line import add_token_options, interrupt_on_sigterm
 from server.errors import ReleaseError, ServerError
 from server.fit import check_fit, check_running
@@ -152,7 +153,7 @@ def staged(repository: Path, incoming: Path, number: int) -> Iterator[Path]:
                 (stage / each.name).symlink_to(each)
         (stage / BACKBONE).mkdir()
         for each in (repository / BACKBONE).iterdir():
-            if not each.name.isdecimal() and not each.name.startswith("."):
+            if not VERSION.fullmatch(each.name) and not each.name.startswith("."):
                 (stage / BACKBONE / each.name).symlink_to(each)
         (stage / BACKBONE / str(number)).symlink_to(incoming.resolve())
         yield stage

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from server.checksums import VERSION, version_folders
 from server.errors import ReleaseError
 from server.tuned_settings import BACKBONE
 
 KEPT = 3
-WITHDRAWN = re.compile(r"\.(\d+)\.withdrawn")
+WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
 
 
 class Versions:
@@ -26,7 +27,7 @@ class Versions:
 
     def numbers(self) -> list[int]:
         """Ascending. Raises `ReleaseError` where there is none."""
-        found = sorted(int(each.name) for each in self.model.glob("[0-9]*") if each.name.isdecimal() and each.is_dir())
+        found = [int(folder.name) for folder in version_folders(self.model)]
         if not found:
             raise ReleaseError(f"{self.model} holds no version: run build_models.py")
         return found

@@ -171,8 +171,9 @@ def test_versions_that_nothing_tells_about_go(output: Path, file: str) -> None:
 
 def test_the_server_counts_versions_and_limits_alike(tmp_path: Path) -> None:
     """Neither package imports the other."""
-    for number in (1, 3, 10):
-        (tmp_path / "backbone" / str(number)).mkdir(parents=True)
+    for name in ("1", "3", "10", "0", "011", "\u00b2", "\u0661\u0662", "4x", ".12.withdrawn.old", ".013.withdrawn"):
+        (tmp_path / "backbone" / name).mkdir(parents=True)
+    (tmp_path / "backbone" / "14").touch()
     served = Versions(tmp_path)
     served.withdraw(10)
     assert earlier.version_numbers(served.model) == served.numbers() == [1, 3]

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from server import RepositoryError
-from server.repository import EMBEDDED, read_repository, replaced
+from server.repository import EMBEDDED, read_repository, replaced, verify_newest
 
 
 def write(root, name, text, *files):
@@ -51,6 +51,15 @@ def test_versions_without_checksums_are_told(tmp_path):
     for name in ("backbone", "softmax"):
         (tmp_path / name / "1/build.json").write_text('{"files_sha256": {}}')
     assert read_repository(tmp_path).unchecked == ""
+
+
+@pytest.mark.parametrize("name", ["010", "\u00b2", "\u0661\u0662"])
+def test_the_newest_is_the_one_that_tritonserver_serves(tmp_path, name):
+    """It passes over a folder whose name begins with 0 or is no number."""
+    write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt", "9/model.pt", f"{name}/README")
+    (tmp_path / "backbone/9/build.json").write_text('{"files_sha256": {"model.pt": "0"}}')
+    with pytest.raises(RepositoryError, match=r"9/model\.pt is not what was built"):
+        verify_newest(tmp_path)
 
 
 def test_no_version(tmp_path):
