@@ -10,7 +10,11 @@ SIDE = 32  # pixels
 
 
 class CanaryError(Exception):
-    """The server answered something else than probabilities."""
+    """The server answered something else than probabilities. `status`: HTTP's, where it was not 200."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CanaryTimeoutError(CanaryError):
@@ -92,7 +96,8 @@ def ask(
         connection.close()
     if response.status != 200:
         kind = CanaryRefusedError if response.status == 503 else CanaryError
-        raise kind(f"{path}: HTTP {response.status}: {text[:500].decode(errors='replace')}")
+        said = text[:500].decode(errors="replace")
+        raise kind(f"{path}: HTTP {response.status}: {said}", response.status)
     try:
         return json.loads(text) if text else {}
     except ValueError as error:

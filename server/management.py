@@ -48,10 +48,9 @@ class Management:
         try:
             return ask(self.address, method, path, timeout, b"{}" if method == "POST" else None, self._headers)
         except CanaryError as error:
-            text = str(error)
-            if "HTTP 403" in text or "HTTP 401" in text:
+            if error.status in (401, 403):
                 raise ReleaseError(f"the server at {self.address} refuses the token: {HOW_TO_GIVE_IT}") from None
-            raise ReleaseError(f"the server at {self.address} says: {_reason(text)}") from None
+            raise ReleaseError(f"the server at {self.address} says: {_reason(str(error))}") from None
 
 
 def read_token(

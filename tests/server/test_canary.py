@@ -10,8 +10,10 @@ import time
 import pytest
 from PIL import Image
 
+from server import ReleaseError
 from server.canary import CanaryError, CanaryTimeoutError, canary_png, classify_canary, is_ready, success_count
 from server.log import failure_reasons, read_from
+from server.management import Management
 
 
 @contextlib.contextmanager
@@ -73,6 +75,20 @@ def test_request():
 def test_bad_answers(status, body, message):
     with answering(status, body) as (address, _), pytest.raises(CanaryError, match=message):
         classify_canary(address, "classifier", 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (401, b"", "refuses the token"),
+        (403, b'{"error": "restricted"}', "refuses the token"),
+        (400, b'{"error": "the store answered HTTP 403"}', "says: the store answered HTTP 403"),
+        (500, b"HTTP 401 upstream", "says: .*HTTP 500: HTTP 401 upstream"),
+    ],
+)
+def test_a_token_is_refused_by_the_status_alone(status, body, message):
+    with answering(status, body) as (address, _), pytest.raises(ReleaseError, match=message):
+        Management(address, "token", 5).load("backbone")
 
 
 def test_no_answer_in_time():
