@@ -8,7 +8,7 @@
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
 Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered; 2 wrong usage; 3 the load
-generator cannot send twice the rate that was asked for.
+generator cannot send twice the rate that was asked for; 130 Ctrl-C, but for `run`, which then shows what it has.
 """
 
 import argparse
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error)
         print(text if text.startswith("loadtest: ") else f"loadtest: {text}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print("loadtest: stopped", file=sys.stderr)
+        return 130
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

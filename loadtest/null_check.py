@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,10 @@ PATIENCE = 30.0  # seconds for the null server's start, and for its end
 def null_server() -> Iterator[tuple[str, str]]:
     """HTTP and gRPC address. Raises `RuntimeError` where it does not start."""
     command = [sys.executable, "-m", "loadtest.null_server"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A session of its own: a terminal's Ctrl-C is for this process, which then ends the other.
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         assert process.stdout is not None
         said = process.stdout.readline() if select.select([process.stdout], [], [], PATIENCE)[0] else ""
@@ -42,9 +47,16 @@ def run_load(arguments: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results.json")
         command = [sys.executable, "-m", "loadtest", "run", "--null-check", "off", *arguments, "--results", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        try:
+            _, said = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            process.communicate()
+            raise
         if not path.is_file():
-            raise RuntimeError(done.stderr.strip() or f"the run ended with {done.returncode}")
+            raise RuntimeError(said.strip() or f"the run ended with {process.returncode}")
         return json.loads(path.read_text())
 
 

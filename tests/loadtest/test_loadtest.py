@@ -1,6 +1,7 @@
 """Locust in processes of its own (it patches the standard library), against a real server and against none."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -211,6 +213,39 @@ def test_ctrl_c_ends_with_the_table(pictures: Path, counting_server: Callable) -
     assert "p99" in out
     assert "the test was cut short" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("command", "processes"),  # that it starts: the null server, the run, its workers
+    [("null", 2), ("null --processes 2", 4), ("run --protocol http", 2), ("capacity --from-rate 5", 1)],
+)
+def test_ctrl_c_ends_all_that_was_started(
+    pictures: Path, counting_server: Callable, tmp_path: Path, command: str, processes: int
+) -> None:
+    server = counting_server()
+    words = [*command.split(), "--protocol", "http", "--images", str(pictures)]
+    if words[0] == "capacity":
+        (tmp_path / "slo.toml").write_text("[errors]\nrate = 0.1\n")
+        words += ["--slo", str(tmp_path / "slo.toml"), "--host", server.address]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadtest", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    started: list[psutil.Process] = []
+    while len(started) < processes or (words[0] == "capacity" and server.count < 5):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130, error
+    assert error == "loadtest: stopped\n"
+    assert psutil.wait_procs(started, timeout=5)[1] == []
 
 
 def test_nothing_heavy_is_loaded() -> None:
