@@ -7,7 +7,7 @@ import sys
 import time
 
 from server.command_line import add_token_options, interrupt_on_sigterm
-from server.errors import ServerError
+from server.errors import ServerError, exit_code
 from server.management import VARIABLES, read_token
 from server.supervisor import TritonServer
 from server.tls import tls_of
@@ -35,7 +35,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in VARIABLES:
         add_token_options(parser, name)
     tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")
-    tls.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, and those between it and the root")
+    tls.add_argument(
+        "--tls-certificate",
+        "--tls-cert",
+        metavar="FILE",
+        help="the server's certificate, and those between it and the root",
+    )
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
     tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate of these (mutual TLS)")
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
@@ -44,12 +49,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing."""
+    """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing, 2 for a wrong option."""
     options = vars(parse_arguments(arguments))
     if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
         say(
             f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
-            f"{' but mutual TLS (--tls-client-ca)' if options['tls_cert'] else ''}. "
+            f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
             "Put a proxy in front, and use a current container (deploy/) for production."
         )
     interrupt_on_sigterm()
@@ -60,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in VARIABLES:
             token = f"{name.replace('-', '_')}_token"
             options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
-        options["tls"] = tls_of(*(options.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca")))
+        options["tls"] = tls_of(*(options.pop(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")))
         for variable in VARIABLES.values():
             os.environ.pop(variable, None)  # nothing that is started inherits it
         server = TritonServer(options.pop("model_repository"), **options, on_event=say)
@@ -80,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             server.stop(at_once=True)
     except ServerError as error:
         say(f"error: {error}")
-        return 1
+        return exit_code(error)
     say("stopped")
     return 0
 

@@ -43,6 +43,11 @@ class GaveUpError(ServerError):
     pass
 
 
+def exit_code(error: Exception) -> int:
+    """Of a command that it ends: 2 for wrong usage, as argparse has it, else 1."""
+    return 2 if isinstance(error, OptionError) else 1
+
+
 def unforeseen(error: Exception) -> str:
     """The supervisor's line for an error that is none of these."""
     return f"the supervisor failed: {type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
 from server.command_line import add_token_options, interrupt_on_sigterm
-from server.errors import ReleaseError, ServerError
+from server.errors import ReleaseError, ServerError, exit_code
 from server.fit import check_fit, check_running
 from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.repository import CANARY_MODEL, read_repository, verify
@@ -181,7 +181,8 @@ Say = Callable[[str], None]
 
 
 def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Management, Say], str]) -> int:
-    """A command's exit code: 0 and what `action` says, 1 and why not, 130 and what is live after Ctrl-C or SIGTERM."""
+    """A command's exit code: 0 and what `action` says, 1 and why not (2 for a wrong option), 130 and what is live
+    after Ctrl-C or SIGTERM."""
 
     def say(line: str) -> None:
         print(f"server.{name}: {line}", file=sys.stderr, flush=True)
@@ -197,7 +198,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
             return 130
     except (ServerError, OSError) as error:
         say(f"not {done}: {error}")
-        return 1
+        return exit_code(error)
     return 0
 
 

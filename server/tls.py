@@ -20,7 +20,7 @@ class Tls:
 
     def check(self) -> None:
         """Raises `OptionError`: what tritonserver would not say, or only as a port that it could not open."""
-        certificate = _certificates(self.certificate, "--tls-cert")[0]
+        certificate = _certificates(self.certificate, "--tls-certificate")[0]
         key = _read(self.key, "--tls-key")
         try:
             public = load_pem_private_key(key, None).public_key()
@@ -32,7 +32,7 @@ class Tls:
             raise OptionError(f"--tls-key {self.key} holds no private key: give a PEM file") from None
         if public != certificate.public_key():
             raise OptionError(
-                f"--tls-key {self.key} does not belong to --tls-cert {self.certificate}: give its own key"
+                f"--tls-key {self.key} does not belong to --tls-certificate {self.certificate}: give its own key"
             )
         if self.client_ca is not None:
             _certificates(self.client_ca, "--tls-client-ca")
@@ -49,7 +49,7 @@ def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> T
     if certificate is None and key is None and client_ca is None:
         return None
     if certificate is None or key is None:
-        raise OptionError("TLS needs both --tls-cert and --tls-key")
+        raise OptionError("TLS needs both --tls-certificate and --tls-key")
     return Tls(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
 
 

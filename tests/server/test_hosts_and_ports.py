@@ -77,7 +77,7 @@ def test_port_of_root(monkeypatch):
 @pytest.mark.parametrize("port", [-1, 65536, 70000])
 @pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
 def test_no_port_number(root, capsys, service, port):
-    assert main(["--model-repository", str(root), f"--{service}-port", str(port)]) == 1
+    assert main(["--model-repository", str(root), f"--{service}-port", str(port)]) == 2
     expected = f"--{service}-port is {port}: choose one from 1024 to 65535, or 0 for any free one"
     assert capsys.readouterr().err == f"server: error: {expected}\n"
 

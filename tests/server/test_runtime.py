@@ -244,7 +244,7 @@ def test_command_line_says_one_line_of_the_log_and_of_a_backend(tmp_path, capsys
     (config.parent / "1" / "build.json").write_text('{"files_sha256": {}}')
     arguments = ["--model-repository", str(tmp_path / "models"), "--http-port", "0", "--grpc-port", "0"]
     arguments += ["--metrics-port", "0", "--log-file", str(config / "log")]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"server: error: log file {config / 'log'} cannot be written (")
 

@@ -65,15 +65,15 @@ def with_passphrase(files, authority):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda files, authority: (files / "crt").unlink(), r"--tls-cert .*crt cannot be read \(No such file"),
+        (lambda files, authority: (files / "crt").unlink(), r"--tls-certificate .*crt cannot be read \(No such file"),
         (lambda files, authority: (files / "key").unlink(), r"--tls-key .*key cannot be read \(No such file"),
         (lambda files, authority: (files / "ca").unlink(), r"--tls-client-ca .*ca cannot be read \(No such file"),
-        (lambda files, authority: (files / "crt").write_text("x"), "--tls-cert .* holds no certificate"),
+        (lambda files, authority: (files / "crt").write_text("x"), "--tls-certificate .* holds no certificate"),
         (lambda files, authority: (files / "key").write_text("x"), "--tls-key .* holds no private key"),
         (lambda files, authority: (files / "ca").write_text("x"), "--tls-client-ca .* holds no certificate"),
         (
             lambda files, authority: shutil.copy(authority.issue("other")[1], files / "key"),
-            "--tls-key .* does not belong to --tls-cert",
+            "--tls-key .* does not belong to --tls-certificate",
         ),
         (with_passphrase, "--tls-key .* has a passphrase"),
         (
@@ -91,12 +91,13 @@ def test_files_that_cannot_be_used(files, authority, harm, message):
 
 
 def test_half_of_a_pair(capsys):
-    assert main(["--tls-cert", "server.crt"]) == 1
-    assert "error: TLS needs both --tls-cert and --tls-key" in capsys.readouterr().err
+    assert main(["--tls-certificate", "server.crt"]) == 2
+    assert "error: TLS needs both --tls-certificate and --tls-key" in capsys.readouterr().err
 
 
 def test_the_command_line_checks_the_files(capsys, light_repository, files):
     (files / "key").unlink()
     arguments = ["--model-repository", str(light_repository), "--http-port", "0", "--grpc-port", "0"]
-    assert main([*arguments, "--tls-cert", str(files / "crt"), "--tls-key", str(files / "key")]) == 1
+    for spelling in ("--tls-certificate", "--tls-cert"):
+        assert main([*arguments, spelling, str(files / "crt"), "--tls-key", str(files / "key")]) == 2
     assert "error: --tls-key" in capsys.readouterr().err
