@@ -22,9 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.harness import load_average_warning, run_as_served
+from benchmarks.latency import percentiles
 from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph, steps_ms, write_served
 from loadtest.shapes import Phase, arrivals
 
@@ -62,16 +61,7 @@ def closed_loop(url: str, jpeg: bytes, callers: int, seconds: float) -> dict[str
     with ThreadPoolExecutor(callers) as pool:
         taken = [value for values in pool.map(call, range(callers)) for value in values]
     rate = len(taken) / (time.perf_counter() - started)
-    return {"callers": callers, "images_per_s": round(rate, 2), **percentiles("answered", taken)}
-
-
-def percentiles(name: str, seconds: list[float]) -> dict[str, float | None]:
-    """p50 and p99 in milliseconds; None where nothing was counted."""
-    values = np.percentile(seconds, [50, 99]) * 1e3 if seconds else [None, None]
-    return {
-        f"{name}_p{part}_ms": None if value is None else round(float(value), 1)
-        for part, value in zip((50, 99), values, strict=True)
-    }
+    return {"callers": callers, "images_per_s": round(rate, 2), **percentiles(taken, "answered_")}
 
 
 def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
@@ -117,8 +107,8 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
         "sent": count,
         "goodput_per_s": round(len(kinds.get("in time", [])) / lasted, 2),
         "outcomes": {kind: len(values) for kind, values in sorted(kinds.items())},
-        **percentiles("in_time", kinds.get("in time", [])),
-        **percentiles("rejected", kinds.get("rejected", [])),
+        **percentiles(kinds.get("in time", []), "in_time_"),
+        **percentiles(kinds.get("rejected", []), "rejected_"),
         "sender_late_ms": round(lag * 1e3, 1),
     }
 

@@ -91,7 +91,7 @@ def overload_table(result: dict[str, Any]) -> list[str]:
         missed = sum(count for kind, count in outcomes.items() if kind not in ("in time", "rejected"))
         rejected = outcomes.get("rejected", 0)
         away = f"{rejected} ({load['rejected_p50_ms']:.0f})" if rejected else "0"
-        goodput, p99 = f"{load['goodput_of_peak']:.0%}", f"{load['in_time_p99_ms']:.0f}"
+        goodput, p99 = f"{load['goodput_of_peak']:.0%}", _milliseconds(load["in_time_p99_ms"])
         each = ", ".join(f"{share:.0%}" for share in load["goodput_of_peak_each"])
         rows.append([f"{load['load']:g}", goodput, each, p99, away, str(missed)])
     return [*lines, *table(header, rows), "", "All but the share in each turn is of the turn in the middle."]
@@ -134,6 +134,11 @@ def preprocess_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _milliseconds(value: float | None) -> str:
+    """None: nothing was answered."""
+    return "-" if value is None else f"{value:.0f}"
+
+
 def faults_table(result: dict[str, Any]) -> list[str]:
     faults, restarts, soak = parts = [result[name] for name in ("faults", "restarts", "soak")]
     lines = [
@@ -151,7 +156,7 @@ def faults_table(result: dict[str, Any]) -> list[str]:
         left.update(row["left_over"])
         failed = ", ".join(f"{count} {kind}" for kind, count in row["failed"].items()) or "0"
         cells = [row["fault"], row["path"], str(row["sent"]), str(row["answered_in_time"]), failed]
-        cells += [", ".join(f"{row[key]:.0f}" for key in ("p50_ms", "p99_ms", "longest_ms"))]
+        cells += [", ".join(_milliseconds(row[key]) for key in ("p50_ms", "p99_ms", "longest_ms"))]
         cells += ["never" if row["back_s"] is None else f"{row['back_s']:.1f} s"]
         rows.append(cells)
     more = ", ".join(f"{name} {count}" for name, count in left.items())

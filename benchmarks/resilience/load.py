@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from benchmarks.latency import percentiles
 from benchmarks.resilience.digits import Picture
 from client import Classifier, ClassifierError
 
@@ -38,18 +37,16 @@ class Load:
         self._thread = threading.Thread(target=self._send)
 
     def summary(self) -> dict[str, Any]:
-        """Counts by outcome; p50, p99 and the longest of those that were answered, in milliseconds."""
+        """Counts by outcome; of those answered in time p50, p99 and the longest in milliseconds, None where none is."""
         outcomes = Counter(record.outcome for record in self.records)
         seconds = [record.seconds for record in self.records if record.outcome == ANSWERED]
-        p50, p99, longest = np.percentile(seconds, [50, 99, 100]) * 1e3
         return {
             "sent": self.sent,
             "answered_in_time": outcomes.pop(ANSWERED, 0),
             "failed": outcomes,
             "first_failures": [f"{r.outcome}: {r.detail}"[:200] for r in self.records if r.outcome != ANSWERED][:3],
-            "p50_ms": round(float(p50), 1),
-            "p99_ms": round(float(p99), 1),
-            "longest_ms": round(float(longest), 1),
+            **percentiles(seconds),
+            "longest_ms": round(max(seconds) * 1e3, 2) if seconds else None,
         }
 
     def __enter__(self) -> "Load":

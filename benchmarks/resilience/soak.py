@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 
+from benchmarks.latency import percentiles
 from benchmarks.resilience.digits import Picture, pictures
 from benchmarks.resilience.footprint import backends_of, tritonserver_of
 from client import Classifier, ClassifierError, InvalidImageError
@@ -72,14 +72,12 @@ def soak(repository: Path, requests: int) -> dict[str, Any]:
         elapsed = time.perf_counter() - started
         samples.append(_sample(len(tally.seconds), processes))
         restarts = server.restarts
-    p50, p99 = np.percentile(tally.seconds, [50, 99]) * 1e3
     return {
         "requests": requests,
         "callers": CALLERS,
         "outcomes": tally.outcomes,
         "requests_per_s": round(requests / elapsed, 1),
-        "p50_ms": round(float(p50), 2),
-        "p99_ms": round(float(p99), 2),
+        **percentiles(tally.seconds),
         "restarts": restarts,
         **growth(samples, requests),
     }

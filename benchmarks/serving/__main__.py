@@ -48,7 +48,15 @@ CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
 START_SECONDS = 20  # on average, for the plan alone
-SOURCES = ("benchmarks/serving", "benchmarks/serving_overhead.py", "export", "kernels", "models", "server")
+SOURCES = (
+    "benchmarks/serving",
+    "benchmarks/latency.py",
+    "benchmarks/serving_overhead.py",
+    "export",
+    "kernels",
+    "models",
+    "server",
+)
 STEP = "model_repository/preprocess/1"
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: peers sum in another order
 

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from benchmarks.latency import percentiles
 from loadtest.shapes import Phase, arrivals
 
 SENDERS = 128  # requests in flight at most; a request that finds none free counts its wait
@@ -107,11 +106,9 @@ def open_loop(port: int, requests: list[Request], rate: float, seconds: float, s
 
 def summary(callers: list[Caller], seconds: float) -> dict[str, Any]:
     taken = [value for caller in callers for value in caller.taken]
-    p50, p99 = np.percentile(taken, [50, 99]) * 1e3 if taken else (None, None)
     return {
         "answers": len(taken),
         "errors": sum(caller.errors for caller in callers),
         "images_per_s": round(len(taken) / seconds, 2),
-        "p50_ms": None if p50 is None else round(float(p50), 2),
-        "p99_ms": None if p99 is None else round(float(p99), 2),
+        **percentiles(taken),
     }

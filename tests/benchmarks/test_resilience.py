@@ -33,6 +33,16 @@ def test_every_request_is_counted_once() -> None:
     assert summary["first_failures"]
 
 
+def test_where_nothing_is_answered_in_time_there_are_no_latencies() -> None:
+    transport = FakeTransport(lambda request: QueueFullError("full"))
+    with Classifier(transport=transport, retries=0, timeout=5) as classifier:
+        with Load([classifier], [Picture(b"", "cat", 0.9)], rate=40.0, deadline=0.2) as load:
+            time.sleep(0.1)
+        summary = load.summary()
+    assert summary["answered_in_time"] == 0
+    assert [summary[f"{part}_ms"] for part in ("p50", "p99", "longest")] == [None] * 3
+
+
 def test_growth_is_from_after_the_warm_up_to_the_end() -> None:
     samples = [Sample(done, 100.0 if done < 100 else 200.0 + done / 100, 80) for done in range(0, 1001, 10)]
     found = growth(samples, 1000)
