@@ -26,7 +26,11 @@ from loadtest.options import PEAK, add_load_options, add_target_options, check_f
 from loadtest.results import met, requests_needed
 from loadtest.slo import load_slo
 
-USERS = {"grpc": ["GrpcClassifierUser"], "http": ["HttpClassifierUser"], "both": []}
+USERS = {
+    "grpc": ["GrpcClassifierUser"],
+    "http": ["HttpClassifierUser"],
+    "both": ["GrpcClassifierUser", "HttpClassifierUser"],
+}
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 NULL_EXPLAINED = "a server that does nothing, in a process of its own on this machine"
 
@@ -81,8 +85,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key belongs to --tls-certificate")
     peak = _peak(options)
-    kinds = len(USERS[options.protocol]) or 2
-    if options.rate is None and not options.levels and (options.users if options.users is not None else 4) < kinds:
+    users = 4 if options.users is None else options.users
+    if options.rate is None and not options.levels and users < len(USERS[options.protocol]):
         parser.error("give at least one user for each protocol")
     check_folders(options.report, options.results)
     if options.slo:
@@ -163,7 +167,7 @@ def capacity(arguments: Sequence[str]) -> int:
     if options.repeats < 1:
         parser.error("--repeats: 1 or more")
     percentiles = [name for name in load_slo(options.slo).get("latency_ms", {}) if name != "max"]
-    requests = max(map(requests_needed, percentiles), default=1) * (len(USERS[options.protocol]) or 2)
+    requests = max(map(requests_needed, percentiles), default=1) * len(USERS[options.protocol])
     names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout"]
     names += ["tls", "tls_root", "tls_certificate", "tls_key"]
     target = _words({name: getattr(options, name) for name in names})

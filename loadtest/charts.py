@@ -12,7 +12,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from loadtest.results import measured
+from loadtest.results import latency_objectives, measured
 
 INK, FAINT, MISS = "#24292f", "#d0d7de", "#cf222e"
 PERCENTILES = (("p50_ms", "#0969da"), ("p95_ms", "#bf8700"), ("p99_ms", "#8250df"))
@@ -97,7 +97,7 @@ def latency_against_throughput(results: Sequence[dict[str, Any]], capacity: floa
             x = [row["answered_per_s"] for row in failed for _ in PERCENTILES]
             y = [row[key] for row in failed for key, _ in PERCENTILES]
             axes.plot(x, y, "o", color=MISS, fillstyle="none", markersize=10, label="with errors" * (name == names[0]))
-    limit = next((result["slo"]["latency_ms"].get("p99") for result in results if _has_latency(result)), None)
+    limit = latency_objectives(results[0]).get("p99")
     if limit:
         axes.axhline(limit, color=MISS, linewidth=1, linestyle=":", label=f"p99 objective {limit:g} ms")
     if capacity:
@@ -108,10 +108,6 @@ def latency_against_throughput(results: Sequence[dict[str, Any]], capacity: floa
     _log_milliseconds(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return to_svg(figure)
-
-
-def _has_latency(result: dict[str, Any]) -> bool:
-    return bool(result["slo"] and result["slo"].get("latency_ms"))
 
 
 def over_time(result: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from loadtest.users import ClassifierUser, Clock, address, open_classifier
 def install() -> None:
     """Once a process: adds the listeners to locust's events."""
     events.init_command_line_parser.add_listener(add_options)
-    events.init.add_listener(_Test.begin)
+    events.init.add_listener(LoadTest.begin)
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def _images(folder: str, sizes: str) -> list[bytes]:
     return load_images(Path(folder) if folder else None, sizes)
 
 
-class _Test:
+class LoadTest:
     """One process's share of a test."""
 
     def __init__(self, environment: Environment) -> None:

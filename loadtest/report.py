@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.charts import latency_against_throughput, over_time, where_the_time_goes
-from loadtest.results import measured, met, number, shown_value, warnings
+from loadtest.results import measured, met, number, shown_value, too_few, warnings
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 980px; margin: 2em auto;
@@ -98,8 +98,8 @@ def _verdict(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None)
         words = f"Capacity within the objectives: {words}" if good else "No rate that was tried meets the objectives"
     elif results[0]["slo"]:
         good = met(results[0])
-        few = any("measure longer" in text for text in warnings(results[0]))
-        met_words = "Objectives met, but of too few answers to be sure" if few else "All objectives met"
+        sure = not too_few(results[0])
+        met_words = "All objectives met" if sure else "Objectives met, but of too few answers to be sure"
         words = met_words if good else "Objectives missed"
     else:
         return []

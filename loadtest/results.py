@@ -12,14 +12,14 @@ from loadtest.server_statistics import difference
 from loadtest.slo import judge
 
 if TYPE_CHECKING:
-    from loadtest.hooks import _Test
+    from loadtest.hooks import LoadTest
 
 PARTS = (0.5, 0.9, 0.95, 0.99, 0.999)
 LINE = ("protocol", "objective", "limit", "value", "met")
 TOO_LATE = 10.0  # ms: a sender that is later than this at its p99 was short of CPU time
 
 
-def summarise(test: "_Test") -> dict[str, Any]:
+def summarise(test: "LoadTest") -> dict[str, Any]:
     options, kinds = test.options, test.kinds
     names = sorted(kind.request_type for kind in kinds)
     elapsed = test.ended or 0.0
@@ -170,8 +170,20 @@ def requests_needed(percentile: str) -> int:
     return round(100 / (100 - float(percentile[1:])))
 
 
-def _has_latency(slo: dict[str, Any] | None) -> bool:
-    return bool(slo and slo.get("latency_ms"))
+def latency_objectives(result: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds by percentile, "max" too."""
+    return (result["slo"] or {}).get("latency_ms", {})
+
+
+def too_few(result: dict[str, Any]) -> list[str]:
+    """A line about each percentile that is an objective and of too few answers to be one."""
+    texts = []
+    for phase in measured(result):
+        few = min(row["answered"] for row in phase["protocols"].values())
+        for objective in latency_objectives(result):
+            if objective != "max" and few < (needed := requests_needed(objective)):
+                texts.append(f"phase {phase['name']}: {objective} of {few} answers; it takes {needed}: measure longer")
+    return texts
 
 
 def lateness(phase: dict[str, Any]) -> float:
@@ -210,15 +222,12 @@ def warnings(result: dict[str, Any]) -> list[str]:
                     f"phase {phase['name']}: {name} was sent {row['sent_per_s']:.1f} requests/s, fewer than asked: "
                     "a worker is lost, or this machine is the limit"
                 )
-        for objective in result["slo"]["latency_ms"] if _has_latency(result["slo"]) else ():
-            few = min(row["answered"] for row in rows)
-            if objective != "max" and few < (needed := requests_needed(objective)):
-                texts.append(f"phase {phase['name']}: {objective} of {few} answers; it takes {needed}: measure longer")
         if result["null_rate"] and rate > result["null_rate"] / 2:
             texts.append(
                 f"phase {phase['name']}: {rate:.0f} answers/s are more than half of what this load generator sends "
                 f"to a null model ({result['null_rate']:.0f}/s): it may be the limit"
             )
+    texts += too_few(result)
     if not result["null_rate"]:
         texts.append("not measured: what this load generator can send (python -m loadtest null)")
     return texts
