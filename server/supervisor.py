@@ -92,6 +92,7 @@ class TritonServer:
         self.tritonserver_args = tuple(tritonserver_args)
         self.on_event = on_event or LOGGER.warning
         self.restarts = 0
+        self._endpoints: Endpoints | None = None
         self._error: ServerError | None = None
         self._stopping = threading.Event()
         self._at_once = threading.Event()
@@ -101,16 +102,22 @@ class TritonServer:
         self._thread: threading.Thread | None = None
 
     @property
+    def endpoints(self) -> Endpoints:
+        if self._endpoints is None:
+            raise ServerError("this server has no address, it was not started: use it in a with statement")
+        return self._endpoints
+
+    @property
     def http_url(self) -> str:
-        return self._endpoints.address("http")
+        return self.endpoints.address("http")
 
     @property
     def grpc_url(self) -> str:
-        return self._endpoints.address("grpc")
+        return self.endpoints.address("grpc")
 
     @property
     def metrics_url(self) -> str:
-        return self._endpoints.address("metrics")
+        return self.endpoints.address("metrics")
 
     @property
     def ready(self) -> bool:
@@ -252,7 +259,7 @@ class TritonServer:
 
     def _spawn(self) -> ServerProcess:
         command = self._runtime.command(
-            self._endpoints,
+            self.endpoints,
             self.drain_seconds,
             self.management_token,
             self.tritonserver_args,

@@ -136,6 +136,12 @@ def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep)
         assert request.result(0.1) == 2.5
 
 
+@pytest.mark.parametrize("address", ["http_url", "grpc_url", "metrics_url"])
+def test_before_the_start_there_is_no_address(tmp_path, address):
+    with pytest.raises(ServerError, match="not started: use it in a with statement"):
+        getattr(TritonServer(tmp_path), address)
+
+
 @pytest.mark.parametrize("option", ["drain_seconds", "max_restarts", "probe_interval", "probe_timeout"])
 def test_no_number_is_negative(option):
     with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is -1: give"):
