@@ -20,8 +20,8 @@ from pathlib import Path
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
 from server.command_line import add_token_options, interrupt_on_sigterm
+from server.compatibility import check_compatible, check_running
 from server.errors import ReleaseError, ServerError, exit_code
-from server.fit import check_fit, check_running
 from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
@@ -39,7 +39,7 @@ def release(
     if built.resolve() == repository.resolve():
         raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
     read_repository(built)  # complete, and as it was built
-    check_fit(built, repository)
+    check_compatible(built, repository)
     source = Versions(built).newest_folder()
     if not (source / "build.json").is_file():
         raise ReleaseError(

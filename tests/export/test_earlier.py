@@ -15,7 +15,7 @@ from built import digest
 from export import earlier
 from export.configs import EMBEDDED, ServingSpec
 from export.repository import RepositoryError, write_repository
-from server.fit import LIMITS, check_fit
+from server.compatibility import LIMITS, check_compatible
 from server.repository import read_repository
 from server.versions import KEPT, Versions
 
@@ -143,7 +143,7 @@ def test_other_labels_are_a_reason(output: Path) -> None:
 def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
     """tritonserver parts them at newlines alone: what is built can be released."""
     build(output, labels=["caf\u00e9\u2028au lait", "th\u00e9\x85"])
-    check_fit(output, output)
+    check_compatible(output, output)
 
 
 def test_equal_labels_are_equal_in_any_locale(output: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
-from server.fit import check_fit
+from server.compatibility import check_compatible
 from server.management import Management
 from server.release import release, rollback
 from server.versions import Versions
@@ -52,8 +52,8 @@ def test_limits_are_no_preparation(served, build, name):
     """docs/operations.md has them lowered: the served configs' hold on, and the same images get the same pixels."""
     path = build() / "preprocess/config.pbtxt"
     path.write_text(f'{path.read_text()}parameters {{ key: "{name}" value {{ string_value: "1000000" }} }}\n')
-    check_fit(path.parents[1], served.folder)
-    check_fit(served.folder, path.parents[1])
+    check_compatible(path.parents[1], served.folder)
+    check_compatible(served.folder, path.parents[1])
 
 
 def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(served, build, load):

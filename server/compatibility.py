@@ -16,7 +16,7 @@ REMEDY = "serve it as a server of its own and move the clients there, or stop th
 read = partial(read_config, refusal=ReleaseError)
 
 
-def check_fit(built: Path, served: Path) -> None:
+def check_compatible(built: Path, served: Path) -> None:
     """Raises `ReleaseError`, which names what differs.
 
     The weights may: not the tensors, the labels, nor what is done to an image before it reaches them. The served
