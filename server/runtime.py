@@ -58,6 +58,7 @@ class Runtime:
         base = tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="widefield-", dir=base if is_shell_safe(base) else "/tmp")).resolve()
         self.shm_prefix = f"{self.folder.name}-"
+        self.batcher = self._link_batcher()
         try:
             if installation.embedded:
                 self._assemble_backends()
@@ -86,9 +87,10 @@ class Runtime:
             values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
-            if native is not None:
-                values["LD_PRELOAD"] = str(self.library)
-                values["BASH_ENV"] = str(self.folder / "unload.sh")
+        preload = [self.batcher, self.library if native is not None else None]
+        if any(preload):
+            values["LD_PRELOAD"] = ":".join(str(library) for library in preload if library is not None)
+            values["BASH_ENV"] = str(self.folder / "unload.sh")
         return values
 
     def command(
@@ -178,6 +180,14 @@ class Runtime:
         except backends.BuildError as error:  # no PyTorch; not every repository needs it
             if model:
                 raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
+
+    def _link_batcher(self) -> Path | None:
+        """Linked to from a path without the spaces and colons that part LD_PRELOAD's; None where it is not built."""
+        if not backends.is_current(backends.BATCHER):
+            return None
+        link = self.folder / backends.BATCHER.output.name
+        link.symlink_to(backends.BATCHER.output)
+        return link
 
     def _link_libpython(self) -> None:
         """libpython alone: this Python's whole library folder could shadow the server's other libraries."""

@@ -142,6 +142,8 @@ class TritonServer:
         self._runtime = Runtime(installation, repository, self.library)
         if self._runtime.resize is None and repository.resizes:
             self._tell(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
+        if self._runtime.batcher is None:
+            self._tell(f"warning: requests may wait half a second: run {sys.executable} {backends.__file__} batcher")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
         # A thread of its own, so that the server does not depend on the thread that asked for it.

@@ -34,7 +34,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 9), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 10), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -89,8 +89,8 @@ def serve(tmp_path):
     for name in ("serve.sh", "unload.sh"):
         shutil.copy2(IMAGE / name, tmp_path)
     shutil.copy2(ROOT / "server" / "checksums.py", tmp_path)
-    empty = ["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / "libwidefield.so")]
-    subprocess.run(empty, check=True)
+    for name in ("libwidefield.so", "libwidefield_batcher.so"):
+        subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / name)], check=True)
     (tmp_path / "models").mkdir()
     base = {"PATH": os.environ["PATH"], "TRITONSERVER": str(spy), "WIDEFIELD_MODELS": str(tmp_path / "models")}
 
@@ -130,7 +130,8 @@ def test_tritonserver_is_preloaded(tmp_path):
         "WIDEFIELD_MODELS": str(tmp_path / "models"),
     }
     done = subprocess.run([tmp_path / "serve.sh"], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [str(tmp_path / "libwidefield.so"), str(tmp_path / "unload.sh")]
+    libraries = f"{tmp_path / 'libwidefield_batcher.so'}:{tmp_path / 'libwidefield.so'}"
+    assert done.stdout.splitlines() == [libraries, str(tmp_path / "unload.sh")]
 
 
 def test_the_same_settings_as_the_launcher(serve):

@@ -63,4 +63,6 @@ def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
     assert not build.is_current(changed)
     assert build.build(changed).startswith("built")
     assert build.main(["resise"]) == 1
-    assert capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize\n"
+    assert (
+        capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, batcher\n"
+    )

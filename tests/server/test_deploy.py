@@ -17,6 +17,7 @@ import pytest
 
 from kernels import native_library
 from server import TritonServer
+from server.backends import build as backends
 from server.canary import CanaryError, CanaryRefusedError, classify_canary, is_ready
 from server.locate import find_tritonserver
 from server.preflight import free_ports
@@ -148,6 +149,7 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority
         **runtime.environment(),
         "TRITONSERVER": str(runtime.installation.executable),
         "WIDEFIELD_PRELOAD": str(native_library()),
+        "WIDEFIELD_BATCHER": str(backends.BATCHER.output),
         "WIDEFIELD_LIBTORCH": str(Path(torch.__file__).parent / "lib"),
         "WIDEFIELD_CHECKSUMS": str(ROOT / "server" / "checksums.py"),
         "WIDEFIELD_MODELS": str(light_repository),

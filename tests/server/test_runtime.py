@@ -52,7 +52,17 @@ def test_environment(runtime, monkeypatch):
     environment = runtime.environment()
     assert environment["PATH"].startswith(f"{Path(sys.executable).parent}:")
     assert environment["LD_LIBRARY_PATH"] == f"{runtime.folder / 'lib'}:/mine"
-    assert "LD_PRELOAD" not in environment
+    assert environment["LD_PRELOAD"] == str(runtime.folder / "libwidefield_batcher.so")
+    assert Path(environment["LD_PRELOAD"]).samefile(backends.BATCHER.output)
+
+
+def test_nothing_is_preloaded_where_nothing_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "is_current", lambda library: library is not backends.BATCHER)
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    try:
+        assert not {"LD_PRELOAD", "BASH_ENV"} & runtime.environment().keys()
+    finally:
+        runtime.remove()
 
 
 def test_allocator_settings_give_way_to_the_users(runtime, monkeypatch):
@@ -108,7 +118,7 @@ def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
     runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)
     try:
         environment = runtime.environment()
-        assert environment["LD_PRELOAD"] == str(library)
+        assert environment["LD_PRELOAD"] == f"{runtime.batcher}:{library}"
         assert environment["LD_LIBRARY_PATH"].startswith(str(native.backends / "pytorch"))
         own = ("--backend-directory", "--model-config-name")
         assert not any(each.startswith(own) for each in runtime.command(ENDPOINTS, 7))
