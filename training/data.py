@@ -23,6 +23,7 @@ from training.settings import LoopConfig
 from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
 
 Images: TypeAlias = ImageFolder | Shards
+BITS_PER_SAMPLE = 258  # TIFF's tag
 
 
 class DataError(ValueError):
@@ -30,12 +31,37 @@ class DataError(ValueError):
 
 
 def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
-    """RGB, upright, from a path or from a file in memory called `name`. Raises `DataError` if it is no whole image."""
+    """`read_image`, whose refusal says what to do in a run that has begun."""
+    try:
+        return read_image(file, name)
+    except DataError as error:
+        raise DataError(f"{error}: replace it, since removing it makes another data set") from error
+
+
+def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+    """RGB, upright, from a path or from a file in memory called `name`.
+
+    Raises `DataError` if it is no whole image, or one whose numbers do not say what is white.
+    """
     try:
         with Image.open(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            unsaid = bits_without_a_range(image)
+            if not unsaid:
+                return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name or file} cannot be decoded ({error}): replace or remove it") from error
+        raise DataError(f"{name or file} cannot be decoded ({error})") from error
+    raise DataError(f"{name or file} has {unsaid}, which do not say what is white (scale it to 8 or 16 bits)")
+
+
+def bits_without_a_range(image: Image.Image) -> str:
+    """What the pixels are, if neither 8 nor 16 bits without a sign: Pillow has 16-bit PNG as I or I;16 and PGM as I."""
+    if image.mode == "F":
+        return "pixels in floating point"
+    if image.format == "TIFF" and image.mode.startswith("I"):
+        bits = cast(Any, image).tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
+        if image.mode == "I" or bits != 16:
+            return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits"
+    return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,6 +1,8 @@
 """The digits on disk, the transforms and the refusals of training.data."""
 
 import hashlib
+import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -153,8 +155,45 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"half\.png cannot be decoded"):
+    with pytest.raises(DataError, match=r"half\.png cannot be decoded .*: replace it, since removing it makes another"):
         load_image(str(path))
+
+
+def tiff(*, bits: int, kind: int, pixels: np.ndarray) -> bytes:
+    """Grey, uncompressed, one strip; `kind`: 1 unsigned, 2 signed, 3 floating point (TIFF 6.0)."""
+    height, width = pixels.shape
+    content = pixels.tobytes()
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(content)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in {**tags, 339: kind}.items())
+    header = b"II*\0" + struct.pack("<I", 8 + len(content))
+    return header + content + struct.pack("<H", len(tags) + 1) + entries + b"\0" * 4
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "dtype", "message"),
+    [
+        (32, 3, "float32", "pixels in floating point"),
+        (32, 2, "int32", "pixels of 32 bits"),
+        (32, 1, "uint32", "pixels of 32 bits"),
+        (16, 2, "int16", "signed pixels of 16 bits"),
+        (12, 1, "uint8", "pixels of 12 bits"),
+    ],
+)
+def test_grey_of_unknown_range_is_no_black_image(bits: int, kind: int, dtype: str, message: str) -> None:
+    """A float of 0..1 or an integer of 32 bits has nothing in the high byte of 16 bits."""
+    content = tiff(bits=bits, kind=kind, pixels=np.ones((4, 6), dtype))
+    with pytest.raises(DataError, match=rf"^x\.tif has {message}, .*\(scale it to 8 or 16 bits\): replace it"):
+        load_image(io.BytesIO(content), "x.tif")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_read_from_any_format(kind: str) -> None:
+    file = io.BytesIO()
+    if kind == "PPM":
+        file.write(b"P5\n2 1\n65535\n\xff\x00\x12\x34")
+    else:
+        Image.fromarray(np.array([[0xFF00, 0x1234]], np.uint16)).save(file, kind)
+    assert np.asarray(load_image(file))[0, :, 0].tolist() == [0xFF, 0x12]
 
 
 def test_images_are_rgb_and_upright(tmp_path: Path) -> None:
