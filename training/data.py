@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from training.samplers import EpochBatches, Weights
 from training.settings import LoopConfig
 from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
 
-Images: TypeAlias = ImageFolder | Shards
+Images: TypeAlias = "LabelledFolder | Shards"
 BITS_PER_SAMPLE = 258  # TIFF's tag
 
 
@@ -72,35 +73,58 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class LabelledFolder(ImageFolder):
-    """torchvision's, without hidden files and folders."""
+    """torchvision's, without hidden files and folders; a class may be without images.
+
+    `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them.
+    """
 
     def __init__(self, folder: Path, transform: Transform | None) -> None:
-        root = str(folder)
-        super().__init__(root, transform, loader=load_image, is_valid_file=lambda path: is_image(path, root))
+        self.folder = str(folder)
+        self.passed_over: Counter[str] = Counter()
+        self.outside = 0
+        super().__init__(self.folder, transform, loader=load_image, is_valid_file=self._is_read, allow_empty=True)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = [name for name in super().find_classes(directory)[0] if not HIDDEN.match(name)]
+        with os.scandir(directory) as entries:
+            shown = [entry for entry in entries if not HIDDEN.match(entry.name)]
+        names = sorted(entry.name for entry in shown if entry.is_dir())
+        self.outside = sum(is_image(entry.name) for entry in shown if not entry.is_dir())
         if not names:
-            raise DataError(f"{directory} holds no folder: images are expected in {directory}/LABEL/FILE")
+            found = f", only {self.outside} images" if self.outside else ""
+            raise DataError(f"{directory} holds no folder{found}: images are expected in {directory}/LABEL/FILE")
         return names, {name: index for index, name in enumerate(names)}
 
+    def _is_read(self, path: str) -> bool:
+        read = is_image(path, self.folder)
+        if not read and not HIDDEN.search(path, len(self.folder)):
+            self.passed_over[Path(path).suffix.lower() or "without a suffix"] += 1
+        return read
 
-def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> ImageFolder:
+
+def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
+    """Why a folder cannot be trained on, or evaluated with `labels`: of an unknown label, and of one without images."""
+    folder, errors, used = dataset.root, [], set(dataset.targets)
+    for index, name in enumerate(dataset.classes):
+        if labels is not None and name not in labels:
+            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+            errors.append(f"{folder}/{name} is not one of the {len(labels)} labels ({known}): rename or remove it")
+        elif index not in used:
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            errors.append(f"{folder}/{name} holds no image: fill or remove it. Images are {suffixes}")
+    return errors
+
+
+def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> LabelledFolder:
     """(image, class index) of FOLDER/LABEL/*; `labels` fixes the order of the classes, else it is alphabetical.
 
     Raises `DataError` for a folder that is missing, a class without images, or a label that is not in `labels`.
     """
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder: images are expected in {folder}/LABEL/FILE")
-    try:
-        dataset = LabelledFolder(Path(folder), transform)
-    except FileNotFoundError as error:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{folder}: {str(error).strip()} Images are {suffixes}") from error
+    dataset = LabelledFolder(Path(folder), transform)
+    for error in folder_errors(dataset, labels):
+        raise DataError(error)
     if labels is not None:
-        unknown = [name for name in dataset.classes if name not in labels]
-        if unknown:
-            raise DataError(f"{folder}/{unknown[0]} is not one of the {len(labels)} labels: {', '.join(labels[:20])}")
         index = [labels.index(name) for name in dataset.classes]
         dataset.samples = dataset.imgs = [(path, index[target]) for path, target in dataset.samples]
         dataset.targets = [target for _, target in dataset.samples]

@@ -17,15 +17,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-IMAGE_SUFFIXES = frozenset(IMG_EXTENSIONS)  # .jpg, .png, ...: what ImageFolder reads is read everywhere
+IMAGE_SUFFIXES = frozenset((*IMG_EXTENSIONS, ".jfif"))  # .jpg, .png, ...: read in folders and shards, by every script
 LABELS_FILE = "labels.txt"
-HIDDEN = re.compile(r"(^|/)\.[^./]")  # .ipynb_checkpoints, ._0001.jpg: in no folder and no shard anybody's image
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
 NO_CLASS = -1
 
 
 def is_image(path: str, folder: str = "") -> bool:
     """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder."""
-    return path.lower().endswith(IMG_EXTENSIONS) and not HIDDEN.search(path, len(folder))
+    return path.lower().endswith(tuple(IMAGE_SUFFIXES)) and not HIDDEN.search(path, len(folder))
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -125,6 +125,8 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -
     folder = make_folder(tmp_path / ".cache" / "images", cat=2, ant=1)
     make_folder(folder, **{".ipynb_checkpoints": 0})
     make_folder(folder / "cat", **{".ipynb_checkpoints": 3})
+    make_folder(folder, **{"__MACOSX": 1})  # what an archive made on macOS unpacks to
+    make_folder(folder / "ant" / "__MACOSX", x=1)
     (folder / "ant" / "._0.png").write_bytes(b"no image")
     for labels in (None, ["ant", "cat"]):
         dataset = image_folder(folder, None, labels)
@@ -142,13 +144,31 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "images", cat=2, ant=1)
-    with pytest.raises(DataError, match="cat is not one of the 1 labels: ant"):
+    with pytest.raises(DataError, match=r"cat is not one of the 1 labels \(ant\): rename or remove it"):
         image_folder(folder, None, ["ant"])
     with pytest.raises(DataError, match="nowhere is no folder"):
         image_folder(tmp_path / "nowhere", None)
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"classes empty\. Images are \.bmp, "):
+    with pytest.raises(DataError, match=r"images/empty holds no image: fill or remove it\. Images are \.bmp, "):
         image_folder(folder, None)
+    with pytest.raises(DataError, match=r"images/empty is not one of the 2 labels"):
+        image_folder(folder, None, ["ant", "cat"])
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match=r"bare holds no folder: images are expected in .*bare/LABEL/FILE"):
+        image_folder(tmp_path / "bare", None)
+    (tmp_path / "bare" / "a.png").touch()
+    with pytest.raises(DataError, match=r"bare holds no folder, only 1 images: images are expected"):
+        image_folder(tmp_path / "bare", None)
+
+
+def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    for name in ("cat/a.gif", "cat/b.GIF", "ant/deep/c.heic", "ant/notes", "ant/._d.gif", "e.png", "f.gif"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    dataset = image_folder(folder, None)
+    assert dataset.passed_over == {".gif": 2, ".heic": 1, "without a suffix": 1}
+    assert (len(dataset), dataset.outside) == (3, 1)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_an_error_that_nobody_foresaw_has_its_traceback(tmp_path: Path, monkeypa
 def test_evaluation_needs_the_checkpoints_labels(run: tuple[Path, float], tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "7" / "x.png")
-    with pytest.raises(DataError, match="7 is not one of the 3 labels: 0, 1, 4"):
+    with pytest.raises(DataError, match=r"7 is not one of the 3 labels \(0, 1, 4\): rename or remove it"):
         evaluate(EvaluateConfig(checkpoint=run[0], data=tmp_path, device="cpu"))
 
 

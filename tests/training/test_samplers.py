@@ -182,7 +182,7 @@ def test_an_index_is_no_label(tmp_path: Path) -> None:
     assert open_images(tmp_path, None).targets == [0, 1, 2, 0, 1]
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".pgm", ".jpeg", ".webp"])
+@pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".pgm", ".jpeg", ".JFIF", ".webp"])
 def test_shards_and_folders_read_the_same_files(suffix: str, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("L", (6, 5), 7).save(buffer, Image.registered_extensions()[suffix.lower()])
