@@ -38,7 +38,7 @@ class Config:
     checkpoint: Path
     """Folder with model.safetensors and config.json."""
     data: Path
-    """Folder with LABEL/FILE, or with *.tar."""
+    """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")
     epsilon: float = 8.0
     """Radius in 255ths of the range of a pixel."""

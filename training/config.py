@@ -7,6 +7,7 @@ from typing import Literal
 from training.augment import AugmentConfig
 from training.long_tail import ClassWeights
 from training.settings import LoopConfig
+from training.splits import SplitConfig
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class Config(LoopConfig, AugmentConfig, MethodConfig):
+class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Fine-tune a classifier on a folder of images or shards."""
 
     preset: Literal["folder", "digits", "cpu", "replknet_31b", "replknet_31b_384"] = "folder"
@@ -55,7 +56,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig):
     output: Path = Path("runs/finetune")
     """Folder of the checkpoint; the run in progress is in its last/."""
     data: Path = Path("data/images")
-    """Folder with train/LABEL/FILE and val/LABEL/FILE, or train/*.tar and val/*.tar."""
+    """Folder with train/ and val/, each with LABEL/FILE or with *.tar; with --val-share: with LABEL/FILE itself."""
     arch: str = ""
     """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint in --weights, else
     replknet_small."""

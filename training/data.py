@@ -18,12 +18,12 @@ from torchvision.datasets import ImageFolder
 
 from training import distributed
 from training.augment import Transform
+from training.lists import Listed, is_list, read_list
 from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
 from training.settings import LoopConfig
 from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
 
-Images: TypeAlias = "LabelledFolder | Shards"
 BITS_PER_SAMPLE = 258  # TIFF's tag
 
 
@@ -95,10 +95,7 @@ class LabelledFolder(ImageFolder):
         return names, {name: index for index, name in enumerate(names)}
 
     def _is_read(self, path: str) -> bool:
-        read = is_image(path, self.folder)
-        if not read and not HIDDEN.search(path, len(self.folder)):
-            self.passed_over[Path(path).suffix.lower() or "without a suffix"] += 1
-        return read
+        return is_image(path, self.folder, self.passed_over)
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
@@ -132,11 +129,20 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     return dataset
 
 
-def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Images:
-    """(image, class index) of a folder of folders, or of the WebDataset shards (*.tar) that it holds.
+Images: TypeAlias = LabelledFolder | Shards | Listed
 
-    Raises `DataError` as `image_folder`, and for a shard that is damaged or holds a class out of range or none at all.
+
+def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Images:
+    """(image, class index) of a folder of folders, of the WebDataset shards (*.tar) that it holds, or of a list (.csv).
+
+    Raises `DataError` as `image_folder`, for a shard that is damaged or holds a class out of range or none at all, and
+    for a list whose images are not there.
     """
+    if is_list(folder) and Path(folder).is_file():
+        try:
+            return Listed(Path(folder), load_image, transform, labels)
+        except ValueError as error:
+            raise DataError(str(error)) from error
     if not shard_files(folder):
         return image_folder(folder, transform, labels)
     try:
@@ -150,16 +156,24 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
 
 
 class Unlabelled(Dataset[Image.Image]):
-    """PIL RGB images of every file below a folder, or of the shards (*.tar) in it; labels are not looked at.
+    """PIL RGB images of every file below a folder, of the shards (*.tar) in it, or of a list; labels are not looked at.
 
-    `names`: the file of each, or SHARD:MEMBER. Raises `DataError` for a folder that is missing or without images, and
-    for a shard or an image that cannot be read.
+    `names`: the file of each, or SHARD:MEMBER; `passed_over`: as a `LabelledFolder` has it. Raises `DataError` for a
+    folder that is missing or without images, and for a shard, an image or a list that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.root = str(folder)
+        self.passed_over: Counter[str] = Counter()
+        self.shards: Shards | None = None
+        if is_list(folder) and folder.is_file():
+            try:
+                self.names = [name for name, _ in read_list(folder)]
+            except ValueError as error:
+                raise DataError(str(error)) from error
+            return
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: images or shards are expected in it")
-        self.shards: Shards | None = None
         if shard_files(folder):
             try:
                 self.shards = Shards(folder, load_image, None, labelled=False)
@@ -167,7 +181,7 @@ class Unlabelled(Dataset[Image.Image]):
                 raise DataError(str(error)) from error
             self.names = [member.key for member in self.shards.samples]
         else:
-            self.names = [str(path) for path in image_files(folder)]
+            self.names = [str(path) for path in image_files(folder, self.passed_over)]
         if not self.names:
             raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 

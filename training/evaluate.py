@@ -37,7 +37,7 @@ class Config:
     checkpoint: Path
     """Folder with model.safetensors and config.json."""
     data: Path
-    """Folder with LABEL/FILE, or with *.tar."""
+    """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     deploy: bool = False
     """Re-parameterise first: what is served."""
     tau_norm: float = 0.0

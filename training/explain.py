@@ -23,6 +23,7 @@ from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled, load_image
 from training.distributed import check_device
 from training.evaluate import answers, load_classifier
+from training.lists import is_list
 from training.logs import standard_output
 from training.outputs import check_folder
 from training.road import road
@@ -41,7 +42,7 @@ class Config:
     checkpoint: Path
     """Folder with model.safetensors and config.json."""
     images: Path
-    """An image, or a folder of images at any depth, or of *.tar."""
+    """An image, or a folder of images at any depth, or of *.tar; or a run's val.csv."""
     output: Path = Path("runs/explained")
     """Folder of the overlays, and of explained.csv."""
     method: Method = "cam"
@@ -70,7 +71,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
     """Names and transformed pictures of `count` images, evenly over the folder. Raises `DataError` if there is none."""
     if count < 1:
         raise SettingsError(f"--count {count}: at least 1")
-    if path.is_file():
+    if path.is_file() and not is_list(path):
         return [(str(path), transform(load_image(str(path))))]
     found = Unlabelled(path)
     return [(found.names[place], transform(found[place])) for place in evenly(len(found), count)]

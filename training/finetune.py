@@ -3,11 +3,13 @@
 Examples:
     python -m training.finetune --preset digits --output runs/digits-nano
     python -m training.finetune --data my_images --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth
+    python -m training.finetune --data FOLDER_OF_LABELS --val-share 0.2
     torchrun --nproc-per-node 8 -m training.finetune --preset replknet_31b --data imagenet
 """
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +25,9 @@ from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
-from training.data import DataError, make_loaders, open_images
+from training.data import DataError, LabelledFolder, make_loaders
 from training.evaluate import accuracies, count_answers
+from training.lists import VAL_LIST, write_list
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
@@ -32,6 +35,7 @@ from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code
 from training.settings import SettingsError, as_json, check_rates
+from training.splits import ignored, open_split
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -49,10 +53,12 @@ def train(config: Config, console: Console | None = None) -> float:
     holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
     config, console = begin(config, PRESETS, console)
 
-    train_images = open_images(config.data / "train", None)  # its transform is the model's, and that needs the labels
+    train_images, val_set = open_split(config)  # their transforms are the model's, and that needs the labels
     labels, targets = train_images.classes, train_images.targets
+    if passed_over := ignored(train_images, val_set):
+        console.print(passed_over, highlight=False, markup=False)
     if len(labels) < 2:
-        raise DataError(f"{config.data / 'train'} has 1 class, {labels[0]}: a classifier needs 2")
+        raise DataError(f"{config.data} has 1 class to train on, {labels[0]}: a classifier needs 2")
     model, model_config = make_model(config, labels)
     if config.weights is not None:
         head = "the head is kept" if keeps_head(config, labels) else f"a new head for {len(labels)} classes"
@@ -65,7 +71,7 @@ def train(config: Config, console: Console | None = None) -> float:
         kept = long_tail_subset(targets, len(labels), config.imbalance)
         train_set, targets = Subset(train_images, kept), [targets[index] for index in kept]
     counts = class_counts(targets, len(labels))
-    val_set = open_images(config.data / "val", eval_transform(model_config), labels)
+    val_set.transform = eval_transform(model_config)
     weights = class_sampling(config.sampler, targets, config.epochs)
     train_loader, val_loader = make_loaders(train_set, val_set, config, weights)
 
@@ -90,6 +96,12 @@ def train(config: Config, console: Console | None = None) -> float:
             metrics["robust"] = watch(PixelModel(finished, model_config.mean, model_config.std), config.device)
         return metrics
 
+    def save(folder: Path, finished: nn.Module) -> None:
+        if config.val_share:
+            assert isinstance(val_set, LabelledFolder)
+            write_list(folder / VAL_LIST, val_set.samples, labels)
+        save_checkpoint(folder, finished, model_config)
+
     console.print(
         f"{model_config.arch} on {len(targets)} images of {len(labels)} classes at {model_config.image_size} px, "
         f"{len(val_set)} held out, {config.device}"
@@ -100,10 +112,11 @@ def train(config: Config, console: Console | None = None) -> float:
         config,
         as_json(config, class_counts=counts, **holds),
         evaluate=evaluate,
-        save=lambda folder, finished: save_checkpoint(folder, finished, model_config),
+        save=save,
         console=console,
     )
-    console.print(f"{config.output}: top-1 {metrics['top1']:.2%} on {len(val_set)} held-out images")
+    listed = f", which {config.output / VAL_LIST} lists" if config.val_share else ""
+    console.print(f"{config.output}: top-1 {metrics['top1']:.2%} on {len(val_set)} held-out images{listed}")
     return metrics["top1"]
 
 
@@ -125,7 +138,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
         if config.keep_head:
             found = start.num_classes if config.weights.is_dir() else count_classes(start.arch, config.weights)
             if found != len(labels):
-                what = f"{config.weights} has {found or 'no'} classes, {config.data / 'train'} has {len(labels)}"
+                what = f"{config.weights} has {found or 'no'} classes, {config.data} has {len(labels)}"
                 raise SettingsError(f"--keep-head: {what}: train a new head (--no-keep-head)")
         load_weights(model, config.weights, skip_head=not keeps_head(config, labels))
     return model, model_config

@@ -27,13 +27,14 @@ from models import (
 from training import distributed
 from training.augment import eval_transform
 from training.checkpointing import checkpoint_blocks
-from training.data import Unlabelled, make_loaders
+from training.data import make_loaders
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
 from training.script import begin, exit_code
 from training.settings import SettingsError, as_json
+from training.splits import ignored, open_unlabelled_split
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -66,8 +67,11 @@ def train(config: Config, console: Console | None = None) -> float:
     config = replace(config, arch=model_config.arch)
     masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
     vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
-    train_set = MaskedImages(Unlabelled(config.data / "train"), vary, masks)
-    val_set = MaskedImages(Unlabelled(config.data / "val"), eval_transform(model_config), masks, config.seed)
+    train_images, val_images = open_unlabelled_split(config)
+    if passed_over := ignored(train_images, val_images):
+        console.print(passed_over, highlight=False, markup=False)
+    train_set = MaskedImages(train_images, vary, masks)
+    val_set = MaskedImages(val_images, eval_transform(model_config), masks, config.seed)
     train_loader, val_loader = make_loaders(train_set, val_set, config)
     if config.sync_bn and distributed.world_size() > 1:
         distributed.convert_sync_batchnorm(model, config.device)

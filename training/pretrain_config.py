@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from training.settings import LoopConfig, SettingsError, check_rates
+from training.splits import SplitConfig
 
 STRIDE = 32
 
 
 @dataclass(frozen=True)
-class Config(LoopConfig):
+class Config(LoopConfig, SplitConfig):
     """Pre-train a RepLKNet on images without labels."""
 
     preset: Literal["simmim", "photos", "digits"] = "simmim"
@@ -18,7 +19,8 @@ class Config(LoopConfig):
     output: Path = Path("runs/pretrain")
     """Folder of the checkpoint, which training.finetune --weights takes; the run in progress is in its last/."""
     data: Path = Path("data/images")
-    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at."""
+    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at. With --val-share:
+    images at any depth."""
     arch: str = ""
     """Name in models.ARCHITECTURES; empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -23,15 +24,23 @@ HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._00
 NO_CLASS = -1
 
 
-def is_image(path: str, folder: str = "") -> bool:
-    """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder."""
-    return path.lower().endswith(tuple(IMAGE_SUFFIXES)) and not HIDDEN.search(path, len(folder))
+def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = None) -> bool:
+    """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder.
+
+    `passed_over` counts what is neither read nor hidden, by suffix.
+    """
+    if HIDDEN.search(path, len(folder)):
+        return False
+    read = path.lower().endswith(tuple(IMAGE_SUFFIXES))
+    if not read and passed_over is not None:
+        passed_over[os.path.splitext(path)[1].lower() or "without a suffix"] += 1
+    return read
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, passed_over: Counter[str] | None = None) -> list[Path]:
     """Every image at any depth, linked folders included, as `image_folder` finds them; in order."""
     found = (os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return [Path(path) for path in sorted(path for path in found if is_image(path, str(folder)))]
+    return [Path(path) for path in sorted(path for path in found if is_image(path, str(folder), passed_over))]
 
 
 def shard_files(folder: str | Path) -> list[Path]:

@@ -16,6 +16,7 @@ import torch
 from models.files import replace_file
 from models.weights import WEIGHTS_FILE, first_line
 from training import distributed
+from training.lists import VAL_LIST
 from training.logs import LOG_FILE
 from training.settings import ARGUMENTS_FILE, SettingsError, check_same, json_object
 
@@ -96,7 +97,9 @@ def metrics_of(output: Path, arguments: dict[str, Any]) -> dict[str, float]:
 
 def publish(last: Path, output: Path) -> None:
     """The finished checkpoint takes its place, the model file last: it says "finished"."""
-    files = sorted(path for path in last.iterdir() if path.suffix in (".json", ".jsonl"))
+    files = sorted(path for path in last.iterdir() if path.suffix in (".json", ".jsonl", ".csv"))
+    if not (last / VAL_LIST).exists():
+        (output / VAL_LIST).unlink(missing_ok=True)  # of another run, that held out other images
     for path in [*files, last / WEIGHTS_FILE]:
         replace_file(output / path.name, partial(shutil.copyfile, path))
     discard(last)

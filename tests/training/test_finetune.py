@@ -228,7 +228,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("sys.argv", arguments)
     assert finetune.main() == 1
     error = capsys.readouterr().err
-    assert "nowhere/train is no folder" in error
+    assert "nowhere is no folder: name one with train/ and val/" in error
     assert error.count("\n") == 1
     monkeypatch.setattr("sys.argv", [*arguments, "--device", "gpu"])
     assert finetune.main() == 1
@@ -268,7 +268,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / part / "cat" / "a.png")
-    with pytest.raises(DataError, match="has 1 class, cat: a classifier needs 2"):
+    with pytest.raises(DataError, match="has 1 class to train on, cat: a classifier needs 2"):
         train(Config(data=tmp_path, output=tmp_path / "run"), QUIET)
 
 

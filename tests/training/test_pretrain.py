@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,17 @@ def test_unlabelled_shards_are_trained_on(data: Path, tmp_path: Path) -> None:
     loss = train(tiny(tmp_path, tmp_path / "run", **settings), QUIET)
     assert loss == pytest.approx(train(tiny(data, tmp_path / "folders", **settings), QUIET))
     assert json.loads((tmp_path / "run/args.json").read_text())["images"] == 64
+
+
+def test_a_share_is_held_out(data: Path, tmp_path: Path) -> None:
+    console = Console(file=StringIO(), width=500)
+    (data / "train" / "0" / "a.heic").touch()
+    train(tiny(data / "train", tmp_path / "run", val_share=0.2, epochs=1, pictures=0), console)
+    (data / "train" / "0" / "a.heic").unlink()
+    count = json.loads((tmp_path / "run/args.json").read_text())["images"]
+    assert f"{64 - count} held out" in console.file.getvalue()
+    assert console.file.getvalue().startswith("ignored: 1 .heic in train/\n")
+    assert 64 - count == pytest.approx(0.2 * 64, abs=2)
 
 
 def test_pre_training_goes_on_from_weights(run: tuple[Path, float]) -> None:

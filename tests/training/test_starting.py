@@ -132,7 +132,7 @@ def test_a_head_that_cannot_be_kept_is_refused(tiny: Tiny, trained: Path, small_
     torch.save(load_checkpoint(trained)[0].state_dict(), weights)
     for start in (trained, weights):
         config = tiny(tmp_path / "run", data=two, weights=start, keep_head=True)
-        with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two}/train has 2: .*--no-keep"):
+        with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two} has 2: .*--no-keep"):
             finetune.train(config, QUIET)
     for changes in ({"weights": None}, {"head_only": True}):
         with pytest.raises(SettingsError, match="--keep-head needs --weights, and no --head-only"):

@@ -1,0 +1,88 @@
+"""Lists of labelled images, CSV with the columns file and label: what a run held out, or the predictions for it."""
+
+import csv
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from models.weights import replace_file
+
+VAL_LIST = "val.csv"
+COLUMNS = ("file", "label")
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a file's name is any bytes
+
+
+def is_list(path: str | Path) -> bool:
+    return Path(path).suffix == ".csv"
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Whole or not at all, where `path` is not a device such as /dev/stdout. Raises `OSError`."""
+
+    def write(to: Path) -> None:
+        with to.open("w", **TEXT) as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        write(path)
+    else:
+        replace_file(path, write)
+
+
+def write_list(path: Path, samples: Iterable[tuple[str, int]], labels: list[str]) -> None:
+    """The images with their whole paths, so that every script finds them from anywhere."""
+    write_csv(path, COLUMNS, ((os.path.abspath(file), labels[target]) for file, target in samples))
+
+
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """file and label of each line. Raises `ValueError` for a list that is none, or of images that are not there."""
+    with path.open(**TEXT) as file:
+        lines = csv.DictReader(file)
+        try:
+            found = [(line["file"], line["label"]) for line in lines]
+        except (KeyError, csv.Error) as error:
+            raise ValueError(f"{path} is no list of images ({error}): its first line is {','.join(COLUMNS)}") from error
+    if not found:
+        raise ValueError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
+    for name, _ in found:
+        if not os.path.exists(name or ""):
+            raise ValueError(f"{path} lists {name}, which is not there: if the data have moved, mend the list's paths")
+    return found
+
+
+class Listed(Dataset[tuple[Any, int]]):
+    """(image, class index) of a list, in its order. Raises `ValueError` as `read_list`, and for an unknown label."""
+
+    def __init__(
+        self,
+        path: Path,
+        decode: Callable[[str], Image.Image],
+        transform: Callable[[Image.Image], Any] | None,
+        labels: list[str] | None = None,
+    ) -> None:
+        found = read_list(path)
+        self.decode, self.transform = decode, transform
+        self.classes = labels or sorted({label for _, label in found})
+        index = {label: number for number, label in enumerate(self.classes)}
+        for _, label in found:
+            if label not in index:
+                raise ValueError(
+                    f"{path}: {label} is not one of the {len(index)} labels: {', '.join(self.classes[:20])}"
+                )
+        self.samples = [(name, index[label]) for name, label in found]
+        self.targets = [target for _, target in self.samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        name, target = self.samples[index]
+        image = self.decode(name)
+        return (self.transform(image) if self.transform else image), target

@@ -1,0 +1,134 @@
+"""Which images are trained on and which are held out: two folders of --data, or a share of every class in it."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from training.data import DataError, Images, LabelledFolder, Unlabelled, image_folder, open_images
+from training.settings import SettingsError
+from training.shards import HIDDEN, shard_files
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """What is held out."""
+
+    data: Path
+    """Folder of the images."""
+    val_share: float = 0.0
+    """Hold out this share of every class in DATA/LABEL/FILE, the same images with every seed and in every script;
+    training.finetune lists them in the output's val.csv. 0: DATA has train/ and val/."""
+    val_folder: str = "val"
+    """What is held out lies beside train/ in this folder, such as valid or test."""
+
+
+def open_split(config: SplitConfig) -> tuple[Images, Images]:
+    """The images to train on and those held out, without a transform. Raises `DataError`, `SettingsError`."""
+    if config.val_share:
+        whole = image_folder(_flat(config), None)
+        kept, held_out = _divide(config, [path for path, _ in whole.samples])
+        return _part(whole, kept), _part(whole, held_out)
+    train, val = _two_folders(config)
+    images = open_images(train, None)
+    return images, open_images(val, None, images.classes)
+
+
+def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
+    """As `open_split`, images at any depth; of DATA/LABEL/FILE the same ones are held out."""
+    if config.val_share:
+        whole = Unlabelled(_flat(config))
+        kept, held_out = _divide(config, whole.names)
+        parts = copy(whole), copy(whole)
+        for part, indices in zip(parts, (kept, held_out), strict=True):
+            part.names = [whole.names[index] for index in indices]
+        return parts
+    train, val = _two_folders(config)
+    return Unlabelled(train), Unlabelled(val)
+
+
+def held_out_of(files: Sequence[str], share: float) -> list[int]:
+    """Places of `share` of the paths in each first folder, in order: those whose SHA-256 is least.
+
+    So they depend on no seed and no version, and few change when files come or go. A folder with two files or more has
+    one on either side; one with a single file keeps it.
+    """
+    folders: defaultdict[str, list[int]] = defaultdict(list)
+    for place, file in enumerate(files):
+        folder, slash, _ = file.partition("/")
+        folders[folder if slash else ""].append(place)
+    chosen: list[int] = []
+    for places in folders.values():
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        chosen += sorted(places, key=lambda place: sha256(os.fsencode(files[place])).digest())[:count]
+    return sorted(chosen)
+
+
+def ignored(*datasets: Images | Unlabelled) -> str:
+    """One line about the files that are passed over; empty where there are none."""
+    found: dict[str, None] = {}  # the two parts of one folder passed over the same
+    for dataset in datasets:
+        if not isinstance(dataset, LabelledFolder | Unlabelled):
+            continue
+        name = f"{Path(dataset.root).name}/"
+        if dataset.passed_over:
+            found[", ".join(f"{n} {suffix}" for suffix, n in dataset.passed_over.most_common()) + f" in {name}"] = None
+        if isinstance(dataset, LabelledFolder) and dataset.outside:
+            found[f"{dataset.outside} images outside the class folders of {name}"] = None
+    return f"ignored: {'; '.join(found)}" if found else ""
+
+
+def _divide(config: SplitConfig, paths: Sequence[str]) -> tuple[list[int], list[int]]:
+    root = str(config.data)
+    held_out = held_out_of([path.removeprefix(root).lstrip("/") for path in paths], config.val_share)
+    if not held_out:
+        raise DataError(f"--val-share {config.val_share}: no class in {root} has a second image to hold out: add some")
+    return sorted(set(range(len(paths))).difference(held_out)), held_out
+
+
+def _part(whole: LabelledFolder, indices: list[int]) -> LabelledFolder:
+    part = copy(whole)
+    part.samples = part.imgs = [whole.samples[index] for index in indices]
+    part.targets = [whole.targets[index] for index in indices]
+    return part
+
+
+def _flat(config: SplitConfig) -> Path:
+    """--data, if a share of it can be held out."""
+    data, asked = config.data, f"--val-share {config.val_share}"
+    if not 0 < config.val_share < 1:
+        raise SettingsError(f"{asked}: at least 0 and below 1")
+    if config.val_folder != SplitConfig.val_folder:
+        raise SettingsError(f"{asked} and --val-folder {config.val_folder}: one of them says what is held out")
+    if shard_files(data):
+        raise SettingsError(f"{asked}: {data} holds shards: put some into {data}/train and some into {data}/val")
+    if _folders(data / "train"):
+        raise SettingsError(f"{asked}: {data} has a train/ of folders: add it to --data, or leave --val-share out")
+    return data
+
+
+def _two_folders(config: SplitConfig) -> tuple[Path, Path]:
+    data, train, val = config.data, config.data / "train", config.data / config.val_folder
+    if not data.is_dir():
+        raise DataError(f"--data {data} is no folder: name one with train/ and {config.val_folder}/")
+    if not train.is_dir():
+        raise DataError(
+            f"{train} is no folder: --data holds train/ and {config.val_folder}/. "
+            "Is it LABEL/FILE itself? --val-share 0.2 holds out a fifth of every class"
+        )
+    if not val.is_dir():
+        others = [f"{name}/" for name in _folders(data) if name != "train"]
+        found = f"--val-folder names another ({', '.join(others[:20])}), or " if others else ""
+        raise DataError(f"{val} is no folder: {found}--data {train} --val-share 0.2 holds out a fifth of every class")
+    if val.samefile(train):
+        raise SettingsError(f"--val-folder {config.val_folder} is what is trained on: name another")
+    return train, val
+
+
+def _folders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not HIDDEN.match(path.name))
