@@ -1,12 +1,13 @@
 """Top-1 and top-5 accuracy and a per-class table of a checkpoint on a folder of labelled images.
 
-Example:
+Examples:
     python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
+    python -m training.evaluate --checkpoint runs/mine --data runs/mine/val.csv --predictions predictions.csv
 """
 
-import csv
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from torch.utils.data import DataLoader
 from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
 from models.files import replace_file
 from training.augment import eval_transform
-from training.data import make_loader, open_images
+from training.data import Images, make_loader, open_images
 from training.distributed import check_device
+from training.lists import write_csv
 from training.logs import standard_output
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code
 from training.settings import ARGUMENTS_FILE, SettingsError, check_ranges, json_object
+from training.shards import Member
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Config:
     """Write the checkpoint with its corrected head to this folder, which holds none yet."""
     csv: Path | None = None
     """Write the per-class table to this file."""
+    confusion: Path | None = None
+    """Write the confusion matrix to this CSV file: a row for each label, a column for each answer."""
+    predictions: Path | None = None
+    """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
     batch_size: int = 64
     workers: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,10 +72,18 @@ def answers(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def count_answers(
-    model: nn.Module, loader: DataLoader[Any], num_classes: int, device: str = "cpu"
+    model: nn.Module,
+    loader: DataLoader[Any],
+    num_classes: int,
+    device: str = "cpu",
+    ranked: list[tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The confusion matrix [num_classes,num_classes], rows the truth, columns the answer; and how many images have
-    their class among the five highest logits []. Leaves `model` in the mode it was in. Raises as `answers`."""
+    their class among the five highest logits []. Leaves `model` in the mode it was in. Raises as `answers`.
+
+    To `ranked` are appended the classes of each batch's images from the highest logit down [B,5 at most], and the
+    probability of the first [B].
+    """
     training = model.training
     model.eval()
     counts, in_top5 = torch.zeros(num_classes * num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
@@ -77,6 +92,9 @@ def count_answers(
         logits = model(images).cpu()  # [B,num_classes]
         counts += torch.bincount(targets * num_classes + answers(logits), minlength=num_classes * num_classes)
         in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
+        if ranked is not None:
+            order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
+            ranked.append((order, logits.float().softmax(1).amax(1)))
     model.train(training)
     return counts.view(num_classes, num_classes), in_top5
 
@@ -118,8 +136,9 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     """
     check_ranges(config)
     check_device(config.device)
-    if config.csv is not None:
-        check_file("--csv", config.csv)
+    for option in ("csv", "confusion", "predictions"):
+        if (path := getattr(config, option)) is not None:
+            check_file(f"--{option}", path)
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
@@ -130,7 +149,10 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
-    confusion, in_top5 = count_answers(network, loader, len(labels), config.device)
+    ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
+    confusion, in_top5 = count_answers(network, loader, len(labels), config.device, ranked)
+    if config.predictions is not None and ranked is not None:
+        write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
     if config.save is not None:
         save_corrected(config.save, model, model_config, config, counts)
     return confusion, labels, in_top5
@@ -155,6 +177,29 @@ def save_corrected(
     save_checkpoint(folder, model, model_config)
     text = json.dumps(arguments, indent=2) + "\n"
     replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
+
+
+def prediction_header(num_classes: int) -> list[str]:
+    return [
+        "file",
+        "label",
+        "answer",
+        "probability",
+        *(f"answer{place}" for place in range(2, min(5, num_classes) + 1)),
+    ]
+
+
+def prediction_rows(
+    dataset: Images, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
+) -> Iterator[tuple[object, ...]]:
+    """The file (SHARD:MEMBER), its label and what `count_answers` has ranked, in the dataset's order."""
+    answers = (
+        (order, share) for batch in ranked for order, share in zip(*(part.tolist() for part in batch), strict=True)
+    )
+    for sample, target, (order, share) in zip(dataset.samples, dataset.targets, answers, strict=True):
+        name = sample.key if isinstance(sample, Member) else sample[0]
+        answer, *others = (labels[index] for index in order)
+        yield name, labels[target], answer, f"{share:.6f}", *others
 
 
 def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int, int, float, str]]:
@@ -182,11 +227,11 @@ def report(config: Config) -> None:
     console = standard_output()
     confusion, labels, in_top5 = evaluate(config)
     if config.csv is not None:
-        config.csv.parent.mkdir(parents=True, exist_ok=True)
-        with config.csv.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("label", "images", "right", "top1", "most_often_taken_for"))
-            writer.writerows(per_class_rows(confusion, labels))
+        header = ("label", "images", "right", "top1", "most_often_taken_for")
+        write_csv(config.csv, header, per_class_rows(confusion, labels))
+    if config.confusion is not None:
+        rows = ([label, *row] for label, row in zip(labels, confusion.tolist(), strict=True))
+        write_csv(config.confusion, ["label", *labels], rows)
     console.print(per_class_table(confusion, labels))
     console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
     if "top5" in (share := accuracies(confusion, in_top5)):

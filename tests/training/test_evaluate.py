@@ -1,5 +1,8 @@
 """What an evaluation counts and says: the confusion matrix, top-1 and top-5, the table by class."""
 
+import csv
+import tarfile
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 
@@ -7,9 +10,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
 from training import evaluate as script
-from training.evaluate import accuracies, count_answers, per_class_table, top1, training_counts
+from training.augment import eval_transform
+from training.data import load_image, open_images
+from training.evaluate import Config as EvaluateConfig
+from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1, training_counts
 from training.finetune import train
 from training.samples import write_digits
 from training.settings import SettingsError
@@ -108,3 +115,71 @@ def test_damaged_arguments_beside_a_checkpoint_are_named(content: bytes, message
     (tmp_path / "args.json").write_bytes(content)
     with pytest.raises(SettingsError, match=rf"{tmp_path}/args\.json {message}.*: restore it, or remove it"):
         training_counts(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    labels = ["0", "1", "4", "5", "6", "7"]
+    config = ModelConfig("replknet_nano", 6, image_size=32, crop_pct=1.0, labels=labels)
+    save_checkpoint(folder, create_model("replknet_nano", 6), config)
+    return folder
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predictions_and_the_confusion_matrix_are_written(
+    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--checkpoint", checkpoint, "--data", small_digits / "val", "--device", "cpu", "--batch-size", "5"]
+    files = [part for name in ("csv", "confusion", "predictions") for part in (f"--{name}", tmp_path / f"x/{name}.csv")]
+    monkeypatch.setattr("sys.argv", ["it", *map(str, [*options, *files])])
+    assert script.main() == 0
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["confusion.csv", "csv.csv", "predictions.csv"]
+    rows = read(tmp_path / "x/predictions.csv")
+    assert list(rows[0]) == ["file", "label", "answer", "probability", "answer2", "answer3", "answer4", "answer5"]
+    assert [row["file"] for row in rows] == [str(path) for path in sorted((small_digits / "val").glob("*/*"))]
+    assert all(row["label"] == Path(row["file"]).parent.name for row in rows)
+    confusion = read(tmp_path / "x/confusion.csv")
+    pairs = Counter((row["label"], row["answer"]) for row in rows)
+    assert {(row["label"], name): int(row[name]) for row in confusion for name in row if name != "label"} == {
+        (truth, answer): pairs[truth, answer] for truth in list(confusion[0])[1:] for answer in list(confusion[0])[1:]
+    }
+    model = load_checkpoint(checkpoint)[0].eval()
+    transform = eval_transform(load_checkpoint(checkpoint)[1])
+    with torch.inference_mode():
+        shares = model(transform(load_image(rows[7]["file"]))[None]).softmax(1)[0]
+    expected = [["0", "1", "4", "5", "6", "7"][index] for index in shares.argsort(descending=True)[:5]]
+    assert [rows[7][name] for name in ("answer", "answer2", "answer3", "answer4", "answer5")] == expected
+    assert float(rows[7]["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
+    again = open_images(tmp_path / "x/predictions.csv", None, ["0", "1", "4"])
+    assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
+
+
+def test_equal_logits_are_answered_and_ranked_alike() -> None:
+    class Undecided(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), 200)
+
+    ranked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    confusion, _ = count_answers(Undecided(), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], 200, ranked=ranked)
+    assert confusion[:, 0].sum() == 2
+    assert ranked[0][0].tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+def test_predictions_of_shards_name_their_members(
+    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.cls").write_text("2")
+    with tarfile.open(tmp_path / "0.tar", "w") as shard:
+        shard.add(next((small_digits / "val" / "4").iterdir()), "a.png")
+        shard.add(tmp_path / "a.cls", "a.cls")
+    evaluate(EvaluateConfig(checkpoint, tmp_path, predictions=tmp_path / "p.csv", device="cpu"))
+    (row,) = read(tmp_path / "p.csv")
+    assert (row["file"], row["label"]) == (f"{tmp_path}/0.tar:a.png", "4")
+    evaluate(EvaluateConfig(checkpoint, tmp_path, predictions=Path("/dev/null"), device="cpu"))
+    assert not Path("/dev/null").is_file()

@@ -38,6 +38,8 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
     ("script", "option", "work"),
     [
         (evaluate, "--csv", "count_answers"),
+        (evaluate, "--confusion", "count_answers"),
+        (evaluate, "--predictions", "count_answers"),
         (evaluate, "--save", "count_answers"),
         (attack, "--save", "seed_everything"),
         (explain, "--output", "load_classifier"),
