@@ -36,7 +36,8 @@ def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
     try:
         return read_image(file, name)
     except DataError as error:
-        raise DataError(f"{error}: replace it, since removing it makes another data set") from error
+        what = "replace it, since removing it makes another data set (python -m training.check DATA lists all of them)"
+        raise DataError(f"{error}: {what}") from error
 
 
 def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:

@@ -32,7 +32,7 @@ def open_split(config: SplitConfig) -> tuple[Images, Images]:
         whole = image_folder(_flat(config), None)
         kept, held_out = _divide(config, [path for path, _ in whole.samples])
         return _part(whole, kept), _part(whole, held_out)
-    train, val = _two_folders(config)
+    train, val = two_folders(config)
     images = open_images(train, None)
     return images, open_images(val, None, images.classes)
 
@@ -46,7 +46,7 @@ def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
         for part, indices in zip(parts, (kept, held_out), strict=True):
             part.names = [whole.names[index] for index in indices]
         return parts
-    train, val = _two_folders(config)
+    train, val = two_folders(config)
     return Unlabelled(train), Unlabelled(val)
 
 
@@ -69,16 +69,22 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
 
 def ignored(*datasets: Images | Unlabelled) -> str:
     """One line about the files that are passed over; empty where there are none."""
-    found: dict[str, None] = {}  # the two parts of one folder passed over the same
-    for dataset in datasets:
-        if not isinstance(dataset, LabelledFolder | Unlabelled):
-            continue
-        name = f"{Path(dataset.root).name}/"
-        if dataset.passed_over:
-            found[", ".join(f"{n} {suffix}" for suffix, n in dataset.passed_over.most_common()) + f" in {name}"] = None
-        if isinstance(dataset, LabelledFolder) and dataset.outside:
-            found[f"{dataset.outside} images outside the class folders of {name}"] = None
-    return f"ignored: {'; '.join(found)}" if found else ""
+    lines = dict.fromkeys(
+        line for dataset in datasets for line in passed_over_lines(dataset)
+    )  # of one folder: the same
+    return f"ignored: {'; '.join(lines)}" if lines else ""
+
+
+def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
+    """Files that are not read, by suffix, and images outside class folders."""
+    if not isinstance(dataset, LabelledFolder | Unlabelled):
+        return []
+    name = f"{Path(dataset.root).name}/"
+    suffixes = ", ".join(f"{count} {suffix}" for suffix, count in dataset.passed_over.most_common())
+    lines = [f"{suffixes} in {name}"] if suffixes else []
+    if isinstance(dataset, LabelledFolder) and dataset.outside:
+        lines.append(f"{dataset.outside} images outside the class folders of {name}")
+    return lines
 
 
 def _divide(config: SplitConfig, paths: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -110,7 +116,8 @@ def _flat(config: SplitConfig) -> Path:
     return data
 
 
-def _two_folders(config: SplitConfig) -> tuple[Path, Path]:
+def two_folders(config: SplitConfig) -> tuple[Path, Path]:
+    """What is trained on and what is held out, where both are there."""
     data, train, val = config.data, config.data / "train", config.data / config.val_folder
     if not data.is_dir():
         raise DataError(f"--data {data} is no folder: name one with train/ and {config.val_folder}/")

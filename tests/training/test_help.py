@@ -5,10 +5,10 @@ from types import ModuleType
 import pytest
 
 from benchmarks import compare
-from training import attack, evaluate, explain, finetune, pretrain
+from training import attack, check, evaluate, explain, finetune, pretrain
 
 
-@pytest.mark.parametrize("script", [attack, compare, evaluate, explain, finetune, pretrain])
+@pytest.mark.parametrize("script", [attack, check, compare, evaluate, explain, finetune, pretrain])
 def test_examples_are_lines_of_their_own(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,0 +1,103 @@
+"""Everything that is wrong with a data set, at once and before a run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.test_samplers import png, write_shard
+from tests.training.test_splits import fill
+from training import check
+from training.check import Config, check_data, label_notes
+
+
+def run(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options: object) -> tuple[int, list[str]]:
+    patch.setattr("sys.argv", ["check", *map(str, options)])
+    status = check.main()
+    return status, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_that_is_wrong_is_listed(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("data/train"), Ant=40, ant=2, bee=2)
+    fill(Path("data/val"), ant=1, wasp=1)
+    Path("data/train/empty").mkdir()
+    Path("data/train/bee/0.png").write_bytes(Path("data/train/bee/0.png").read_bytes()[:45])
+    Path("data/val/ant/none.jpg").touch()
+    Image.fromarray(np.ones((3, 3), np.float32)).save("data/train/Ant/f.tif")
+    for name in ("train/ant/a.gif", "train/ant/b.heic", "train/bee/c.gif", "val/d.png"):
+        (Path("data") / name).touch()
+    status, lines = run(monkeypatch, capsys, "data", "--workers", workers)
+    assert status == 1
+    assert lines[0].startswith("error: data/train/empty holds no image: fill or remove it")
+    assert lines[1].startswith("error: data/train/Ant/f.tif has pixels in floating point")
+    assert lines[2].startswith("error: data/train/bee/0.png cannot be decoded (")
+    assert lines[3] == "error: data/val/wasp is not one of the 4 labels (Ant, ant, bee, empty): rename or remove it"
+    assert lines[4].startswith("error: data/val/ant/none.jpg cannot be decoded (")
+    assert lines[5:] == [
+        "note: 2 .gif, 1 .heic in train/",
+        "note: data/train: 2 labels are alike: 'Ant', 'ant'",
+        "note: 1 images outside the class folders of val/",
+        "45 images of 3 classes in data/train; 3 images of 2 classes in data/val: 5 errors, 3 notes",
+    ]
+
+
+def test_what_can_be_trained_on_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for part in ("train", "valid"):
+        fill(tmp_path / "two" / part, ant=1, bee=1)
+    status, lines = run(monkeypatch, capsys, tmp_path / "two", "--val-folder", "valid", "--workers", 0)
+    assert (status, len(lines)) == (0, 1)
+    assert lines[0].endswith("two/valid: 0 errors, 0 notes")
+    status, lines = run(monkeypatch, capsys, tmp_path / "two" / "train", "--workers", 0)
+    assert (status, len(lines)) == (0, 2)
+    assert "two/train has no train/: to train on it, add --val-share 0.2" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("two", r"two/val is no folder: --val-folder names another \(valid/\)"),
+        ("nowhere", r"nowhere is no folder"),
+        ("empty", r"empty holds no folder: images are expected in .*empty/LABEL/FILE"),
+        ("one", r"one has 1 class to train on, ant: a classifier needs 2"),
+        ("bad", r"bad/0\.tar cannot be read"),
+    ],
+)
+def test_what_stops_a_run_at_once_is_an_error(folder: str, message: str, tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        fill(tmp_path / "two" / part, ant=1, bee=1)
+    fill(tmp_path / "one", ant=1)
+    for name in ("empty", "bad"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bad" / "0.tar").write_bytes(b"no shard" * 100)
+    errors = check_data(Config(tmp_path / folder, workers=0)).errors
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors
+
+
+def test_shards_are_decoded_too(tmp_path: Path) -> None:
+    members = {"a.png": png(0), "a.cls": b"0", "b.png": b"no image", "b.cls": b"1", "c.png": png(1), "c.cls": b"2"}
+    write_shard(tmp_path / "0.tar", members)
+    (tmp_path / "labels.txt").write_text("ant\nbee\nant\n")
+    findings = check_data(Config(tmp_path, workers=0))
+    (error,) = findings.errors
+    assert error.startswith(f"{tmp_path}/0.tar:b.png cannot be decoded (")
+    assert findings.notes[0] == f"{tmp_path}: 2 labels are alike: 'ant', 'ant'"
+    assert "has no train/: to train on it, put some shards into it" in findings.notes[1]
+    assert findings.parts == [f"3 images of 3 classes in 1 shards of {tmp_path}"]
+
+
+def test_labels_that_are_alike() -> None:
+    assert label_notes(["cat", "dog"]) == []
+    assert label_notes(["caf\u00e9", "cafe\u0301", "a  b", "A b ", " "]) == [
+        "2 labels are alike: 'caf\u00e9', 'cafe\u0301'",
+        "2 labels are alike: 'a  b', 'A b '",
+        "a label is empty",
+    ]

@@ -1,0 +1,143 @@
+"""Looks at a data set before a run: decodes every image and lists all that would stop training.
+
+Examples:
+    python -m training.check my_images
+    python -m training.check FOLDER_OF_LABELS --workers 8
+"""
+
+import os
+import sys
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from torch.utils.data import DataLoader, Dataset
+
+from training.data import DataError, Images, LabelledFolder, folder_errors, open_images, read_image
+from training.script import exit_code
+from training.settings import SettingsError
+from training.shards import Shards, shard_files
+from training.splits import SplitConfig, passed_over_lines, two_folders
+
+
+@dataclass(frozen=True)
+class Config:
+    """Check a folder of images or shards. The exit status is 1 if something in it would stop training."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself."""
+    val_folder: str = "val"
+    """What is held out, beside train/."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Processes that decode."""
+
+
+@dataclass
+class Findings:
+    """`errors` stop a training, `notes` do not; `parts`: what was read, in words."""
+
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+
+
+class Decoded(Dataset[str]):
+    """Why an image cannot be read, empty if it can."""
+
+    def __init__(self, dataset: Images) -> None:
+        if isinstance(dataset, LabelledFolder):
+            dataset.loader = read_image
+        else:
+            dataset.decode = read_image
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            self.dataset[index]
+        except DataError as error:
+            return str(error)
+        return ""
+
+
+def check_data(config: Config) -> Findings:
+    """All that is wrong with the data. Raises `SettingsError`."""
+    if config.workers < 0:
+        raise SettingsError(f"--workers {config.workers}: it is at least 0")
+    findings = Findings()
+    if not (config.data / "train").is_dir():
+        labels = check_part(config.data, None, config.workers, findings)
+        remedy = "put some shards into it and some into val/" if shard_files(config.data) else "add --val-share 0.2"
+        findings.notes.append(f"{config.data} has no train/: to train on it, {remedy}")
+    else:
+        labels = check_part(config.data / "train", None, config.workers, findings)
+        try:
+            _, val = two_folders(SplitConfig(config.data, val_folder=config.val_folder))
+        except (DataError, SettingsError) as error:
+            findings.errors.append(str(error))
+        else:
+            check_part(val, labels, config.workers, findings)
+    if labels is not None and len(labels) == 1:
+        findings.errors.append(f"{config.data} has 1 class to train on, {labels[0]}: a classifier needs 2")
+    return findings
+
+
+def check_part(folder: Path, labels: list[str] | None, workers: int, findings: Findings) -> list[str] | None:
+    """Its labels, None where it cannot be opened."""
+    dataset: Images
+    try:
+        if shard_files(folder) or not folder.is_dir():
+            dataset = open_images(folder, None, labels)
+        else:
+            dataset = LabelledFolder(folder, None)
+            findings.errors += folder_errors(dataset, labels)
+            findings.notes += passed_over_lines(dataset)
+    except DataError as error:
+        findings.errors.append(str(error))
+        return None
+    if labels is None:
+        findings.notes += [f"{folder}: {note}" for note in label_notes(dataset.classes)]
+    what = f"{len(dataset)} images of {len(set(dataset.targets))} classes"
+    findings.parts.append(
+        f"{what} in {len(dataset.paths)} shards of {folder}" if isinstance(dataset, Shards) else f"{what} in {folder}"
+    )
+    for batch in DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list):
+        findings.errors += filter(None, batch)
+    return dataset.classes
+
+
+def label_notes(labels: Iterable[str]) -> list[str]:
+    """Labels that people would take for one, and one that is empty."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
+    notes = [f"{len(same)} labels are alike: {', '.join(map(repr, same))}" for same in alike.values() if len(same) > 1]
+    return notes + (["a label is empty"] if "" in alike else [])
+
+
+def report(config: Config, console: Console) -> bool:
+    """Whether the data can be trained on."""
+    with console.status(f"decoding {config.data}"):
+        findings = check_data(config)
+    lines = [f"error: {error}" for error in findings.errors] + [f"note: {note}" for note in findings.notes]
+    summary = f"{'; '.join(findings.parts) or config.data}: {len(findings.errors)} errors, {len(findings.notes)} notes"
+    for line in [*lines, summary]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return not findings.errors
+
+
+def main() -> int:
+    config = tyro.cli(Config, prog="python -m training.check", description=__doc__)
+    fine: list[bool] = []
+    status = exit_code("check", lambda: fine.append(report(config, Console())))
+    return status or int(not fine[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
