@@ -73,6 +73,8 @@ def check_data(config: Config) -> Findings:
     findings = Findings()
     if not (config.data / "train").is_dir():
         labels = check_part(config.data, None, config.workers, findings)
+        if labels is None:
+            return findings
         remedy = "put some shards into it and some into val/" if shard_files(config.data) else "add --val-share 0.2"
         findings.notes.append(f"{config.data} has no train/: to train on it, {remedy}")
     else:

@@ -77,8 +77,10 @@ def test_what_stops_a_run_at_once_is_an_error(folder: str, message: str, tmp_pat
     for name in ("empty", "bad"):
         (tmp_path / name).mkdir()
     (tmp_path / "bad" / "0.tar").write_bytes(b"no shard" * 100)
-    errors = check_data(Config(tmp_path / folder, workers=0)).errors
+    findings = check_data(Config(tmp_path / folder, workers=0))
+    errors = findings.errors
     assert len(errors) == 1
+    assert not (findings.notes and folder in ("nowhere", "empty", "bad")), "of what cannot be opened there is no more"
     assert re.search(message, errors[0]), errors
 
 
