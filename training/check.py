@@ -18,6 +18,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
 from training.data import DataError, Images, LabelledFolder, folder_errors, open_images, read_image
+from training.logs import standard_output
 from training.script import exit_code
 from training.settings import SettingsError
 from training.shards import Shards, shard_files
@@ -137,7 +138,7 @@ def report(config: Config, console: Console) -> bool:
 def main() -> int:
     config = tyro.cli(Config, prog="python -m training.check", description=__doc__)
     fine: list[bool] = []
-    status = exit_code("check", lambda: fine.append(report(config, Console())))
+    status = exit_code("check", lambda: fine.append(report(config, standard_output())))
     return status or int(not fine[0])
 
 
