@@ -1,7 +1,5 @@
 """Parameters and multiply-accumulates, counted and not timed."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,16 +19,11 @@ def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
     """
     training = model.training
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # buffers that are not saved, too
-    custom = {torch.ops.widefield.depthwise_conv2d: _depthwise_conv2d_flops}
     try:
-        with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=custom) as counter, torch.no_grad():
+        with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
             fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
             dtype = next(model.parameters()).dtype
             functional_call(model.eval(), fake, torch.empty(1, in_channels, image_size, image_size, dtype=dtype))
     finally:
         model.train(training)
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two
-
-
-def _depthwise_conv2d_flops(input: torch.Size, weight: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-    return 2 * out_shape.numel() * weight[2] * weight[3]

@@ -26,7 +26,8 @@ def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
     if _has_kernel(source) and weight[0].numel() >= LEAST_TAPS:  # the forward pass, the filter turned by 180 degrees
         result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
     else:  # of the input only the shape counts
-        result, *_ = pytorch.convolution_backward(source, source, weight, [True, False, False])
+        wide, exact = (_summed_in_float32(t) for t in (source, weight))
+        result = pytorch.convolution_backward(wide, wide, exact, [True, False, False])[0].to(grad.dtype)
     expected = _grad_input_layout(grad)
     return result if result.stride() == expected.stride() else expected.copy_(result)
 
@@ -42,7 +43,13 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
     grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
     if _has_kernel(input):
         return torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(grad, input, *kernel_size)
-    return pytorch.grad_weight(grad, input, tuple(kernel_size))
+    grad, wide = (_summed_in_float32(t) for t in (grad, input))
+    return pytorch.grad_weight(grad, wide, tuple(kernel_size)).to(input.dtype)
+
+
+def _summed_in_float32(t: Tensor) -> Tensor:
+    """PyTorch's gradients of float16 are summed in float16 on the CPU."""
+    return t.float() if t.dtype == torch.float16 else t
 
 
 def _has_kernel(input: Tensor) -> bool:

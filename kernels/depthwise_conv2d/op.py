@@ -4,10 +4,12 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.layout import dense, laid_out_as
 from kernels.native import load_native_library
+from kernels.transforms import is_transformed
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
@@ -27,17 +29,25 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
     Returns:
         [N,C,H,W], the input's dtype and memory format. Sums are accumulated in float32 (float64 for float64).
-        Under autocast the arguments are cast as convolution's are.
+        Under autocast the arguments are cast as convolution's are. Under torch.func's transforms and forward-mode
+        differentiation PyTorch's convolution computes, with derivatives of every order.
 
     Raises:
         ValueError: naming the argument, its value and what is expected.
         RuntimeError: when it is differentiated twice.
     """
-    if dtype := autocast_dtype(input):
-        input, weight = input.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    if not torch.jit.is_tracing():  # a trace would bake the comparisons in; the native library makes them too
-        check_arguments(input, weight, bias, activation)
+    if not torch.jit.is_scripting():  # the native library makes the checks too
+        if has_torch_function_variadic(input, weight, bias):  # such as torch.fx's proxies
+            arguments = (input, weight, bias, activation)
+            return handle_torch_function(depthwise_conv2d, (input, weight, bias), *arguments)
+        dtype = autocast_dtype(input)
+        if dtype is not None:
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        if not torch.jit.is_tracing():  # a trace would bake the comparisons in
+            check_arguments(input, weight, bias, activation)
+        if is_transformed():
+            return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
     return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
 
 

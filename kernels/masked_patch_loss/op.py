@@ -5,7 +5,9 @@ from torch import Tensor
 
 from kernels.layout import dense
 from kernels.masked_patch_loss.arguments import check_arguments
+from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from kernels.masked_patch_loss.vectorized import backward_vectorized, masked_patch_loss_vectorized
+from kernels.transforms import is_transformed
 
 SCHEMA = (
     "masked_patch_loss(Tensor prediction, Tensor image, Tensor mask, str loss='l1', str target_norm='none', "
@@ -43,7 +45,8 @@ def masked_patch_loss(
         window: odd, at least 3.
 
     Returns:
-        [], float32 (float64 if the prediction or the image is), computed in that type; under autocast too.
+        [], float32 (float64 if the prediction or the image is), computed in that type; under autocast too. Under
+        torch.func's transforms and forward-mode differentiation the reference computes, in float64.
 
     Raises:
         ValueError: naming the argument, its value and what is expected.
@@ -51,6 +54,10 @@ def masked_patch_loss(
     """
     if image.requires_grad:
         raise ValueError("image requires a gradient, which the loss does not give: pass image.detach()")
+    if is_transformed():
+        check_arguments(prediction, image, mask, loss, target_norm, window)
+        value = masked_patch_loss_reference(prediction.double(), image.double(), mask, loss, target_norm, window)
+        return value.to(_result_dtype(prediction, image))
     gradient = torch.is_grad_enabled() and prediction.requires_grad
     return torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss, target_norm, window, gradient)[0]
 

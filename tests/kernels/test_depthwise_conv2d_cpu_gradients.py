@@ -45,6 +45,7 @@ def channels_last(t):
         Case(1, 16, 40, 3, 9, 1),
         Case(70, 16, 5, 6, 7, 7),  # more images than parts of the batch
         Case(2, 80, 19, 21, 51, 51),
+        *(Case(2, c, 12, 12, 13, 13) for c in (17, 24)),  # no whole blocks of channels: by PyTorch
         *(Case(2, 16, 9, 8, k, k) for k in range(1, 31, 2)),  # every width of a tile
     ],
     ids=str,
