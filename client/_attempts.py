@@ -11,7 +11,9 @@ from client._errors import (
     ClassifierError,
     DeadlineExceededError,
     InferenceError,
+    ModelNotFoundError,
     QueueFullError,
+    ServerNotReadyError,
     ServerUnavailableError,
 )
 from client._request import Answer, Request, queue_timeout
@@ -81,7 +83,11 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             left /= 2
         try:
             answer = yield Send(server, replace(request, timeout=left, queue_timeout=wait))
-        except ClassifierError as error:
+        except ClassifierError as found:
+            error = found
+            if isinstance(found, ModelNotFoundError) and servers.had(server, request.model):
+                # tritonserver unloads its models before it closes its connections.
+                error = ServerNotReadyError(f"{found.message}; it had it before: it is stopping, or unloaded the model")
             error.request_id, error.attempts = request.id, sent
             servers.report(server, error)
             unreachable = isinstance(error, ServerUnavailableError)
@@ -95,12 +101,12 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             if not safe or used == retries or time.monotonic() + pause >= deadline:
                 if silent and sent > 1:
                     error.args = (f"{error.message}, {sent} attempts in {request.timeout:.3g} s",)
-                raise
+                raise error
         except BaseException:  # cancelled, closed, or a foreign error
             servers.release(server)
             raise
         else:
-            servers.report(server, None)
+            servers.report(server, None, request.model)
             budget.earn()
             assert answer is not None
             return answer

@@ -29,6 +29,7 @@ class Servers:
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._servers = [_Server() for _ in range(count)]
+        self._had: set[tuple[int, str]] = set()  # the models that each has answered for
         self._next = 0
         self._clock = clock
         self._lock = threading.Lock()
@@ -49,9 +50,11 @@ class Servers:
         with self._lock:
             return any(self._available(number) for number in range(len(self)) if number not in avoid)
 
-    def report(self, number: int, error: ClassifierError | None) -> None:
-        """What came of an attempt: `error`, or None for an answer."""
+    def report(self, number: int, error: ClassifierError | None, model: str = "") -> None:
+        """What came of an attempt: `error`, or None for an answer of `model`."""
         with self._lock:
+            if error is None:
+                self._had.add((number, model))
             server = self._servers[number]
             server.on_trial = False
             server.late = server.late + 1 if isinstance(error, DeadlineExceededError) else 0
@@ -61,6 +64,11 @@ class Servers:
                 server.out_until = self._clock() + rest * random.uniform(0.5, 1)
             elif server.late == 0:  # any other error is an answer of a living server
                 self._servers[number] = _Server()
+
+    def had(self, number: int, model: str) -> bool:
+        """Whether it has answered for that model."""
+        with self._lock:
+            return (number, model) in self._had
 
     def hangs(self, number: int) -> bool:
         """Whether it has let so many deadlines pass, and answered nothing between them, that it was left out."""

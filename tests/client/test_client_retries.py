@@ -64,6 +64,22 @@ def test_what_is_not_safe_is_sent_once(error: type[ClassifierError]) -> None:
     assert caught.value.attempts == 1
 
 
+def test_a_server_that_had_the_model_is_stopping() -> None:
+    """tritonserver unloads its models before it closes its connections; the other server answers meanwhile."""
+    gone = ModelNotFoundError("the server has no model 'classifier'")
+    first, second = FakeTransport(CAT), FakeTransport(CAT)
+    with Classifier(transport=[first, second], retries=0) as classifier:
+        for _ in range(4):
+            classifier.classify(b"x")
+        second.reply = gone
+        for _ in range(8):
+            assert classifier.classify(b"x")[0].label == "cat"
+        assert len(second.requests) == 3  # it rests
+        first.reply = gone
+        with pytest.raises(ServerNotReadyError, match="had it before"):
+            classifier.classify(b"x")
+
+
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_retries_end(retries: int) -> None:
     fake = FakeTransport(ConnectionFailedError("refused"))
