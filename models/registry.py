@@ -73,8 +73,9 @@ def check_arch(arch: str) -> None:
     if is_timm(arch):
         timm_config(arch)
     elif arch not in ARCHITECTURES:
-        if ours := near_names(arch, list(ARCHITECTURES), most=1, least=0.9):
-            raise ValueError(f"arch {arch!r} is unknown: did you mean {ours[0]}?")
+        exact = [arch.lower()] if arch.lower() in ARCHITECTURES else []
+        if ours := exact or near_names(arch, list(ARCHITECTURES), most=2, least=0.9):
+            raise ValueError(f"arch {arch!r} is unknown: did you mean {' or '.join(ours)}?")
         near = near_timm_names(arch)
         raise ValueError(
             f"arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME"

@@ -156,6 +156,7 @@ def supervised(monkeypatch, tmp_path):
     class FakeRuntime:
         folder = tmp_path / "private"
         resize = None
+        batcher = tmp_path
         repository = SimpleNamespace(path=tmp_path)
 
         def __init__(self, *arguments):

@@ -96,7 +96,8 @@ def test_cut_off_in_an_evaluation(
         train(config, QUIET)
     train(dataclasses.replace(config, output=tmp_path / "whole"), QUIET)
     assert_same(tmp_path / "whole", tmp_path / "cut")
-    assert all(torch.equal(cut, whole) for cut, whole in zip(attacks[-4:-2], attacks[-2:], strict=True))
+    if adversarial == "fast_at":  # two batches in each of a run's two evaluations
+        assert all(torch.equal(cut, whole) for cut, whole in zip(attacks[-8:-4], attacks[-4:], strict=True))
     assert records(config.output) == records(tmp_path / "whole")
 
 
