@@ -101,7 +101,7 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             if not safe or used == retries or time.monotonic() + pause >= deadline:
                 if silent and sent > 1:
                     error.args = (f"{error.message}, {sent} attempts in {request.timeout:.3g} s",)
-                raise error
+                raise error from (found.__cause__ if error is found else found)
         except BaseException:  # cancelled, closed, or a foreign error
             servers.release(server)
             raise
