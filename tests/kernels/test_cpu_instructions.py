@@ -16,6 +16,7 @@ TESTS = {
 
 
 @pytest.mark.parametrize("capability", TESTS)
+@pytest.mark.slow
 def test_the_tests_of_the_kernels(capability):
     if capability == "avx2" and " avx2 " not in FLAGS:
         pytest.skip("no AVX2 here")
