@@ -58,8 +58,8 @@ class Runtime:
         base = tempfile.gettempdir()
         self.folder = Path(tempfile.mkdtemp(prefix="widefield-", dir=base if is_shell_safe(base) else "/tmp")).resolve()
         self.shm_prefix = f"{self.folder.name}-"
-        self.batcher = self._link_batcher()
         try:
+            self.batcher = self._link_batcher()
             if installation.embedded:
                 self._assemble_backends()
             self._write_preload_guard()
@@ -87,9 +87,9 @@ class Runtime:
             values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
-        preload = [self.batcher, self.library if native is not None else None]
-        if any(preload):
-            values["LD_PRELOAD"] = ":".join(str(library) for library in preload if library is not None)
+        preloaded = (self.batcher, self.library if native is not None else None)
+        if preload := [str(library) for library in preloaded if library is not None]:
+            values["LD_PRELOAD"] = ":".join(preload)
             values["BASH_ENV"] = str(self.folder / "unload.sh")
         return values
 

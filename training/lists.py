@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from models.weights import replace_file
+from models.files import replace_file
 
 VAL_LIST = "val.csv"
 COLUMNS = ("file", "label")

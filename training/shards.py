@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-IMAGE_SUFFIXES = frozenset((*IMG_EXTENSIONS, ".jfif"))  # .jpg, .png, ...: read in folders and shards, by every script
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
 LABELS_FILE = "labels.txt"
 HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
 NO_CLASS = -1
@@ -31,7 +31,7 @@ def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = Non
     """
     if HIDDEN.search(path, len(folder)):
         return False
-    read = path.lower().endswith(tuple(IMAGE_SUFFIXES))
+    read = path.lower().endswith(IMAGE_SUFFIXES)
     if not read and passed_over is not None:
         passed_over[os.path.splitext(path)[1].lower() or "without a suffix"] += 1
     return read
