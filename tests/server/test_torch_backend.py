@@ -44,6 +44,7 @@ def server(tmp_path_factory):
     write(root, "apart", models.Sizes(), ["x:FP32:-1,2"], ["y:FP32:-1,2", "n:FP32:-1"], batch=0)
     write(root, "pieces", models.Sizes(), ["x"], ["y", "n:FP32:1"], WARM)
     write(root, "unfused", models.Sizes(), ["x"], ["y", "n:FP32:1"], WARM, ENABLE_ONEDNN_FUSION="false")
+    write(root, "powers", models.Powers(), ["x"], ["y"])
     write(root, "stumbles", models.TupleWithInteger(), ["x"], ["y", "n:INT64:1"])
     write(root, "not_compiled", models.Heavy(), ["x"], ["y"])
     write(root, "any_width", pair, ["a:FP32:-1", "b:FP32:-1"], ["s:FP32:-1", "d:FP32:-1"], WAIT)
@@ -175,6 +176,12 @@ def test_batches_run_in_warmed_up_sizes(infer):
     assert answer["y"].tolist() == x.tolist()
     assert infer("unfused", x=x)["n"].tolist() == [7] * 7
     assert infer("lone_pieces", x=x)["n"].tolist() == [1] * 7
+
+
+def test_products_of_constants(infer):
+    """PyTorch's own fusion pass ends the process here."""
+    for value in (1, 2, 3):  # compiled at the second
+        assert infer("powers", x=[[value, 5]])["y"].tolist() == [[value + 5, value + 5]]
 
 
 def test_a_graph_that_onednn_fusion_stumbles_over_runs_without_it(infer, server):

@@ -26,6 +26,16 @@ class TupleWithInteger(torch.nn.Module):
         return x, torch.full((x.shape[0],), x.shape[0], dtype=torch.int64)
 
 
+class Powers(torch.nn.Module):
+    """What oneDNN graph fusion makes of the loop's start has no input: the products are of constants."""
+
+    def forward(self, x: Tensor):
+        power = torch.ones([2, 2])
+        for _ in range(4):
+            power = power @ power / 2.0
+        return x @ power
+
+
 class Picky(torch.nn.Module):
     def forward(self, x: Tensor):
         if bool((x < 0).any()):

@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <torch/csrc/jit/codegen/onednn/interface.h>
 #include <torch/csrc/jit/passes/tensorexpr_fuser.h>
+#include <torch/csrc/jit/passes/utils/subgraph_utils.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
@@ -26,10 +27,23 @@ namespace {
 constexpr int kRunsToWarm = 3;  // TorchScript profiles, compiles, and is fast
 thread_local bool fuse_on_this_thread = false;
 
+// A group that computes from constants alone: PyTorch reads the device of the first input that it has not got, which
+// ends the process.
+void unmerge_groups_without_inputs(torch::jit::Block* block) {
+  for (auto it = block->nodes().begin(); it != block->nodes().end();) {
+    auto* node = *it++;
+    for (auto* inner : node->blocks()) unmerge_groups_without_inputs(inner);
+    if (node->kind() == torch::jit::prim::oneDNNFusionGroup && node->inputs().empty())
+      torch::jit::SubgraphUtils::unmergeSubgraph(node);
+  }
+}
+
 // oneDNN graph fusion for the models that ask for it: PyTorch's own switch holds for the whole process.
 void register_fusion() {
   static const auto pass = torch::jit::registerPrePass([](std::shared_ptr<torch::jit::Graph>& graph) {
-    if (fuse_on_this_thread) torch::jit::fuser::onednn::fuseGraph(graph);
+    if (!fuse_on_this_thread) return;
+    torch::jit::fuser::onednn::fuseGraph(graph);
+    unmerge_groups_without_inputs(graph->block());
   });
   (void)pass;
 }
