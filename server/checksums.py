@@ -16,7 +16,7 @@ VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tr
 
 
 class ChecksumError(Exception):
-    """A file is missing, cut off or changed since it was built; the message says how to go back."""
+    """A file is missing, cut off or changed since it was built, or a folder is no model; the message says what to do."""
 
 
 def newest_version(model: Path) -> Path | None:
@@ -31,9 +31,20 @@ def version_folders(model: Path) -> list[Path]:
     return sorted(versions, key=lambda folder: int(folder.name))
 
 
+def check_folders(repository: Path) -> None:
+    """tritonserver takes every folder for a model. Raises `ChecksumError` for one that is none, as `lost+found`."""
+    for folder in sorted(repository.iterdir()):
+        if folder.is_dir() and not (folder / "config.pbtxt").is_file():
+            raise ChecksumError(
+                f"{folder} is no model, without config.pbtxt, and tritonserver takes every folder for one: "
+                "remove it, or serve a folder that holds models alone"
+            )
+
+
 def compare_newest(repository: Path) -> None:
     """The version of every model that tritonserver would load. Raises `ChecksumError`."""
     try:
+        check_folders(repository)
         for version in _newest_versions(repository):
             compare(version)
     except OSError as error:

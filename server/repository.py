@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checksums import ChecksumError, compare, compare_newest, newest_version, unchecked
+from server.checksums import ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
@@ -48,13 +48,16 @@ class Repository:
 
 
 def read_repository(path: str | Path) -> Repository:
-    """Raises `RepositoryError`: a folder that is missing or empty, a model without versions or without weights."""
+    """Raises `RepositoryError`: a folder that is missing or empty, or holds one that is no model; a model without
+    versions or without weights."""
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         raise RepositoryError(f"model repository {root} does not exist: {BUILD}")
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     if not folders:
         raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
+    with _as_repository_error():
+        check_folders(root)
     needs_library = None
     backends = {}
     overridden = []

@@ -10,6 +10,8 @@ A bad image is reported by name, the others are answered all the same.
 --csv writes one row a prediction: image, rank, label, index, probability, error, message, request_id.
 --output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what was not answered is,
 but for pictures that the server refused. The exit status is that of all the images.
+
+Where no server answers the rest is not sent: at once if none ever has, else after --wait seconds.
 """
 
 import argparse
@@ -31,7 +33,9 @@ from client.commands._options import (
     add_image_options,
     add_server_options,
     open_classifier,
+    seconds,
 )
+from client.commands._patience import Patience
 from client.commands._progress import progress
 from client.commands._results import Results, open_results
 
@@ -43,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there: .jsonl or .csv")
     parser.add_argument("--resume", action="store_true", help="continue the --output of an interrupted run")
+    parser.add_argument(
+        "--wait", type=seconds, default=60.0, metavar="SECONDS", help="for servers that stopped answering (default: 60)"
+    )
     add_server_options(parser)
 
 
@@ -63,14 +70,21 @@ def run(options: argparse.Namespace) -> int:
             failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
-        for (image, _), outcome in zip(
-            shown, in_order(asker(classifier, options), found, options.concurrency), strict=True
-        ):
+        ask = Patience(asker(classifier, options), options.wait)
+        stack.callback(ask.end)
+        unsent = 0
+        for (image, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
+            if outcome is None:
+                unsent += 1
+                continue
             failed += isinstance(outcome, ClassifierError)
             results.write(image, outcome)
         results.finish()
     if options.output is not None and failed:
         print(f"{failed} not answered: see {options.output}", file=sys.stderr)
+    if unsent:
+        remedy = "--resume sends them" if options.output is not None else "with --output FILE, --resume can send them"
+        print(f"stopped: no server answers, {unsent} not sent: {remedy}", file=sys.stderr)
     return 1 if failed else 0
 
 

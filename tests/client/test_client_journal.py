@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from stub_grpc import GrpcStub, serve
 
-from client import ConnectionFailedError, InvalidImageError, _classifier
+from client import InvalidImageError, QueueFullError, _classifier
 from client.commands import main
 from client.testing import FakeTransport
 
@@ -75,7 +75,7 @@ def test_what_the_server_did_not_answer_is_asked_again(folder: Path, fake: FakeT
         number = int(request.image[:2])
         if number == 3:
             return InvalidImageError("no picture")
-        return ConnectionFailedError("refused") if number % 2 else answers(request)
+        return QueueFullError("full") if number % 2 else answers(request)
 
     fake.reply = half
     for file in ("out.jsonl", "out.csv"):
@@ -190,6 +190,6 @@ def test_names_that_are_no_text(folder: Path, fake: FakeTransport) -> None:
 
 
 def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
-    fake.reply = ConnectionFailedError("refused")
+    fake.reply = QueueFullError("full")
     assert classify("out.jsonl") == 1
     assert capsys.readouterr().err == "12 not answered: see out.jsonl\n"

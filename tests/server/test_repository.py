@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import re
 import zipfile
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def test_empty(tmp_path):
     (tmp_path / "backbone").mkdir()
     with pytest.raises(RepositoryError, match=r"holds no model .*build_models\.py"):
         read_repository(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".snapshot"])
+def test_a_folder_that_is_no_model(tmp_path, name):
+    """tritonserver would end with a fault of its own memory."""
+    write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "1/model.pt", "")
+    (tmp_path / "README").touch()
+    assert read_repository(tmp_path).models == ("backbone",)
+    (tmp_path / name).mkdir()
+    for read in (read_repository, verify_newest):
+        with pytest.raises(RepositoryError, match=rf"{re.escape(name)} is no model, .*: remove it, or serve"):
+            read(tmp_path)
 
 
 def test_versions_without_checksums_are_told(tmp_path):
@@ -93,7 +106,6 @@ def test_what_is_read(tmp_path):
     write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "2" / "model.pt", b"torch.ops.aten.relu")
     write(tmp_path, "classifier", 'platform: "ensemble"', "1/.keep")
     write(tmp_path, "other", 'backend: "identity"', "1/.keep")
-    (tmp_path / "notes").mkdir()
     repository = read_repository(tmp_path)
     assert repository.models == ("backbone", "classifier", "other", "preprocess")
     assert repository.has_canary
@@ -121,7 +133,7 @@ def test_a_model_that_brings_its_backend(tmp_path, file):
 
 
 def read_repository_without(root, name):
-    (root / name / "config.pbtxt").unlink()
+    shutil.rmtree(root / name)
     return read_repository(root)
 
 

@@ -68,7 +68,10 @@ def served(repository, management_token, tmp_path_factory):
     """A server with a management token, and its own repository."""
     root = tmp_path_factory.mktemp("served") / "models"
     shutil.copytree(repository, root, ignore=shutil.ignore_patterns("__pycache__"))
-    with TritonServer(root, management_token=management_token, probe_interval=0.5) as server:
+    events = []
+    with TritonServer(root, management_token=management_token, probe_interval=0.5, on_event=events.append) as server:
+        events.clear()  # of the start
+        server.events = events
         server.management = Management(server.http_url, management_token, 60)
         server.folder = root
         yield server
@@ -123,14 +126,16 @@ def image(encode):
 
 @pytest.fixture
 def load(served, image):
-    """load(): no request may fail while it runs."""
+    """load(): no request may fail while it runs, and the server may not end."""
     loads = []
 
     def run():
         loads.append(Load(served, image))
         return loads[-1]
 
+    said = len(served.events)
     yield run
+    assert served.events[said:] == []
     assert loads
     for each in loads:
         assert each.failures == []

@@ -53,6 +53,7 @@ def test_while_the_new_version_is_loaded(served, build, load, classify, image, o
     old = classify(served, [image])
     with load():
         assert release_module.main([str(build("slow")), *options]) == 130
+    assert served.events == []
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == f"server.release: stopped: version {live[0]} is live"
     assert Interrupted.loads == ["begun", "ended"] * 2  # never two at once

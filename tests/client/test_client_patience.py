@@ -1,0 +1,96 @@
+"""``classify`` of many images whose server stops answering."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from client import ConnectionFailedError, InvalidImageError, _classifier
+from client.commands import _patience, main
+from client.testing import FakeTransport
+
+COUNT = 12
+GONE = ConnectionFailedError("refused")
+
+
+class Server:
+    """Answers, but is gone from its `stops`th request on until as many were refused as `refuses` says."""
+
+    def __init__(self, stops: int, refuses: int) -> None:
+        self.stops, self.refuses = stops, refuses
+        self.answered = self.refused = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, request: Any) -> Any:
+        with self.lock:
+            if self.answered >= self.stops and self.refused < self.refuses:
+                self.refused += 1
+                return GONE
+            self.answered += 1
+            return [(request.image.decode(), 0, 0.75)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_patience.Patience.__init__, "__defaults__", (0.01,))
+    (tmp_path / "photos").mkdir()
+    for number in range(COUNT):
+        (tmp_path / "photos" / f"{number:02}.png").write_bytes(f"{number:02}".encode())
+    return tmp_path
+
+
+def classify(monkeypatch: pytest.MonkeyPatch, reply: Any, *arguments: str, output: str = "out.jsonl") -> int:
+    monkeypatch.setattr(_classifier, "open_transports", lambda *given: [FakeTransport(reply)])
+    return main(["classify", "photos", "--retries", "0", "--output", output, *arguments])
+
+
+def rows(kind: str) -> list[str]:
+    entries = map(json.loads, Path("out.jsonl").read_text().splitlines())
+    return [entry["image"] for entry in entries if kind in entry]
+
+
+def test_one_that_comes_back_is_waited_for(folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture) -> None:
+    assert classify(monkeypatch, Server(5, 30)) == 0
+    assert len(rows("predictions")) == COUNT
+    assert capsys.readouterr().err.splitlines() == ["waiting for a server, 60 s at most: refused"]
+
+
+def test_one_that_does_not_leaves_the_rest_unsent(folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture) -> None:
+    server = Server(5, 10**9)
+    started = time.monotonic()
+    assert classify(monkeypatch, server, "--wait", "0.3") == 1
+    assert 0.3 < time.monotonic() - started < 5
+    assert len(rows("predictions")) == 5
+    assert len(rows("error")) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2:] == [
+        "1 not answered: see out.jsonl",
+        f"stopped: no server answers, {COUNT - 6} not sent: --resume sends them",
+    ]
+    assert classify(monkeypatch, Server(COUNT, 0), "--resume") == 0
+    assert len(rows("predictions")) == COUNT
+
+
+def test_one_that_never_answered_is_not_waited_for(folder: Path, monkeypatch: Any) -> None:
+    Path("photos/00.png").write_bytes(b"")  # what is wrong with a file is no answer
+    started = time.monotonic()
+    assert classify(monkeypatch, GONE, "--concurrency", "1") == 1
+    assert time.monotonic() - started < 5
+    assert rows("error") == ["photos/00.png", "photos/01.png"]
+    assert rows("predictions") == []
+
+
+def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monkeypatch: Any) -> None:
+    def reply(request: Any) -> Any:
+        time.sleep(0.02)
+        if request.image == b"09":
+            return InvalidImageError("no picture")
+        return GONE if request.image == b"03" else [("cat", 0, 0.75)]
+
+    assert classify(monkeypatch, reply, "--wait", "0.05", "--concurrency", "2") == 1
+    assert rows("error") == ["photos/03.png", "photos/09.png"]
+    assert len(rows("predictions")) == COUNT - 2
