@@ -16,7 +16,7 @@ VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tr
 
 
 class ChecksumError(Exception):
-    """A file is missing, cut off or changed since it was built, or a folder is no model; the message says what to do."""
+    """A file is missing, cut off or changed since it was built, or a folder is no model; the message has the remedy."""
 
 
 def newest_version(model: Path) -> Path | None:

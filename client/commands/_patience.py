@@ -45,7 +45,9 @@ class Patience(Generic[Item]):
 
     def _note(self, outcome: Outcome) -> None:
         """What a server had no part in, such as a file that is not there, says nothing about it."""
-        if isinstance(outcome, ClassifierError) and (isinstance(outcome, DeadlineExceededError) or not outcome.attempts):
+        if isinstance(outcome, DeadlineExceededError):
+            return
+        if isinstance(outcome, ClassifierError) and not outcome.attempts:
             return
         with self._lock:
             self._answered, self._told = time.monotonic(), False

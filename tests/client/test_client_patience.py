@@ -59,7 +59,7 @@ def test_one_that_comes_back_is_waited_for(folder: Path, monkeypatch: Any, capsy
     assert capsys.readouterr().err.splitlines() == ["waiting for a server, 60 s at most: refused"]
 
 
-def test_one_that_does_not_leaves_the_rest_unsent(folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture) -> None:
+def test_one_that_stays_away_leaves_the_rest_unsent(folder: Path, monkeypatch: Any, capsys: Any) -> None:
     server = Server(5, 10**9)
     started = time.monotonic()
     assert classify(monkeypatch, server, "--wait", "0.3") == 1
