@@ -1,4 +1,4 @@
-"""What the server's commands share: the token's options, and SIGTERM."""
+"""What the server's commands share: the token's options, and signals."""
 
 import argparse
 import signal
@@ -22,8 +22,10 @@ def add_token_options(parser: argparse.ArgumentParser, name: str = "management")
 
 
 def interrupt_on_sigterm() -> None:
-    """So that it ends as by Ctrl-C, and cleans up."""
+    """So that it ends as by Ctrl-C, and cleans up; where its terminal is closed too, unless started by nohup."""
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, interrupt)
 
 
 def interrupt(number: int, frame: object) -> None:

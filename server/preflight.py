@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import math
 import itertools
 import os
 import socket
@@ -23,10 +24,10 @@ EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's ow
 def check_options(not_negative: Mapping[str, float], positive: Mapping[str, float]) -> None:
     """Option -> value, as the command line names it."""
     for name, value in not_negative.items():
-        if not value >= 0:
+        if not 0 <= value < math.inf:
             raise OptionError(f"--{name} is {value:g}: give 0 or more")
     for name, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise OptionError(f"--{name} is {value:g}: give more than 0")
 
 

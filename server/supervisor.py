@@ -75,7 +75,7 @@ class TritonServer:
     ) -> None:
         check_options(
             {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
-            {"probe-interval": probe_interval, "probe-timeout": probe_timeout},
+            {"start-timeout": start_timeout, "probe-interval": probe_interval, "probe-timeout": probe_timeout},
         )
         self.repository = repository
         self.host, self.metrics_host = host, metrics_host

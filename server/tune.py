@@ -146,7 +146,8 @@ def tune(
     turns = [(measured(best), measured(now)) for _ in range(TURNS)]
     found, before = (median(scores) for scores in zip(*turns, strict=True))
     say(f"{found}: its median\n{before}: the median of what is there")
-    return best if value(found) > LEAST_GAIN * value(before) else now, found, before
+    gains = all(value(one) > LEAST_GAIN * value(other) for one, other in turns)
+    return best if gains else now, found, before
 
 
 def median(scores: Sequence[Score]) -> Score:

@@ -142,10 +142,11 @@ def test_before_the_start_there_is_no_address(tmp_path, address):
         getattr(TritonServer(tmp_path), address)
 
 
-@pytest.mark.parametrize("option", ["drain_seconds", "max_restarts", "probe_interval", "probe_timeout"])
-def test_no_number_is_negative(option):
-    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is -1: give"):
-        TritonServer("models", **{option: -1})
+@pytest.mark.parametrize("option", ["drain_seconds", "max_restarts", "start_timeout", "probe_interval", "probe_timeout"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+def test_no_number_is_negative_or_without_end(option, value):
+    with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is {value:g}: give"):
+        TritonServer("models", **{option: value})
 
 
 def test_a_drain_ends_after_its_time(light_repository, sleep):
@@ -209,14 +210,21 @@ def test_sigterm_leaves_nothing(cli):
     assert_nothing_left(processes, folder)
 
 
-def test_sigterm_waits_for_requests_in_flight(cli, light_repository, sleep):
+HANGUP = pytest.param(
+    signal.SIGHUP,
+    marks=pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="the tests were started by nohup"),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
+def test_a_signal_waits_for_requests_in_flight(cli, light_repository, sleep, number):
     process = cli("--model-repository", str(light_repository))
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         request = pool.submit(sleep, process.grpc_url, 3)
         time.sleep(0.7)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         assert request.result(20) == 3
     process.communicate(timeout=20)
     assert process.returncode == 0

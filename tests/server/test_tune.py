@@ -58,10 +58,11 @@ def test_each_setting_is_kept_if_it_gains():
         ([110, 109, 300], [100, 101, 1], True),
         ([110, 102, 90], [100, 101, 100], False),  # its first measurement was luck
         ([110, 110, 110], [108, 120, 107], False),  # and that of what is there misfortune
+        ([110, 99, 110], [100, 100, 100], False),  # the machine's own changes are as large
     ],
 )
 def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
-    """In alternating turns; what counts is the medians."""
+    """In each of the alternating turns; what is told is the medians."""
     best = replace(NOW, delay_us=1_000)
     monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda _: [best]])
     left = {NOW: iter([100, *what_is_there]), best: iter([120, *again])}
