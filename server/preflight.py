@@ -2,8 +2,8 @@
 
 import contextlib
 import importlib.metadata
-import math
 import itertools
+import math
 import os
 import socket
 import subprocess

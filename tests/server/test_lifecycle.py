@@ -142,7 +142,9 @@ def test_before_the_start_there_is_no_address(tmp_path, address):
         getattr(TritonServer(tmp_path), address)
 
 
-@pytest.mark.parametrize("option", ["drain_seconds", "max_restarts", "start_timeout", "probe_interval", "probe_timeout"])
+@pytest.mark.parametrize(
+    "option", ["drain_seconds", "max_restarts", "start_timeout", "probe_interval", "probe_timeout"]
+)
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
 def test_no_number_is_negative_or_without_end(option, value):
     with pytest.raises(OptionError, match=f"--{option.replace('_', '-')} is {value:g}: give"):
@@ -212,7 +214,9 @@ def test_sigterm_leaves_nothing(cli):
 
 HANGUP = pytest.param(
     signal.SIGHUP,
-    marks=pytest.mark.skipif(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="the tests were started by nohup"),
+    marks=pytest.mark.skipif(
+        signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="the tests were started by nohup"
+    ),
 )
 
 
