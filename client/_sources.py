@@ -10,7 +10,7 @@ from pathlib import Path
 
 from client._errors import InvalidImageError, shorten
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif"})
 STDIN = "-"
 URL_SCHEMES = ("http://", "https://")
 URL_BYTES = 50_000_000
@@ -50,6 +50,8 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
         return [argument], None
     if argument.startswith(URL_SCHEMES):
         return ([argument], None) if allow_urls else ([], "a URL: give --allow-urls to have it fetched by this machine")
+    if not argument:
+        return [], "an empty path, of a shell's variable perhaps: give a file, a folder or a pattern"
     path = Path(argument)
     if path.is_dir():
         files = find_images(path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # The largest |logit difference| allowed, relative to the largest |logit|; half precisions keep 11 and 8 bits.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp"}
 
 Outputs: TypeAlias = Tensor | Sequence[Tensor]  # logits, or logits and class_map
 

@@ -63,7 +63,7 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
         read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
     )
     threads = backbone.parameters[THREADS].string_value
-    if not threads.isdigit():
+    if not (threads.isascii() and threads.isdigit()):
         raise TuneError(f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py")
     return Settings(
         sum(group.count for group in preprocess.instance_group) or 1,

@@ -1,6 +1,6 @@
 """Classify images.
 
-A PATH is a file, a folder (searched through, by suffix: jpg jpeg png webp bmp gif), a quoted pattern
+A PATH is a file, a folder (searched through, by suffix: jpg jpeg jfif png webp bmp gif), a quoted pattern
 ("photos/**/*.jpg"), - for one image on standard input, or with --allow-urls a URL.
 A bad image is reported by name, the others are answered all the same.
 

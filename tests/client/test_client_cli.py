@@ -78,6 +78,13 @@ def test_file_with_a_pattern_in_its_name(photos: Path) -> None:
     assert list(expand(["photos/a[1].png"])) == [("photos/a[1].png", None)]
 
 
+def test_an_empty_path_is_not_the_current_folder(photos: Path) -> None:
+    ((argument, problem),) = expand([""])
+    assert argument == ""
+    assert problem is not None
+    assert problem.startswith("an empty path")
+
+
 def test_find_images(photos: Path) -> None:
     assert [str(path) for path in find_images(photos)] == ALL
 
