@@ -15,6 +15,16 @@ ALL = {
     "managementToken": {"secretName": "widefield-management"},
     "tls": {"secretName": "widefield-tls", "clientCertificates": True},
     "modelRepository": {"subPath": "2026-11-24"},
+    "initContainers": [
+        {
+            "name": "fetch",
+            "image": "rclone/rclone",
+            "args": ["copy", "store:models", "/models"],
+            "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+        }
+    ],
+    "serviceAccountName": "models-reader",
+    "networkPolicy": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}, {"protocol": "UDP", "port": 53}]}]},
     "nodeSelector": {"zone": "a"},
     "affinity": {"nodeAffinity": {}},
     "podAnnotations": {"note": "x"},
@@ -82,6 +92,8 @@ def test_lint():
         {"extraEnv": [{"value": "::"}]},
         {"extraEnv": [{"name": "WIDEFIELD_HOST", "valeu": "::"}]},
         {"podLabels": {"team": 1}},
+        {"initContainers": [{"name": "fetch"}]},
+        {"networkPolicy": {"egress": {}}},
         {"service": {"metrics": None}},
         {"service": {"http": 8002}},
         {"resources": None},
@@ -201,6 +213,16 @@ def test_what_is_added_to_the_pod():
     without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
     assert container(render(ALL))["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
+
+
+def test_models_may_be_fetched_when_a_pod_starts():
+    values = ALL | {"modelRepository": {"volume": {"emptyDir": {}}}}
+    pod = one(render(values), "Deployment")["spec"]["template"]["spec"]
+    assert {"name": "models", "emptyDir": {}} in pod["volumes"]
+    assert pod["initContainers"] == ALL["initContainers"]
+    assert pod["serviceAccountName"] == "models-reader"
+    assert one(render(values), "NetworkPolicy")["spec"]["egress"] == ALL["networkPolicy"]["egress"]
+    assert "initContainers" not in one(render(), "Deployment")["spec"]["template"]["spec"]
 
 
 def test_ports_exist():
