@@ -1,4 +1,4 @@
-"""What happens to requests while one of several servers is killed, frozen or starved, and when that one is back."""
+"""What happens to requests while one of several servers is killed, frozen, starved or stopped, and when it is back."""
 
 import contextlib
 import errno
@@ -45,6 +45,11 @@ class Fault:
 
 def kill(member: Member) -> None:
     member.tritonserver().kill()
+
+
+def terminate(member: Member) -> None:
+    """As for an upgrade: requests in flight are answered, later ones turned away."""
+    member.process.terminate()
 
 
 def kill_backend(member: Member) -> None:
@@ -103,6 +108,7 @@ FAULTS = (
     ),
     Fault("kill -9, and /dev/shm full for 10 s", kill, fill_shared_memory, empty_shared_memory, 10.0),
     Fault("kill -9, and disk full for 10 s", kill, fill_disk, empty_disk, 10.0),
+    Fault("stopped (SIGTERM), started anew 10 s later", terminate, clear=Member.start_again, lasts=10.0),
 )
 
 

@@ -41,12 +41,20 @@ class Member:
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True)
-        command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
-        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-        command += ["--start-timeout", str(START_SECONDS), *options]
+        self.command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
+        self.command += ["--start-timeout", str(START_SECONDS), *options]
         if confined:
-            command = [*unshare(), "sh", "-c", CONFINED.format(shm=SHM_MIB, disk=DISK_MIB), "sh", *command]
+            self.command = [*unshare(), "sh", "-c", CONFINED.format(shm=SHM_MIB, disk=DISK_MIB), "sh", *self.command]
         self.events: list[str] = []
+        self._start("0", "0")
+
+    def start_again(self) -> None:
+        """After `stop`: with the same ports, until it is ready."""
+        self._start(self.http.rpartition(":")[2], self.grpc.rpartition(":")[2])
+        self.await_ready()
+
+    def _start(self, http_port: str, grpc_port: str) -> None:
+        command = [*self.command, "--http-port", http_port, "--grpc-port", grpc_port, "--metrics-port", "0"]
         self.process = subprocess.Popen(
             command,
             env={**os.environ, "TMPDIR": str(self.temporary)},
