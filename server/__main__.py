@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 
-from server.command_line import add_token_options, interrupt_on_sigterm
+from server.command_line import add_token_options, interrupt_on_signals
 from server.errors import ServerError, exit_code
 from server.management import VARIABLES, read_token
 from server.supervisor import TritonServer
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
             "Put a proxy in front, and use a current container (deploy/) for production."
         )
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     begun = time.monotonic()
     example = options.pop("example")
     server = None

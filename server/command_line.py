@@ -21,7 +21,7 @@ def add_token_options(parser: argparse.ArgumentParser, name: str = "management")
     token.add_argument(f"--{name}-token", metavar="TOKEN", help="the same; everybody on this machine can read it here")
 
 
-def interrupt_on_sigterm() -> None:
+def interrupt_on_signals() -> None:
     """So that it ends as by Ctrl-C, and cleans up; where its terminal is closed too, unless started by nohup."""
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:

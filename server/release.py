@@ -19,7 +19,7 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
-from server.command_line import add_token_options, interrupt_on_sigterm
+from server.command_line import add_token_options, interrupt_on_signals
 from server.compatibility import check_compatible, check_running
 from server.errors import ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -187,7 +187,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
     def say(line: str) -> None:
         print(f"server.{name}: {line}", file=sys.stderr, flush=True)
 
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     try:
         management = management_of(options)
         try:

@@ -21,7 +21,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from server.canary import canary_png
-from server.command_line import interrupt_on_sigterm
+from server.command_line import interrupt_on_signals
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.callers < 1 or options.seconds <= 0:
         parser.error("--callers is at least 1, --seconds more than 0")
     repository = options.model_repository
-    interrupt_on_sigterm()
+    interrupt_on_signals()
     try:
         read_repository(repository)
         embedded = find_tritonserver().embedded

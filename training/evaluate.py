@@ -193,10 +193,10 @@ def prediction_rows(
     dataset: Images, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[object, ...]]:
     """The file (SHARD:MEMBER), its label and what `count_answers` has ranked, in the dataset's order."""
-    answers = (
+    found = (
         (order, share) for batch in ranked for order, share in zip(*(part.tolist() for part in batch), strict=True)
     )
-    for sample, target, (order, share) in zip(dataset.samples, dataset.targets, answers, strict=True):
+    for sample, target, (order, share) in zip(dataset.samples, dataset.targets, found, strict=True):
         name = sample.key if isinstance(sample, Member) else sample[0]
         answer, *others = (labels[index] for index in order)
         yield name, labels[target], answer, f"{share:.6f}", *others

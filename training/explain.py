@@ -4,7 +4,6 @@ Example:
     python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --method layercam --layer stages.0
 """
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled, load_image
 from training.distributed import check_device
 from training.evaluate import answers, load_classifier
-from training.lists import is_list
+from training.lists import is_list, write_csv
 from training.logs import standard_output
 from training.outputs import check_folder
 from training.road import road
@@ -110,8 +109,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
         answer = labels[int(answered[number])]
         rows.append((source, labels[target], answer, float(probabilities[number, target]), name))
-    with (config.output / TABLE_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows([("file", "label", "answer", "probability", "picture"), *rows])
+    write_csv(config.output / TABLE_FILE, ("file", "label", "answer", "probability", "picture"), rows)
     table = Table("image", "explained", "probability", "picture")
     for source, label, _, probability, name in rows:
         table.add_row(escape(source), escape(label), f"{probability:.1%}", escape(name))

@@ -69,9 +69,8 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
 
 def ignored(*datasets: Images | Unlabelled) -> str:
     """One line about the files that are passed over; empty where there are none."""
-    lines = dict.fromkeys(
-        line for dataset in datasets for line in passed_over_lines(dataset)
-    )  # of one folder: the same
+    # Two parts of one folder have the same lines.
+    lines = dict.fromkeys(line for dataset in datasets for line in passed_over_lines(dataset))
     return f"ignored: {'; '.join(lines)}" if lines else ""
 
 

@@ -19,8 +19,8 @@ class Patience(Generic[Item]):
     The image whose turn ends that has its error; those after it get None, and were not sent.
     """
 
-    def __init__(self, ask: Callable[[Item], Outcome], seconds: float, pause: float = PAUSE) -> None:
-        self._ask, self._seconds, self._pause = ask, seconds, pause
+    def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
+        self._ask, self._seconds = ask, seconds
         self._answered: float | None = None  # when a server last did
         self._told = False
         self._over = threading.Event()
@@ -36,7 +36,7 @@ class Patience(Generic[Item]):
             since = since or time.monotonic()
             if self._is_enough(outcome, since):
                 return outcome
-            self._over.wait(self._pause)
+            self._over.wait(PAUSE)
         return None
 
     def end(self) -> None:

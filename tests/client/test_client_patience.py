@@ -36,7 +36,7 @@ class Server:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_patience.Patience.__init__, "__defaults__", (0.01,))
+    monkeypatch.setattr(_patience, "PAUSE", 0.01)
     (tmp_path / "photos").mkdir()
     for number in range(COUNT):
         (tmp_path / "photos" / f"{number:02}.png").write_bytes(f"{number:02}".encode())

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models import create_model
+from models.replknet import RepLKNet
 from training.config import Config
 from training.presets import PRESETS
 from training.samples import write_digits
@@ -31,6 +33,17 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for path in sorted((digits / part / label).iterdir())[:count]:
                 (small / part / label / path.name).write_bytes(path.read_bytes())
     return small
+
+
+@pytest.fixture(scope="module")
+def model() -> RepLKNet:
+    """Five classes; its batch norms have seen batches, and its head has a bias."""
+    torch.manual_seed(0)
+    network = create_model("replknet_nano", 5).train()
+    for _ in range(2):
+        network(torch.randn(4, 3, 96, 96))
+    torch.nn.init.normal_(network.head.bias)
+    return network.eval()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import create_model, reparameterize
+from models import reparameterize
 from models.class_map import WithClassMap, class_maps
 from models.replknet import RepLKNet
 from training.cam import cam, explain, gradient_cam, upscale
@@ -19,16 +19,6 @@ from training.cam_scores import (
 from training.settings import SettingsError
 
 SIZE = 96
-
-
-@pytest.fixture(scope="module")
-def model() -> RepLKNet:
-    torch.manual_seed(0)
-    network = create_model("replknet_nano", 5).train()
-    for _ in range(2):
-        network(torch.randn(4, 3, SIZE, SIZE))
-    nn.init.normal_(network.head.bias)
-    return network.eval()
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,9 @@ from training.augment import eval_transform
 from training.data import DataError, load_image
 from training.settings import SettingsError
 
-SIZE = 96
-
 
 def as_it_is(picture: Image.Image) -> Image.Image:
     return picture
-
-
-@pytest.fixture(scope="module")
-def model() -> RepLKNet:
-    torch.manual_seed(0)
-    network = create_model("replknet_nano", 5).train()
-    for _ in range(2):
-        network(torch.randn(4, 3, SIZE, SIZE))
-    torch.nn.init.normal_(network.head.bias)
-    return network.eval()
 
 
 def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
