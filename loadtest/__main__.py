@@ -88,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
     users = 4 if options.users is None else options.users
     if options.rate is None and not options.levels and users < len(USERS[options.protocol]):
         parser.error("give at least one user for each protocol")
+    if of_locust:
+        _check_locust_options(of_locust)
     check_folders(options.report, options.results)
     if options.slo:
         load_slo(options.slo)
@@ -105,6 +107,18 @@ def run(arguments: Sequence[str]) -> int:
             if options.null_check == "refuse":
                 return 3
     return _locust(options, of_locust)
+
+
+def _check_locust_options(words: Sequence[str]) -> None:
+    """Before the seconds of the null check: exits with 2 where locust would."""
+    from locust.argument_parser import get_parser
+
+    parser = get_parser()
+    add_target_options(parser)  # a locust.conf may hold them
+    add_load_options(parser)
+    unknown = [word for word in parser.parse_known_args(words)[1] if word.startswith("-")]
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)}: no option of loadtest or of locust; see --help")
 
 
 def _peak(options: argparse.Namespace) -> float:

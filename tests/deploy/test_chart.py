@@ -20,9 +20,11 @@ ALL = {
             "name": "fetch",
             "image": "rclone/rclone",
             "args": ["copy", "store:models", "/models"],
-            "volumeMounts": [{"name": "models", "mountPath": "/models"}],
+            "volumeMounts": [{"name": "models", "mountPath": "/models"}, {"name": "keys", "mountPath": "/config"}],
         }
     ],
+    "extraVolumes": [{"name": "keys", "secret": {"secretName": "store"}}, {"name": "traces", "emptyDir": {}}],
+    "extraVolumeMounts": [{"name": "traces", "mountPath": "/traces"}],
     "serviceAccountName": "models-reader",
     "networkPolicy": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}, {"protocol": "UDP", "port": 53}]}]},
     "nodeSelector": {"zone": "a"},
@@ -93,6 +95,8 @@ def test_lint():
         {"extraEnv": [{"name": "WIDEFIELD_HOST", "valeu": "::"}]},
         {"podLabels": {"team": 1}},
         {"initContainers": [{"name": "fetch"}]},
+        {"extraVolumes": [{"name": "models", "emptyDir": {}}]},
+        {"extraVolumeMounts": [{"name": "traces"}]},
         {"networkPolicy": {"egress": {}}},
         {"service": {"metrics": None}},
         {"service": {"http": 8002}},
@@ -213,6 +217,8 @@ def test_what_is_added_to_the_pod():
     without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
     assert container(render(ALL))["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
+    assert pod["spec"]["volumes"][-2:] == ALL["extraVolumes"]
+    assert container(render(ALL))["volumeMounts"][-1:] == ALL["extraVolumeMounts"]
 
 
 def test_models_may_be_fetched_when_a_pod_starts():

@@ -152,6 +152,7 @@ def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path
         ["--levels", "1,2"],
         ["--shape", "step", "--levels", "1,x"],
         ["--no-such-option"],
+        ["--csv"],
         ["--sizes", "4000"],
         ["--report", "no/such/folder/report.html"],
         ["capacity", "--repeats", "0", "--slo", "x"],
@@ -161,7 +162,10 @@ def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path
     ],
 )
 def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
-    assert loadtest(*arguments).returncode == 2
+    """Before the load generator is measured."""
+    done = loadtest(*arguments)
+    assert done.returncode == 2
+    assert "go to a server that does nothing" not in done.stderr
 
 
 ADDRESSES = """
