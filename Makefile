@@ -10,6 +10,9 @@ PY_DIRS := kernels models training export server client loadtest benchmarks tool
 PY_FILES := build_models.py demo.py page.py
 PAGE_VENV ?= .venv-page
 
+# Empty counts as unset: without cached bytecode each of the many processes would spend seconds to compile PyTorch's sources.
+export PYTHONDONTWRITEBYTECODE :=
+
 # On a machine with a GPU and its own PyTorch: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
