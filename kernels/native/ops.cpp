@@ -34,6 +34,13 @@ Activation parse_activation(const std::string& name) {
   STD_TORCH_CHECK(false, "activation '", name, "': choose one of none, relu, gelu");
 }
 
+std::optional<DataType> data_type(ScalarType type) {
+  if (type == ScalarType::Float) return DataType::float32;
+  if (type == ScalarType::Half) return DataType::float16;
+  if (type == ScalarType::BFloat16) return DataType::bfloat16;
+  return std::nullopt;
+}
+
 void check_arguments(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   STD_TORCH_CHECK(input.dim() == 4, "input has ", input.dim(), " dimensions: [N,C,H,W] is expected");
   const int64_t channels = input.size(1);
@@ -42,6 +49,8 @@ void check_arguments(const Tensor& input, const Tensor& weight, const std::optio
                   channels, ",1,Kh,Kw] is expected");
   STD_TORCH_CHECK(weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1, "the kernel is ", weight.size(2), " x ",
                   weight.size(3), ": both sides must be odd");
+  STD_TORCH_CHECK(data_type(input.scalar_type()) || input.scalar_type() == ScalarType::Double,
+                  "input of float32, float16, bfloat16 or float64 is expected");
   STD_TORCH_CHECK(weight.scalar_type() == input.scalar_type(), "weight and input differ in dtype");
   STD_TORCH_CHECK(weight.device() == input.device(), "weight and input lie on different devices");
   if (!bias) return;
@@ -174,13 +183,6 @@ Function cuda_symbol(const char* name) {
   const auto function = reinterpret_cast<Function>(dlsym(library ? library : RTLD_DEFAULT, name));
   STD_TORCH_CHECK(function, "this libtorch has no ", name, ": it was built without CUDA");
   return function;
-}
-
-std::optional<DataType> data_type(ScalarType type) {
-  if (type == ScalarType::Float) return DataType::float32;
-  if (type == ScalarType::Half) return DataType::float16;
-  if (type == ScalarType::BFloat16) return DataType::bfloat16;
-  return std::nullopt;
 }
 
 void* current_stream(const Tensor& t) {

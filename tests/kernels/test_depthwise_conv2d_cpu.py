@@ -275,6 +275,7 @@ def test_bad_arguments_are_named(arguments, message):
         ((X, torch.zeros(4, 1, 4, 3)), "4 x 3"),
         ((X, W, torch.zeros(5)), "bias does not fit"),
         ((X, W, None, "swish"), "swish"),
+        ((X.int(), W.int()), "input of float32, float16, bfloat16 or float64"),
         ((X, W.double()), "differ in dtype"),
     ],
 )
