@@ -1,18 +1,24 @@
 // What the native LibTorch backend does with a model: loads it and runs it from several threads, with no Python.
-// The operator's library is not named here: it comes by LD_PRELOAD.
+// The operator's library comes by LD_PRELOAD, or as the last argument by dlopen.
 //
-//   serve_without_python MODEL PIXELS(uint8, [8,S,S,3]) SIDE THREADS  ->  logits as float32 on standard output
+//   serve_without_python MODEL PIXELS(uint8, [8,S,S,3]) SIDE THREADS [LIBRARY]  ->  logits as float32 on standard output
 #include <ATen/ops/from_blob.h>
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
+
+#include <dlfcn.h>
 
 #include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <thread>
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
+  if (argc > 5 && !dlopen(argv[5], RTLD_NOW)) {
+    std::fprintf(stderr, "%s\n", dlerror());
+    return 1;
+  }
   torch::jit::Module model = torch::jit::load(argv[1]);
   std::ifstream file(argv[2], std::ios::binary);
   std::vector<char> bytes((std::istreambuf_iterator<char>(file)), {});

@@ -50,18 +50,20 @@ def model(backbone, tmp_path_factory):
     return path
 
 
-def run(program, model, pixels, tmp_path, library):
+def run(program, model, pixels, tmp_path, environment={}, more=()):
     (tmp_path / "pixels").write_bytes(pixels.numpy().tobytes())
-    environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "PYTHONPATH")}
-    if library is not None:
-        environment["LD_PRELOAD"] = str(library)
-    command = [str(program), str(model), str(tmp_path / "pixels"), str(SIDE), str(THREADS)]
+    kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "PYTHONPATH")}
+    environment = kept | environment
+    command = [str(program), str(model), str(tmp_path / "pixels"), str(SIDE), str(THREADS), *more]
     return subprocess.run(command, capture_output=True, env=environment, check=False)
 
 
-def test_right_from_many_threads(program, model, backbone, tmp_path):
+@pytest.mark.parametrize("by", ["preload", "dlopen"])
+def test_right_from_many_threads(program, model, backbone, tmp_path, by):
     pixels = torch.randint(0, 256, (8, SIDE, SIDE, 3), dtype=torch.uint8)
-    done = run(program, model, pixels, tmp_path, native_library())
+    library = str(native_library())
+    how = ({"LD_PRELOAD": library},) if by == "preload" else ({}, [library])
+    done = run(program, model, pixels, tmp_path, *how)
     assert done.returncode == 0, done.stderr.decode()
     logits = np.frombuffer(done.stdout, np.float32).reshape(THREADS, 8, 10)
     with torch.inference_mode():
@@ -71,7 +73,7 @@ def test_right_from_many_threads(program, model, backbone, tmp_path):
 
 
 def test_without_the_library_the_operator_is_named(program, model, tmp_path):
-    done = run(program, model, torch.zeros(8, SIDE, SIDE, 3, dtype=torch.uint8), tmp_path, None)
+    done = run(program, model, torch.zeros(8, SIDE, SIDE, 3, dtype=torch.uint8), tmp_path)
     assert done.returncode != 0
     assert b"widefield::depthwise_conv2d" in done.stderr
 
