@@ -50,10 +50,11 @@ def model(backbone, tmp_path_factory):
     return path
 
 
-def run(program, model, pixels, tmp_path, environment={}, more=()):
+def run(program, model, pixels, tmp_path, library=None, more=()):
     (tmp_path / "pixels").write_bytes(pixels.numpy().tobytes())
-    kept = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "PYTHONPATH")}
-    environment = kept | environment
+    environment = {key: value for key, value in os.environ.items() if key not in ("LD_PRELOAD", "PYTHONPATH")}
+    if library is not None:
+        environment["LD_PRELOAD"] = library
     command = [str(program), str(model), str(tmp_path / "pixels"), str(SIDE), str(THREADS), *more]
     return subprocess.run(command, capture_output=True, env=environment, check=False)
 
@@ -62,8 +63,8 @@ def run(program, model, pixels, tmp_path, environment={}, more=()):
 def test_right_from_many_threads(program, model, backbone, tmp_path, by):
     pixels = torch.randint(0, 256, (8, SIDE, SIDE, 3), dtype=torch.uint8)
     library = str(native_library())
-    how = ({"LD_PRELOAD": library},) if by == "preload" else ({}, [library])
-    done = run(program, model, pixels, tmp_path, *how)
+    how = {"library": library} if by == "preload" else {"more": [library]}
+    done = run(program, model, pixels, tmp_path, **how)
     assert done.returncode == 0, done.stderr.decode()
     logits = np.frombuffer(done.stdout, np.float32).reshape(THREADS, 8, 10)
     with torch.inference_mode():
