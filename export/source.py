@@ -7,7 +7,7 @@ from torch import nn
 
 from kernels import native_library
 from models import ModelConfig, check_arch, count_classes, create_model, load_config, load_weights
-from models.weights import CONFIG_FILE, is_own_config
+from models.weights import CONFIG_FILE, checkpoint_folder
 
 FORMATS = ("torchscript", "onnx")
 
@@ -59,7 +59,7 @@ def check_options(options: BuildOptions) -> None:
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
-    folder = _checkpoint_folder(options.weights)
+    folder = checkpoint_folder(options.weights)
     if folder is not None:
         config = load_config(folder)
         if options.arch not in (None, config.arch):
@@ -79,13 +79,6 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     if options.weights is not None:
         load_weights(model, options.weights)
     return model.eval(), config
-
-
-def _checkpoint_folder(weights: Path | None) -> Path | None:
-    """Where config.json says what the weights are; a published file has none, or another library's beside it."""
-    if weights is None or weights.is_dir():
-        return weights
-    return weights.parent if is_own_config(weights.parent / CONFIG_FILE) else None
 
 
 def _config_of_arch(arch: str, options: BuildOptions) -> ModelConfig:

@@ -1,7 +1,7 @@
 """Large-kernel image classifiers: build, load, save and re-parameterise them."""
 
 from models.class_map import WithClassMap, class_maps
-from models.classifier import head_name, linear_head, pooled_features
+from models.classifier import head_names, linear_head, pooled_features
 from models.complexity import count_macs, count_parameters
 from models.config import ModelConfig
 from models.masked import MaskedBatchNorm2d, MaskedPretrainer
@@ -26,7 +26,7 @@ __all__ = [
     "count_parameters",
     "create_model",
     "create_replknet",
-    "head_name",
+    "head_names",
     "linear_head",
     "load_checkpoint",
     "load_config",

@@ -13,20 +13,24 @@ def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
 
 def linear_head(model: nn.Module) -> nn.Linear:
     """The last layer. Raises `ValueError` for a model whose head is more than one linear layer with a bias."""
-    head = _head(model)
-    if not isinstance(head, nn.Linear) or head.bias is None:
-        raise ValueError(
-            f"{type(model).__name__} ends in {type(head).__name__}: this method needs a linear layer with a bias"
-        )
+    heads = _heads(model)
+    head = heads[0]
+    if len(heads) > 1 or not isinstance(head, nn.Linear) or head.bias is None:
+        kinds = " and ".join(type(each).__name__ for each in heads)
+        raise ValueError(f"{type(model).__name__} ends in {kinds}: this method needs a linear layer with a bias")
     return head
 
 
-def head_name(model: nn.Module) -> str:
-    """The name of the classifier's module, such as head or fc: what other labels need another one of."""
-    head = _head(model)
-    return next(name for name, module in model.named_modules() if module is head)
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classifier's modules, such as fc: what other labels need others of.
+
+    One, but for distilled models of timm, which have head and head_dist, and answer with their mean.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    return tuple(names[head] for head in _heads(model))
 
 
-def _head(model: nn.Module) -> nn.Module:
+def _heads(model: nn.Module) -> tuple[nn.Module, ...]:
     network: Any = model
-    return network.get_classifier()
+    heads = network.get_classifier()
+    return heads if isinstance(heads, tuple) else (heads,)

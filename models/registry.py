@@ -89,9 +89,14 @@ def input_defaults(arch: str) -> Inputs:
     if not is_timm(arch):
         return ARCHITECTURES[arch]
     config = timm_config(arch)
-    size = config.get("input_size", (3, 224, 224))[-1]
+    _, height, width = config.get("input_size", (3, 224, 224))
+    if height != width:
+        raise ValueError(f"arch {arch!r} takes images of {width} x {height} pixels: only square ones are prepared here")
     names = ("crop_pct", "interpolation", "crop_mode", "mean", "std")
-    return Inputs(image_size=size, **{name: config[name] for name in names if config.get(name)})
+    values = {name: config[name] for name in names if config.get(name)}
+    if "crop_pct" in values:
+        values["crop_pct"] = min(1.0, values["crop_pct"])  # above 1 timm pads what it has resized: VOLO's largest
+    return Inputs(image_size=width, **values)
 
 
 def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwargs: Any) -> nn.Module:

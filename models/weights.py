@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.classifier import head_name
+from models.classifier import head_names
 from models.config import ModelConfig
 from models.files import replace_file
 from models.layers import ConvBN
@@ -73,7 +73,14 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def is_own_config(path: Path) -> bool:
+def checkpoint_folder(weights: Path | None) -> Path | None:
+    """Where config.json says what `weights` are; a published file has none, or another library's beside it."""
+    if weights is None or weights.is_dir():
+        return weights
+    return weights.parent if _is_own_config(weights.parent / CONFIG_FILE) else None
+
+
+def _is_own_config(path: Path) -> bool:
     """Whether a config.json is there, and not another library's: Hugging Face's lie beside weights too."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -99,7 +106,7 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_
     path = Path(path)
     path, model = path / WEIGHTS_FILE if path.is_dir() else path, bare_model(model)
     state = read_state(path, model.state_dict().keys(), ema=ema)
-    target, head = model, head_name(model) + "."
+    target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)
         target.merge_branches()
@@ -107,12 +114,12 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_
     if of_timm(model) and state.keys() != expected.keys():
         state = _translated(state, model, path)
     if skip_head:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}
-        state |= {name: tensor for name, tensor in expected.items() if name.startswith(head)}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+        state |= {name: tensor for name, tensor in expected.items() if name.startswith(heads)}
     for name in expected.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):  # a counter that evaluation and momentum 0.1 never read
             state[name] = expected[name]
-    state = _checked(state, expected, path, head)
+    state = _checked(state, expected, path, heads)
     if isinstance(model, RepLKNet) and target is not model:
         model.merge_branches()
     model.load_state_dict(state)
@@ -126,7 +133,7 @@ def count_classes(arch: str, path: str | Path) -> int | None:
     state = read_state(path, model.state_dict().keys())
     if of_timm(model) and state.keys() != model.state_dict().keys():
         state = _translated(state, model, path)
-    head = state.get(head_name(model) + ".weight")
+    head = state.get(head_names(model)[0] + ".weight")
     return None if head is None or head.dim() == 0 else len(head)
 
 
@@ -137,9 +144,11 @@ def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
         raise WeightsError(f"{path} is of another model: timm cannot translate it ({first_line(error)})") from error
 
 
-def _checked(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, prefix: str) -> dict[str, Tensor]:
+def _checked(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, heads: tuple[str, ...]
+) -> dict[str, Tensor]:
     """`state` in the model's dtypes, or `WeightsError` at the first key, in the model's order, that does not fit."""
-    head = f"{prefix}weight"
+    head = f"{heads[0]}weight"
     if head in state and head in expected and state[head].dim() == 2 and len(state[head]) != len(expected[head]):
         raise WeightsError(
             f"{path}: {head} has {len(state[head])} classes, the model has {len(expected[head])}: "

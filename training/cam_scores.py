@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import RepLKNet, head_name
+from models import RepLKNet, head_names
 
 
 def blurred(images: Tensor, kernel_size: int = 11, sigma: float = 5.0) -> Tensor:
@@ -72,8 +72,8 @@ def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
     else:
         parts = [name for name, _ in model.named_children()]
     parts = [name for name in parts if any(True for _ in model.get_submodule(name).parameters())]
-    head = head_name(model)
-    return head, *[name for name in reversed(parts) if name != head]
+    heads = head_names(model)
+    return *heads, *[name for name in reversed(parts) if name not in heads]
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class MaskGenerator:
     """() -> [image_size // patch_size] * 2 bool, ceil(ratio * patches) of them True: masked.
 
     Drawn as upstream draws: the first of NumPy's random permutation. Raises `SettingsError` for a patch that does not
-    divide the image, or a ratio outside 0..1.
+    divide the image, a ratio outside 0..1, or one that leaves no patch to see.
     """
 
     def __init__(self, image_size: int = 192, patch_size: int = 32, ratio: float = 0.6) -> None:
@@ -30,6 +30,11 @@ class MaskGenerator:
             raise SettingsError(f"--mask-ratio {ratio}: it is above 0 and below 1")
         self.side = image_size // patch_size
         self.count = math.ceil(self.side**2 * ratio)
+        if self.count == self.side**2:
+            raise SettingsError(
+                f"--mask-patch {patch_size}, --mask-ratio {ratio}: all {self.count} patches of the image of "
+                f"{image_size} pixels would be masked and none seen; take smaller patches or a smaller ratio"
+            )
 
     def __call__(self) -> Tensor:
         mask = torch.zeros(self.side**2, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
 from timm.models import group_parameters
@@ -45,9 +46,12 @@ def layer_indices(model: nn.Module) -> dict[str, int]:
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
-    """Parameters of more than one dimension that their authors train without weight decay, such as position biases."""
-    names = getattr(model, "no_weight_decay", set)
-    return set(names())
+    """Parameters of more than one dimension that their authors train without weight decay, such as position biases.
+
+    timm's models name them, some by patterns such as pos_embed.*
+    """
+    patterns: Iterable[str] = getattr(model, "no_weight_decay", set)()
+    return {name for name, _ in model.named_parameters() if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:

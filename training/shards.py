@@ -141,6 +141,8 @@ class Shards(Dataset[tuple[Any, int]]):
         if isinstance(value, str) and labels is not None and value in labels:
             return labels.index(value)
         try:
+            if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+                raise TypeError
             index = int(value)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: the class {value!r} is no index and not in {LABELS_FILE}") from None

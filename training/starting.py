@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from models import ModelConfig, load_config
-from models.weights import CONFIG_FILE, is_own_config
+from models.weights import checkpoint_folder
 from training.config import Config as FinetuneConfig
 from training.pretrain_config import Config as PretrainConfig
 from training.settings import SettingsError
@@ -24,14 +24,6 @@ def preset_of(presets: Mapping[str, AnyConfig], usual: str, command_line: list[s
     options = first.parse_known_args(command_line)[0]
     preset = presets.get(options.preset, presets[usual])
     return replace(preset, arch="") if checkpoint_folder(options.weights) else preset
-
-
-def checkpoint_folder(weights: Path | None) -> Path | None:
-    """Where config.json says what `weights` are; a published file has none, or another library's beside it."""
-    if weights is None or weights.is_dir():
-        return weights
-    config = weights.parent / CONFIG_FILE
-    return weights.parent if config.is_file() and is_own_config(config) else None
 
 
 def starting_config(arch: str, weights: Path | None) -> ModelConfig:

@@ -18,10 +18,11 @@ from models import (
     ModelConfig,
     WeightsError,
     class_maps,
+    count_classes,
     count_macs,
     create_model,
     create_replknet,
-    head_name,
+    head_names,
     linear_head,
     load_checkpoint,
     load_weights,
@@ -97,12 +98,41 @@ def test_our_own_work_without_timm_being_imported() -> None:
 def test_head_and_pooled_features_are_the_model(arch: str) -> None:
     model, images = warmed(arch), torch.randn(3, 3, SIZE, SIZE)
     torch.testing.assert_close(linear_head(model)(pooled_features(model, images)), model(images))
-    assert model.get_submodule(head_name(model)) is linear_head(model)
+    (name,) = head_names(model)
+    assert model.get_submodule(name) is linear_head(model)
 
 
 def test_heads_that_are_more_than_a_layer_are_refused() -> None:
     with pytest.raises(ValueError, match="RepVit ends in RepVitClassifier: this method needs a linear layer"):
         linear_head(create_model("timm/repvit_m0_9", 5))
+    with pytest.raises(ValueError, match="VisionTransformerDistilled ends in Linear and Linear: this method needs"):
+        linear_head(create_model("timm/deit_tiny_distilled_patch16_224", 5, SIZE))
+
+
+def test_both_heads_of_a_distilled_model(tmp_path: Path) -> None:
+    arch = "timm/deit_tiny_distilled_patch16_224"
+    model = warmed(arch)
+    assert head_names(model) == ("head", "head_dist")
+    save_checkpoint(tmp_path, model, ModelConfig(arch, 5, image_size=SIZE))
+    images = torch.randn(2, 3, SIZE, SIZE)
+    assert torch.equal(load_checkpoint(tmp_path)[0](images), model(images))
+    assert count_classes(arch + ".fb_in1k", save_state(create_model(arch, 7), tmp_path / "seven.pth")) == 7
+    other = create_model(arch, 3, SIZE)
+    own = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    load_weights(other, tmp_path, skip_head=True)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, own[name] if name.startswith("head") else model.state_dict()[name])
+
+
+def save_state(model: nn.Module, path: Path) -> Path:
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def test_images_are_square_and_no_crop_is_larger_than_they_are() -> None:
+    assert ModelConfig("timm/volo_d4_448").crop_pct == 1.0
+    with pytest.raises(ValueError, match="takes images of 768 x 1024 pixels: only square ones"):
+        ModelConfig("timm/vit_base_patch16_sapiens2")
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -51,7 +51,13 @@ def test_every_patch_is_masked_equally_often() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((192, 40, 0.6), "--mask-patch 40"), ((192, 0, 0.6), "--mask-patch 0"), ((192, 32, 0.0), "--mask-ratio 0.0")],
+    [
+        ((192, 40, 0.6), "--mask-patch 40"),
+        ((192, 0, 0.6), "--mask-patch 0"),
+        ((192, 32, 0.0), "--mask-ratio 0.0"),
+        ((32, 32, 0.6), "--mask-patch 32, --mask-ratio 0.6: all 1 patches"),
+        ((192, 32, 0.98), "--mask-ratio 0.98: all 36 patches of the image of 192 pixels would be masked"),
+    ],
 )
 def test_impossible_masks_are_named(arguments: tuple, message: str) -> None:
     with pytest.raises(SettingsError, match=message):

@@ -156,6 +156,8 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
         ({"a.png": png(0), "a.cls": b"3"}, r"a\.cls: class 3 is out of range: there are 3 labels"),
         ({"a.png": png(0), "a.cls": b"-1"}, r"class -1 is out of range"),
         ({"a.png": png(0), "a.cls": b"cow"}, r"the class 'cow' is no index and not in labels\.txt"),
+        ({"a.png": png(0), "a.json": b'{"label": 1.9}'}, r"a\.json: the class 1\.9 is no index"),
+        ({"a.png": png(0), "a.json": b'{"label": true}'}, r"a\.json: the class True is no index"),
         ({"a.png": png(0), "a.json": b"[]"}, r'a\.json is no JSON object with "label" or "cls"'),
         ({"a.txt": b"1"}, "hold no pair"),
         ({"a.cls": b"1", "a.gif": b"", "b.png": png(0), "b.cls": b"1"}, r"/a has a class and no image .*\.tiff"),

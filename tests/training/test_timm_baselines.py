@@ -74,9 +74,16 @@ def test_layer_decay_is_timms_grouping() -> None:
         layer_indices(nn.Linear(2, 2))
 
 
+POSITIONS = {  # the second one's by a pattern
+    "timm/vit_tiny_patch16_224": "pos_embed",
+    "timm/xcit_nano_12_p16_224": "pos_embed.token_projection.weight",
+}
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.9])
-def test_position_embeddings_do_not_decay(layer_decay: float) -> None:
-    model = create_model("timm/vit_tiny_patch16_224", 3, SIZE)
+@pytest.mark.parametrize("arch", POSITIONS)
+def test_position_embeddings_do_not_decay(arch: str, layer_decay: float) -> None:
+    model = create_model(arch, 3, SIZE)
     holder = nn.Module()
     holder.model = model
     decay = {
@@ -84,7 +91,7 @@ def test_position_embeddings_do_not_decay(layer_decay: float) -> None:
         for group in parameter_groups(holder, model, 0.05, layer_decay)
         for parameter in group["params"]
     }
-    assert decay[id(model.pos_embed)] == 0.0
+    assert decay[id(model.get_parameter(POSITIONS[arch]))] == 0.0
     assert decay[id(model.head.weight)] == 0.05
 
 
