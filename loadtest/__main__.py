@@ -14,7 +14,9 @@ generator cannot send twice the rate that was asked for; 130 Ctrl-C, but for `ru
 import argparse
 import json
 import math
+import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from loadtest.capacity import find_capacity
 from loadtest.images import parse_sizes
 from loadtest.null_check import null_rate, run_load
 from loadtest.options import PEAK, add_load_options, add_target_options, check_folders, positive
-from loadtest.results import met, requests_needed
+from loadtest.results import met, requests_needed, silent
 from loadtest.slo import load_slo
 
 USERS = {
@@ -32,6 +34,7 @@ USERS = {
     "both": ["GrpcClassifierUser", "HttpClassifierUser"],
 }
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 NULL_EXPLAINED = "a server that does nothing, in a process of its own on this machine"
 
 
@@ -39,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"run": run, "capacity": capacity, "null": null, "report": report}
     command = commands[arguments.pop(0)] if arguments and arguments[0] in commands else run
+    with_default = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # SIGHUP: not by nohup
+    for number in with_default:
+        signal.signal(number, _interrupt)  # or what was started would go on
     try:
         return command(arguments)
     except (OSError, ValueError, RuntimeError) as error:
@@ -48,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("loadtest: stopped", file=sys.stderr)
         return 130
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -156,6 +166,9 @@ def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
     sys.argv += [*_words(passed), *of_locust, *USERS[protocol]]
     from locust.main import main as locust_main
 
+    for number in SIGNALS:  # it has handlers of its own
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL)
     locust_main()
     return 0  # not reached: locust ends the process with its own status
 
@@ -197,9 +210,14 @@ def capacity(arguments: Sequence[str]) -> int:
         phase = result["phases"][-1]
         missed = sorted({line["objective"] for line in phase["slo"] if not line["met"]})
         outcome = "missed " + ", ".join(missed) if missed else "met" if met(result) else "cut short"
-        print(f"  {rate:8.1f}/s: {outcome}", flush=True)
+        print(f"  {rate:8.1f}/s: {outcome}{_failures(phase)}", flush=True)
+        # Too high a rate may leave all unanswered; a server that is gone says nothing about its capacity.
+        if silent(result) and (gone := silent(run_load([*target, *alone, "--seconds", "5", "--warm-up", "0"]))):
+            over = " and ".join(gone)
+            raise RuntimeError(f"no request over {over} is answered any more: is the server at {options.host} there?")
         return result
 
+    alone = ["--users", str(len(USERS[options.protocol]))]
     first = options.from_rate
     if first is None:
         closed = run_load([*target, "--users", "8", "--seconds", "5", "--warm-up", "2"])
@@ -218,6 +236,14 @@ def capacity(arguments: Sequence[str]) -> int:
 
         write_report(search.results, Path(options.report), found)
     return 0 if search.capacity else 1
+
+
+def _failures(phase: Mapping[str, Any]) -> str:
+    """How many requests failed, and the most frequent error."""
+    errors: Counter[str] = Counter()
+    for row in phase["protocols"].values():
+        errors.update(row["errors"])
+    return f"; {errors.total()} failed: {errors.most_common(1)[0][0]}" if errors else ""
 
 
 def null(arguments: Sequence[str]) -> int:
@@ -241,10 +267,16 @@ def report(arguments: Sequence[str]) -> int:
         saved = json.loads(Path(options.results).read_text())
     except OSError as error:
         parser.error(f"{options.results} cannot be read ({error.strerror}): name a file that --results has written")
-    if "runs" in saved:
-        write_report(saved["runs"], Path(options.output), saved["capacity"])
-    else:
-        write_report([saved], Path(options.output))
+    except ValueError:
+        parser.error(f"{options.results} is no JSON: name a file that --results has written")
+    check_folders(options.output)
+    try:
+        if "runs" in saved:
+            write_report(saved["runs"], Path(options.output), saved["capacity"])
+        else:
+            write_report([saved], Path(options.output))
+    except (KeyError, TypeError, IndexError):
+        parser.error(f"{options.results} holds no results: name a file that --results has written")
     return 0
 
 

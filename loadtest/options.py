@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from loadtest.images import SIZES
@@ -24,15 +25,26 @@ def not_negative(text: str) -> float:
     return value
 
 
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
 def levels(text: str) -> list[float]:
     return [positive(part) for part in text.split(",")]
 
 
 def check_folders(*files: str) -> None:
-    """Before a run of minutes. Raises `ValueError` where one of them cannot be written for want of its folder."""
-    for file in files:
-        if not Path(file).parent.is_dir():
-            raise ValueError(f"{file} cannot be written: no folder {Path(file).parent}")
+    """Before a run of minutes. Raises `ValueError` for one that cannot be written."""
+    for path in map(Path, filter(None, files)):
+        if not path.parent.is_dir():
+            raise ValueError(f"{path} cannot be written: no folder {path.parent}")
+        if path.is_dir():
+            raise ValueError(f"{path} cannot be written: it is a folder")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{path} cannot be written: permission denied")
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +54,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--sizes", default="", metavar="PIXELS:COUNT,...", help=f"longer sides of resized images (default: {SIZES})"
     )
     parser.add_argument("--model", default="classifier", help="default: classifier")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes asked for (default: 5)")
+    parser.add_argument("--top", type=at_least_one, default=5, metavar="N", help="classes asked for (default: 5)")
     parser.add_argument(
         "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
     )

@@ -1,6 +1,7 @@
 """python -m server: serves a model repository until Ctrl-C or SIGTERM."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -71,11 +72,13 @@ def main(arguments: list[str] | None = None) -> int:
         server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:
             say(f"ready after {time.monotonic() - begun:.1f} s")
-            print(f"  HTTP     http://{server.http_url}")
-            print(f"  gRPC     {server.grpc_url}")
-            print(f"  metrics  http://{server.metrics_url}/metrics")
             url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
-            print(f"try:  {client_command(example, url, protocol)}", flush=True)
+            show(
+                f"  HTTP     http://{server.http_url}\n"
+                f"  gRPC     {server.grpc_url}\n"
+                f"  metrics  http://{server.metrics_url}/metrics\n"
+                f"try:  {client_command(example, url, protocol)}"
+            )
             try:
                 server.wait()
             except KeyboardInterrupt:
@@ -97,8 +100,17 @@ def client_command(image: str, url: str, protocol: str = "grpc") -> str:
     return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", protocol])
 
 
+def show(text: str) -> None:
+    """On standard output; where nobody reads that the server serves all the same."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the exit
+
+
 def say(line: str) -> None:
-    print(f"server: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"server: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

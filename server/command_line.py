@@ -1,6 +1,7 @@
 """What the server's commands share: the token's options, and signals."""
 
 import argparse
+import math
 import signal
 
 from server.management import MANAGEMENT_HEADER, VARIABLES
@@ -19,6 +20,13 @@ def add_token_options(parser: argparse.ArgumentParser, name: str = "management")
         help=f"its first line {opens} (default: ${VARIABLES[name]}, else closed)",
     )
     token.add_argument(f"--{name}-token", metavar="TOKEN", help="the same; everybody on this machine can read it here")
+
+
+def positive_seconds(text: str) -> float:
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
 
 
 def interrupt_on_signals() -> None:

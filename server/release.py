@@ -19,7 +19,7 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
-from server.command_line import add_token_options, interrupt_on_signals
+from server.command_line import add_token_options, interrupt_on_signals, positive_seconds
 from server.compatibility import check_compatible, check_running
 from server.errors import ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -165,7 +165,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP of the server that runs")
-    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help="for loading")
+    parser.add_argument("--timeout", type=positive_seconds, default=300.0, metavar="SECONDS", help="for loading")
     add_token_options(parser)
     return parser
 

@@ -21,7 +21,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from server.canary import canary_png
-from server.command_line import interrupt_on_signals
+from server.command_line import interrupt_on_signals, positive_seconds
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
@@ -161,12 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
     parser.add_argument("--image", type=Path, metavar="FILE", help="what is sent (default: the repository's own)")
     parser.add_argument("--callers", type=int, default=8, help="that wait for their answers at the same time")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=positive_seconds, default=6.0, help="of each measurement")
     parser.add_argument("--p99-ms", type=float, help="prefer what keeps the 99th percentile below this")
     parser.add_argument("--dry-run", action="store_true", help="measure, and write nothing")
     options = parser.parse_args(arguments)
-    if options.callers < 1 or options.seconds <= 0:
-        parser.error("--callers is at least 1, --seconds more than 0")
+    if options.callers < 1:
+        parser.error("--callers is at least 1")
     repository = options.model_repository
     interrupt_on_signals()
     try:

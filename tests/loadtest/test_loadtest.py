@@ -142,6 +142,14 @@ def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path
     assert done.stderr == "loadtest: none/r.html cannot be written: no folder none\n"
 
 
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"runs": []}', "1"])
+def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) -> None:
+    (tmp_path / "saved.json").write_text(text)
+    done = loadtest("report", str(tmp_path / "saved.json"), str(tmp_path / "report.html"))
+    assert done.returncode == 2
+    assert "saved.json holds no results: name a file that --results has written" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -153,6 +161,9 @@ def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path
         ["--shape", "step", "--levels", "1,x"],
         ["--no-such-option"],
         ["--csv"],
+        ["--top", "0"],
+        ["--results", "tests"],
+        ["report", "README.md", "report.html"],
         ["--sizes", "4000"],
         ["--report", "no/such/folder/report.html"],
         ["capacity", "--repeats", "0", "--slo", "x"],
@@ -221,11 +232,18 @@ def test_ctrl_c_ends_with_the_table(pictures: Path, counting_server: Callable) -
 
 
 @pytest.mark.parametrize(
-    ("command", "processes"),  # that it starts: the null server, the run, its workers
-    [("null", 2), ("null --processes 2", 4), ("run --protocol http", 2), ("capacity --from-rate 5", 1)],
+    ("command", "processes", "sent"),  # what it starts: the null server, the run, its workers
+    [
+        ("null", 2, signal.SIGINT),
+        ("null --processes 2", 4, signal.SIGINT),
+        ("run --protocol http", 2, signal.SIGINT),
+        ("capacity --from-rate 5", 1, signal.SIGINT),
+        ("run --protocol http", 2, signal.SIGTERM),
+        ("capacity --from-rate 5", 1, signal.SIGTERM),
+    ],
 )
-def test_ctrl_c_ends_all_that_was_started(
-    pictures: Path, counting_server: Callable, tmp_path: Path, command: str, processes: int
+def test_a_signal_ends_all_that_was_started(
+    pictures: Path, counting_server: Callable, tmp_path: Path, command: str, processes: int, sent: signal.Signals
 ) -> None:
     server = counting_server()
     words = [*command.split(), "--protocol", "http", "--images", str(pictures)]
@@ -246,11 +264,30 @@ def test_ctrl_c_ends_all_that_was_started(
         assert time.monotonic() < deadline
         time.sleep(0.1)
         started = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, sent)  # as a terminal does; what it started has sessions of its own
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130, error
     assert error == "loadtest: stopped\n"
     assert psutil.wait_procs(started, timeout=5)[1] == []
+
+
+def test_a_server_that_goes_has_no_capacity(pictures: Path, counting_server: Callable, tmp_path: Path) -> None:
+    server = counting_server()
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np90 = 1000\n")
+    words = ["capacity", "--protocol", "http", "--from-rate", "20", "--seconds", "2", "--warm-up", "0.5"]
+    words += ["--repeats", "1", "--images", str(pictures), "--slo", str(tmp_path / "slo.toml")]
+    words += ["--host", server.address]
+    command = [sys.executable, "-m", "loadtest", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("20.0/s: met" in line for line in iter(process.stdout.readline, ""))
+        server.shutdown()
+        server.server_close()
+        rest, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "capacity:" not in rest
+    assert "failed: the server cannot be reached" in rest
+    assert error == f"loadtest: no request over HTTP is answered any more: is the server at {server.address} there?\n"
 
 
 def test_nothing_heavy_is_loaded() -> None:

@@ -44,6 +44,24 @@ def test_the_log_goes_to_standard_error(light_repository, tmp_path):
     assert not (ROOT / "-").exists()
 
 
+def test_it_serves_where_nobody_reads_what_it_says(light_repository):
+    """Both outputs are pipes whose other end is closed, as of `| head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "server", "--model-repository", str(light_repository)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=writing, stderr=writing)
+    os.close(writing)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(6)  # some seconds longer than the start takes
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_why_it_did_not_start_is_told_all_the_same(light_repository, capsys):
     with (
         pytest.raises(StartError, match="option"),

@@ -199,8 +199,9 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "does not exist" in errors[0]
-    with pytest.raises(SystemExit):
-        tune.main(["--callers", "0"])
+    for words in (["--callers", "0"], ["--seconds", "0"], ["--seconds", "nan"], ["--seconds", "inf"]):
+        with pytest.raises(SystemExit):
+            tune.main(words)
 
 
 @pytest.mark.server
