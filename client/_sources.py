@@ -41,6 +41,8 @@ def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple
 def load(name: str, timeout: float) -> "bytes | str":
     """What `Classifier.classify` takes of a name that `expand` gave: a path stays one. Raises `InvalidImageError`."""
     if name == STDIN:
+        if sys.stdin is None:
+            raise InvalidImageError("standard input is closed: give it an image, or name a file")
         return sys.stdin.buffer.read()
     return _download(name, timeout) if name.startswith(URL_SCHEMES) else name
 

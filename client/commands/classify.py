@@ -17,7 +17,7 @@ Where no server answers the rest is not sent: at once if none ever has, else aft
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
             failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
-        ask = Patience(asker(classifier, options), options.wait)
+        ask = Patience(asker(classifier, options, found), options.wait)
         stack.callback(ask.end)
         unsent = 0
         for (image, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
@@ -88,13 +88,17 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def asker(classifier: Classifier, options: argparse.Namespace) -> Callable[[Found], Outcome]:
+def asker(classifier: Classifier, options: argparse.Namespace, images: Sequence[Found]) -> Callable[[Found], Outcome]:
+    """Reads standard input now: Ctrl-C ends a read of this thread alone."""
+    typed = {name: load(name, options.timeout) for name, _ in images if name == STDIN and sys.stdin is not None}
+
     def ask(found: Found) -> Outcome:
         name, problem = found
         try:
             if problem is not None:
                 raise InvalidImageError(problem)
-            return classifier.classify(load(name, options.timeout), options.top)
+            image = typed[name] if name in typed else load(name, options.timeout)
+            return classifier.classify(image, options.top)
         except ClassifierError as error:
             return error
 

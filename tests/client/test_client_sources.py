@@ -4,7 +4,11 @@ import csv
 import io
 import json
 import runpy
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +30,30 @@ def test_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch, 
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     said = {"image": "-", "rank": "1", "label": "[cat]", "index": "3", "probability": "0.9"}
     assert rows == [said | {"error": "", "message": "", "request_id": ""}]
+
+
+def test_a_closed_standard_input_is_said(
+    served: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["classify", "-"]) == 1
+    assert "standard input is closed: give it an image, or name a file" in "".join(capsys.readouterr())
+
+
+def test_ctrl_c_while_standard_input_is_awaited() -> None:
+    command = [sys.executable, "-c", "from client.commands import main; print(flush=True); raise SystemExit(main())"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*command, "classify", "-"], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1)  # it is in the read by then
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 130, error
+    assert b"Traceback" not in error
 
 
 class Files(BaseHTTPRequestHandler):
