@@ -5,7 +5,7 @@ import http.client
 import os
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from client._errors import InvalidImageError, shorten
@@ -38,16 +38,24 @@ def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple
                 yield name, None
 
 
-def load(name: str, timeout: float) -> "bytes | str":
-    """What `Classifier.classify` takes of a name that `expand` gave: a path stays one. Raises `InvalidImageError`."""
-    if name == STDIN:
-        if sys.stdin is None:
-            raise InvalidImageError("standard input is closed: give it an image, or name a file")
-        return sys.stdin.buffer.read()
-    return _download(name, timeout) if name.startswith(URL_SCHEMES) else name
+def loader(found: Sequence[tuple[str, str | None]], timeout: float) -> "Callable[[str], bytes | str]":
+    """A name that `expand` has found -> what `Classifier.classify` takes: a path stays one.
+
+    Standard input is read now: Ctrl-C ends a read of the main thread alone. Later it raises `InvalidImageError`.
+    """
+    typed = sys.stdin.buffer.read() if (STDIN, None) in found else b""
+
+    def load(name: str) -> "bytes | str":
+        if name == STDIN:
+            return typed
+        return _download(name, timeout) if name.startswith(URL_SCHEMES) else name
+
+    return load
 
 
 def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]:
+    if argument == STDIN and sys.stdin is None:
+        return [], "standard input is closed: give it an image, or name a file"
     if argument == STDIN:
         return [argument], None
     if argument.startswith(URL_SCHEMES):

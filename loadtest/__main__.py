@@ -24,7 +24,7 @@ from typing import Any
 from loadtest.capacity import find_capacity
 from loadtest.images import parse_sizes
 from loadtest.null_check import null_rate, run_load
-from loadtest.options import PEAK, add_load_options, add_target_options, check_folders, positive
+from loadtest.options import PEAK, add_load_options, add_target_options, check_writable, positive
 from loadtest.results import met, requests_needed, silent
 from loadtest.slo import load_slo
 
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {"run": run, "capacity": capacity, "null": null, "report": report}
     command = commands[arguments.pop(0)] if arguments and arguments[0] in commands else run
-    with_default = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # SIGHUP: not by nohup
-    for number in with_default:
-        signal.signal(number, _interrupt)  # or what was started would go on
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, _interrupt)  # or what was started would go on
     try:
         return command(arguments)
     except (OSError, ValueError, RuntimeError) as error:
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("give at least one user for each protocol")
     if of_locust:
         _check_locust_options(of_locust)
-    check_folders(options.report, options.results)
+    check_writable(options.report, options.results)
     if options.slo:
         load_slo(options.slo)
     if options.sizes:
@@ -190,7 +190,7 @@ def capacity(arguments: Sequence[str]) -> int:
     add_target_options(parser)
     parser.add_argument("--tls-key", metavar="FILE")
     options = parser.parse_args(arguments)
-    check_folders(options.report, options.results)
+    check_writable(options.report, options.results)
     if options.repeats < 1:
         parser.error("--repeats: 1 or more")
     percentiles = [name for name in load_slo(options.slo).get("latency_ms", {}) if name != "max"]
@@ -203,6 +203,8 @@ def capacity(arguments: Sequence[str]) -> int:
     null = null_rate(options.protocol, options.processes, _image_options(options))
     print(f"load generator: {null:.0f} requests/s to {NULL_EXPLAINED}; rates up to half of it are tried", flush=True)
 
+    alone = ["--users", str(len(USERS[options.protocol])), "--seconds", "5", "--warm-up", "0"]
+
     def at_rate(rate: float) -> dict[str, Any]:
         seconds = max(options.seconds, 1.2 * requests / rate)  # enough for the percentile to be one
         load = ["--rate", repr(rate), "--seconds", f"{seconds:.1f}", "--warm-up", str(options.warm_up)]
@@ -212,12 +214,11 @@ def capacity(arguments: Sequence[str]) -> int:
         outcome = "missed " + ", ".join(missed) if missed else "met" if met(result) else "cut short"
         print(f"  {rate:8.1f}/s: {outcome}{_failures(phase)}", flush=True)
         # Too high a rate may leave all unanswered; a server that is gone says nothing about its capacity.
-        if silent(result) and (gone := silent(run_load([*target, *alone, "--seconds", "5", "--warm-up", "0"]))):
+        if silent(result) and (gone := silent(run_load([*target, *alone]))):
             over = " and ".join(gone)
             raise RuntimeError(f"no request over {over} is answered any more: is the server at {options.host} there?")
         return result
 
-    alone = ["--users", str(len(USERS[options.protocol]))]
     first = options.from_rate
     if first is None:
         closed = run_load([*target, "--users", "8", "--seconds", "5", "--warm-up", "2"])
@@ -269,7 +270,7 @@ def report(arguments: Sequence[str]) -> int:
         parser.error(f"{options.results} cannot be read ({error.strerror}): name a file that --results has written")
     except ValueError:
         parser.error(f"{options.results} is no JSON: name a file that --results has written")
-    check_folders(options.output)
+    check_writable(options.output)
     try:
         if "runs" in saved:
             write_report(saved["runs"], Path(options.output), saved["capacity"])

@@ -19,7 +19,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from client import ClassifierError, ServerStatus
 from loadtest import results
 from loadtest.images import load_images
-from loadtest.options import PEAK, SECONDS, WARM_UP, add_load_options, add_target_options, check_folders
+from loadtest.options import PEAK, SECONDS, WARM_UP, add_load_options, add_target_options, check_writable
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
 from loadtest.server_statistics import read_statistics
@@ -59,7 +59,7 @@ class LoadTest:
         self.environment = environment
         self.options = cast(Any, environment.parsed_options)
         self.slo: Slo | None = load_slo(self.options.slo) if self.options.slo else None
-        check_folders(self.options.report, self.options.results)
+        check_writable(self.options.report, self.options.results)
         self.kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
         for kind in self.kinds:
             open_classifier(kind.protocol, environment).close()  # raises where it cannot be

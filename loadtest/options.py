@@ -36,7 +36,7 @@ def levels(text: str) -> list[float]:
     return [positive(part) for part in text.split(",")]
 
 
-def check_folders(*files: str) -> None:
+def check_writable(*files: str) -> None:
     """Before a run of minutes. Raises `ValueError` for one that cannot be written."""
     for path in map(Path, filter(None, files)):
         if not path.parent.is_dir():

@@ -25,7 +25,7 @@ from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
 from client._session import Outcome
-from client._sources import STDIN, expand, load
+from client._sources import STDIN, expand, loader
 from client.commands._journal import Journal
 from client.commands._options import (
     UsageError,
@@ -89,16 +89,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def asker(classifier: Classifier, options: argparse.Namespace, images: Sequence[Found]) -> Callable[[Found], Outcome]:
-    """Reads standard input now: Ctrl-C ends a read of this thread alone."""
-    typed = {name: load(name, options.timeout) for name, _ in images if name == STDIN and sys.stdin is not None}
+    load = loader(images, options.timeout)
 
     def ask(found: Found) -> Outcome:
         name, problem = found
         try:
             if problem is not None:
                 raise InvalidImageError(problem)
-            image = typed[name] if name in typed else load(name, options.timeout)
-            return classifier.classify(image, options.top)
+            return classifier.classify(load(name), options.top)
         except ClassifierError as error:
             return error
 

@@ -13,7 +13,7 @@ from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
 from client._overlay import CROP_MODES, overlay
 from client._session import Outcome
-from client._sources import STDIN, expand, load
+from client._sources import STDIN, expand, loader
 from client.commands._options import (
     UsageError,
     add_format_options,
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     results = open_results(options.format)
     found = list(expand(options.paths, options.allow_urls))
     pictures = _pictures(options.output, [name for name, _ in found])
+    load = loader(found, options.timeout)
     failed = 0
     with open_classifier(options, Classifier) as classifier:
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             try:
                 if problem is not None:
                     raise InvalidImageError(problem)
-                image = load(name, options.timeout)
+                image = load(name)
                 explained = classifier.explain(image, options.top)
                 picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
                 picture.save(pictures[name])

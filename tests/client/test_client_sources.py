@@ -40,10 +40,13 @@ def test_a_closed_standard_input_is_said(
     assert "standard input is closed: give it an image, or name a file" in "".join(capsys.readouterr())
 
 
-def test_ctrl_c_while_standard_input_is_awaited() -> None:
-    command = [sys.executable, "-c", "from client.commands import main; print(flush=True); raise SystemExit(main())"]
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_ctrl_c_while_standard_input_is_awaited(command: str, tmp_path: Path) -> None:
+    code = "from client.commands import main; print(flush=True); raise SystemExit(main())"
+    words = [sys.executable, "-c", code, command, "-"]
+    words += ["--output", str(tmp_path / "maps")] if command == "explain" else []
     pipe = subprocess.PIPE
-    with subprocess.Popen([*command, "classify", "-"], stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(1)  # it is in the read by then
