@@ -85,7 +85,7 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
 def load_transform(folder: Path) -> Any:
     """evaluation_transform.py of a preprocess step, with the library that the server gives it."""
-    from server.runtime import find_resize
+    from server.libraries import find_resize
 
     library = find_resize()
     served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}

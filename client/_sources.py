@@ -4,6 +4,7 @@ import glob
 import http.client
 import os
 import sys
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -84,15 +85,21 @@ def _download(url: str, timeout: float) -> bytes:
         urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
+    deadline = time.monotonic() + timeout
+    data = bytearray()
     try:
         with opener.open(url, timeout=timeout) as response:
-            data = response.read(URL_BYTES + 1)
-            missing = response.length  # None in a chunked answer, of which http.client says so itself
+            length = response.length  # None in a chunked answer, whose end http.client looks for itself
+            while len(data) <= URL_BYTES and len(data) != length and (part := response.read1(URL_BYTES)):
+                data += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{len(data)} bytes came in {timeout:g} s")
     except (OSError, ValueError, http.client.HTTPException) as error:
         words = shorten(str(error) or repr(error), 80)
         raise InvalidImageError(f"the URL cannot be fetched ({words}): check it, or fetch it yourself") from error
     if len(data) > URL_BYTES:
         raise InvalidImageError(f"the URL holds more than {URL_BYTES} bytes: fetch it yourself")
-    if missing:
+    if length is not None and len(data) < length:
+        missing = length - len(data)
         raise InvalidImageError(f"the download was cut short ({len(data)} bytes came, {missing} did not): try again")
-    return data
+    return bytes(data)

@@ -3,12 +3,19 @@
 import argparse
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loadtest.images import SIZES
 from loadtest.shapes import SHAPES
 
 SECONDS, WARM_UP, PEAK = 10.0, 2.0, 4.0
+USERS = {
+    "grpc": ["GrpcClassifierUser"],
+    "http": ["HttpClassifierUser"],
+    "both": ["GrpcClassifierUser", "HttpClassifierUser"],
+}
 
 
 def positive(text: str) -> float:
@@ -47,6 +54,20 @@ def check_writable(*files: str) -> None:
             raise ValueError(f"{path} cannot be written: permission denied")
 
 
+def command_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m loadtest {command}",
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that send, on this machine (default: 1)")
+    return parser
+
+
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc-host", default="", metavar="HOST:PORT", help="gRPC (default: --host's host, port 8001)")
     parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
@@ -80,3 +101,16 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write what was measured as JSON")
     parser.add_argument("--null-rate", type=positive, default=None, help=argparse.SUPPRESS)  # for the report
+
+
+def image_options(options: argparse.Namespace) -> list[str]:
+    return ["--images", options.images, "--sizes", options.sizes]
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """As they are written on a command line."""
+    words = []
+    for name, value in options.items():
+        if value is not False and value not in (None, "", []):
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words

@@ -3,8 +3,8 @@
 ServerError
 ├── InstallationError   tritonserver or something that it needs is missing, or of a wrong version
 ├── RepositoryError     the model repository is missing, empty or not built
-├── OptionError         an option cannot be used: a host, a port's number, the log file
-├── PortInUseError      a port that was asked for is another process's, or was asked for twice
+├── OptionError         an option cannot be used: a host, a port's number or one port for two, the log file, a library
+├── PortInUseError      a port that was asked for is another process's
 ├── StartError          tritonserver ended, or did not answer a real inference in time
 ├── ReleaseError        a version was not made live; the one before serves on
 └── GaveUpError         it kept failing after it had been ready, and the limit of restarts is reached

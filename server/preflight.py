@@ -114,7 +114,7 @@ def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
             raise OptionError(f"{PORT_FLAGS[service]} is {port}: choose one from 1024 to 65535, or 0 for any free one")
     for (first, (host, port)), (second, (other_host, other_port)) in itertools.combinations(asked.items(), 2):
         if port == other_port and overlap(host, other_host):
-            raise PortInUseError(f"port {port} is asked for {first} and {second}: give each its own")
+            raise OptionError(f"port {port} is asked for {first} and {second}: give each its own")
     for service, (host, port) in asked.items():
         if port_is_free(host, port):
             continue

@@ -7,19 +7,19 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from server.backends import build as backends
 from server.endpoints import Endpoints
 from server.errors import InstallationError
+from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
 from server.repository import Repository
 from server.tls import Tls
 
-DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON_VERSION}.so.1.0"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
@@ -209,40 +209,6 @@ class Runtime:
         if not link.is_symlink():
             link.symlink_to(self.repository.path)
         return str(link)
-
-
-def find_library(
-    library: str | Path | None, repository: Repository, environment: Mapping[str, str] = os.environ
-) -> Path | None:
-    """The native library: named, else $WIDEFIELD_LIBRARY, else where it is built; None where no model needs it.
-
-    Raises `InstallationError` when a library was named or is needed and is not there.
-    """
-    named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
-    path = Path(named).expanduser().absolute() if named is not None else DEFAULT_LIBRARY
-    if path.is_file():
-        return path
-    if named is not None:
-        raise InstallationError(f"native library {path} does not exist: run python -m kernels.native.build")
-    if repository.needs_library:
-        raise InstallationError(
-            f"model {repository.needs_library} needs {path.name}, not built yet: run python -m kernels.native.build"
-        )
-    return None
-
-
-def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The preprocess step's library: $WIDEFIELD_RESIZE, else the built one; None where that is missing or out of date.
-
-    Raises `InstallationError` when one was named and is not there.
-    """
-    named = environment.get("WIDEFIELD_RESIZE")
-    if named:
-        path = Path(named).expanduser().absolute()
-        if not path.is_file():
-            raise InstallationError(f"WIDEFIELD_RESIZE names {path}, which does not exist: build it, or unset this")
-        return path
-    return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
 
 
 def python_folder() -> Path:

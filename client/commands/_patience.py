@@ -14,14 +14,16 @@ PAUSE = 1.0  # seconds between two attempts
 
 
 class Patience(Generic[Item]):
-    """`ask`, safe from every thread, and again while no server answers: for `seconds`, where one has answered before.
+    """`ask`, safe from every thread, and again while no server is there: for `seconds`, where one has answered before.
 
-    The image whose turn ends that has its error; those after it get None, and were not sent.
+    The image whose turn ends that has its error; those after it get None, and were not sent. One that no server
+    answered within its timeout is not asked again; servers that answer none for `seconds` hang.
     """
 
     def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
         self._ask, self._seconds = ask, seconds
         self._answered: float | None = None  # when a server last did
+        self._silent: float | None = None  # since when servers that are there have not
         self._told = False
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -29,7 +31,11 @@ class Patience(Generic[Item]):
     def __call__(self, item: Item) -> "Outcome | None":
         since = None
         while not self._over.is_set():
+            asked = time.monotonic()
             outcome = self._ask(item)
+            if isinstance(outcome, DeadlineExceededError):
+                self._note_silence(outcome, asked)
+                return outcome
             if not isinstance(outcome, ServerUnavailableError):
                 self._note(outcome)
                 return outcome
@@ -45,12 +51,21 @@ class Patience(Generic[Item]):
 
     def _note(self, outcome: Outcome) -> None:
         """What a server had no part in, such as a file that is not there, says nothing about it."""
-        if isinstance(outcome, DeadlineExceededError):
-            return
         if isinstance(outcome, ClassifierError) and not outcome.attempts:
             return
         with self._lock:
-            self._answered, self._told = time.monotonic(), False
+            self._answered, self._silent, self._told = time.monotonic(), None, False
+
+    def _note_silence(self, error: DeadlineExceededError, asked: float) -> None:
+        with self._lock:
+            if self._answered is not None and self._answered > asked:
+                return  # others were answered meanwhile
+            if self._silent is None:
+                self._silent = asked
+            if time.monotonic() - self._silent >= self._seconds:
+                self._over.set()
+            else:
+                self._tell(error)
 
     def _is_enough(self, error: ServerUnavailableError, since: float) -> bool:
         """Whether the image is given up; with it all others, where none was answered since it first failed."""
@@ -61,7 +76,10 @@ class Patience(Generic[Item]):
                 if self._answered is None or self._answered < since:
                     self._over.set()
                 return True
-            if not self._told:
-                print(f"waiting for a server, {self._seconds:g} s at most: {error.message}", file=sys.stderr)
-                self._told = True
+            self._tell(error)
             return False
+
+    def _tell(self, error: ClassifierError) -> None:
+        if not self._told and not self._over.is_set():
+            print(f"waiting for a server, {self._seconds:g} s at most: {error.message}", file=sys.stderr)
+            self._told = True

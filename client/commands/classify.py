@@ -11,7 +11,7 @@ A bad image is reported by name, the others are answered all the same.
 --output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what was not answered is,
 but for pictures that the server refused. The exit status is that of all the images.
 
-Where no server answers the rest is not sent: at once if none ever has, else after --wait seconds.
+Where no server answers the rest is not sent: after --wait seconds, or at once if none was ever there.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client import ConnectionFailedError, InvalidImageError, _classifier
+from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, _classifier
 from client.commands import _patience, main
 from client.testing import FakeTransport
 
@@ -94,3 +94,50 @@ def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monk
     assert classify(monkeypatch, reply, "--wait", "0.05", "--concurrency", "2") == 1
     assert rows("error") == ["photos/03.png", "photos/09.png"]
     assert len(rows("predictions")) == COUNT - 2
+
+
+class Clock:
+    """`time.monotonic` for Patience; every request takes 10 s."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(_patience, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("stops", [0, 4])
+def test_servers_that_accept_and_are_silent_are_not_sent_all(
+    folder: Path, monkeypatch: Any, capsys: Any, clock: Clock, stops: int
+) -> None:
+    asked = []
+
+    def reply(request: Any) -> Any:
+        clock.now += 10
+        asked.append(request)
+        return [("cat", 0, 0.75)] if len(asked) <= stops else DeadlineExceededError("no answer within 10 s")
+
+    assert classify(monkeypatch, reply, "--wait", "25", "--concurrency", "1") == 1
+    assert len(rows("predictions")) == stops
+    assert len(rows("error")) == len(asked) - stops == 3  # in 30 s, each once
+    assert capsys.readouterr().err.splitlines() == [
+        "waiting for a server, 25 s at most: no answer within 10 s",
+        "3 not answered: see out.jsonl",
+        f"stopped: no server answers, {COUNT - stops - 3} not sent: --resume sends them",
+    ]
+
+
+def test_servers_that_are_silent_about_some_are_sent_all(folder: Path, monkeypatch: Any, clock: Clock) -> None:
+    def reply(request: Any) -> Any:
+        clock.now += 10
+        return DeadlineExceededError("no answer") if int(request.image) % 3 else [("cat", 0, 0.75)]
+
+    assert classify(monkeypatch, reply, "--wait", "25", "--concurrency", "1") == 1
+    assert len(rows("error")) == 2 * len(rows("predictions")) == COUNT * 2 // 3

@@ -1,5 +1,6 @@
 """``python -m client classify`` of standard input and URLs; pipes that close."""
 
+import contextlib
 import csv
 import io
 import json
@@ -77,6 +78,17 @@ class Files(BaseHTTPRequestHandler):
         if self.path in self.RAW:
             self.wfile.write(self.RAW[self.path])
             return
+        if self.path == "/trickle":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+            with contextlib.suppress(OSError):  # until nobody reads any more
+                for _ in range(1000):
+                    self.wfile.write(b"a")
+                    time.sleep(0.05)
+            return
+        if self.path == "/kept-open":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nfetched")
+            self.rfile.read()  # until it is closed
+            return
         self.send_response(404 if self.path == "/none.png" else 200)
         self.end_headers()
         self.wfile.write(b"fetched")
@@ -133,6 +145,19 @@ def test_urls_that_fail_cost_no_other(
     failed, answered = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert failed["error"]["type"] == "InvalidImageError"
     assert words in failed["error"]["message"]
+    assert "predictions" in answered
+    assert [request.image for request in served.requests] == [b"fetched"]
+
+
+def test_a_url_has_one_timeout_for_the_whole_download(
+    served: FakeTransport, web: str, capsys: pytest.CaptureFixture
+) -> None:
+    paths = [f"{web}/trickle", f"{web}/kept-open"]
+    started = time.monotonic()
+    assert main(["classify", *paths, "--allow-urls", "--json", "--timeout", "0.5"]) == 1
+    assert time.monotonic() - started < 5
+    failed, answered = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert "bytes came in 0.5 s" in failed["error"]["message"]
     assert "predictions" in answered
     assert [request.image for request in served.requests] == [b"fetched"]
 

@@ -85,11 +85,11 @@ def test_no_port_number(root, capsys, service, port):
 @pytest.mark.parametrize("metrics_host", [HERE, "localhost", "0.0.0.0"])
 def test_one_port_for_two(root, metrics_host):
     (port,) = free_ports([HERE])
-    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and grpc: give each its own"):
+    with pytest.raises(OptionError, match=f"port {port} is asked for http and grpc: give each its own"):
         TritonServer(root, metrics_host=metrics_host, http_port=port, grpc_port=port).start()
-    with pytest.raises(PortInUseError, match=f"port {port} is asked for grpc and metrics"):
+    with pytest.raises(OptionError, match=f"port {port} is asked for grpc and metrics"):
         TritonServer(root, metrics_host=metrics_host, grpc_port=port, metrics_port=port).start()
-    with pytest.raises(PortInUseError, match=f"port {port} is asked for http and metrics"):
+    with pytest.raises(OptionError, match=f"port {port} is asked for http and metrics"):
         TritonServer(root, host="0.0.0.0", metrics_host=metrics_host, http_port=port, metrics_port=port).start()
 
 

@@ -15,7 +15,7 @@ from server.backends import build as backends
 from server.endpoints import Endpoints
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
-from server.runtime import DEFAULT_LIBRARY, Runtime, find_library, find_resize, has_gpu, is_shell_safe
+from server.runtime import Runtime, has_gpu, is_shell_safe
 
 ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
 
@@ -114,7 +114,7 @@ def test_gpu_options(runtime):
 
 def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
     library = tmp_path / "libwidefield.so"
-    library.touch()
+    library.write_bytes(b"\x7fELF")
     runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)
     try:
         environment = runtime.environment()
@@ -181,39 +181,6 @@ def test_a_backend_that_is_not_built(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", ["/a b", "/a;b", "/$a", "/a'b", "/a`b`", "/a\nb", "/é"])
 def test_shell_unsafe(path):
     assert not is_shell_safe(path)
-
-
-def test_find_library(tmp_path):
-    plain = Repository(tmp_path, (), None, {})
-    there = tmp_path / "lib.so"
-    there.touch()
-    assert find_library(there, plain, {}) == there
-    assert find_library(None, plain, {"WIDEFIELD_LIBRARY": str(there)}) == there
-    with pytest.raises(InstallationError, match=r"none\.so does not exist: run python -m kernels\.native\.build"):
-        find_library(tmp_path / "none.so", plain, {})
-    if not DEFAULT_LIBRARY.exists():
-        assert find_library(None, plain, {}) is None
-
-
-def test_find_resize(tmp_path, monkeypatch):
-    there = tmp_path / "resize.so"
-    there.touch()
-    assert find_resize({"WIDEFIELD_RESIZE": str(there)}) == there
-    with pytest.raises(InstallationError, match=r"WIDEFIELD_RESIZE names /none, which does not exist: build it, or"):
-        find_resize({"WIDEFIELD_RESIZE": "/none"})
-    monkeypatch.setattr(backends, "is_current", lambda library: library is backends.RESIZE)
-    assert find_resize({}) == backends.RESIZE.output
-    monkeypatch.setattr(backends, "is_current", lambda library: False)
-    assert find_resize({}) is None
-
-
-def test_find_library_that_a_model_needs(tmp_path, monkeypatch):
-    monkeypatch.setattr("server.runtime.DEFAULT_LIBRARY", tmp_path / "libwidefield.so")
-    assert find_library(None, Repository(tmp_path, (), None, {}), {}) is None
-    with pytest.raises(InstallationError, match=r"model backbone needs libwidefield\.so, not built yet: run"):
-        find_library(None, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), {})
-    (tmp_path / "libwidefield.so").touch()
-    assert find_library(None, Repository(tmp_path, (), None, {}), {}) == tmp_path / "libwidefield.so"
 
 
 @pytest.mark.parametrize(

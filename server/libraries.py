@@ -1,0 +1,54 @@
+"""Where the libraries lie that tritonserver is started with: the native operators' and the preprocess step's."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.backends import build as backends
+from server.errors import InstallationError, OptionError
+from server.repository import Repository
+
+DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "lib" / "libwidefield.so"
+ELF = b"\x7fELF"
+
+
+def find_library(
+    library: str | Path | None, repository: Repository, environment: Mapping[str, str] = os.environ
+) -> Path | None:
+    """The native library: named, else $WIDEFIELD_LIBRARY, else where it is built; None where no model needs it.
+
+    Raises `OptionError` when one was named that is none, `InstallationError` when one is needed and not there.
+    """
+    named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
+    if named is not None:
+        return _named(named, "native library", "run python -m kernels.native.build")
+    if DEFAULT_LIBRARY.is_file():
+        return DEFAULT_LIBRARY
+    if repository.needs_library:
+        raise InstallationError(
+            f"model {repository.needs_library} needs {DEFAULT_LIBRARY.name}, not built yet: "
+            "run python -m kernels.native.build"
+        )
+    return None
+
+
+def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The preprocess step's library: $WIDEFIELD_RESIZE, else the built one; None where that is missing or out of date.
+
+    Raises `OptionError` when one was named that is none.
+    """
+    if named := environment.get("WIDEFIELD_RESIZE"):
+        return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python -m server.backends.build")
+    return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
+
+
+def _named(named: str | Path, what: str, remedy: str) -> Path:
+    path = Path(named).expanduser().absolute()
+    try:
+        with path.open("rb") as file:
+            found = file.read(len(ELF))
+    except OSError as error:
+        raise OptionError(f"{what} {path} cannot be read ({error.strerror}): {remedy}") from None
+    if found != ELF:
+        raise OptionError(f"{what} {path} is no shared library: {remedy}")
+    return path

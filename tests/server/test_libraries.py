@@ -1,0 +1,70 @@
+"""Which native library and which resize library a server is started with."""
+
+from pathlib import Path
+
+import pytest
+
+from server import InstallationError, OptionError
+from server.__main__ import main
+from server.backends import build as backends
+from server.libraries import find_library, find_resize
+from server.repository import Repository
+
+PLAIN = Repository(Path("/none"), (), None, {})
+NEEDS_IT = Repository(Path("/none"), ("backbone",), "backbone", {"backbone": "pytorch"})
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"\x7fELF\x02")
+    return path
+
+
+def test_a_named_library(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_library(library, PLAIN, {"WIDEFIELD_LIBRARY": "/none"}) == library
+    assert find_library(None, PLAIN, {"WIDEFIELD_LIBRARY": str(library)}) == library
+    monkeypatch.chdir(library.parent)
+    assert find_library("lib.so", NEEDS_IT, {}) == library
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none.so", r"native library \S+none\.so cannot be read \(No such file or directory\): run python -m kernels"),
+        ("", r"cannot be read \(Is a directory\)"),
+        ("notes.txt", r"notes\.txt is no shared library: run python -m kernels\.native\.build"),
+    ],
+)
+def test_a_named_library_that_is_none(tmp_path: Path, name: str, expected: str) -> None:
+    (tmp_path / "notes.txt").write_text("no ELF")
+    with pytest.raises(OptionError, match=expected):
+        find_library(tmp_path / name, PLAIN, {})
+    with pytest.raises(OptionError, match=expected):
+        find_library(None, PLAIN, {"WIDEFIELD_LIBRARY": str(tmp_path / name)})
+
+
+def test_a_named_library_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "config.pbtxt").touch()
+    assert main(["--model-repository", str(tmp_path), "--library", "/none.so"]) == 2
+    assert "server: error: native library /none.so cannot be read" in capsys.readouterr().err
+
+
+def test_the_library_that_is_built(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.libraries.DEFAULT_LIBRARY", library)
+    assert find_library(None, PLAIN, {}) == find_library(None, NEEDS_IT, {}) == library
+    library.unlink()
+    assert find_library(None, PLAIN, {}) is None
+    with pytest.raises(InstallationError, match=r"model backbone needs lib\.so, not built yet: run"):
+        find_library(None, NEEDS_IT, {})
+
+
+def test_find_resize(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_resize({"WIDEFIELD_RESIZE": str(library)}) == library
+    with pytest.raises(OptionError, match=r"WIDEFIELD_RESIZE /none cannot be read .*: unset it, or run"):
+        find_resize({"WIDEFIELD_RESIZE": "/none"})
+    monkeypatch.setattr(backends, "is_current", lambda library: library is backends.RESIZE)
+    assert find_resize({}) == backends.RESIZE.output
+    monkeypatch.setattr(backends, "is_current", lambda library: False)
+    assert find_resize({}) is None
