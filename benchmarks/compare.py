@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.table import Table
 from torch import nn
 
@@ -22,7 +21,7 @@ from benchmarks.published import Recommendation, Row, claims, published_figures,
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
 from training.logs import standard_output
 from training.outputs import check_file
-from training.script import exit_code
+from training.script import exit_code, parse
 from training.settings import SettingsError
 
 ARCHS = (
@@ -184,7 +183,7 @@ def report(config: Config) -> None:
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m benchmarks.compare", description=__doc__)
+    config = parse(Config, "benchmarks.compare", __doc__)
     return exit_code("compare", lambda: report(config))
 
 

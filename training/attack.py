@@ -27,7 +27,7 @@ from training.logs import standard_output
 from training.outputs import check_file
 from training.randomness import seed_everything
 from training.samplers import evenly
-from training.script import exit_code
+from training.script import exit_code, parse
 from training.settings import SettingsError, check_ranges
 
 
@@ -164,7 +164,7 @@ def report(config: Config) -> None:
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.attack", description=__doc__)
+    config = parse(Config, "training.attack", __doc__)
     return exit_code("attack", lambda: report(config))
 
 

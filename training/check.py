@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.data import DataError, Images, LabelledFolder, folder_errors, open_images, read_image
 from training.logs import standard_output
-from training.script import exit_code
+from training.script import exit_code, parse
 from training.settings import SettingsError
 from training.shards import Shards, shard_files
 from training.splits import SplitConfig, passed_over_lines, two_folders
@@ -136,7 +136,7 @@ def report(config: Config, console: Console) -> bool:
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.check", description=__doc__)
+    config = parse(Config, "training.check", __doc__)
     fine: list[bool] = []
     status = exit_code("check", lambda: fine.append(report(config, standard_output())))
     return status or int(not fine[0])

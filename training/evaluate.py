@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from training.lists import write_csv
 from training.logs import standard_output
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
-from training.script import exit_code
+from training.script import exit_code, parse
 from training.settings import ARGUMENTS_FILE, SettingsError, check_ranges, json_object
 from training.shards import Member
 
@@ -243,7 +242,7 @@ def report(config: Config) -> None:
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.evaluate", description=__doc__)
+    config = parse(Config, "training.evaluate", __doc__)
     return exit_code("evaluate", lambda: report(config))
 
 

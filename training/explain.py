@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 from rich.markup import escape
 from rich.table import Table
@@ -27,7 +26,7 @@ from training.logs import standard_output
 from training.outputs import check_folder
 from training.road import road
 from training.samplers import evenly
-from training.script import exit_code
+from training.script import exit_code, parse
 from training.settings import SettingsError
 
 TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
@@ -137,7 +136,7 @@ def report(config: Config) -> None:
 
 
 def main() -> int:
-    config = tyro.cli(Config, prog="python -m training.explain", description=__doc__)
+    config = parse(Config, "training.explain", __doc__)
     return exit_code("explain", lambda: report(config))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset, Subset
@@ -33,7 +32,7 @@ from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
-from training.script import begin, exit_code
+from training.script import begin, exit_code, parse
 from training.settings import SettingsError, as_json, check_rates
 from training.splits import ignored, open_split
 from training.starting import preset_of, starting_config
@@ -153,7 +152,7 @@ def keeps_head(config: Config, labels: list[str]) -> bool:
 def parse_arguments(command_line: list[str] | None = None) -> Config:
     """The preset's values, overridden by the command line."""
     default = preset_of(PRESETS, "folder", command_line)
-    return tyro.cli(Config, prog="python -m training.finetune", args=command_line, default=default, description=__doc__)
+    return parse(Config, "training.finetune", __doc__, command_line, default)
 
 
 def main() -> int:

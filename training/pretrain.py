@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -32,7 +31,7 @@ from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
-from training.script import begin, exit_code
+from training.script import begin, exit_code, parse
 from training.settings import SettingsError, as_json
 from training.splits import ignored, open_unlabelled_split
 from training.starting import preset_of, starting_config
@@ -144,7 +143,7 @@ def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: st
 def parse_arguments(command_line: list[str] | None = None) -> Config:
     """The preset's values, overridden by the command line."""
     default = preset_of(PRESETS, "simmim", command_line)
-    return tyro.cli(Config, prog="python -m training.pretrain", args=command_line, default=default, description=__doc__)
+    return parse(Config, "training.pretrain", __doc__, command_line, default)
 
 
 def main() -> int:

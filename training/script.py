@@ -1,12 +1,15 @@
 """How a run begins, and how a training script ends: one line on standard error and an exit code, whatever stops it."""
 
+import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import tyro
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -17,6 +20,8 @@ from training.samples import WRITERS
 from training.settings import one_line
 from training.starting import AnyConfig
 from training.state import STATE_FILE
+
+Settings = TypeVar("Settings")
 
 
 def begin(
@@ -37,6 +42,22 @@ def begin(
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     return config, (console or standard_output()) if main else Console(quiet=True)
+
+
+def parse(
+    settings: type[Settings],
+    module: str,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    default: Settings | None = None,
+) -> Settings:
+    """The command line of `python -m module`; `--help | head` is no error."""
+    call = functools.partial(tyro.cli, prog=f"python -m {module}", description=description, args=arguments)
+    try:
+        return call(settings) if default is None else call(settings, default=default)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the exit
+        sys.exit(0)
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:

@@ -1,5 +1,7 @@
 """What --help of a script shows: how to call it, with examples that can be copied."""
 
+import subprocess
+import sys
 from types import ModuleType
 
 import pytest
@@ -31,3 +33,13 @@ def test_the_normalisations_scale_is_said(
         script.main()
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "on the 0..1 scale: what is on 0..255 elsewhere is divided by 255" in shown
+
+
+def test_help_whose_reader_has_seen_enough() -> None:
+    command = [sys.executable, "-m", "training.finetune", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
