@@ -62,7 +62,7 @@ def candidates(arch: str, folder: Path, threads: int) -> dict[str, tuple[Callabl
     }
 
 
-def measure(arch: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
+def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[str, Any]]:
     import torch
 
     threads = len(os.sched_getaffinity(0))
@@ -71,7 +71,7 @@ def measure(arch: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
         runners = candidates(arch, Path(folder), threads)
         for batch in batches:
             generator = torch.Generator().manual_seed(batch)
-            pixels = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, generator=generator)
+            pixels = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator)
             expected = runners["eager"][0](pixels)
             for name, (run, tolerance) in runners.items():
                 error = float((torch.as_tensor(run(pixels)) - expected).abs().max() / expected.abs().max())
@@ -96,12 +96,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
-    warning = load_average_warning()
-    rows = measure(options.arch, [int(b) for b in options.batches.split(",")], options.rounds)
+    from models import ModelConfig
+
+    warning, size = load_average_warning(), ModelConfig(options.arch).image_size
+    rows = measure(options.arch, size, [int(b) for b in options.batches.split(",")], options.rounds)
     path = write_results(
         f"cpu_inference_{options.arch}",
         arch=options.arch,
-        image_size=224,
+        image_size=size,
         dtype="fp32",
         versions=versions("torch", "openvino", "onnxruntime"),
         environment=ENVIRONMENT,

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import numpy as np
 
 from client._prediction import Prediction
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class Answer:
     """`predictions`, best first, and `class_map` [h,w] float32 where one was asked for."""
 
     predictions: Sequence[Prediction]
-    class_map: "np.ndarray | None" = None
+    class_map: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class Explanation:
     """
 
     predictions: list[Prediction]
-    class_map: "np.ndarray"
+    class_map: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,13 @@ URL_SCHEMES = ("http://", "https://")
 URL_BYTES = 50_000_000
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out."""
+def find_images(folder: Path, unread: list[OSError] | None = None) -> list[Path]:
+    """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
+
+    `unread`: to it is added why a folder could not be read.
+    """
     found = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=None if unread is None else unread.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
@@ -64,14 +67,19 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
     if not argument:
         return [], "an empty path, of a shell's variable perhaps: give a file, a folder or a pattern"
     path = Path(argument)
-    if path.is_dir():
-        files = find_images(path)
-        return list(map(str, files)), None if files else f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
-    if not path.exists() and glob.has_magic(argument):
-        matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-        files = [file for match in matches for file in (find_images(match) if match.is_dir() else [match])]
-        return list(map(str, files)), None if files else "the pattern matches no file"
-    return [str(path)], None  # a missing file too: it is reported like every other bad image
+    unread: list[OSError] = []
+    if os.path.isdir(path):  # Path's would raise for one whose folder may not be read
+        files, problem = find_images(path, unread), f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
+    elif not os.path.exists(path) and glob.has_magic(argument):
+        files = []
+        for match in map(Path, sorted(glob.glob(argument, recursive=True))):
+            files += find_images(match, unread) if os.path.isdir(match) else [match]
+        problem = "the pattern matches no file"
+    else:
+        return [str(path)], None  # a missing file too: it is reported like every other bad image
+    if unread:
+        problem = f"{unread[0].filename} cannot be read ({unread[0].strerror}): its images are left out"
+    return list(map(str, files)), problem if unread or not files else None
 
 
 def _download(url: str, timeout: float) -> bytes:

@@ -4,6 +4,7 @@ import struct
 from typing import Any
 
 import grpc
+import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -137,7 +138,5 @@ def split_bytes_tensor(data: bytes) -> list[str]:
 
 def _map(output: Any, raw: bytes) -> Any:
     """class_map [1,h,w] -> [h,w]."""
-    import numpy as np
-
     height, width = list(output.shape)[-2:]
     return np.frombuffer(raw, np.float32).reshape(height, width)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from client._errors import (
     ClassifierError,
     DeadlineExceededError,
@@ -140,7 +142,5 @@ def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str
 
 def _map(output: dict[str, Any]) -> Any:
     """class_map [1,h,w] -> [h,w]."""
-    import numpy as np
-
     height, width = output["shape"][-2:]
     return np.array(output["data"], dtype=np.float32).reshape(height, width)

@@ -19,6 +19,7 @@ from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
 from models import WithClassMap, class_maps, reparameterize
+from models.weights import WEIGHTS_FILE
 
 __all__ = ["BuildOptions", "build"]
 
@@ -112,4 +113,4 @@ def _warmup_image(pixels: Tensor, resize_size: int) -> bytes:
 
 
 def _weights_file(path: Path) -> Path:
-    return path / "model.safetensors" if path.is_dir() else path
+    return path / WEIGHTS_FILE if path.is_dir() else path

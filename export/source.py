@@ -51,8 +51,8 @@ def check_options(options: BuildOptions) -> None:
         raise ValueError(f"--threads {options.threads}: at least 1, or 0 for all cores")
     if options.image_size is not None and options.image_size < 32:
         raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
-    if options.crop_pct is not None and not 0 < options.crop_pct <= 1:
-        raise ValueError(f"--crop-pct {options.crop_pct}: it is above 0 and at most 1")
+    if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
+        raise ValueError(f"--crop-pct {options.crop_pct}: it is at least 0.1 and at most 1")
     if native_library() is None:
         raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")
 

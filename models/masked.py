@@ -66,7 +66,8 @@ class MaskedPretrainer(nn.Module):
     def predict(self, images: Tensor, mask: Tensor) -> Tensor:
         """images [B,3,H,W], mask [B,h',w'] -> [B,32*32*3,H/32,W/32], before PixelShuffle.
 
-        Raises `ValueError` for an image that is no multiple of 32 pixels, or patches that are no multiple of 4.
+        Raises `ValueError` for an image that is no multiple of 32 pixels, patches that are no multiple of 4, or in
+        sparse mode ones that neither divide 32 nor are a multiple of it.
         """
         height, width = images.shape[2:]
         if height % STRIDE or width % STRIDE:
@@ -77,6 +78,8 @@ class MaskedPretrainer(nn.Module):
                 f"mask [{mask.shape[1]},{mask.shape[2]}] on images of {height} x {width} pixels: square patches of a "
                 f"multiple of {STEM_STRIDE} pixels are expected"
             )
+        if self.visible is not None and patch % STRIDE and STRIDE % patch:
+            raise ValueError(f"patches of {patch} pixels: sparse mode has 4, 8, 16 or a multiple of {STRIDE}")
         masked = mask[:, None] != 0  # [B,1,h',w']
         x = images.masked_fill(_repeat(masked, patch), 0.0)
         if self.visible is not None:

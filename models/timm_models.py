@@ -17,13 +17,20 @@ def is_timm(arch: str) -> bool:
     return arch.startswith(PREFIX)
 
 
+def _timm(arch: str) -> Any:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"arch {arch!r} needs timm, which is not installed: pip install timm") from None
+    return timm
+
+
 def timm_config(arch: str) -> dict[str, Any]:
     """What timm says of "timm/NAME" or "timm/NAME.TAG": input size, crop, normalisation, interpolation.
 
-    Raises `ValueError` for a name or a tag that timm does not know, naming near ones, `ImportError` without timm.
+    Raises `ValueError` for a name or a tag that timm does not know, naming near ones, and without timm.
     """
-    import timm
-
+    timm = _timm(arch)
     name = arch.removeprefix(PREFIX)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
@@ -55,9 +62,7 @@ def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: An
     Architectures whose layers depend on the image size (Swin, ViT) are made for `image_size` pixels. Raises
     `ValueError` for unknown names and for a `drop_path_rate` or size that the architecture cannot have.
     """
-    import timm
-
-    config = timm_config(arch)
+    timm, config = _timm(arch), timm_config(arch)
     if config.get("fixed_input_size"):
         kwargs["img_size"] = image_size
     if not kwargs.get("drop_path_rate"):

@@ -99,7 +99,6 @@ class Runtime:
         drain_seconds: int,
         management_token: str | None = None,
         extra: Sequence[str] = (),
-        gpu: bool | None = None,
         tls: Tls | None = None,
         shared_memory_token: str | None = None,
     ) -> list[str]:
@@ -123,7 +122,7 @@ class Runtime:
         } | GRPC_PATIENCE
         if tls is not None:
             options |= tls.options()
-        if not (has_gpu() if gpu is None else gpu):
+        if not has_gpu():
             options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
         if self.installation.embedded:
             options["backend-directory"] = str(self.folder / "backends")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from server.errors import OptionError
@@ -23,14 +24,14 @@ class Tls:
         certificate = _certificates(self.certificate, "--tls-certificate")[0]
         key = _read(self.key, "--tls-key")
         try:
-            public = load_pem_private_key(key, None).public_key()
+            public, certified = load_pem_private_key(key, None).public_key(), certificate.public_key()
         except TypeError:
             raise OptionError(
                 f"--tls-key {self.key} has a passphrase: tritonserver reads only a key without one"
             ) from None
-        except ValueError:
-            raise OptionError(f"--tls-key {self.key} holds no private key: give a PEM file") from None
-        if public != certificate.public_key():
+        except (ValueError, UnsupportedAlgorithm):
+            raise OptionError(f"--tls-key {self.key} holds no private key that can be used: give a PEM file") from None
+        if public != certified:
             raise OptionError(
                 f"--tls-key {self.key} does not belong to --tls-certificate {self.certificate}: give its own key"
             )

@@ -14,6 +14,7 @@ from training.attacks import evaluating
 from training.settings import SettingsError
 
 Method = Literal["cam", "gradcam", "hirescam", "layercam"]
+ALWAYS_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d)  # in networks with [B,h,w,C] inside too
 
 
 @torch.no_grad()
@@ -34,14 +35,20 @@ def gradient_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str, 
     2020); before pooling and a linear layer it is CAM over h*w without the bias, and so is Grad-CAM. layercam:
     sum_c relu(G_c) A_c, rectified (Jiang et al., TIP 2021). Raises `SettingsError` for another layer or method.
     """
-    with evaluating(model), _capture(model, layer) as kept, torch.enable_grad():
+    module = _module(model, layer)
+    with evaluating(model), _capture(module) as kept, torch.enable_grad():
         logits = model(images.detach().requires_grad_(True))
+        if len(kept) != 1:
+            runs = f"runs {len(kept)} times in a pass" if kept else "is a list or is not run as a whole"
+            raise SettingsError(f"layer {layer!r} {runs}: name one that runs once, such as {last_layer(model)}")
         (activation,) = kept
         score = logits.gather(1, targets[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, activation)
     if activation.dim() != 4:
         raise SettingsError(f"layer {layer!r} gives {list(activation.shape)}: maps [B,C,h,w] are needed")
-    activation, gradient = (channels_first(model, tensor) for tensor in (activation.detach(), gradient))
+    activation = activation.detach()
+    if not isinstance(module, ALWAYS_CHANNELS_FIRST):
+        activation, gradient = channels_first(model, activation), channels_first(model, gradient)
     if method == "gradcam":
         products = gradient.mean((2, 3), keepdim=True) * activation
     elif method == "hirescam":
@@ -53,15 +60,20 @@ def gradient_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str, 
     return products.sum(1).relu()
 
 
-@contextmanager
-def _capture(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """The output of the module named `layer` in the next forward pass."""
+def _module(model: nn.Module, layer: str) -> nn.Module:
     modules = dict(model.named_modules())
     if not layer or layer not in modules:
-        near = ", ".join(name for name, _ in model.named_children())
-        raise SettingsError(f"layer {layer!r} is no module of the model: name one such as {near}")
+        lists = [name for name, module in model.named_children() if isinstance(module, nn.ModuleList)]
+        near = [f"{name}.0" if name in lists else name for name, _ in model.named_children()]
+        raise SettingsError(f"layer {layer!r} is no module of the model: name one such as {', '.join(near)}")
+    return modules[layer]
+
+
+@contextmanager
+def _capture(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The outputs of `module` in the forward passes within."""
     kept: list[Tensor] = []
-    hook = modules[layer].register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    hook = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     try:
         yield kept
     finally:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from training.augment import AugmentConfig
 from training.long_tail import ClassWeights
+from training.samplers import Sampling
 from training.settings import LoopConfig
 from training.splits import SplitConfig
 
@@ -26,7 +27,7 @@ class MethodConfig:
     """Share of the run after which ldam weighs classes; 1: never."""
     class_weights: ClassWeights = "none"
     """Of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
-    sampler: Literal["instance", "class_balanced", "square_root", "progressive"] = "instance"
+    sampler: Sampling = "instance"
     imbalance: float = 0.0
     """Train on an exponential long tail of this ratio, cut from the data; 0: on all of it."""
     head_only: bool = False

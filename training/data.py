@@ -83,7 +83,7 @@ class LabelledFolder(ImageFolder):
         self.folder = str(folder)
         self.passed_over: Counter[str] = Counter()
         self.outside = 0
-        super().__init__(self.folder, transform, loader=load_image, is_valid_file=self._is_read, allow_empty=True)
+        super().__init__(self.folder, transform, loader=load_image)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         with os.scandir(directory) as entries:
@@ -95,8 +95,13 @@ class LabelledFolder(ImageFolder):
             raise DataError(f"{directory} holds no folder{found}: images are expected in {directory}/LABEL/FILE")
         return names, {name: index for index, name in enumerate(names)}
 
-    def _is_read(self, path: str) -> bool:
-        return is_image(path, self.folder, self.passed_over)
+    def make_dataset(self, directory: str, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:
+        """(path, class index), folder by folder as torchvision has them."""
+        found: list[tuple[str, int]] = []
+        for name, index in sorted(class_to_idx.items()):
+            files = image_files(Path(directory, name), self.passed_over)
+            found += [(str(path), index) for path in sorted(files, key=lambda path: (str(path.parent), path.name))]
+        return found
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:

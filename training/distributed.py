@@ -1,7 +1,7 @@
 """Processes started by torchrun: who am I, sums over all, batch statistics over all."""
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import timm.layers
 import torch
@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.weights import first_line
 from training.settings import SettingsError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def setup(device: str) -> str:
@@ -116,7 +118,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         return out.to(dtype)
 
 
-def convert_sync_batchnorm(model: nn.Module, device: str) -> nn.Module:
+def convert_sync_batchnorm(model: Network, device: str) -> Network:
     """Every batch norm of `model` over all processes: PyTorch's own on GPUs, `CpuSyncBatchNorm` on CPUs.
 
     Raises `ValueError` on CPUs for a model with batch norms that hold more, such as an activation (some of timm's).

@@ -75,7 +75,7 @@ def train(config: Config, console: Console | None = None) -> float:
     train_loader, val_loader = make_loaders(train_set, val_set, config, weights)
 
     if config.sync_bn and distributed.world_size() > 1:
-        distributed.convert_sync_batchnorm(model, config.device)
+        model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
         checkpoint_blocks(model, config)
     learner = make_learner(model, config, model_config, counts)

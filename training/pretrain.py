@@ -73,7 +73,7 @@ def train(config: Config, console: Console | None = None) -> float:
     val_set = MaskedImages(val_images, eval_transform(model_config), masks, config.seed)
     train_loader, val_loader = make_loaders(train_set, val_set, config)
     if config.sync_bn and distributed.world_size() > 1:
-        distributed.convert_sync_batchnorm(model, config.device)
+        model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
         checkpoint_blocks(model.encoder, config)
     learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

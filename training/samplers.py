@@ -1,6 +1,7 @@
 """Which image comes when: batches that depend on the seed and the epoch alone, from any place in the epoch on."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.utils.data import Sampler
 from training.randomness import ORDER, derived_seed
 from training.settings import SettingsError
 
-SAMPLERS = ("instance", "class_balanced", "square_root", "progressive")
+Sampling = Literal["instance", "class_balanced", "square_root", "progressive"]
 Weights = Callable[[int], Tensor | None]  # epoch -> weight of every image, None for each image once
 
 
@@ -77,14 +78,12 @@ def evenly(size: int, count: int) -> list[int]:
     return [index * size // chosen for index in range(chosen)]
 
 
-def class_sampling(name: str, targets: Sequence[int], epochs: int) -> Weights | None:
+def class_sampling(name: Sampling, targets: Sequence[int], epochs: int) -> Weights | None:
     """The weights of a sampler of Kang et al., "Decoupling" (ICLR 2020): a class is drawn with probability ~ n^q.
 
     "instance": q = 1, every image once. "class_balanced": q = 0. "square_root": q = 1/2. "progressive": from instance
-    to class-balanced, linearly over the epochs. Raises `SettingsError` for another name.
+    to class-balanced, linearly over the epochs.
     """
-    if name not in SAMPLERS:
-        raise SettingsError(f"--sampler {name}: choose one of {', '.join(SAMPLERS)}")
     if name == "instance":
         return None
     labels = torch.as_tensor(targets)

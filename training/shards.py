@@ -38,9 +38,25 @@ def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = Non
 
 
 def image_files(folder: Path, passed_over: Counter[str] | None = None) -> list[Path]:
-    """Every image at any depth, linked folders included, as `image_folder` finds them; in order."""
-    found = (os.path.join(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return [Path(path) for path in sorted(path for path in found if is_image(path, str(folder), passed_over))]
+    """Every image at any depth, in order; links to folders are followed, each folder is read once.
+
+    Raises `OSError` for a folder that cannot be read.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a parent would lead there again and again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        found += (path for name in names if is_image(path := os.path.join(root, name), str(folder), passed_over))
+    return [Path(path) for path in sorted(found)]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def shard_files(folder: str | Path) -> list[Path]:

@@ -18,7 +18,6 @@ from server import TritonServer
 
 STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
 SENDERS = 8
-SLOW = 5.0  # seconds: within the limits of size an image may take that long on a busy machine
 
 
 @dataclass

@@ -1,17 +1,12 @@
 """Real image files of every kind that is accepted, to start from."""
 
 import functools
-import io
 from typing import Any
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from benchmarks.photographs import encoded
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -34,12 +29,12 @@ def good() -> dict[str, bytes]:
     """Files that must be answered, and always the same."""
     plain = picture(61, 43)
     return {
-        "JPEG": encode(plain, "JPEG"),
-        "PNG": encode(plain, "PNG"),
-        "WEBP": encode(plain, "WEBP"),
-        "BMP": encode(plain, "BMP"),
-        "GIF": encode(plain, "GIF"),
-        "JPEG large": encode(picture(600, 400), "JPEG"),
+        "JPEG": encoded(plain, "JPEG"),
+        "PNG": encoded(plain, "PNG"),
+        "WEBP": encoded(plain, "WEBP"),
+        "BMP": encoded(plain, "BMP"),
+        "GIF": encoded(plain, "GIF"),
+        "JPEG large": encoded(picture(600, 400), "JPEG"),
     }
 
 
@@ -53,27 +48,27 @@ def seeds() -> list[bytes]:
     animated: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 50}
     return [
         *good().values(),
-        encode(plain, "JPEG", progressive=True, quality=60),
-        encode(plain.convert("L"), "JPEG"),
-        encode(plain.convert("CMYK"), "JPEG"),
-        encode(plain, "JPEG", exif=exif(6)),
-        encode(plain, "JPEG", restart_marker_blocks=2, subsampling=0),
-        encode(plain, "JPEG", icc_profile=b"profile" * 40, comment=b"a comment"),
-        encode(alpha, "PNG"),
-        encode(grey16, "PNG"),
-        encode(plain.convert("P"), "PNG", transparency=3),
-        encode(plain.convert("1"), "PNG"),
-        encode(plain.convert("LA"), "PNG", pnginfo=text),
-        encode(plain, "PNG", exif=exif(3), icc_profile=b"profile" * 40),
-        encode(frames[0], "PNG", **animated),
-        encode(plain, "WEBP", lossless=True),
-        encode(alpha, "WEBP", exif=exif(8).tobytes()),
-        encode(frames[0], "WEBP", **animated),
-        encode(plain.convert("P"), "BMP"),
-        encode(plain.convert("1"), "BMP"),
-        encode(alpha, "BMP"),
-        encode(plain.convert("P"), "GIF", interlace=1),
-        encode(frames[0], "GIF", **animated, loop=0),
-        encode(Image.new("L", (1, 1)), "PNG"),
-        encode(Image.new("L", (1, 200)), "BMP"),
+        encoded(plain, "JPEG", progressive=True, quality=60),
+        encoded(plain.convert("L"), "JPEG"),
+        encoded(plain.convert("CMYK"), "JPEG"),
+        encoded(plain, "JPEG", exif=exif(6)),
+        encoded(plain, "JPEG", restart_marker_blocks=2, subsampling=0),
+        encoded(plain, "JPEG", icc_profile=b"profile" * 40, comment=b"a comment"),
+        encoded(alpha, "PNG"),
+        encoded(grey16, "PNG"),
+        encoded(plain.convert("P"), "PNG", transparency=3),
+        encoded(plain.convert("1"), "PNG"),
+        encoded(plain.convert("LA"), "PNG", pnginfo=text),
+        encoded(plain, "PNG", exif=exif(3), icc_profile=b"profile" * 40),
+        encoded(frames[0], "PNG", **animated),
+        encoded(plain, "WEBP", lossless=True),
+        encoded(alpha, "WEBP", exif=exif(8).tobytes()),
+        encoded(frames[0], "WEBP", **animated),
+        encoded(plain.convert("P"), "BMP"),
+        encoded(plain.convert("1"), "BMP"),
+        encoded(alpha, "BMP"),
+        encoded(plain.convert("P"), "GIF", interlace=1),
+        encoded(frames[0], "GIF", **animated, loop=0),
+        encoded(Image.new("L", (1, 1)), "PNG"),
+        encoded(Image.new("L", (1, 200)), "BMP"),
     ]

@@ -3,6 +3,7 @@
 The main run stays below these limits. A server ended by one of them is started again by its supervisor.
 """
 
+import contextlib
 import gzip
 import time
 from pathlib import Path
@@ -24,6 +25,12 @@ INPUTS: dict[str, bytes] = {
 }
 
 
+def is_right(server: Any, expected: Any) -> bool:
+    with contextlib.suppress(Exception):  # restarting
+        return server.ready and bool((ask(server, good()["PNG"], "grpc") == expected).all())
+    return False
+
+
 def try_input(repository: Path, name: str) -> dict[str, Any]:
     """Returns what happened. Raises `AssertionError` when the server is not right again within a minute."""
     from server import TritonServer
@@ -36,13 +43,9 @@ def try_input(repository: Path, name: str) -> dict[str, Any]:
             outcome = send_http(server.http_url, INPUTS[name])
         deadline = begun + 60
         time.sleep(1.5)  # until the supervisor has seen it
-        while True:
-            try:
-                if server.ready and (ask(server, good()["PNG"], "grpc") == expected).all():
-                    break
-            except Exception:
-                if time.perf_counter() > deadline:
-                    raise AssertionError(f"{name}: the server is not back after a minute") from None
+        while not is_right(server, expected):
+            if time.perf_counter() > deadline:
+                raise AssertionError(f"{name}: the server is not back after a minute")
             time.sleep(0.1)
         back = round(time.perf_counter() - begun, 1) if server.restarts else None
         growth = None if server.restarts else round(resident_mib(server)[0] - before[0])

@@ -24,6 +24,7 @@ from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, versions, write_results
 from kernels import depthwise_conv2d
+from kernels.depthwise_conv2d import pytorch
 from models import create_model, reparameterize
 
 OURS, EAGER = "widefield", "eager"
@@ -39,8 +40,7 @@ Work = Callable[..., list[Tensor]]  # (model, images, precise)
 
 
 def eager(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    output = F.conv2d(input, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=input.shape[1])
-    return {"none": lambda t: t, "relu": torch.relu, "gelu": F.gelu}[activation](output)
+    return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
 
 
 def is_large_depthwise(module: nn.Module) -> bool:

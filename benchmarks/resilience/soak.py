@@ -1,5 +1,6 @@
 """A long run of small requests, good ones and broken ones: does memory grow, does an answer change?"""
 
+import contextlib
 import itertools
 import os
 import statistics
@@ -52,7 +53,6 @@ class Tally:
 def soak(repository: Path, requests: int) -> dict[str, Any]:
     with TritonServer(repository, start_timeout=300.0, probe_timeout=60.0) as server:
         expected = pictures(server.grpc_url)
-        processes = [tritonserver_of(os.getpid()), *backends_of(os.getpid())]
         tally, samples = Tally(requests), []
         started = time.perf_counter()
         with ThreadPoolExecutor(CALLERS) as pool:
@@ -63,14 +63,14 @@ def soak(repository: Path, requests: int) -> dict[str, Any]:
                 )
             ]
             while not all(call.done() for call in calls):
-                samples.append(_sample(len(tally.seconds), processes))
+                samples += _sample(len(tally.seconds))
                 if len(samples) % 100 == 1:
                     print(f"soak: {samples[-1]}, {dict(tally.outcomes)}", flush=True)
                 time.sleep(SAMPLE_SECONDS)
             for call in calls:
                 call.result()
         elapsed = time.perf_counter() - started
-        samples.append(_sample(len(tally.seconds), processes))
+        samples += _sample(len(tally.seconds))
         restarts = server.restarts
     return {
         "requests": requests,
@@ -117,7 +117,11 @@ def _call(protocol: str, url: str, expected: list[Picture], tally: Tally) -> Non
             tally.note(outcome, time.perf_counter() - begun)
 
 
-def _sample(done: int, processes: list[psutil.Process | None]) -> Sample:
-    there = [process for process in processes if process is not None]
-    rss = sum(process.memory_info().rss for process in there)
-    return Sample(done, round(rss / 2**20, 2), sum(process.num_fds() for process in there))
+def _sample(done: int) -> list[Sample]:
+    """None while tritonserver is restarted."""
+    with contextlib.suppress(psutil.Error):
+        if (server := tritonserver_of(os.getpid())) is not None:
+            there = [server, *backends_of(os.getpid())]
+            rss = sum(process.memory_info().rss for process in there)
+            return [Sample(done, round(rss / 2**20, 2), sum(process.num_fds() for process in there))]
+    return []

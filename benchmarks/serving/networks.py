@@ -53,14 +53,12 @@ def build_repository(model: str, threads: int, plain: bool = False) -> Path:
 
 def plain_backbone(network: Any, config: Any, precision: str = "fp32") -> Any:
     """The network as it is served, traced with PyTorch's own convolution where ours would be."""
-    import torch.nn.functional as F
-
     from export.torchscript import ServedBackbone, trace_backbone
+    from kernels.depthwise_conv2d import pytorch
     from models import reparameterize
 
     def convolve(x: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
-        found = F.conv2d(x, weight, bias, padding=[side // 2 for side in weight.shape[-2:]], groups=weight.shape[0])
-        return found if activation == "none" else getattr(F, activation)(found)
+        return pytorch.activate(pytorch.convolution(x, weight, bias), activation)
 
     with patch("models.layers.depthwise_conv2d", convolve):
         return trace_backbone(ServedBackbone(reparameterize(network), config.mean, config.std, precision), IMAGE_SIZE)

@@ -25,7 +25,11 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
     parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
     parser.add_argument("--model", default="classifier", help="default: classifier")
     parser.add_argument(
-        "--timeout", type=seconds, default=30.0, metavar="SECONDS", help="for one image, retries included (default: 30)"
+        "--timeout",
+        type=positive,
+        default=30.0,
+        metavar="SECONDS",
+        help="for one image, with retries (default: 30)",
     )
     parser.add_argument(
         "--retries", type=whole(0), default=retries, metavar="N", help=f"of what may be sent again (default: {retries})"
@@ -80,8 +84,7 @@ def whole(least: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(text: str) -> float:
-    """Also of rates: any number above 0."""
+def positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -33,7 +33,7 @@ from client.commands._options import (
     add_image_options,
     add_server_options,
     open_classifier,
-    seconds,
+    positive,
 )
 from client.commands._patience import Patience
 from client.commands._progress import progress
@@ -48,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there: .jsonl or .csv")
     parser.add_argument("--resume", action="store_true", help="continue the --output of an interrupted run")
     parser.add_argument(
-        "--wait", type=seconds, default=60.0, metavar="SECONDS", help="for servers that stopped answering (default: 60)"
+        "--wait",
+        type=positive,
+        default=60.0,
+        metavar="SECONDS",
+        help="for servers that are gone (default: 60)",
     )
     add_server_options(parser)
 

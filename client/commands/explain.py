@@ -20,10 +20,12 @@ from client.commands._options import (
     add_image_options,
     add_server_options,
     open_classifier,
-    seconds,
+    positive,
 )
 from client.commands._progress import progress
 from client.commands._results import open_results
+
+LONGEST_NAME = 100  # characters of a URL; a file's name has 255 bytes at most
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
     parser.add_argument(
         "--crop-pct",
-        type=seconds,
+        type=positive,
         default=1.0,
         metavar="SHARE",
         help="of the shorter side that the server keeps, as in its build (default: 1)",
@@ -44,16 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.crop_pct > 1:
         raise UsageError(f"--crop-pct {options.crop_pct}: a share, at most 1")
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {options.output} cannot be a folder ({error.strerror}): name another") from None
-    results = open_results(options.format)
-    found = list(expand(options.paths, options.allow_urls))
-    pictures = _pictures(options.output, [name for name, _ in found])
-    load = loader(found, options.timeout)
-    failed = 0
     with open_classifier(options, Classifier) as classifier:
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {options.output} cannot be a folder ({error.strerror}): name another") from None
+        results = open_results(options.format)
+        found = list(expand(options.paths, options.allow_urls))
+        pictures = _pictures(options.output, [name for name, _ in found])
+        load = loader(found, options.timeout)
 
         def ask(each: tuple[str, str | None]) -> Outcome:
             name, problem = each
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
                 return error
             return explained.predictions
 
+        failed = 0
         shown = progress(found, "explaining", options.format != "table")
         for (name, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
             failed += isinstance(outcome, ClassifierError)
@@ -83,7 +85,7 @@ def _pictures(folder: Path, names: list[str]) -> dict[str, Path]:
     counts: Counter[str] = Counter()
     pictures = {}
     for name in names:
-        stem = "stdin" if name == STDIN else Path(name).name
+        stem = "stdin" if name == STDIN else Path(name).name[-LONGEST_NAME:]
         counts[stem] += 1
         number = "" if counts[stem] == 1 else f".{counts[stem]}"
         pictures[name] = folder / f"{stem}.explained{number}.png"

@@ -16,7 +16,14 @@ from client._errors import ClassifierError, InvalidImageError
 from client._ordered import in_order
 from client._session import Outcome
 from client._sources import find_images
-from client.commands._options import UsageError, add_format_options, add_server_options, open_classifier, seconds, whole
+from client.commands._options import (
+    UsageError,
+    add_format_options,
+    add_server_options,
+    open_classifier,
+    positive,
+    whole,
+)
 from client.commands._results import Results, open_results
 
 State: TypeAlias = tuple[int, int]  # modification time in nanoseconds, size
@@ -61,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     add_format_options(parser)
     parser.add_argument("--new-only", action="store_true", help="leave out what lies there at the start")
-    parser.add_argument("--interval", type=seconds, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
+    parser.add_argument("--interval", type=positive, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
     parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
     parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
     add_server_options(parser)

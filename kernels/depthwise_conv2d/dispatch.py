@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.precision import get_float32_precision
-from kernels.layout import dense, laid_out_as
+from kernels.layout import dense
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
 LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits
@@ -44,14 +44,12 @@ def forward_cuda(
     """[N,C,H,W] -> as `dense(input)` is laid out; `flip`: the filter turned by 180 degrees (the input's gradient)."""
     from kernels.depthwise_conv2d import tuning
 
-    source, size = dense(input), (weight.shape[2], weight.shape[3])
+    source, size, precision = dense(input), (weight.shape[2], weight.shape[3]), get_float32_precision()
     kernel = kernel_for(source, size)
     if kernel == "pytorch":
-        weight = weight.flip(2, 3) if flip else weight
-        return laid_out_as(pytorch.activate(pytorch.convolution(source, weight, bias), activation), source)
+        return forward_by(pytorch.way_of(source), source, weight, bias, activation, precision, flip)
     if source.numel() == 0:
         return torch.empty_like(source)
-    precision = get_float32_precision()
 
     def run(way: Any) -> Tensor:
         return forward_by(way, source, weight, bias, activation, precision, flip)

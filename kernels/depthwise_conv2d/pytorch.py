@@ -15,6 +15,11 @@ WAYS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.chann
 _settings = threading.Lock()  # they are the process's
 
 
+def way_of(input: Tensor) -> str:
+    """That of `WAYS` which leaves a dense input as it lies."""
+    return "pytorch" if input.is_contiguous() else "pytorch channels_last"
+
+
 def activate(output: Tensor, activation: str) -> Tensor:
     return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
 

@@ -34,15 +34,6 @@ def is_channels_last(prediction):
     return prediction.shape[2] * prediction.shape[3] == 1 or not prediction.is_contiguous()
 
 
-def programs(prediction, channels):
-    """(programs, blocks of cells): the lengths of the partial sums and counts."""
-    batch, depth, h, w = prediction.shape
-    stride = round((depth // channels) ** 0.5)
-    block_k, block_q, steps = tile(channels, stride, batch * h * w, is_channels_last(prediction))
-    blocks = triton.cdiv(batch * h * w, block_q)
-    return blocks * triton.cdiv(packed(channels, stride), block_k * steps), blocks
-
-
 def launch(prediction, target, mask, direction, result, scale, loss):
     """Fill direction (None: no gradient), result and scale [].
 
@@ -52,7 +43,8 @@ def launch(prediction, target, mask, direction, result, scale, loss):
     channels, height = target.shape[1:3]
     stride, last = height // h, is_channels_last(prediction)
     block_k, block_q, steps = tile(channels, stride, batch * h * w, last)
-    number, blocks = programs(prediction, channels)
+    blocks = triton.cdiv(batch * h * w, block_q)
+    number = blocks * triton.cdiv(packed(channels, stride), block_k * steps)  # programs
     sums = torch.empty(number, dtype=torch.float32, device=prediction.device)
     counts = torch.empty(blocks, dtype=torch.int32, device=prediction.device)
     loss_kernel[(number,)](

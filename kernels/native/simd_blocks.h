@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <utility>
 
 #include "depthwise_conv2d_cpu.h"
@@ -41,7 +42,9 @@ using Buffer = std::unique_ptr<float[], Free>;
 
 inline Buffer allocate(int64_t floats) {
   const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-  return Buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
+  Buffer buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
+  if (!buffer) throw std::bad_alloc();
+  return buffer;
 }
 
 // At least `floats`, of this thread, until its next call: threads that allocate at the same time wait for each other in

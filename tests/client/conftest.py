@@ -2,7 +2,6 @@
 
 import io
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,14 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
-from PIL import Image
-from tritonclient.grpc import service_pb2_grpc
-
-sys.path.append(str(Path(__file__).parent))
 from commands_fakes import CAT
+from PIL import Image
 from regions import Regions, names
 from stub_http import HttpStub
 from tiny_repository import write_tiny_repository
+from tritonclient.grpc import service_pb2_grpc
 
 from client import Classifier, ClassifierError, Request, _async_classifier, _classifier
 from client.testing import AsyncFakeTransport, FakeTransport

@@ -112,3 +112,18 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
         overlay(data.getvalue(), np.zeros((2, 2)), crop_mode="middle")
     with pytest.raises(ValueError, match="strength is 2"):
         overlay(data.getvalue(), np.zeros((2, 2)), strength=2)
+
+
+def test_wrong_usage_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", None)  # nor is it read
+    assert main(["explain", "-", "--url", "bad://x"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_picture_of_a_long_url_is_cut(served: FakeTransport) -> None:
+    from client.commands.explain import _pictures
+
+    names = [f"http://host/a?token={'x' * 300}{end}" for end in "yz"]
+    pictures = _pictures(Path("out"), names)
+    assert [path.name for path in pictures.values()] == [f"{'x' * 99}{end}.explained.png" for end in "yz"]

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import runpy
 import signal
 import subprocess
@@ -187,3 +188,36 @@ def test_python_m_client(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         runpy.run_path(str(Path(client.__file__).with_name("__main__.py")), run_name="__main__")
     assert end.value.code == 0
     assert "{classify,watch,explain,status,bench}" in capsys.readouterr().out
+
+
+def test_a_path_that_may_not_be_looked_at_costs_no_other(
+    served: FakeTransport, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    good = tmp_path / "good.png"
+    good.write_bytes(b"good")
+    assert main(["classify", "a" * 300, str(good), "--json"]) == 1
+    failed, answered = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert failed["error"]["type"] == "InvalidImageError"
+    assert "cannot be read" in failed["error"]["message"]
+    assert answered["image"] == str(good)
+
+
+def test_a_folder_that_may_not_be_read_is_said(
+    served: FakeTransport, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "good.png").write_bytes(b"good")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert main(["classify", str(tmp_path), "--json"]) == 1
+    failed, answered = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert failed["error"]["message"] == (
+        f"{tmp_path}/secret cannot be read (Permission denied): its images are left out"
+    )
+    assert answered["image"] == str(tmp_path / "good.png")

@@ -1,17 +1,13 @@
 """A checkpoint and the repository that is built from it."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from built import SIZE
 
 from export.build import BuildOptions, build
 from models import ModelConfig, create_model, save_checkpoint
-
-sys.path.append(str(Path(__file__).parent))
-
-from built import SIZE
 
 
 @pytest.fixture(scope="session")

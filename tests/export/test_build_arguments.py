@@ -25,6 +25,7 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
+        (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "0.05"], "--crop-pct 0.05: it is at least 0.1"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-mode", "middle"], "one of center, squash, border"),
         (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),

@@ -1,14 +1,9 @@
 """The problems of cases.py, and launches that are recorded where there is no device."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from cases import Problem, make_problem
 from device_stand_ins import no_device
 from launch_stand_in import run_launches  # noqa: F401 - a fixture

@@ -5,6 +5,7 @@ import sys
 from contextlib import nullcontext
 
 import torch
+import triton
 from loss_cases import CASES, LossCase, make_loss_problem
 
 from kernels.masked_patch_loss import launch as tiles
@@ -87,8 +88,9 @@ def paths(dtype: torch.dtype) -> int:
         count += answered(problem, prediction, problem.image.contiguous(memory_format=layout), problem.mask)
     problem = make_loss_problem(LossCase(9, 3, 3, 3, 2, 2), dtype, grad_loss=64.0)
     tiles.TILE[False], tiles.MOST_PROGRAMS, tiles.LARGEST_FINISH = 64, 4, 2  # type: ignore[assignment]
-    assert tiles.tile(3, 2, 81, False)[2] > 1
-    assert tiles.programs(problem.prediction, 3)[0] > 2
+    block_k, block_q, steps = tiles.tile(3, 2, 81, False)
+    assert steps > 1
+    assert triton.cdiv(81, block_q) * triton.cdiv(tiles.packed(3, 2), block_k * steps) > 2  # partial sums
     for kind in (torch.bool, *op.MASK_DTYPES):
         mask = problem.mask.to(kind)
         if kind not in (torch.bool, torch.uint8, torch.bfloat16):  # interpreted, bfloat16's -0 is not 0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kernels import float32_precision, set_float32_precision
 from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, precision, pytorch
@@ -125,3 +126,33 @@ def test_float32_precision_reaches_every_kernel(taken):
         set_float32_precision("ieee")
     with pytest.raises(ValueError, match="bf16"):
         set_float32_precision("bf16")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pytorchs_own_computes_as_ours_do(taken, monkeypatch, layout):
+    """Where no kernel serves too: the same bits every time, and IEEE products unless tf32 was asked for."""
+    seen = []
+
+    def conv2d(*args, **kwargs):
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        return real(*args, **kwargs)
+
+    def convolution_backward(*args, **kwargs):
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        return real_backward(*args, **kwargs)
+
+    real, real_backward = pytorch.convolution, pytorch.convolution_backward
+    monkeypatch.setattr(pytorch, "convolution", conv2d)
+    monkeypatch.setattr(pytorch, "convolution_backward", convolution_backward)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    source = torch.randn(2, 65536, 2, 2).contiguous(memory_format=layout)
+    weight = torch.randn(65536, 1, 3, 3)
+    expected = F.conv2d(source, weight, padding=1, groups=65536)
+    output = op._cuda(source, weight)
+    torch.testing.assert_close(output, expected)
+    assert output.stride() == source.stride()
+    turned = F.conv2d(source, weight.flip(2, 3), padding=1, groups=65536)
+    torch.testing.assert_close(gradients._grad_input_cuda(source, weight), turned)
+    gradients._grad_weight_cuda(source, source, [3, 3])
+    assert seen == [(True, False)] * 3
+    assert not taken

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "client"))
 from tiny_repository import write_tiny_repository
 
 ROOT = Path(__file__).parents[2]

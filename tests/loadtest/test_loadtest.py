@@ -162,6 +162,8 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["--no-such-option"],
         ["--csv"],
         ["--top", "0"],
+        ["--top", "x"],
+        ["--seconds", "x"],
         ["--results", "tests"],
         ["report", "README.md", "report.html"],
         ["--sizes", "4000"],
@@ -177,6 +179,7 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
     done = loadtest(*arguments)
     assert done.returncode == 2
     assert "go to a server that does nothing" not in done.stderr
+    assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
 
 
 ADDRESSES = """

@@ -1,13 +1,9 @@
 """One thread: the models are small, and a second one spins while the machine is busy with other tests."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -218,3 +218,10 @@ def test_class_map_only_where_it_is_exact() -> None:
 def test_macs_are_the_published_ones(arch: str, millions: int) -> None:
     """4.1 G, 0.22 G and 4.5 G in the papers; attention's two products of matrices are among them."""
     assert count_macs(create_model(f"timm/{arch}"), 224) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_without_timm_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"'timm/resnet18' needs timm, which is not installed: pip install timm"):
+        ModelConfig("timm/resnet18")
+    assert create_model("replknet_nano", 2) is not None

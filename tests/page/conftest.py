@@ -5,15 +5,12 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 from colours_repository import write_colours_repository
 
 ROOT = Path(__file__).parents[2]

@@ -3,15 +3,12 @@
 import io
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent))
 from certificates import Authority
+from PIL import Image
 from server_models import CPU, config, in_process, tensor, write_model
 
 ROOT = Path(__file__).parents[2]

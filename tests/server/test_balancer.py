@@ -5,13 +5,12 @@ import contextlib
 import http.server
 import os
 import socket
-import sys
 import threading
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from stub_grpc import GrpcStub, serve
 
 from benchmarks.programs import find_program, missing
 from benchmarks.resilience.__main__ import not_held
@@ -22,9 +21,6 @@ from benchmarks.resilience.fleet import fleet
 from benchmarks.resilience.load import Load
 from benchmarks.slow_clients import DRIP, MESSAGE, OPEN, START
 from client import Classifier, ClassifierError, DeadlineExceededError, QueueFullError, ServerNotReadyError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
-from stub_grpc import GrpcStub, serve
 
 pytestmark = [
     pytest.mark.server,

@@ -1,21 +1,17 @@
 """tritonserver's dynamic batcher is woken for a request that came while every instance was busy."""
 
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch_models
 import tritonclient.grpc as triton_grpc
 
 from server import TritonServer
 from server.backends import build as backends
-
-sys.path.append(str(Path(__file__).parent))
-import torch_models
 
 POLICY = """dynamic_batching {
   preferred_batch_size: 2

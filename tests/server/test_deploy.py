@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from certificates import ready, refused
+from manifests import IMAGE, ROOT, queries, selectors
 
 from kernels import native_library
 from server import TritonServer
@@ -23,11 +25,6 @@ from server.locate import find_tritonserver
 from server.preflight import free_ports
 from server.repository import read_repository
 from server.runtime import Runtime
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
-sys.path.insert(0, str(Path(__file__).parent))
-from certificates import ready, refused
-from manifests import IMAGE, ROOT, queries, selectors
 
 pytestmark = pytest.mark.server
 # Exported where there is a GPU; from tritonserver's documentation (docs/user_guide/metrics.md).

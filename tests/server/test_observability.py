@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.parse
@@ -22,14 +21,12 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import yaml
+from manifests import DEPLOY, RULES, queries
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.programs import find_program, missing
 from server import PortInUseError, TritonServer
 from server.preflight import free_ports
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "deploy"))
-from manifests import DEPLOY, RULES, queries
 
 pytestmark = pytest.mark.server
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

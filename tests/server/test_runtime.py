@@ -106,9 +106,11 @@ def test_the_tokens_are_random_unless_named(runtime):
     ]
 
 
-def test_gpu_options(runtime):
-    assert "--pinned-memory-pool-byte-size=0" in runtime.command(ENDPOINTS, 7, gpu=False)
-    assert "--allow-gpu-metrics=false" not in runtime.command(ENDPOINTS, 7, gpu=True)
+def test_gpu_options(runtime, monkeypatch):
+    monkeypatch.setattr("server.runtime.has_gpu", lambda: False)
+    assert "--pinned-memory-pool-byte-size=0" in runtime.command(ENDPOINTS, 7)
+    monkeypatch.setattr("server.runtime.has_gpu", lambda: True)
+    assert "--allow-gpu-metrics=false" not in runtime.command(ENDPOINTS, 7)
     assert has_gpu() == (Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists())
 
 

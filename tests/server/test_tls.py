@@ -62,6 +62,13 @@ def with_passphrase(files, authority):
     )
 
 
+SECP112R1 = """-----BEGIN PRIVATE KEY-----
+ME4CAQAwEAYHKoZIzj0CAQYFK4EEAAYENzA1AgEBBA7GhO2aysMhmwBPdEuq6qEg
+Ax4ABEwOp3oFqIss8DDbrtcyTVR9trwJsUQTkUCvKCg=
+-----END PRIVATE KEY-----
+"""  # of a curve that cryptography does not know
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -70,6 +77,7 @@ def with_passphrase(files, authority):
         (lambda files, authority: (files / "ca").unlink(), r"--tls-client-ca .*ca cannot be read \(No such file"),
         (lambda files, authority: (files / "crt").write_text("x"), "--tls-certificate .* holds no certificate"),
         (lambda files, authority: (files / "key").write_text("x"), "--tls-key .* holds no private key"),
+        (lambda files, authority: (files / "key").write_text(SECP112R1), "--tls-key .* that can be used"),
         (lambda files, authority: (files / "ca").write_text("x"), "--tls-client-ca .* holds no certificate"),
         (
             lambda files, authority: shutil.copy(authority.issue("other")[1], files / "key"),

@@ -3,23 +3,19 @@
 import concurrent.futures
 import os
 import struct
-import sys
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
 import psutil
 import pytest
+import torch_models as models
 import tritonclient.grpc as triton_grpc
+from torch_models import write
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from server import TritonServer
-
-sys.path.append(str(Path(__file__).parent))
-import torch_models as models
-from torch_models import write
 
 pytestmark = pytest.mark.server
 

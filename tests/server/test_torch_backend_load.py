@@ -1,16 +1,11 @@
 """Models that the embedded server's pytorch backend does not load, and what it says of each."""
 
-import sys
-from pathlib import Path
-
 import pytest
+import torch_models as models
+from torch_models import write
 
 from server import TritonServer
 from server.errors import StartError
-
-sys.path.append(str(Path(__file__).parent))
-import torch_models as models
-from torch_models import write
 
 pytestmark = pytest.mark.server
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import reparameterize
+from models import create_model, reparameterize
 from models.class_map import WithClassMap, class_maps
 from models.replknet import RepLKNet
 from training.cam import cam, explain, gradient_cam, upscale
@@ -89,10 +89,12 @@ def test_maps_are_scaled_to_the_image() -> None:
 
 def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
     targets = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(SettingsError, match=r"'stage' is no module of the model: name one such as stem, stages"):
+    with pytest.raises(SettingsError, match=r"'stage' is no module of the model: name one such as stem\.0, stages\.0"):
         gradient_cam(model, images, targets, "stage", "gradcam")
     with pytest.raises(SettingsError, match=r"'head' gives \[3, 5\]"):
         gradient_cam(model, images, targets, "head", "gradcam")
+    with pytest.raises(SettingsError, match=r"'stages' is a list or is not run as a whole: .* such as norm"):
+        gradient_cam(model, images, targets, "stages", "gradcam")
     with pytest.raises(SettingsError, match="'scorecam'"):
         gradient_cam(model, images, targets, "norm", "scorecam")
     with pytest.raises(SettingsError, match=r"at 32 px the map of cam is 1 x 1"):
@@ -161,3 +163,17 @@ def test_randomisation_reaches_the_explained_layer(model: RepLKNet, images: Tens
     check = randomization_check(model, lambda m: upscale(m.forward_stem(images).mean(1), images.shape[-2:]))
     assert check.pop("stem") < 0.9
     assert all(value == pytest.approx(1.0) for value in check.values())
+
+
+def test_a_convolution_in_a_network_with_channels_last_features() -> None:
+    """Swin has [B,h,w,C] inside, but its first convolution gives [B,C,h,w]."""
+    model = create_model("timm/swin_tiny_patch4_window7_224", num_classes=3, image_size=64).eval()
+    images, targets = torch.rand(2, 3, 64, 64), torch.tensor([0, 2])
+    kept = []
+    model.get_submodule("patch_embed.proj").register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    score = model(images).gather(1, targets[:, None]).sum()
+    (gradient,) = torch.autograd.grad(score, kept[0])
+    expected = (gradient * kept[0]).sum(1).relu()  # [B,16,16]
+    assert expected.shape == (2, 16, 16)
+    torch.testing.assert_close(gradient_cam(model, images, targets, "patch_embed.proj", "hirescam"), expected)
+    assert gradient_cam(model, images, targets, "layers.0", "hirescam").shape == (2, 16, 16)

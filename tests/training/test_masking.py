@@ -2,8 +2,10 @@
 
 import io
 import math
+import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +72,37 @@ def test_images_behind_a_linked_folder_are_found_as_in_training(tmp_path: Path) 
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "cat").symlink_to(tmp_path / "elsewhere")
     assert len(image_folder(tmp_path / "train", None)) == len(Unlabelled(tmp_path / "train")) == 1
+
+
+def test_a_link_to_a_parent_folder_brings_no_image_twice(tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "train" / "cat" / "a.png")
+    (tmp_path / "train" / "cat" / "again").symlink_to("../cat")
+    assert [path for path, _ in image_folder(tmp_path / "train", None).samples] == [f"{tmp_path}/train/cat/a.png"]
+    assert len(Unlabelled(tmp_path / "train")) == 1
+
+
+def test_a_link_into_a_hidden_folder_is_followed(tmp_path: Path) -> None:
+    (tmp_path / ".cache" / "cat").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / ".cache" / "cat" / "a.png")
+    (tmp_path / "cat").symlink_to(".cache/cat")
+    assert len(Unlabelled(tmp_path)) == len(image_folder(tmp_path, None)) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cat" / "secret").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "cat" / "a.png")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in (Unlabelled, lambda folder: image_folder(folder, None)):
+        with pytest.raises(PermissionError, match="secret"):
+            read(tmp_path)
 
 
 @pytest.fixture
