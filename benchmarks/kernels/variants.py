@@ -1,4 +1,4 @@
-"""What the layers' sweep has not: strips, the fused activation and tf32, on a GPU.
+"""What the layers' sweep has not: strips, the fused activation, tf32 and small images both ways, on a GPU.
 
 A variant is one call of ours beside the other ways to the same answer, timed as the layers are: right before fast.
 """
@@ -18,6 +18,7 @@ from benchmarks.kernels.accuracy import EPS
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer, replknet_31b
 from kernels import depthwise_conv2d, float32_precision
+from kernels.depthwise_conv2d import dispatch
 
 Row = dict[str, Any]
 Arguments = tuple[Tensor, ...]  # input [N,C,H,W], filter [C,1,Kh,Kw], perhaps a bias [C]
@@ -65,6 +66,10 @@ def activated(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(convolve(input, weight, bias))
 
 
+def by_way(way: str) -> Compute:
+    return lambda input, weight: dispatch.forward_by(way, input, weight, None, "none", "ieee")
+
+
 def variants(batch: int = 64) -> Iterator[Variant]:
     """Of RepLKNet-31B's stages the one that is largest and the one where the model spends its time."""
     stages = replknet_31b(batch)
@@ -80,6 +85,9 @@ def variants(batch: int = 64) -> Iterator[Variant]:
             ways[NATIVE] = convolve
             factor = TF32_FACTOR if precision == "tf32" else 4.0
             yield Variant(precision, replace(layer, dtype="float32"), square, ways, factor=factor)
+    for layer in stages[2:]:
+        ways = {f"{OURS} whole image": by_way("toeplitz"), f"{OURS} packed image": by_way("packed image")}
+        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: convolve})
 
 
 class Exact:

@@ -61,7 +61,7 @@ def forward_cuda(
 def forward_by(
     way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
 ) -> Tensor:
-    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, "taps", one of `pytorch.WAYS`."""
+    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, or another of `tuning.WORDS`."""
     if flip and (way == "taps" or way in pytorch.WAYS):
         weight, flip = weight.flip(2, 3), False
     if way in pytorch.WAYS:
@@ -73,12 +73,14 @@ def forward_by(
         output = torch.empty_like(input)
         taps.launch(input, weight, bias, output, activation)
         return output
-    from kernels.depthwise_conv2d import toeplitz, transpose, whole_image
+    from kernels.depthwise_conv2d import packed_image, toeplitz, transpose, whole_image
 
     # Their windows are runs of a row: channels_last is transposed there and back.
     source = transpose.contiguous(input)
     output = torch.empty_like(source)
-    if way == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
+    if way == "packed image":
+        packed_image.launch(source, weight, bias, output, activation, precision, flip)
+    elif way == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
         whole_image.launch(source, weight, bias, output, activation, precision, flip)
     else:
         tile = None if way == "toeplitz" else way

@@ -22,12 +22,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
+from kernels.depthwise_conv2d import grad_weight, packed_image, pytorch, toeplitz
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
 TABLE = Path(__file__).with_name("tiles.json")
-WORDS = ("toeplitz", "taps", *pytorch.WAYS)
+WORDS = ("toeplitz", "packed image", "taps", *pytorch.WAYS)
 Way = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of WORDS
 Run = Callable[[Way], Any]
 
@@ -199,6 +199,8 @@ def forward_way(
         if kernel == "taps":
             yield "toeplitz"
             return
+        if packed_image.suits(input, kernel_size):
+            yield "packed image"
         yield from toeplitz_tiles(input, kernel_size[1])
 
     details = ("" if activation == "none" else f" {activation}") + ("" if input.is_contiguous() else " channels_last")

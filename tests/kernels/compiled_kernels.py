@@ -31,11 +31,12 @@ def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
 
 
-def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: Path) -> MachineCode:
+def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: Path, name="whole_image") -> MachineCode:
+    """`name`: of the module, with NAME_kernel in it."""
+    import importlib
     from unittest import mock
 
-    from kernels.depthwise_conv2d import whole_image
-
+    module = importlib.import_module(f"kernels.depthwise_conv2d.{name}")
     launched = {}
 
     class Launch:
@@ -44,10 +45,10 @@ def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: P
 
     input = torch.empty(batch, 64, size, size, dtype=dtype)
     weight = torch.empty(64, 1, kernel_size, kernel_size, dtype=dtype)
-    with mock.patch.object(whole_image, "whole_image_kernel", Launch()):
-        whole_image.launch(input, weight, None, input, "gelu")
+    with mock.patch.object(module, f"{name}_kernel", Launch()):
+        module.launch(input, weight, None, input, "gelu")
     warps, stages = launched.pop("num_warps"), launched.pop("num_stages")
-    kernel = whole_image.whole_image_kernel
+    kernel = getattr(module, f"{name}_kernel")
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, launched, warps, stages, folder)
 

@@ -17,7 +17,7 @@ def problem() -> Callable[..., Problem]:
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
     """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
-    from kernels.depthwise_conv2d import grad_weight, kernel, toeplitz, transpose, tuning, whole_image
+    from kernels.depthwise_conv2d import grad_weight, kernel, packed_image, toeplitz, transpose, tuning, whole_image
 
     seen = []
 
@@ -36,6 +36,11 @@ def taken(monkeypatch, tmp_path):
         seen.append(("whole image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
         output.fill_(3)
 
+    def packed_images(source, weight, bias, output, activation, precision, flip=False):
+        assert source.stride() == output.stride()
+        seen.append(("packed image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
+        output.fill_(3)
+
     def of_the_weight(grad, source, output, precision, tile=None):
         assert grad.is_contiguous()
         assert source.is_contiguous()
@@ -52,6 +57,7 @@ def taken(monkeypatch, tmp_path):
     monkeypatch.setattr(kernel, "launch", taps)
     monkeypatch.setattr(toeplitz, "launch", tensor_cores)
     monkeypatch.setattr(whole_image, "launch", small_images)
+    monkeypatch.setattr(packed_image, "launch", packed_images)
     monkeypatch.setattr(transpose, "launch", transposed)
     monkeypatch.setattr(grad_weight, "launch", of_the_weight)
     monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))

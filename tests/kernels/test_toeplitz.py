@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, Case
 from compiled_kernels import STAGES, compile_forward, compile_grad_weight, compile_whole_image
 from device_stand_ins import interpreted
 from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES
@@ -28,10 +28,10 @@ def test_interpreted(dtype):
         assert lines == [
             "every_case 24",
             "largest_filters 3",
-            "turned 6",
+            "turned 13",
             "other_tiles 8",
-            "whole_images 9",
-            "what_is_not_finite 8",
+            "whole_images 30",
+            "what_is_not_finite 10",
         ]
 
 
@@ -75,6 +75,7 @@ def test_shipped_tiles_compile_within_the_limits(entry, dtype, tmp_path):
     assert code.has(TENSOR_CORES[architecture])
 
 
+PACKED = [Case(64, 512, 14, 14, 27, 27), Case(65, 9, 7, 7, 13, 13), Case(1, 3, 5, 4, 51, 9)]
 WIDE = {(architecture, torch.bfloat16) for architecture in (80, 86, 89, 90, 100)}
 LARGEST = [  # one architecture with the wide block and one without, the rest slow
     pytest.param(*each, marks=() if each in {(90, "bfloat16"), (120, "bfloat16")} else pytest.mark.slow)
@@ -119,6 +120,36 @@ def test_machine_code_of_whole_images(architecture, stage, batch, tmp_path):
     assert code.has(TENSOR_CORES[architecture] if batch >= 64 else "HMMA")
     loads = re.findall(r"LDG\.E\.U16\S* R\d+, .*", code.text)
     assert sum("+0x" in load or "+-0x" in load for load in loads) > len(loads) / (3 if NEW_TRITON else 4)
+
+
+@pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
+@pytest.mark.parametrize(("stage", "batch"), [("stage3", 64), ("stage4", 64), ("stage3", 1)])
+def test_machine_code_of_packed_images(architecture, stage, batch, tmp_path):
+    """What a program has written it reads behind its barrier, in vectors, and never from the read-only cache."""
+    _, size, kernel = STAGES[stage]
+    code = compile_whole_image(architecture, size, kernel, torch.bfloat16, batch, tmp_path, "packed_image")
+    code.check(architecture, 8 if batch > 16 else 4)
+    assert code.has(TENSOR_CORES[architecture] if batch >= 64 else "HMMA")
+    written, vectors = code.text.index("STG.E"), [each.start() for each in re.finditer(r"LDG\.E\.128", code.text)]
+    assert written < code.text.index("BAR.SYNC", written) < min(vectors)
+    assert not code.has("LDG.E.128.CONSTANT")
+    assert len(re.findall("LDG", code.text)) < 70  # whole_image.py has 32 of 2 bytes in the loop alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", PACKED, ids=str)
+def test_packed_images_on_the_gpu(problem, case, dtype, flip):
+    from kernels.depthwise_conv2d import dispatch
+
+    p = problem(case, dtype, "gelu", device="cuda")
+    weight = p.weight.flip(2, 3).contiguous() if flip else p.weight
+    arguments = ("packed image", p.input, weight, p.bias, "gelu", "ieee", flip)
+    output = dispatch.forward_by(*arguments)
+    p.check(output)
+    assert torch.equal(output, dispatch.forward_by(*arguments))
 
 
 @pytest.mark.gpu

@@ -155,6 +155,20 @@ def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, c
     assert taken == [("toeplitz", True, "ieee", None)]
 
 
+def test_small_images_are_packed_where_that_is_measured_faster(taken, clock):
+    """In training too, whose filter is turned; never where a row is longer than a step of its loop."""
+    clock.seconds = lambda way: 1.0 if way == "packed image" else 2.0
+    x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
+    assert bool((op._cuda(x.contiguous(memory_format=torch.channels_last), w) == 3).all())
+    gradients._grad_input_cuda(x, w)
+    assert taken == [("packed image", True, "ieee"), ("packed image", True, "ieee", "turned")]
+    assert clock.called[:4] == ["whole image", *pytorch.WAYS, "packed image"]
+    clock.called.clear()
+    for wide in (torch.zeros(3, 4, 8, 17).half(), torch.zeros(3, 4, 14, 14)):
+        op._cuda(wide, torch.zeros(4, 1, 35, 35, dtype=wide.dtype))
+    assert "packed image" not in clock.called
+
+
 def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
     """The rule's and PyTorch's come first; what was measured by then is kept."""
     now = [0.0]

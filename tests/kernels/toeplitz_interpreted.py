@@ -1,5 +1,6 @@
 """Run by test_toeplitz.py under TRITON_INTERPRET=1: the tensor-core kernel's arithmetic without a GPU."""
 
+import itertools
 import sys
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from cases import EPS, Case, make_problem
 
-from kernels.depthwise_conv2d import toeplitz, whole_image
+from kernels.depthwise_conv2d import packed_image, toeplitz, whole_image
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 from kernels.depthwise_conv2d.toeplitz import choose_tile
 
@@ -26,7 +27,14 @@ CASES = [
     Case(1, 1, 4, 33, 5, 31),
 ]
 VALUES = (float("nan"), float("inf"))
-WHOLE = [Case(17, 2, 14, 14, 27, 27), Case(3, 2, 7, 7, 13, 13), Case(1, 2, 5, 4, 51, 9)]
+WHOLE = [
+    Case(17, 2, 14, 14, 27, 27),
+    Case(3, 2, 7, 7, 13, 13),
+    Case(1, 2, 5, 4, 51, 9),
+    Case(70, 1, 16, 16, 31, 31),  # two programs, as many outputs as there can be
+    Case(2, 1, 1, 1, 3, 3),
+]
+OF_WHOLE = (whole_image.launch, packed_image.launch)
 
 
 def run(problem, tile=None, precision="ieee", launch=toeplitz.launch, **more):
@@ -66,7 +74,7 @@ def turned(dtype):
     """The filter by 180 degrees, as the gradient of the input wants it."""
     for case, launch in (
         *((case, toeplitz.launch) for case in CASES[1:7:2]),
-        *((case, whole_image.launch) for case in WHOLE),
+        *itertools.product(WHOLE, OF_WHOLE),
     ):
         problem = make_problem(case, dtype)
         problem = replace(problem, weight=problem.weight.flip(2, 3))
@@ -86,10 +94,10 @@ def other_tiles(dtype):
 
 
 def whole_images(dtype):
-    for case in WHOLE:
+    for case, launch in itertools.product(WHOLE, OF_WHOLE):
         for activation, bias in (("none", False), ("relu", True), ("gelu", True)):
             problem = make_problem(case, dtype, activation, bias)
-            problem.check(run(problem, launch=whole_image.launch))
+            problem.check(run(problem, launch=launch))
             yield
 
 
@@ -98,7 +106,8 @@ def what_is_not_finite(dtype):
     case = Case(2, 1, 5, 6, 3, 3)
     tile = replace(choose_tile(2, 5, 6, 3, dtype.itemsize), rows=2)  # of few pixels: each costs a loop over the taps
     ways = [(case, value, where, {"tile": tile}) for value in VALUES for where in ((0, 0), (4, 5), (2, 3))]
-    ways += [(Case(2, 1, 5, 6, 9, 11), value, (2, 3), {"launch": whole_image.launch}) for value in VALUES]
+    whole = itertools.product(VALUES, OF_WHOLE)
+    ways += [(Case(2, 1, 5, 6, 9, 11), value, (2, 3), {"launch": launch}) for value, launch in whole]
     for case, value, where, way in ways:
         problem = make_problem(case, dtype)
         problem.input[1, 0, where[0], where[1]] = value
