@@ -1,7 +1,7 @@
 """Which image comes when: batches that depend on the seed and the epoch alone, from any place in the epoch on."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -82,8 +82,10 @@ def class_sampling(name: Sampling, targets: Sequence[int], epochs: int) -> Weigh
     """The weights of a sampler of Kang et al., "Decoupling" (ICLR 2020): a class is drawn with probability ~ n^q.
 
     "instance": q = 1, every image once. "class_balanced": q = 0. "square_root": q = 1/2. "progressive": from instance
-    to class-balanced, linearly over the epochs.
+    to class-balanced, linearly over the epochs. Raises `SettingsError` for another name.
     """
+    if name not in get_args(Sampling):
+        raise SettingsError(f"--sampler {name}: choose one of {', '.join(get_args(Sampling))}")
     if name == "instance":
         return None
     labels = torch.as_tensor(targets)

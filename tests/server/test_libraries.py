@@ -47,7 +47,8 @@ def test_a_named_library_that_is_none(tmp_path: Path, name: str, expected: str) 
 def test_a_named_library_that_is_none_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "model" / "1").mkdir(parents=True)
     (tmp_path / "model" / "config.pbtxt").touch()
-    assert main(["--model-repository", str(tmp_path), "--library", "/none.so"]) == 2
+    ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
+    assert main(["--model-repository", str(tmp_path), *ports, "--library", "/none.so"]) == 2
     assert "server: error: native library /none.so cannot be read" in capsys.readouterr().err
 
 

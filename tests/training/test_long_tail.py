@@ -201,6 +201,8 @@ def test_sampler_weights_are_the_papers() -> None:
     assert progressive(2)[90:].sum().item() == pytest.approx(0.5 * 0.1 + 0.5 / 3)
     assert progressive(4)[90:].sum().item() == pytest.approx(1 / 3)
     assert class_sampling("instance", targets, 5) is None
+    with pytest.raises(SettingsError, match="--sampler none"):
+        class_sampling("none", targets, 5)
 
 
 def test_report_is_by_training_images() -> None:
