@@ -60,13 +60,13 @@ class LoadTest:
         self.options = cast(Any, environment.parsed_options)
         self.slo: Slo | None = load_slo(self.options.slo) if self.options.slo else None
         check_writable(self.options.report, self.options.results)
-        ClassifierUser.images = _images(self.options.images, self.options.sizes)
         self.kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
-        for kind in self.kinds:
-            open_classifier(kind.protocol, environment).close()  # raises where it cannot be
         self._prepare()
         self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
+        ClassifierUser.images = _images(self.options.images, self.options.sizes)
+        for kind in self.kinds:  # at last: gRPC's threads say so where a process ends that has opened it
+            open_classifier(kind.protocol, environment).close()  # raises where it cannot be
 
     @classmethod
     def begin(cls, environment: Environment, **_: Any) -> None:

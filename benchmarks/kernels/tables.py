@@ -81,7 +81,7 @@ def variant_table(result: Result) -> list[str]:
         each = ", ".join(f"{way} {1000 * found['ms']['median']:.1f}" for way, found in ways)
         shape = f"{row['channels']}, {row['size']}, {row['filter'][0]} x {row['filter'][1]}"
         rows.append([row["variant"], shape, row["dtype"], each.replace(NATIVE, "PyTorch native")])
-    title = f"**Strips, fused GELU, tf32, small images**, batch 64, us ({conditions(result)})"
+    title = f"**Beside these layers**, batch 64, us ({conditions(result)})"
     return [title, "", *table(["what", "C, H, filter", "dtype", "each way"], rows)]
 
 

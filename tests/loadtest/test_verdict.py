@@ -26,7 +26,7 @@ def slo(path: Path, text: str) -> list[str]:
 def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path: Path, target: list[str]) -> None:
     saved, page = tmp_path / "results.json", tmp_path / "report.html"
     objectives = slo(tmp_path / "slo.toml", "[latency_ms]\np50 = 0.01\np99 = 9000\n[errors]\nrate = 0")
-    load = ["--shape", "step", "--rate", "40", "--seconds", "4", "--warm-up", "1", "--null-check", "off"]
+    load = ["--shape", "step", "--rate", "120", "--seconds", "4", "--warm-up", "1", "--null-check", "off"]
     done = loadtest(*target, *load, *objectives, "--results", str(saved), "--report", str(page))
     assert done.returncode == 1
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
