@@ -178,3 +178,12 @@ def test_reader_that_has_seen_enough(photos: Path) -> None:
     )
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def full(options: Any) -> int:
+        raise OSError(28, "No space left on device", "out.jsonl")
+
+    monkeypatch.setattr("client.commands.classify.run", full)
+    assert main(["classify", "a.png"]) == 1
+    assert capsys.readouterr().err == "python -m client classify: [Errno 28] No space left on device: 'out.jsonl'\n"

@@ -141,3 +141,27 @@ def test_servers_that_are_silent_about_some_are_sent_all(folder: Path, monkeypat
 
     assert classify(monkeypatch, reply, "--wait", "25", "--concurrency", "1") == 1
     assert len(rows("error")) == 2 * len(rows("predictions")) == COUNT * 2 // 3
+
+
+def test_one_image_in_silence_is_nothing_while_others_are_answered(clock: Clock) -> None:
+    def ask(item: str) -> Any:
+        if item == "slow":
+            assert patience("other") == []
+            clock.now += 100
+            return DeadlineExceededError("no answer")
+        clock.now += 1
+        return []
+
+    patience = _patience.Patience(ask, 25)
+    for _ in range(2):
+        assert isinstance(patience("slow"), DeadlineExceededError)
+    assert patience("other") == []
+
+
+def test_what_is_under_way_at_the_end_is_not_asked_again() -> None:
+    def ask(item: str) -> Any:
+        patience.end()
+        return GONE
+
+    patience = _patience.Patience(ask, 25)
+    assert patience("a") is None
