@@ -8,7 +8,8 @@
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
 Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered; 2 wrong usage; 3 the load
-generator cannot send twice the rate that was asked for; 130 Ctrl-C, but for `run`, which then shows what it has.
+generator cannot send twice the rate that was asked for; 130 `capacity` or `null` was stopped. A stopped `run` shows
+what it has, and is judged by it.
 """
 
 import argparse
@@ -112,7 +113,10 @@ def _check_locust_options(words: Sequence[str]) -> None:
     parser = get_parser()
     add_target_options(parser)  # a locust.conf may hold them
     add_load_options(parser)
-    unknown = [word for word in parser.parse_known_args(words)[1] if word.startswith("-")]
+    known, rest = parser.parse_known_args(words)
+    if names := set(known.user_classes) - set(USERS["both"]):
+        raise ValueError(f"{' '.join(sorted(names))}: no command of loadtest: run, capacity, null, report")
+    unknown = [word for word in rest if word.startswith("-")]
     if unknown:
         raise ValueError(f"{' '.join(unknown)}: no option of loadtest or of locust; see --help")
 

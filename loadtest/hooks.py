@@ -52,6 +52,9 @@ def _images(folder: str, sizes: str) -> list[bytes]:
     return load_images(Path(folder) if folder else None, sizes)
 
 
+STOPS = (signal.SIGTERM, signal.SIGHUP)
+
+
 class LoadTest:
     """One process's share of a test."""
 
@@ -83,7 +86,11 @@ class LoadTest:
         else:
             # Ctrl-C is for locust's main greenlet, not for the user that happens to run.
             loop, main = gevent.get_hub().loop, gevent.getcurrent()
-            gevent.signal_handler(signal.SIGINT, loop.run_callback, main.throw, KeyboardInterrupt)
+            numbers = [signal.SIGINT]
+            if environment.shape_class is not None:  # until that ends locust has no handler: its workers would go on
+                numbers += [each for each in STOPS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+            for number in numbers:
+                gevent.signal_handler(number, loop.run_callback, main.throw, KeyboardInterrupt)
             loop.update_now()  # the time that went by since is not the run's
             if isinstance(runner, MasterRunner):
                 environment.events.worker_report.add_listener(test.on_worker_report)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import SIZE
+from built_repository import SIZE
 
 from export.build import BuildOptions, build
 from models import ModelConfig, create_model, save_checkpoint

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from built import SIZE, config, digest
+from built_repository import SIZE, config, digest
 from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from built import SIZE
+from built_repository import SIZE
 
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from built import digest
+from built_repository import digest
 
 import export.build as build_module
 from export.build import BuildOptions, build

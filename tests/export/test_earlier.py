@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from built import digest
+from built_repository import digest
 
 from export import earlier
 from export.configs import EMBEDDED, ServingSpec

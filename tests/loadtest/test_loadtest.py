@@ -160,6 +160,7 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["--levels", "1,2"],
         ["--shape", "step", "--levels", "1,x"],
         ["--no-such-option"],
+        ["foo"],
         ["--csv"],
         ["--top", "0"],
         ["--top", "x"],
@@ -205,7 +206,12 @@ def test_addresses() -> None:
     ]
 
 
-def test_ctrl_c_ends_with_the_table(pictures: Path, counting_server: Callable) -> None:
+@pytest.mark.parametrize(
+    ("sent", "more"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGTERM, ["--processes", "2"])]
+)
+def test_a_signal_ends_a_run_with_the_table(
+    pictures: Path, counting_server: Callable, sent: signal.Signals, more: list[str]
+) -> None:
     server = counting_server()
     command = [
         sys.executable,
@@ -219,6 +225,7 @@ def test_ctrl_c_ends_with_the_table(pictures: Path, counting_server: Callable) -
         "http",
         "--images",
         str(pictures),
+        *more,
     ]
     process = subprocess.Popen(
         [*command, "--host", server.address], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -226,8 +233,10 @@ def test_ctrl_c_ends_with_the_table(pictures: Path, counting_server: Callable) -
     deadline = time.monotonic() + 30
     while server.count < 20 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sent)
     out, error = process.communicate(timeout=30)
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
     assert process.returncode == 0, out + error  # every request was answered, and nothing was asked of them
     assert "p99" in out
     assert "the test was cut short" in error
