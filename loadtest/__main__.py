@@ -25,6 +25,7 @@ from loadtest.images import parse_sizes
 from loadtest.null_check import NULL_EXPLAINED, null_rate
 from loadtest.options import (
     PEAK,
+    SIGNALS,
     USERS,
     add_load_options,
     add_target_options,
@@ -36,7 +37,6 @@ from loadtest.options import (
 from loadtest.slo import load_slo
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from locust.runners import MasterRunner, WorkerRunner
 from client import ClassifierError, ServerStatus
 from loadtest import results
 from loadtest.images import load_images
-from loadtest.options import PEAK, SECONDS, WARM_UP, add_load_options, add_target_options, check_writable
+from loadtest.options import PEAK, SECONDS, SIGNALS, WARM_UP, add_load_options, add_target_options, check_writable
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
 from loadtest.server_statistics import read_statistics
@@ -50,9 +50,6 @@ def add_options(parser: ArgumentParser) -> None:
 @lru_cache
 def _images(folder: str, sizes: str) -> list[bytes]:
     return load_images(Path(folder) if folder else None, sizes)
-
-
-STOPS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class LoadTest:
@@ -88,7 +85,7 @@ class LoadTest:
             loop, main = gevent.get_hub().loop, gevent.getcurrent()
             numbers = [signal.SIGINT]
             if environment.shape_class is not None:  # until that ends locust has no handler: its workers would go on
-                numbers += [each for each in STOPS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
+                numbers += [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
             for number in numbers:
                 gevent.signal_handler(number, loop.run_callback, main.throw, KeyboardInterrupt)
             loop.update_now()  # the time that went by since is not the run's

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from loadtest.images import SIZES
 from loadtest.shapes import SHAPES
 
 SECONDS, WARM_UP, PEAK = 10.0, 2.0, 4.0
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # end a run as Ctrl-C does
 USERS = {
     "grpc": ["GrpcClassifierUser"],
     "http": ["HttpClassifierUser"],

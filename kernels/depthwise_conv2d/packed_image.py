@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from kernels.depthwise_conv2d import whole_image
-from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
-from kernels.depthwise_conv2d.whole_image import STAGES, load_image, rows_of, sizes, warps_for
+from kernels.depthwise_conv2d.activation import activate
+from kernels.depthwise_conv2d.whole_image import load_image, rows_of
 
 PACK_BLOCK = 512  # taps that a program writes at once
 LONGEST_ROW = 16  # pixels, a power of 2: a step of the loop is whole rows
@@ -111,10 +111,9 @@ def suits(input, kernel_size):
 
 def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
     """output = act(convolution + bias) where it `suits`; arguments as `whole_image.launch`."""
-    batch, channels, height, width = input.shape
-    block_n = max(16, min(64, triton.next_power_of_2(batch)))
-    constants = sizes(height, width, *weight.shape[2:], block_n)
-    row, plane, programs = constants["ROW"], 2 * constants["OUTPUTS"], triton.cdiv(batch, block_n)
+    batch, channels = input.shape[:2]
+    constants = whole_image.constants_for(input, weight, activation, precision, flip)
+    row, plane, programs = constants["ROW"], 2 * constants["OUTPUTS"], triton.cdiv(batch, constants["BLOCK_N"])
     packed_image_kernel[(programs, channels)](
         input,
         weight,
@@ -123,14 +122,6 @@ def launch(input, weight, bias, output, activation, precision="ieee", flip=False
         output,
         batch,
         int(bias is not None),
-        C=channels,
         **constants,
         BLOCK=min(row * plane, max(PACK_BLOCK, plane)),
-        FLIP=flip,
-        PRECISION=precision,
-        ACTIVATION=ACTIVATIONS[activation],
-        INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
-        INTERPRETED=triton.knobs.runtime.interpret,
-        num_warps=warps_for(block_n),
-        num_stages=STAGES,
     )

@@ -125,24 +125,33 @@ def warps_for(block_n):
     return 4 if block_n == 16 else 8
 
 
-def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
-    """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
+def constants_for(input, weight, activation, precision, flip):
+    """What a launch is compiled for; also of packed_image.py."""
     batch, channels, height, width = input.shape
     block_n = max(16, min(64, triton.next_power_of_2(batch)))
-    whole_image_kernel[(triton.cdiv(batch, block_n), channels)](
+    return {
+        "C": channels,
+        **sizes(height, width, *weight.shape[2:], block_n),
+        "FLIP": flip,
+        "PRECISION": precision,
+        "ACTIVATION": ACTIVATIONS[activation],
+        "INDEX": tl.int32 if input.numel() < 2**31 else tl.int64,
+        "INTERPRETED": triton.knobs.runtime.interpret,
+        "num_warps": warps_for(block_n),
+        "num_stages": STAGES,
+    }
+
+
+def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
+    """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
+    batch, channels = input.shape[:2]
+    constants = constants_for(input, weight, activation, precision, flip)
+    whole_image_kernel[(triton.cdiv(batch, constants["BLOCK_N"]), channels)](
         input,
         weight,
         weight if bias is None else bias,
         output,
         batch,
         int(bias is not None),
-        C=channels,
-        **sizes(height, width, *weight.shape[2:], block_n),
-        FLIP=flip,
-        PRECISION=precision,
-        ACTIVATION=ACTIVATIONS[activation],
-        INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
-        INTERPRETED=triton.knobs.runtime.interpret,
-        num_warps=warps_for(block_n),
-        num_stages=STAGES,
+        **constants,
     )
