@@ -2,7 +2,7 @@
 
 Examples:
     python -m training.pretrain --preset photos --output runs/pretrain-photos
-    torchrun --nproc-per-node 8 -m training.pretrain --preset simmim --data imagenet --arch replknet_31b
+    torchrun --standalone --nproc-per-node 8 -m training.pretrain --preset simmim --data imagenet --arch replknet_31b
     python -m training.finetune --data my_images --weights runs/pretrain-photos
 """
 

@@ -1,6 +1,7 @@
 """One of two processes of test_distributed.py: argv is the folder for the results and a JSON of `Config` changes."""
 
 import dataclasses
+import faulthandler
 import json
 import sys
 import warnings
@@ -91,6 +92,7 @@ def cut_and_resumed(config: Config) -> str:
 def main() -> None:
     warnings.simplefilter("error", FutureWarning)
     folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+    faulthandler.dump_traceback_later(150, exit=True)  # says where a process waits for the other
     torch.set_num_threads(1)
     distributed.setup("cpu")
     results: dict = {"steps": {name: one_step(method) for name, method in METHODS.items()}, "queue": queue_labels()}
