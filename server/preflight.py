@@ -1,10 +1,10 @@
 """Checks before the start: what tritonserver would say late, in many lines or not at all, said early in one."""
 
-import contextlib
 import importlib.metadata
 import itertools
 import math
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -155,12 +155,12 @@ def port_owner(port: int) -> str:
 
 
 def free_ports(hosts: Sequence[str]) -> list[int]:
-    """For each of the numeric hosts a port that is free now; no two of one host are the same."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket(family(host))) for host in hosts]
-        for each, host in zip(sockets, hosts, strict=True):
-            each.bind((host, 0))
-        return [each.getsockname()[1] for each in sockets]
+    """For each of the numeric hosts a port that is free now; no two are the same.
+
+    Below Linux's ephemeral ports: one of those could be given to somebody else before the server, loaded, listens.
+    """
+    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # whatever seed the process has set
+    return [next(port for port in candidates if port_is_free(host, port)) for host in hosts]
 
 
 def family(address: str) -> socket.AddressFamily:

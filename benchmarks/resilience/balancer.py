@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.programs import find_program, missing
+from server.preflight import free_ports
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
 
@@ -41,7 +42,7 @@ def balancer(
     program = find_program("haproxy")
     if program is None:
         raise OSError(missing("haproxy"))
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(3)]
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(["127.0.0.1"] * 3)]
     bind = dict(zip(("bind_http", "bind_grpc", "bind_metrics"), addresses, strict=True))
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -56,12 +57,6 @@ def balancer(
     finally:
         process.kill()
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _await_port(process: subprocess.Popen[bytes], address: str, log: Path, seconds: float) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from server.preflight import free_ports
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--sizes", "64:2", "--protocol", "http"]
@@ -67,8 +68,7 @@ def test_two_processes_share_the_rate(loadtest: Loadtest, tmp_path: Path, counti
 def test_master_and_two_workers(tmp_path: Path, counting_server: Callable) -> None:
     server = counting_server()
     saved = tmp_path / "results.json"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_ports(["127.0.0.1"])[0])
     command = [str(Path(sys.executable).parent / "locust"), "-f", str(ROOT / "loadtest/locustfile.py"), "--headless"]
     images = ["--sizes", "64:2"]
     workers = [

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from colours_repository import write_colours_repository
 
+from server.preflight import free_ports
+
 ROOT = Path(__file__).parents[2]
 PAGE_PYTHON = ROOT / os.environ.get("PAGE_VENV", ".venv-page") / "bin" / "python"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -54,9 +56,7 @@ def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Ite
     with ExitStack() as stack:
 
         def start(server: str, *options: str) -> str:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
+            (port,) = free_ports(["127.0.0.1"])
             command = [str(page_python), "-m", "page", "--server", server, "--port", str(port), *options]
             environment = os.environ | proxies | local
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

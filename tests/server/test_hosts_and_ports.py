@@ -1,6 +1,7 @@
 """One clear line for an address or a port that will not do; on each address that will, every service answers."""
 
 import os
+import random
 import socket
 import threading
 import urllib.request
@@ -114,6 +115,16 @@ def test_free_ports():
     ports = free_ports([HERE, HERE, "0.0.0.0"])
     assert len(set(ports)) == 3
     assert all(port_is_free(HERE, port) for port in ports)
+
+
+def test_free_ports_are_given_to_nobody_else():
+    """Not by Linux, whose ephemeral ports begin at 32768; nor twice, whatever the seed."""
+    drawn = []
+    for _ in range(2):
+        random.seed(0)
+        drawn += free_ports([HERE] * 3)
+    assert len(set(drawn)) == 6
+    assert max(drawn) < 32_768
 
 
 @pytest.mark.parametrize(
