@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-ENTRIES = ("model", "state_dict", "model_state_dict")
+ENTRIES = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")  # the first that is there
 # What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before the names of the network's own.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
@@ -34,12 +34,12 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def read_state(path: Path, expected: Collection[str], *, ema: bool = False) -> dict[str, Tensor]:
+def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
     """The state dict in `path`, its wrappers taken off as far as the model's keys, `expected`, ask for it.
 
     Raises `FileNotFoundError`, and `WeightsError` for what cannot be read or holds no state dict.
     """
-    state = _without_prefixes(_state_dict(_read(path), path, ema), expected)
+    state = _without_prefixes(_state_dict(_read(path), path), expected)
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}: a state dict holds tensors only")
@@ -100,13 +100,11 @@ def _unpickled(path: Path) -> Any:
         raise WeightsError(f"{path} cannot be read ({first_line(error)}): it is truncated or damaged") from error
 
 
-def _state_dict(content: Any, path: Path, ema: bool) -> dict[str, Any]:
+def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     """What the trainer's checkpoint calls the model, or all of it."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}: a state dict is needed")
-    if ema and not isinstance(content.get("model_ema"), Mapping):
-        raise WeightsError(f"{path} holds no 'model_ema': load it without ema")
-    for name in ("model_ema",) if ema else ENTRIES:
+    for name in ENTRIES:
         if isinstance(content.get(name), Mapping):
             content = content[name]
             break

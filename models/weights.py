@@ -91,11 +91,11 @@ def _is_own_config(path: Path) -> bool:
     return not isinstance(values, dict) or "arch" in values
 
 
-def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_head: bool = False) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False) -> None:
     """Load a file of safetensors or torch.save, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
-    Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict"; `ema`
-    takes "model_ema" in their place. Keys may begin with "module." (DDP), "_orig_mod." (torch.compile), "model."
+    Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict", or else
+    under "model_ema" or "state_dict_ema". Keys may begin with "module." (DDP), "_orig_mod." (torch.compile), "model."
     (Lightning) or "backbone." (OpenMMLab): those without it are then left out, unless they fit the model. A file in the
     published deploy form turns `model` into that form. A timm model takes what timm publishes as a file and, where timm
     can translate them, its authors' files. `skip_head` keeps the model's own classifier. Code in a pickle is never run.
@@ -105,7 +105,7 @@ def load_weights(model: nn.Module, path: str | Path, *, ema: bool = False, skip_
     """
     path = Path(path)
     path, model = path / WEIGHTS_FILE if path.is_dir() else path, bare_model(model)
-    state = read_state(path, model.state_dict().keys(), ema=ema)
+    state = read_state(path, model.state_dict().keys())
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)

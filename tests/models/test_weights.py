@@ -26,15 +26,14 @@ def state() -> State:
     return nano(1).state_dict()
 
 
-def test_averaged_weights_are_taken_on_request(state: State, tmp_path: Path) -> None:
+@pytest.mark.parametrize("average", ["model_ema", "state_dict_ema"])
+def test_averaged_weights_are_taken_where_there_are_no_others(state: State, average: str, tmp_path: Path) -> None:
     averaged = nano(2).state_dict()
-    path = write(tmp_path / "weights.pth", {"model": state, "model_ema": averaged})
     model = nano(0)
-    load_weights(model, path)
+    load_weights(model, write(tmp_path / "both.pth", {average: averaged, "model": state}))
     assert same(model.state_dict(), state)
-    load_weights(model, path, ema=True)
+    load_weights(model, write(tmp_path / "averaged.pth", {average: averaged, "epoch": 3}))
     assert same(model.state_dict(), averaged)
-    refused(write(tmp_path / "plain.pth", {"model": state}), "no 'model_ema'", ema=True)
 
 
 def test_published_deploy_form_is_loaded_as_such(tmp_path: Path) -> None:
