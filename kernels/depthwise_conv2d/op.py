@@ -66,6 +66,8 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
     channels = input.shape[1]
     if channels == 0:
         raise ValueError(f"input has shape {list(input.shape)}: at least one channel is expected")
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        raise ValueError(f"input has shape {list(input.shape)}: images of at least one pixel are expected")
     if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
         raise ValueError(f"weight has shape {list(weight.shape)}: [{channels},1,Kh,Kw] is expected")
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:

@@ -45,6 +45,8 @@ void check_arguments(const Tensor& input, const Tensor& weight, const std::optio
   STD_TORCH_CHECK(input.dim() == 4, "input has ", input.dim(), " dimensions: [N,C,H,W] is expected");
   const int64_t channels = input.size(1);
   STD_TORCH_CHECK(channels > 0, "input has no channels: at least one is expected");
+  STD_TORCH_CHECK(input.size(2) > 0 && input.size(3) > 0, "input has images of ", input.size(2), " x ", input.size(3),
+                  ": at least one pixel is expected");
   STD_TORCH_CHECK(weight.dim() == 4 && weight.size(0) == channels && weight.size(1) == 1, "weight does not fit: [",
                   channels, ",1,Kh,Kw] is expected");
   STD_TORCH_CHECK(weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1, "the kernel is ", weight.size(2), " x ",

@@ -250,6 +250,7 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
     [
         ((X[0], W), "[N,C,H,W]"),
         ((X[:, :0], W[:0]), "[1, 0, 5, 5]: at least one channel"),
+        ((X[:, :, :0], W), "0, 5]: images of at least one pixel"),
         ((X, torch.zeros(3, 1, 3, 3)), "[4,1,Kh,Kw]"),
         ((X, torch.zeros(4, 2, 3, 3)), "[4,1,Kh,Kw]"),
         ((X, torch.zeros(4, 1, 4, 3)), "4 x 3"),
@@ -271,6 +272,7 @@ def test_bad_arguments_are_named(arguments, message):
     [
         ((X[0], W), "3 dimensions"),
         ((X[:, :0], W[:0]), "no channels"),
+        ((X[:, :, :0], W), "images of 0 x 5"),
         ((X, torch.zeros(3, 1, 3, 3)), "weight does not fit"),
         ((X, torch.zeros(4, 1, 4, 3)), "4 x 3"),
         ((X, W, torch.zeros(5)), "bias does not fit"),
