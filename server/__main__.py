@@ -11,6 +11,7 @@ from server.command_line import add_token_options, interrupt_on_signals
 from server.errors import ServerError, exit_code
 from server.management import VARIABLES, read_token
 from server.supervisor import TritonServer
+from server.systemd import notify
 from server.tls import tls_of
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -79,9 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
                 f"  metrics  http://{server.metrics_url}/metrics\n"
                 f"try:  {client_command(example, url, protocol)}"
             )
+            notify("READY=1")
             try:
                 server.wait()
             except KeyboardInterrupt:
+                notify("STOPPING=1")
                 say("stopping: waiting for requests in flight (again to end at once)")
     except KeyboardInterrupt:
         if server is not None:
