@@ -110,15 +110,18 @@ def _as_repository_error() -> Iterator[None]:
 
 def _artifact(config: str) -> str:
     """The file that one version of the model must hold; empty for an ensemble or an unknown backend."""
-    named = re.search(r'^\s*default_model_filename\s*:\s*"([^"]+)"', config, re.MULTILINE)
-    if named:
-        return named.group(1)
-    return FILES.get(_backend(config), "")
+    return _value("default_model_filename", config) or FILES.get(_backend(config), "")
 
 
 def _backend(config: str) -> str:
-    named = re.search(r'^\s*(?:backend|platform)\s*:\s*"([^"]+)"', config, re.MULTILINE)
-    return PLATFORMS.get(named.group(1), named.group(1)) if named else ""
+    named = _value("backend|platform", config)
+    return PLATFORMS.get(named, named)
+
+
+def _value(name: str, config: str) -> str:
+    """Of the first such field that stands in no comment and no string; empty where there is none."""
+    found = re.search(rf"""^(?:[^#"\n]|"[^"\n]*")*?\b(?:{name})\s*:\s*"([^"]+)\"""", config, re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def replaced(config: bytes) -> str:

@@ -91,6 +91,11 @@ def test_no_version(tmp_path):
         ('backend: "onnxruntime"', "model.onnx"),
         ('platform: "onnxruntime_onnx"', "model.onnx"),
         ('backend: "pytorch"\ndefault_model_filename: "other.bin"', "other.bin"),
+        ('name: "backbone" backend: "pytorch" default_model_filename: "other.bin" max_batch_size: 8', "other.bin"),
+        (
+            '# backend: "onnxruntime"\nname: "backend: \'onnx\'"\nmy_backend: "onnxruntime"\nbackend: "python"',
+            "model.py",
+        ),
     ],
 )
 def test_config_without_weights(tmp_path, text, file):
