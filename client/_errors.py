@@ -90,12 +90,25 @@ _MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|un
 _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", re.IGNORECASE)
 EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
+_START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
+# gRPC's, Python's and aiohttp's words for a connection that was not made, and for one that was cut off
+_REMEDIES = {
+    r"expected settings frame|missing selected alpn": "give --protocol http (in Python protocol=), or its gRPC port",
+    r"hostname mismatch|address mismatch|hostname verification": "give an address that its certificate names",
+    r"certificate has expired|certificate is not yet valid": "renew its certificate, or set this machine's clock",
+    r"certificate.verify.failed": "name the authority that signed its certificate with --tls-root (in Python tls=)",
+    r"wrong.version.number": "it speaks no TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
+    r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
+        f"{_START}; where it speaks no TLS, leave out --tls and the like (in Python tls=)"
+    ),
+}
+_CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnected|tlsv1\S* alert|tsi_data_corrupted")
 
 
 def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:
     """The typed error for a gRPC status name (``"NOT_FOUND"``, or ``"NOT_READY"``) and the server's words."""
     details = shorten(_NOISE.sub("", details))
-    kind, message = _classify(status, details, model, timeout)
+    kind, message = _classify(status, details, url, model, timeout)
     return kind(f"{message} [{model} at {url}]")
 
 
@@ -105,7 +118,7 @@ def shorten(words: str, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[:limit]}..."
 
 
-def _classify(status: str, details: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
+def _classify(status: str, details: str, url: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
     lower = details.lower()
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError, f"no answer within {timeout:.3g} s: raise the timeout or send fewer at a time"
@@ -129,8 +142,7 @@ def _classify(status: str, details: str, model: str, timeout: float) -> tuple[ty
     if status == "NOT_READY" or (status == "UNAVAILABLE" and _NOT_READY.search(details)):
         return ServerNotReadyError, f"the server is not ready ({details}): wait until it is, or see its log"
     if status in ("UNAVAILABLE", "CANCELLED"):
-        remedy = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
-        return ConnectionFailedError, f"the server cannot be reached ({details}): {remedy}"
+        return ConnectionFailedError, f"the server cannot be reached ({details}): {_connecting(lower, url)}"
     if status == "NOT_FOUND" and "unknown model" in lower:
         remedy = "check the name, or the server's repository"
         if model.endswith(EXPLAINED):
@@ -141,3 +153,15 @@ def _classify(status: str, details: str, model: str, timeout: float) -> tuple[ty
     if status in ("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS"):
         return InferenceError, f"the server failed ({details}): its log says why"
     return ProtocolError, f"the server refuses the request, {status} ({details}): check the address and the model"
+
+
+def _connecting(details: str, url: str) -> str:
+    """What to do where there is no connection."""
+    for words, remedy in _REMEDIES.items():
+        if re.search(words, details):
+            return remedy
+    if not _CUT_OFF.search(details):
+        return _START
+    if url.startswith(("grpcs://", "https://")):
+        return f"{_START}; where it wants a client's certificate, give --tls-certificate and --tls-key (in Python tls=)"
+    return f"{_START}; where it speaks TLS, give --tls or --tls-root (in Python tls=)"

@@ -59,7 +59,11 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
         host, port = parts.hostname or "", parts.port or (443 if encrypted else port)
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}; {remedy}") from None
-    if ENCRYPTED.get(parts.scheme, parts.scheme) != protocol:
+    spoken = ENCRYPTED.get(parts.scheme, parts.scheme)
+    if spoken != protocol:
+        if spoken in DEFAULT_PORTS:
+            other = f"{protocol}s" if encrypted else protocol
+            remedy = f"give --protocol {spoken} (in Python protocol={spoken!r}), or write {other}://"
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
     if not host or parts.path.strip("/") or parts.query or parts.username:
         raise ValueError(f"URL {url!r} is not an address; {remedy}")

@@ -111,6 +111,10 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
     try:
         details = str(json.loads(body)["error"])
     except (ValueError, LookupError, TypeError):
+        if status == 400:  # tritonserver's own are JSON
+            words = shorten(" ".join(body.decode(errors="replace").split()), 100)
+            remedy = "check the address, and give --tls or --tls-root (in Python tls=) where it speaks TLS"
+            return ProtocolError(f"this is no classifier's answer (HTTP 400 {words}): {remedy} [{model} at {url}]")
         details = shorten(body.decode(errors="replace"))
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")

@@ -162,8 +162,7 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, boo
     ("url", "protocol", "words"),
     [
         ("", "grpc", "not an address"),
-        ("http://box", "grpc", "is http, the protocol is grpc"),
-        ("https://box", "grpc", "is https, the protocol is grpc"),
+        ("ftp://box", "grpc", "is ftp, the protocol is grpc"),
         ("box:port", "http", "box:port"),
         ("box:99999", "http", "box:99999"),
         ("box:1/v2/models", "http", "not an address"),
@@ -174,3 +173,19 @@ def test_addresses_that_are_none(url: str, protocol: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         Classifier(url, protocol)
     assert "write host:port" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "spoken", "other"),
+    [
+        ("http", "grpc", "http", "grpc"),
+        ("https", "grpc", "http", "grpcs"),
+        ("grpc", "http", "grpc", "http"),
+        ("grpcs", "http", "grpc", "https"),
+    ],
+)
+def test_an_address_of_the_other_protocol_names_the_option(scheme: str, protocol: str, spoken: str, other: str) -> None:
+    with pytest.raises(ValueError, match=f"is {scheme}, the protocol is {protocol}; ") as caught:
+        Classifier(f"{scheme}://box", protocol)
+    remedy = f"give --protocol {spoken} (in Python protocol='{spoken}'), or write {other}://"
+    assert str(caught.value).endswith(remedy)

@@ -45,6 +45,27 @@ def test_status_to_error(status: str, details: str, name: str) -> None:
     assert "m at grpc://here:1" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("url", "details", "remedy"),
+    [
+        ("grpc://a:1", "Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame", "give --protocol http"),
+        ("grpcs://a:1", "Cannot check peer: missing selected ALPN property.", "give --protocol http"),
+        ("grpcs://a:1", "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "renew its"),
+        ("https://a:1", "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca", "--tls-certificate and --tls-key"),
+        ("grpcs://a:1", "Handshake read failed (Socket closed)", "leave out --tls"),
+        ("grpcs://a:1", "Unwrap failed (TSI_DATA_CORRUPTED)", "--tls-certificate and --tls-key"),
+    ],
+)
+def test_a_connection_that_fails_names_the_option(url: str, details: str, remedy: str) -> None:
+    assert remedy in str(error_from_status("UNAVAILABLE", details, url=url, model="m", timeout=1))
+
+
+def test_a_server_that_is_not_there_is_started() -> None:
+    message = str(error_from_status("UNAVAILABLE", "Connection refused", url="grpcs://a:1", model="m", timeout=1))
+    assert "): start it, or check the address" in message
+    assert "--tls" not in message
+
+
 def test_words_are_cleaned_and_kept() -> None:
     details = "in ensemble 'm', [request id: <id_unknown>] not a JPEG image"
     error = error_from_status("INVALID_ARGUMENT", details, url="u", model="m", timeout=1)

@@ -106,6 +106,7 @@ def test_fresh_connection_that_dies_is_not_tried_again(stub: HttpStub, transport
     [
         (400, b'{"error": "in ensemble \'m\', not a JPEG"}', InvalidImageError),
         (400, b"{\"error\": \"unexpected inference input 'image' for model 'm'\"}", ProtocolError),
+        (400, b"Client sent an HTTP request to an HTTPS server.", ProtocolError),
         (404, b'{"error": "Request for unknown model: \'m\' is not found"}', ModelNotFoundError),
         (404, b"<html>not here</html>", ProtocolError),
         (408, b"", DeadlineExceededError),
@@ -130,6 +131,14 @@ def test_statuses(stub: HttpStub, transport: Any, status: int, body: bytes, kind
         ask(transport)
     assert type(caught.value) is kind
     assert transport.url in str(caught.value)
+
+
+def test_a_proxy_that_wants_tls(stub: HttpStub, transport: Any) -> None:
+    """nginx's words."""
+    stub.status = 400
+    stub.body = b"<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n</html>"
+    with pytest.raises(ProtocolError, match=r"was sent to HTTPS port.*give --tls or --tls-root .* where it speaks TLS"):
+        ask(transport)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Encrypted connections over both protocols, blocking and asyncio."""
 
 import asyncio
+import contextlib
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 import trustme
 from asking import CAT
 from authority import Authority, https_stub, start
+from stub_grpc import GrpcStub, serve
 from stub_http import HttpStub, close_unsaid
 
 from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError
@@ -75,7 +79,9 @@ def test_a_stranger_is_not_trusted(secure: tuple[str, str], tmp_path: Path, kind
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
     classifier = kind(address, protocol, timeout=10, retries=0, tls=other)
-    with pytest.raises(ConnectionFailedError):
+    with pytest.raises(
+        ConnectionFailedError, match=r": name the authority that signed its certificate with --tls-root"
+    ):
         asyncio.run(finish(classifier))
 
 
@@ -85,16 +91,54 @@ async def finish(classifier: Any) -> None:
         await answer
 
 
-def test_plain_text_to_an_encrypted_port(secure: tuple[str, str]) -> None:
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_plain_text_to_an_encrypted_port(secure: tuple[str, str], kind: Any) -> None:
     protocol, address = secure
-    with pytest.raises(Exception, match=r"cannot be reached|does not speak"):
-        both(protocol, address, False)
+    with pytest.raises(ConnectionFailedError, match=r"; where it speaks TLS, give --tls or --tls-root "):
+        asyncio.run(finish(kind(address, protocol, timeout=10, retries=0)))
 
 
-def test_client_certificate(mutual: tuple[str, str], authority: Authority) -> None:
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_an_encrypted_client_of_a_plain_port(stub: HttpStub, authority: Authority, kind: Any) -> None:
+    server, port = serve(GrpcStub())
+    for protocol, where in (("grpc", port), ("http", stub.server_address[1])):
+        with pytest.raises(ConnectionFailedError, match="it speaks no TLS: leave out --tls and the like"):
+            asyncio.run(finish(kind(f"127.0.0.1:{where}", protocol, timeout=10, retries=0, tls=authority.root)))
+    server.stop(0).wait()
+
+
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_a_plain_port_that_hangs_up_on_an_encrypted_client(authority: Authority, kind: Any) -> None:
+    """tritonserver's HTTP does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            connection, _ = server.accept()
+            connection.recv(2**16)
+            connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionFailedError, match="; where it speaks no TLS, leave out --tls and the like"):
+            asyncio.run(finish(kind(address, "http", timeout=10, retries=0, tls=authority.root)))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_certificate_of_another_name(tmp_path: Path, protocol: str) -> None:
+    own = Authority(tmp_path)
+    own.server = own.ca.issue_cert("elsewhere.example")
+    with contextlib.contextmanager(start)(protocol, own, client_needed=False) as (_, address):
+        for kind in (Classifier, AsyncClassifier):
+            with pytest.raises(ConnectionFailedError, match=": give an address that its certificate names"):
+                asyncio.run(finish(kind(address, protocol, timeout=10, retries=0, tls=own.root)))
+
+
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_client_certificate(mutual: tuple[str, str], authority: Authority, kind: Any) -> None:
+    protocol, address = mutual
     both(*mutual, TLS(authority.root, authority.certificate, authority.key))
-    with pytest.raises(ConnectionFailedError):
-        both(*mutual, authority.root)
+    with pytest.raises(ConnectionFailedError, match="give --tls-certificate and --tls-key"):
+        asyncio.run(finish(kind(address, protocol, timeout=10, retries=0, tls=authority.root)))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
