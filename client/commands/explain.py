@@ -4,6 +4,7 @@ Writes the picture with the class map over it for each image. The server must ha
 """
 
 import argparse
+import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
@@ -46,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.crop_pct > 1:
         raise UsageError(f"--crop-pct {options.crop_pct}: a share, at most 1")
+    if importlib.util.find_spec("PIL") is None:  # before anything is sent
+        print("the overlays are drawn with Pillow, which is not installed: pip install pillow", file=sys.stderr)
+        return 1
     with open_classifier(options, Classifier) as classifier:
         try:
             options.output.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """``python -m client explain`` and `overlay`."""
 
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,6 +86,17 @@ def test_explain_into_a_file_is_wrong_usage(output: str, served: FakeTransport, 
     assert f"error: --output {output} cannot be a folder (" in capsys.readouterr().err
     assert Path("file").read_text() == "mine"
     assert served.requests == []
+
+
+def test_explain_without_pillow_asks_nothing(
+    served: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("L", (8, 8)).save("a.png")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main(["explain", "a.png"]) == 1
+    assert capsys.readouterr().err.endswith("Pillow, which is not installed: pip install pillow\n")
+    assert served.requests == []
+    assert not Path("explained").exists()
 
 
 def test_explain_a_file_that_is_away(served: FakeTransport) -> None:
