@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from client._async_classifier import AsyncClassifier
-from client._errors import ClassifierError
+from client._errors import ClassifierError, ServerUnavailableError
 from client._sources import expand
 from client._status import step_times
 from client.commands._options import (
@@ -43,6 +43,7 @@ class Run:
 
     latencies: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    first: dict[str, ClassifierError] = field(default_factory=dict)  # of each kind of error
     elapsed: float = 0.0
     late: float = 0.0
 
@@ -62,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """1 where an image was not answered."""
     images = _read(options.paths)
-    report = asyncio.run(_measure(images, options))
+    try:
+        report, first = asyncio.run(_measure(images, options))
+    except ServerUnavailableError as error:
+        print(error.message, file=sys.stderr)
+        return 1
     if options.format == "json":
         print(json.dumps(report))
     elif options.format == "csv":
@@ -70,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
         csv.writer(sys.stdout, lineterminator="\n").writerows([flat.keys(), flat.values()])
     else:
         _print_table(report)
+    for kind, met in first.items():
+        print(f"{report['errors'][kind]} not answered: {met.message}", file=sys.stderr)
     return 1 if report["errors"] or not report["answered"] else 0
 
 
@@ -109,12 +116,16 @@ async def _send(classifier: AsyncClassifier, image: bytes, top: int, due: float,
         await classifier.classify(image, top)
     except ClassifierError as error:
         result.errors[type(error).__name__] += 1
+        result.first.setdefault(type(error).__name__, error)
         await asyncio.sleep(0.01)  # a refused connection must not become a busy loop
     else:
         result.latencies.append(time.monotonic() - due)
 
 
-async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str, Any]:
+async def _measure(
+    images: list[bytes], options: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, ClassifierError]]:
+    """The report, and the first error of each kind. Raises `ServerUnavailableError`: none was there to warm up."""
     async with open_classifier(options, AsyncClassifier) as classifier:
 
         async def load(span: float) -> Run:
@@ -124,11 +135,14 @@ async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str
             return await open_loop(classifier, images, options.top, options.rate, end)
 
         async with clock(options.warm_up + options.seconds, "measuring"):
-            await load(options.warm_up)
+            warmed = await load(options.warm_up)
+            for error in warmed.first.values():
+                if isinstance(error, ServerUnavailableError) and not warmed.latencies:
+                    raise error
             before = await classifier.status(options.timeout)
             result = await load(options.seconds)
         after = await classifier.status(options.timeout)
-    return {
+    report = {
         "load": {"concurrency": options.concurrency} if options.rate is None else {"rate": options.rate},
         "seconds": round(result.elapsed, 3),
         "answered": len(result.latencies),
@@ -141,6 +155,7 @@ async def _measure(images: list[bytes], options: argparse.Namespace) -> dict[str
             for model, times in step_times(before, after).items()
         },
     }
+    return report, result.first
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float | None]:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
+import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,7 +85,26 @@ def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFi
     assert int(row["errors.QueueFullError"]) > 5
     assert (row["answered"], row["latency_ms.p50"]) == ("0", "")
     assert measured() == 1
-    assert "QueueFullError" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "QueueFullError" in out
+    assert re.fullmatch(r"\d+ not answered: full\n", err)
+
+
+@pytest.mark.parametrize("load", [["--json"], ["--rate", "100"]])
+def test_bench_without_a_server_ends_after_the_warm_up(
+    tmp_path: Path, load: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        url = f"127.0.0.1:{taken.getsockname()[1]}"
+        arguments = ["bench", str(tmp_path / "a.png"), "--url", url, "--seconds", "60", "--warm-up", "0.2", *load]
+        started = time.monotonic()
+        assert main(arguments) == 1
+        assert time.monotonic() - started < 20
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"the server cannot be reached \(.*\): start it, .* \[classifier at grpc://{url}\]\n", err)
 
 
 @pytest.mark.parametrize(
