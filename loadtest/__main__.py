@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.capacity_command import capacity
-from loadtest.images import parse_sizes
 from loadtest.null_check import NULL_EXPLAINED, null_rate
 from loadtest.options import (
     PEAK,
@@ -90,10 +89,9 @@ def run(arguments: Sequence[str]) -> int:
     check_writable(options.report, options.results)
     if options.slo:
         load_slo(options.slo)
-    if options.sizes:
-        parse_sizes(options.sizes)
+    images = image_options(options)
     if options.null_check != "off" and "--worker" not in of_locust:
-        options.null_rate = null_rate(options.protocol, max(1, options.processes), image_options(options))
+        options.null_rate = null_rate(options.protocol, max(1, options.processes), images)
         print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_EXPLAINED}", file=sys.stderr)
         if options.rate is not None and peak > options.null_rate / 2:
             print(

@@ -24,6 +24,14 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     return sizes
 
 
+def find_below(folder: str | Path) -> list[Path]:
+    """The images there. Raises `ValueError` where there are none."""
+    paths = find_images(Path(folder))
+    if not paths:
+        raise ValueError(f"no image below {folder}: name another folder with --images")
+    return paths
+
+
 def photographs() -> list[Path]:
     """Those that scikit-learn ships. Raises `FileNotFoundError`."""
     package = importlib.util.find_spec("sklearn")  # looked up, not imported
@@ -39,9 +47,7 @@ def load_images(folder: Path | None = None, sizes: str = "", limit: int = 500) -
     """
     if folder is None:
         return resized(photographs(), parse_sizes(sizes or SIZES))
-    paths = find_images(folder)
-    if not paths:
-        raise FileNotFoundError(f"no image below {folder}: name another folder with --images")
+    paths = find_below(folder)
     if sizes:
         return resized(paths, parse_sizes(sizes))
     step = max(1.0, len(paths) / limit)

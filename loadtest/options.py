@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadtest.images import SIZES
+from loadtest.images import SIZES, find_below, parse_sizes
 from loadtest.shapes import SHAPES
 
 SECONDS, WARM_UP, PEAK = 10.0, 2.0, 4.0
@@ -112,6 +112,11 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(options: argparse.Namespace) -> list[str]:
+    """As words. Raises `ValueError` for a folder without images, and for sizes that are none."""
+    if options.sizes:
+        parse_sizes(options.sizes)
+    if options.images:
+        find_below(options.images)
     return ["--images", options.images, "--sizes", options.sizes]
 
 

@@ -1,6 +1,8 @@
 """What is sent: a folder's files as they are, or photographs in a stated mix of sizes."""
 
 import io
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,12 @@ def test_no_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="--images"):
         load_images()
+
+
+def test_capacity_looks_for_the_images_first(
+    loadtest: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
+    done = loadtest("capacity", "--slo", str(tmp_path / "slo.toml"), "--images", "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "loadtest: no image below none: name another folder with --images\n"

@@ -121,8 +121,11 @@ def test_no_server_fails(pictures: Path, nobody: str) -> None:
 
 
 def test_no_images_is_said(loadtest: Loadtest, tmp_path: Path) -> None:
-    for done in (locust("-t", "1s", "--images", str(tmp_path)), loadtest("--images", str(tmp_path))):
-        assert done.returncode == 1
+    for done in (
+        locust("-t", "1s", "--images", str(tmp_path)),
+        loadtest("--null-check", "off", "--images", str(tmp_path)),
+    ):
+        assert done.returncode == 2
         assert f"loadtest: no image below {tmp_path}: name another folder with --images" in done.stderr
         assert "Traceback" not in done.stderr
 
@@ -168,6 +171,9 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["--results", "tests"],
         ["report", "README.md", "report.html"],
         ["--sizes", "4000"],
+        ["--images", "none"],
+        ["null", "--images", "none"],
+        ["null", "--sizes", "4000"],
         ["--report", "no/such/folder/report.html"],
         ["capacity", "--repeats", "0", "--slo", "x"],
         ["--slo", "no/such/slo.toml"],
