@@ -13,6 +13,7 @@ what it has, and is judged by it.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import signal
@@ -36,10 +37,14 @@ from loadtest.options import (
 from loadtest.slo import load_slo
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
+NEEDED = ("locust", "matplotlib", *(() if sys.version_info >= (3, 11) else ("tomli",)))  # that the client does without
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"loadtest needs {', '.join(missing)}: pip install '.[loadtest]' in the checkout", file=sys.stderr)
+        return 1
     commands = {"run": run, "capacity": capacity, "null": null, "report": report}
     command = commands[arguments.pop(0)] if arguments and arguments[0] in commands else run
     for number in SIGNALS:

@@ -16,11 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from loadtest.recorder import Cell, count_within
 
 KEYS = {
@@ -34,6 +29,11 @@ Slo = dict[str, dict[str, float]]
 
 def load_slo(path: str | Path) -> Slo:
     """Raises `ValueError` that names the key, its value and the remedy, or the file where it cannot be read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     try:
         slo = tomllib.loads(Path(path).read_text())
     except OSError as error:

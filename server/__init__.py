@@ -1,5 +1,7 @@
 """Starts and supervises a tritonserver on this machine: ``python -m server``, or `TritonServer` in a with statement."""
 
+import sys
+
 from server.errors import (
     GaveUpError,
     InstallationError,
@@ -10,7 +12,13 @@ from server.errors import (
     ServerError,
     StartError,
 )
-from server.supervisor import TritonServer
+
+try:
+    from server.supervisor import TritonServer
+except ModuleNotFoundError as error:
+    if sys.argv[:1] != ["-m"]:  # what it is while python -m looks for one of the commands
+        raise
+    sys.exit(f"server needs {error.name}: pip install '.[serve]' in the checkout")
 
 __all__ = [
     "GaveUpError",

@@ -1,5 +1,6 @@
 """The options of python -m server and server.tune, and what docs/serving.md says of them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("module", ["server", "server.release", "server.rollback", "server.tune"])
+@pytest.mark.parametrize("package", ["psutil", "cryptography"])
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path, module, package):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    arguments = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"server needs {package}: pip install '.[serve]' in the checkout\n"
+    done = subprocess.run([sys.executable, "-c", "import server"], cwd=ROOT, env=environment, capture_output=True)
+    assert b"ModuleNotFoundError" in done.stderr  # a program is told as Python tells it
 
 
 @pytest.mark.parametrize("module", ["server", "server.tune"])
