@@ -167,12 +167,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.callers < 1:
         parser.error("--callers is at least 1")
+    try:
+        image = options.image and options.image.read_bytes()
+    except OSError as error:
+        parser.error(
+            f"--image {options.image} cannot be read ({error.strerror}): name a picture's file, or leave it out"
+        )
     repository = options.model_repository
     interrupt_on_signals()
     try:
         read_repository(repository)
         embedded = find_tritonserver().embedded
-        image = options.image.read_bytes() if options.image else own_image(repository)
+        image = own_image(repository) if image is None else image
         now = read_settings(repository, embedded)
         best, found, before = tune(
             now,

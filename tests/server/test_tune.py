@@ -1,6 +1,7 @@
 """server.tune: what it chooses from measurements, what it writes, and a run on real servers."""
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -203,6 +204,15 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
         with pytest.raises(SystemExit):
             tune.main([word])
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "."])
+def test_an_image_that_cannot_be_read_is_wrong_usage(own, tmp_path, name, capsys):
+    with pytest.raises(SystemExit) as end:
+        tune.main(["--model-repository", str(own), "--image", str(tmp_path / name)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"error: --image {tmp_path / name} cannot be read \(.*\): name a picture's file", said)
 
 
 @pytest.mark.server
