@@ -51,6 +51,8 @@ def read_repository(path: str | Path) -> Repository:
     """Raises `RepositoryError`: a folder that is missing or empty, or holds one that is no model; a model without
     versions or without weights."""
     root = Path(path).expanduser().absolute()
+    if root.is_file():
+        raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
     if not root.is_dir():
         raise RepositoryError(f"model repository {root} does not exist: {BUILD}")
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())

@@ -34,6 +34,9 @@ def write_torchscript(path, code):
 
 
 def test_missing(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RepositoryError, match=r"file is a file: name the folder that build_models\.py has"):
+        read_repository(tmp_path / "file")
     with pytest.raises(RepositoryError, match=r"none does not exist: run build_models\.py"):
         read_repository(tmp_path / "none")
 
