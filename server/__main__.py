@@ -6,10 +6,12 @@ import os
 import shlex
 import sys
 import time
+from pathlib import Path
 
 from server.command_line import add_token_options, interrupt_on_signals
-from server.errors import ServerError, exit_code
+from server.errors import OptionError, ServerError, exit_code
 from server.management import VARIABLES, read_token
+from server.preflight import resolve
 from server.supervisor import TritonServer
 from server.systemd import notify
 from server.tls import tls_of
@@ -53,17 +55,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing, 2 for a wrong option."""
     options = vars(parse_arguments(arguments))
-    if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
-        say(
-            f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
-            f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
-            "Put a proxy in front, and use a current container (deploy/) for production."
-        )
     interrupt_on_signals()
     begun = time.monotonic()
     example = options.pop("example")
     server = None
     try:
+        check_words(options["tritonserver_args"])
+        if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
+            resolve(options["host"])  # or there is nothing to warn of
+            say(
+                f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
+                f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
+                "Put a proxy in front, and use a current container (deploy/) for production."
+            )
         for name in VARIABLES:
             token = f"{name.replace('-', '_')}_token"
             options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
@@ -94,6 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error)
     say("stopped")
     return 0
+
+
+def check_words(passed_on: list[str]) -> None:
+    """Raises `OptionError` where they begin with none of tritonserver's options."""
+    if passed_on and not passed_on[0].startswith("-"):
+        word = passed_on[0]
+        meant = f"did you mean --model-repository {word}?" if Path(word).is_dir() else "see --help"
+        raise OptionError(f"{word!r} is no option: {meant}")
 
 
 def client_command(image: str, url: str, protocol: str = "grpc") -> str:

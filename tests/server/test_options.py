@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from server.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,3 +35,19 @@ def test_every_option_is_described(module):
     assert len(options) >= 6
     text = (ROOT / "docs" / "serving.md").read_text()
     assert {option for option in options if f"`{option}`" not in text and f"`{option} " not in text} == set()
+
+
+def test_command_line_does_not_warn_of_a_host_that_is_none(tmp_path, capsys):
+    assert main(["--model-repository", str(tmp_path / "none"), "--host", "300.1.1.1"]) == 2
+    expected = "server: error: host '300.1.1.1' is not an address: use 127.0.0.1 or 0.0.0.0\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    expected = f"server: error: {str(tmp_path)!r} is no option: did you mean --model-repository {tmp_path}?\n"
+    assert capsys.readouterr().err == expected
+    assert main(["--drain-seconds", "1", "start", "--", "--log-verbose=1"]) == 2
+    assert capsys.readouterr().err == "server: error: 'start' is no option: see --help\n"
+    assert main(["--model-repository", str(tmp_path / "none"), "--", "--log-verbose", "1"]) == 1  # goes on
+    assert "does not exist" in capsys.readouterr().err
