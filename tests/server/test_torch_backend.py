@@ -295,7 +295,7 @@ def test_images_that_run_one_by_one_are_answered_one_by_one(infer):
             futures.append(pool.submit(ask, *work))
             time.sleep(0.05)
     assert [future.result() for future in futures] == [[[1, 1]], [[2, 2], [2, 2]], [[1, 1]]]
-    assert answered[1,] < answered[2, 3] < answered[5000,] - 0.1
+    assert max(answered[1,], answered[2, 3]) < answered[5000,] - 0.1
 
 
 @pytest.mark.parametrize(
