@@ -38,6 +38,15 @@ def test_an_environment_of_another_python_is_refused(environment: Path) -> None:
     assert make("setup", f"VENV={environment}", f"PYTHON={sys.executable}").returncode == 0
 
 
+@pytest.mark.parametrize("target", ["setup", "check"])
+def test_a_python_that_is_not_there_is_named(target: str, environment: Path) -> None:
+    done = make(target, f"VENV={environment}", "PYTHON=none")
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if not line.startswith("make: ")] == [
+        "widefield: there is no Python none: 3.10 to 3.12 are supported; name one: make PYTHON=python3.11"
+    ]
+
+
 def test_clean_leaves_checkpoints_and_data() -> None:
     taken = {name: " ".join(make("-n", name).stdout.split()) for name in ("clean", "distclean")}
     assert not {"runs", "data"} & set(taken["clean"].split())
