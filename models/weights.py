@@ -43,12 +43,15 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def load_checkpoint(folder: str | Path) -> tuple[nn.Module, ModelConfig]:
-    """The model in evaluation mode, on the CPU, and its config. Raises `WeightsError`, `FileNotFoundError`."""
-    folder = Path(folder)
-    config = load_config(folder)
+def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelConfig]:
+    """The model in evaluation mode, on the CPU, and its config; of the folder or of the file in it.
+
+    Raises `WeightsError`, `FileNotFoundError`.
+    """
+    path = Path(path)
+    config = load_config(path.parent if path.is_file() else path)
     model = create_model(config.arch, config.num_classes, config.image_size)
-    load_weights(model, folder / WEIGHTS_FILE)
+    load_weights(model, path)
     return model.eval(), config
 
 

@@ -36,7 +36,7 @@ class Config:
     """Attack a checkpoint in the L-infinity ball around its images."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json."""
+    """Folder with model.safetensors and config.json, or the file in it."""
     data: Path
     """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")

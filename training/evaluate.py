@@ -37,7 +37,7 @@ class Config:
     """Evaluate a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json."""
+    """Folder with model.safetensors and config.json, or the file in it."""
     data: Path
     """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     deploy: bool = False
@@ -109,12 +109,17 @@ def accuracies(confusion: Tensor, in_top5: Tensor) -> dict[str, float]:
     return {"top1": top1(confusion), **top5}
 
 
+def arguments_file(checkpoint: Path) -> Path:
+    """args.json of a checkpoint's folder, or beside its file."""
+    return (checkpoint.parent if checkpoint.is_file() else checkpoint) / ARGUMENTS_FILE
+
+
 def training_counts(checkpoint: Path) -> list[int] | None:
     """Training images of each class, from the args.json beside a checkpoint; None where there is none.
 
     Raises `SettingsError` for a damaged file.
     """
-    path = checkpoint / ARGUMENTS_FILE
+    path = arguments_file(checkpoint)
     return json_object(path, path.read_bytes()).get("class_counts") if path.exists() else None
 
 
@@ -124,7 +129,7 @@ def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> 
         tau_normalize(linear_head(model), config.tau_norm)
     if config.logit_adjustment:
         if counts is None:
-            raise SettingsError(f"--logit-adjustment needs class_counts in {config.checkpoint / ARGUMENTS_FILE}")
+            raise SettingsError(f"--logit-adjustment needs class_counts in {arguments_file(config.checkpoint)}")
         adjust_logits(linear_head(model), counts, config.logit_adjustment)
 
 

@@ -38,7 +38,7 @@ class Config:
     """Explain the answers of a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json."""
+    """Folder with model.safetensors and config.json, or the file in it."""
     images: Path
     """An image, or a folder of images at any depth, or of *.tar; or a run's val.csv."""
     output: Path = Path("runs/explained")

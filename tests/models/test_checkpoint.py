@@ -100,6 +100,17 @@ def test_bad_configs_are_named(change: Callable[[dict], object], message: str, t
     assert message in str(error.value)
 
 
+def test_the_file_in_a_checkpoint_folder(tmp_path: Path) -> None:
+    config = ModelConfig("replknet_nano", 5)
+    save_checkpoint(tmp_path, nano(3), config)
+    loaded, loaded_config = load_checkpoint(tmp_path / "model.safetensors")
+    assert loaded_config == config
+    assert same(loaded.state_dict(), nano(3).state_dict())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/config\.json does not exist"):
+        load_checkpoint(tmp_path / "model.safetensors")
+
+
 def test_config_that_is_no_json_or_absent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_checkpoint(tmp_path)

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
+from tests.training.test_splits import fill
 from training import evaluate as script
 from training.augment import eval_transform
-from training.data import load_image, open_images
+from training.data import DataError, load_image, open_images
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1, training_counts
 from training.finetune import train
@@ -158,6 +159,31 @@ def test_predictions_and_the_confusion_matrix_are_written(
     assert float(rows[7]["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
     again = open_images(tmp_path / "x/predictions.csv", None, ["0", "1", "4"])
     assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
+
+
+def test_a_folder_one_level_too_high_names_its_parts(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{small_digits} holds train/ and no labels: give {small_digits}/val$"):
+        evaluate(EvaluateConfig(checkpoint, small_digits, device="cpu"))
+    for part in ("test", "train", "valid"):
+        fill(tmp_path / part, ant=1)
+    with pytest.raises(DataError, match=rf"give {tmp_path}/test or {tmp_path}/valid$"):
+        open_images(tmp_path, None, ["ant"])
+    assert open_images(tmp_path, None, ["test", "train", "valid"]).targets == [0, 1, 2], "labels may have these names"
+
+
+def test_the_file_in_a_checkpoint_folder_is_the_checkpoint(checkpoint: Path, small_digits: Path) -> None:
+    arguments = checkpoint / "args.json"
+    file = checkpoint / "model.safetensors"
+    with pytest.raises(SettingsError, match=f"--logit-adjustment needs class_counts in {arguments}"):
+        evaluate(EvaluateConfig(file, small_digits / "val", logit_adjustment=1.0, device="cpu"))
+    arguments.write_text('{"class_counts": [9, 1, 1, 1, 1, 1]}')
+    for factor in (0.0, 5.0):
+        of_folder, of_file = (
+            evaluate(EvaluateConfig(path, small_digits / "val", logit_adjustment=factor, device="cpu"))[0]
+            for path in (checkpoint, file)
+        )
+        assert of_folder.equal(of_file)
+    arguments.unlink()
 
 
 def test_equal_logits_are_answered_and_ranked_alike() -> None:
