@@ -66,9 +66,16 @@ def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.I
 
 
 def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str, Tensor]]:
-    """Names and transformed pictures of `count` images, evenly over the folder. Raises `DataError` if there is none."""
+    """Names and transformed pictures of `count` images, evenly over the folder.
+
+    Raises `SettingsError` for a path that is not there, `DataError` where there is no image in it.
+    """
     if count < 1:
         raise SettingsError(f"--count {count}: at least 1")
+    if not path.exists():
+        raise SettingsError(
+            f"--images {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
+        )
     if path.is_file() and not is_list(path):
         return [(str(path), transform(load_image(str(path))))]
     found = Unlabelled(path)

@@ -97,6 +97,12 @@ def test_script_reads_shards(model: RepLKNet, tmp_path: Path, monkeypatch: pytes
     assert sorted(pictures["shards"]) == ["000_0_cam.png", "001_1_cam.png"]
 
 
+@pytest.mark.parametrize("name", ["nope.jpg", "nowhere", "list.csv"])
+def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=rf"--images {tmp_path / name} does not exist: name an image, a folder"):
+        script.find_images(tmp_path / name, 1, as_it_is)
+
+
 def test_counts_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--count 0"):
         script.find_images(tmp_path / "images", 0, as_it_is)
