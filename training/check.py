@@ -77,6 +77,8 @@ def check_data(config: Config) -> Findings:
         if labels is None:
             return findings
         remedy = "put some shards into it and some into val/" if shard_files(config.data) else "add --val-share 0.2"
+        if lower := data_below(config.data):
+            remedy = f"name one that has: {', '.join(lower)}"
         findings.notes.append(f"{config.data} has no train/: to train on it, {remedy}")
     else:
         labels = check_part(config.data / "train", None, config.workers, findings)
@@ -89,6 +91,12 @@ def check_data(config: Config) -> Findings:
     if labels is not None and len(labels) == 1:
         findings.errors.append(f"{config.data} has 1 class to train on, {labels[0]}: a classifier needs 2")
     return findings
+
+
+def data_below(folder: Path) -> list[str]:
+    """Folders in it that have a train/ of labels or of shards: it is one level too high."""
+    found = (path for path in folder.glob("*/train/[!.]*") if path.is_dir() or path.suffix == ".tar")
+    return sorted({str(path.parents[1]) for path in found})
 
 
 def check_part(folder: Path, labels: list[str] | None, workers: int, findings: Findings) -> list[str] | None:

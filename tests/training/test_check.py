@@ -60,6 +60,18 @@ def test_what_can_be_trained_on_is_fine(
     assert "two/train has no train/: to train on it, add --val-share 0.2" in lines[0]
 
 
+def test_a_folder_one_level_too_high_names_those_below(tmp_path: Path) -> None:
+    for part in ("digits/train", "digits/val", "letters/train"):
+        fill(tmp_path / part, ant=1, bee=1)
+    findings = check_data(Config(tmp_path, workers=0))
+    assert findings.notes == [
+        f"{tmp_path} has no train/: to train on it, name one that has: {tmp_path}/digits, {tmp_path}/letters"
+    ]
+    for label in ("Ant", "Bee"):  # labels with parts are no data
+        fill(tmp_path / "labels" / label, train=1, val=1)
+    assert check_data(Config(tmp_path / "labels", workers=0)).notes[0].endswith("to train on it, add --val-share 0.2")
+
+
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
