@@ -134,6 +134,11 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     backbone = output / "backbone"
     if output.exists() and not output.is_dir():
         raise RepositoryError(f"{output} is a file: --output names a folder")
+    if others := _no_models(output):
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise RepositoryError(
+            f"{output} is no model repository, it holds {named}: give --output a folder of models, or a new one"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
     lock = _lock(backbone) if backbone.is_dir() else None
@@ -154,6 +159,14 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
         if lock is not None:
             os.close(lock)
+
+
+def _no_models(output: Path) -> list[str]:
+    """What is neither a model nor hidden in a folder that no build has written."""
+    if not output.exists() or any(output.glob("backbone/*/build.json")):
+        return []
+    shown = sorted(path for path in output.iterdir() if not path.name.startswith("."))
+    return [path.name for path in shown if not (path / "config.pbtxt").is_file()]
 
 
 def _lock(backbone: Path) -> int:

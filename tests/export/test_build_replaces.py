@@ -13,6 +13,7 @@ from built_repository import digest
 
 import export.build as build_module
 from export.build import BuildOptions, build
+from export.earlier import RepositoryError
 from export.parity import ParityError
 from models import reparameterize
 from server.errors import ReleaseError
@@ -38,9 +39,31 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
 def test_the_number_of_a_withdrawn_version_is_not_used_again(checkpoint: Path, tmp_path: Path) -> None:
     options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
     (tmp_path / "models/backbone/.9.withdrawn").mkdir(parents=True)
+    (tmp_path / "models/backbone/config.pbtxt").touch()
     with pytest.raises(RuntimeError, match=r"--version 9: .* choose 10 or more"):
         build(replace(options, version=9))
     assert ", version 10, " in build(options)
+
+
+def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "docs", threads=1)
+    (tmp_path / "docs/theirs/1").mkdir(parents=True)
+    for name in ("theirs/config.pbtxt", ".gitignore", "theirs/1/model.onnx"):
+        (tmp_path / "docs" / name).touch()
+    for number in range(6):
+        (tmp_path / f"docs/{number}.md").touch()
+    before = digest(tmp_path)
+    with pytest.raises(
+        RepositoryError, match=r"docs is no model repository, it holds 0\.md, 1\.md, 2\.md, 3\.md, 4\.md, \.\.\.: give"
+    ):
+        build(options)
+    assert digest(tmp_path) == before
+    for path in (tmp_path / "docs").glob("*.md"):
+        path.unlink()
+    build(options)  # a repository of somebody else's models
+    (tmp_path / "docs/README.md").touch()
+    assert ", version 2, " in build(options), "what lies in one of ours is its owner's"
+    assert {path.name for path in (tmp_path / "docs").iterdir()} >= {"theirs", ".gitignore", "README.md", "classifier"}
 
 
 def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
