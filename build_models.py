@@ -22,7 +22,9 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         "--arch",
         help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder says its own",
     )
-    parser.add_argument("--weights", type=Path, help="checkpoint folder, or a file of safetensors or torch.save")
+    parser.add_argument(
+        "--weights", type=Path, help="checkpoint folder or the file in it, or a file of safetensors or torch.save"
+    )
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
     parser.add_argument(
         "--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)"
@@ -36,7 +38,12 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
     parser.add_argument("--version", type=int, help="version number (default: the next)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the backbone (default: all cores)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="CPU threads of the backbone (default: 0, all cores that this build may use)",
+    )
     parser.add_argument("--class-map", action="store_true", help="a second output: where the answer's evidence lies")
     parser.add_argument("--parity-images", type=Path, help="folder of images (default: scikit-learn's photographs)")
     values = vars(parser.parse_args(arguments))

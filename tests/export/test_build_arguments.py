@@ -101,5 +101,11 @@ def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
         build(BuildOptions(arch="replknet_31b", weights=checkpoint, output=tmp_path / "models"))
 
 
+def test_help_says_what_no_threads_are(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    assert "(default: 0, all cores that this build may use)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_command_line_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_arguments(["--format", "torchscript, onnx"]).formats == ("torchscript", "onnx")
