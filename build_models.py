@@ -11,9 +11,12 @@ import signal
 import sys
 from pathlib import Path
 
-from export.build import build
-from export.source import FORMATS, BuildOptions
-from export.torchscript import PRECISIONS
+try:
+    from export.build import build
+    from export.source import FORMATS, BuildOptions
+    from export.torchscript import PRECISIONS
+except ImportError as error:
+    sys.exit(f"build_models: {error}")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:

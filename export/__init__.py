@@ -1,1 +1,7 @@
 """Checkpoint -> TorchScript and ONNX -> model repository; exported equals eager."""
+
+from importlib.util import find_spec
+
+_missing = [name for name in ("torch", "safetensors", "PIL") if find_spec(name) is None]
+if _missing:
+    raise ImportError(f"export needs {', '.join(_missing)}: pip install '.[build]' brings all of it", name=__name__)
