@@ -10,9 +10,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def conditions(result: dict[str, Any]) -> str:
-    """The machine and the versions of one results file."""
+    """The machine, the versions and the day of one results file; and whether the host was busy."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {'/'.join(machine['instructions'])}; {versions}; {result['date']}"
-    )
+    instructions = "/".join(machine["instructions"])
+    return f"{machine['cpu']}, {machine['cores']} cores, {instructions}; {versions}; {result['date']}{busy(result)}"
+
+
+def busy(result: dict[str, Any]) -> str:
+    """Of a results file with a warning: how high the load was; else empty."""
+    return f"; the host was busy: {result['warning'].split(':')[0]}" if result.get("warning") else ""

@@ -113,8 +113,7 @@ def instances_table(result: dict[str, Any]) -> list[str]:
         ]
         low, high = row["ratios"][0], row["ratios"][-1]
         rows.append([row["model"], str(row["callers"]), *cells, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"])
-    lines += table(["model", "callers", "two", "one", "ratio of a turn (range)"], rows)
-    return lines + (["", f"**{result['warning']}.**"] if result["warning"] else [])
+    return lines + table(["model", "callers", "two", "one", "ratio of a turn (range)"], rows)
 
 
 def preprocess_table(result: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.goals import stage_rows
 from benchmarks.kernels.layers import PASSES
-from benchmarks.markdown import table
+from benchmarks.markdown import busy, table
 
 Result = dict[str, Any]
 
@@ -14,9 +14,8 @@ def conditions(result: Result) -> str:
     """The GPU, the versions, the day; and whether the host was busy."""
     gpu = result["gpu"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    busy = f"; the host was busy: {result['warning'].split(':')[0]}" if result.get("warning") else ""
     cudnn = f"{gpu['cudnn'] // 10000}.{gpu['cudnn'] // 100 % 100}.{gpu['cudnn'] % 100}"
-    return f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {cudnn}; {versions}; {result['date']}{busy}"
+    return f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {cudnn}; {versions}; {result['date']}{busy(result)}"
 
 
 def us(row: Result, candidate: str = OURS) -> float:

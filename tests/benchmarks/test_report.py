@@ -29,3 +29,10 @@ def test_the_readme_counts_the_requests_that_met_faults() -> None:
     rows = json.loads((report.RESULTS / "faults.json").read_text())["faults"]["rows"]
     answered, sent = (sum(row[name] for row in rows) for name in ("answered_in_time", "sent"))
     assert f"{answered:,} of {sent:,}" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_a_busy_host_is_told_beside_the_machine() -> None:
+    result = json.loads((report.RESULTS / "serving_overhead.json").read_text())
+    assert report.conditions({**result, "warning": None}).endswith(f"; {result['date']}")
+    warned = report.conditions({**result, "warning": "load average 1.9: other work is running, do not publish"})
+    assert warned.endswith(f"; {result['date']}; the host was busy: load average 1.9")
