@@ -36,7 +36,7 @@ LOG_LINE = re.compile(re.search(r"^    (\^\(\?P<time>.*)$", OPERATIONS, re.MULTI
 def messages_of(lines):
     """tritonserver's threads may end two records with the second one's newline: a line is cut where one begins."""
     records = [record for line in lines for record in re.split(r'(?<=")(?=\d{4}-\d\d-\d\dT)', line)]
-    return [json.loads(match["message"]) for match in map(LOG_LINE.match, records) if match]
+    return [json.loads(match["message"]) for match in map(LOG_LINE.match, records) if match and match["message"]]
 
 
 def test_two_records_on_a_line():
@@ -62,7 +62,7 @@ def manage(server, path, body, token="secret"):
 
 @pytest.fixture(scope="module")
 def observed(repository, encode, tmp_path_factory):
-    """(lines of the log while verbose, events of the trace) of a server that has ended; its answers to management."""
+    """(all lines of the log, those while verbose, events of the trace) of a server that has ended."""
     folder = tmp_path_factory.mktemp("observed")
     log, trace = folder / "log", folder / "trace.json"
     options = [f"--trace-config=triton,file={trace}", "--trace-config=rate=1"]
@@ -80,12 +80,21 @@ def observed(repository, encode, tmp_path_factory):
         manage(server, "/v2/logging", {"log_verbose_level": 0})
         end = log.stat().st_size
     events = json.loads(trace.read_text(), strict=False)  # ids are not escaped in it
-    return log.read_bytes()[begin:end].decode().splitlines(), events
+    return log.read_text().splitlines(), log.read_bytes()[begin:end].decode().splitlines(), events
+
+
+def test_every_line_is_a_record_or_one_of_those_the_page_names(observed):
+    lines, *_ = observed
+    records = [record for line in lines for record in re.split(r'(?<=")(?=\d{4}-\d\d-\d\dT)', line)]
+    others = [record for record in records if not LOG_LINE.match(record)]
+    assert [line for line in others if not re.match(r"[+|]|$", line)] == ["Signal (15) received."]
+    assert any(line.startswith("| classifier ") for line in others)
+    assert any(match["message"] == "" for match in map(LOG_LINE.match, records) if match)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_log_lines_carry_the_request_id(observed, protocol):
-    lines, _ = observed
+    _, lines, _ = observed
     messages = messages_of(lines)
     for name, steps in ((f"order-{protocol}", 4), (f"bad-{protocol}", 2)):  # the ensemble and what was reached
         assert len([each for each in messages if each.startswith(f"[request id: {name}] prepared")]) == steps
@@ -93,7 +102,7 @@ def test_log_lines_carry_the_request_id(observed, protocol):
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_request_id_cannot_forge_a_line(observed, protocol):
-    lines, _ = observed
+    _, lines, _ = observed
     messages = messages_of(lines)
     assert any(f"evil-{protocol}\nE forged line" in message for message in messages)
     assert not any(line.startswith("E forged") for line in lines)
@@ -101,7 +110,7 @@ def test_a_request_id_cannot_forge_a_line(observed, protocol):
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_traces_carry_the_request_id_and_the_times(observed, protocol):
-    _, events = observed
+    *_, events = observed
     (first,) = [each for each in events if each.get("request_id") == f"order-{protocol}" and "parent_id" not in each]
     assert first["model_name"] == "classifier"
     steps = {event["id"] for event in events if event.get("parent_id") == first["id"]}
