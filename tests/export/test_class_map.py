@@ -1,5 +1,6 @@
 """build_models.py --class-map: a second output of the backbone, exact, that an ensemble may leave unmapped."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_config_is_complete_and_the_ensemble_as_it_was(repository: Path) -> None
     assert "class_map" not in str(configs["classifier"])
     assert [o.name for o in configs["classifier_explained"].output] == ["probabilities", "class_map"]
     assert list(configs["classifier_explained"].output[1].dims) == [MAP, MAP]
+
+
+def test_the_pages_tree_is_what_a_build_writes(repository: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    lines = [line for line in page.splitlines() if re.match(r"    \w+/ +config\.pbtxt", line)]
+    assert {line.split("/")[0].strip() for line in lines} == {path.name for path in repository.iterdir()}
+    for line in lines:
+        name, entries = re.match(r" +(\w+)/ +(.*?)  ", line).groups()
+        told = {entry.split("/")[0].replace("N", "1") for entry in entries.split(", ")}
+        assert told == {path.name for path in (repository / name).iterdir()}
 
 
 def test_a_build_without_maps_takes_the_ensemble_away(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from models import ModelConfig
 from training.augment import eval_transform
 from training.data import DataError, Unlabelled, image_folder
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
+from training.pretrain_config import PRESETS
 from training.samples import write_photos
 from training.settings import SettingsError
 from training.shards import NO_CLASS
@@ -31,6 +33,15 @@ def test_mask_counts_are_the_published_ones(size: int, count: int, of: int) -> N
         assert mask.dtype == torch.bool
         assert mask.numel() == of
         assert mask.sum() == count == math.ceil(of * 0.6)
+
+
+def test_the_page_counts_the_squares_of_the_presets() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pretraining.md").read_text()
+    for name in ("photos", "digits"):
+        preset = PRESETS[name]
+        masks = MaskGenerator(preset.image_size, preset.mask_patch, preset.mask_ratio)
+        assert f"`{name}` has {masks.count} of {masks.side**2}" in page
+        assert re.search(rf"\| {name} \| .*, {preset.image_size} px, {preset.mask_patch}-pixel squares", page)
 
 
 def test_masks_are_upstreams_for_the_same_seed() -> None:
