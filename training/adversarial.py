@@ -10,9 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
 from training.attacks import PixelModel, evaluating, losses_and_gradient, pgd, project, random_start
-from training.data import Images, make_loader
+from training.data import Images
 from training.distributed import all_sum
 from training.learners import Supervised
+from training.loaders import make_loader
 from training.loop import StopTraining
 from training.samplers import evenly
 from training.settings import SettingsError

@@ -20,9 +20,10 @@ from torch.utils.data import Subset
 
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
-from training.data import make_loader, open_images
+from training.data import open_images
 from training.distributed import check_device
 from training.evaluate import answers, load_classifier
+from training.loaders import make_loader
 from training.logs import standard_output
 from training.outputs import check_file
 from training.randomness import seed_everything

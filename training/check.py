@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from training.data import DataError, Images, LabelledFolder, folder_errors, open_images, read_image
+from training.data import Images, LabelledFolder, folder_errors, open_images
+from training.images import DataError, read_image
 from training.logs import standard_output
 from training.script import exit_code, parse
 from training.settings import SettingsError
@@ -50,10 +51,7 @@ class Decoded(Dataset[str]):
     """Why an image cannot be read, empty if it can."""
 
     def __init__(self, dataset: Images) -> None:
-        if isinstance(dataset, LabelledFolder):
-            dataset.loader = read_image
-        else:
-            dataset.decode = read_image
+        dataset.loader = read_image
         self.dataset = dataset
 
     def __len__(self) -> int:

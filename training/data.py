@@ -1,76 +1,18 @@
-"""Images in folders or shards, FOLDER/{train,val}/LABEL/* or FOLDER/{train,val}/*.tar."""
+"""Images in folders or shards, FOLDER/{train,val}/LABEL/* or FOLDER/{train,val}/*.tar, or in lists."""
 
 import os
-import signal
-import sys
-import threading
 from collections import Counter
-from io import BytesIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
-from training import distributed
 from training.augment import Transform
+from training.images import HIDDEN, IMAGE_SUFFIXES, DataError, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
-from training.randomness import IMAGE, seeded
-from training.samplers import EpochBatches, Weights
-from training.settings import LoopConfig
-from training.shards import HIDDEN, IMAGE_SUFFIXES, Shards, image_files, is_image, shard_files
-
-BITS_PER_SAMPLE = 258  # TIFF's tag
-
-
-class DataError(ValueError):
-    """A folder or an image that cannot be trained on; the message names the path."""
-
-
-def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
-    """`read_image`, whose refusal says what to do in a run that has begun."""
-    try:
-        return read_image(file, name)
-    except DataError as error:
-        what = "replace it, since removing it makes another data set (python -m training.check DATA lists all of them)"
-        raise DataError(f"{error}: {what}") from error
-
-
-def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
-    """RGB, upright, from a path or from a file in memory called `name`.
-
-    Raises `DataError` if it is no whole image, or one whose numbers do not say what is white.
-    """
-    try:
-        with Image.open(file) as image:
-            unsaid = bits_without_a_range(image)
-            if not unsaid:
-                return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name or file} cannot be decoded ({error})") from error
-    raise DataError(f"{name or file} has {unsaid}, which do not say what is white (scale it to 8 or 16 bits)")
-
-
-def bits_without_a_range(image: Image.Image) -> str:
-    """What the pixels are, if neither 8 nor 16 bits without a sign: Pillow has 16-bit PNG as I or I;16 and PGM as I."""
-    if image.mode == "F":
-        return "pixels in floating point"
-    if image.format == "TIFF" and image.mode.startswith("I"):
-        bits = cast(Any, image).tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
-        if image.mode == "I" or bits != 16:
-            return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits"
-    return ""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """As the served `preprocess` does: 16-bit grey keeps its high byte, which PIL's own conversion would clip."""
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+from training.shards import Shards, shard_files
 
 
 class LabelledFolder(ImageFolder):
@@ -148,16 +90,10 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
     for a list whose images are not there.
     """
     if is_list(folder) and Path(folder).is_file():
-        try:
-            return Listed(Path(folder), load_image, transform, labels)
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        return Listed(Path(folder), transform, labels)
     if not shard_files(folder):
         return image_folder(folder, transform, labels)
-    try:
-        dataset = Shards(folder, load_image, transform, labels)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    dataset = Shards(folder, transform, labels)
     empty = sorted(set(range(len(dataset.classes))) - set(dataset.targets))
     if empty and labels is None:
         raise DataError(f"{folder}: class {dataset.classes[empty[0]]} has no image: leave it out of the labels")
@@ -176,18 +112,12 @@ class Unlabelled(Dataset[Image.Image]):
         self.passed_over: Counter[str] = Counter()
         self.shards: Shards | None = None
         if is_list(folder) and folder.is_file():
-            try:
-                self.names = [name for name, _ in read_list(folder)]
-            except ValueError as error:
-                raise DataError(str(error)) from error
+            self.names = [name for name, _ in read_list(folder)]
             return
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder: images or shards are expected in it")
         if shard_files(folder):
-            try:
-                self.shards = Shards(folder, load_image, None, labelled=False)
-            except ValueError as error:
-                raise DataError(str(error)) from error
+            self.shards = Shards(folder, None, labelled=False)
             self.names = [member.key for member in self.shards.samples]
         else:
             self.names = [str(path) for path in image_files(folder, self.passed_over)]
@@ -199,80 +129,3 @@ class Unlabelled(Dataset[Image.Image]):
 
     def __getitem__(self, index: int) -> Image.Image:
         return self.shards[index][0] if self.shards is not None else load_image(self.names[index])
-
-
-class Numbered(Dataset[Any]):
-    """`dataset` by (index, number of the image in the run): the number seeds what is random about the image."""
-
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-
-    def __getitem__(self, item: tuple[int, int]) -> Any:
-        index, number = item
-        with seeded(self.seed, IMAGE, number):
-            return self.dataset[index]
-
-
-def make_loader(
-    dataset: Dataset[Any],
-    batch_size: int,
-    *,
-    train: bool,
-    workers: int,
-    seed: int = 0,
-    pin_memory: bool = False,
-    weights: Weights | None = None,
-) -> DataLoader[Any]:
-    """This process's batches (images [B,3,S,S], targets [B]).
-
-    In training as `EpochBatches` says, and `loader.batch_sampler.set_position` is where to start. In evaluation every
-    image once, in order, each process a part of them.
-    """
-    size = len(cast(Any, dataset))
-    rank, world = distributed.rank(), distributed.world_size()
-    common: dict[str, Any] = {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "pin_memory": pin_memory,
-        "worker_init_fn": _begin_worker,
-        "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
-    }
-    if not train:
-        return DataLoader(dataset, batch_size, sampler=range(rank, size, world), **common)
-    windows = dataset.sizes if isinstance(dataset, Shards) else None
-    batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
-    return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
-
-
-def make_loaders(
-    train_set: Dataset[Any], val_set: Dataset[Any], config: LoopConfig, weights: Weights | None = None
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Of the training and of the held-out images, as `config` has it."""
-    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
-    loading["pin_memory"] = config.device.startswith("cuda")
-    return (
-        make_loader(train_set, config.batch_size, train=True, weights=weights, **loading),
-        make_loader(val_set, config.batch_size, train=False, **loading),
-    )
-
-
-def _begin_worker(_: int) -> None:
-    """SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
-
-    The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-    sys.excepthook = _but_for_an_ended_run
-
-
-def _but_for_an_ended_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A main process that ends leaves batches that it was told of: no news to a user who has pressed Ctrl-C."""
-    if not isinstance(error, ConnectionError):
-        sys.__excepthook__(kind, error, trace)
-
-
-def _obey(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)

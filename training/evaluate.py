@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 from models import ModelConfig, linear_head, load_checkpoint, reparameterize, save_checkpoint
 from models.files import replace_file
 from training.augment import eval_transform
-from training.data import Images, make_loader, open_images
+from training.data import Images, open_images
 from training.distributed import check_device
 from training.lists import write_csv
+from training.loaders import make_loader
 from training.logs import standard_output
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint

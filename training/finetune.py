@@ -24,9 +24,11 @@ from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
-from training.data import DataError, LabelledFolder, make_loaders
+from training.data import LabelledFolder
 from training.evaluate import accuracies, count_answers
+from training.images import DataError
 from training.lists import VAL_LIST, write_list
+from training.loaders import make_loaders
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner

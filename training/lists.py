@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from models.files import replace_file
+from training.images import DataError, load_image
 
 VAL_LIST = "val.csv"
 COLUMNS = ("file", "label")
@@ -42,38 +43,37 @@ def write_list(path: Path, samples: Iterable[tuple[str, int]], labels: list[str]
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
-    """file and label of each line. Raises `ValueError` for a list that is none, or of images that are not there."""
+    """file and label of each line. Raises `DataError` for a list that is none, or of images that are not there."""
     with path.open(**TEXT) as file:
         lines = csv.DictReader(file)
         try:
             found = [(line["file"], line["label"]) for line in lines]
         except (KeyError, csv.Error) as error:
-            raise ValueError(f"{path} is no list of images ({error}): its first line is {','.join(COLUMNS)}") from error
+            raise DataError(f"{path} is no list of images ({error}): its first line is {','.join(COLUMNS)}") from error
     if not found:
-        raise ValueError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
+        raise DataError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
     for name, _ in found:
         if not os.path.exists(name or ""):
-            raise ValueError(f"{path} lists {name}, which is not there: if the data have moved, mend the list's paths")
+            raise DataError(f"{path} lists {name}, which is not there: if the data have moved, mend the list's paths")
     return found
 
 
 class Listed(Dataset[tuple[Any, int]]):
-    """(image, class index) of a list, in its order. Raises `ValueError` as `read_list`, and for an unknown label."""
+    """(image, class index) of a list, in its order. Raises `DataError` as `read_list`, and for an unknown label."""
 
     def __init__(
         self,
         path: Path,
-        decode: Callable[[str], Image.Image],
         transform: Callable[[Image.Image], Any] | None,
         labels: list[str] | None = None,
     ) -> None:
         found = read_list(path)
-        self.decode, self.transform = decode, transform
+        self.loader, self.transform = load_image, transform
         self.classes = labels or sorted({label for _, label in found})
         index = {label: number for number, label in enumerate(self.classes)}
         for _, label in found:
             if label not in index:
-                raise ValueError(
+                raise DataError(
                     f"{path}: {label} is not one of the {len(index)} labels: {', '.join(self.classes[:20])}"
                 )
         self.samples = [(name, index[label]) for name, label in found]
@@ -84,5 +84,5 @@ class Listed(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         name, target = self.samples[index]
-        image = self.decode(name)
+        image = self.loader(name)
         return (self.transform(image) if self.transform else image), target

@@ -74,9 +74,9 @@ def fit(
 ) -> dict[str, float]:
     """Train and publish config.output, unless that was done; returns the metrics of the last epoch.
 
-    `loader` is of `training.data.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values) are
-    kept as args.json, and a run is resumed only under the same ones. `evaluate(model)` is called in every
-    process, `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
+    `loader` is of `training.loaders.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values)
+    are kept as args.json, and a run is resumed only under the same ones. `evaluate(model)` is called in every process,
+    `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
     `Terminated`.
     """
     main, world = distributed.rank() == 0, distributed.world_size()

@@ -26,7 +26,7 @@ from models import (
 from training import distributed
 from training.augment import eval_transform
 from training.checkpointing import checkpoint_blocks
-from training.data import make_loaders
+from training.loaders import make_loaders
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from models.files import staged_folder
-from training.data import DataError
+from training.images import DataError
 
 
 def write_digits(folder: str | Path) -> Path:

@@ -6,9 +6,7 @@ resumption then work as for folders. Pixels are read by their place in the file,
 
 import json
 import os
-import re
 import tarfile
-from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -16,47 +14,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
+from training.images import HIDDEN, IMAGE_SUFFIXES, DataError, load_image
+
 LABELS_FILE = "labels.txt"
-HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
 NO_CLASS = -1
-
-
-def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = None) -> bool:
-    """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder.
-
-    `passed_over` counts what is neither read nor hidden, by suffix.
-    """
-    if HIDDEN.search(path, len(folder)):
-        return False
-    read = path.lower().endswith(IMAGE_SUFFIXES)
-    if not read and passed_over is not None:
-        passed_over[os.path.splitext(path)[1].lower() or "without a suffix"] += 1
-    return read
-
-
-def image_files(folder: Path, passed_over: Counter[str] | None = None) -> list[Path]:
-    """Every image at any depth, in order; links to folders are followed, each folder is read once.
-
-    Raises `OSError` for a folder that cannot be read.
-    """
-    found: list[str] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link to a parent would lead there again and again
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
-        found += (path for name in names if is_image(path := os.path.join(root, name), str(folder), passed_over))
-    return [Path(path) for path in sorted(found)]
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def shard_files(folder: str | Path) -> list[Path]:
@@ -78,20 +40,19 @@ class Shards(Dataset[tuple[Any, int]]):
     A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
     the labels. FOLDER/labels.txt, one a line, or `labels` names the classes; without them they are numbered. Not
     `labelled`: classes are not read, there are none, and every index is `NO_CLASS`. `sizes`: images of each shard.
-    `transform`, if any, is applied to what `decode(file, name)` gives. Raises `ValueError` naming the shard and key.
+    `transform`, if any, is applied to what `loader(file, name)` gives. Raises `DataError` naming the shard and key.
     """
 
     def __init__(
         self,
         folder: str | Path,
-        decode: Callable[[BytesIO, str], Image.Image],
         transform: Callable[[Image.Image], Any] | None,
         labels: list[str] | None = None,
         *,
         labelled: bool = True,
     ) -> None:
         self.paths = shard_files(folder)
-        self.decode, self.transform, self.labelled = decode, transform, labelled
+        self.loader, self.transform, self.labelled = load_image, transform, labelled
         names = Path(folder) / LABELS_FILE
         if labelled and labels is None and names.exists():
             with names.open(encoding="utf-8-sig") as file:  # lines as build_models.py --labels reads them
@@ -105,7 +66,7 @@ class Shards(Dataset[tuple[Any, int]]):
             self.sizes.append(len(self.samples) - before)
         if not self.samples:
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            raise ValueError(f"{folder}: its {len(self.paths)} shards hold no {what}")
+            raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
         self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
 
     def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
@@ -130,15 +91,15 @@ class Shards(Dataset[tuple[Any, int]]):
                         text = content.read().decode() if content else ""
                         target = self._target(text, suffix, f"{path}:{member.name}", labels)
         except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
+            raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
         self._add(path, image, target, key)
 
     def _add(self, path: Path, image: Member | None, target: int | None, key: str | None) -> None:
         if image is None and target is not None:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"{path}: {key} has a class and no image that is read ({suffixes}): add it or take it out")
+            raise DataError(f"{path}: {key} has a class and no image that is read ({suffixes}): add it or take it out")
         if image is not None and target is None and self.labelled:
-            raise ValueError(f"{path}: {key} has an image and no .cls or .json with its class")
+            raise DataError(f"{path}: {key} has an image and no .cls or .json with its class")
         if image is not None:
             self.samples.append(image)
             self.targets.append(NO_CLASS if target is None else target)
@@ -151,7 +112,7 @@ class Shards(Dataset[tuple[Any, int]]):
                 content = json.loads(text)
                 value = content["label"] if "label" in content else content["cls"]
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f'{name} is no JSON object with "label" or "cls"') from error
+                raise DataError(f'{name} is no JSON object with "label" or "cls"') from error
         elif value.removeprefix("-").isdecimal():
             value = int(value)  # an index, even where a label is written so
         if isinstance(value, str) and labels is not None and value in labels:
@@ -161,10 +122,10 @@ class Shards(Dataset[tuple[Any, int]]):
                 raise TypeError
             index = int(value)
         except (TypeError, ValueError):
-            raise ValueError(f"{name}: the class {value!r} is no index and not in {LABELS_FILE}") from None
+            raise DataError(f"{name}: the class {value!r} is no index and not in {LABELS_FILE}") from None
         if index < 0 or (labels is not None and index >= len(labels)):
             known = "0 is the least" if labels is None else f"there are {len(labels)} labels"
-            raise ValueError(f"{name}: class {index} is out of range: {known}")
+            raise DataError(f"{name}: class {index} is out of range: {known}")
         return index
 
     def __len__(self) -> int:
@@ -177,5 +138,5 @@ class Shards(Dataset[tuple[Any, int]]):
             content = os.pread(shard, member.size, member.offset)
         finally:
             os.close(shard)
-        image = self.decode(BytesIO(content), member.key)
+        image = self.loader(BytesIO(content), member.key)
         return (self.transform(image) if self.transform else image), self.targets[index]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from training.data import DataError, Images, LabelledFolder, Unlabelled, image_folder, open_images
+from training.data import Images, LabelledFolder, Unlabelled, image_folder, open_images
+from training.images import HIDDEN, DataError
 from training.settings import SettingsError
-from training.shards import HIDDEN, shard_files
+from training.shards import shard_files
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm, Data, Run, runs_of
 from models import create_model, layers
 from training import attack, evaluate, finetune, pretrain
-from training.data import DataError
+from training.images import DataError
 from training.long_tail import long_tail_counts
 from training.methods import check_method
 

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from models import ModelConfig
 from training.augment import eval_transform
-from training.data import load_image
+from training.images import load_image
 
 CONFIG = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875)
 SIXTEEN_BIT = np.random.default_rng(0).integers(0, 65536, (41, 53)).astype(np.uint16)

@@ -13,7 +13,9 @@ from sklearn.datasets import load_digits
 
 from models import ModelConfig
 from training.augment import AugmentConfig, eval_transform, train_transform
-from training.data import DataError, Unlabelled, image_folder, load_image, make_loader
+from training.data import Unlabelled, image_folder
+from training.images import DataError, load_image
+from training.loaders import make_loader
 from training.samples import write_digits
 
 CONFIG = ModelConfig("replknet_nano", 10, image_size=32, crop_pct=0.875, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])

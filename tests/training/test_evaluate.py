@@ -15,10 +15,11 @@ from tests.training.runs import Tiny, records
 from tests.training.test_splits import fill
 from training import evaluate as script
 from training.augment import eval_transform
-from training.data import DataError, load_image, open_images
+from training.data import open_images
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1, training_counts
 from training.finetune import train
+from training.images import DataError, load_image
 from training.samples import write_digits
 from training.settings import SettingsError
 

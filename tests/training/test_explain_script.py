@@ -13,7 +13,7 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from models.replknet import RepLKNet
 from training import explain as script
 from training.augment import eval_transform
-from training.data import DataError, load_image
+from training.images import DataError, load_image
 from training.settings import SettingsError
 
 

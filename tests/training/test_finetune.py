@@ -21,10 +21,10 @@ from training import attack as attack_script
 from training import evaluate as evaluate_script
 from training import explain as explain_script
 from training import finetune
-from training.data import DataError
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate, top1
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
+from training.images import DataError
 from training.loop import DivergenceError
 from training.samples import write_digits
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from models import ModelConfig
 from training.augment import eval_transform
-from training.data import DataError, Unlabelled, image_folder
+from training.data import Unlabelled, image_folder
+from training.images import DataError
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pretrain_config import PRESETS
 from training.samples import write_photos

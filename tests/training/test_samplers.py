@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from tests.training.runs import ROOT
-from training.data import DataError, Unlabelled, load_image, make_loader, open_images
+from training.data import Unlabelled, open_images
 from training.explain import find_images
+from training.images import DataError, load_image
+from training.loaders import make_loader
 from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
 from training.samplers import EpochBatches
 from training.settings import SettingsError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data import DataError
+from training.images import DataError
 from training.script import exit_code
 from training.settings import one_line
 
@@ -32,7 +32,7 @@ def test_the_line_of_an_error() -> None:
     assert one_line(ValueError()) == "ValueError"
     assert one_line(ValueError("ValueError: as it was said")) == "ValueError: as it was said"
     of_a_worker = (
-        "Caught DataError in DataLoader worker process 0.\nTraceback:\n  x\ntraining.data.DataError: a: b is c"
+        "Caught DataError in DataLoader worker process 0.\nTraceback:\n  x\ntraining.images.DataError: a: b is c"
     )
     assert one_line(DataError(of_a_worker)) == "a: b is c"
     assert one_line(OSError("Caught OSError in DataLoader worker process 0.\nOSError: a: b is c")) == "a: b is c"

@@ -15,8 +15,8 @@ import training.finetune
 from benchmarks import compare
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, before_step, start, wait_for
 from training import attack, evaluate, explain
-from training.data import _but_for_an_ended_run
 from training.finetune import train
+from training.loaders import _but_for_an_ended_run
 from training.state import load_state, save_state
 
 
@@ -53,7 +53,7 @@ def test_sigterm_to_the_process_group(tiny: Tiny, tmp_path: Path) -> None:
 def test_an_error_does_not_wait_for_the_workers() -> None:
     """Python ends them by SIGTERM where a traceback still holds the loader, and waits until they are gone."""
     script = (
-        "from training.data import make_loader\n"
+        "from training.loaders import make_loader\n"
         "batches = iter(make_loader([[0]] * 99, 1, train=False, workers=1))\n"
         "next(batches)\n"
         "raise RuntimeError('unforeseen')\n"

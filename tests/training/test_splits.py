@@ -12,10 +12,11 @@ from rich.console import Console
 
 from tests.training.runs import QUIET, Tiny, records
 from training import attack, explain
-from training.data import DataError, Unlabelled, open_images
+from training.data import Unlabelled, open_images
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate, top1
 from training.finetune import train
+from training.images import DataError
 from training.settings import SettingsError
 from training.splits import SplitConfig, held_out_of, open_split, open_unlabelled_split
 

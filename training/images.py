@@ -1,0 +1,97 @@
+"""Files of images: which are read, and how."""
+
+import os
+import re
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
+BITS_PER_SAMPLE = 258  # TIFF's tag
+
+
+class DataError(ValueError):
+    """A folder or an image that cannot be trained on; the message names the path."""
+
+
+def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = None) -> bool:
+    """Whether a file below `folder` is read: by its suffix, and neither hidden nor in a hidden folder.
+
+    `passed_over` counts what is neither read nor hidden, by suffix.
+    """
+    if HIDDEN.search(path, len(folder)):
+        return False
+    read = path.lower().endswith(IMAGE_SUFFIXES)
+    if not read and passed_over is not None:
+        passed_over[os.path.splitext(path)[1].lower() or "without a suffix"] += 1
+    return read
+
+
+def image_files(folder: Path, passed_over: Counter[str] | None = None) -> list[Path]:
+    """Every image at any depth, in order; links to folders are followed, each folder is read once.
+
+    Raises `OSError` for a folder that cannot be read.
+    """
+    found: list[str] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a parent would lead there again and again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        found += (path for name in names if is_image(path := os.path.join(root, name), str(folder), passed_over))
+    return [Path(path) for path in sorted(found)]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+    """`read_image`, whose refusal says what to do in a run that has begun."""
+    try:
+        return read_image(file, name)
+    except DataError as error:
+        what = "replace it, since removing it makes another data set (python -m training.check DATA lists all of them)"
+        raise DataError(f"{error}: {what}") from error
+
+
+def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+    """RGB, upright, from a path or from a file in memory called `name`.
+
+    Raises `DataError` if it is no whole image, or one whose numbers do not say what is white.
+    """
+    try:
+        with Image.open(file) as image:
+            unsaid = bits_without_a_range(image)
+            if not unsaid:
+                return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name or file} cannot be decoded ({error})") from error
+    raise DataError(f"{name or file} has {unsaid}, which do not say what is white (scale it to 8 or 16 bits)")
+
+
+def bits_without_a_range(image: Image.Image) -> str:
+    """What the pixels are, if neither 8 nor 16 bits without a sign: Pillow has 16-bit PNG as I or I;16 and PGM as I."""
+    if image.mode == "F":
+        return "pixels in floating point"
+    if image.format == "TIFF" and image.mode.startswith("I"):
+        bits = cast(Any, image).tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
+        if image.mode == "I" or bits != 16:
+            return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits"
+    return ""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """As the served `preprocess` does: 16-bit grey keeps its high byte, which PIL's own conversion would clip."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

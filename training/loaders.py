@@ -1,0 +1,94 @@
+"""Batches of a data set: each process's share, from any place in a run, decoded by workers that end with it."""
+
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training import distributed
+from training.randomness import IMAGE, seeded
+from training.samplers import EpochBatches, Weights
+from training.settings import LoopConfig
+from training.shards import Shards
+
+
+class Numbered(Dataset[Any]):
+    """`dataset` by (index, number of the image in the run): the number seeds what is random about the image."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> Any:
+        index, number = item
+        with seeded(self.seed, IMAGE, number):
+            return self.dataset[index]
+
+
+def make_loader(
+    dataset: Dataset[Any],
+    batch_size: int,
+    *,
+    train: bool,
+    workers: int,
+    seed: int = 0,
+    pin_memory: bool = False,
+    weights: Weights | None = None,
+) -> DataLoader[Any]:
+    """This process's batches (images [B,3,S,S], targets [B]).
+
+    In training as `EpochBatches` says, and `loader.batch_sampler.set_position` is where to start. In evaluation every
+    image once, in order, each process a part of them.
+    """
+    size = len(cast(Any, dataset))
+    rank, world = distributed.rank(), distributed.world_size()
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _begin_worker,
+        "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
+    }
+    if not train:
+        return DataLoader(dataset, batch_size, sampler=range(rank, size, world), **common)
+    windows = dataset.sizes if isinstance(dataset, Shards) else None
+    batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
+    return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
+
+
+def make_loaders(
+    train_set: Dataset[Any], val_set: Dataset[Any], config: LoopConfig, weights: Weights | None = None
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Of the training and of the held-out images, as `config` has it."""
+    loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
+    loading["pin_memory"] = config.device.startswith("cuda")
+    return (
+        make_loader(train_set, config.batch_size, train=True, weights=weights, **loading),
+        make_loader(val_set, config.batch_size, train=False, **loading),
+    )
+
+
+def _begin_worker(_: int) -> None:
+    """SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
+
+    The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _but_for_an_ended_run
+
+
+def _but_for_an_ended_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A main process that ends leaves batches that it was told of: no news to a user who has pressed Ctrl-C."""
+    if not isinstance(error, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
