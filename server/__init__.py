@@ -1,7 +1,5 @@
 """Starts and supervises a tritonserver on this machine: ``python -m server``, or `TritonServer` in a with statement."""
 
-import sys
-
 from server.errors import (
     GaveUpError,
     InstallationError,
@@ -15,10 +13,9 @@ from server.errors import (
 
 try:
     from server.supervisor import TritonServer
-except ModuleNotFoundError as error:
-    if sys.argv[:1] != ["-m"]:  # what it is while python -m looks for one of the commands
-        raise
-    sys.exit(f"server needs {error.name}: pip install '.[serve]' in the checkout")
+except ModuleNotFoundError as error:  # `name`: of an error in this package `python -m` says one line
+    message = f"server needs {error.name}: pip install '.[serve]' in the checkout"
+    raise ImportError(message, name=__name__) from None
 
 __all__ = [
     "GaveUpError",

@@ -21,9 +21,8 @@ def test_what_is_not_installed_is_named_with_its_extra(tmp_path, module, package
     arguments = [sys.executable, "-m", module, "--help"]
     done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"server needs {package}: pip install '.[serve]' in the checkout\n"
-    done = subprocess.run([sys.executable, "-c", "import server"], cwd=ROOT, env=environment, capture_output=True)
-    assert b"ModuleNotFoundError" in done.stderr  # a program is told as Python tells it
+    assert f"server needs {package}: pip install '.[serve]' in the checkout" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("module", ["server", "server.tune"])
