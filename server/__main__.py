@@ -76,16 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ.pop(variable, None)  # nothing that is started inherits it
         server = TritonServer(options.pop("model_repository"), **options, on_event=say)
         with server:
-            say(f"ready after {time.monotonic() - begun:.1f} s")
-            url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
-            show(
-                f"  HTTP     http://{server.http_url}\n"
-                f"  gRPC     {server.grpc_url}\n"
-                f"  metrics  http://{server.metrics_url}/metrics\n"
-                f"try:  {client_command(example, url, protocol)}"
-            )
-            notify("READY=1")
             try:
+                say(f"ready after {time.monotonic() - begun:.1f} s")
+                url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
+                show(
+                    f"  HTTP     http://{server.http_url}\n"
+                    f"  gRPC     {server.grpc_url}\n"
+                    f"  metrics  http://{server.metrics_url}/metrics\n"
+                    f"try:  {client_command(example, url, protocol)}"
+                )
+                notify("READY=1")
                 server.wait()
             except KeyboardInterrupt:
                 notify("STOPPING=1")
