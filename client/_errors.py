@@ -98,11 +98,14 @@ _REMEDIES = {
     r"certificate has expired|certificate is not yet valid": "renew its certificate, or set this machine's clock",
     r"certificate.verify.failed": "name the authority that signed its certificate with --tls-root (in Python tls=)",
     r"wrong.version.number": "it speaks no TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
+    r"alert.(certificate|bad.certificate|unsupported.certificate|unknown.ca)": (
+        "it wants a client's certificate that it trusts: give --tls-certificate and --tls-key (in Python tls=)"
+    ),
     r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
         f"{_START}; where it speaks no TLS, leave out --tls and the like (in Python tls=)"
     ),
 }
-_CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnected|tlsv1\S* alert|tsi_data_corrupted")
+_CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnected|tsi_data_corrupted")
 
 
 def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:

@@ -29,6 +29,7 @@ from client import (
 )
 from client._async_http import AsyncHttpTransport
 from client._transport_http import HttpTransport
+from client._wire_http import refusal
 
 
 class Blocked:
@@ -139,6 +140,14 @@ def test_a_proxy_that_wants_tls(stub: HttpStub, transport: Any) -> None:
     stub.body = b"<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n</html>"
     with pytest.raises(ProtocolError, match=r"was sent to HTTPS port.*give --tls or --tls-root .* where it speaks TLS"):
         ask(transport)
+
+
+def test_a_proxy_that_wants_a_certificate() -> None:
+    """nginx's words, over TLS."""
+    body = b"<html>\r\n<head><title>400 No required SSL certificate was sent</title></head>\r\n</html>"
+    error = refusal(400, body, "https://proxy:443", "m", 1)
+    assert "give --tls-certificate and --tls-key (in Python tls=) where it wants a client's certificate" in str(error)
+    assert "speaks TLS" not in str(error)
 
 
 @pytest.mark.parametrize(
