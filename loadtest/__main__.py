@@ -117,11 +117,11 @@ def _check_locust_options(words: Sequence[str]) -> None:
     add_target_options(parser)  # a locust.conf may hold them
     add_load_options(parser)
     known, rest = parser.parse_known_args(words)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:  # first: what follows one is taken for a word of its own
+        raise ValueError(f"{' '.join(unknown)}: no option of loadtest or of locust; see --help")
     if names := set(known.user_classes) - set(USERS["both"]):
         raise ValueError(f"{' '.join(sorted(names))}: no command of loadtest: run, capacity, null, report")
-    unknown = [word for word in rest if word.startswith("-")]
-    if unknown:
-        raise ValueError(f"{' '.join(unknown)}: no option of loadtest or of locust; see --help")
 
 
 def _peak(options: argparse.Namespace) -> float:

@@ -189,6 +189,10 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
     assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
 
 
+def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
+    assert loadtest("--url", "box:8001").stderr == "loadtest: --url: no option of loadtest or of locust; see --help\n"
+
+
 ADDRESSES = """
 from types import SimpleNamespace
 from loadtest.users import address
