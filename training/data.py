@@ -49,7 +49,7 @@ class LabelledFolder(ImageFolder):
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
     """Why a folder cannot be trained on, or evaluated with `labels`: of an unknown label, and of one without images."""
     folder, errors, used = dataset.root, [], set(dataset.targets)
-    if labels is not None and "train" in set(dataset.classes).difference(labels):  # one level too high
+    if labels is not None and "train" in dataset.classes and set(labels).isdisjoint(dataset.classes):
         parts = [f"{folder}/{name}" for name in dataset.classes if name != "train"] or [f"{folder}/train"]
         return [f"{folder} holds train/ and no labels: give {' or '.join(parts)}"]
     for index, name in enumerate(dataset.classes):

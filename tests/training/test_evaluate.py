@@ -170,6 +170,8 @@ def test_a_folder_one_level_too_high_names_its_parts(checkpoint: Path, small_dig
     with pytest.raises(DataError, match=rf"give {tmp_path}/test or {tmp_path}/valid$"):
         open_images(tmp_path, None, ["ant"])
     assert open_images(tmp_path, None, ["test", "train", "valid"]).targets == [0, 1, 2], "labels may have these names"
+    with pytest.raises(DataError, match=rf"{tmp_path}/train is not one of the 2 labels"):
+        open_images(tmp_path, None, ["test", "valid"])
 
 
 def test_the_file_in_a_checkpoint_folder_is_the_checkpoint(checkpoint: Path, small_digits: Path) -> None:
