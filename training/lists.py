@@ -44,6 +44,8 @@ def write_list(path: Path, samples: Iterable[tuple[str, int]], labels: list[str]
 
 def read_list(path: Path) -> list[tuple[str, str]]:
     """file and label of each line. Raises `DataError` for a list that is none, or of images that are not there."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: name a list of images, or a folder")
     with path.open(**TEXT) as file:
         lines = csv.DictReader(file)
         try:

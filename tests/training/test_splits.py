@@ -143,6 +143,15 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
     assert not listed.exists(), "another run held out other images"
 
 
+def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "val.csv"
+    message = r"val\.csv does not exist: name a list of images, or a folder"
+    with pytest.raises(DataError, match=message):
+        open_images(path, None)
+    with pytest.raises(DataError, match=message):
+        Unlabelled(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
