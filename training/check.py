@@ -77,7 +77,8 @@ def check_data(config: Config) -> Findings:
         remedy = "put some shards into it and some into val/" if shard_files(config.data) else "add --val-share 0.2"
         if lower := data_below(config.data):
             remedy = f"name one that has: {', '.join(lower)}"
-        findings.notes.append(f"{config.data} has no train/: to train on it, {remedy}")
+        if config.data.is_dir():  # training.finetune takes no list
+            findings.notes.append(f"{config.data} has no train/: to train on it, {remedy}")
     else:
         labels = check_part(config.data / "train", None, config.workers, findings)
         try:

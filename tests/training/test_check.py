@@ -11,6 +11,8 @@ from tests.training.test_samplers import png, write_shard
 from tests.training.test_splits import fill
 from training import check
 from training.check import Config, check_data, label_notes
+from training.data import open_images
+from training.lists import write_list
 
 
 def run(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options: object) -> tuple[int, list[str]]:
@@ -58,6 +60,10 @@ def test_what_can_be_trained_on_is_fine(
     status, lines = run(monkeypatch, capsys, tmp_path / "two" / "train", "--workers", 0)
     assert (status, len(lines)) == (0, 2)
     assert "two/train has no train/: to train on it, add --val-share 0.2" in lines[0]
+    listed = tmp_path / "val.csv"
+    write_list(listed, open_images(tmp_path / "two" / "train", None).samples, ["ant", "bee"])
+    status, lines = run(monkeypatch, capsys, listed, "--workers", 0)
+    assert (status, lines) == (0, [f"2 images of 2 classes in {listed}: 0 errors, 0 notes"]), "a list is not trained on"
 
 
 def test_a_folder_one_level_too_high_names_those_below(tmp_path: Path) -> None:
