@@ -162,11 +162,12 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
 
 
 def _no_models(output: Path) -> list[str]:
-    """What is neither a model nor hidden in a folder that no build has written."""
+    """What is neither a model nor hidden in a folder that no build has written: beside models, folders alone."""
     if not output.exists() or any(output.glob("backbone/*/build.json")):
         return []
     shown = sorted(path for path in output.iterdir() if not path.name.startswith("."))
-    return [path.name for path in shown if not (path / "config.pbtxt").is_file()]
+    others = [path for path in shown if not (path / "config.pbtxt").is_file()]
+    return [path.name for path in others if path.is_dir() or len(others) == len(shown)]
 
 
 def _lock(backbone: Path) -> int:

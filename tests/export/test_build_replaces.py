@@ -47,23 +47,29 @@ def test_the_number_of_a_withdrawn_version_is_not_used_again(checkpoint: Path, t
 
 def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tmp_path: Path) -> None:
     options = BuildOptions(weights=checkpoint, output=tmp_path / "docs", threads=1)
-    (tmp_path / "docs/theirs/1").mkdir(parents=True)
-    for name in ("theirs/config.pbtxt", ".gitignore", "theirs/1/model.onnx"):
+    (tmp_path / "docs/img").mkdir(parents=True)
+    for name in (".gitignore", "0.md", "1.md", "2.md", "3.md", "4.md"):
         (tmp_path / "docs" / name).touch()
-    for number in range(6):
-        (tmp_path / f"docs/{number}.md").touch()
     before = digest(tmp_path)
-    with pytest.raises(
-        RepositoryError, match=r"docs is no model repository, it holds 0\.md, 1\.md, 2\.md, 3\.md, 4\.md, \.\.\.: give"
-    ):
+    with pytest.raises(RepositoryError, match=r"docs is no model repository, it holds 0\.md, .*, 4\.md, \.\.\.: give"):
         build(options)
     assert digest(tmp_path) == before
-    for path in (tmp_path / "docs").glob("*.md"):
-        path.unlink()
-    build(options)  # a repository of somebody else's models
-    (tmp_path / "docs/README.md").touch()
+    (tmp_path / "docs/theirs/1").mkdir(parents=True)
+    for name in ("theirs/config.pbtxt", "theirs/1/model.onnx"):
+        (tmp_path / "docs" / name).touch()
+    with pytest.raises(RepositoryError, match=r"docs is no model repository, it holds img: give"):
+        build(options)
+    (tmp_path / "docs/img").rmdir()
+    build(options)  # a repository of somebody else's models, with what they say of them
+    (tmp_path / "docs/img").mkdir()
     assert ", version 2, " in build(options), "what lies in one of ours is its owner's"
-    assert {path.name for path in (tmp_path / "docs").iterdir()} >= {"theirs", ".gitignore", "README.md", "classifier"}
+    assert {path.name for path in (tmp_path / "docs").iterdir()} >= {
+        "theirs",
+        ".gitignore",
+        "0.md",
+        "img",
+        "classifier",
+    }
 
 
 def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path: Path) -> None:
