@@ -91,6 +91,8 @@ _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", 
 EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 _START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
+_GIVE_TLS = "give --tls or --tls-root (in Python tls=)"
+_GIVE_CERTIFICATE = "give --tls-certificate and --tls-key (in Python tls=)"
 # gRPC's, Python's and aiohttp's words for a connection that was not made, and for one that was cut off
 _REMEDIES = {
     r"expected settings frame|missing selected alpn": "give --protocol http (in Python protocol=), or its gRPC port",
@@ -99,7 +101,7 @@ _REMEDIES = {
     r"certificate.verify.failed": "name the authority that signed its certificate with --tls-root (in Python tls=)",
     r"wrong.version.number": "it speaks no TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
     r"alert.(certificate|bad.certificate|unsupported.certificate|unknown.ca)": (
-        "it wants a client's certificate that it trusts: give --tls-certificate and --tls-key (in Python tls=)"
+        f"it wants a client's certificate that it trusts: {_GIVE_CERTIFICATE}"
     ),
     r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
         f"{_START}; where it speaks no TLS, leave out --tls and the like (in Python tls=)"
@@ -165,6 +167,12 @@ def _connecting(details: str, url: str) -> str:
             return remedy
     if not _CUT_OFF.search(details):
         return _START
+    wanted, remedy = perhaps_wanted(url)
+    return f"{_START}; where {wanted}, {remedy}"
+
+
+def perhaps_wanted(url: str) -> tuple[str, str]:
+    """What a server may want of a client that it does not understand, and what gives it that."""
     if url.startswith(("grpcs://", "https://")):
-        return f"{_START}; where it wants a client's certificate, give --tls-certificate and --tls-key (in Python tls=)"
-    return f"{_START}; where it speaks TLS, give --tls or --tls-root (in Python tls=)"
+        return "it wants a client's certificate", _GIVE_CERTIFICATE
+    return "it speaks TLS", _GIVE_TLS

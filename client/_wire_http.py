@@ -14,6 +14,7 @@ from client._errors import (
     InvalidImageError,
     ProtocolError,
     error_from_status,
+    perhaps_wanted,
     shorten,
 )
 from client._prediction import parse_predictions
@@ -113,11 +114,9 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
     except (ValueError, LookupError, TypeError):
         if status == 400:  # tritonserver's own are JSON
             words = shorten(" ".join(body.decode(errors="replace").split()), 100)
-            remedy = "give --tls or --tls-root (in Python tls=) where it speaks TLS"
-            if url.startswith("https://"):
-                remedy = "give --tls-certificate and --tls-key (in Python tls=) where it wants a client's certificate"
+            wanted, remedy = perhaps_wanted(url)
             said = f"this is no classifier's answer (HTTP 400 {words})"
-            return ProtocolError(f"{said}: check the address, and {remedy} [{model} at {url}]")
+            return ProtocolError(f"{said}: check the address, and {remedy} where {wanted} [{model} at {url}]")
         details = shorten(body.decode(errors="replace"))
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
