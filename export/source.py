@@ -54,8 +54,8 @@ def check_options(options: BuildOptions) -> None:
         raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
     if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
         raise ValueError(f"--crop-pct {options.crop_pct}: it is at least 0.1 and at most 1")
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing and "onnx" in options.formats:
+    needed = ("onnx", "onnxscript", "onnxruntime") if "onnx" in options.formats else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f"--format onnx needs {', '.join(missing)}: pip install '.[build]' brings all of it")
     if native_library() is None:
         raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")

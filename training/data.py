@@ -89,7 +89,7 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
     Raises `DataError` as `image_folder`, for a shard that is damaged or holds a class out of range or none at all, and
     for a list whose images are not there.
     """
-    if is_list(folder) and not Path(folder).is_dir():
+    if is_list(folder):
         return Listed(Path(folder), transform, labels)
     if not shard_files(folder):
         return image_folder(folder, transform, labels)
@@ -111,7 +111,7 @@ class Unlabelled(Dataset[Image.Image]):
         self.root = str(folder)
         self.passed_over: Counter[str] = Counter()
         self.shards: Shards | None = None
-        if is_list(folder) and not folder.is_dir():
+        if is_list(folder):
             self.names = [name for name, _ in read_list(folder)]
             return
         if not folder.is_dir():

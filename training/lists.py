@@ -18,7 +18,8 @@ TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newli
 
 
 def is_list(path: str | Path) -> bool:
-    return Path(path).suffix == ".csv"
+    """By its name, also where it is not there; a folder may be called so."""
+    return Path(path).suffix == ".csv" and not Path(path).is_dir()
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
