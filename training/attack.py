@@ -18,11 +18,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
+from training.accuracy import answers, load_classifier
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
 from training.data import open_images
 from training.distributed import check_device
-from training.evaluate import answers, load_classifier
 from training.loaders import make_loader
 from training.logs import standard_output
 from training.outputs import check_file

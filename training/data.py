@@ -49,9 +49,11 @@ class LabelledFolder(ImageFolder):
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
     """Why a folder cannot be trained on, or evaluated with `labels`: of an unknown label, and of one without images."""
     folder, errors, used = dataset.root, [], set(dataset.targets)
-    if labels is not None and "train" in dataset.classes and set(labels).isdisjoint(dataset.classes):
-        parts = [f"{folder}/{name}" for name in dataset.classes if name != "train"] or [f"{folder}/train"]
-        return [f"{folder} holds train/ and no labels: give {' or '.join(parts)}"]
+    if labels is not None and set(labels).isdisjoint(dataset.classes):
+        below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
+        parts = [path for path in below if any((path / label).is_dir() for label in labels)]
+        if parts := [path for path in parts if path.name != "train"] or parts:
+            return [f"{folder} holds no label, but folders that do: give {' or '.join(map(str, parts[:4]))}"]
     for index, name in enumerate(dataset.classes):
         if labels is not None and name not in labels:
             known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")

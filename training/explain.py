@@ -15,12 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from training.accuracy import answers, load_classifier
 from training.augment import Transform, eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled
 from training.distributed import check_device
-from training.evaluate import answers, load_classifier
 from training.images import load_image
 from training.lists import is_list, write_csv
 from training.logs import standard_output

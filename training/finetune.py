@@ -19,13 +19,13 @@ from torch.utils.data import Dataset, Subset
 
 from models import ModelConfig, count_classes, create_model, load_weights, save_checkpoint
 from training import distributed
+from training.accuracy import accuracies, count_answers
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.data import LabelledFolder
-from training.evaluate import accuracies, count_answers
 from training.images import DataError
 from training.lists import VAL_LIST, write_list
 from training.loaders import make_loaders

@@ -17,6 +17,7 @@ from benchmarks.evidence.run import Run
 from benchmarks.harness import fingerprint, versions
 from models.files import replace_file
 from training import attack, evaluate, finetune, pretrain
+from training.accuracy import top1
 from training.logs import LOG_FILE
 from training.long_tail import shot_report
 
@@ -111,7 +112,7 @@ def do_evaluate(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], f
     values: dict[str, Any] = {"checkpoint": checkpoint, "data": root / run.data.name / "val", "device": "cpu"}
     confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
     counts = evaluate.training_counts(checkpoint) or []
-    return {"top1": evaluate.top1(confusion), **shot_report(confusion, counts)}, 0.0
+    return {"top1": top1(confusion), **shot_report(confusion, counts)}, 0.0
 
 
 def do_attack(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:

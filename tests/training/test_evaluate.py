@@ -14,10 +14,11 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
 from tests.training.test_splits import fill
 from training import evaluate as script
+from training.accuracy import accuracies, count_answers, top1
 from training.augment import eval_transform
 from training.data import open_images
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import accuracies, count_answers, evaluate, per_class_table, top1, training_counts
+from training.evaluate import evaluate, per_class_table, training_counts
 from training.finetune import train
 from training.images import DataError, load_image
 from training.samples import write_digits
@@ -162,16 +163,18 @@ def test_predictions_and_the_confusion_matrix_are_written(
     assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
 
 
-def test_a_folder_one_level_too_high_names_its_parts(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{small_digits} holds train/ and no labels: give {small_digits}/val$"):
+def test_a_folder_above_the_labels_names_those_below(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{small_digits} holds no label, but .*: give {small_digits}/val$"):
         evaluate(EvaluateConfig(checkpoint, small_digits, device="cpu"))
+    whole = tmp_path / "whole"
     for part in ("test", "train", "valid"):
-        fill(tmp_path / part, ant=1)
-    with pytest.raises(DataError, match=rf"give {tmp_path}/test or {tmp_path}/valid$"):
-        open_images(tmp_path, None, ["ant"])
-    assert open_images(tmp_path, None, ["test", "train", "valid"]).targets == [0, 1, 2], "labels may have these names"
-    with pytest.raises(DataError, match=rf"{tmp_path}/train is not one of the 2 labels"):
-        open_images(tmp_path, None, ["test", "valid"])
+        fill(whole / part, ant=1)
+    for folder in (whole, tmp_path):
+        with pytest.raises(DataError, match=rf"give {whole}/test or {whole}/valid$"):
+            open_images(folder, None, ["ant"])
+    assert open_images(whole, None, ["test", "train", "valid"]).targets == [0, 1, 2], "labels may have these names"
+    with pytest.raises(DataError, match=rf"{whole}/train is not one of the 2 labels"):
+        open_images(whole, None, ["test", "valid"])
 
 
 def test_the_file_in_a_checkpoint_folder_is_the_checkpoint(checkpoint: Path, small_digits: Path) -> None:

@@ -21,8 +21,9 @@ from training import attack as attack_script
 from training import evaluate as evaluate_script
 from training import explain as explain_script
 from training import finetune
+from training.accuracy import top1
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import evaluate, top1
+from training.evaluate import evaluate
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
 from training.images import DataError
 from training.loop import DivergenceError

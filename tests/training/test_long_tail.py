@@ -12,9 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from models import create_model, load_checkpoint
+from training.accuracy import top1
 from training.config import Config
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import evaluate, top1
+from training.evaluate import evaluate
 from training.finetune import train
 from training.learners import CosineSupervised, CrossEntropy, HeadOnly
 from training.long_tail import (

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from tests.training.runs import QUIET, Tiny, records
 from training import attack, explain
+from training.accuracy import top1
 from training.data import Unlabelled, open_images
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import evaluate, top1
+from training.evaluate import evaluate
 from training.finetune import train
 from training.images import DataError
 from training.settings import SettingsError

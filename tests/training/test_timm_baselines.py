@@ -11,6 +11,7 @@ from torch import nn
 
 from models import create_model, load_checkpoint
 from training import distributed, pretrain
+from training.accuracy import top1
 from training.adversarial import add_auxiliary, strip_auxiliary, use_auxiliary
 from training.attack import Config as AttackConfig
 from training.attack import attack_checkpoint
@@ -18,7 +19,7 @@ from training.cam import explain, last_layer
 from training.cam_scores import parts_from_the_head, randomization_check
 from training.config import Config
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import evaluate, top1
+from training.evaluate import evaluate
 from training.explain import Config as ExplainConfig
 from training.explain import explain_images
 from training.finetune import train
