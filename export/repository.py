@@ -132,8 +132,9 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     """A staging folder beside `output`, holding hard links to what is there, exchanged with it at the end."""
     output = output.resolve()
     backbone = output / "backbone"
-    if output.exists() and not output.is_dir():
-        raise RepositoryError(f"{output} is a file: --output names a folder")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise RepositoryError(f"{path} is a file: --output {output} names a folder")
     if others := _no_models(output):
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise RepositoryError(

@@ -53,6 +53,9 @@ def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tm
     before = digest(tmp_path)
     with pytest.raises(RepositoryError, match=r"docs is no model repository, it holds 0\.md, .*, 4\.md, \.\.\.: give"):
         build(options)
+    for below in ("docs/0.md", "docs/0.md/a/b"):
+        with pytest.raises(RepositoryError, match=rf"docs/0\.md is a file: --output .*{below} names a folder"):
+            build(replace(options, output=tmp_path / below))
     assert digest(tmp_path) == before
     (tmp_path / "docs/theirs/1").mkdir(parents=True)
     for name in ("theirs/config.pbtxt", "theirs/1/model.onnx"):
