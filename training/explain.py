@@ -21,7 +21,7 @@ from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.data import Unlabelled
 from training.distributed import check_device
-from training.images import load_image
+from training.images import read_image
 from training.lists import is_list, write_csv
 from training.logs import standard_output
 from training.outputs import check_folder
@@ -78,7 +78,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
             f"--images {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
         )
     if path.is_file() and not is_list(path):
-        return [(str(path), transform(load_image(str(path))))]
+        return [(str(path), transform(read_image(str(path))))]
     found = Unlabelled(path)
     return [(found.names[place], transform(found[place])) for place in evenly(len(found), count)]
 

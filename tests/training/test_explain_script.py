@@ -106,3 +106,10 @@ def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
 def test_counts_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--count 0"):
         script.find_images(tmp_path / "images", 0, as_it_is)
+
+
+def test_a_broken_image_that_was_named_gets_no_data_sets_advice(tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken\.png cannot be decoded \([^)]*\)$"):
+        script.find_images(path, 1, as_it_is)
