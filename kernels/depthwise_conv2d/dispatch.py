@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
-from kernels.depthwise_conv2d.precision import get_float32_precision
+from kernels.depthwise_conv2d.precision import precision_of
 from kernels.layout import dense
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
@@ -44,7 +44,7 @@ def forward_cuda(
     """[N,C,H,W] -> as `dense(input)` is laid out; `flip`: the filter turned by 180 degrees (the input's gradient)."""
     from kernels.depthwise_conv2d import tuning
 
-    source, size, precision = dense(input), (weight.shape[2], weight.shape[3]), get_float32_precision()
+    source, size, precision = dense(input), (weight.shape[2], weight.shape[3]), precision_of(input.dtype)
     kernel = kernel_for(source, size)
     if kernel == "pytorch":
         return forward_by(pytorch.way_of(source), source, weight, bias, activation, precision, flip)
@@ -61,7 +61,8 @@ def forward_cuda(
 def forward_by(
     way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
 ) -> Tensor:
-    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, or another of `tuning.WORDS`."""
+    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, another of `tuning.WORDS`, or
+    "packed image", which benchmarks/kernels measures and nothing takes."""
     if flip and (way == "taps" or way in pytorch.WAYS):
         weight, flip = weight.flip(2, 3), False
     if way in pytorch.WAYS:
@@ -92,9 +93,11 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
     """[N,C,H,W] twice, any layout -> [C,1,Kh,Kw]."""
     from kernels.depthwise_conv2d import grad_weight, transpose, tuning
 
+    precision = precision_of(input.dtype)
+    if kernel_for(input, kernel_size) == "pytorch":
+        return pytorch.grad_weight_by(pytorch.way_of(input), grad, input, kernel_size, precision)
     if input.numel() == 0:
         return input.new_zeros(input.shape[1], 1, *kernel_size)
-    precision = get_float32_precision()
 
     def run(way: Any) -> Tensor:
         if way in pytorch.WAYS:

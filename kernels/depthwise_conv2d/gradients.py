@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
-from kernels.depthwise_conv2d.precision import get_float32_precision
 from kernels.layout import dense
 
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
@@ -67,10 +66,7 @@ def _has_kernel(input: Tensor) -> bool:
 def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
     from kernels.depthwise_conv2d import dispatch
 
-    size = (kernel_size[0], kernel_size[1])
-    if dispatch.kernel_for(input, size) == "pytorch":
-        return pytorch.grad_weight_by(pytorch.way_of(input), grad, input, size, get_float32_precision())
-    return dispatch.grad_weight_cuda(grad, input, size)
+    return dispatch.grad_weight_cuda(grad, input, (kernel_size[0], kernel_size[1]))
 
 
 def _grad_input_fake(grad: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Triton-language kernel: compiled just in time from PyTorch, ahead of time by kernels/native/aot.py."""
+"""The Triton-language kernel for few taps: compiled just in time, or ahead of time (native/aot.py)."""
 
 import triton
 import triton.language as tl

@@ -1,6 +1,6 @@
 """whole_image.py's product with the filter's matrix written out first, so that it is read in vectors of 16 bytes.
 
-A way that only a tuner takes: it has not been measured on a GPU yet.
+It has not run on a GPU yet: benchmarks/kernels measures it beside whole_image.py, no call and no tuner takes it.
 """
 
 import triton

@@ -3,12 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 PRECISIONS = ("ieee", "tf32", "tf32x3")
 _precision = "ieee"
 
 
 def get_float32_precision() -> str:
     return _precision
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """What products of `dtype` are computed in: the setting is float32's alone."""
+    return _precision if dtype == torch.float32 else "ieee"
 
 
 def set_float32_precision(precision: str) -> None:

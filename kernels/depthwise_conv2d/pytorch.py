@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,18 +49,18 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Te
 def as_ours(dtype: torch.dtype, precision: str) -> Iterator[None]:
     """cuDNN gives the same bits every time, and IEEE products of float32 unless "tf32" was asked for."""
     cudnn = torch.backends.cudnn
-    wanted = {"deterministic": True}
-    if dtype == torch.float32:
-        wanted["allow_tf32"] = precision == "tf32"
+    wanted: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True)]
+    if dtype == torch.float32:  # not allow_tf32, which cannot be read where the newer setting was used
+        wanted.append((cudnn.conv, "fp32_precision", "tf32" if precision == "tf32" else "ieee"))
     with _settings:
-        before = {name: getattr(cudnn, name) for name in wanted}
+        before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
         try:
-            for name, value in wanted.items():
-                setattr(cudnn, name, value)
+            for setting in wanted:
+                setattr(*setting)
             yield
         finally:
-            for name, value in before.items():
-                setattr(cudnn, name, value)
+            for setting in before:
+                setattr(*setting)
 
 
 def forward_by(way: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str) -> Tensor:

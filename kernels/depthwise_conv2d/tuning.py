@@ -10,7 +10,6 @@ shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned fr
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -22,12 +21,12 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels.depthwise_conv2d import grad_weight, packed_image, pytorch, toeplitz
+from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
 TABLE = Path(__file__).with_name("tiles.json")
-WORDS = ("toeplitz", "packed image", "taps", *pytorch.WAYS)
+WORDS = ("toeplitz", "taps", *pytorch.WAYS)
 Way = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of WORDS
 Run = Callable[[Way], Any]
 
@@ -39,8 +38,9 @@ def cache_file() -> Path:
 @cache
 def _cache_file(tiles: str | None, cache_home: str | None, home: str | None) -> Path:
     """Made once: every call of the operator asks for it, and making it takes longer than a small layer."""
-    folder = Path(cache_home or Path.home() / ".cache")  # which reads HOME
-    return Path(tiles or folder / "widefield" / "tiles.json")
+    if tiles:
+        return Path(tiles)
+    return Path(cache_home or os.path.expanduser("~/.cache"), "widefield", "tiles.json")  # a user may have no home
 
 
 def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> str:
@@ -88,9 +88,9 @@ def remember(name: str, way: Way) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         read.cache_clear()
         ways = read(path) | {name: way if isinstance(way, str) else asdict(way)}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(ways, file, indent=1, sort_keys=True)
-        os.replace(file.name, path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")  # the lock's holder is its only writer
+        draft.write_text(json.dumps(ways, indent=1, sort_keys=True))  # as readable as the umask has files: it is shared
+        os.replace(draft, path)
         read.cache_clear()
 
 
@@ -199,8 +199,6 @@ def forward_way(
         if kernel == "taps":
             yield "toeplitz"
             return
-        if packed_image.suits(input, kernel_size):
-            yield "packed image"
         yield from toeplitz_tiles(input, kernel_size[1])
 
     details = ("" if activation == "none" else f" {activation}") + ("" if input.is_contiguous() else " channels_last")

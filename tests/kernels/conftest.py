@@ -15,6 +15,15 @@ def problem() -> Callable[..., Problem]:
 
 
 @pytest.fixture
+def cudnn_conv():
+    """PyTorch's setting of float32 convolutions, put back (a monkeypatch would delete it)."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    yield conv
+    conv.fp32_precision = before
+
+
+@pytest.fixture
 def taken(monkeypatch, tmp_path):
     """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
     from kernels.depthwise_conv2d import grad_weight, kernel, packed_image, toeplitz, transpose, tuning, whole_image

@@ -129,22 +129,22 @@ def test_float32_precision_reaches_every_kernel(taken):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pytorchs_own_computes_as_ours_do(taken, monkeypatch, layout):
+def test_pytorchs_own_computes_as_ours_do(taken, monkeypatch, cudnn_conv, layout):
     """Where no kernel serves too: the same bits every time, and IEEE products unless tf32 was asked for."""
     seen = []
 
     def conv2d(*args, **kwargs):
-        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision))
         return real(*args, **kwargs)
 
     def convolution_backward(*args, **kwargs):
-        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision))
         return real_backward(*args, **kwargs)
 
     real, real_backward = pytorch.convolution, pytorch.convolution_backward
     monkeypatch.setattr(pytorch, "convolution", conv2d)
     monkeypatch.setattr(pytorch, "convolution_backward", convolution_backward)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    cudnn_conv.fp32_precision = "tf32"
     source = torch.randn(2, 65536, 2, 2).contiguous(memory_format=layout)
     weight = torch.randn(65536, 1, 3, 3)
     expected = F.conv2d(source, weight, padding=1, groups=65536)
@@ -154,5 +154,5 @@ def test_pytorchs_own_computes_as_ours_do(taken, monkeypatch, layout):
     turned = F.conv2d(source, weight.flip(2, 3), padding=1, groups=65536)
     torch.testing.assert_close(gradients._grad_input_cuda(source, weight), turned)
     gradients._grad_weight_cuda(source, source, [3, 3])
-    assert seen == [(True, False)] * 3
+    assert seen == [(True, "ieee")] * 3
     assert not taken

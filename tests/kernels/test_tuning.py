@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -10,7 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kernels.depthwise_conv2d import grad_weight, gradients, op, pytorch, toeplitz, tuning
+from kernels import float32_precision
+from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, pytorch, toeplitz, tuning
+
+SHIPPED = "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
+KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
 
 
 def test_a_shipped_tile_is_taken(taken):
@@ -20,6 +25,18 @@ def test_a_shipped_tile_is_taken(taken):
     op._cuda(x.to(memory_format=torch.channels_last), w, None, "relu")
     tile = toeplitz.Tile(**tuning.read(tuning.TABLE)["toeplitz sm_90 bfloat16 64x128x56x56 31x31"])
     assert [launch[3] for launch in taken] == [tile] * 2
+
+
+def test_float32s_precision_leaves_the_others_their_tiles(taken):
+    x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
+    with float32_precision("tf32"):
+        op._cuda(x, w)
+        gradients._grad_weight_cuda(x, x, [31, 31])
+    tiles = [tuning.read(tuning.TABLE)[f"{operation} {SHIPPED.partition(' ')[2]}"] for operation in KINDS]
+    assert taken == [
+        ("toeplitz", True, "ieee", toeplitz.Tile(**tiles[0])),
+        ("grad_weight", (128, 1, 31, 31), "ieee", grad_weight.GradWeightTile(**tiles[1])),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,18 +172,18 @@ def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, c
     assert taken == [("toeplitz", True, "ieee", None)]
 
 
-def test_small_images_are_packed_where_that_is_measured_faster(taken, clock):
-    """In training too, whose filter is turned; never where a row is longer than a step of its loop."""
-    clock.seconds = lambda way: 1.0 if way == "packed image" else 2.0
-    x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
-    assert bool((op._cuda(x.contiguous(memory_format=torch.channels_last), w) == 3).all())
-    gradients._grad_input_cuda(x, w)
-    assert taken == [("packed image", True, "ieee"), ("packed image", True, "ieee", "turned")]
-    assert clock.called[:4] == ["whole image", *pytorch.WAYS, "packed image"]
-    clock.called.clear()
-    for wide in (torch.zeros(3, 4, 8, 17).half(), torch.zeros(3, 4, 14, 14)):
-        op._cuda(wide, torch.zeros(4, 1, 35, 35, dtype=wide.dtype))
+def test_packed_images_are_not_tried_before_they_have_run_on_a_gpu(taken, clock):
+    op._cuda(torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half())
+    assert clock.called[:3] == ["whole image", *pytorch.WAYS]
     assert "packed image" not in clock.called
+
+
+def test_packed_images_by_name(taken):
+    """As benchmarks/kernels asks for them; in training too, whose filter is turned."""
+    x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
+    for source, flip in ((x.contiguous(memory_format=torch.channels_last), False), (x, True)):
+        assert bool((dispatch.forward_by("packed image", source, w, None, "none", "ieee", flip) == 3).all())
+    assert taken == [("packed image", True, "ieee"), ("packed image", True, "ieee", "turned")]
 
 
 def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
@@ -187,16 +204,13 @@ def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
     assert taken[-1][3] is None
 
 
-SHIPPED = "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
-
-
 @pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
 def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_long(taken, clock, monkeypatch, operation):
     """A slow way has one call: PyTorch's took 75 ms each, and the time was over before the table's tile."""
     now = [0.0]
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "0.5")
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
-    kind = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}[operation]
+    kind = KINDS[operation]
     name = SHIPPED.replace("toeplitz", operation)
     table = kind(**tuning.read(tuning.TABLE)[name])
     shipped = replace(table, stages=2)  # not the rule's
@@ -226,6 +240,29 @@ def test_what_several_processes_measure_is_all_kept(taken):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: tuning.remember(name, "taps"), names))
     assert tuning.read(tuning.cache_file()) == dict.fromkeys(names, "taps")
+
+
+def test_the_file_is_as_readable_as_the_umask_says(taken):
+    """Several users share it."""
+    before = os.umask(0o027)
+    try:
+        tuning.remember("shape", "taps")
+    finally:
+        os.umask(before)
+    assert tuning.cache_file().stat().st_mode & 0o777 == 0o640
+    assert {path.suffix for path in tuning.cache_file().parent.glob("*tiles*")} == {".json", ".lock"}, (
+        "no draft is left"
+    )
+
+
+def test_a_user_without_a_home_has_a_file(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(tuning.Path, "home", no_home)
+    assert tuning._cache_file("/shared/tiles.json", None, None) == tuning.Path("/shared/tiles.json")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it leaves what it cannot find
+    assert tuning._cache_file(None, None, "") == tuning.Path("~/.cache/widefield/tiles.json")
 
 
 @pytest.mark.parametrize(
@@ -302,22 +339,24 @@ def test_a_shape_that_no_way_computes_says_why(taken, clock):
         op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 7, 7))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "precision", "tf32"),
-    [(torch.float32, "ieee", False), (torch.float32, "tf32", True), (torch.float32, "tf32x3", False)],
-)
-def test_pytorch_computes_as_ours_does(dtype, precision, tf32):
+@pytest.mark.parametrize("users", ["ieee", "tf32", None], ids=["ieee by the new setting", "tf32", "allow_tf32"])
+@pytest.mark.parametrize("precision", ["ieee", "tf32", "tf32x3"])
+def test_pytorch_computes_as_ours_does(monkeypatch, cudnn_conv, precision, users):
     """The same bits every time, TF32 only where it was asked for; the settings are put back, after a failure too."""
     cudnn = torch.backends.cudnn
-    before = (cudnn.deterministic, cudnn.allow_tf32)
+    if users is None:
+        monkeypatch.setattr(cudnn, "allow_tf32", False)
+    else:  # allow_tf32 cannot be read from here on
+        cudnn_conv.fp32_precision = users
+    before = (cudnn.deterministic, cudnn.conv.fp32_precision)
     seen = []
 
     def fail():
-        with pytorch.as_ours(dtype, precision):
-            seen.append((cudnn.deterministic, cudnn.allow_tf32))
+        with pytorch.as_ours(torch.float32, precision):
+            seen.append((cudnn.deterministic, cudnn.conv.fp32_precision))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert seen == [(True, tf32)]
-    assert (cudnn.deterministic, cudnn.allow_tf32) == before
+    assert seen == [(True, "tf32" if precision == "tf32" else "ieee")]
+    assert (cudnn.deterministic, cudnn.conv.fp32_precision) == before
