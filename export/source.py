@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels import native_library
 from models import ModelConfig, check_arch, count_classes, create_model, load_config, load_weights
+from models.timm_models import is_timm
 from models.weights import CONFIG_FILE, checkpoint_folder
 
 FORMATS = ("torchscript", "onnx")
@@ -57,8 +58,6 @@ def check_options(options: BuildOptions) -> None:
     needed = ("onnx", "onnxscript", "onnxruntime") if "onnx" in options.formats else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f"--format onnx needs {', '.join(missing)}: pip install '.[build]' brings all of it")
-    if native_library() is None:
-        raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")
 
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
@@ -79,6 +78,8 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     for name in ("image_size", "crop_pct", "crop_mode"):
         if (value := getattr(options, name)) is not None:
             config = replace(config, **{name: value})
+    if "torchscript" in options.formats and not is_timm(config.arch) and native_library() is None:
+        raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")
     model = create_model(config.arch, config.num_classes, config.image_size)
     if options.weights is not None:
         load_weights(model, options.weights)

@@ -49,6 +49,7 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated upstream, and what tritonserver loads
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # what it warns of is checked below
         traced = torch.jit.trace(backbone.eval(), pixels, check_trace=False)
         traced = torch.jit.freeze(traced)
         for batch in (1, 3):

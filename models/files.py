@@ -13,8 +13,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it: safetensors makes its files private
         write(temporary)
-        temporary.chmod(0o644)  # safetensors makes its files private
+        temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)

@@ -142,7 +142,7 @@ class RepLKNet(nn.Module):
                     )
                 )
         self.norm: nn.Module = nn.BatchNorm2d(channels[-1])
-        self.num_features = channels[-1]
+        self.num_features, self.num_classes = channels[-1], num_classes
         self.head = _head(channels[-1], num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -172,11 +172,17 @@ class RepLKNet(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new head with random weights; 0: none. Raises `ValueError` for the deploy form, whose head has the norm."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head with random weights; 0: none. `global_pool` is timm's, for what calls it so: None or "avg".
+
+        Raises `ValueError` for another, and for the deploy form, whose head has the norm.
+        """
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool {global_pool!r}: a RepLKNet has the mean (avg) alone")
         if isinstance(self.norm, nn.Identity):
             raise ValueError("a re-parameterised model's head holds its last batch norm: reset the training form's")
         self.head = _head(self.num_features, num_classes).to(next(self.parameters()))
+        self.num_classes = num_classes
 
     def forward(self, images: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(images))

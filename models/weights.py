@@ -162,6 +162,8 @@ def _checked(
     for name in expected:
         if name not in state:
             raise WeightsError(f"{path} has no {name!r}{hint}")
+    if (surplus := state.keys() - expected.keys()) and all(name.startswith(heads) for name in surplus):
+        hint = ": the model has no head, skip_head=True leaves it out"
     for name in state:
         if name not in expected:
             raise WeightsError(f"{path} has {name!r}, which the model has not{hint}")

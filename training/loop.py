@@ -82,7 +82,7 @@ def fit(
     main, world = distributed.rank() == 0, distributed.world_size()
     device = torch.device(config.device)
     batches = cast(EpochBatches, loader.batch_sampler)
-    accumulate = accumulation(config, world, len(batches))
+    accumulate = accumulation(config, batches.batch_size, world, len(batches))
     steps_per_epoch = len(batches) // accumulate
     images_per_step = batches.batch_size * accumulate * world
     total_steps = config.epochs * steps_per_epoch

@@ -1,4 +1,4 @@
-"""From settings to a learner: the loss, the sampler's weights and the method around the model."""
+"""From settings to a learner: the loss and the method around the model."""
 
 from collections.abc import Sequence
 

@@ -119,21 +119,21 @@ def check_rates(config: LoopConfig) -> None:
         raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
 
 
-def accumulation(config: LoopConfig, processes: int, batches: int) -> int:
-    """Forward passes of one process in one optimiser step, of the `batches` that it has in an epoch.
+def accumulation(config: LoopConfig, batch_size: int, processes: int, batches: int) -> int:
+    """Forward passes of one process in one optimiser step, of the `batches` of `batch_size` that it has in an epoch.
 
     Raises `SettingsError` for sizes that do not divide, and for a step of more images than an epoch has.
     """
-    at_once = config.batch_size * processes
-    if config.global_batch_size % at_once:
-        raise SettingsError(
-            f"--global-batch-size {config.global_batch_size} is no multiple of --batch-size {config.batch_size} x "
-            f"{processes} process{'es' if processes > 1 else ''} = {at_once}"
-        )
+    at_once = batch_size * processes
     if config.global_batch_size > batches * at_once:
         raise SettingsError(
             f"--global-batch-size {config.global_batch_size}: an epoch has {batches} x {at_once} images, so "
             f"{batches * at_once} is the most; the learning rate (--lr {config.lr}) goes with it"
+        )
+    if config.global_batch_size % at_once:
+        raise SettingsError(
+            f"--global-batch-size {config.global_batch_size} is no multiple of --batch-size {batch_size} x "
+            f"{processes} process{'es' if processes > 1 else ''} = {at_once}"
         )
     return max(1, config.global_batch_size // at_once)
 

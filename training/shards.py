@@ -72,7 +72,7 @@ class Shards(Dataset[tuple[Any, int]]):
     def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
         """Append the images of one shard. Members of a key are neighbours, as the format asks."""
         image: Member | None = None
-        target: int | None = None
+        said: dict[str, tuple[str, str]] = {}  # by suffix, what a member says of the class, and the member's name
         key = None
         try:
             with tarfile.open(path, "r:") as shard:
@@ -82,19 +82,29 @@ class Shards(Dataset[tuple[Any, int]]):
                     if not member.isfile() or not suffix or HIDDEN.search(member.name):
                         continue
                     if (stem := f"{folder}/{stem}") != key:
-                        self._add(path, image, target, key)
-                        key, image, target = stem, None, None
+                        self._add(path, image, said, key, labels)
+                        key, image, said = stem, None, {}
                     if f".{suffix.lower()}" in IMAGE_SUFFIXES:
+                        if image is not None:
+                            raise DataError(f"{image.key} and {name} are two images of one key: keep one")
                         image = Member(number, member.offset_data, member.size, f"{path}:{member.name}")
                     elif self.labelled and suffix in ("cls", "json"):
                         content = shard.extractfile(member)
-                        text = content.read().decode() if content else ""
-                        target = self._target(text, suffix, f"{path}:{member.name}", labels)
+                        said[suffix] = (content.read().decode() if content else "", f"{path}:{member.name}")
         except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
-        self._add(path, image, target, key)
+        self._add(path, image, said, key, labels)
 
-    def _add(self, path: Path, image: Member | None, target: int | None, key: str | None) -> None:
+    def _add(
+        self,
+        path: Path,
+        image: Member | None,
+        said: dict[str, tuple[str, str]],
+        key: str | None,
+        labels: list[str] | None,
+    ) -> None:
+        suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold whatever it likes
+        target = self._target(*said[suffix], suffix, labels) if said else None
         if image is None and target is not None:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise DataError(f"{path}: {key} has a class and no image that is read ({suffixes}): add it or take it out")
@@ -105,7 +115,7 @@ class Shards(Dataset[tuple[Any, int]]):
             self.targets.append(NO_CLASS if target is None else target)
 
     @staticmethod
-    def _target(text: str, suffix: str, name: str, labels: list[str] | None) -> int:
+    def _target(text: str, name: str, suffix: str, labels: list[str] | None) -> int:
         value: Any = text.strip()
         if suffix == "json":
             try:

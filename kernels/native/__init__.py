@@ -9,18 +9,23 @@ LIBRARY = Path(__file__).parent / "lib" / "libwidefield.so"
 
 
 def native_library() -> Path | None:
-    """Where the built library lies: $WIDEFIELD_LIBRARY, else kernels/native/lib; None when it is not built."""
-    path = Path(os.environ.get("WIDEFIELD_LIBRARY") or LIBRARY)
-    return path if path.is_file() else None
+    """Where the built library lies: $WIDEFIELD_LIBRARY, else kernels/native/lib; None when it is not built.
+
+    Raises `RuntimeError` where the variable names no file.
+    """
+    if named := os.environ.get("WIDEFIELD_LIBRARY"):
+        if not Path(named).is_file():
+            raise RuntimeError(f"WIDEFIELD_LIBRARY={named} is no file: name a libwidefield.so, or unset it")
+        return Path(named)
+    return LIBRARY if LIBRARY.is_file() else None
 
 
 def load_native_library() -> bool:
     """Load it unless it is not built or WIDEFIELD_NATIVE=0. True when its operators are registered.
 
-    Raises `RuntimeError` when it was built for another PyTorch.
+    Raises `RuntimeError` as `native_library`, and when it was built for another PyTorch.
     """
-    path = native_library()
-    if path is None or os.environ.get("WIDEFIELD_NATIVE") == "0":
+    if os.environ.get("WIDEFIELD_NATIVE") == "0" or (path := native_library()) is None:
         return False
     try:
         torch.ops.load_library(str(path))

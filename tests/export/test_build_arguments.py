@@ -84,6 +84,11 @@ def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"half\.png cannot be decoded"):
         real_pixels(tmp_path, SIZE)
+    (tmp_path / "half.png").rename(tmp_path / "._whole.png")
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        real_pixels(tmp_path, SIZE)
+    with pytest.raises(FileNotFoundError, match=r"--parity-images .*nope is no folder"):
+        real_pixels(tmp_path / "nope", SIZE)
 
 
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from export import source
 from export.build import BuildOptions, _OnnxBackbone, build
 from export.parity import real_pixels
 from export.torchscript import ServedBackbone, trace_backbone
@@ -36,6 +37,27 @@ def test_exported_equals_eager(arch: str, tmp_path: Path) -> None:
             torch.testing.assert_close(onnx(batch)[0], expected, rtol=1e-4, atol=1e-4 * scale)
     record = json.loads((output / "backbone/1/build.json").read_text())
     assert record["config"]["arch"] == arch
+
+
+@pytest.mark.parametrize(
+    ("arch", "formats", "needed"),
+    [
+        ("timm/convnext_atto", ("torchscript",), False),
+        ("replknet_nano", ("onnx",), False),
+        ("replknet_nano", ("torchscript", "onnx"), True),
+    ],
+)
+def test_the_native_library_is_asked_for_where_a_trace_holds_our_operator(
+    arch: str, formats: tuple[str, ...], needed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(source, "native_library", lambda: None)
+    options = BuildOptions(arch=arch, random_weights=True, formats=formats, output=tmp_path / "models")
+    if needed:
+        with pytest.raises(RuntimeError, match="the native library is not built: make native"):
+            source.load_model(options)
+    else:
+        source.check_options(options)
+        assert source.load_model(options)[1].arch == arch
 
 
 def test_random_weights_of_an_arch(tmp_path: Path) -> None:

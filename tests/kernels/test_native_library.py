@@ -102,6 +102,11 @@ def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):
     assert native_library() == broken
     with pytest.raises(RuntimeError, match="make native"):
         native.load_native_library()
+    broken.unlink()
+    with pytest.raises(RuntimeError, match=r"WIDEFIELD_LIBRARY=.*libwidefield\.so is no file: name a"):
+        native.load_native_library()
+    monkeypatch.setenv("WIDEFIELD_NATIVE", "0")
+    assert not native.load_native_library()
 
 
 @pytest.fixture(scope="module")

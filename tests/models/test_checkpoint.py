@@ -20,10 +20,14 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     preparation = {"image_size": 48, "crop_pct": 1.0, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
     config = ModelConfig("replknet_nano", 5, labels=labels, **preparation)
     folder = tmp_path / "new" / "folder"
-    save_checkpoint(folder, model, config)
+    umask = os.umask(0o026)
+    try:
+        save_checkpoint(folder, model, config)
+    finally:
+        os.umask(umask)
     loaded, loaded_config = load_checkpoint(str(folder))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert all(path.stat().st_mode & stat.S_IROTH for path in folder.iterdir())
+    assert [stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()] == [0o640] * 2, "as the umask has them"
     assert loaded_config == config
     assert same(loaded.state_dict(), model.state_dict())
     assert not loaded.training

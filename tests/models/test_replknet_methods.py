@@ -55,7 +55,8 @@ def test_another_head(model: nn.Module) -> None:
     model = model.double().eval()
     pooled = pooled_features(model, IMAGES.double())
     for classes in (7, 0, 3):
-        model.reset_classifier(classes)
+        model.reset_classifier(classes, "avg")
+        assert model.num_classes == classes
         assert model(IMAGES.double()).shape == (2, classes or model.num_features)
         torch.testing.assert_close(pooled_features(model, IMAGES.double()), pooled, rtol=0, atol=0)
 
@@ -63,5 +64,7 @@ def test_another_head(model: nn.Module) -> None:
 def test_heads_that_cannot_be_reset_are_named() -> None:
     with pytest.raises(ValueError, match="num_classes -1: at least 1 is needed, or 0 for no head"):
         nano().reset_classifier(-1)
+    with pytest.raises(ValueError, match=r"global_pool 'max': a RepLKNet has the mean \(avg\) alone"):
+        nano().reset_classifier(3, "max")
     with pytest.raises(ValueError, match="head holds its last batch norm: reset the training form's"):
         reparameterize(nano()).reset_classifier(3)

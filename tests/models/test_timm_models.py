@@ -84,6 +84,9 @@ def test_what_is_no_name_is_refused(arch: object) -> None:
 def test_channels_by_either_name(arch: str) -> None:
     for name in ("in_chans", "in_channels"):
         assert create_model(arch, 5, **{name: 1})(torch.randn(2, 1, SIZE, SIZE)).shape == (2, 5)
+    create_model(arch, 5, pretrained=False)
+    with pytest.raises(ValueError, match=f"{arch}: pretrained=True, but nothing is downloaded: load_weights"):
+        create_model(arch, 5, pretrained=True)
     with pytest.raises(ValueError, match="in_channels and in_chans mean the same"):
         create_model(arch, 5, in_chans=1, in_channels=1)
 

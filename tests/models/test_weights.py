@@ -36,6 +36,15 @@ def test_averaged_weights_are_taken_where_there_are_no_others(state: State, aver
     assert same(model.state_dict(), averaged)
 
 
+def test_a_head_that_the_model_has_not_is_named(state: State, tmp_path: Path) -> None:
+    features = create_model("replknet_nano", 0)
+    path = write(tmp_path / "weights.pth", state)
+    with pytest.raises(WeightsError, match=r"the model has no head, skip_head=True leaves it out"):
+        load_weights(features, path)
+    load_weights(features, path, skip_head=True)
+    assert same(features.state_dict(), {name: tensor for name, tensor in state.items() if "head" not in name})
+
+
 def test_published_deploy_form_is_loaded_as_such(tmp_path: Path) -> None:
     merged = nano(1)
     merged.merge_branches()

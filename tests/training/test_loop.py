@@ -115,17 +115,19 @@ def test_schedule_warms_up_and_falls() -> None:
 
 
 def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
-    assert accumulation(LoopConfig(batch_size=16), 4, 1) == 1
-    assert accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4, 4) == 4
+    assert accumulation(LoopConfig(), 16, 4, 1) == 1
+    assert accumulation(LoopConfig(global_batch_size=256), 16, 4, 4) == 4
     with pytest.raises(SettingsError, match="--global-batch-size 256: an epoch has 3 x 64 images, so 192 is the most"):
-        accumulation(LoopConfig(batch_size=16, global_batch_size=256), 4, 3)
+        accumulation(LoopConfig(global_batch_size=256), 16, 4, 3)
+    with pytest.raises(SettingsError, match="--global-batch-size 100: an epoch has 1 x 72 images, so 72 is the most"):
+        accumulation(LoopConfig(batch_size=100, global_batch_size=100), 72, 1, 1)  # a set smaller than one batch
     with pytest.raises(SettingsError, match="--global-batch-size 112: an epoch has 6 x 16 images, so 96 is the most"):
         train(tiny(tmp_path / "run", global_batch_size=112), QUIET)
     assert not (tmp_path / "run").exists()
     with pytest.raises(
         SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
     ):
-        accumulation(LoopConfig(batch_size=16, global_batch_size=100), 2, 9)
+        accumulation(LoopConfig(global_batch_size=100), 16, 2, 9)
 
 
 def test_presets_are_command_lines() -> None:

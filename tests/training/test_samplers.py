@@ -160,6 +160,10 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
         ({"a.png": png(0), "a.cls": b"cow"}, r"the class 'cow' is no index and not in labels\.txt"),
         ({"a.png": png(0), "a.json": b'{"label": 1.9}'}, r"a\.json: the class 1\.9 is no index"),
         ({"a.png": png(0), "a.json": b'{"label": true}'}, r"a\.json: the class True is no index"),
+        (
+            {"a.jpg": png(0), "a.png": png(1), "a.cls": b"1"},
+            r":a\.jpg and a\.png are two images of one key: keep",
+        ),
         ({"a.png": png(0), "a.json": b"[]"}, r'a\.json is no JSON object with "label" or "cls"'),
         ({"a.txt": b"1"}, "hold no pair"),
         ({"a.cls": b"1", "a.gif": b"", "b.png": png(0), "b.cls": b"1"}, r"/a has a class and no image .*\.tiff"),
@@ -184,6 +188,15 @@ def test_an_index_is_no_label(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", {**members, **texts})
     (tmp_path / "labels.txt").write_text("1\n2\n3\n")
     assert open_images(tmp_path, None).targets == [0, 1, 2, 0, 1]
+
+
+def test_a_class_in_a_file_of_its_own_leaves_the_json_to_what_it_holds(tmp_path: Path) -> None:
+    about = {"a.json": b'{"width": 8, "url": "x"}', "b.json": b'{"label": 0}', "c.json": b"no JSON"}
+    for order, suffixes in enumerate((("png", "cls", "json"), ("json", "cls", "png"))):
+        members = {f"{key}.{suffix}": png(0) for key in "abc" for suffix in suffixes}
+        classes = {f"{key}.cls": b"%d" % number for number, key in enumerate("abc")}
+        write_shard(tmp_path / f"{order}.tar", members | classes | about)
+    assert open_images(tmp_path, None).targets == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF", ".pgm", ".jpeg", ".JFIF", ".webp"])
