@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from kernels import native_library
-from models import ModelConfig, check_arch, count_classes, create_model, load_config, load_weights
+from models import ModelConfig, check_arch, checkpoint_config, count_classes, create_model, load_weights
 from models.timm_models import is_timm
-from models.weights import CONFIG_FILE, checkpoint_folder
+from models.weights import CONFIG_FILE
 
 FORMATS = ("torchscript", "onnx")
 
@@ -62,14 +62,12 @@ def check_options(options: BuildOptions) -> None:
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
-    folder = checkpoint_folder(options.weights)
-    if folder is not None:
-        config = load_config(folder)
-        if options.arch not in (None, config.arch):
-            raise ValueError(f"--arch {options.arch}, but {folder} holds {config.arch}: leave --arch out")
-    elif options.arch is None:
-        raise ValueError(f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights} that training has written")
-    else:
+    config = checkpoint_config(options.weights, options.arch or "")
+    if config is None:
+        if options.arch is None:
+            raise ValueError(
+                f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights} that training has written"
+            )
         config = _config_of_arch(options.arch, options)
     if config.num_classes == 1:
         raise ValueError(

@@ -8,7 +8,15 @@ from models.masked import MaskedBatchNorm2d, MaskedPretrainer
 from models.registry import ARCHITECTURES, Architecture, check_arch, create_model, create_replknet
 from models.reparameterize import reparameterize
 from models.replknet import RepLKNet
-from models.weights import WeightsError, count_classes, load_checkpoint, load_config, load_weights, save_checkpoint
+from models.weights import (
+    WeightsError,
+    checkpoint_config,
+    count_classes,
+    load_checkpoint,
+    load_config,
+    load_weights,
+    save_checkpoint,
+)
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,6 +28,7 @@ __all__ = [
     "WeightsError",
     "WithClassMap",
     "check_arch",
+    "checkpoint_config",
     "class_maps",
     "count_classes",
     "count_macs",

@@ -76,6 +76,20 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path}: {error}") from error
 
 
+def checkpoint_config(weights: Path | None, arch: str = "") -> ModelConfig | None:
+    """That of the checkpoint folder in `weights`, or beside that file; None where there is none.
+
+    Raises `WeightsError` for an `arch` that it does not hold, and as `load_config`.
+    """
+    folder = checkpoint_folder(weights)
+    if folder is None:
+        return None
+    config = load_config(folder)
+    if arch not in ("", config.arch):
+        raise WeightsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
+    return config
+
+
 def checkpoint_folder(weights: Path | None) -> Path | None:
     """Where config.json says what `weights` are; a published file has none, or another library's beside it."""
     if weights is None or weights.is_dir():

@@ -1,24 +1,12 @@
 """A classifier's answers to labelled images, and how many of them are right."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models import ModelConfig, load_checkpoint
 from training.settings import SettingsError
-
-
-def load_classifier(checkpoint: Path) -> tuple[nn.Module, ModelConfig, list[str]]:
-    """The model, its config and the label of each class. Raises `SettingsError` for an encoder, else `WeightsError`."""
-    model, config = load_checkpoint(checkpoint)
-    if config.num_classes == 1:
-        raise SettingsError(
-            f"{checkpoint} is a pre-trained encoder, which answers nothing: fine-tune it (training.finetune) first"
-        )
-    return model, config, config.labels or [str(index) for index in range(config.num_classes)]
 
 
 def answers(logits: Tensor) -> Tensor:

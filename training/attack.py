@@ -18,9 +18,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
-from training.accuracy import answers, load_classifier
+from training.accuracy import answers
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
+from training.classifier import load_classifier
 from training.data import open_images
 from training.distributed import check_device
 from training.loaders import make_loader
@@ -37,7 +38,7 @@ class Config:
     """Attack a checkpoint in the L-infinity ball around its images."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, or the file in it."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
     data: Path
     """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")
@@ -52,6 +53,8 @@ class Config:
     """So many images, evenly over all, which lie class by class; 0: all."""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
+    arch: str = ""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
     batch_size: int = 64
     workers: int = 0
     seed: int = 0
@@ -114,7 +117,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:
         check_file("--save", config.save)
-    network, model_config, labels = load_classifier(config.checkpoint)
+    network, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
     dataset = open_images(config.data, eval_transform(model_config), labels)
     chosen = Subset(dataset, evenly(len(dataset), config.images or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)

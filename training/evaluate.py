@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
 from models.files import replace_file
-from training.accuracy import accuracies, count_answers, load_classifier, top1
+from training.accuracy import accuracies, count_answers, top1
 from training.augment import eval_transform
+from training.classifier import load_classifier
 from training.data import Images, open_images
 from training.distributed import check_device
 from training.lists import write_csv
@@ -28,7 +29,7 @@ from training.logs import standard_output
 from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
-from training.settings import ARGUMENTS_FILE, SettingsError, check_ranges, json_object
+from training.settings import ARGUMENTS_FILE, Amp, SettingsError, autocast, check_ranges, json_object
 from training.shards import Member
 
 
@@ -37,7 +38,7 @@ class Config:
     """Evaluate a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, or the file in it."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
     data: Path
     """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     deploy: bool = False
@@ -54,6 +55,10 @@ class Config:
     """Write the confusion matrix to this CSV file: a row for each label, a column for each answer."""
     predictions: Path | None = None
     """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
+    arch: str = ""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
+    amp: Amp = "off"
+    """Automatic mixed precision: that of a run to see its own figures again."""
     batch_size: int = 64
     workers: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -96,7 +101,7 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
-    model, model_config, labels = load_classifier(config.checkpoint)
+    model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
     counts = training_counts(config.checkpoint)
     correct_head(model, config, counts)
     dataset = open_images(config.data, eval_transform(model_config), labels)
@@ -104,7 +109,8 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
-    confusion, in_top5 = count_answers(network, loader, len(labels), config.device, ranked)
+    with autocast(config.device, config.amp):
+        confusion, in_top5 = count_answers(network, loader, len(labels), config.device, ranked)
     if config.predictions is not None and ranked is not None:
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
     if config.save is not None:

@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from training.accuracy import answers, load_classifier
+from training.accuracy import answers
 from training.augment import Transform, eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
+from training.classifier import load_classifier
 from training.data import Unlabelled
 from training.distributed import check_device
 from training.images import read_image
@@ -39,7 +40,7 @@ class Config:
     """Explain the answers of a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, or the file in it."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
     images: Path
     """An image, or a folder of images at any depth, or of *.tar; or a run's val.csv."""
     output: Path = Path("runs/explained")
@@ -54,6 +55,8 @@ class Config:
     """How many images are explained, evenly over the folder."""
     scores: bool = False
     """Insertion, deletion, ROAD and the randomisation check."""
+    arch: str = ""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -94,7 +97,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
             f"--layer {config.layer} does nothing with --method cam: take layercam or another, or leave it out"
         )
     check_folder("--output", config.output)
-    model, model_config, labels = load_classifier(config.checkpoint)
+    model, model_config, labels = load_classifier(config.checkpoint, config.arch)
     model = model.to(config.device)
     if config.target and config.target not in labels:
         raise SettingsError(

@@ -27,10 +27,9 @@ from training.optim import make_optimizer, make_scheduler
 from training.outputs import check_folder
 from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
-from training.settings import ARGUMENTS_FILE, LoopConfig, SettingsError, accumulation, check_same
+from training.settings import ARGUMENTS_FILE, LoopConfig, SettingsError, accumulation, autocast, check_same
 from training.state import check_same_step, discard, is_finished, load_state, metrics_of, publish, save_state
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
 
 
@@ -129,7 +128,6 @@ def fit(
     network: Any = torch.compile(learner) if config.compile else learner
     if world > 1:
         network = distributed.data_parallel(network, device)
-    autocast = torch.autocast(device.type, AMP_DTYPES.get(config.amp), enabled=config.amp != "off")
 
     with RunLog(config, last, console, total_steps, step, evaluated, main) as log, _watch_for_sigterm() as stop_asked:
         for epoch in range(evaluated, config.epochs):
@@ -147,7 +145,7 @@ def fit(
                     batch = [_move(tensor, device) for tensor in next(loading)]
                     hold = network.no_sync() if world > 1 and micro + 1 < accumulate else nullcontext()
                     with hold:
-                        with autocast:
+                        with autocast(config.device, config.amp):
                             part = _loss(network, batch) / accumulate
                         scaler.scale(part).backward()
                     loss += part.detach().float()
@@ -177,7 +175,8 @@ def fit(
             deployed = learner.deployed(averaged)
             seed_everything(config.seed, EVALUATION, step, distributed.rank())
             try:
-                metrics = evaluate(deployed)
+                with autocast(config.device, config.amp):
+                    metrics = evaluate(deployed)
             except StopTraining as reason:
                 console.print(f"stopped in epoch {epoch + 1}: {reason}")
                 break

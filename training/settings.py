@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import timm
 import torch
@@ -22,6 +22,10 @@ FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has
 
 class SettingsError(ValueError):
     """A setting, or a pair of them, that cannot be; the message names the value and the remedy."""
+
+
+Amp: TypeAlias = Literal["off", "bf16", "fp16"]
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class LoopConfig:
     ema_warmup: bool = True
     """In step t the decay is at most 1 - t^(-2/3), so that a short run's average forgets its start; 0.9999 is reached
     in a million steps. Without it the decay is constant."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Amp = "off"
     """Automatic mixed precision."""
     compile: bool = False
     """torch.compile the model with its loss."""
@@ -117,6 +121,11 @@ def check_rates(config: LoopConfig) -> None:
         raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
         raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
+
+
+def autocast(device: str, amp: Amp) -> torch.autocast:
+    """Automatic mixed precision on `device` ("cuda:1") for a block; "off" changes nothing."""
+    return torch.autocast(torch.device(device).type, AMP_DTYPES.get(amp), enabled=amp != "off")
 
 
 def accumulation(config: LoopConfig, batch_size: int, processes: int, batches: int) -> int:

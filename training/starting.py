@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from models import ModelConfig, load_config
+from models import ModelConfig, checkpoint_config
 from models.weights import checkpoint_folder
 from training.config import Config as FinetuneConfig
 from training.pretrain_config import Config as PretrainConfig
-from training.settings import SettingsError
 
 DEFAULT_ARCH = "replknet_small"
 AnyConfig = TypeVar("AnyConfig", FinetuneConfig, PretrainConfig)
@@ -27,14 +26,5 @@ def preset_of(presets: Mapping[str, AnyConfig], usual: str, command_line: list[s
 
 
 def starting_config(arch: str, weights: Path | None) -> ModelConfig:
-    """That of the checkpoint folder in `weights`, or beside that file, else of the architecture.
-
-    Raises `SettingsError` for an `arch` that the folder does not hold.
-    """
-    folder = checkpoint_folder(weights)
-    if folder is None:
-        return ModelConfig(arch or DEFAULT_ARCH)
-    config = load_config(folder)
-    if arch not in ("", config.arch):
-        raise SettingsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
-    return config
+    """`checkpoint_config`, else that of the architecture. Raises `WeightsError` as it does."""
+    return checkpoint_config(weights, arch) or ModelConfig(arch or DEFAULT_ARCH)

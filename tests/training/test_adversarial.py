@@ -177,7 +177,7 @@ def test_the_watch_sees_the_same_images_of_all_classes(
         return attack(model, pixels, targets, epsilon, steps)
 
     monkeypatch.setattr(adversarial, "pgd", remember)
-    train(tiny(tmp_path / "all", epochs=1, batch_size=8, adversarial="fast_at"), QUIET)
+    train(tiny(tmp_path / "all", epochs=1, batch_size=8, adversarial="fast_at", amp="bf16"), QUIET)
     assert seen == [0] * 8 + [1] * 8 + [2] * 8, "all that there are"
     seen.clear()
     monkeypatch.setattr(adversarial, "WATCHED", 6)

@@ -20,7 +20,7 @@ from training.finetune import parse_arguments, train
 from training.methods import check_method
 from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
 from training.presets import PRESETS
-from training.settings import LoopConfig, SettingsError, accumulation
+from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -209,14 +209,14 @@ def test_mixed_precision_is_the_same_run(amp: str, tiny: Tiny, tmp_path: Path, m
 
     def spy(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         out = original(self, x)
-        if self.training:
-            dtypes.add(out.dtype)
+        dtypes.add((out.dtype, self.training))
         return out
 
     monkeypatch.setattr(nn.Linear, "forward", spy)
     for name in ("off", amp):
         train(tiny(tmp_path / name, amp=name, epochs=1, lr=1e-4), QUIET)
-    assert dtypes == {torch.float32, training.loop.AMP_DTYPES[amp]}
+    expected = {(dtype, mode) for dtype in (torch.float32, AMP_DTYPES[amp]) for mode in (True, False)}
+    assert dtypes == expected, "what is held out is judged as it is trained"
     losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("off", amp)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from models import ModelConfig, WeightsError, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny
 from training import finetune, pretrain
 from training.settings import SettingsError
@@ -46,7 +46,7 @@ def test_another_arch_than_the_folders_is_refused(
     script: ModuleType, preset: list[str], nano: Path, small_digits: Path, tmp_path: Path
 ) -> None:
     command = [*preset, *options(small_digits, tmp_path / "run"), "--weights", str(nano), "--arch", "replknet_small"]
-    with pytest.raises(SettingsError, match=f"--arch replknet_small, but {nano} holds replknet_nano: leave --arch out"):
+    with pytest.raises(WeightsError, match=f"--arch replknet_small, but {nano} holds replknet_nano: leave --arch out"):
         script.train(script.parse_arguments(command), QUIET)
 
 
@@ -68,7 +68,7 @@ def test_a_file_in_a_folder_brings_what_the_folder_brings(script: ModuleType, na
     config = dataclasses.replace(config, device="cpu")
     made = script.make_model(config, ["a", "b"]) if script is finetune else script.make_model(config)
     assert made[1].arch == "replknet_nano"
-    with pytest.raises(SettingsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
+    with pytest.raises(WeightsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
         starting_config("replknet_small", nano / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     assert starting_config("replknet_31b", tmp_path / "published.safetensors").arch == "replknet_31b"
