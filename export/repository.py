@@ -9,7 +9,7 @@ import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,11 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
     lock = _lock(backbone) if backbone.is_dir() else None
+    making: int | None = None
     try:  # before there is a folder: SIGTERM may come at any time
+        _remove_abandoned(output)
         stage.mkdir()
+        making = _locked(stage)
         stage.chmod(0o755)
         if output.exists():
             ignore = shutil.ignore_patterns("__pycache__")
@@ -158,8 +161,18 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
             stage.rename(output)
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
-        if lock is not None:
-            os.close(lock)
+        for handle in (making, lock):
+            if handle is not None:
+                os.close(handle)
+
+
+def _remove_abandoned(output: Path) -> None:
+    """What builds that were killed have left beside `output`: a living one holds its lock."""
+    for stage in output.parent.glob(f".{output.name}.building-*"):
+        with suppress(OSError):  # that build ends at this moment
+            if (handle := _locked(stage)) is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+                os.close(handle)
 
 
 def _no_models(output: Path) -> list[str]:
@@ -173,14 +186,21 @@ def _no_models(output: Path) -> list[str]:
 
 def _lock(backbone: Path) -> int:
     """A handle that holds the lock of server.release and server.rollback (server/versions.py) until it is closed."""
-    handle = os.open(backbone, os.O_RDONLY | os.O_DIRECTORY)
+    if (handle := _locked(backbone)) is None:
+        raise RepositoryError(
+            f"another build, release or rollback of {backbone} is under way: build again when it has ended"
+        )
+    return handle
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that holds the folder's lock until it is closed; None where another process has it."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise RepositoryError(
-            f"another build, release or rollback of {backbone} is under way: build again when it has ended"
-        ) from None
+        return None
     return handle
 
 

@@ -69,7 +69,7 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
 
 def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    traced.save(str(path))
+    path.write_bytes(traced.save_to_buffer())  # on a full disk `save` would end the process
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

@@ -1,5 +1,8 @@
 """build_models.py moves what it wrote in whole: versions are numbered, and what fails changes nothing."""
 
+import fcntl
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -172,3 +175,28 @@ def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """Files of 100 KB at most: LibTorch's writer would end the process, and leave what fills the disk."""
+    command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(tmp_path / "models")]
+    limit = f"ulimit -f 100; exec {shlex.join(command)}"
+    done = subprocess.run(["bash", "-c", limit], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_has_left_is_removed(checkpoint: Path, tmp_path: Path) -> None:
+    """And nothing of one that lives."""
+    killed, living = tmp_path / ".models.building-0123", tmp_path / ".models.building-4567"
+    for folder in (killed, living):
+        (folder / "backbone/1").mkdir(parents=True)
+        (folder / "backbone/1/model.pt").write_bytes(b"half")
+    handle = os.open(living, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1))
+    os.close(handle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "models"]
+    assert (living / "backbone/1/model.pt").read_bytes() == b"half"
