@@ -24,11 +24,10 @@ from torch.utils.data import DataLoader
 from training import distributed
 from training.logs import RunLog
 from training.optim import make_optimizer, make_scheduler
-from training.outputs import check_folder
 from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
-from training.settings import ARGUMENTS_FILE, LoopConfig, SettingsError, accumulation, autocast, check_same
-from training.state import check_same_step, discard, is_finished, load_state, metrics_of, publish, save_state
+from training.settings import LoopConfig, SettingsError, accumulation, autocast, check_same
+from training.state import check_same_step, is_finished, load_state, metrics_of, open_run, save_state
 
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
 
@@ -111,12 +110,6 @@ def fit(
         scaler.load_state_dict(state["scaler"])
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
         console.print(f"resumed at step {step} of {total_steps}")
-    if main:
-        check_folder("--output", config.output)
-        if config.resume == "never":
-            discard(last)
-        last.mkdir(parents=True, exist_ok=True)
-        (last / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n")
 
     def save_run() -> None:
         if main:
@@ -129,7 +122,11 @@ def fit(
     if world > 1:
         network = distributed.data_parallel(network, device)
 
-    with RunLog(config, last, console, total_steps, step, evaluated, main) as log, _watch_for_sigterm() as stop_asked:
+    with (
+        open_run(config.output, arguments, afresh=config.resume == "never") if main else nullcontext(),
+        RunLog(config, last, console, total_steps, step, evaluated, main) as log,
+        _watch_for_sigterm() as stop_asked,
+    ):
         for epoch in range(evaluated, config.epochs):
             last_step = (epoch + 1) * steps_per_epoch
             batches.set_position(epoch, first=(step - epoch * steps_per_epoch) * accumulate)
@@ -186,8 +183,6 @@ def fit(
             if main:
                 save(last, deployed)
             save_run()
-    if main:
-        publish(last, config.output)
     return metrics
 
 

@@ -1,5 +1,7 @@
 """The state of a run: one file, replaced in one step, from which the run goes on exactly; and how a run ends."""
 
+import fcntl
+import json
 import os
 import pickle
 import shutil
@@ -18,6 +20,7 @@ from models.weights import WEIGHTS_FILE, first_line
 from training import distributed
 from training.lists import VAL_LIST
 from training.logs import LOG_FILE
+from training.outputs import check_folder
 from training.settings import ARGUMENTS_FILE, SettingsError, check_same, json_object
 
 STATE_FILE = "state.pt"
@@ -103,6 +106,50 @@ def publish(last: Path, output: Path) -> None:
     for path in [*files, last / WEIGHTS_FILE]:
         replace_file(output / path.name, partial(shutil.copyfile, path))
     discard(last)
+
+
+@contextmanager
+def open_run(output: Path, arguments: dict[str, Any], afresh: bool) -> Iterator[None]:
+    """`output`/last, where this process alone trains; `publish` when the block has ended. `afresh`: without an earlier
+    run. Raises `SettingsError` where nothing can be written, or another process trains.
+    """
+    check_folder("--output", output)
+    output.mkdir(parents=True, exist_ok=True)
+    last = output / "last"
+    with _held(output):
+        if afresh:
+            discard(last)
+        last.mkdir(exist_ok=True)
+        (last / ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2) + "\n")
+        yield
+        publish(last, output)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    _handles.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(f"--output {folder}: another run trains there, name another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        _handles.remove(handle)
+        os.close(handle)
+
+
+def _let_go() -> None:
+    """In a process that was forked, such as a loader's: it may outlive its run, and would hold what that one held."""
+    while _handles:
+        os.close(_handles.pop())
+
+
+_handles: set[int] = set()  # of held folders
+os.register_at_fork(after_in_child=_let_go)
 
 
 def discard(last: Path) -> None:

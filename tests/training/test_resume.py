@@ -1,7 +1,12 @@
 """A run that is cut off anywhere and started again ends in the very same weights."""
 
 import dataclasses
+import errno
+import json
+import os
 import shutil
+import signal
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +22,7 @@ from tests.training.runs import QUIET, Killed, Tiny, assert_same, before_step, d
 from training.config import Config
 from training.finetune import train
 from training.settings import SettingsError
-from training.state import StateError, load_state, metrics_of
+from training.state import StateError, load_state, metrics_of, open_run
 
 METHODS = {
     "mixed": {"mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "random_erasing": 0.5, "rand_augment": "n2-m9"},
@@ -207,3 +212,48 @@ def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
         metrics_of(tmp_path, {"lr": 0.1})
     (tmp_path / "log.jsonl").write_text('{"top1": 0.1}\n{"top1": 0.2}\n')
     assert metrics_of(tmp_path, {"lr": 0.1}) == {"top1": 0.2}
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_second_run_into_the_folder_of_one_that_trains_is_refused(
+    resume: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def again() -> None:
+        with pytest.raises(SettingsError, match=r"--output .*run: another run trains there, name another folder"):
+            train(tiny(tmp_path / "run", resume=resume), QUIET)
+        refused.append(resume)
+
+    with monkeypatch.context() as patch:
+        before_step(8, again, patch)
+        train(tiny(tmp_path / "run", save_every=1), QUIET)
+    assert refused
+    train(tiny(tmp_path / "alone"), QUIET)
+    assert_same(tmp_path / "run", tmp_path / "alone")
+    assert records(tmp_path / "run") == records(tmp_path / "alone")
+
+
+def test_a_loader_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", {}, afresh=False):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        (tmp_path / "run/last/model.safetensors").touch()
+    try:
+        with open_run(tmp_path / "run", {}, afresh=False):
+            (tmp_path / "run/last/model.safetensors").touch()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_file_system_without_locks_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(training.state.fcntl, "flock", no_locks)
+    with open_run(tmp_path / "run", {"a": 1}, afresh=False):
+        (tmp_path / "run/last/model.safetensors").touch()
+    assert json.loads((tmp_path / "run/args.json").read_text()) == {"a": 1}
