@@ -168,15 +168,6 @@ def softmax_config(spec: ServingSpec) -> str:
     )
 
 
-def classifier_config(spec: ServingSpec) -> str:
-    return _ensemble("classifier", spec, explained=False)
-
-
-def classifier_explained_config(spec: ServingSpec) -> str:
-    """The same steps, and the backbone's second output: nobody pays for it who asks for `classifier`."""
-    return _ensemble("classifier_explained", spec, explained=True)
-
-
 def _ensemble(name: str, spec: ServingSpec, explained: bool) -> str:
     def step(model: str, source: dict[str, str], result: dict[str, str]) -> dict[str, Any]:
         return {"model_name": model, "model_version": -1, "input_map": source, "output_map": result}
@@ -207,9 +198,11 @@ def configs(spec: ServingSpec) -> dict[str, str]:
         "preprocess": preprocess_config(spec),
         "backbone": backbone_config(spec),
         "softmax": softmax_config(spec),
-        "classifier": classifier_config(spec),
+        "classifier": _ensemble("classifier", spec, explained=False),
     }
-    return texts if spec.class_map is None else texts | {"classifier_explained": classifier_explained_config(spec)}
+    if spec.class_map is not None:  # the same steps, and the backbone's second output: nobody else pays for it
+        texts["classifier_explained"] = _ensemble("classifier_explained", spec, explained=True)
+    return texts
 
 
 ENSEMBLES = ("classifier", "classifier_explained")

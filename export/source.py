@@ -41,10 +41,13 @@ def check_options(options: BuildOptions) -> None:
         raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
     if options.arch is not None:
         check_arch(options.arch)
-    if (options.weights is None) == (not options.random_weights):
-        raise ValueError("name --weights, or ask for --random-weights (for measuring speed only), not both")
-    if options.weights is not None and not options.weights.exists():
-        raise FileNotFoundError(f"--weights {options.weights} does not exist")
+    if options.weights is None and not options.random_weights:
+        raise ValueError("name --weights, or ask for --random-weights (for measuring speed only)")
+    if options.weights is not None and options.random_weights:
+        raise ValueError(f"--weights {options.weights} or --random-weights, not both")
+    for option, path in (("--weights", options.weights), ("--labels", options.labels)):
+        if path is not None and not path.exists():
+            raise FileNotFoundError(f"{option} {path} does not exist")
     if options.random_weights and options.arch is None:
         raise ValueError("--random-weights needs --arch: random weights say no architecture")
     if options.version is not None and options.version < 1:
@@ -104,6 +107,9 @@ def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:
 def read_labels(path: Path) -> list[str]:
     """One label a line, the last one with or without its end (\\n, \\r\\n); as training reads a shard's."""
     try:
-        return path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        labels = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    if "" in labels:
+        raise ValueError(f"{path}: line {labels.index('') + 1} is empty: a label is needed in each")
+    return labels

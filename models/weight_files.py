@@ -18,6 +18,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # of NumPy 1 and 2
 NUMPY = ("numpy.dtype", "numpy.ndarray", *(f"{m}.{name}" for m in MULTIARRAY for name in ("scalar", "_reconstruct")))
+PATHS = [f"{m}.{name}" for m in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath", "PurePosixPath")]
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 NOT_ALLOWED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 
@@ -27,7 +28,7 @@ class WeightsError(ValueError):
 
 
 class _Ignored:
-    """In the place of NumPy's numbers and arrays, such as a best accuracy: they are no weights, so none is made."""
+    """In the place of NumPy's numbers and arrays, and of paths, such as a best accuracy and its log: no weights."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -80,7 +81,7 @@ def _read(path: Path) -> Any:
 
 
 def _unpickled(path: Path) -> Any:
-    ignored = [(_Ignored, name) for name in NUMPY]
+    ignored = [(_Ignored, name) for name in (*NUMPY, *PATHS)]
     try:
         with torch.serialization.safe_globals([argparse.Namespace, *ignored]):  # trainers keep their arguments in it
             return torch.load(path, map_location="cpu", weights_only=True)

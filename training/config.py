@@ -29,7 +29,8 @@ class MethodConfig:
     """Of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
     sampler: Sampling = "instance"
     imbalance: float = 0.0
-    """Train on an exponential long tail of this ratio, cut from the data; 0: on all of it."""
+    """Train on an exponential long tail of this ratio, cut from the data (the largest class keeps as many as the
+    smallest has); 0: on all of it."""
     head_only: bool = False
     """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
     keep_head: bool = False

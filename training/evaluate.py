@@ -95,9 +95,11 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     """
     check_ranges(config)
     check_device(config.device)
-    for option in ("csv", "confusion", "predictions"):
-        if (path := getattr(config, option)) is not None:
-            check_file(f"--{option}", path)
+    tables = written_tables(config)
+    for option, path in tables.items():
+        check_file(option, path)
+        if any(other.absolute() == path.absolute() for name, other in tables.items() if name != option):
+            raise SettingsError(f"{option} {path}: another table is written there, name another file")
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
@@ -116,6 +118,12 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     if config.save is not None:
         save_corrected(config.save, model, model_config, config, counts)
     return confusion, labels, in_top5
+
+
+def written_tables(config: Config) -> dict[str, Path]:
+    """By option."""
+    named = {"--csv": config.csv, "--confusion": config.confusion, "--predictions": config.predictions}
+    return {option: path for option, path in named.items() if path is not None}
 
 
 def save_corrected(
@@ -190,6 +198,9 @@ def report(config: Config) -> None:
     if counts is not None and max(counts) > 1.5 * min(counts):
         shares = shot_report(confusion, counts)
         console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
+    written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
+    if written:
+        console.print(f"written: {', '.join(map(str, written))}", highlight=False, markup=False)
 
 
 def main() -> int:

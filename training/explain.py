@@ -32,6 +32,7 @@ from training.script import exit_code, parse
 from training.settings import SettingsError
 
 TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
+BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
 
@@ -120,9 +121,9 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         answer = labels[int(answered[number])]
         rows.append((source, labels[target], answer, float(probabilities[number, target]), name))
     write_csv(config.output / TABLE_FILE, ("file", "label", "answer", "probability", "picture"), rows)
-    table = Table("image", "explained", "probability", "picture")
-    for source, label, _, probability, name in rows:
-        table.add_row(escape(source), escape(label), f"{probability:.1%}", escape(name))
+    table = Table("image", "explained", "probability", "answer", "picture")
+    for source, label, answer, probability, name in rows:
+        table.add_row(escape(source), escape(label), f"{probability:.1%}", escape(answer), escape(name))
     return table, scores_of(model, images, maps, targets, config) if config.scores else {}
 
 
@@ -142,7 +143,7 @@ def report(config: Config) -> None:
     table, scores = explain_images(config)
     console.print(table)
     for name, value in scores.items():
-        console.print(f"{name}: {value:.3f}")
+        console.print(f"{name}: {value:.3f}{BETTER.get(name, '')}")
     console.print(f"overlays and {TABLE_FILE} are in {config.output}")
 
 

@@ -71,6 +71,7 @@ def train(config: Config, console: Console | None = None) -> float:
     train_set: Dataset[Any] = train_images
     if config.imbalance:
         kept = long_tail_subset(targets, len(labels), config.imbalance)
+        console.print(f"--imbalance {config.imbalance:g} keeps {len(kept)} of the {len(targets)} images")
         train_set, targets = Subset(train_images, kept), [targets[index] for index in kept]
     counts = class_counts(targets, len(labels))
     val_set.transform = eval_transform(model_config)

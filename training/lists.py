@@ -52,12 +52,14 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         try:
             found = [(line["file"], line["label"]) for line in lines]
         except (KeyError, csv.Error) as error:
-            raise DataError(f"{path} is no list of images ({error}): its first line is {','.join(COLUMNS)}") from error
+            what = f"no column {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path} is no list of images ({what}): its first line is {','.join(COLUMNS)}") from error
     if not found:
         raise DataError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
     for name, _ in found:
         if not os.path.exists(name or ""):
-            raise DataError(f"{path} lists {name}, which is not there: if the data have moved, mend the list's paths")
+            where = "if the data have moved" if os.path.isabs(name or "") else f"it is looked for in {os.getcwd()}"
+            raise DataError(f"{path} lists {name}, which is not there: {where}, mend the list's paths")
     return found
 
 

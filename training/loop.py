@@ -85,6 +85,11 @@ def fit(
     images_per_step = batches.batch_size * accumulate * world
     total_steps = config.epochs * steps_per_epoch
 
+    if config.warmup_epochs >= config.epochs:
+        console.print("the learning rate rises to the end: --warmup-epochs below --epochs lets it fall")
+    if (taken := steps_per_epoch * images_per_step) < 0.9 * batches.size:
+        console.print(f"an epoch takes {taken} of the {batches.size} images, in whole steps of {images_per_step}")
+
     optimizer = make_optimizer(learner, learner.model, config)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")

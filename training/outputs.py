@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 
 from models.weights import CONFIG_FILE, WEIGHTS_FILE
+from training.lists import VAL_LIST
+from training.logs import LOG_FILE
 from training.settings import ARGUMENTS_FILE, SettingsError
 
 
@@ -17,6 +19,8 @@ def check_file(option: str, path: Path) -> None:
     """Raises `SettingsError` where `path` could not be written; its folder need not be there yet."""
     if path.is_dir():
         raise SettingsError(f"{option} {path} is a folder: name a file")
+    if path.exists() and path.name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, LOG_FILE, VAL_LIST):
+        raise SettingsError(f"{option} {path} is a run's own: name another file")
     if not path.exists():
         _check(option, path, path.parent)
     elif not os.access(path, os.W_OK):

@@ -31,6 +31,7 @@ from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
+from training.samplers import evenly
 from training.script import begin, exit_code, parse
 from training.settings import SettingsError, as_json
 from training.splits import ignored, open_unlabelled_split
@@ -82,7 +83,7 @@ def train(config: Config, console: Console | None = None) -> float:
         assert isinstance(finished, MaskedPretrainer)
         value = evaluation_loss(finished, val_loader, config.device)
         if distributed.rank() == 0 and config.pictures:
-            shown = [val_set[index] for index in range(min(config.pictures, len(val_set)))]
+            shown = [val_set[index] for index in evenly(len(val_set), config.pictures)]
             images, chosen = (torch.stack(parts).to(config.device) for parts in zip(*shown, strict=True))
             write_reconstructions(config.output / "reconstructions.png", finished, images, chosen, model_config)
         return {"val_loss": value}

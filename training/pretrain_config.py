@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from models.masked import STRIDE
 from training.settings import LoopConfig, SettingsError, check_rates
 from training.splits import SplitConfig
-
-STRIDE = 32
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,8 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
         grad_input = torch.ops.widefield.depthwise_conv2d_grad_input(grad, weight)
     if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
         grad_weight = torch.ops.widefield.depthwise_conv2d_grad_weight(grad, input, weight.shape[2:])
+        if weight.is_contiguous():  # of one filter a group: DistributedDataParallel wants that axis' stride too
+            grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
     if has_bias and ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
         grad_bias = grad.sum((0, 2, 3))  # accumulated in float32
     return grad_input, grad_weight, grad_bias, None

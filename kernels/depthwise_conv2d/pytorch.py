@@ -48,7 +48,7 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Te
 @contextmanager
 def as_ours(dtype: torch.dtype, precision: str) -> Iterator[None]:
     """cuDNN gives the same bits every time, and IEEE products of float32 unless "tf32" was asked for."""
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     wanted: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True)]
     if dtype == torch.float32:  # not allow_tf32, which cannot be read where the newer setting was used
         wanted.append((cudnn.conv, "fp32_precision", "tf32" if precision == "tf32" else "ieee"))

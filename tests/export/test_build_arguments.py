@@ -96,6 +96,12 @@ def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
 
 
+def test_an_empty_label_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\n\n")
+    with pytest.raises(ValueError, match=r"labels\.txt: line 3 is empty: a label is needed in each"):
+        read_labels(tmp_path / "labels.txt")
+
+
 def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes("ant\u2028eater\r\nbee\x85\r\n".encode())
     assert read_labels(tmp_path / "labels.txt") == ["ant\u2028eater", "bee\x85"]

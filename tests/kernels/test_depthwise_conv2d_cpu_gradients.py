@@ -119,6 +119,22 @@ def test_paths(channels, dtype, native, layout):
     assert w.grad.is_contiguous()
 
 
+@pytest.mark.parametrize("size", [(5, 5), (1, 5), (3, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_the_filters_gradient_has_its_strides(layout, size):
+    """That of the axis of 1 too, in which the layouts differ: DistributedDataParallel compares them."""
+    w = torch.randn(16, 1, *size).to(memory_format=layout).requires_grad_()
+    loss = depthwise_conv2d(torch.randn(1, 16, 9, 9), w).square().sum()
+    (grad,) = torch.autograd.grad(loss, w)
+    assert grad.stride() == w.stride()
+    expected = torch.nn.functional.conv2d
+    x = torch.randn(1, 16, 9, 9)
+    padding = (size[0] // 2, size[1] // 2)
+    (ours,) = torch.autograd.grad(depthwise_conv2d(x, w).square().sum(), w)
+    (theirs,) = torch.autograd.grad(expected(x, w, padding=padding, groups=16).square().sum(), w)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_an_empty_batch_has_a_gradient_of_zero():
     x, w = torch.empty(0, 16, 8, 8, requires_grad=True), torch.randn(16, 1, 5, 5, requires_grad=True)
     depthwise_conv2d(x, w).sum().backward()

@@ -57,6 +57,18 @@ def test_close_to_full_decoding(transform, reduced, monkeypatch, photo, size, ex
     assert decoded_size(transform, monkeypatch, data, reduced) == expected
 
 
+def test_a_jpeg_with_a_second_picture_is_a_jpeg(transform, reduced, monkeypatch):
+    """As phones write them; Pillow calls the format MPO."""
+    picture = Image.open(io.BytesIO(detailed((1008, 756)))).convert("RGB")
+    alone, first = io.BytesIO(), io.BytesIO()
+    picture.save(alone, "JPEG", quality=90)
+    picture.save(first, "MPO", quality=90, save_all=True, append_images=[Image.new("RGB", (90, 60))])
+    assert Image.open(first).format == "MPO"
+    assert decoded_size(transform, monkeypatch, first.getvalue(), reduced) == (252, 189)
+    expected = transform.preprocess(alone.getvalue(), reduced)
+    np.testing.assert_array_equal(transform.preprocess(first.getvalue(), reduced), expected)
+
+
 @pytest.mark.parametrize("size", [(287, 287), (240, 160), (56, 1000)])
 def test_smaller_images_are_decoded_in_full(transform, reduced, monkeypatch, size):
     data = detailed(size)

@@ -1,13 +1,14 @@
 """Files of weights as trainers write them are read, whatever their suffix; all others are refused by name."""
 
 import argparse
+import fractions
 import io
 import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_plain_state_dict(suffix: str, state: State, tmp_path: Path) -> None:
         lambda s: {"model": {f"_orig_mod.module.{name}": value for name, value in s.items()}},
         lambda s: {"model": {f"module._orig_mod.{name}": value for name, value in s.items()}},
         lambda s: {"model": s, "args": argparse.Namespace(lr=4e-3, drop_path=0.5)},
+        lambda s: {"model": s, "args": argparse.Namespace(output=Path("runs/x")), "log": [PurePosixPath("log")]},
         lambda s: {name: value for name, value in s.items() if not name.endswith("num_batches_tracked")},
     ],
 )
@@ -123,7 +125,7 @@ class Trap:
     ("content", "name"),
     [
         (Trap, "posix.mkdir"),
-        (lambda path: argparse.Namespace(output=path), "pathlib"),
+        (lambda path: argparse.Namespace(output=[fractions.Fraction(1, 2)]), "fractions"),
         (lambda _: nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
     ],
 )

@@ -163,6 +163,16 @@ def test_predictions_and_the_confusion_matrix_are_written(
     assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
 
 
+def test_each_table_has_a_file_of_its_own_and_is_named(
+    checkpoint: Path, small_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    values = {"checkpoint": checkpoint, "data": small_digits / "val", "device": "cpu", "csv": tmp_path / "a.csv"}
+    with pytest.raises(SettingsError, match=r"--csv .*a\.csv: another table is written there"):
+        evaluate(EvaluateConfig(**values, confusion=tmp_path / "a.csv"))
+    script.report(EvaluateConfig(**values, save=tmp_path / "saved"))
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {tmp_path / 'a.csv'}, {tmp_path / 'saved'}"
+
+
 def test_a_folder_above_the_labels_names_those_below(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{small_digits} holds no label, but .*: give {small_digits}/val$"):
         evaluate(EvaluateConfig(checkpoint, small_digits, device="cpu"))

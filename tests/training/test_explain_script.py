@@ -62,6 +62,8 @@ def test_script_writes_overlays(
     assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
     printed = capsys.readouterr().out
     assert all(f" {row['file']} " in printed for row in rows), "whole paths, on one line"
+    assert "(lower is better)" in next(line for line in printed.splitlines() if line.startswith("deletion: "))
+    assert printed.count("(higher is better)") == 2 * 2, "of a map of its own alone"
     for score in ("insertion", "deletion", "ROAD", "ROAD of a random map", "rank correlation, random down to head"):
         assert f"{score}: " in printed
     monkeypatch.setattr("sys.argv", [*run, "--target", "z"])

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -264,3 +266,19 @@ def test_compiled_run_is_the_same_run(tiny: Tiny, tmp_path: Path) -> None:
     losses = [json.loads((tmp_path / name / "log.jsonl").read_text())["loss"] for name in ("eager", "compiled")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     load_checkpoint(tmp_path / "compiled")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"warmup_epochs": 2.0}, "the learning rate rises to the end: --warmup-epochs below --epochs lets it fall"),
+        ({"batch_size": 40}, "an epoch takes 80 of the 96 images, in whole steps of 40"),
+        ({"imbalance": 4.0, "batch_size": 8}, "--imbalance 4 keeps 56 of the 96 images"),
+        ({}, ""),
+    ],
+)
+def test_what_a_beginner_would_not_notice_is_said(changes: dict, said: str, tiny: Tiny, tmp_path: Path) -> None:
+    lines = StringIO()
+    train(tiny(tmp_path, **changes), Console(file=lines, width=200))
+    notes = [line for line in lines.getvalue().splitlines() if re.match("the learning|an epoch takes|--imbal", line)]
+    assert notes == [said] * bool(said)

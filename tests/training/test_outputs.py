@@ -81,6 +81,9 @@ def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_file("--csv", Path("new/x.csv"))
     check_file("--csv", Path("/dev/stdout"))
     assert not list(tmp_path.iterdir()), "looking leaves nothing"
+    Path("args.json").touch()
+    with pytest.raises(SettingsError, match=r"--predictions args\.json is a run's own: name another file"):
+        check_file("--predictions", Path("args.json"))
     with pytest.raises(SettingsError, match="is a folder: name a file"):
         check_file("--csv", tmp_path)
     (tmp_path / "x").touch()

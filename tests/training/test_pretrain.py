@@ -17,6 +17,8 @@ from rich.console import Console
 
 from models import load_checkpoint
 from training import finetune, pretrain
+from training.augment import eval_transform, to_picture
+from training.data import Unlabelled
 from training.pretrain import PRESETS, Config, make_model, parse_arguments, train
 from training.samples import write_digits
 from training.settings import SettingsError
@@ -73,6 +75,9 @@ def test_pictures_show_what_is_seen_and_what_is_filled_in(run: tuple[Path, float
     assert (filled[~hidden] == whole[~hidden]).all()
     assert (seen[~hidden] == whole[~hidden]).all()
     assert (filled[hidden] != whole[hidden]).any()
+    images, config = Unlabelled(data / "val"), load_checkpoint(run[0])[1]
+    middle = eval_transform(config)(images[len(images) // 2])
+    assert (sheet[34:66, :32] == to_picture(middle, config)).all(), "evenly over the classes"
 
 
 def test_fine_tuning_picks_the_encoder_up(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:

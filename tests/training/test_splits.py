@@ -156,7 +156,11 @@ def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,label\na,b\n", r"val\.csv is no list of images \('file'\): its first line is file,label"),
+        (
+            "file,label\na.png,b\n",
+            r"lists a\.png, which is not there: it is looked for in /.*, mend the list",
+        ),
+        ("name,label\na,b\n", r"val\.csv is no list of images \(no column 'file'\): its first line is file,label"),
         ("file,label\n", r"val\.csv lists no image"),
         (
             "file,label\n/nowhere/a.png,ant\n",

@@ -121,7 +121,7 @@ def decode(image: Image.Image, settings: Settings) -> tuple[int, int, float, flo
     """Decodes the first frame. Of a JPEG decoded at reduced size: the box that the picture covers, which may end
     between two pixels; else None."""
     reduced = None
-    if settings.reduced_decoding and image.format == "JPEG":
+    if settings.reduced_decoding and image.format in ("JPEG", "MPO"):  # MPO: with a second picture, as phones have it
         width = image.size[0]
         short = math.ceil(MARGIN * settings.resize_size)
         drafted = image.draft(None, (short, short))
