@@ -150,7 +150,8 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
     for phase in result["phases"]:
         for name, row in phase["protocols"].items():
             numbers = (row["answered_per_s"], row["p50_ms"], row["p99_ms"], row["max_ms"])
-            counts = (f"{phase['level']:g}", str(row["requests"]), str(row["failed"]))
+            load = f"{phase['level'] / len(phase['protocols']):g}"  # each protocol has its part
+            counts = (load, str(row["requests"]), str(row["failed"]))
             table.add_row(phase["name"], name, *counts, *map(number, numbers))
     console.print(table)
     lines = [(phase["name"], line) for phase in measured(result) for line in phase["slo"]]

@@ -30,6 +30,7 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
     done = loadtest(*target, *load, *objectives, "--results", str(saved), "--report", str(page))
     assert done.returncode == 1
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    assert ["step 1", "HTTP", "15"] in [cells[:3] for cells in lines]  # a quarter of the rate, half for each protocol
     judged = {tuple(cells[:3]): cells[-1] for cells in lines if cells and cells[-1] in ("met", "MISSED")}
     for step in ("step 1", "step 4"):
         for protocol in ("HTTP", "gRPC"):
