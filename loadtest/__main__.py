@@ -7,9 +7,9 @@
     python -m loadtest report results.json report.html
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
-Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered; 2 wrong usage; 3 the load
-generator cannot send twice the rate that was asked for; 130 `capacity` or `null` was stopped. A stopped `run` shows
-what it has, and is judged by it.
+Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered, or a file not written; 2
+wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 `capacity` or `null` was stopped.
+A stopped `run` shows what it has, and is judged by it.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from loadtest.options import (
     command_parser,
     image_options,
     positive,
+    write_file,
 )
 from loadtest.results import met, requests_needed, silent
 from loadtest.slo import load_slo
@@ -79,7 +80,7 @@ def capacity(arguments: Sequence[str]) -> int:
     limit = " or more: the load generator is the limit" if search.limited else ""
     print(f"capacity: {search.capacity:.1f} requests/s{limit}", flush=True)
     if options.results:
-        Path(options.results).write_text(json.dumps({"capacity": found, "runs": search.results}, indent=1))
+        write_file(Path(options.results), json.dumps({"capacity": found, "runs": search.results}, indent=1))
     if options.report:
         from loadtest.report import write_report
 

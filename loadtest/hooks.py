@@ -19,7 +19,16 @@ from locust.runners import MasterRunner, WorkerRunner
 from client import ClassifierError, ServerStatus
 from loadtest import results
 from loadtest.images import load_images
-from loadtest.options import PEAK, SECONDS, SIGNALS, WARM_UP, add_load_options, add_target_options, check_writable
+from loadtest.options import (
+    PEAK,
+    SECONDS,
+    SIGNALS,
+    WARM_UP,
+    add_load_options,
+    add_target_options,
+    check_writable,
+    write_file,
+)
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
 from loadtest.server_statistics import read_statistics
@@ -169,9 +178,15 @@ class LoadTest:
         elif results.silent(result):
             environment.process_exit_code = 1
         results.print_result(result, stderr=self.options.json)  # locust's --json has the other
-        if self.options.results:
-            Path(self.options.results).write_text(json.dumps(result, indent=1))
+        files = {self.options.results: json.dumps(result, indent=1)}
         if self.options.report:
-            from loadtest.report import write_report  # matplotlib, only where it is asked for
+            from loadtest.report import render  # matplotlib, only where it is asked for
 
-            write_report([result], Path(self.options.report))
+            files[self.options.report] = render([result])
+        for path, text in files.items():
+            try:
+                if path:
+                    write_file(Path(path), text)
+            except OSError as error:  # locust would go on to its own exit status
+                print(f"loadtest: {error}", file=sys.stderr)
+                environment.process_exit_code = 1

@@ -62,6 +62,16 @@ def check_writable(*files: str) -> None:
             raise ValueError(f"{path} cannot be written: permission denied")
 
 
+def write_file(path: Path, text: str) -> None:
+    """Raises `OSError` that names the file; no half of it stays."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        if error.filename is None and path.is_file():  # it was opened, and is no device
+            path.unlink()
+        raise OSError(f"{path} cannot be written ({error.strerror}): name another file") from None
+
+
 def command_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m loadtest {command}",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.charts import latency_against_throughput, over_time, where_the_time_goes
+from loadtest.options import write_file
 from loadtest.results import measured, met, number, shown_value, too_few, warnings
 
 STYLE = """
@@ -25,7 +26,7 @@ Cells = Sequence[Any]
 
 def write_report(results: Sequence[dict[str, Any]], path: Path, capacity: dict[str, Any] | None = None) -> None:
     """`results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
-    path.write_text(render(results, capacity), encoding="utf-8")
+    write_file(path, render(results, capacity))
 
 
 def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:

@@ -1,8 +1,10 @@
 """Locust in processes of its own (it patches the standard library), against a real server and against none."""
 
+import errno
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+
+from loadtest.options import write_file
 
 ROOT = Path(__file__).parents[2]
 Loadtest = Callable[..., subprocess.CompletedProcess]
@@ -143,6 +147,47 @@ def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path
     done = loadtest("capacity", "--slo", str(tmp_path / "slo.toml"), file, "none/r.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "loadtest: none/r.html cannot be written: no folder none\n"
+
+
+def test_a_file_that_cannot_be_written_is_an_error(
+    loadtest: Loadtest, pictures: Path, counting_server: Callable, tmp_path: Path
+) -> None:
+    """Of an objective that was met, too; the other file is written."""
+    (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
+    saved = tmp_path / "saved.json"
+    load = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--null-check", "off"]
+    load += ["--images", str(pictures), "--host", counting_server().address, "--slo", str(tmp_path / "slo.toml")]
+    for full, other in (("--report", "--results"), ("--results", "--report")):
+        saved.unlink(missing_ok=True)
+        done = loadtest(*load, full, "/dev/full", other, str(saved))
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        line = "loadtest: /dev/full cannot be written (No space left on device): name another file"
+        assert line in done.stderr.splitlines()
+        assert saved.stat().st_size > 1000
+
+
+def test_half_a_file_does_not_stay(tmp_path: Path) -> None:
+    path, limits = tmp_path / "report.html", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # a disk that is full after a kilobyte
+    try:
+        with pytest.raises(OSError, match=r"report\.html cannot be written \(File too large\): name another file"):
+            write_file(path, 2000 * "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not path.exists()
+
+
+def test_a_file_that_cannot_be_opened_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OSError, match=r"report\.html cannot be written \(Permission denied\)"):
+        write_file(path, "")
+    assert path.exists()
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '{"runs": []}', "1"])
