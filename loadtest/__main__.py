@@ -25,6 +25,7 @@ from loadtest.capacity_command import capacity
 from loadtest.null_check import NULL_EXPLAINED, null_rate
 from loadtest.options import (
     PEAK,
+    SECONDS,
     SIGNALS,
     USERS,
     add_load_options,
@@ -34,6 +35,7 @@ from loadtest.options import (
     command_parser,
     image_options,
 )
+from loadtest.shapes import plan, whole_users
 from loadtest.slo import load_slo
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
@@ -67,7 +69,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     parser = command_parser("run", __doc__ or "")
-    parser.add_argument("-u", "--users", type=int, metavar="N", help="closed loop: users in all (default: 4)")
+    parser.add_argument("-u", "--users", type=int, metavar="N", help="closed loop, in all (default: 4; in steps 8)")
     parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
     parser.add_argument(
         "--null-check",
@@ -85,10 +87,13 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("--levels belong to --shape step")
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key belongs to --tls-certificate")
-    peak = _peak(options)
-    users = 4 if options.users is None else options.users
-    if options.rate is None and not options.levels and users < len(USERS[options.protocol]):
-        parser.error("give at least one user for each protocol")
+    if options.rate is None and options.users is None:
+        options.users = 8 if options.shape == "step" else 4
+    level = options.users if options.rate is None else options.rate
+    phases = plan(options.shape or "steady", level, SECONDS, 0.0, options.levels, options.peak or PEAK)
+    if options.rate is None:
+        whole_users(phases, len(USERS[options.protocol]))  # before the seconds of the null check
+    peak = max(phase.level for phase in phases)
     if of_locust:
         _check_locust_options(of_locust)
     check_writable(options.report, options.results)
@@ -124,13 +129,6 @@ def _check_locust_options(words: Sequence[str]) -> None:
         raise ValueError(f"{' '.join(sorted(names))}: no command of loadtest: run, capacity, null, report")
 
 
-def _peak(options: argparse.Namespace) -> float:
-    """The highest rate of an open loop."""
-    if options.shape == "step" and options.levels:
-        return max(options.levels)
-    return (options.rate or 0.0) * (options.peak or PEAK if options.shape == "spike" else 1.0)
-
-
 def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
     """Gives this process to locust."""
     passed = dict(vars(options))
@@ -139,8 +137,6 @@ def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
     if passed["processes"] == 1:
         passed.pop("processes")
     passed["shape"] = options.shape or "steady"
-    if options.rate is None and options.users is None:
-        passed["users"] = 4
     passed["levels"] = ",".join(f"{level:g}" for level in options.levels)
     sys.argv = ["locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--skip-log-setup"]
     sys.argv += [*as_words(passed), *of_locust, *USERS[protocol]]

@@ -32,7 +32,7 @@ from loadtest.options import (
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
 from loadtest.server_statistics import read_statistics
-from loadtest.shapes import Phase, plan
+from loadtest.shapes import Phase, plan, whole_users
 from loadtest.slo import Slo, load_slo
 from loadtest.users import ClassifierUser, Clock, address, open_classifier
 
@@ -122,6 +122,8 @@ class LoadTest:
         # What is in flight when the time is over is still waited for.
         environment.stop_timeout = max(environment.stop_timeout, options.request_timeout + 1)
         if not isinstance(environment.runner, WorkerRunner):
+            if not options.rate:
+                phases = whole_users(phases, len(environment.user_classes))
             workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
             options.senders = workers * len(environment.user_classes) if options.rate else None  # workers are told
             grace = 2.0 if isinstance(environment.runner, MasterRunner) else 0.5 if options.rate else 0.0

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SHAPES = ("steady", "step", "spike", "soak")
 SOAK_WINDOWS = 12
@@ -51,6 +51,18 @@ def plan(
     for name, height, share in parts:
         phases.append(Phase(name, height, start, seconds * share))
         start += seconds * share
+    return phases
+
+
+def whole_users(phases: Sequence[Phase], protocols: int) -> list[Phase]:
+    """Of a closed loop. Raises `ValueError` where a phase has no user for one of the protocols."""
+    phases = [replace(phase, level=round(phase.level)) for phase in phases]
+    for phase in phases:
+        if phase.level < protocols:
+            raise ValueError(
+                f"{phase.name} has {phase.level} users: give at least {protocols}, one for each protocol, with "
+                "--users, --levels or --peak"
+            )
     return phases
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from loadtest.null_check import null_server
 from loadtest.options import write_file
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +207,10 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["--protocol", "smtp"],
         ["--users", "4", "--rate", "3"],
         ["--levels", "1,2"],
+        ["--shape", "step", "--users", "4"],
+        ["--shape", "step", "--levels", "1,4"],
+        ["--shape", "step", "--levels", "0.4", "--protocol", "http"],
+        ["--shape", "spike", "--peak", "0.2"],
         ["--shape", "step", "--levels", "1,x"],
         ["--no-such-option"],
         ["foo"],
@@ -232,6 +237,20 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
     assert done.returncode == 2
     assert "go to a server that does nothing" not in done.stderr
     assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
+
+
+def test_the_steps_of_the_defaults_have_both_protocols(loadtest: Loadtest, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np99 = 9000")
+    load = ["--shape", "step", "--seconds", "4", "--warm-up", "0", "--null-check", "off", "--images", str(pictures)]
+    with null_server() as (http, grpc):
+        done = loadtest(*load, "--host", http, "--grpc-host", grpc, "--slo", str(tmp_path / "slo.toml"))
+    assert done.returncode == 0, done.stdout
+
+
+def test_steps_of_locust_need_users(pictures: Path) -> None:
+    done = locust("-t", "1s", "--shape", "step", "--images", str(pictures))
+    assert done.returncode == 2
+    assert "loadtest: warm-up has 0 users: give at least 2, one for each protocol" in done.stderr
 
 
 def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from loadtest.shapes import Phase, arrivals, plan
+from loadtest.shapes import Phase, arrivals, plan, whole_users
 
 
 def outline(phases: list[Phase]) -> list[tuple[float, float, float]]:
@@ -23,6 +23,12 @@ def test_shapes() -> None:
     assert [phase.measured for phase in plan("steady", 8, 10, warm_up=2)] == [False, True]
     with pytest.raises(ValueError, match="'wave'"):
         plan("wave", 1, 1)
+
+
+def test_users_are_whole() -> None:
+    assert outline(whole_users(plan("step", 9, 4), 2)) == [(2, 0, 1), (4, 1, 2), (7, 2, 3), (9, 3, 4)]
+    with pytest.raises(ValueError, match="step 1 has 1 users: give at least 2, one for each protocol, with --users"):
+        whole_users(plan("step", 4, 4), 2)
 
 
 def test_arrivals_are_poisson() -> None:
