@@ -18,9 +18,16 @@ class Search:
 
 
 def find_capacity(
-    run: Callable[[float], dict[str, Any]], high: float, ceiling: float, repeats: int = 3, precision: float = 0.05
+    run: Callable[[float], dict[str, Any]],
+    high: float,
+    ceiling: float,
+    repeats: int = 3,
+    precision: float = 0.05,
+    least: float = 0.0,
 ) -> Search:
-    """Bisection between 0 and `high`, which is doubled while it holds, up to `ceiling`.
+    """Bisection between `least`, below which no rate can hold, and `high`, which is doubled while it holds.
+
+    It goes up to `ceiling`.
 
     A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. A run
     that misses one while its sender was late is made again, as often as `repeats`. The answer is within `precision` of
@@ -42,16 +49,18 @@ def find_capacity(
                 spoiled += 1
         return outcomes.count(True) >= needed
 
-    low, high = 0.0, min(high, ceiling)
+    low, high = least, min(high, ceiling)
     while holds(high):
-        low = high
+        search.capacity = low = high
         if high >= ceiling:
-            search.capacity, search.limited = high, True
+            search.limited = True
             return search
         high = min(2 * high, ceiling)
     floor = high / 64
     while high - low > precision * high and high > floor:
         middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    search.capacity = low
+        if holds(middle):
+            search.capacity = low = middle
+        else:
+            high = middle
     return search

@@ -18,7 +18,7 @@ from loadtest.options import (
     positive,
     write_file,
 )
-from loadtest.results import met, requests_needed, silent
+from loadtest.results import met, rate_to_offer, requests_needed, silent
 from loadtest.slo import load_slo
 
 
@@ -42,8 +42,10 @@ def capacity(arguments: Sequence[str]) -> int:
     check_writable(options.report, options.results)
     if options.repeats < 1:
         parser.error("--repeats: 1 or more")
-    percentiles = [name for name in load_slo(options.slo).get("latency_ms", {}) if name != "max"]
-    requests = max(map(requests_needed, percentiles), default=1) * len(USERS[options.protocol])
+    slo, protocols = load_slo(options.slo), len(USERS[options.protocol])
+    percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
+    requests = max(map(requests_needed, percentiles), default=1) * protocols
+    per_s = slo.get("goodput", {}).get("per_s", 0.0)  # each protocol's
     names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout"]
     names += ["tls", "tls_root", "tls_certificate", "tls_key"]
     target = as_words({name: getattr(options, name) for name in names})
@@ -52,7 +54,7 @@ def capacity(arguments: Sequence[str]) -> int:
     null = null_rate(options.protocol, options.processes, image_options(options))
     print(f"load generator: {null:.0f} requests/s to {NULL_EXPLAINED}; rates up to half of it are tried", flush=True)
 
-    alone = ["--users", str(len(USERS[options.protocol])), "--seconds", "5", "--warm-up", "0"]
+    alone = ["--users", str(protocols), "--seconds", "5", "--warm-up", "0"]
 
     def at_rate(rate: float) -> dict[str, Any]:
         seconds = max(options.seconds, 1.2 * requests / rate)  # enough for the percentile to be one
@@ -75,7 +77,8 @@ def capacity(arguments: Sequence[str]) -> int:
         if not first:
             raise RuntimeError(f"no request was answered at {options.host}: is the server there?")
         print(f"closed loop, 8 users: {first:.1f} answers/s", flush=True)
-    search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision)
+    first = max(first, protocols * rate_to_offer(per_s, options.seconds))
+    search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision, protocols * per_s)
     found = {"rate": search.capacity, "limited": search.limited, "tried": sorted(search.tried.items())}
     limit = " or more: the load generator is the limit" if search.limited else ""
     print(f"capacity: {search.capacity:.1f} requests/s{limit}", flush=True)

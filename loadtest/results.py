@@ -87,6 +87,12 @@ def least_offered(rate: float, seconds: float) -> float:
     return max(0.0, rate - 5 * math.sqrt(rate / seconds))
 
 
+def rate_to_offer(least: float, seconds: float) -> float:
+    """The rate of which that is the `least_offered`."""
+    half = 2.5 / math.sqrt(seconds)
+    return (half + math.sqrt(half**2 + least)) ** 2 if least else 0.0
+
+
 def describe(cell: Cell, seconds: float) -> dict[str, Any]:
     answered, failed = cell.latency.total(), cell.errors.total()
     return {

@@ -1,10 +1,12 @@
 """The search for the highest rate that holds."""
 
+import math
 import random
 
 import pytest
 
 from loadtest.capacity import find_capacity
+from loadtest.results import least_offered, rate_to_offer
 
 
 def result(met: bool, late: float | None = 1.0) -> dict:
@@ -29,6 +31,32 @@ def test_nothing_holds() -> None:
     search = find_capacity(lambda rate: result(False), 80, 1000, repeats=1)
     assert search.capacity == 0
     assert min(search.tried) >= 80 / 128
+
+
+@pytest.mark.parametrize("first", [10.0, 30.0, 60.0, 700.0])
+def test_a_rate_too_low_for_the_goodput_is_not_tried(first: float) -> None:
+    """Of 20 seconds, by chance: `per_s` is 40, and the server does 100."""
+    source = random.Random(0)
+    search = find_capacity(
+        lambda rate: result(rate <= 100 and rate + source.gauss(0, math.sqrt(rate / 20)) >= 40),
+        max(first, rate_to_offer(40, 20)),
+        1000,
+        least=40,
+    )
+    assert 100 * 0.94 < search.capacity <= 100
+    assert min(search.tried) > 40
+
+
+@pytest.mark.parametrize("ceiling", [30.0, 1000.0])
+def test_no_rate_has_the_goodput(ceiling: float) -> None:
+    search = find_capacity(lambda rate: result(False), 48, ceiling, repeats=1, least=40)
+    assert (search.capacity, search.limited) == (0, False)
+    assert len(search.tried) < 5
+
+
+def test_what_a_rate_offers_at_least() -> None:
+    assert least_offered(rate_to_offer(40, 20), 20) == pytest.approx(40)
+    assert rate_to_offer(0, 20) == 0
 
 
 def test_most_of_the_repeats_decide() -> None:
