@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtest.results import met, on_time
+from loadtest.results import measured, met, on_time
 
 
 @dataclass
@@ -24,6 +24,7 @@ def find_capacity(
     repeats: int = 3,
     precision: float = 0.05,
     least: float = 0.0,
+    tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> Search:
     """Bisection between `least`, below which no rate can hold, and `high`, which is doubled while it holds.
 
@@ -31,7 +32,7 @@ def find_capacity(
 
     A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. A run
     that misses one while its sender was late is made again, as often as `repeats`. The answer is within `precision` of
-    the lowest rate that does not hold.
+    the lowest rate that does not hold. `tell` is given each result, whose phases are named by its rate and number.
     """
     search = Search()
 
@@ -43,10 +44,14 @@ def find_capacity(
             result = run(rate)
             search.results.append(result)
             good = met(result)
-            if good or on_time(result) or spoiled == repeats:
-                outcomes.append(good)
-            else:
+            again = result["made_again"] = not (good or on_time(result) or spoiled == repeats)
+            for phase in measured(result):
+                phase["name"] = f"{rate:.1f}/s ({len(search.results)}{', made again' * again})"
+            if again:
                 spoiled += 1
+            else:
+                outcomes.append(good)
+            tell(result)
         return outcomes.count(True) >= needed
 
     low, high = least, min(high, ceiling)

@@ -59,16 +59,18 @@ def capacity(arguments: Sequence[str]) -> int:
     def at_rate(rate: float) -> dict[str, Any]:
         seconds = max(options.seconds, 1.2 * requests / rate)  # enough for the percentile to be one
         load = ["--rate", repr(rate), "--seconds", f"{seconds:.1f}", "--warm-up", str(options.warm_up)]
-        result = run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
+        return run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
+
+    def tell(result: dict[str, Any]) -> None:
         phase = result["phases"][-1]
         missed = sorted({line["objective"] for line in phase["slo"] if not line["met"]})
         outcome = "missed " + ", ".join(missed) if missed else "met" if met(result) else "cut short"
-        print(f"  {rate:8.1f}/s: {outcome}{_failures(phase)}", flush=True)
+        again = " (the sender was late: made again)" if result["made_again"] else ""
+        print(f"  {phase['level']:8.1f}/s: {outcome}{again}{_failures(phase)}", flush=True)
         # Too high a rate may leave all unanswered; a server that is gone says nothing about its capacity.
         if silent(result) and (gone := silent(run_load([*target, *alone]))):
             over = " and ".join(gone)
             raise RuntimeError(f"no request over {over} is answered any more: is the server at {options.host} there?")
-        return result
 
     first = options.from_rate
     if first is None:
@@ -78,7 +80,7 @@ def capacity(arguments: Sequence[str]) -> int:
             raise RuntimeError(f"no request was answered at {options.host}: is the server there?")
         print(f"closed loop, 8 users: {first:.1f} answers/s", flush=True)
     first = max(first, protocols * rate_to_offer(per_s, options.seconds))
-    search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision, protocols * per_s)
+    search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision, protocols * per_s, tell)
     found = {"rate": search.capacity, "limited": search.limited, "tried": sorted(search.tried.items())}
     limit = " or more: the load generator is the limit" if search.limited else ""
     print(f"capacity: {search.capacity:.1f} requests/s{limit}", flush=True)

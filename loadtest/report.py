@@ -43,9 +43,10 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
         ]
     if first["slo"] and not capacity:
         body += ["<h2>Objectives</h2>", _objectives(first)]
-    if any(row["answered"] for result in results for phase in measured(result) for row in phase["protocols"].values()):
+    counted = [result for result in results if not result.get("made_again")]
+    if any(row["answered"] for result in counted for phase in measured(result) for row in phase["protocols"].values()):
         rate = capacity["rate"] if capacity else None
-        body += ["<h2>Latency against throughput</h2>", latency_against_throughput(results, rate)]
+        body += ["<h2>Latency against throughput</h2>", latency_against_throughput(counted, rate)]
     if not capacity and any(window["answered"] for window in first["windows"]):
         body += ["<h2>Over time</h2>", over_time(first)]
     shown = {phase["level"] if capacity else label: (label, phase) for label, phase in _labelled(results)}
@@ -128,11 +129,11 @@ def _tried(capacity: dict[str, Any]) -> list[Cells]:
 
 
 def _labelled(results: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Measured phases with a name each; the runs of a search by their rate, in order of it."""
-    if len(results) == 1:
-        return [(phase["name"], phase) for phase in measured(results[0])]
-    phases = sorted((phase for result in results for phase in measured(result)), key=lambda phase: phase["level"])
-    return [(f"{phase['level']:.1f}/s ({number})", phase) for number, phase in enumerate(phases, 1)]
+    """Measured phases with a name each; the runs of a search in order of their rate."""
+    phases = [phase for result in results for phase in measured(result)]
+    if len(results) > 1:
+        phases.sort(key=lambda phase: phase["level"])
+    return [(phase["name"], phase) for phase in phases]
 
 
 def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:

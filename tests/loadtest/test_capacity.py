@@ -5,13 +5,41 @@ import random
 
 import pytest
 
+from loadtest import report
 from loadtest.capacity import find_capacity
-from loadtest.results import least_offered, rate_to_offer
+from loadtest.recorder import Cell
+from loadtest.results import describe, least_offered, rate_to_offer
 
 
 def result(met: bool, late: float | None = 1.0) -> dict:
     protocols = {"gRPC": {"sent_late_p99_ms": late}, "HTTP": {"sent_late_p99_ms": None}}
     return {"complete": True, "phases": [{"measured": True, "slo": [{"met": met}], "protocols": protocols}]}
+
+
+def run(rate: float, late_ms: float) -> dict:
+    """As `--results` has it: 90 of 100 answers within 10 ms."""
+    protocols = {}
+    for name in ("HTTP", "gRPC"):
+        cell = Cell()
+        for number in range(100):
+            cell.add(10.0 if number < 90 else 10 * late_ms, late_ms, None)
+        cell.sent = cell.finished = round(rate / 2 * 20)
+        protocols[name] = describe(cell, 20.0)
+    line = {"protocol": "HTTP", "objective": "p99 ms", "limit": 100.0, "value": 10 * late_ms, "met": late_ms < 10}
+    phase = {"name": "steady", "level": rate, "seconds": 20.0, "measured": True, "protocols": protocols, "slo": [line]}
+    return {
+        "open_loop": True,
+        "shape": "steady",
+        "host": "box:8000",
+        "model": "classifier",
+        "images": {"count": 1, "bytes": 1, "from": "a test"},
+        "workers": 1,
+        "null_rate": 1000.0,
+        "complete": True,
+        "slo": {"latency_ms": {"p99": 100.0}},
+        "phases": [{**phase, "server": []}],
+        "windows": [],
+    }
 
 
 @pytest.mark.parametrize("first", [3.0, 50.0, 90.0, 700.0])
@@ -73,6 +101,24 @@ def test_a_run_whose_sender_was_late_is_made_again() -> None:
     assert (search.capacity, search.limited) == (60, True)
     assert search.tried == {50: [True], 60: [True]}
     assert len(search.results) == 3
+    names = [phase["name"] for result in search.results for phase in result["phases"]]
+    assert names == ["50.0/s (1, made again)", "50.0/s (2)", "60.0/s (3)"]
+
+
+def test_a_run_that_was_made_again_is_named_and_is_no_point_of_the_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = iter([70.0, 1.0, 1.0])
+    told: list[bool] = []
+    search = find_capacity(
+        lambda rate: run(rate, next(late)), 85.2, 100, repeats=1, tell=lambda result: told.append(result["made_again"])
+    )
+    assert told == [True, False, False]
+    drawn: list[dict] = []
+    monkeypatch.setattr(report, "latency_against_throughput", lambda results, rate: drawn.extend(results) or "<svg>")
+    page = report.render(search.results, {"rate": 100.0, "limited": True, "tried": sorted(search.tried.items())})
+    assert drawn == search.results[1:]
+    assert "phase 85.2/s (1, made again): 1 % of the requests went more than 70 ms" in page
+    for label in ("85.2/s (1, made again)", "85.2/s (2)", "100.0/s (3)"):
+        assert page.count(f"<td>{label}</td>") == 2  # once for each protocol
 
 
 def test_a_sender_that_is_always_late_is_judged_in_the_end() -> None:
