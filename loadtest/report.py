@@ -157,15 +157,15 @@ def _objectives(result: dict[str, Any]) -> str:
     rows = []
     for phase in measured(result):
         for protocol in phase["protocols"]:
-            lines = [line for line in phase["slo"] if line["protocol"] == protocol]
-            cells = (_judged(line, shown=len(limits[line["objective"]]) > 1) for line in lines)
+            lines = {line["objective"]: line for line in phase["slo"] if line["protocol"] == protocol}
+            cells = (_judged(lines[name], len(found) > 1) if name in lines else "-" for name, found in limits.items())
             rows.append((phase["name"], protocol, *cells))
     return _table(["phase", "protocol", *names], rows, words=2)
 
 
 def _judged(line: dict[str, Any], shown: bool) -> str:
     """`shown`: with its limit."""
-    value = shown_value(line) + (f" of {line['limit']:g}" if shown else "")
+    value = shown_value(line) + (f" ({line['limit']:g})" if shown else "")
     return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
 
 

@@ -41,9 +41,9 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
             least = least_offered(phase.level / len(names), seconds)
             for name, row in protocols.items():
                 row["least_offered_per_s"] = least
-                if test.slo:
+                if test.slo and least:
                     sent = row["sent_per_s"]
-                    lines.append((name, "sent/s", round(least, 2), sent, sent >= least))
+                    lines.append((name, "sent/s (least that chance explains)", round(least, 2), sent, sent >= least))
         phases.append(
             {
                 "name": phase.name,
@@ -142,7 +142,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def shown_value(line: dict[str, Any]) -> str:
     """Of an objective; shares to four digits."""
-    return number(line["value"], 4 if line["limit"] < 1 and not line["objective"].endswith("/s") else 1)
+    return number(line["value"], 4 if line["limit"] < 1 and not line["objective"].startswith("sent/s") else 1)
 
 
 def print_result(result: dict[str, Any], stderr: bool = False) -> None:

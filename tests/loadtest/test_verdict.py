@@ -1,6 +1,7 @@
 """With a real server: objectives decide the exit status, the report shows both sides' times, the capacity is found."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,8 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
         for protocol in ("HTTP", "gRPC"):
             assert judged[step, protocol, "p50 ms"] == "MISSED"
             assert judged[step, protocol, "p99 ms"] == judged[step, protocol, "error rate"] == "met"
-            assert judged[step, protocol, "sent/s"] == "met"
+            sent = judged.get((step, protocol, "sent/s (least that chance explains)"))
+            assert sent == {"step 1": None, "step 4": "met"}[step]  # so few requests may be none by chance
 
     result = json.loads(saved.read_text())
     for phase in result["phases"]:
@@ -51,6 +53,8 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
 
     text = page.read_text()
     assert "Objectives missed" in text
+    (objectives,) = re.findall(r"Objectives</h2>\s*(<table>.*?</table>)", text, re.DOTALL)
+    assert {row.count("<td") for row in objectives.splitlines()[1:]} == {6}
     assert text.count("<svg") == 3
     assert not [word for word in ("src=", "@import", "url(http", "<script", "<link") if word in text]  # stands alone
     for part in text.split("<svg")[1:]:
