@@ -211,4 +211,5 @@ def _server_table(results: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return '<p class="note">The server gave no statistics (HTTP /v2/models/stats).</p>'
     names = ("phase", "model", "version", "requests", "failed", "batch", "queue", "input", "compute", "output", "total")
-    return _table(names, rows, words=2) + '<p class="note">Mean milliseconds of a request in each model.</p>'
+    note = "Mean milliseconds of a request in each model. tritonserver counts an ensemble's failures twice."
+    return _table(names, rows, words=2) + f'<p class="note">{note}</p>'

@@ -59,6 +59,7 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
     assert not [word for word in ("src=", "@import", "url(http", "<script", "<link") if word in text]  # stands alone
     for part in text.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + part.split("</svg>")[0] + "</svg>")
+    assert "tritonserver counts an ensemble's failures twice" in text
     assert UNKNOWN in done.stderr
     assert "What the load generator can send: not measured." in text
     for word in ("preprocess: queue", "preprocess: compute", "outside the server", "p99 objective 9000 ms"):
