@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.slo:
         load_slo(options.slo)
     images = image_options(options)
+    if options.processes == -1:
+        options.processes = os.cpu_count() or 1  # as locust does
     if options.null_check != "off" and "--worker" not in of_locust:
         options.null_rate = null_rate(options.protocol, max(1, options.processes), images)
         print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_EXPLAINED}", file=sys.stderr)

@@ -82,7 +82,8 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
     )
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that send, on this machine (default: 1)")
+    count = int if command == "run" else at_least_one  # locust takes -1 as one for each core
+    parser.add_argument("--processes", type=count, default=1, metavar="N", help="that send, here (default: 1)")
     return parser
 
 

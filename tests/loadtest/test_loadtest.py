@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from loadtest.__main__ import run
 from loadtest.null_check import null_server
 from loadtest.options import write_file
 
@@ -226,6 +227,8 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["null", "--sizes", "4000"],
         ["--report", "no/such/folder/report.html"],
         ["capacity", "--repeats", "0", "--slo", "x"],
+        ["capacity", "--processes", "-1", "--slo", "x"],
+        ["null", "--processes", "0"],
         ["--slo", "no/such/slo.toml"],
         ["capacity", "--slo", "no/such/slo.toml"],
         ["report", "no/such/results.json", "report.html"],
@@ -251,6 +254,19 @@ def test_steps_of_locust_need_users(pictures: Path) -> None:
     done = locust("-t", "1s", "--shape", "step", "--images", str(pictures))
     assert done.returncode == 2
     assert "loadtest: warm-up has 0 users: give at least 2, one for each protocol" in done.stderr
+
+
+def test_the_null_check_is_of_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def null_rate(protocol: str, processes: int, images: list[str]) -> float:
+        asked.append(processes)
+        return 10.0
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr("loadtest.__main__.null_rate", null_rate)
+    assert run(["--processes", "-1", "--rate", "6"]) == 3
+    assert asked == [3]
 
 
 def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
