@@ -40,12 +40,14 @@ from loadtest.shapes import plan, whole_users
 from loadtest.slo import load_slo
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-NEEDED = ("locust", "matplotlib", *(() if sys.version_info >= (3, 11) else ("tomli",)))  # that the client does without
+NEEDED = ("locust", *(() if sys.version_info >= (3, 11) else ("tomli",)))  # that the client does without
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    reported = arguments[:1] == ["report"] or any(word.startswith("--report") for word in arguments)
+    needed = (*NEEDED, "matplotlib") if reported else NEEDED
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         print(f"loadtest needs {', '.join(missing)}: pip install '.[loadtest]' in the checkout", file=sys.stderr)
         return 1
     commands = {"run": run, "capacity": capacity, "null": null, "report": report}
