@@ -106,6 +106,7 @@ def test_half_a_service_fails(
     assert done.returncode == 1
     null, *errors = done.stderr.splitlines()  # what this machine can send is shown first
     assert re.match(r"loadtest: \d+ requests/s go to a server that does nothing", null)
+    errors = [line for line in errors if "after they were due" not in line]  # of a busy machine
     assert len(errors) == 2, errors  # equal errors are counted together
     assert "x HTTP: the server cannot be reached" in errors[0]
     assert errors[1] == "HTTP: no request was answered"
