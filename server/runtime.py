@@ -17,6 +17,7 @@ from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
+from server.private_folder import MARK, PrivateFolder
 from server.repository import Repository
 from server.tls import Tls
 
@@ -56,19 +57,20 @@ class Runtime:
         self.library = find_library(library, repository)
         self.resize = find_resize()
         base = tempfile.gettempdir()
-        self.folder = Path(tempfile.mkdtemp(prefix="widefield-", dir=base if is_shell_safe(base) else "/tmp")).resolve()
+        self._private = PrivateFolder(base if is_shell_safe(base) else "/tmp")
+        self.folder = self._private.path
         self.shm_prefix = f"{self.folder.name}-"
         try:
+            self._write_preload_guard()
             self.batcher = self._link_batcher()
             if installation.embedded:
                 self._assemble_backends()
-            self._write_preload_guard()
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._private.remove()
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
@@ -90,7 +92,7 @@ class Runtime:
         preloaded = (self.batcher, self.library if native is not None else None)
         if preload := [str(library) for library in preloaded if library is not None]:
             values["LD_PRELOAD"] = ":".join(preload)
-            values["BASH_ENV"] = str(self.folder / "unload.sh")
+            values["BASH_ENV"] = str(self.folder / MARK)
         return values
 
     def command(
@@ -198,7 +200,7 @@ class Runtime:
 
     def _write_preload_guard(self) -> None:
         """bash starts the stubs, and reads this file first: LD_PRELOAD is for tritonserver itself."""
-        (self.folder / "unload.sh").write_text("unset LD_PRELOAD BASH_ENV\n")
+        (self.folder / MARK).write_text("unset LD_PRELOAD BASH_ENV\n")
 
     def _repository_path(self) -> str:
         path = str(self.repository.path)

@@ -1,0 +1,88 @@
+"""A server's private folder: nobody cleans it while the server lives, and the next start cleans up what was killed."""
+
+import fcntl
+import os
+import tempfile
+import time
+
+import pytest
+
+from server.locate import find_tritonserver
+from server.private_folder import MARK, NEW_SECONDS, PREFIX, PrivateFolder
+from server.repository import Repository
+from server.runtime import Runtime
+
+
+def age(folder):
+    then = time.time() - NEW_SECONDS - 1
+    os.utime(folder, (then, then))
+
+
+def killed(folder):
+    """As SIGKILL leaves it: whole, and without its lock."""
+    (folder.path / MARK).touch()
+    folder._unlock()
+    age(folder.path)
+    return folder.path
+
+
+def test_locked_while_it_is_there(tmp_path, monkeypatch):
+    """systemd-tmpfiles takes the lock of a folder before it looks for what is old there."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    handle = os.open(runtime.folder, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    runtime.remove()
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(handle)
+    runtime.remove()  # once more, as `stop` may: that number may be another file's by now
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_killed_is_removed_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    left = killed(PrivateFolder(str(tmp_path)))
+    age(first.folder)
+    second = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    assert not left.exists()
+    assert (first.folder / "backends").is_dir()  # that server lives
+    first.remove()
+    second.remove()
+
+
+@pytest.mark.parametrize("kind", ["new", "another's", "unmarked", "another name", "a link", "a file"])
+def test_what_may_not_be_ours_stays(tmp_path, monkeypatch, kind):
+    path = killed(PrivateFolder(str(tmp_path)))
+    if kind == "new":
+        os.utime(path)
+    elif kind == "another's":
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    elif kind == "unmarked":
+        (path / MARK).unlink()
+        age(path)
+    elif kind == "another name":
+        path = path.rename(tmp_path / f"{PREFIX}of-mine")
+    elif kind == "a link":
+        link = tmp_path / f"{PREFIX}abcd_123"
+        link.symlink_to(path.rename(tmp_path / "mine"))
+        path = link
+    else:
+        path = tmp_path / f"{PREFIX}abcd_123"
+        path.touch()
+    PrivateFolder(str(tmp_path)).remove()
+    assert path.exists()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refused(handle, how):
+        raise OSError("No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    folder = PrivateFolder(str(tmp_path))
+    (folder.path / MARK).touch()
+    age(folder.path)
+    PrivateFolder(str(tmp_path)).remove()
+    assert folder.path.exists()
+    folder.remove()
