@@ -102,7 +102,7 @@ class ServerProcess:
 
     def _say(self, words: str) -> None:
         assert self.guard.stdin is not None  # made with PIPE
-        with contextlib.suppress(BrokenPipeError):  # the guard has ended
+        with contextlib.suppress(BrokenPipeError, ValueError):  # the guard has ended
             self.guard.stdin.write(words.encode())
             self.guard.stdin.flush()
 

@@ -43,6 +43,8 @@ class Run:
             try:
                 self._prove(left)
             except CanaryError as error:
+                if self.stopping.is_set():
+                    return
                 raise StartError(self._explain(f"the first inference failed, {error}")) from error
             self.process.remember_backends()
             return

@@ -100,6 +100,7 @@ class TritonServer:
         self._ready = threading.Event()
         self._finished = threading.Event()
         self._thread: threading.Thread | None = None
+        self._process: ServerProcess | None = None
 
     @property
     def endpoints(self) -> Endpoints:
@@ -162,6 +163,8 @@ class TritonServer:
         self._stopping.set()
         if self._thread is None:
             return
+        if self._process is not None and (at_once or not self._ready.is_set()):
+            self._process.kill()  # the thread may wait for a canary's answer
         while not self._finished.wait(1.0):
             pass
         self._runtime.remove()

@@ -284,6 +284,64 @@ def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
     assert_nothing_left(processes, folder)
 
 
+@pytest.fixture
+def hanging_repository(light_repository, tmp_path):
+    """Its first inference takes as long as the test lets it: until the file `hang` beside it is gone."""
+    root = shutil.copytree(light_repository, tmp_path / "models")
+    model = (root / "sleepy").rename(root / "classifier")
+    text = (model / "config.pbtxt").read_text().replace('"sleepy"', '"classifier"').replace('"seconds"', '"image"')
+    (model / "config.pbtxt").write_text(text.replace("TYPE_FP32", "TYPE_STRING", 1))
+    (tmp_path / "hang").touch()
+    (model / "1" / "model.py").write_text(f"""
+import os, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        while os.path.exists({str(tmp_path / "hang")!r}):
+            open({str(tmp_path / "hangs")!r}, "w").close()
+            time.sleep(0.1)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", np.ones((1, 1), np.float32))]) for _ in requests]
+""")
+    return root
+
+
+def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, tmp_path):
+    process = cli("--model-repository", str(hanging_repository), wait=False)
+    wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
+def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_repository, tmp_path):
+    (tmp_path / "hang").unlink()
+    with TritonServer(hanging_repository) as server:
+        backends_of(server)[0].kill()
+        (tmp_path / "hang").touch()
+        wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 20
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp_path):
+    (tmp_path / "hang").unlink()
+    process = cli("--model-repository", str(hanging_repository), "--probe-interval", "0.1", "--probe-timeout", "60")
+    (tmp_path / "hang").touch()
+    wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
 def test_busy_port(server, repository):
     port = int(server.http_url.rsplit(":", 1)[1])
     with pytest.raises(PortInUseError, match=rf"port {port} is in use by tritonserver \(pid \d+\).*--http-port"):

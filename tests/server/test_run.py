@@ -106,6 +106,18 @@ def test_stopped_while_starting(make):
     assert not run.process.remembered
 
 
+def test_stopped_while_the_first_inference_waits(make, monkeypatch):
+    run = make()
+
+    def ended(address, model, timeout):
+        run.stopping.set()
+        raise REFUSED
+
+    monkeypatch.setattr(run_module, "classify_canary", ended)
+    run.await_ready(5)
+    assert not run.process.remembered
+
+
 def test_without_a_canary_model_readiness_is_asked(make):
     make([REFUSED], has_canary=False).await_ready(5)
     reason = make(ready=False, has_canary=False).watch(0, 1)
