@@ -47,9 +47,23 @@ class Repository:
         return CANARY_MODEL in self.models
 
 
+@contextmanager
+def _as_repository_error() -> Iterator[None]:
+    try:
+        yield
+    except ChecksumError as error:
+        raise RepositoryError(str(error)) from error
+    except OSError as error:
+        raise RepositoryError(
+            f"{error.filename or 'the model repository'} cannot be read ({error.strerror or error}): "
+            "mend that, or serve it as a user who may read it"
+        ) from error
+
+
+@_as_repository_error()
 def read_repository(path: str | Path) -> Repository:
-    """Raises `RepositoryError`: a folder that is missing or empty, or holds one that is no model; a model without
-    versions or without weights."""
+    """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds one that is no model; a model
+    without versions or without weights."""
     root = Path(path).expanduser().absolute()
     if root.is_file():
         raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
@@ -58,8 +72,7 @@ def read_repository(path: str | Path) -> Repository:
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     if not folders:
         raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
-    with _as_repository_error():
-        check_folders(root)
+    check_folders(root)
     needs_library = None
     backends = {}
     overridden = []
@@ -87,27 +100,19 @@ def read_repository(path: str | Path) -> Repository:
     return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden))
 
 
+@_as_repository_error()
 def verify(version: Path) -> None:
     """Compares a version's files with the checksums that its build.json holds; one that has none is taken as it is.
 
     Raises `RepositoryError` for a file that is missing, cut off or changed since it was built.
     """
-    with _as_repository_error():
-        compare(version)
+    compare(version)
 
 
+@_as_repository_error()
 def verify_newest(repository: Path) -> None:
     """`verify` of every model's version that tritonserver would load."""
-    with _as_repository_error():
-        compare_newest(repository)
-
-
-@contextmanager
-def _as_repository_error() -> Iterator[None]:
-    try:
-        yield
-    except ChecksumError as error:
-        raise RepositoryError(str(error)) from error
+    compare_newest(repository)
 
 
 def _artifact(config: str) -> str:

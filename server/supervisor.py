@@ -10,7 +10,7 @@ from types import TracebackType
 
 from server.backends import build as backends
 from server.endpoints import Endpoints, choose_endpoints
-from server.errors import ServerError, StartError, unforeseen
+from server.errors import InstallationError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options
 from server.private_log import PrivateLog
@@ -140,7 +140,12 @@ class TritonServer:
             self._tell(f"warning: {line}")
         if self.log_file is not None:
             check_log_file(self.log_file)
-        self._runtime = Runtime(installation, repository, self.library)
+        try:
+            self._runtime = Runtime(installation, repository, self.library)
+        except OSError as error:
+            raise InstallationError(
+                f"the server's private folder cannot be made ({error}): free space there, or name another in TMPDIR"
+            ) from error
         if self._runtime.resize is None and repository.resizes:
             self._tell(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
         if self._runtime.batcher is None:

@@ -47,6 +47,27 @@ def test_empty(tmp_path):
         read_repository(tmp_path)
 
 
+@pytest.mark.parametrize("file", [".", "backbone/config.pbtxt", "backbone/1/build.json"])
+def test_what_this_user_may_not_read_is_named(tmp_path, monkeypatch, file):
+    """Root, as whom these tests may run, may read all."""
+    write(tmp_path, "backbone", 'backend: "identity"', "1/build.json")
+    refused = tmp_path / file
+
+    def refuse(real):
+        def read(path, *rest, **options):
+            if path == refused:
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *rest, **options)
+
+        return read
+
+    for name in ("iterdir", "read_text"):
+        monkeypatch.setattr(Path, name, refuse(getattr(Path, name)))
+    expected = rf"^{re.escape(str(refused))} cannot be read \(Permission denied\): mend that, or serve it as a user who"
+    with pytest.raises(RepositoryError, match=expected):
+        read_repository(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["lost+found", ".snapshot"])
 def test_a_folder_that_is_no_model(tmp_path, name):
     """tritonserver would end with a fault of its own memory."""

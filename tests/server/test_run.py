@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server import GaveUpError, ServerError, StartError, TritonServer
+from server import GaveUpError, InstallationError, ServerError, StartError, TritonServer
 from server import run as run_module
 from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
 from server.locate import Installation
@@ -208,6 +208,16 @@ def test_the_first_failure_is_the_callers(supervised):
     assert server._runtime.removed
     with pytest.raises(StartError), supervised([StartError("no")]):
         pass
+
+
+def test_no_room_for_the_private_folder(supervised, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "/tmp/widefield")
+
+    monkeypatch.setattr("server.supervisor.Runtime", full)
+    expected = r"folder cannot be made \(.*No space left on device: '/tmp/widefield'\): free space there, or name"
+    with pytest.raises(InstallationError, match=expected):
+        supervised([]).start()
 
 
 def test_a_bug_of_the_supervisor_is_told(supervised):
