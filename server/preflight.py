@@ -17,6 +17,13 @@ from server.errors import InstallationError, OptionError, PortInUseError
 from server.locate import Installation
 
 PORT_FLAGS = {"http": "--http-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
+OURS = {  # tritonserver's options -> those that the launcher makes them from, and knows the server by
+    **{flag: flag for flag in PORT_FLAGS.values()},
+    "--http-address": "--host",
+    "--grpc-address": "--host",
+    "--metrics-address": "--metrics-host",
+    "--exit-timeout-secs": "--drain-seconds",
+}
 ANY_ADDRESS = ("0.0.0.0", "::")
 EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's own, and those in server/backends
 
@@ -29,6 +36,15 @@ def check_options(not_negative: Mapping[str, float], positive: Mapping[str, floa
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise OptionError(f"--{name} is {value:g}: give more than 0")
+
+
+def check_passed_on(options: Sequence[str]) -> None:
+    """tritonserver's own, as they follow `--`: not those by which the launcher would lose it."""
+    for name in (option.partition("=")[0] for option in options):
+        if name in OURS:
+            raise OptionError(f"{name} is not for tritonserver to be told: give {OURS[name]} before --")
+        if name == "--allow-http":
+            raise OptionError("--allow-http is the launcher's, which asks the server over HTTP: leave it out")
 
 
 def check_numpy() -> None:

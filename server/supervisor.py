@@ -12,7 +12,7 @@ from server.backends import build as backends
 from server.endpoints import Endpoints, choose_endpoints
 from server.errors import InstallationError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
-from server.preflight import check_backends, check_log_file, check_options
+from server.preflight import check_backends, check_log_file, check_options, check_passed_on
 from server.private_log import PrivateLog
 from server.process import ServerProcess
 from server.repository import read_repository, verify_newest
@@ -42,7 +42,7 @@ class TritonServer:
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         shared_memory_token: lets clients on this host that have it send images through shared memory.
         tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
-        tritonserver_args: passed on as they are.
+        tritonserver_args: passed on as they are, but for what is an argument here.
         on_event: called with one line at every restart, and for what works but not as it should; None logs it as a
             warning of the logger `server`.
 
@@ -77,6 +77,7 @@ class TritonServer:
             {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
             {"start-timeout": start_timeout, "probe-interval": probe_interval, "probe-timeout": probe_timeout},
         )
+        check_passed_on(tritonserver_args)
         self.repository = repository
         self.host, self.metrics_host = host, metrics_host
         self.asked_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}

@@ -50,3 +50,23 @@ def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
     assert capsys.readouterr().err == "server: error: 'start' is no option: see --help\n"
     assert main(["--model-repository", str(tmp_path / "none"), "--", "--log-verbose", "1"]) == 1  # goes on
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("--http-port=9", "give --http-port before --"),
+        ("--grpc-port=9", "give --grpc-port before --"),
+        ("--metrics-port", "give --metrics-port before --"),
+        ("--http-address=127.0.0.1", "give --host before --"),
+        ("--grpc-address=127.0.0.1", "give --host before --"),
+        ("--metrics-address=127.0.0.1", "give --metrics-host before --"),
+        ("--exit-timeout-secs=3", "give --drain-seconds before --"),
+        ("--allow-http=false", "leave it out"),
+    ],
+)
+def test_what_the_launcher_knows_tritonserver_by_is_not_passed_on(tmp_path, capsys, option, remedy):
+    assert main(["--model-repository", str(tmp_path / "none"), "--", "--log-verbose=1", option, "9"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"server: error: {option.partition('=')[0]} is ")
+    assert line.endswith(remedy)
