@@ -27,7 +27,15 @@ from server.errors import ServerError
 from server.locate import find_tritonserver
 from server.repository import read_repository
 from server.supervisor import TritonServer
-from server.tuned_settings import ENSEMBLE, PREPROCESS, Settings, TuneError, read_settings, write_settings
+from server.tuned_settings import (
+    ENSEMBLE,
+    PREPROCESS,
+    Settings,
+    TuneError,
+    largest_batch,
+    read_settings,
+    write_settings,
+)
 
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 TURNS = 3  # of each, at the end: of a dozen that were tried once, one gains by luck
@@ -42,7 +50,7 @@ class Score:
         return f"{self.images_per_s:8.1f} images/s, p99 {self.p99_ms:6.0f} ms"
 
 
-def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[Settings]]]:
+def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[Settings]]]:
     """One list of alternatives after the other, each made from the best of those before."""
     yield lambda best: [
         replace(best, backbone_instances=count, backbone_threads=max(1, cores // count))
@@ -51,7 +59,7 @@ def candidates(now: Settings, cores: int) -> Iterator[Callable[[Settings], list[
     ]
     yield lambda best: [replace(best, preprocess_instances=count) for count in sorted({1, 2, cores, 2 * cores})]
     yield lambda best: [replace(best, delay_us=delay) for delay in (0, 1_000, 5_000)]
-    yield lambda best: [replace(best, max_batch_size=size) for size in (4, 8, now.max_batch_size)]
+    yield lambda best: [replace(best, max_batch_size=size) for size in (4, 8) if size <= largest]
 
 
 def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, callers: int, seconds: float) -> Score:
@@ -112,11 +120,16 @@ def copied(repository: Path) -> Iterator[Path]:
 
 
 def tune(
-    now: Settings, cores: int, score: Callable[[Settings], Score], p99_ms: float | None, say: Callable[[str], None]
+    now: Settings,
+    cores: int,
+    largest: int,
+    score: Callable[[Settings], Score],
+    p99_ms: float | None,
+    say: Callable[[str], None],
 ) -> tuple[Settings, Score, Score]:
     """The best settings, and the scores of the best that was tried and of `now`: medians, where these differ.
 
-    Better is more images a second, within `p99_ms` where one is given.
+    Better is more images a second, within `p99_ms` where one is given. `largest`: of the batches that are tried.
     """
 
     def value(found: Score) -> float:
@@ -136,7 +149,7 @@ def tune(
 
     best = now
     tried(best)
-    for alternatives in candidates(now, cores):
+    for alternatives in candidates(cores, largest):
         for settings in alternatives(best):
             if value(tried(settings)) > LEAST_GAIN * value(known[best]):
                 best = settings
@@ -183,6 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         best, found, before = tune(
             now,
             usable_cores(),
+            largest_batch(repository, embedded),
             lambda settings: measure(repository, settings, embedded, image, options.callers, options.seconds),
             options.p99_ms,
             lambda line: print(line, flush=True),

@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2
 from server.errors import ServerError
 from server.repository import EMBEDDED, replaced
 
-ENSEMBLE, PREPROCESS, BACKBONE = "classifier", "preprocess", "backbone"
+ENSEMBLE, PREPROCESS, BACKBONE, SOFTMAX = "classifier", "preprocess", "backbone", "softmax"
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
 THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
 
@@ -72,6 +72,12 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
         backbone.max_batch_size,
         backbone.dynamic_batching.max_queue_delay_microseconds,
     )
+
+
+def largest_batch(repository: Path, embedded: bool = True) -> int:
+    """That the steps around the backbone take."""
+    configs = (read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, SOFTMAX))
+    return min(config.max_batch_size for config in configs)
 
 
 def write_settings(repository: Path, settings: Settings, embedded: bool = True) -> None:

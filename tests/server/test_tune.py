@@ -15,7 +15,15 @@ from tritonclient.grpc import model_config_pb2
 from server import cores, tune
 from server.repository import EMBEDDED, read_repository
 from server.tune import Score
-from server.tuned_settings import Settings, TuneError, read_config, read_settings, set_preferred, write_settings
+from server.tuned_settings import (
+    Settings,
+    TuneError,
+    largest_batch,
+    read_config,
+    read_settings,
+    set_preferred,
+    write_settings,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,9 +44,9 @@ def test_the_preferred_batches_follow(instances, largest, preferred):
     assert list(config.dynamic_batching.preferred_batch_size) == [preferred]
 
 
-def choose(score, p99_ms=None, now=NOW):
+def choose(score, p99_ms=None, now=NOW, largest=16):
     said = []
-    best, found, before = tune.tune(now, 4, score, p99_ms, said.append)
+    best, found, before = tune.tune(now, 4, largest, score, p99_ms, said.append)
     return best, found, before, said
 
 
@@ -53,6 +61,21 @@ def test_each_setting_is_kept_if_it_gains():
     assert len(tried) == len(set(tried))  # nothing is measured twice
 
 
+@pytest.mark.parametrize(("preprocess", "softmax", "tried"), [(16, 16, {4, 8, 16}), (16, 4, {4, 16}), (2, 8, {16})])
+def test_batches_that_another_step_would_refuse_are_not_tried(own, preprocess, softmax, tried):
+    for name, size in (("preprocess", preprocess), ("softmax", softmax)):
+        path = own / name / "config.pbtxt"
+        path.write_text(path.read_text().replace("max_batch_size: 16", f"max_batch_size: {size}"))
+    sizes = set()
+
+    def score(settings):
+        sizes.add(settings.max_batch_size)
+        return Score(100, 10)
+
+    choose(score, largest=largest_batch(own))
+    assert sizes == tried
+
+
 @pytest.mark.parametrize(
     ("again", "what_is_there", "kept"),
     [
@@ -65,7 +88,7 @@ def test_each_setting_is_kept_if_it_gains():
 def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
     """In each of the alternating turns; what is told is the medians."""
     best = replace(NOW, delay_us=1_000)
-    monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda _: [best]])
+    monkeypatch.setattr(tune, "candidates", lambda *_: [lambda _: [best]])
     left = {NOW: iter([100, *what_is_there]), best: iter([120, *again])}
     order = []
 
@@ -83,7 +106,7 @@ def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
 
 def test_the_percentile_decides_at_the_end_too(monkeypatch):
     best = replace(NOW, delay_us=1_000)
-    monkeypatch.setattr(tune, "candidates", lambda now, cores: [lambda _: [best]])
+    monkeypatch.setattr(tune, "candidates", lambda *_: [lambda _: [best]])
     left = {NOW: iter([50] * 4), best: iter([50, 70, 70, 50])}
     chosen, *_ = choose(lambda settings: Score(200 if settings == best else 100, next(left[settings])), p99_ms=60)
     assert chosen == NOW
@@ -165,8 +188,8 @@ def test_another_server_reads_config_pbtxt(built):
     assert read_config(built, "backbone", EMBEDDED) == embedded
 
 
-def one_step(now, usable):
-    assert usable == 1
+def one_step(usable, largest):
+    assert (usable, largest) == (1, 16)
     yield lambda best: [replace(best, preprocess_instances=1, max_batch_size=4)]
 
 
