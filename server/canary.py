@@ -1,5 +1,6 @@
 """A real inference, from image bytes to probabilities: the only proof that every backend process is alive."""
 
+import contextlib
 import http.client
 import json
 import struct
@@ -83,17 +84,15 @@ def ask(
     headers: dict[str, str] | None = None,
 ) -> Any:
     """The JSON that the server at `address` answers; {} for an empty body. Raises `CanaryError`."""
-    connection = http.client.HTTPConnection(address, timeout=timeout)
     try:
-        connection.request(method, path, body, headers or {})
-        response = connection.getresponse()
-        text = response.read()
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=timeout)) as connection:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            text = response.read()
     except TimeoutError as error:
         raise CanaryTimeoutError(f"no answer to {path} in {timeout:g} s") from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: of a host like a..b
         raise CanaryError(f"{path}: {type(error).__name__}: {error}") from error
-    finally:
-        connection.close()
     if response.status != 200:
         kind = CanaryRefusedError if response.status == 503 else CanaryError
         said = text[:500].decode(errors="replace")

@@ -12,6 +12,7 @@ from server.errors import ReleaseError
 from server.tuned_settings import PREPROCESS, config_files, read_config
 
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the server's own stay
+CLASS_MAP = "class_map"  # an output that a build has or has not
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
 read = partial(read_config, refusal=ReleaseError)
 
@@ -74,9 +75,14 @@ def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> No
 
 def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
     """The first tensor that differs, as words."""
-    for ours, theirs in zip([*new.input, *new.output], [*old.input, *old.output], strict=False):
-        if ours != theirs:
-            return f" ({ours.name}{list(ours.dims)}, not {theirs.name}{list(theirs.dims)})"
+    ours, theirs = ({each.name: each for each in (*config.input, *config.output)} for config in (new, old))
+    for name in {**ours, **theirs}:
+        if name not in ours:
+            return f" ({name} is missing{': build with --class-map' if name == CLASS_MAP else ''})"
+        if name not in theirs:
+            return f" ({name} is new{': build without --class-map' if name == CLASS_MAP else ''})"
+        if ours[name] != theirs[name]:
+            return f" ({name}{list(ours[name].dims)}, not {name}{list(theirs[name].dims)})"
     return ""
 
 

@@ -58,7 +58,10 @@ def release(
                 check_answers(candidate.http_url)
             folder = versions.folder(number)
             switch(management, number, before, lambda: incoming.rename(folder), lambda: versions.withdraw(number))
-        versions.remove_all_but(KEPT)
+        try:
+            versions.remove_all_but(KEPT)
+        except OSError as error:
+            say(f"version {number} is live; an old one could not be removed ({error})")
     return number
 
 

@@ -151,3 +151,9 @@ def test_read_from(tmp_path):
     (tmp_path / "log").write_bytes(b"before\nafter \xff")
     assert read_from(tmp_path / "log", 7) == "after \ufffd"
     assert read_from(tmp_path / "none", 0) == ""
+
+
+@pytest.mark.parametrize("address", ["localhost:8000/v2", "a..b:8000"])
+def test_what_is_no_address_is_one_line(address):
+    with pytest.raises(ReleaseError, match=f"the server at {address} says: "):
+        Management(address, "token", 1).load("backbone")

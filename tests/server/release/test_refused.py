@@ -47,6 +47,20 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
+def test_a_tensor_that_one_of_them_lacks_is_named(build, repository):
+    path = build() / "backbone/config.pbtxt"
+    edit(path, "output [", 'output [{ name: "class_map" data_type: TYPE_FP32 dims: [7, 7] },')
+    with pytest.raises(ReleaseError, match=r"output differs .* \(class_map is new: build without --class-map\): "):
+        check_compatible(path.parents[1], repository)
+    with pytest.raises(ReleaseError, match=r"output differs .* \(class_map is missing: build with --class-map\): "):
+        check_compatible(repository, path.parents[1])
+    edit(path, "class_map", "features")
+    with pytest.raises(ReleaseError, match=r"\(features is new\): "):
+        check_compatible(path.parents[1], repository)
+    with pytest.raises(ReleaseError, match=r"\(features is missing\): "):
+        check_compatible(repository, path.parents[1])
+
+
 @pytest.mark.parametrize("name", ["max_pixels", "max_file_bytes"])
 def test_limits_are_no_preparation(served, build, name):
     """docs/operations.md has them lowered: the served configs' hold on, and the same images get the same pixels."""

@@ -35,6 +35,19 @@ def test_release_and_rollback_under_load(served, build, load, classify, image):
     assert served.restarts == 0
 
 
+def test_an_old_version_that_stays_is_no_failure(served, build, monkeypatch):
+    def refused(versions, kept):
+        raise PermissionError(13, "Permission denied", "backbone/1")
+
+    monkeypatch.setattr(Versions, "remove_all_but", refused)
+    said = []
+    new = release(build(), served.folder, served.management, None, said.append)
+    assert served.management.ready_versions("backbone") == [new]
+    expected = f"version {new} is live; an old one could not be removed ([Errno 13] Permission denied: 'backbone/1')"
+    assert said[1:] == [expected]
+    rollback(served.folder, served.management)
+
+
 def test_a_request_in_flight_is_answered_by_the_version_that_took_it(
     light_repository, tmp_path, sleep, management_token
 ):
