@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ipaddress
 import os
 import shlex
 import sys
@@ -16,12 +17,10 @@ from server.supervisor import TritonServer
 from server.systemd import notify
 from server.tls import tls_of
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
-    parser.add_argument("--model-repository", default="model_repository", metavar="FOLDER")
+    parser.add_argument("--model-repository", action="append", metavar="FOLDER", help="default: model_repository")
     parser.add_argument("--host", default="127.0.0.1", help="address for HTTP and gRPC (default: this machine only)")
     parser.add_argument("--metrics-host", default="127.0.0.1", help="address for the metrics")
     parser.add_argument("--http-port", type=int, default=8000, help="0 picks a free one")
@@ -61,10 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
     server = None
     try:
         check_words(options["tritonserver_args"])
-        if options["host"] not in LOOPBACK and options["tls_client_ca"] is None:
-            resolve(options["host"])  # or there is nothing to warn of
+        folder, *more = options.pop("model_repository") or ["model_repository"]
+        if more:
+            raise OptionError(f"--model-repository is given twice ({folder}, {more[0]}): one server serves one folder")
+        host, options["host"] = options["host"], resolve(options["host"])
+        if not ipaddress.ip_address(options["host"]).is_loopback and options["tls_client_ca"] is None:
             say(
-                f"warning: {options['host']} is reachable from other machines; tritonserver has no authentication"
+                f"warning: {host} is reachable from other machines; tritonserver has no authentication"
                 f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
                 "Put a proxy in front, and use a current container (deploy/) for production."
             )
@@ -74,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         options["tls"] = tls_of(*(options.pop(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")))
         for variable in VARIABLES.values():
             os.environ.pop(variable, None)  # nothing that is started inherits it
-        server = TritonServer(options.pop("model_repository"), **options, on_event=say)
+        server = TritonServer(folder, **options, on_event=say)
         with server:
             try:
                 say(f"ready after {time.monotonic() - begun:.1f} s")

@@ -162,6 +162,32 @@ def test_names_become_numbers_of_ipv4_first(names):
     assert resolve("localhost") == "127.0.0.1"
 
 
+@pytest.mark.parametrize(
+    ("host", "address", "warned"),
+    [
+        ("127.0.0.2", None, False),
+        ("this-machine", "127.0.1.1", False),  # as Debian writes its own name into /etc/hosts
+        ("this-machine", "0.0.0.0", True),
+    ],
+)
+def test_who_is_told_that_others_reach_the_server(tmp_path, names, capsys, host, address, warned):
+    if address:
+        names(address)
+    assert main(["--model-repository", str(tmp_path / "none"), "--host", host]) == 1
+    assert (f"warning: {host} is reachable from other machines" in capsys.readouterr().err) is warned
+
+
+def test_a_name_is_looked_up_once(root, monkeypatch, capsys):
+    asked = []
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: asked.append(host) or real(HERE, *rest, **more)
+    )
+    assert main(["--model-repository", str(root), "--host", "this-machine", "--http-port", "-1"]) == 2
+    assert asked.count("this-machine") == 1
+    assert "--http-port is -1" in capsys.readouterr().err
+
+
 def has_ipv6():
     try:
         resolve("::1")

@@ -58,8 +58,8 @@ def cli(repository):
     """Starts `python -m server` on free ports, returns the process once it is ready; kills what is left."""
     started = []
 
-    def start(*arguments, wait=True):
-        command = [sys.executable, "-m", "server", "--model-repository", str(repository)]
+    def start(*arguments, wait=True, models=repository):
+        command = [sys.executable, "-m", "server", "--model-repository", str(models)]
         command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *arguments]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
@@ -222,7 +222,7 @@ HANGUP = pytest.param(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
 def test_a_signal_waits_for_requests_in_flight(cli, light_repository, sleep, number):
-    process = cli("--model-repository", str(light_repository))
+    process = cli(models=light_repository)
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -236,7 +236,7 @@ def test_a_signal_waits_for_requests_in_flight(cli, light_repository, sleep, num
 
 
 def test_kill_9_of_the_supervisor_leaves_nothing(cli, light_repository):
-    process = cli("--model-repository", str(light_repository))
+    process = cli(models=light_repository)
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     process.kill()
@@ -269,7 +269,7 @@ def test_ctrl_c_while_starting_and_twice(cli):
 
 
 def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
-    process = cli("--model-repository", str(light_repository))
+    process = cli(models=light_repository)
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -308,7 +308,7 @@ class TritonPythonModel:
 
 
 def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, tmp_path):
-    process = cli("--model-repository", str(hanging_repository), wait=False)
+    process = cli(wait=False, models=hanging_repository)
     wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
     processes = processes_of(process.pid)
     folder = folder_of(processes)
@@ -331,7 +331,7 @@ def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_re
 
 def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp_path):
     (tmp_path / "hang").unlink()
-    process = cli("--model-repository", str(hanging_repository), "--probe-interval", "0.1", "--probe-timeout", "60")
+    process = cli("--probe-interval", "0.1", "--probe-timeout", "60", models=hanging_repository)
     (tmp_path / "hang").touch()
     wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
     process.send_signal(signal.SIGINT)

@@ -42,6 +42,12 @@ def test_command_line_does_not_warn_of_a_host_that_is_none(tmp_path, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_one_repository_alone(capsys):
+    assert main(["--model-repository", "a", "--model-repository", "b"]) == 2
+    expected = "server: error: --model-repository is given twice (a, b): one server serves one folder\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     expected = f"server: error: {str(tmp_path)!r} is no option: did you mean --model-repository {tmp_path}?\n"
