@@ -16,7 +16,7 @@ SHARED_MEMORY_HEADER = "widefield-shared-memory"
 VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
 SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
 VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}
-TOKEN = re.compile(r"[\w.~+/-]+", re.ASCII)  # commas, colons and equals signs part tritonserver's option
+TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header's value may be
 HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
 
 
@@ -69,7 +69,9 @@ def read_token(
             raise OptionError(f"--{name}-token-file {file} is empty: write the token on its first line")
     token = token if token is not None else environment.get(VARIABLES[name]) or None
     if token is not None and not TOKEN.fullmatch(token):
-        raise OptionError(f"the {name} token is letters, digits and . _ ~ + / - only: `openssl rand -hex 16` makes one")
+        raise OptionError(
+            f"the {name} token is empty, or has spaces or other than ASCII characters: `openssl rand -hex 16` makes one"
+        )
     return token
 
 

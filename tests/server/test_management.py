@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
-from server import OptionError
+from server import OptionError, ReleaseError, TritonServer
 from server.management import (
     MANAGEMENT_HEADER,
     SHARED_MEMORY_HEADER,
@@ -81,6 +82,27 @@ def test_grpc_asks_for_the_key(secured_server, tokens, authority, name):
         call(message, metadata=[(PREFIX + header, tokens[header])], timeout=10)
 
 
+@pytest.mark.server
+@pytest.mark.parametrize("token", ["abc==", "a:b,c=d", string.punctuation])
+def test_signs_that_part_tritonservers_option_are_a_tokens_too(light_repository, token):
+    assert read_token(token, None, {}) == token
+    with TritonServer(light_repository, management_token=token, shared_memory_token=token[::-1]) as server:
+        assert Management(server.http_url, token, 10).ready_versions("sleepy") == [1]
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            stub.RepositoryIndex(messages.RepositoryIndexRequest(), metadata=[(PREFIX + MANAGEMENT_HEADER, token)])
+            shown = [(PREFIX + SHARED_MEMORY_HEADER, token[::-1])]
+            stub.SystemSharedMemoryStatus(messages.SystemSharedMemoryStatusRequest(), metadata=shown)
+            for part in (token[:-1], token[1:], token.partition(":")[0], token.partition("=")[0]):
+                if part == token:
+                    continue
+                with pytest.raises(ReleaseError, match="refuses the token"):
+                    Management(server.http_url, part, 10).ready_versions("sleepy")
+                wrong = [(PREFIX + MANAGEMENT_HEADER, part)]
+                with pytest.raises(grpc.RpcError, match="restricted"):
+                    stub.RepositoryIndex(messages.RepositoryIndexRequest(), metadata=wrong)
+
+
 def test_where_the_token_comes_from(tmp_path):
     file = tmp_path / "token"
     file.write_text("from-file\n")
@@ -97,11 +119,11 @@ def test_the_other_token(tmp_path):
     assert read_token(None, None, environment, name="shared-memory") == "memory"
     with pytest.raises(OptionError, match=r"--shared-memory-token-file .*token is empty"):
         read_token(None, tmp_path / "token", environment, name="shared-memory")
-    with pytest.raises(OptionError, match="the shared-memory token is letters"):
+    with pytest.raises(OptionError, match="the shared-memory token is empty, or has spaces"):
         read_token("two words", None, environment, name="shared-memory")
 
 
-@pytest.mark.parametrize("text", ["", "\n", "two words", "a,b", "a:b", "a=b", "\u00e4"])
+@pytest.mark.parametrize("text", ["", "\n", "two words", "a\tb", "a\x7f", "\u00e4"])
 def test_a_token_that_cannot_be_used(tmp_path, text):
     (tmp_path / "token").write_text(text, encoding="utf-8")
     with pytest.raises(OptionError, match="token"):
