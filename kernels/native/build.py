@@ -10,9 +10,11 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -124,12 +126,7 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         commands = [
             [compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
         ]
-        try:
-            processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
-        except OSError as error:
-            raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
-        for command, process in zip(commands, processes, strict=True):
-            check(command, process.communicate()[1], process.returncode)
+        run_all(commands)
         library = work / output.name
         # libtorch_cpu is named as needed, so that LD_PRELOAD into a server without torch brings it in.
         link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]
@@ -139,6 +136,30 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         library.replace(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def run_all(commands: list[list[str]]) -> None:
+    """Side by side; none is left where one fails."""
+    with ExitStack() as stack:
+        processes = [start(command, stack) for command in commands]
+        for command, process in zip(commands, processes, strict=True):
+            check(command, process.communicate()[1], process.returncode)
+
+
+def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
+    """In a group of its own, which ends with the stack: g++ starts the compiler itself."""
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    except OSError as error:
+        raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
+    stack.enter_context(process)  # waits for it
+    stack.callback(end, process)
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def check(command: list[str], errors: str, status: int) -> None:

@@ -9,10 +9,12 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,15 +131,29 @@ def torch_options() -> tuple[list[str], list[str]]:
 
 
 def run_all(commands: Iterable[list[str]]) -> None:
-    """The commands, side by side."""
+    """The commands, side by side; none is left where one fails."""
+    with ExitStack() as stack:
+        processes = [(command, start(command, stack)) for command in commands]
+        for command, process in processes:
+            errors = process.communicate()[1]
+            if process.returncode != 0:
+                raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
+
+
+def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
+    """In a group of its own, which ends with the stack: g++ starts the compiler itself."""
     try:
-        processes = [(command, subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) for command in commands]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     except OSError as error:
         raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
-    for command, process in processes:
-        errors = process.communicate()[1]
-        if process.returncode != 0:
-            raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
+    stack.enter_context(process)  # waits for it
+    stack.callback(end, process)
+    return process
+
+
+def end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
 
 
 def main(names: list[str]) -> int:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,22 @@ def test_failed_compilation_keeps_the_old_library(tmp_path, monkeypatch):
         build.build(output)
     assert output.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["libwidefield.so"]
+
+
+def test_no_compiler_runs_on_after_one_failed(tmp_path, monkeypatch):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *ops.cpp*) while [ ! -e {tmp_path}/started ]; do sleep 0.01; done; exit 1;; esac\n'
+        f"touch {tmp_path}/started; (sleep 1; touch {tmp_path}/ran-on) & wait\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build, "compile_kernels", lambda cache: [])
+    with pytest.raises(build.BuildError, match=r"ops\.cpp"):
+        build.build(tmp_path / "lib" / "libwidefield.so")
+    time.sleep(1.2)
+    assert not (tmp_path / "ran-on").exists()
 
 
 def test_cpu_only_build_without_triton(tmp_path, monkeypatch):

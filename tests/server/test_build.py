@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 
@@ -50,6 +51,21 @@ def test_no_compiler(monkeypatch, backend, compiler, message):
         build.build(backend)
     assert sorted(os.listdir(backend.output.parent)) == ["libtriton_pytorch.so", "libtriton_pytorch.stamp"]
     assert backend.output.read_text() == "old"
+
+
+def test_no_compiler_runs_on_after_one_failed(backend, tmp_path, monkeypatch):
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f'case "$*" in *backend.cpp*) while [ ! -e {tmp_path}/started ]; do sleep 0.01; done; exit 1;; esac\n'
+        f"touch {tmp_path}/started; (sleep 1; touch {tmp_path}/ran-on) & wait\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.BuildError, match=r"backend\.cpp"):
+        build.build(backend)
+    time.sleep(1.2)
+    assert not (tmp_path / "ran-on").exists()
 
 
 def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
