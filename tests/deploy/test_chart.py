@@ -29,6 +29,10 @@ ALL = {
     "networkPolicy": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}, {"protocol": "UDP", "port": 53}]}]},
     "nodeSelector": {"zone": "a"},
     "affinity": {"nodeAffinity": {}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
+    ],
+    "service": {"type": "LoadBalancer", "annotations": {"balancer": "internal"}},
     "podAnnotations": {"note": "x"},
     "podLabels": {"team": "vision", "app.kubernetes.io/name": "another"},
     "priorityClassName": "serving",
@@ -100,6 +104,10 @@ def test_lint():
         {"networkPolicy": {"egress": {}}},
         {"service": {"metrics": None}},
         {"service": {"http": 8002}},
+        {"service": {"type": "ExternalName"}},
+        {"fullnameOverride": "Widefield"},
+        {"nameOverride": "wide_field"},
+        {"topologySpreadConstraints": [{"maxSkew": 1}]},
         {"resources": None},
     ],
     ids=lambda values: next(iter(values)),
@@ -183,6 +191,36 @@ def test_image_reference():
 def test_names_follow_the_release():
     assert ("Deployment", "demo-widefield") in render()
     assert ("Deployment", "widefield-eu") in render(release="widefield-eu")
+
+
+def test_names_as_they_are_given():
+    for values, name in (
+        ({"fullnameOverride": "mine"}, "mine"),
+        ({"nameOverride": "wide"}, "demo-wide"),
+        ({"nameOverride": "demo"}, "demo"),
+    ):
+        manifests = render(values)
+        assert {each for _, each in manifests} == {name, f"{name}-grpc"}
+        labels = one(manifests, "Deployment")["metadata"]["labels"]
+        assert labels == one(render(), "Deployment")["metadata"]["labels"]  # the alerts' job
+
+
+def test_the_service_is_of_the_kind_that_is_asked_for():
+    service, grpc = (render(ALL)["Service", name] for name in ("demo-widefield", "demo-widefield-grpc"))
+    assert (service["spec"]["type"], service["metadata"]["annotations"]) == ("LoadBalancer", {"balancer": "internal"})
+    assert grpc["spec"]["clusterIP"] == "None"
+    assert "annotations" not in grpc["metadata"]
+    plain = render()["Service", "demo-widefield"]
+    assert plain["spec"]["type"] == "ClusterIP"
+    assert "annotations" not in plain["metadata"]
+
+
+def test_the_pods_are_spread():
+    def spread(values):
+        return one(render(values), "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"]
+
+    assert [each["topologyKey"] for each in spread({})] == ["kubernetes.io/hostname"]
+    assert spread(ALL) == ALL["topologySpreadConstraints"]
 
 
 def test_the_documented_rollouts_name_the_deployment():

@@ -1,7 +1,8 @@
 {{/* Of 63 characters "-dashboard" takes ten. */}}
 {{- define "widefield.name" -}}
-{{ $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) }}
-{{- $name | trunc 53 | trimSuffix "-" }}
+{{ $chart := .Values.nameOverride | default .Chart.Name }}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) }}
+{{- .Values.fullnameOverride | default $name | trunc 53 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "widefield.selector" -}}
