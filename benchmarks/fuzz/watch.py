@@ -29,6 +29,7 @@ def ask(server: TritonServer, image: bytes, protocol: str) -> Any:
 
 def server_processes(server: TritonServer) -> list[psutil.Process]:
     """tritonserver first, then its backend processes."""
+    assert server._process is not None  # it was started
     return psutil.Process(server._process.guard.pid).children(recursive=True)
 
 
