@@ -38,7 +38,7 @@ class Servers:
         return len(self._servers)
 
     def take(self, avoid: Container[int] = ()) -> int:
-        """The next in turn, none of `avoid` where there is a choice. Report on it or release it afterwards."""
+        """The next in turn that is alive, none of `avoid` if another is. Report on it or release it afterwards."""
         with self._lock:
             chosen = self._choose(avoid)
             self._next = (chosen + 1) % len(self)
@@ -86,8 +86,8 @@ class Servers:
 
     def _choose(self, avoid: Container[int]) -> int:
         turn = [(self._next + step) % len(self) for step in range(len(self))]
-        turn = [number for number in turn if number not in avoid] or turn
+        turn.sort(key=lambda number: number in avoid)
         for number in turn:
             if self._available(number):
                 return number
-        return min(turn, key=lambda number: self._servers[number].out_until or 0.0)
+        return min(turn, key=lambda number: (number in avoid, self._servers[number].out_until or 0.0))

@@ -64,6 +64,13 @@ def test_what_is_not_safe_is_sent_once(error: type[ClassifierError]) -> None:
     assert caught.value.attempts == 1
 
 
+def test_a_dead_server_beside_a_busy_one_costs_no_retry() -> None:
+    dead, busy = FakeTransport(ConnectionFailedError("refused")), FakeTransport(replies(QueueFullError("full"), CAT))
+    with Classifier(transport=[dead, busy], retries=1) as classifier:
+        assert classifier.classify(b"x")[0].label == "cat"
+    assert (len(dead.requests), len(busy.requests)) == (1, 2)
+
+
 def test_a_server_that_had_the_model_is_stopping() -> None:
     """tritonserver unloads its models before it closes its connections; the other server answers meanwhile."""
     gone = ModelNotFoundError("the server has no model 'classifier'")

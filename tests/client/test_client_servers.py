@@ -76,3 +76,12 @@ def test_a_server_that_hangs_is_left_out() -> None:
     assert {servers.take(), servers.take()} == {0, 1}
     servers.report(0, DeadlineExceededError("late"))
     assert {servers.take(), servers.take()} == {1}
+
+
+def test_one_that_is_alive_comes_before_one_that_rests_though_it_was_just_asked() -> None:
+    servers = Servers(2, Clock())
+    servers.report(0, ConnectionFailedError("refused"))
+    assert servers.take({1}) == 1
+    servers.report(1, ConnectionFailedError("refused"))
+    assert servers.take({1}) == 0
+    assert servers.take({0}) == 1
