@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from types import TracebackType
 
-from client._attempts import Send, Steps
+from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
 from client._images import ImageLike, encode
 from client._ordered import async_in_order
@@ -92,28 +92,17 @@ class AsyncClassifier(Session):
         self._check(top, timeout)
         try:
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
-            return await self._run(self._steps(data, top, request_id, timeout, explain))
+            return await drive_async(self._steps(data, top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
             self._name(error, image)
             raise
 
-    async def _run(self, steps: Steps) -> Answer:
-        step = next(steps)
-        while True:
-            answer = None
-            try:
-                self._check_open()
-                if isinstance(step, Send):
-                    answer = await self._transports[step.server].infer(step.request)
-                else:
-                    await asyncio.sleep(step.seconds)
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                try:
-                    step = steps.send(answer)
-                except StopIteration as done:
-                    return done.value
+    async def _act(self, step: Send | Pause) -> Answer | None:
+        self._check_open()
+        if isinstance(step, Send):
+            return await self._transports[step.server].infer(step.request)
+        await asyncio.sleep(step.seconds)
+        return None
 
     async def _outcome(self, image: ImageLike, top: int) -> Outcome:
         try:

@@ -3,9 +3,9 @@
 import random
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from client._errors import (
     ClassifierError,
@@ -38,6 +38,38 @@ class Pause:
 
 
 Steps: TypeAlias = "Generator[Send | Pause, Answer | None, Answer]"
+
+
+Result = TypeVar("Result")
+
+
+def drive(steps: "Generator[Any, Any, Result]", act: Callable[[Any], Any]) -> Result:
+    """Has `act` do each step, whose answer or error goes back."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = act(step)
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as done:
+        return done.value
+
+
+async def drive_async(steps: "Generator[Any, Any, Result]", act: Callable[[Any], Awaitable[Any]]) -> Result:
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = await act(step)
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as done:
+        return done.value
 
 
 class RetryBudget:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
-from client._attempts import Send, Steps
+from client._attempts import Pause, Send, drive
 from client._errors import ClassifierError
 from client._images import ImageLike, encode
 from client._ordered import in_order
@@ -119,28 +119,17 @@ class Classifier(Session):
     def _ask(self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool) -> Answer:
         self._check(top, timeout)
         try:
-            return self._run(self._steps(encode(image), top, request_id, timeout, explain))
+            return drive(self._steps(encode(image), top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
             self._name(error, image)
             raise
 
-    def _run(self, steps: Steps) -> Answer:
-        step = next(steps)
-        while True:
-            answer = None
-            try:
-                self._check_open()
-                if isinstance(step, Send):
-                    answer = self._transports[step.server].infer(step.request)
-                else:
-                    self._closing.wait(step.seconds)
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                try:
-                    step = steps.send(answer)
-                except StopIteration as done:
-                    return done.value
+    def _act(self, step: Send | Pause) -> Answer | None:
+        self._check_open()
+        if isinstance(step, Send):
+            return self._transports[step.server].infer(step.request)
+        self._closing.wait(step.seconds)
+        return None
 
     def _outcome(self, image: ImageLike, top: int) -> Outcome:
         try:

@@ -5,9 +5,9 @@ import contextlib
 import time
 from typing import Any
 
-from client._attempts import Pause
-from client._request import Answer, Request
-from client._shared_memory import SharedMemory, Steps
+from client._attempts import Pause, drive, drive_async
+from client._request import Answer, Request, Share
+from client._shared_memory import SharedMemory
 from client._status import ServerStatus
 
 
@@ -22,7 +22,7 @@ class SharedMemoryTransport:
         self._transport, self._sharing, self._memory = transport, sharing, SharedMemory(token)
 
     def infer(self, request: Request) -> Answer:
-        return self._run(self._memory.infer(request))
+        return drive(self._memory.infer(request), self._act)
 
     def status(self, timeout: float) -> ServerStatus:
         return self._transport.status(timeout)
@@ -31,26 +31,14 @@ class SharedMemoryTransport:
         """Takes half a second at most."""
         with contextlib.closing(self._sharing):
             self._transport.close()
-            self._run(self._memory.close())
+            drive(self._memory.close(), self._act)
 
-    def _run(self, steps: Steps) -> Any:
-        try:
-            step = next(steps)
-            while True:
-                result = None
-                try:
-                    if isinstance(step, Request):
-                        result = self._transport.infer(step)
-                    elif isinstance(step, Pause):
-                        time.sleep(step.seconds)
-                    else:
-                        result = self._sharing.share(step)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as done:
-            return done.value
+    def _act(self, step: Request | Share | Pause) -> Any:
+        if isinstance(step, Request):
+            return self._transport.infer(step)
+        if isinstance(step, Share):
+            return self._sharing.share(step)
+        return time.sleep(step.seconds)
 
 
 class AsyncSharedMemoryTransport:
@@ -61,7 +49,7 @@ class AsyncSharedMemoryTransport:
         self._transport, self._sharing, self._memory = transport, sharing, SharedMemory(token)
 
     async def infer(self, request: Request) -> Answer:
-        return await self._run(self._memory.infer(request))
+        return await drive_async(self._memory.infer(request), self._act)
 
     async def status(self, timeout: float) -> ServerStatus:
         return await self._transport.status(timeout)
@@ -70,25 +58,13 @@ class AsyncSharedMemoryTransport:
         """Takes half a second at most."""
         try:
             await self._transport.close()
-            await self._run(self._memory.close())
+            await drive_async(self._memory.close(), self._act)
         finally:
             await self._sharing.close()
 
-    async def _run(self, steps: Steps) -> Any:
-        try:
-            step = next(steps)
-            while True:
-                result = None
-                try:
-                    if isinstance(step, Request):
-                        result = await self._transport.infer(step)
-                    elif isinstance(step, Pause):
-                        await asyncio.sleep(step.seconds)
-                    else:
-                        result = await self._sharing.share(step)
-                except BaseException as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as done:
-            return done.value
+    async def _act(self, step: Request | Share | Pause) -> Any:
+        if isinstance(step, Request):
+            return await self._transport.infer(step)
+        if isinstance(step, Share):
+            return await self._sharing.share(step)
+        return await asyncio.sleep(step.seconds)
