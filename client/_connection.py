@@ -22,6 +22,7 @@ class Connection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, connect_timeout: float | None) -> None:
         super().__init__(host, port)
         self._context, self._connect_timeout = context, connect_timeout
+        self._aborted = False
 
     def connect(self) -> None:
         seconds = self.seconds_left()
@@ -29,10 +30,13 @@ class Connection(http.client.HTTPConnection):
             seconds = min(seconds, self._connect_timeout)
         until = time.monotonic() + seconds
         try:
-            self.sock: Any = self._reach(until)
+            self._reach(until)
             if self._context is not None:
                 self.sock.settimeout(_seconds_until(until))
-                self.sock = self._context.wrap_socket(self.sock, server_hostname=self.host)
+                self.sock = self._context.wrap_socket(
+                    self.sock, server_hostname=self.host, do_handshake_on_connect=False
+                )
+                self.sock.do_handshake()
         except TimeoutError:
             self.close()
             self.seconds_left()  # raises where it was the deadline
@@ -42,23 +46,26 @@ class Connection(http.client.HTTPConnection):
             raise
         self.sock = _DeadlineSocket(self.sock, self)
 
-    def _reach(self, until: float) -> socket.socket:
+    def _reach(self, until: float) -> None:
         """The first of the name's addresses that accepts; each may take its share of the time that is left."""
         found = _look_up(self.host, self.port, until)
         for tried, (family, kind, protocol, _, address) in enumerate(found):
-            sock = socket.socket(family, kind, protocol)
+            self.sock: Any = socket.socket(family, kind, protocol)  # here already, for `abort`
             try:
-                sock.settimeout(_seconds_until(until) / (len(found) - tried))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
+                self.sock.settimeout(_seconds_until(until) / (len(found) - tried))
+                self.sock.connect(address)
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return
             except OSError as error:
-                sock.close()
+                self.sock.close()
                 last = error
+                if self._aborted:
+                    break
         raise last
 
     def abort(self) -> None:
-        """From another thread: whoever waits for an answer meets a closed connection."""
+        """From another thread: whoever waits for a connection or an answer meets a closed one."""
+        self._aborted = True
         sock = self.sock
         if sock is not None:
             with contextlib.suppress(OSError):  # closed meanwhile

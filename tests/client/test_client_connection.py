@@ -1,15 +1,16 @@
 """The blocking HTTP transport's connections: kept, bounded in time, closed."""
 
 import contextlib
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from asking import CAT, ask, resolve_to
 from stub_http import HttpStub
 
-from client import ClassifierError, ConnectionFailedError, DeadlineExceededError
+from client import TLS, ClassifierError, ConnectionFailedError, DeadlineExceededError
 from client._transport_http import HttpTransport
 
 
@@ -77,25 +78,47 @@ def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
     assert time.monotonic() - started < 0.6
 
 
+def closed_while(transport: HttpTransport, waiting: Callable[[], object]) -> list[type[Exception]]:
+    """What a request meets whose transport is closed once `waiting` has returned."""
+    caught: list[type[Exception]] = []
+
+    def wait() -> None:
+        try:
+            ask(transport, 1, 10)
+        except ClassifierError as error:
+            caught.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waiting()
+    transport.close()
+    thread.join(1)
+    assert not thread.is_alive()
+    return caught
+
+
 def test_close_ends_a_request_in_flight(stub: HttpStub, blocking: HttpTransport) -> None:
     ask(blocking)  # one that lay idle would be sent again, were it not closed on purpose
     waiting = threading.Event()
     stub.act = lambda handler: waiting.set() or time.sleep(3) or False
-    caught: list[Exception] = []
+    assert closed_while(blocking, lambda: waiting.wait(5)) == [ConnectionFailedError]
 
-    def wait() -> None:
-        try:
-            ask(blocking, 1, 10)
-        except ClassifierError as error:
-            caught.append(error)
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    assert waiting.wait(5)
-    blocking.close()
-    thread.join(1)
-    assert not thread.is_alive()
-    assert [type(error) for error in caught] == [ConnectionFailedError]
+def test_close_ends_connecting(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, unreachable, unreachable)  # nor is the next address tried
+    transport = HttpTransport("two", unreachable)
+    assert closed_while(transport, lambda: time.sleep(0.3)) == [ConnectionFailedError]
+
+
+def test_close_ends_a_handshake() -> None:
+    with contextlib.ExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def hello() -> None:
+            stack.enter_context(silent.accept()[0]).recv(1)
+
+        transport = HttpTransport("127.0.0.1", silent.getsockname()[1], TLS())
+        assert closed_while(transport, hello) == [ConnectionFailedError]
 
 
 def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> None:
