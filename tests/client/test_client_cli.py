@@ -1,5 +1,6 @@
 """``python -m client``: what it prints, and its exit status."""
 
+import io
 import json
 import os
 import subprocess
@@ -131,6 +132,24 @@ def test_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> Non
     assert rows[0] == ["photos/a.png", "[red]naked:mole[/red]", "0", "75.00%"]
     assert [row[0] for row in rows if row[0]] == [ALL[0], ALL[2], ALL[3]]
     assert err.splitlines() == ["photos/b.JPG: refused", "1 not answered"]
+
+
+@pytest.mark.parametrize("arguments", [["classify"], ["classify", "--csv"], ["watch", "--interval", "0.01"]])
+def test_a_name_that_is_not_utf8(
+    tmp_path: Path, fake: Any, opened: list, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(b"a")
+
+    def enough(*found: object) -> None:
+        raise KeyboardInterrupt
+
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, "utf-8", errors="strict"))
+    monkeypatch.setattr("client.commands.watch.Arrivals.answered", enough)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*arguments, str(tmp_path)]) == (130 if arguments[0] == "watch" else 0)
+    sys.stdout.flush()
+    assert b"\xff.png" in printed.getvalue()
 
 
 def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
