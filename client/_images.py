@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Image"
 
 MAX_BYTES = 2**31 - 2**20  # a protobuf message ends at 2 GiB
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 
 
 def describe(image: Any) -> str:
@@ -79,6 +79,8 @@ def _encode_array(array: np.ndarray) -> bytes:
 
 
 def _encode_pil(image: Any) -> bytes:
+    if image.mode not in PNG_MODES and image.mode.startswith(("I", "F")):  # RGB would clip what is above 255
+        raise InvalidImageError(f"the PIL image's mode is {image.mode}: scale it to 8 bits (mode L), or give I;16")
     try:
         exif = image.getexif()  # its orientation: the answer is the same as for the file
         if image.mode not in PNG_MODES:

@@ -30,13 +30,25 @@ def test_array_loses_nothing() -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode(array[:, ::-1])))), array[:, ::-1])
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I;16B"])
 def test_pil_image_of_every_mode(mode: str) -> None:
     image = Image.new(mode, (6, 4), 1)
     decoded = Image.open(io.BytesIO(encode(image)))
     assert decoded.format == "PNG"
     assert decoded.size == (6, 4)
     np.testing.assert_array_equal(decoded.convert("RGB"), image.convert("RGB"))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_sixteen_bits_stay(mode: str) -> None:
+    decoded = Image.open(io.BytesIO(encode(Image.new(mode, (6, 4), 1000))))
+    assert np.unique(decoded).tolist() == [1000]
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16L"])
+def test_wider_greys_are_not_clipped(mode: str) -> None:
+    with pytest.raises(InvalidImageError, match=rf"mode is {mode}: scale it to 8 bits \(mode L\), or give I;16"):
+        encode(Image.new(mode, (6, 4), 1000))
 
 
 def test_pil_image_keeps_its_orientation() -> None:
