@@ -1,6 +1,7 @@
 """KServe v2 as HTTP bodies: what the blocking and the asyncio transport share."""
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ GAVE_UP = {  # on their own time, not on ours
     408: "the server, or a proxy before it, did not wait for the whole request",
     504: "a proxy did not wait for the server's answer",
 }
+_TAG = re.compile(r"(?is)<style.*?</style>|<[^>]*>")
 METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
 
 
@@ -110,19 +112,20 @@ def decode_status(answers: Sequence[tuple[int, bytes]], url: str, timeout: float
 def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> ClassifierError:
     """The error for an answer whose HTTP status is not 200."""
     try:
-        details = str(json.loads(body)["error"])
-    except (ValueError, LookupError, TypeError):
+        details = words = str(json.loads(body)["error"])
+    except (ValueError, LookupError, TypeError):  # a proxy's page
+        pieces = (" ".join(piece.split()) for piece in _TAG.split(body.decode(errors="replace")))
+        words = shorten(" ".join(dict.fromkeys(filter(None, pieces))), 100).removeprefix(f"{status} ")
+        details = f"HTTP {status} {words}".rstrip()
         if status == 400:  # tritonserver's own are JSON
-            words = shorten(" ".join(body.decode(errors="replace").split()), 100)
             wanted, remedy = perhaps_wanted(url)
-            said = f"this is no classifier's answer (HTTP 400 {words})"
+            said = f"this is no classifier's answer ({details})"
             return ProtocolError(f"{said}: check the address, and {remedy} where {wanted} [{model} at {url}]")
-        details = shorten(body.decode(errors="replace"))
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
     if status in GAVE_UP:
-        words = f"{GAVE_UP[status]} (HTTP {status} {shorten(details)}".rstrip()
-        return DeadlineExceededError(f"{words}): raise its timeout or send fewer at a time [{model} at {url}]")
+        said = f"{GAVE_UP[status]} (HTTP {status} {shorten(words)}".rstrip()
+        return DeadlineExceededError(f"{said}): raise its timeout or send fewer at a time [{model} at {url}]")
     return error_from_status(GRPC_STATUS.get(status, f"HTTP {status}"), details, url=url, model=model, timeout=timeout)
 
 
