@@ -129,7 +129,7 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             if (unreachable or silent) and servers.has_other(tried) and time.monotonic() < deadline:
                 continue
             safe = unreachable or (isinstance(error, (QueueFullError, InferenceError)) and budget.spend())
-            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2**used))  # full jitter
+            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(used, 30)))  # full jitter
             if not safe or used == retries or time.monotonic() + pause >= deadline:
                 if silent and sent > 1:
                     error.args = (f"{error.message}, {sent} attempts in {request.timeout:.3g} s",)

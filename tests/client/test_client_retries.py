@@ -64,6 +64,14 @@ def test_what_is_not_safe_is_sent_once(error: type[ClassifierError]) -> None:
     assert caught.value.attempts == 1
 
 
+def test_retries_may_be_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2**1024 is no float."""
+    monkeypatch.setattr(policy, "LONGEST_PAUSE", 0.0)
+    fake = FakeTransport(replies(*[ConnectionFailedError("refused")] * 1100, CAT))
+    with Classifier(transport=fake, retries=1100) as classifier:
+        assert classifier.classify(b"x")[0].label == "cat"
+
+
 def test_a_dead_server_beside_a_busy_one_costs_no_retry() -> None:
     dead, busy = FakeTransport(ConnectionFailedError("refused")), FakeTransport(replies(QueueFullError("full"), CAT))
     with Classifier(transport=[dead, busy], retries=1) as classifier:
