@@ -5,6 +5,7 @@ Writes the picture with the class map over it for each image. The server must ha
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -26,7 +27,8 @@ from client.commands._options import (
 from client.commands._progress import progress
 from client.commands._results import open_results
 
-LONGEST_NAME = 100  # characters of a URL; a file's name has 255 bytes at most
+LONGEST_NAME = 200  # bytes; a file's name has 255 at most
+CONTINUED = bytes(range(0x80, 0xC0))  # what may not begin a character of UTF-8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,9 @@ def _pictures(folder: Path, names: list[str]) -> dict[str, Path]:
     counts: Counter[str] = Counter()
     pictures = {}
     for name in names:
-        stem = "stdin" if name == STDIN else Path(name).name[-LONGEST_NAME:]
+        stem = "stdin" if name == STDIN else Path(name).name
+        if len(encoded := os.fsencode(stem)) > LONGEST_NAME:
+            stem = os.fsdecode(encoded[-LONGEST_NAME:].lstrip(CONTINUED))
         counts[stem] += 1
         number = "" if counts[stem] == 1 else f".{counts[stem]}"
         pictures[name] = folder / f"{stem}.explained{number}.png"

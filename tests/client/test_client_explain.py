@@ -138,4 +138,11 @@ def test_the_name_of_a_picture_of_a_long_url_is_cut(served: FakeTransport) -> No
 
     names = [f"http://host/a?token={'x' * 300}{end}" for end in "yz"]
     pictures = _pictures(Path("out"), names)
-    assert [path.name for path in pictures.values()] == [f"{'x' * 99}{end}.explained.png" for end in "yz"]
+    assert [path.name for path in pictures.values()] == [f"{'x' * 199}{end}.explained.png" for end in "yz"]
+
+
+def test_the_name_of_a_picture_is_cut_by_bytes(served: FakeTransport) -> None:
+    served.reply = gradient
+    Image.new("L", (8, 8)).save(f"{'字' * 82}.png")
+    assert main(["explain", f"{'字' * 82}.png"]) == 0
+    assert [path.name for path in Path("explained").iterdir()] == [f"{'字' * 65}.png.explained.png"]
