@@ -139,4 +139,4 @@ def split_bytes_tensor(data: bytes) -> list[str]:
 def _map(output: Any, raw: bytes) -> Any:
     """class_map [1,h,w] -> [h,w]."""
     height, width = list(output.shape)[-2:]
-    return np.frombuffer(raw, np.float32).reshape(height, width)
+    return np.frombuffer(raw, np.float32).reshape(height, width).copy()  # the caller may write to it, as over HTTP

@@ -137,6 +137,7 @@ def test_class_map(server: Server, call: Callable[..., Any]) -> None:
     assert explained.predictions == CAT
     assert explained.class_map.dtype == np.float32
     np.testing.assert_array_equal(explained.class_map, MAP)
+    assert explained.class_map.flags.writeable
 
 
 def test_no_class_map_in_the_answer(server: Server, call: Callable[..., Any]) -> None:
