@@ -1,10 +1,12 @@
 """Classify the images that come into a folder, until Ctrl-C.
 
 One line an image as soon as it is there whole (its size and time unchanged between two looks): those that lie there
-already first, one that is replaced again. What the server did not answer is asked again at the next look.
+already first, one that is replaced again. What the server did not answer is asked again at the next look. A folder that
+goes away, as with an unmounted disk, is said to be gone once; when it is back, what was answered is not asked again.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -33,9 +35,13 @@ class Arrivals:
     """New and changed images below `folder`."""
 
     def __init__(self, folder: Path, skip_present: bool) -> None:
-        self._folder = folder
+        self._folder, self._is_mount = folder, os.path.ismount(folder)
         self._seen = self._look()
         self._answered: dict[str, State] = dict(self._seen) if skip_present else {}
+
+    def are_there(self) -> bool:
+        """Whether the folder is; a disk that was unmounted leaves an empty one."""
+        return os.path.isdir(self._folder) and os.path.ismount(self._folder) >= self._is_mount
 
     def ready(self) -> list[str]:
         """Those that have not changed since the last look and are not answered as they are."""
@@ -81,9 +87,14 @@ def run(options: argparse.Namespace) -> int:
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:
         arrivals = Arrivals(options.folder, options.new_only)
+        there = True
         while True:
             time.sleep(options.interval)
-            look(arrivals, classifier, options, results)
+            there, before = arrivals.are_there(), there
+            if there:
+                look(arrivals, classifier, options, results)
+            elif before:
+                print(f"{options.folder} is gone: waiting until it is back", file=sys.stderr, flush=True)
 
 
 def look(

@@ -97,6 +97,31 @@ def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, cap
     assert err.splitlines() == ["in/bad.png: no picture", "1 put off: full", "1 put off: full"]
 
 
+@pytest.mark.parametrize("unmounted", [False, True])
+def test_watch_of_a_folder_that_goes_and_comes_back(
+    served: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, unmounted: bool
+) -> None:
+    Path("in").mkdir()
+    write("in/a.png", b"a")()
+
+    def go() -> None:
+        Path("in").rename("away")
+        if unmounted:
+            Path("in").mkdir()
+
+    def come() -> None:
+        if unmounted:
+            Path("in").rmdir()
+        Path("away").rename("in")
+        write("in/b.png", b"b")()
+
+    if unmounted:
+        monkeypatch.setattr("os.path.ismount", lambda path: not Path("away").exists())
+    assert watched(served, Path("in"), looks=[nothing, go, nothing, come, nothing, go, nothing]) == 130
+    assert [request.image for request in served.requests] == [b"a", b"b"]
+    assert capsys.readouterr().err.splitlines() == ["in is gone: waiting until it is back"] * 2
+
+
 def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "find_images", lambda folder: [Path("gone.png")])
     assert watch.Arrivals(Path(), False).ready() == []
