@@ -61,13 +61,13 @@ class Arrivals:
 
 
 class LineResults:
-    """For people: the best class, one line an image."""
+    """For people: one line an image."""
 
     def write(self, image: str, outcome: Outcome) -> None:
         if isinstance(outcome, ClassifierError):
             print(f"{image}: {outcome.message}", file=sys.stderr, flush=True)
         else:
-            print("\t".join([image, outcome[0].label, f"{outcome[0].probability:.2%}"]), flush=True)
+            print(image, *(f"{found.label}\t{found.probability:.2%}" for found in outcome), sep="\t", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_options(parser)
     parser.add_argument("--new-only", action="store_true", help="leave out what lies there at the start")
     parser.add_argument("--interval", type=positive, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
-    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
+    parser.add_argument(
+        "--top", type=whole(1), metavar="N", help="classes an image (default: 1; in --json and --csv 5)"
+    )
     parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
     add_server_options(parser)
 
@@ -84,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
     """Does not return; Ctrl-C ends it."""
     if not options.folder.is_dir():
         raise UsageError(f"{options.folder} is no folder")
+    options.top = options.top or (1 if options.format == "table" else 5)
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:
         arrivals = Arrivals(options.folder, options.new_only)

@@ -77,6 +77,25 @@ def test_watch_new_only_as_json(served: FakeTransport, capsys: pytest.CaptureFix
     assert [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()] == ["in/new.png"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "top", "line"),
+    [
+        ([], 1, "in/a.png\tcat\t90.00%"),
+        (["--top", "2"], 2, "in/a.png\tcat\t90.00%\tdog\t10.00%"),
+        (["--csv"], 5, "image,rank,label,index,probability,error,message,request_id"),
+    ],
+)
+def test_watch_top(
+    served: FakeTransport, capsys: pytest.CaptureFixture, arguments: list[str], top: int, line: str
+) -> None:
+    Path("in").mkdir()
+    write("in/a.png", b"a")()
+    served.reply = lambda request: [("cat", 3, 0.9), ("dog", 4, 0.1)][: request.top]
+    assert watched(served, Path("in"), *arguments, looks=[nothing]) == 130
+    assert [request.top for request in served.requests] == [top]
+    assert capsys.readouterr().out.splitlines()[0] == line
+
+
 def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     Path("in").mkdir()
     write("in/a.png", b"a")()
