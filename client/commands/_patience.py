@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from client._errors import ClassifierError, DeadlineExceededError, ServerUnavailableError
+from client._errors import ClassifierError, DeadlineExceededError, ModelNotFoundError, ServerUnavailableError
 from client._session import Outcome
 
 Item = TypeVar("Item")
@@ -18,6 +18,7 @@ class Patience(Generic[Item]):
 
     The image whose turn ends that has its error; those after it get None, and were not sent. One that no server
     answered within its timeout is not asked again; servers that answer none for `seconds` hang.
+    A first answer that there is no such model ends it too.
     """
 
     def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
@@ -36,7 +37,8 @@ class Patience(Generic[Item]):
             if isinstance(outcome, DeadlineExceededError):
                 self._note_silence(outcome, asked)
                 return outcome
-            if not isinstance(outcome, ServerUnavailableError):
+            no_model = isinstance(outcome, ModelNotFoundError) and self._answered is None
+            if isinstance(outcome, list) or not (isinstance(outcome, ServerUnavailableError) or no_model):
                 self._note(outcome)
                 return outcome
             since = since or time.monotonic()
@@ -67,7 +69,7 @@ class Patience(Generic[Item]):
             else:
                 self._tell(error)
 
-    def _is_enough(self, error: ServerUnavailableError, since: float) -> bool:
+    def _is_enough(self, error: ClassifierError, since: float) -> bool:
         """Whether the image is given up; with it all others, where none was answered since it first failed."""
         with self._lock:
             if self._over.is_set():

@@ -11,7 +11,8 @@ A bad image is reported by name, the others are answered all the same.
 --output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what was not answered is,
 but for pictures that the server refused. The exit status is that of all the images.
 
-Where no server answers the rest is not sent: after --wait seconds, or at once if none was ever there.
+Where no server answers the rest is not sent: after --wait seconds, or at once if none was ever there or
+has such a model.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from client._classifier import Classifier
-from client._errors import ClassifierError, InvalidImageError
+from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError
 from client._ordered import in_order
 from client._session import Outcome
 from client._sources import STDIN, expand, loader
@@ -76,19 +77,21 @@ def run(options: argparse.Namespace) -> int:
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
         ask = Patience(asker(classifier, options, found), options.wait)
         stack.callback(ask.end)
-        unsent = 0
+        unsent, why = 0, "no server answers"
         for (image, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
             if outcome is None:
                 unsent += 1
                 continue
             failed += isinstance(outcome, ClassifierError)
+            if isinstance(outcome, ModelNotFoundError):
+                why = f"no server has the model {options.model!r}"
             results.write(image, outcome)
         results.finish()
     if options.output is not None and failed:
         print(f"{failed} not answered: see {options.output}", file=sys.stderr)
     if unsent:
         remedy = "--resume sends them" if options.output is not None else "with --output FILE, --resume can send them"
-        print(f"stopped: no server answers, {unsent} not sent: {remedy}", file=sys.stderr)
+        print(f"stopped: {why}, {unsent} not sent: {remedy}", file=sys.stderr)
     return 1 if failed else 0
 
 

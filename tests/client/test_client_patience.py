@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, _classifier
+from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, ModelNotFoundError, _classifier
 from client.commands import _patience, main
 from client.testing import FakeTransport
 
@@ -82,6 +82,32 @@ def test_one_that_never_answered_is_not_waited_for(folder: Path, monkeypatch: An
     assert time.monotonic() - started < 5
     assert rows("error") == ["photos/00.png", "photos/01.png"]
     assert rows("predictions") == []
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_model_that_was_never_there_leaves_the_rest_unsent(
+    folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture, concurrency: int
+) -> None:
+    asked = []
+    gone = ModelNotFoundError("the server has no model 'classifer'")
+    arguments = ["--model", "classifer", "--concurrency", str(concurrency)]
+    assert classify(monkeypatch, lambda request: asked.append(request) or gone, *arguments) == 1
+    assert len(asked) <= concurrency
+    assert len(rows("error")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "1 not answered: see out.jsonl",
+        f"stopped: no server has the model 'classifer', {COUNT - 1} not sent: --resume sends them",
+    ]
+
+
+def test_a_model_that_was_there_is_asked_for_still(folder: Path, monkeypatch: Any) -> None:
+    """Of several servers one may lack it."""
+
+    def reply(request: Any) -> Any:
+        return InvalidImageError("no picture") if request.image == b"00" else ModelNotFoundError("no such model")
+
+    assert classify(monkeypatch, reply, "--concurrency", "1") == 1
+    assert len(rows("error")) == COUNT
 
 
 def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monkeypatch: Any) -> None:
