@@ -1,10 +1,12 @@
 """A file of results that an interrupted run is continued from: nothing twice, nothing lost."""
 
+import contextlib
 import csv
 import fcntl
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +32,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, kind: str, resume: bool) -> None:
+        self._path = path
         kind = SUFFIXES.get(path.suffix.lower(), "") if kind == "table" else kind
         if not kind:
             raise UsageError(f"--output {path}: name it .jsonl or .csv, or say --json or --csv")
@@ -47,14 +50,18 @@ class Journal:
             self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
         except UsageError as error:
             raise UsageError(f"--output {path}: {error}") from None
-        self._replace(path, kept)
-        self._results: Results = JsonResults(self._file) if kind == "json" else CsvResults(self._file, header=not kept)
+        with self._named():
+            self._replace(path, kept)
+            is_json, file = kind == "json", self._file
+            self._results: Results = JsonResults(file) if is_json else CsvResults(file, header=not kept)
 
     def write(self, image: str, outcome: Outcome) -> None:
-        self._results.write(image, outcome)
+        with self._named():
+            self._results.write(image, outcome)
 
     def finish(self) -> None:
-        self._results.finish()
+        with self._named():
+            self._file.close()
 
     def __enter__(self) -> "Journal":
         return self
@@ -62,7 +69,16 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what could not be written: that was raised
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """A full disk's error does not say which file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"--output {self._path}: {error.strerror}: make room, then go on with --resume") from error
 
     def _replace(self, path: Path, kept: str) -> None:
         """The lines that stay, moved in whole: a crash meanwhile loses none of them."""
@@ -71,8 +87,12 @@ class Journal:
             return
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         file = draft.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
-        file.write(kept)
-        file.flush()
+        try:
+            file.write(kept)
+            file.flush()
+        except OSError:
+            draft.unlink()
+            raise
         fcntl.flock(file, fcntl.LOCK_EX)
         draft.replace(path)
         self._file.close()

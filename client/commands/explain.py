@@ -5,10 +5,12 @@ Writes the picture with the class map over it for each image. The server must ha
 
 import argparse
 import importlib.util
+import io
 import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
@@ -26,6 +28,9 @@ from client.commands._options import (
 )
 from client.commands._progress import progress
 from client.commands._results import open_results
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LONGEST_NAME = 200  # bytes; a file's name has 255 at most
 CONTINUED = bytes(range(0x80, 0xC0))  # what may not begin a character of UTF-8
@@ -70,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
                 image = load(name)
                 explained = classifier.explain(image, options.top)
                 picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
-                picture.save(pictures[name])
+                _save(picture, pictures[name])
             except ClassifierError as error:
                 return error
             return explained.predictions
@@ -84,6 +89,18 @@ def run(options: argparse.Namespace) -> int:
     if failed < len(found):
         print(f"{len(found) - failed} overlays in {options.output}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _save(picture: "Image", path: Path) -> None:
+    """Moved in whole: a full disk leaves no part of one."""
+    draft, data = path.with_name(f".{path.name}.{os.getpid()}"), io.BytesIO()
+    picture.save(data, "PNG")
+    try:
+        draft.write_bytes(data.getvalue())
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({error.strerror}): make room, or name another --output") from error
 
 
 def _pictures(folder: Path, names: list[str]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from client import (
 )
 from client.commands import main
 from client.testing import FakeTransport
+from tests.full_disk import files_up_to
 
 
 def gradient(request: Any) -> Any:
@@ -97,6 +98,16 @@ def test_explain_without_pillow_asks_nothing(
     assert capsys.readouterr().err.endswith("Pillow, which is not installed: pip install pillow\n")
     assert served.requests == []
     assert not Path("explained").exists()
+
+
+def test_explain_on_a_full_disk(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    served.reply = gradient
+    Image.new("L", (8, 8)).save("a.png")
+    with files_up_to(50):
+        assert main(["explain", "a.png"]) == 1
+    said = "explained/a.png.explained.png cannot be written (File too large): make room, or name another --output"
+    assert capsys.readouterr().err == f"python -m client explain: {said}\n"
+    assert list(Path("explained").iterdir()) == []
 
 
 def test_explain_a_file_that_is_away(served: FakeTransport) -> None:

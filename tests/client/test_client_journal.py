@@ -17,6 +17,7 @@ from stub_grpc import GrpcStub, serve
 from client import InvalidImageError, QueueFullError, _classifier
 from client.commands import main
 from client.testing import FakeTransport
+from tests.full_disk import files_up_to
 
 NAMES = [f"{number:02}.png" for number in range(12)]
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,26 @@ def test_what_never_reached_the_server_is_asked_again(folder: Path, fake: FakeTr
     assert main([*command, "--resume"]) == 0
     assert {"00.png", "late.png"} <= {request.image.decode() for request in fake.requests}
     assert sorted(images(file)) == [*ALL, "photos/late.png"]
+
+
+def test_a_full_disk(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    words = "python -m client classify: --output out.jsonl: File too large: make room, then go on with --resume\n"
+    with files_up_to(10):
+        assert classify("out.csv") == 1
+    assert capsys.readouterr().err == words.replace("jsonl", "csv")
+    Path("out.csv").unlink()
+    with files_up_to(1000):
+        assert classify("out.jsonl") == 1
+    assert capsys.readouterr().err == words
+    before = Path("out.jsonl").read_bytes()
+    assert 0 < before.count(b"\n") < len(ALL)
+    with files_up_to(100):
+        assert classify("out.jsonl", "--resume") == 1
+    assert capsys.readouterr().err == words
+    assert Path("out.jsonl").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["out.jsonl", "photos"]
+    assert classify("out.jsonl", "--resume") == 0
+    assert sorted(images("out.jsonl")) == ALL
 
 
 def test_a_kill_in_the_middle(folder: Path) -> None:

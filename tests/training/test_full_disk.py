@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,24 +11,12 @@ import torch
 import training.finetune
 import training.state
 from models import ModelConfig, create_model, save_checkpoint
+from tests.full_disk import files_up_to
 from tests.training.runs import QUIET, Tiny, assert_same
 from training.finetune import train
 from training.logs import RunLog
 from training.settings import LoopConfig
 from training.state import StateError, load_state, save_state
-
-resource = pytest.importorskip("resource")
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """A real refusal by the kernel, halfway through a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def full(*_: object, **__: object) -> None:
