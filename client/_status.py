@@ -31,7 +31,7 @@ class ModelStatus:
 
     Attributes:
         inferences, executions: images, and batches that they were computed in.
-        success, failure: whole requests; failure counts those that were turned away too.
+        success, failure: whole requests; failure counts those that were turned away too, and an ensemble's twice.
         queue, compute_input, compute, compute_output: where a successful request's time went. An ensemble's compute
             is its steps' together; the queues are theirs alone.
     """

@@ -5,10 +5,13 @@ import io
 import json
 import sys
 from dataclasses import asdict, astuple
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from client._errors import ClassifierError
 from client._session import Outcome
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Results(Protocol):
@@ -88,14 +91,19 @@ class TableResults:
             self._table.add_row(name, *cells, end_section=last)
 
     def finish(self) -> None:
-        from rich.console import Console
-
         if self._table.row_count:
-            Console().print(self._table)
+            print_table(self._table)
         for image, error in self._errors:
             print(f"{image}: {error.message}", file=sys.stderr)
         if self._errors:
             print(f"{len(self._errors)} not answered", file=sys.stderr)
+
+
+def print_table(table: "Table") -> None:
+    """As wide as the terminal; where there is none, as its rows are long: for grep."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 10**6).print(table)
 
 
 def open_results(kind: str, stream: TextIO | None = None) -> Results:

@@ -33,8 +33,18 @@ from client.commands._options import (
     whole,
 )
 from client.commands._progress import clock
+from client.commands._results import print_table
 
 PERCENTILES = (50, 90, 99)
+WORDS = {  # for people
+    "load.concurrency": "requests in flight",
+    "load.rate": "images due a second",
+    "errors": "not answered: {}",
+    "images_per_s": "images a second",
+    "latency_ms": "latency {}, ms",
+    "sent_late_ms": "sent late at most, ms",
+    "server_ms": "server: {}, ms",
+}
 
 
 @dataclass
@@ -186,10 +196,11 @@ def _flat(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _print_table(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("", "", show_header=False)
     for name, value in _flat(report).items():
-        table.add_row(name.replace("_", " "), "" if value is None else str(value))
-    Console().print(table)
+        group, _, rest = name.partition(".")
+        words = WORDS.get(name) or WORDS.get(group, group).format(rest.replace(".compute_", " ").replace(".", " "))
+        table.add_row(words, "" if value is None else str(value))
+    print_table(table)

@@ -1,7 +1,7 @@
 """Show the servers, their models, and where the time goes.
 
 Times are milliseconds: means of the successful requests since the server's start, from its own statistics. An
-ensemble's compute is its steps' together; the queues are theirs alone.
+ensemble's compute is its steps' together; the queues are theirs alone; and the server counts its failures twice.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from client._classifier import Classifier
 from client._errors import ClassifierError
 from client._status import STEPS, ModelStatus, ServerStatus, Times
 from client.commands._options import add_format_options, add_server_options, open_classifier
+from client.commands._results import print_table
 
 COUNTS = ("model", "version", "images", "batches", "failed")
 
@@ -61,7 +62,6 @@ def _milliseconds(time: Times) -> str:
 
 
 def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -78,4 +78,6 @@ def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
             column.justify = "right"
         for model in status.models:
             table.add_row(*map(Text, _row(model)))
-        Console().print(table)
+        print_table(table)
+    if any(isinstance(status, ServerStatus) for status in found):
+        print("total to output: means in ms; an ensemble (classifier) counts failures twice")

@@ -47,6 +47,18 @@ def test_bench_closed_loop(
     assert report["images_per_s"] == pytest.approx(report["answered"] / report["seconds"], rel=0.01)
     step = {"queue": 20.0, "compute_input": 0.0, "compute": 30.0, "compute_output": 0.0}
     assert report["server_ms"] == {"backbone": step}
+    statuses = iter([server_status(10), server_status(30)])
+    assert measured("--concurrency", "4") == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert ["requests in flight", "4"] in rows
+    assert [words for words, *_ in filter(None, rows)][1:] == [
+        "seconds",
+        "answered",
+        "images a second",
+        *(f"latency {part}, ms" for part in ("p50", "p90", "p99", "max")),
+        "sent late at most, ms",
+        *(f"server: backbone {step}, ms" for step in ("queue", "input", "compute", "output")),
+    ]
 
 
 def test_bench_open_loop_counts_from_when_each_was_due(
@@ -86,7 +98,7 @@ def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFi
     assert (row["answered"], row["latency_ms.p50"]) == ("0", "")
     assert measured() == 1
     out, err = capsys.readouterr()
-    assert "QueueFullError" in out
+    assert "not answered: QueueFullError" in out
     assert re.fullmatch(r"\d+ not answered: full\n", err)
 
 

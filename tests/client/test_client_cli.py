@@ -152,6 +152,18 @@ def test_a_name_that_is_not_utf8(
     assert b"\xff.png" in printed.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_long_path_is_folded_for_a_terminal_alone(
+    photos: Path, opened: list, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    name = f"photos/{'long' * 50}.png"
+    Path(name).write_bytes(b"a")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    assert main(["classify", name]) == 0
+    assert (name in capsys.readouterr().out) is not terminal
+
+
 def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
     assert main(["classify", "no.png"]) == 1
     assert capsys.readouterr().out == ""
