@@ -235,11 +235,14 @@ def test_a_second_run_into_the_folder_of_one_that_trains_is_refused(
 
 
 def test_a_loader_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
+    begun, begins = os.pipe()
     with open_run(tmp_path / "run", {}, afresh=False):
         child = os.fork()
         if child == 0:
+            os.write(begins, b"1")
             time.sleep(60)
             os._exit(0)
+        assert os.read(begun, 1) == b"1"
         (tmp_path / "run/last/model.safetensors").touch()
     try:
         with open_run(tmp_path / "run", {}, afresh=False):
