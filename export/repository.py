@@ -1,7 +1,6 @@
 """Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from export.earlier import (
     version_numbers,
 )
 from export.torchscript import save_torchscript, script_softmax
+from models.files import lock_folder
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 
@@ -147,7 +147,8 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     try:  # before there is a folder: SIGTERM may come at any time
         _remove_abandoned(output)
         stage.mkdir()
-        making = _locked(stage)
+        with suppress(OSError):  # a file system without locks, on which nothing is removed either
+            making = lock_folder(stage)
         stage.chmod(0o755)
         if output.exists():
             ignore = shutil.ignore_patterns("__pycache__")
@@ -169,10 +170,10 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
 def _remove_abandoned(output: Path) -> None:
     """What builds that were killed have left beside `output`: a living one holds its lock."""
     for stage in output.parent.glob(f".{output.name}.building-*"):
-        with suppress(OSError):  # that build ends at this moment
-            if (handle := _locked(stage)) is not None:
-                shutil.rmtree(stage, ignore_errors=True)
-                os.close(handle)
+        with suppress(OSError):  # it lives, or ends at this moment
+            handle = lock_folder(stage)
+            shutil.rmtree(stage, ignore_errors=True)
+            os.close(handle)
 
 
 def _no_models(output: Path) -> list[str]:
@@ -186,22 +187,12 @@ def _no_models(output: Path) -> list[str]:
 
 def _lock(backbone: Path) -> int:
     """A handle that holds the lock of server.release and server.rollback (server/versions.py) until it is closed."""
-    if (handle := _locked(backbone)) is None:
+    try:
+        return lock_folder(backbone)
+    except BlockingIOError:
         raise RepositoryError(
             f"another build, release or rollback of {backbone} is under way: build again when it has ended"
-        )
-    return handle
-
-
-def _locked(folder: Path) -> int | None:
-    """A handle that holds the folder's lock until it is closed; None where another process has it."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+        ) from None
 
 
 def _exchange(a: Path, b: Path) -> None:

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all, whenever the process ends."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -36,6 +37,19 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def lock_folder(folder: Path) -> int:
+    """A handle that holds the folder's lock until it is closed. Raises `BlockingIOError` where another has it, another
+    `OSError` where the file system has no locks.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _flush(path: Path) -> None:

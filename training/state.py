@@ -1,6 +1,5 @@
 """The state of a run: one file, replaced in one step, from which the run goes on exactly; and how a run ends."""
 
-import fcntl
 import json
 import os
 import pickle
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from models.files import replace_file
+from models.files import lock_folder, replace_file
 from models.weights import WEIGHTS_FILE, first_line
 from training import distributed
 from training.lists import VAL_LIST
@@ -127,19 +126,20 @@ def open_run(output: Path, arguments: dict[str, Any], afresh: bool) -> Iterator[
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    _handles.add(handle)
+    held: set[int] = set()
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(f"--output {folder}: another run trains there, name another folder") from None
-        except OSError:  # a file system without locks
-            pass
+        held.add(lock_folder(folder))
+    except BlockingIOError:
+        raise SettingsError(f"--output {folder}: another run trains there, name another folder") from None
+    except OSError:  # a file system without locks
+        pass
+    _handles.update(held)
+    try:
         yield
     finally:
-        _handles.remove(handle)
-        os.close(handle)
+        _handles.difference_update(held)
+        for handle in held:
+            os.close(handle)
 
 
 def _let_go() -> None:

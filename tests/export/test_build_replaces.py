@@ -1,5 +1,6 @@
 """build_models.py moves what it wrote in whole: versions are numbered, and what fails changes nothing."""
 
+import errno
 import fcntl
 import os
 import shlex
@@ -186,6 +187,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: 
     assert "File too large" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_build_needs_no_locks(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".models.building-0123").mkdir()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert ", version 1, " in build(BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".models.building-0123", "models"]
 
 
 def test_what_a_killed_build_has_left_is_removed(checkpoint: Path, tmp_path: Path) -> None:

@@ -257,15 +257,20 @@ def test_kill_9_of_the_guard_is_survived(light_repository, sleep):
     assert_nothing_left(processes, folder)
 
 
+def assert_ends(process, number, seconds):
+    """At the signal, with all that it has started."""
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.send_signal(number)
+    process.communicate(timeout=seconds)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
 def test_ctrl_c_while_starting_and_twice(cli):
     process = cli(wait=False)
     wait_until(lambda: "/widefield-" in commands_of(processes_of(process.pid)), 20, "tritonserver started")
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 0
-    assert_nothing_left(processes, folder)
+    assert_ends(process, signal.SIGINT, 30)
 
 
 def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
@@ -310,12 +315,7 @@ class TritonPythonModel:
 def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, tmp_path):
     process = cli(wait=False, models=hanging_repository)
     wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert_nothing_left(processes, folder)
+    assert_ends(process, signal.SIGTERM, 20)
 
 
 def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_repository, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import models.files
 import training.adversarial
 import training.finetune
 import training.state
@@ -256,7 +257,7 @@ def test_a_file_system_without_locks_is_trained_on(tmp_path: Path, monkeypatch: 
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(training.state.fcntl, "flock", no_locks)
+    monkeypatch.setattr(models.files.fcntl, "flock", no_locks)
     with open_run(tmp_path / "run", {"a": 1}, afresh=False):
         (tmp_path / "run/last/model.safetensors").touch()
     assert json.loads((tmp_path / "run/args.json").read_text()) == {"a": 1}
