@@ -89,6 +89,10 @@ def write_tiny_repository(root: Path) -> Path:
     for name, config in configs.items():
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(config)
+    for name in ("preprocess", "slow"):  # the embedded server runs them in its own process
+        (root / name / "configs").mkdir()
+        embedded = configs[name].replace('"python"', '"python_in_process"')
+        (root / name / "configs" / "embedded.pbtxt").write_text(embedded)
     for source in ROOT.glob("model_repository/preprocess/1/*.py"):
         shutil.copy(source, root / "preprocess/1")
     with warnings.catch_warnings():

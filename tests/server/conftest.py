@@ -53,6 +53,7 @@ def write_classifier(root):
         config("preprocess", [image], [pixels], CPU % 2 + settings + warmup % ("image", picture), "python"),
         "preprocess",
     )
+    in_process(folder)
     for source in ROOT.glob("model_repository/preprocess/1/*.py"):
         shutil.copy(source, folder / "1")
     (folder / "warmup").mkdir()
@@ -114,7 +115,9 @@ def light_repository(tmp_path_factory):
     """One model without torch, which sleeps as long as it is asked to; it starts in a second, and no canary fits it."""
     root = tmp_path_factory.mktemp("light")
     text = config("sleepy", [tensor("seconds", "FP32", [1])], [tensor("slept", "FP32", [1])], CPU % 1, "python")
-    (write_model(root, text, "sleepy") / "1" / "model.py").write_text(SLEEPY)
+    folder = write_model(root, text, "sleepy")
+    in_process(folder)
+    (folder / "1" / "model.py").write_text(SLEEPY)
     return root
 
 
@@ -133,8 +136,28 @@ def sleep():
 
 
 @pytest.fixture(scope="session")
-def server_of_processes(repository):
-    """Its preprocess step in processes of its own, as in NVIDIA's container."""
+def repository_of_processes(repository, tmp_path_factory):
+    """The same without a config for the embedded server: its preprocess step runs as in NVIDIA's container."""
+    if int(np.__version__.split(".")[0]) >= 2:
+        pytest.skip("the embedded server's own Python backend needs numpy 1")
+    root = tmp_path_factory.mktemp("of_processes") / "repository"
+    shutil.copytree(repository, root)
+    shutil.rmtree(root / "preprocess" / "configs")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server_of_processes(repository_of_processes):
+    """Its preprocess step in processes of its own."""
+    from server import TritonServer
+
+    with TritonServer(repository_of_processes) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server_in_process(repository):
+    """Its preprocess step in the server's own process, as build_models.py has it for the embedded server."""
     from server import TritonServer
 
     with TritonServer(repository) as running:
@@ -142,21 +165,9 @@ def server_of_processes(repository):
 
 
 @pytest.fixture(scope="session")
-def server(server_of_processes):
+def server(server_in_process):
     """One tritonserver for all tests that leave it as it was."""
-    return server_of_processes
-
-
-@pytest.fixture(scope="session")
-def server_in_process(repository, tmp_path_factory):
-    """Its preprocess step in the server's own process, as build_models.py has it for the embedded server."""
-    from server import TritonServer
-
-    root = tmp_path_factory.mktemp("in_process") / "repository"
-    shutil.copytree(repository, root)
-    in_process(root / "preprocess")
-    with TritonServer(root) as running:
-        yield running
+    return server_in_process
 
 
 @pytest.fixture(scope="session")

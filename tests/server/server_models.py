@@ -27,7 +27,7 @@ def write_model(root, text, name, script=None):
 
 def in_process(model):
     """A Python model that the embedded server runs in its own process."""
-    (model / "configs").mkdir()
+    (model / "configs").mkdir(exist_ok=True)
     text = (model / "config.pbtxt").read_text()
     assert 'backend: "python"' in text
     (model / "configs" / "embedded.pbtxt").write_text(text.replace('"python"', '"python_in_process"'))

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from certificates import ready, refused
 from manifests import IMAGE, ROOT, queries, selectors
+from server_models import in_process
 
 from kernels import native_library
 from server import TritonServer
@@ -109,6 +110,7 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
     version.mkdir(parents=True)
     (version / "model.py").write_text(SLOW)
     (version.parent / "config.pbtxt").write_text(FULL)
+    in_process(version.parent)
     with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0) as server:
         done = threading.Event()
 

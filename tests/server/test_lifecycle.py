@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from server_models import in_process
 
 from server import GaveUpError, OptionError, PortInUseError, ServerError, StartError, TritonServer
 from server.backends import build as backends
@@ -47,6 +48,10 @@ def backends_of(server):
     children = [(each, command_of(each)) for each in processes_of(os.getpid())]
     folder = str(server._runtime.folder)
     return [each for each, command in children if "triton_python_backend_stub" in command and folder in command]
+
+
+def tritonserver_of(server):
+    return psutil.Process(server._process.guard.pid).children()[0]
 
 
 def shm_of(prefix):
@@ -94,11 +99,11 @@ def folder_of(processes):
     return Path(text[: text.index("/", start + 1)].split("=")[-1].split(" ")[-1])
 
 
-def test_restart_after_a_backend_was_killed_and_after_one_hung(repository, classify, encode, tmp_path):
+def test_restart_after_a_backend_was_killed_and_after_one_hung(repository_of_processes, classify, encode, tmp_path):
     events = []
-    with TritonServer(
-        repository, probe_interval=0.5, probe_timeout=1.0, on_event=events.append, log_file=tmp_path / "log"
-    ) as server:
+    patience = {"probe_interval": 0.5, "probe_timeout": 1.0}
+    log = tmp_path / "log"
+    with TritonServer(repository_of_processes, on_event=events.append, log_file=log, **patience) as server:
         addresses = server.http_url, server.grpc_url
         backends_of(server)[0].kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
@@ -120,8 +125,8 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository, class
 
 def test_gives_up_in_the_end(light_repository):
     with TritonServer(light_repository, max_restarts=0) as server:
-        backends_of(server)[0].kill()
-        with pytest.raises(GaveUpError, match=r"failed 1 times .*backend process \d+ died"):
+        tritonserver_of(server).kill()
+        with pytest.raises(GaveUpError, match=r"failed 1 times .*tritonserver"):
             server.wait(30)
         assert not server.ready
 
@@ -163,8 +168,7 @@ def test_a_drain_ends_after_its_time(light_repository, sleep):
 
 def test_restart_after_tritonserver_was_killed(light_repository, sleep):
     with TritonServer(light_repository) as server:
-        tritonserver = psutil.Process(server._process.guard.pid).children()[0]
-        tritonserver.kill()
+        tritonserver_of(server).kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
 
@@ -178,7 +182,7 @@ def test_what_was_changed_since_the_start_is_not_served_after_a_restart(light_re
     events = []
     with TritonServer(root, on_event=events.append) as server:
         code.write_bytes(built + b"# changed")
-        backends_of(server)[0].kill()
+        tritonserver_of(server).kill()
         wait_until(lambda: len(events) == 2, 20, "refused")
         assert f"{code} is not what was built" in events[1]
         assert not server.ready
@@ -198,8 +202,8 @@ def test_a_server_that_was_stopped_is_not_started_again(light_repository):
         server.start()
 
 
-def test_sigterm_leaves_nothing(cli):
-    process = cli()
+def test_sigterm_leaves_nothing(cli, repository_of_processes):
+    process = cli(models=repository_of_processes)
     processes = processes_of(process.pid)
     folder = folder_of(processes)
     assert len(processes) == 4  # guard, tritonserver, two backend processes
@@ -296,6 +300,7 @@ def hanging_repository(light_repository, tmp_path):
     model = (root / "sleepy").rename(root / "classifier")
     text = (model / "config.pbtxt").read_text().replace('"sleepy"', '"classifier"').replace('"seconds"', '"image"')
     (model / "config.pbtxt").write_text(text.replace("TYPE_FP32", "TYPE_STRING", 1))
+    in_process(model)
     (tmp_path / "hang").touch()
     (model / "1" / "model.py").write_text(f"""
 import os, time
@@ -321,7 +326,7 @@ def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, 
 def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_repository, tmp_path):
     (tmp_path / "hang").unlink()
     with TritonServer(hanging_repository) as server:
-        backends_of(server)[0].kill()
+        tritonserver_of(server).kill()
         (tmp_path / "hang").touch()
         wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
         begun = time.monotonic()
@@ -373,23 +378,23 @@ def test_an_edit_without_effect_is_told(light_repository, tmp_path):
     root, events = tmp_path / "repository", []
     shutil.copytree(light_repository, root)
     model = next(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
-    (model / "configs").mkdir()
     text = (model / "config.pbtxt").read_bytes()
-    (model / "configs" / "embedded.pbtxt").write_bytes(replaced(text).encode() + text)
+    embedded = text.replace(b'"python"', b'"python_in_process"')
+    (model / "configs" / "embedded.pbtxt").write_bytes(replaced(text).encode() + embedded)
     (model / "config.pbtxt").write_bytes(text + b"\n")
     with TritonServer(root, on_event=events.append):
         assert [line.split(",")[0] for line in events] == [f"warning: {model.name}/config.pbtxt was changed"]
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_the_preprocess_step_has_its_library(repository, monkeypatch, built):
+def test_the_preprocess_step_has_its_library(repository_of_processes, monkeypatch, built):
     """Where there is none the server says so, and answers all the same."""
     current = backends.is_current
     monkeypatch.setattr(
         backends, "is_current", lambda library: current(library) if library is not backends.RESIZE else built
     )
     events = []
-    with TritonServer(repository, on_event=events.append) as server:
+    with TritonServer(repository_of_processes, on_event=events.append) as server:
         maps = [Path(f"/proc/{stub.pid}/maps").read_text() for stub in backends_of(server)]
     assert len(maps) == 2
     assert ["libwidefield_resize.so" in text for text in maps] == [built, built]

@@ -161,12 +161,12 @@ def test_opentelemetry(repository, encode):
 
 
 @pytest.mark.skipif(find_program("prometheus") is None, reason=missing("prometheus"))
-def test_prometheus_answers_every_panel_and_loads_every_rule(server, classify, encode, tmp_path):
+def test_prometheus_answers_every_panel_and_loads_every_rule(server_of_processes, classify, encode, tmp_path):
     """The real Prometheus with the deployed rules, on the real server's metrics; panels of a GPU are empty here."""
     (port,) = free_ports(["127.0.0.1"])
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [server.metrics_url]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [server_of_processes.metrics_url]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(RULES, tmp_path)
     command = [find_program("prometheus"), f"--config.file={tmp_path}/prometheus.yml"]
@@ -187,9 +187,9 @@ def test_prometheus_answers_every_panel_and_loads_every_rule(server, classify, e
             empty, end = set(wanted), time.monotonic() + 60
             while empty:
                 assert time.monotonic() < end, f"no data for {sorted(empty)}"
-                classify(server, [encode("red")])
+                classify(server_of_processes, [encode("red")])
                 with contextlib.suppress(InferenceServerException):
-                    classify(server, [b"no image"])
+                    classify(server_of_processes, [b"no image"])
                 with contextlib.suppress(OSError):
                     empty = {place for place in empty if not has_data(place)}
                 time.sleep(0.5)

@@ -205,18 +205,18 @@ def test_a_model_that_cannot_load_says_why(tmp_path, script, message):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("in_server", [False, True])
+@pytest.mark.parametrize("models", ["repository", "repository_of_processes"])
 @pytest.mark.parametrize(
     ("limit", "value", "reason"),
     [("max_pixels", 1599, "the image has 1600 pixels"), ("max_file_bytes", 90, r"the image is \d+ bytes")],
 )
-def test_a_limit_that_refuses_the_warm_up(repository, tmp_path, in_server, limit, value, reason):
+def test_a_limit_that_refuses_the_warm_up(request, tmp_path, models, limit, value, reason):
     """tritonserver would crash at its warm-up."""
     model = tmp_path / "preprocess"
-    shutil.copytree(repository / "preprocess", model)
+    shutil.copytree(request.getfixturevalue(models) / "preprocess", model)
     with (model / "config.pbtxt").open("a") as config:
         config.write(f'parameters {{ key: "{limit}" value {{ string_value: "{value}" }} }}\n')
-    if in_server:
+    if models == "repository":
         in_process(model)
     with pytest.raises(StartError, match=rf"refuse the warm-up's own picture, warmup/picture.*{reason}"):
         TritonServer(tmp_path).start()

@@ -30,7 +30,7 @@ def post(server, path, body, headers=None):
         connection.close()
 
 
-@pytest.fixture(params=["server_of_processes", "server_in_process"])
+@pytest.fixture(params=["server_in_process", "server_of_processes"])
 def server(request):
     """Whichever way the preprocess step runs, what is seen from outside is the same."""
     return request.getfixturevalue(request.param)

@@ -64,8 +64,8 @@ def test_each_setting_is_kept_if_it_gains():
 @pytest.mark.parametrize(("preprocess", "softmax", "tried"), [(16, 16, {4, 8, 16}), (16, 4, {4, 16}), (2, 8, {16})])
 def test_batches_that_another_step_would_refuse_are_not_tried(own, preprocess, softmax, tried):
     for name, size in (("preprocess", preprocess), ("softmax", softmax)):
-        path = own / name / "config.pbtxt"
-        path.write_text(path.read_text().replace("max_batch_size: 16", f"max_batch_size: {size}"))
+        for path in (own / name).rglob("*.pbtxt"):
+            path.write_text(path.read_text().replace("max_batch_size: 16", f"max_batch_size: {size}"))
     sizes = set()
 
     def score(settings):
