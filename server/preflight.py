@@ -47,15 +47,17 @@ def check_passed_on(options: Sequence[str]) -> None:
             raise OptionError("--allow-http is the launcher's, which asks the server over HTTP: leave it out")
 
 
-def check_numpy() -> None:
-    """The embedded server's Python backend answers empty tensors under numpy 2, silently."""
+def check_numpy(model: str) -> None:
+    """The embedded server's Python backend, which `model` names, answers empty tensors under numpy 2, silently."""
     try:
         version = importlib.metadata.version("numpy")
     except importlib.metadata.PackageNotFoundError:
         raise InstallationError('numpy is missing: pip install "numpy<2"') from None
     if int(version.split(".")[0]) >= 2:
         raise InstallationError(
-            f'numpy {version} makes the embedded tritonserver answer empty tensors: pip install "numpy<2"'
+            f"numpy {version} makes the embedded tritonserver answer empty tensors for model {model}: "
+            'pip install "numpy<2" (Python 3.12 or older), or let it run in the server\'s own process: '
+            f'its config.pbtxt copied to {model}/configs/embedded.pbtxt, with backend: "python_in_process"'
         )
 
 

@@ -146,8 +146,8 @@ class Runtime:
         return [str(self.installation.executable), "--disable-auto-complete-config", *arguments, *extra]
 
     def _assemble_backends(self) -> None:
-        if self.repository.first_of("python"):
-            check_numpy()
+        if model := self.repository.first_of("python"):
+            check_numpy(model)
         check_python_on_path(python_folder())
         stub = self.installation.stub(PYTHON_VERSION)
         self._link_libpython()

@@ -1,6 +1,7 @@
 """Throw-away certificates, and a gRPC server asked with them."""
 
 import datetime
+import inspect
 import ipaddress
 import ssl
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ class Authority:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"{self.folder.name} root")])
-        constraint = (x509.BasicConstraints(ca=True, path_length=0), True)
-        self.ca = self._write("ca.crt", self._signed(self._name, self._key.public_key(), 1, [constraint]))
+        usage = dict.fromkeys(inspect.signature(x509.KeyUsage).parameters, False) | {"key_cert_sign": True}
+        extensions = [(x509.BasicConstraints(ca=True, path_length=0), True), (x509.KeyUsage(**usage), True)]
+        self.ca = self._write("ca.crt", self._signed(self._name, self._key.public_key(), 1, extensions))
 
     def issue(self, name, days=1):
         """The paths of a new certificate for 127.0.0.1, valid for so many days from yesterday, and of its key."""
@@ -43,7 +45,11 @@ class Authority:
         begin = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
         builder = x509.CertificateBuilder(self._name, subject, public_key, x509.random_serial_number())
         builder = builder.not_valid_before(begin).not_valid_after(begin + datetime.timedelta(days=1 + days, minutes=-1))
-        for extension, critical in extensions:
+        identifiers = [  # Python 3.13 refuses certificates without
+            (x509.SubjectKeyIdentifier.from_public_key(public_key), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False),
+        ]
+        for extension, critical in identifiers + extensions:
             builder = builder.add_extension(extension, critical)
         return builder.sign(self._key, hashes.SHA256())
 
