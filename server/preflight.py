@@ -1,5 +1,6 @@
 """Checks before the start: what tritonserver would say late, in many lines or not at all, said early in one."""
 
+import ctypes
 import importlib.metadata
 import itertools
 import math
@@ -7,7 +8,6 @@ import os
 import random
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,15 +67,19 @@ def check_stub_libraries(stub: Path, environment: dict[str, str]) -> None:
         [str(stub)], env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"}, capture_output=True, text=True, check=False
     )
     missing = [line.split()[0] for line in listing.stdout.splitlines() if "not found" in line]
-    if not missing:
-        return
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if any(name.startswith("libpython") for name in missing):
+    if missing:
+        raise InstallationError(f"libraries of the Python backend are missing: {', '.join(missing)}")
+
+
+def check_libpython(name: str) -> None:
+    """tritonserver would crash where the dynamic loader does not find it."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
         raise InstallationError(
-            f"{missing[0]} is missing, the Python backend needs it: apt-get install libpython{version} "
+            f"{name} is missing, the Python backend needs it: apt-get install {name.partition('.so')[0]} "
             "(or use a Python built with --enable-shared)"
-        )
-    raise InstallationError(f"libraries of the Python backend are missing: {', '.join(missing)}")
+        ) from None
 
 
 def check_python_on_path(folder: Path) -> None:

@@ -16,7 +16,7 @@ from server.errors import InstallationError
 from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
-from server.preflight import check_numpy, check_python_on_path, check_stub_libraries
+from server.preflight import check_libpython, check_numpy, check_python_on_path, check_stub_libraries
 from server.private_folder import MARK, PrivateFolder
 from server.repository import Repository
 from server.tls import Tls
@@ -197,6 +197,8 @@ class Runtime:
         own = Path(sysconfig.get_config_var("LIBDIR") or "") / LIBPYTHON
         if own.is_file():
             (folder / LIBPYTHON).symlink_to(own)
+        else:
+            check_libpython(LIBPYTHON)
 
     def _write_preload_guard(self) -> None:
         """bash starts the stubs, and reads this file first: LD_PRELOAD is for tritonserver itself."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -136,6 +137,16 @@ def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
         assert "WIDEFIELD_LIBRARY=kept" in seen
     finally:
         runtime.remove()
+
+
+def test_libpython_missing(monkeypatch, tmp_path):
+    """Neither this Python's own nor the system's."""
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr("server.runtime.LIBPYTHON", "libpython3.77.so.1.0")
+    with pytest.raises(
+        InstallationError, match=r"^libpython3\.77\.so\.1\.0 is missing.*apt-get install libpython3\.77 "
+    ):
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
 
 
 def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
