@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,32 @@ def served_probabilities(server: TritonServer, paths: list[Path]) -> np.ndarray:
     return np.concatenate(answers)
 
 
-def servers() -> set[int]:
-    """Process ids of every tritonserver and backend stub on the machine."""
-    names = ("tritonserver", "triton_python_backend_stub"[:15])
-    return {p.pid for p in psutil.process_iter(["name"]) if p.info["name"].startswith(names)}
+def private_folders(temporary: Path) -> set[str]:
+    return {path.name for path in temporary.glob("widefield-*")}
 
 
-def shared_memory() -> set[str]:
-    """Files in /dev/shm; loky's are of the tests that run beside this one."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky")}
+def run_demo(models: Path, temporary: Path) -> tuple[str, set[str]]:
+    """What it says, and the names that its servers' private folders had."""
+    command = [sys.executable, "demo.py", "--repository", str(models)]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    folders: set[str] = set()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with ThreadPoolExecutor(1) as pool, subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as demo:
+        said = pool.submit(demo.communicate, timeout=240)
+        while not said.done():
+            folders |= private_folders(temporary)
+            time.sleep(0.1)
+    text = said.result()[0]
+    assert demo.returncode == 0, text
+    return text, folders
+
+
+def assert_nothing_left(folders: set[str], temporary: Path) -> None:
+    """Of servers with these private folders: no process, no shared memory, no folder."""
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    named = [*commands, *os.listdir("/dev/shm")]
+    assert not [each for each in named if any(folder in each for folder in folders)]
+    assert not private_folders(temporary)
 
 
 def test_served_accuracy_is_the_same_on_both_protocols(digits_server: TritonServer, held_out: list[Path]) -> None:
@@ -102,21 +120,19 @@ def test_command_line_answers_as_the_library_does(digits_server: TritonServer, h
 
 
 def test_demo_ends_by_itself_and_leaves_nothing(digits_checkpoint: Path, tmp_path: Path) -> None:
-    before, running = shared_memory(), servers()
+    models, temporary = tmp_path / "models", tmp_path / "tmp"
+    temporary.mkdir()
     started = time.time()
-    command = [sys.executable, "demo.py", "--repository", str(tmp_path / "models")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "gave the same answers" in done.stdout
+    said, folders = run_demo(models, temporary)
+    assert "gave the same answers" in said
     assert (ROOT / "runs/demo.png").stat().st_mtime >= started
-    assert servers() == running
-    assert shared_memory() <= before
-    built = {path: path.stat().st_mtime_ns for path in (tmp_path / "models").rglob("*.p*t*")}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "holds this checkpoint" in " ".join(again.stdout.split())  # a long path breaks the line
-    assert "gave the same answers" in again.stdout
+    built = {path: path.stat().st_mtime_ns for path in models.rglob("*.p*t*")}
+    said, more = run_demo(models, temporary)
+    assert "holds this checkpoint" in " ".join(said.split())  # a long path breaks the line
+    assert "gave the same answers" in said
     assert {path: path.stat().st_mtime_ns for path in built} == built
+    assert len(folders | more) == 2
+    assert_nothing_left(folders | more, temporary)
 
 
 @pytest.mark.parametrize("artifact", ["model.pt", "model.onnx"])
@@ -169,12 +185,13 @@ def test_the_log_names_the_request_whose_image_was_refused(digits_server: Triton
 def test_serve_stays_and_ctrl_c_leaves_nothing(
     digits_checkpoint: Path, digits_repository: Path, tmp_path: Path
 ) -> None:
-    before = shared_memory()
-    output = tmp_path / "output"
+    output, temporary = tmp_path / "output", tmp_path / "tmp"
+    temporary.mkdir()
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     with output.open("w") as file:
         command = [sys.executable, "demo.py", "--serve", "--repository", str(digits_repository), *ports]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 120
         while "client classify" not in output.read_text() and time.monotonic() < deadline and process.poll() is None:
@@ -186,6 +203,7 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(
         assert pasted.returncode == 0, pasted.stderr
         assert "%" in pasted.stdout
         children = psutil.Process(process.pid).children(recursive=True)
+        folders = private_folders(temporary)
         process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0, output.read_text()
     finally:
@@ -195,7 +213,8 @@ def test_serve_stays_and_ctrl_c_leaves_nothing(
     assert children, "no tritonserver was running"
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
-    assert shared_memory() <= before
+    assert len(folders) == 1
+    assert_nothing_left(folders, temporary)
 
 
 def test_record_and_labels_fit(digits_repository: Path) -> None:
