@@ -160,7 +160,6 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
             size_then, best_then = size.clone(), best_loss.clone()
             size = torch.where(halve, size / 2, size)
             x, gradient = (torch.where(column(halve), a, b) for a, b in ((best, x), (best_gradient, gradient)))
-            previous = torch.where(column(halve), best, previous)
             loss = torch.where(halve, best_loss, loss)
             raised.zero_()
             last_checkpoint = k

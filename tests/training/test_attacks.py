@@ -127,6 +127,49 @@ def test_apgd_finds_the_corner_of_a_linear_model(batch: tuple[Tensor, Tensor]) -
     torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-5)
 
 
+def points_of_the_paper(model: nn.Module, pixels: Tensor, target: Tensor, start: Tensor, steps: int) -> list[Tensor]:
+    """Algorithm 1 of Croce & Hein (ICML 2020) for one image: every point whose loss is taken."""
+
+    def at(x: Tensor) -> tuple[float, Tensor]:
+        x = x.clone().requires_grad_(True)
+        loss = F.cross_entropy(model(x), target)
+        return loss.item(), torch.autograd.grad(loss, x)[0].sign()
+
+    def inside(x: Tensor) -> Tensor:
+        return x.clamp(pixels - EPSILON, pixels + EPSILON).clamp(0, 1)
+
+    size, points, raised, since, halved, best_then = 2 * EPSILON, [start], 0, 0, False, at(start)[0]
+    best, previous, x = start, start, start
+    for k in range(1, steps + 1):
+        loss, sign = at(x)
+        z = inside(x + size * sign)
+        new = z if k == 1 else inside(x + 0.75 * (z - x) + 0.25 * (x - previous))
+        points.append(new)
+        raised, since = raised + (at(new)[0] > loss), since + 1
+        best = new if at(new)[0] > at(best)[0] else best
+        previous, x = x, new
+        if k in apgd_checkpoints(steps):
+            halved = raised < 0.75 * since or (not halved and at(best)[0] == best_then)
+            raised, since, best_then = 0, 0, at(best)[0]
+            if halved:
+                size, x = size / 2, best
+    return points
+
+
+def test_apgd_goes_where_the_papers_algorithm_goes(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+    model, pixels, steps = PixelModel(network, MEAN, STD).double(), batch[0].double(), 30
+    targets, visited = model(pixels).argmax(1), []
+    hook = model.register_forward_pre_hook(lambda _, inputs: visited.append(inputs[0].detach()))
+    apgd_ce(model, pixels, targets, EPSILON, steps=steps)
+    hook.remove()
+    for image, points in enumerate(torch.stack(visited, 1)):
+        one = slice(image, image + 1)
+        expected = points_of_the_paper(model, pixels[one], targets[one], points[:1], steps)
+        torch.testing.assert_close(points, torch.cat(expected))
+
+
 def test_modes_come_back(model: PixelModel) -> None:
     network = create_model("replknet_nano", 2).train()
     network.norm.eval()
