@@ -119,7 +119,8 @@ def apgd_ce(
 
     Steps of 2 epsilon with momentum 0.75 are halved, image by image, at checkpoints where fewer than 75 % of the steps
     raised the loss, or where neither the step nor the best loss has changed since the last one; then the image goes on
-    from its best point. Restarts as in `pgd`.
+    from its best point. As in the authors' code, an image that some step misclassifies keeps such a point, of these the
+    one of the highest loss; else the point of the highest loss. Restarts as in `pgd`.
     """
     _check(epsilon, steps, restarts)
     return _strongest(model, targets, lambda: _apgd_run(model, pixels, targets, epsilon, steps), restarts)
@@ -139,8 +140,9 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
 
     size = torch.full((len(pixels),), 2 * epsilon, device=pixels.device)  # [B]
     x = random_start(pixels, epsilon)
-    loss, gradient, _ = losses_and_gradient(model, x, targets)
+    loss, gradient, logits = losses_and_gradient(model, x, targets)
     best, best_loss, best_gradient = x.clone(), loss.clone(), gradient.clone()
+    wrong, wrong_loss = x, _loss_where_wrong(loss, logits, targets)
     previous, raised = x, torch.zeros_like(loss)
     size_then, best_then = size.clone(), best_loss.clone()
     checkpoints, last_checkpoint = apgd_checkpoints(steps), 0
@@ -149,7 +151,10 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
         momentum = 0.75 if k > 1 else 1.0  # the first step is a plain one
         moved = project(x + momentum * (z - x) + (1 - momentum) * (x - previous), pixels, epsilon)
         previous, x, loss_before = x, moved, loss
-        loss, gradient, _ = losses_and_gradient(model, x, targets)
+        loss, gradient, logits = losses_and_gradient(model, x, targets)
+        now_wrong_loss = _loss_where_wrong(loss, logits, targets)
+        wrong = torch.where(column(now_wrong_loss > wrong_loss), x, wrong)
+        wrong_loss = torch.maximum(wrong_loss, now_wrong_loss)
         raised += (loss > loss_before).to(raised)
         better = loss > best_loss
         best, best_gradient = (torch.where(column(better), a, b) for a, b in ((x, best), (gradient, best_gradient)))
@@ -163,7 +168,12 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
             loss = torch.where(halve, best_loss, loss)
             raised.zero_()
             last_checkpoint = k
-    return best
+    return torch.where(column(wrong_loss > -torch.inf), wrong, best)
+
+
+def _loss_where_wrong(losses: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """[B], -inf where the answer is right."""
+    return torch.where(logits.argmax(1) != targets, losses, -torch.inf)
 
 
 def _strongest(model: nn.Module, targets: Tensor, run: Callable[[], Tensor], restarts: int) -> Tensor:

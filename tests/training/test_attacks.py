@@ -170,6 +170,27 @@ def test_apgd_goes_where_the_papers_algorithm_goes(batch: tuple[Tensor, Tensor])
         torch.testing.assert_close(points, torch.cat(expected))
 
 
+class Between(nn.Module):
+    """Four classes by the mean pixel u, in epsilons above 1/2: class 1 is the answer from u = 0.55 on, class 0 below,
+    with the highest loss at 0.5."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        u = (pixels.mean((1, 2, 3)) - 0.5) / EPSILON
+        all_but_0, beyond = -1.5 + 2.8 * u, (u - 0.5).relu()
+        first = all_but_0 - 0.8 * beyond - 2.0 * (u - 0.6).relu()  # 0.1 from u = 0.6 on
+        others = all_but_0 - 12.6 * beyond
+        return torch.stack([torch.zeros_like(u), first, others, others], 1)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_apgd_keeps_a_misclassified_point_of_lower_loss(restarts: int) -> None:
+    pixels, targets, model = torch.full((2, 3, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64), Between()
+    losses = cross_entropy(model, torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1) * EPSILON + 0.5, targets.new_zeros(3))
+    assert losses[1] > losses[2] > losses[0]
+    adversarial = apgd_ce(model, pixels, targets, EPSILON, steps=30, restarts=restarts)
+    assert (model(adversarial).argmax(1) == 1).all()
+
+
 def test_modes_come_back(model: PixelModel) -> None:
     network = create_model("replknet_nano", 2).train()
     network.norm.eval()
