@@ -18,11 +18,11 @@ def masked_patch_loss_reference(
         mean = F.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
         square = F.avg_pool2d(image**2, window, 1, window // 2, count_include_pad=False)
         count = F.avg_pool2d(torch.ones_like(image), window, 1, window // 2, count_include_pad=True) * window**2
-        var = ((square - mean**2) * count / (count - 1)).clamp(min=0)
+        var = ((square - mean**2) * count / (count - 1).clamp(min=1)).clamp(min=0)
         target = (image - mean) / (var + 1e-6).sqrt()
     elif target_norm == "patch":  # over the pixels and channels of each patch
         patches = F.unfold(image, size, stride=size)  # [B,C*size*size,L]
-        var, mean = torch.var_mean(patches, dim=1, keepdim=True)
+        var, mean = torch.var_mean(patches, dim=1, keepdim=True, correction=min(1, patches.shape[1] - 1))
         target = F.fold((patches - mean) / (var + 1e-6).sqrt(), image.shape[2:], size, stride=size)
     pixels = mask.repeat_interleave(size, 1).repeat_interleave(size, 2).bool()  # [B,H,W]
     values = LOSSES[loss](F.pixel_shuffle(prediction, height // prediction.shape[2]), target, reduction="none")

@@ -92,6 +92,16 @@ def test_the_variance_does_not_cancel(norm):
     assert flat.item() == 0.0, "a flat target is 0, not a rounding error divided by 1e-3"
 
 
+@pytest.mark.parametrize(("norm", "side"), [("patch", 4), ("window", 1)])
+def test_a_single_value_is_its_own_mean(norm, side):
+    """It has no unbiased variance: the target is 0, in the specification as in the operator."""
+    prediction, image = torch.randn(2, 1, 1, side, side, dtype=torch.float64)
+    mask = torch.ones(1, side, side)
+    expected = prediction.abs().sum() / (side**2 + 1e-5)
+    for operation in (masked_patch_loss_reference, masked_patch_loss):
+        torch.testing.assert_close(operation(prediction, image, mask, "l1", norm, 3), expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("norm", NORMS)
