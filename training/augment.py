@@ -79,8 +79,10 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
     """RandAugment (Cubuk et al., 2020), PIL -> PIL of the same size.
 
     "nN-mM" (or "mM", N = 2): N draws with replacement from the paper's 14 operations at magnitude M of 0..30, identity
-    among them (torchvision's RandAugment). "rand-...": timm's variant with its own 15 operations, each applied half the
-    time, as RepLKNet's recipe has it. Raises `SettingsError` for anything else.
+    among them (torchvision's RandAugment). Where the paper's scale ends is in dispute: the authors' code
+    (tensorflow/tpu) divides by 10, so their M = 9 turns an image by 27 degrees and this one by 9; n2-m27 is nearest to
+    theirs. "rand-...": timm's variant, of 10 too, with its own 15 operations, each applied half the time, as RepLKNet's
+    recipe has it. Raises `SettingsError` for anything else.
     """
     grey = mean_colour(config)
     if found := re.fullmatch(r"(?:n(\d+)-)?m(\d+)", policy):
