@@ -4,7 +4,8 @@ token   (SimMIM, Xie et al., CVPR 2022) the stem's output is replaced by a learn
 sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0
         there, and every batch norm takes its statistics from the visible positions. A learned vector then fills the
         empty positions of the last map, and one large-kernel block brings them what their neighbours know (FCMAE, Woo
-        et al., CVPR 2023): a 1 x 1 decoder alone would see nothing there.
+        et al., CVPR 2023): a 1 x 1 decoder alone would see nothing there. SparK's own decoder is a U-Net over the maps
+        of all stages, and its loss is "l2" with the targets normalised by "patch".
 
 In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
 """

@@ -24,7 +24,8 @@ WATCHED = 64  # held-out images on which the accuracy under PGD-5 is looked at
 class FastAT(Supervised):
     """ "Fast is better than free" (Wong et al., ICLR 2020): train on one signed step from a random point of the ball.
 
-    The step is 1.25 epsilon, projected; epsilon in pixel units. Images are normalised with `mean` and `std`.
+    The step is 1.25 epsilon, projected; epsilon in pixel units. Images are normalised with `mean` and `std`. The attack
+    is made in evaluation mode, the authors' in training mode: batch statistics here are of what is trained on alone.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class OverfittingWatch:
     overfitting"); the checkpoint of the epoch before is then the one to keep. The best so far is a buffer of the
     learner, so that a resumed run stops where the uninterrupted one would. It is of models that have learnt something:
     one that gives every image the same answer is robust, and learning costs it that. The images are the same `WATCHED`
-    every time, evenly over `images`, each process a part of them, `batch_size` at a time.
+    every time, evenly over `images`, each process a part of them, `batch_size` at a time. (The authors' code compares
+    with the epoch before, on one batch of the training images.)
     """
 
     def __init__(self, learner: nn.Module, images: Images, batch_size: int, epsilon: float, drop: float = 0.2) -> None:
@@ -143,8 +145,8 @@ class use_auxiliary:  # noqa: N801
 class AdvProp(Supervised):
     """AdvProp (Xie et al., CVPR 2020): clean images on the main batch norms + attacked ones on auxiliary ones.
 
-    The attack is PGD on the auxiliary path in evaluation mode, `steps` of 1/255 from a random start (the paper:
-    epsilon 4/255, 5 steps). It is no defence: the main path alone is evaluated and served.
+    The attack is untargeted PGD on the auxiliary path in evaluation mode, `steps` of 1/255 from a random start (the
+    paper: epsilon 4/255, 5 steps). It is no defence: the main path alone is evaluated and served.
     """
 
     def __init__(

@@ -66,7 +66,8 @@ class CosineSupervised(Supervised):
 class HeadOnly(Supervised):
     """Classifier re-training (cRT; Kang et al., ICLR 2020): a new head on features that stay as they are.
 
-    The backbone is in evaluation mode, so its batch statistics stay too. Meant for a class-balanced sampler.
+    The backbone is in evaluation mode, so its batch statistics stay too (in the authors' code they go on). Meant for a
+    class-balanced sampler.
     """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:

@@ -56,7 +56,8 @@ class LDAM(ScheduledCriterion):
     """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019), on cosines.
 
     Cross entropy of scale * (cosine - margin of the true class); margins ~ n^(-1/4), the largest `max_margin`. From
-    `drw_start` of the run on (1: never) classes weigh by their effective number, beta 0.9999.
+    `drw_start` of the run on (1: never) classes weigh by their effective number, beta 0.9999; the mean stays that of
+    the batch, where the authors' code divides by the sum of its weights.
     """
 
     margins: Tensor

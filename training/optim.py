@@ -87,7 +87,11 @@ def make_optimizer(learner: nn.Module, model: nn.Module, config: LoopConfig) -> 
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: LoopConfig, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine, by optimiser step; a function of the step alone, so it has no state to save."""
+    """Linear warm-up, then a cosine, by optimiser step; a function of the step alone, so it has no state to save.
+
+    The first step has 1 % of the peak, the first one after the warm-up the peak. RepLKNet's authors begin at 0 and have
+    the peak one step earlier, with the same cosine; SimMIM's begin at 0.5 % and let the cosine run from the first step.
+    """
     steps = config.epochs * steps_per_epoch
     warmup = min(steps - 1, int(config.warmup_epochs * steps_per_epoch))
     return CosineLRScheduler(

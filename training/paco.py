@@ -83,8 +83,13 @@ class PaCo(Learner):
     """Learner of images [B,2,3,S,S], two views each.
 
     `generalized` is GPaCo: no momentum encoder, both views are anchors, the projection has three layers. Otherwise the
-    second view is a key of an encoder that follows the first by `momentum`. Raises `SettingsError` for sizes that
-    cannot be.
+    second view is a key of an encoder that follows the first by `momentum`.
+
+    Otherwise than in the authors' code both views are varied alike (theirs: RandAugment for the first, a weaker way for
+    the second, in GPaCo another with RandAugment), keys are not shuffled over the processes, and the projection has no
+    batch norm (theirs had one in PaCo). `smoothing` is 0 in their long-tailed GPaCo.
+
+    Raises `SettingsError` for sizes that cannot be.
     """
 
     prior: Tensor
