@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import masked_patch_loss
-from kernels.masked_patch_loss.vectorized import target_statistics
+from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
 from models.replknet import ConvFFN, RepLKBlock, RepLKNet
 
 MaskMode = Literal["token", "sparse"]
@@ -82,7 +82,7 @@ class MaskedPretrainer(nn.Module):
         if self.visible is not None and patch % STRIDE and STRIDE % patch:
             raise ValueError(f"patches of {patch} pixels: sparse mode has 4, 8, 16 or a multiple of {STRIDE}")
         masked = mask[:, None] != 0  # [B,1,h',w']
-        x = images.masked_fill(_repeat(masked, patch), 0.0)
+        x = images.masked_fill(repeat_patches(masked, patch), 0.0)
         if self.visible is not None:
             assert self.fill is not None
             self.visible.patches = ~masked
@@ -94,7 +94,7 @@ class MaskedPretrainer(nn.Module):
             return self.decoder(self.fill(features, visible))
         x = self.encoder.forward_stem(x)
         assert self.mask_token is not None
-        x = torch.where(_repeat(masked, patch // STEM_STRIDE), self.mask_token.to(x.dtype).view(1, -1, 1, 1), x)
+        x = torch.where(repeat_patches(masked, patch // STEM_STRIDE), self.mask_token.to(x.dtype).view(1, -1, 1, 1), x)
         return self.decoder(self.encoder.forward_stages(x))
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Visible:
         assert self.patches is not None
         rows = self.patches.shape[2]
         if height >= rows:
-            return _repeat(self.patches, height // rows)
+            return repeat_patches(self.patches, height // rows)
         return F.max_pool2d(self.patches.float(), rows // height) > 0
 
 
@@ -167,8 +167,3 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         scale = torch.rsqrt(var + self.eps) * self.weight
         out = centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return torch.where(visible, out, 0.0).to(x.dtype)
-
-
-def _repeat(mask: Tensor, times: int) -> Tensor:
-    """[B,1,h,w] -> [B,1,h*times,w*times]."""
-    return mask.repeat_interleave(times, 2).repeat_interleave(times, 3)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kernels.masked_patch_loss.vectorized import repeat_patches
 from models import MaskedPretrainer, ModelConfig
 from models.files import replace_file
 from training.augment import to_picture
@@ -24,7 +25,7 @@ def write_reconstructions(
     filled = model.reconstruct(images.contiguous(memory_format=torch.channels_last), masks)
     model.train(training)
     patch = images.shape[2] // masks.shape[1]
-    hidden = masks.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]  # [B,1,S,S]
+    hidden = repeat_patches(masks, patch)[:, None]  # [B,1,S,S]
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     seen = torch.where(hidden, (GREY - mean) / std, images)
     filled = torch.where(hidden, filled, images)

@@ -33,7 +33,7 @@ def masked_patch_loss_vectorized(
         cells = target.reshape(channels, h, stride, w, stride)
         out = direction[b] if direction.numel() else None
         if by_cell:
-            chosen = _repeat(masked[b], patch // stride).flatten().nonzero().squeeze(1)  # [n] cells
+            chosen = repeat_patches(masked[b], patch // stride).flatten().nonzero().squeeze(1)  # [n] cells
             rows = prediction[b].permute(1, 2, 0).view(h * w, -1)  # [h*w,C*s*s]
             wanted = cells[:, chosen // w, :, chosen % w, :].flatten(1)  # [n,C*s*s]
             d = rows[chosen].to(dtype) - wanted
@@ -43,7 +43,7 @@ def masked_patch_loss_vectorized(
                 out.permute(1, 2, 0).view(h * w, -1)[chosen] = _derivative(d, loss).to(out.dtype)
             continue
         shape = (channels, stride, stride, h, w)
-        pixels = _repeat(masked[b], patch).view(h, stride, w, stride).permute(1, 3, 0, 2)  # [s,s,h,w]
+        pixels = repeat_patches(masked[b], patch).view(h, stride, w, stride).permute(1, 3, 0, 2)  # [s,s,h,w]
         d = prediction[b].reshape(shape).to(dtype) - cells.permute(0, 2, 4, 1, 3)  # [C,s,s,h,w]
         d = torch.where(pixels, d, 0)
         sums.append(_sum(d, loss))
@@ -69,7 +69,7 @@ def target_statistics(image: Tensor, target_norm: str, patch: int, window: int) 
     if target_norm == "patch":
         squares = image.reshape(*batch, channels, height // patch, patch, width // patch, patch)
         var, mean = torch.var_mean(squares, dim=(-5, -3, -1), correction=min(1, channels * patch**2 - 1))  # [...,h',w']
-        return _repeat(mean, patch).unsqueeze(-3), _repeat((var + 1e-6).sqrt(), patch).unsqueeze(-3)
+        return repeat_patches(mean, patch).unsqueeze(-3), repeat_patches((var + 1e-6).sqrt(), patch).unsqueeze(-3)
     centre = image.double().mean((-2, -1), keepdim=True)
     x = image.double() - centre
     count = window_sums(x.new_ones(1, height, width), window)
@@ -89,8 +89,9 @@ def window_sums(x: Tensor, window: int) -> Tensor:
     return x
 
 
-def _repeat(mask: Tensor, times: int) -> Tensor:
-    return mask.repeat_interleave(times, -2).repeat_interleave(times, -1)
+def repeat_patches(patches: Tensor, times: int) -> Tensor:
+    """[...,h,w] -> [...,h*times,w*times]."""
+    return patches.repeat_interleave(times, -2).repeat_interleave(times, -1)
 
 
 def _sum(d: Tensor, loss: str) -> Tensor:
