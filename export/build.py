@@ -19,7 +19,7 @@ from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
 from models import WithClassMap, class_maps, reparameterize
-from models.weights import WEIGHTS_FILE
+from models.weights import weights_file
 
 __all__ = ["BuildOptions", "build"]
 
@@ -67,7 +67,7 @@ def build(options: BuildOptions) -> str:
             parities.append(check_parity("ONNX Runtime", eager, _OnnxBackbone(path), pixels, options.precision))
         return {
             "config": asdict(config),
-            "weights_sha256": sha256(_weights_file(options.weights)) if options.weights else None,
+            "weights_sha256": sha256(weights_file(options.weights)) if options.weights else None,
             "precision": options.precision,
             "torch": torch.__version__,
             "parity": [asdict(parity) for parity in parities],
@@ -110,7 +110,3 @@ def _warmup_image(pixels: Tensor, resize_size: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).resize(size).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def _weights_file(path: Path) -> Path:
-    return path / WEIGHTS_FILE if path.is_dir() else path

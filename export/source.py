@@ -7,9 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from kernels import native_library
-from models import ModelConfig, check_arch, checkpoint_config, count_classes, create_model, load_weights
+from models import ModelConfig, check_arch, classifier_config, create_model, load_weights
 from models.timm_models import is_timm
-from models.weights import CONFIG_FILE
 
 FORMATS = ("torchscript", "onnx")
 
@@ -65,17 +64,10 @@ def check_options(options: BuildOptions) -> None:
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
-    config = checkpoint_config(options.weights, options.arch or "")
-    if config is None:
-        if options.arch is None:
-            raise ValueError(
-                f"--arch is needed: no {CONFIG_FILE} lies beside {options.weights} that training has written"
-            )
-        config = _config_of_arch(options.arch, options)
-    if config.num_classes == 1:
-        raise ValueError(
-            "a model of 1 class answers nothing: fine-tune a pre-trained encoder (training.finetune) first"
-        )
+    if options.weights is not None:
+        config = classifier_config(options.weights, options.arch or "")
+    else:  # as many classes as labels
+        config = ModelConfig(options.arch or "", len(read_labels(options.labels)) if options.labels else 1000)
     for name in ("image_size", "crop_pct", "crop_mode"):
         if (value := getattr(options, name)) is not None:
             config = replace(config, **{name: value})
@@ -85,16 +77,6 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     if options.weights is not None:
         load_weights(model, options.weights)
     return model.eval(), config
-
-
-def _config_of_arch(arch: str, options: BuildOptions) -> ModelConfig:
-    """A plain weights file has as many classes as its head, random weights as many as labels, else ImageNet's 1000."""
-    count = None
-    if options.weights is not None:
-        count = count_classes(arch, options.weights)
-    elif options.labels is not None:
-        count = len(read_labels(options.labels))
-    return ModelConfig(arch=arch, num_classes=count or 1000)
 
 
 def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:

@@ -11,6 +11,7 @@ from models.replknet import RepLKNet
 from models.weights import (
     WeightsError,
     checkpoint_config,
+    classifier_config,
     count_classes,
     load_checkpoint,
     load_config,
@@ -30,6 +31,7 @@ __all__ = [
     "check_arch",
     "checkpoint_config",
     "class_maps",
+    "classifier_config",
     "count_classes",
     "count_macs",
     "count_parameters",

@@ -76,7 +76,7 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path}: {error}") from error
 
 
-def checkpoint_config(weights: Path | None, arch: str = "") -> ModelConfig | None:
+def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
     """That of the checkpoint folder in `weights`, or beside that file; None where there is none.
 
     Raises `WeightsError` for an `arch` that it does not hold, and as `load_config`.
@@ -87,6 +87,25 @@ def checkpoint_config(weights: Path | None, arch: str = "") -> ModelConfig | Non
     config = load_config(folder)
     if arch not in ("", config.arch):
         raise WeightsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
+    return config
+
+
+def classifier_config(weights: Path, arch: str) -> ModelConfig:
+    """`checkpoint_config`, else that of a published file of `arch`: as many classes as its head has, else 1000.
+
+    Raises `WeightsError` for a pre-trained encoder and where nothing says the architecture, else as `load_config`.
+    """
+    config = checkpoint_config(weights, arch)
+    if config is None:
+        if not weights.is_file():
+            return load_config(weights)  # which says what is not there
+        if not arch:
+            raise WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
+        config = ModelConfig(arch, count_classes(arch, weights) or 1000)
+    if config.num_classes == 1:
+        raise WeightsError(
+            f"{weights} is a pre-trained encoder and cannot classify: fine-tune it (training.finetune) first"
+        )
     return config
 
 
@@ -120,8 +139,7 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False)
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity.
     """
-    path = Path(path)
-    path, model = path / WEIGHTS_FILE if path.is_dir() else path, bare_model(model)
+    path, model = weights_file(Path(path)), bare_model(model)
     state = read_state(path, model.state_dict().keys())
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
@@ -140,6 +158,11 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False)
     if isinstance(model, RepLKNet) and target is not model:
         model.merge_branches()
     model.load_state_dict(state)
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the one in a checkpoint folder."""
+    return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def count_classes(arch: str, path: str | Path) -> int | None:

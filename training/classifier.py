@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from models import ModelConfig, checkpoint_config, count_classes, create_model, load_config, load_weights
+from models import ModelConfig, classifier_config, create_model, load_weights
 from training.data import open_images
 from training.settings import SettingsError
 
@@ -16,27 +16,13 @@ def load_classifier(
 
     A published file, beside which no config.json of ours lies, needs its `arch`. It has no labels: they are the numbers
     of the classes or, if `data` has as many labels by other names, those in their order (for ImageNet's folders,
-    n01440764 and so on, that is the published one). Raises `SettingsError` for an encoder, and where `arch` or labels
-    cannot be, `WeightsError`, `FileNotFoundError`.
+    n01440764 and so on, that is the published one). Raises `SettingsError` where those do not fit, and as
+    `models.classifier_config`.
     """
-    config = checkpoint_config(checkpoint, arch)
-    if config is None:
-        config = _published(checkpoint, arch)
-    if config.num_classes == 1:
-        raise SettingsError(
-            f"{checkpoint} is a pre-trained encoder, which answers nothing: fine-tune it (training.finetune) first"
-        )
+    config = classifier_config(checkpoint, arch)
     model = create_model(config.arch, config.num_classes, config.image_size)
     load_weights(model, checkpoint)
     return model.eval(), config, config.labels or _labels(checkpoint, config.num_classes, data)
-
-
-def _published(file: Path, arch: str) -> ModelConfig:
-    if not file.is_file():
-        return load_config(file)  # which says what is not there
-    if not arch:
-        raise SettingsError(f"--arch is needed: no config.json lies beside {file} that training has written")
-    return ModelConfig(arch, count_classes(arch, file) or 1000)
 
 
 def _labels(checkpoint: Path, num_classes: int, data: Path | None) -> list[str]:

@@ -55,7 +55,7 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     assert config == load_config(checkpoint)
     copy = tmp_path / "alone.safetensors"
     shutil.copy(checkpoint / "model.safetensors", copy)
-    with pytest.raises(ValueError, match=r"no config.json lies beside .*alone.safetensors"):
+    with pytest.raises(ValueError, match=r"no config\.json that training has written lies beside .*alone\.safetensors"):
         load_model(BuildOptions(weights=copy))
     for other in (None, '{"architecture": "replknet", "num_classes": 7}'):  # Hugging Face's
         if other is not None:
@@ -64,7 +64,7 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
         model, config = load_model(replace(options, crop_pct=1.0))
         assert (config.num_classes, config.crop_pct, config.crop_mode) == (5, 1.0, "squash")  # the head says how many
         assert model.head.out_features == 5
-    with pytest.raises(ValueError, match=r"--arch is needed: no config.json .* that training has written"):
+    with pytest.raises(ValueError, match=r"--arch is needed: no config\.json that training has written"):
         load_model(BuildOptions(weights=copy))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
@@ -75,7 +75,7 @@ def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:
     """Its checkpoint has an empty head of one class, whose probability is always 1."""
     folder = tmp_path / "pre-trained"
     save_checkpoint(folder, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1))
-    with pytest.raises(ValueError, match="1 class answers nothing: fine-tune"):
+    with pytest.raises(ValueError, match="pre-trained is a pre-trained encoder and cannot classify: fine-tune it"):
         build(BuildOptions(weights=folder, output=tmp_path / "models"))
     assert not (tmp_path / "models").exists()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import ModelConfig, create_model, save_checkpoint
+from models import ModelConfig, WeightsError, create_model, save_checkpoint
 from tests.training.test_splits import fill
 from training import attack, evaluate, explain
 from training.classifier import load_classifier
@@ -61,7 +61,7 @@ def test_a_part_of_the_classes_is_refused(published: Path, images: Path) -> None
 
 
 def test_what_a_file_is_must_be_said(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SettingsError, match=r"--arch is needed: no config\.json lies beside .*published\.pth"):
+    with pytest.raises(WeightsError, match=r"--arch is needed: no config\.json .* lies beside .*published\.pth"):
         load_classifier(published)
     with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist: a checkpoint folder holds"):
         load_classifier(tmp_path / "nowhere")

@@ -172,4 +172,4 @@ def test_a_pre_trained_encoder_is_named(
     images = "--images" if script is explain else "--data"
     options = ["--checkpoint", tmp_path, images, small_digits / "val", "--device", "cpu"]
     assert run(script, monkeypatch, *options) == 1
-    assert f"{tmp_path} is a pre-trained encoder, which answers nothing: fine-tune it" in capsys.readouterr().err
+    assert f"{tmp_path} is a pre-trained encoder and cannot classify: fine-tune it" in capsys.readouterr().err
