@@ -49,17 +49,21 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         raise DataError(f"{path} does not exist: name a list of images, or a folder")
     with path.open(**TEXT) as file:
         lines = csv.DictReader(file)
+        found: list[tuple[str, str]] = []
         try:
-            found = [(line["file"], line["label"]) for line in lines]
+            for line in lines:
+                found.append((line["file"], line["label"]))
+                if None in found[-1]:
+                    raise DataError(f"{path}, line {lines.line_num}, is cut short: give a file and its label")
         except (KeyError, csv.Error) as error:
             what = f"no column {error}" if isinstance(error, KeyError) else error
             raise DataError(f"{path} is no list of images ({what}): its first line is {','.join(COLUMNS)}") from error
     if not found:
         raise DataError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
     for name, _ in found:
-        if not os.path.exists(name or ""):
-            where = "if the data have moved" if os.path.isabs(name or "") else f"it is looked for in {os.getcwd()}"
-            raise DataError(f"{path} lists {name}, which is not there: {where}, mend the list's paths")
+        if not os.path.exists(name):
+            where = "if the data have moved" if os.path.isabs(name) else f"it is looked for in {os.getcwd()}"
+            raise DataError(f"{path} lists {name}, which is not there: {where}, correct the list's paths")
     return found
 
 

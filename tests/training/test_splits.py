@@ -158,10 +158,11 @@ def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
     [
         (
             "file,label\na.png,b\n",
-            r"lists a\.png, which is not there: it is looked for in /.*, mend the list",
+            r"lists a\.png, which is not there: it is looked for in /.*, correct the list",
         ),
         ("name,label\na,b\n", r"val\.csv is no list of images \(no column 'file'\): its first line is file,label"),
         ("file,label\n", r"val\.csv lists no image"),
+        ("file,label\n{here},ant\n{here}\n", r"val\.csv, line 3, is cut short: give a file and its label"),
         (
             "file,label\n/nowhere/a.png,ant\n",
             r"val\.csv lists /nowhere/a\.png, which is not there: if the data have moved",
