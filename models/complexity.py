@@ -6,6 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.modes import evaluating
+
 
 def count_parameters(model: nn.Module) -> int:
     """Learned numbers; the running statistics of batch norms are not among them."""
@@ -17,13 +19,9 @@ def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
 
     Runs on fake tensors: nothing is computed, wherever the model lies and however large it is.
     """
-    training = model.training
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # buffers that are not saved, too
-    try:
-        with FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
-            fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
-            dtype = next(model.parameters()).dtype
-            functional_call(model.eval(), fake, torch.empty(1, in_channels, image_size, image_size, dtype=dtype))
-    finally:
-        model.train(training)
+    with evaluating(model), FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+        dtype = next(model.parameters()).dtype
+        functional_call(model, fake, torch.empty(1, in_channels, image_size, image_size, dtype=dtype))
     return counter.get_total_flops() // 2  # it counts a multiplication and an addition as two

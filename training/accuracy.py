@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from models.modes import evaluating
 from training.settings import SettingsError
 
 
@@ -28,23 +29,20 @@ def count_answers(
     ranked: list[tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The confusion matrix [num_classes,num_classes], rows the truth, columns the answer; and how many images have
-    their class among the five highest logits []. Leaves `model` in the mode it was in. Raises as `answers`.
+    their class among the five highest logits []. Raises as `answers`.
 
     To `ranked` are appended the classes of each batch's images from the highest logit down [B,5 at most], and the
     probability of the first [B].
     """
-    training = model.training
-    model.eval()
     counts, in_top5 = torch.zeros(num_classes * num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    for images, targets in loader:
-        images = images.to(device, memory_format=torch.channels_last)  # [B,3,S,S]
-        logits = model(images).cpu()  # [B,num_classes]
-        counts += torch.bincount(targets * num_classes + answers(logits), minlength=num_classes * num_classes)
-        in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
-        if ranked is not None:
-            order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
-            ranked.append((order, logits.float().softmax(1).amax(1)))
-    model.train(training)
+    with evaluating(model):
+        for images, targets in loader:
+            logits = model(images.to(device, memory_format=torch.channels_last)).cpu()  # [B,num_classes]
+            counts += torch.bincount(targets * num_classes + answers(logits), minlength=num_classes * num_classes)
+            in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
+            if ranked is not None:
+                order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
+                ranked.append((order, logits.float().softmax(1).amax(1)))
     return counts.view(num_classes, num_classes), in_top5
 
 

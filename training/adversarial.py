@@ -1,5 +1,7 @@
 """Learners that train on attacks: Fast-AT, a defence, and AdvProp, which raises clean and corruption accuracy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from typing import Any, cast
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
 
-from training.attacks import PixelModel, evaluating, losses_and_gradient, pgd, project, random_start
+from models.modes import evaluating
+from training.attacks import PixelModel, losses_and_gradient, pgd, project, random_start
 from training.data import Images
 from training.distributed import all_sum
 from training.learners import Supervised
@@ -127,18 +130,16 @@ def strip_auxiliary(model: nn.Module) -> nn.Module:
     return plain
 
 
-class use_auxiliary:  # noqa: N801
-    """Context in which the batch norms of `model` are their auxiliary ones."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.norms = [module for module in model.modules() if isinstance(module, _Dual)]
-
-    def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.auxiliary_in_use = True
-
-    def __exit__(self, *_: Any) -> None:
-        for norm in self.norms:
+@contextmanager
+def use_auxiliary(model: nn.Module) -> Iterator[None]:
+    """Inside, the batch norms of `model` are their auxiliary ones."""
+    norms = [module for module in model.modules() if isinstance(module, _Dual)]
+    for norm in norms:
+        norm.auxiliary_in_use = True
+    try:
+        yield
+    finally:
+        for norm in norms:
             norm.auxiliary_in_use = False
 
 

@@ -5,8 +5,8 @@ it in evaluation mode unless the caller means otherwise. epsilon and step are in
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -38,18 +38,6 @@ class PixelModel(nn.Module):
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised images back to [0,1]."""
         return (images * self.std + self.mean).clamp(0, 1)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside, and in its own mode after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

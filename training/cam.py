@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models import RepLKNet, class_maps
 from models.class_map import channels_first
-from training.attacks import evaluating
+from models.modes import evaluating
 from training.settings import SettingsError
 
 Method = Literal["cam", "gradcam", "hirescam", "layercam"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.masked_patch_loss.vectorized import repeat_patches
 from models import MaskedPretrainer, ModelConfig
 from models.files import replace_file
+from models.modes import evaluating
 from training.augment import to_picture
 
 GREY = 0.5
@@ -20,10 +21,8 @@ def write_reconstructions(
     path: Path, model: MaskedPretrainer, images: Tensor, masks: Tensor, config: ModelConfig
 ) -> None:
     """A PNG with a row for each image [B,3,S,S]: whole, as the model sees it, and with the masked patches filled in."""
-    training = model.training
-    model.eval()
-    filled = model.reconstruct(images.contiguous(memory_format=torch.channels_last), masks)
-    model.train(training)
+    with evaluating(model):
+        filled = model.reconstruct(images.contiguous(memory_format=torch.channels_last), masks)
     patch = images.shape[2] // masks.shape[1]
     hidden = repeat_patches(masks, patch)[:, None]  # [B,1,S,S]
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))

@@ -23,6 +23,7 @@ from models import (
     load_weights,
     save_checkpoint,
 )
+from models.modes import evaluating
 from training import distributed
 from training.augment import eval_transform
 from training.checkpointing import checkpoint_blocks
@@ -129,14 +130,11 @@ def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
 @torch.no_grad()
 def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: str) -> float:
     """Mean over the images of all processes, running statistics, the images' fixed masks."""
-    training = model.training
-    model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for images, masks in loader:
-        images = images.to(device, memory_format=torch.channels_last)
-        value = model(images, masks.to(device))
-        total += torch.stack([value.double() * len(images), value.new_tensor(len(images), dtype=torch.float64)])
-    model.train(training)
+    with evaluating(model):
+        for images, masks in loader:
+            value = model(images.to(device, memory_format=torch.channels_last), masks.to(device))
+            total += torch.stack([value.double() * len(images), value.new_tensor(len(images), dtype=torch.float64)])
     loss_sum, count = distributed.all_sum(total).tolist()
     return loss_sum / count
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import create_model
-from training.attacks import PixelModel, apgd_ce, apgd_checkpoints, evaluating, fgsm, losses_and_gradient, pgd
+from training.attacks import PixelModel, apgd_ce, apgd_checkpoints, fgsm, losses_and_gradient, pgd
 from training.settings import SettingsError
 
 MEAN, STD = [0.1, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -189,15 +189,6 @@ def test_apgd_keeps_a_misclassified_point_of_lower_loss(restarts: int) -> None:
     assert losses[1] > losses[2] > losses[0]
     adversarial = apgd_ce(model, pixels, targets, EPSILON, steps=30, restarts=restarts)
     assert (model(adversarial).argmax(1) == 1).all()
-
-
-def test_modes_come_back(model: PixelModel) -> None:
-    network = create_model("replknet_nano", 2).train()
-    network.norm.eval()
-    with evaluating(network):
-        assert not any(module.training for module in network.modules())
-    assert network.training
-    assert not network.norm.training
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((1.5,), r"epsilon 1\.5"), ((0.1, 0), "steps 0")])
