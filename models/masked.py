@@ -111,10 +111,10 @@ class MaskedPretrainer(nn.Module):
 class FillEmpty(nn.Module):
     """Features [B,C,h,w], visible [B,1,h,w] -> [B,C,h,w]: a learned vector where nothing is visible, then one block."""
 
-    def __init__(self, channels: int, kernel_size: int = 7) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels), std=0.02))
-        self.block = RepLKBlock(channels, kernel_size, 3, 1.0, 0.0)
+        self.block = RepLKBlock(channels, 7, 3, 1.0, 0.0)
         self.ffn = ConvFFN(channels, 4 * channels, 0.0)
 
     def forward(self, features: Tensor, visible: Tensor) -> Tensor:

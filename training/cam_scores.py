@@ -6,15 +6,15 @@ from copy import deepcopy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from models import RepLKNet, head_names
 
 
-def blurred(images: Tensor, kernel_size: int = 11, sigma: float = 5.0) -> Tensor:
-    """What insertion starts from, as in the paper: a Gaussian blur."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    return gaussian_blur(images, [kernel_size, kernel_size], [sigma, sigma])
+def brightness_rank(maps: Tensor) -> Tensor:
+    """[B,H,W] -> [B,H,W], 0 for the brightest pixel of each map; equal ones in their order."""
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    return order.argsort(1).view_as(maps)
 
 
 @torch.no_grad()
@@ -22,11 +22,10 @@ def replacement_curve(
     model: nn.Module, start: Tensor, end: Tensor, maps: Tensor, targets: Tensor, steps: int = 20
 ) -> Tensor:
     """Probability [B,steps+1] of the target while `start` [B,3,H,W] becomes `end`, the map's brightest pixels first."""
-    batch, _, height, width = start.shape
-    rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)  # [B,H*W] 0 = brightest
+    rank = brightness_rank(maps)[:, None]  # [B,1,H,W]
     probabilities = []
     for step in range(steps + 1):
-        replaced = (rank < round(step / steps * height * width)).view(batch, 1, height, width)
+        replaced = rank < round(step / steps * rank[0].numel())
         logits = model(torch.where(replaced, end, start))
         probabilities.append(logits.softmax(1).gather(1, targets[:, None])[:, 0])
     return torch.stack(probabilities, 1)
@@ -37,14 +36,15 @@ def area_under(curve: Tensor) -> Tensor:
     return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
-def deletion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+def deletion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor) -> Tensor:
     """Area [B] under the target's probability while the brightest pixels become the mean: lower is better."""
-    return area_under(replacement_curve(model, images, torch.zeros_like(images), maps, targets, steps))
+    return area_under(replacement_curve(model, images, torch.zeros_like(images), maps, targets))
 
 
-def insertion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, steps: int = 20) -> Tensor:
+def insertion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor) -> Tensor:
     """Area [B] under the target's probability while a blurred image gets its pixels back: higher is better."""
-    return area_under(replacement_curve(model, blurred(images), images, maps, targets, steps))
+    blurred = gaussian_blur(images, [11, 11], [5.0, 5.0])  # the paper's
+    return area_under(replacement_curve(model, blurred, images, maps, targets))
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
@@ -77,19 +77,17 @@ def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def randomization_check(
-    model: nn.Module, explain: Callable[[nn.Module], Tensor], parts: tuple[str, ...] = ()
-) -> dict[str, float]:
+def randomization_check(model: nn.Module, explain: Callable[[nn.Module], Tensor]) -> dict[str, float]:
     """Mean rank correlation of the maps of `model` with those after its parts are randomised, one after the other.
 
     From the head down, each part stays random while the next one becomes so. A map that explains the model must change:
     a correlation near 1 means that it shows the image and not the model. The weights of a part are permuted, so that
-    their distribution stays. `parts`: empty, all of them down to the stem.
+    their distribution stays.
     """
     before, changed = explain(model), deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     result = {}
-    for part in parts or parts_from_the_head(model):
+    for part in parts_from_the_head(model):
         for parameter in changed.get_submodule(part).parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))

@@ -33,7 +33,7 @@ def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = Non
     return read
 
 
-def image_files(folder: Path, passed_over: Counter[str] | None = None) -> list[Path]:
+def image_files(folder: Path, passed_over: Counter[str]) -> list[Path]:
     """Every image at any depth, in order; links to folders are followed, each folder is read once.
 
     Raises `OSError` for a folder that cannot be read.

@@ -13,6 +13,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import splu
 from torch import Tensor, nn
 
+from training.cam_scores import brightness_rank
+
 PERCENTILES = (20, 40, 60, 80)
 NEIGHBOURS = {(i, j): 1 / 6 if i == 0 or j == 0 else 1 / 12 for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)}
 
@@ -66,14 +68,13 @@ def road(
     Half the probability of the target without the p % least relevant pixels, less that without the p % most relevant
     ones, the mean over `percentiles`. images [B,3,H,W] normalised, maps [B,H,W]. At least one pixel always stays.
     """
-    batch, _, height, width = images.shape
-    rank = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1)  # [B,H*W] 0 = most relevant
-    rank = rank.view(batch, height, width)
+    rank = brightness_rank(maps)  # [B,H,W]
+    pixels = rank[0].numel()
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(batch, dtype=images.dtype, device=images.device)
+    total = images.new_zeros(len(images))
     for percentile in percentiles:
-        count = min(round(percentile / 100 * height * width), height * width - 1)
-        for sign, removed in ((-1, rank < count), (1, rank >= height * width - count)):
+        count = min(round(percentile / 100 * pixels), pixels - 1)
+        for sign, removed in ((-1, rank < count), (1, rank >= pixels - count)):
             filled = [impute(*pair, noise, generator) for pair in zip(images, removed, strict=True)]
             probabilities = model(torch.stack(filled)).softmax(1)
             total += sign * probabilities.gather(1, targets[:, None])[:, 0]

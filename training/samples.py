@@ -36,13 +36,13 @@ def write_digits(folder: str | Path) -> Path:
     return folder
 
 
-def _held_out(targets: np.ndarray, share: float = 0.2) -> set[int]:
-    """Indices of `share` of every class; RandomState's stream is frozen across versions of NumPy."""
+def _held_out(targets: np.ndarray) -> set[int]:
+    """Indices of a fifth of every class; RandomState's stream is frozen across versions of NumPy."""
     random = np.random.RandomState(0)
     chosen: set[int] = set()
     for target in np.unique(targets):
         members = random.permutation(np.flatnonzero(targets == target))
-        chosen.update(members[: round(share * len(members))].tolist())
+        chosen.update(members[: round(0.2 * len(members))].tolist())
     return chosen
 
 

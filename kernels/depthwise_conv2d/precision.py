@@ -9,10 +9,6 @@ PRECISIONS = ("ieee", "tf32", "tf32x3")
 _precision = "ieee"
 
 
-def get_float32_precision() -> str:
-    return _precision
-
-
 def precision_of(dtype: torch.dtype) -> str:
     """What products of `dtype` are computed in: the setting is float32's alone."""
     return _precision if dtype == torch.float32 else "ieee"
@@ -37,7 +33,7 @@ def set_float32_precision(precision: str) -> None:
 @contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
     """`set_float32_precision` for a block: `with kernels.float32_precision("tf32x3"): loss(model(x)).backward()`."""
-    before = get_float32_precision()
+    before = _precision
     set_float32_precision(precision)
     try:
         yield

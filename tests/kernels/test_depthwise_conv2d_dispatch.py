@@ -121,7 +121,7 @@ def test_float32_precision_reaches_every_kernel(taken):
     assert [launch[2] for launch in taken] == ["tf32", "tf32x3", "ieee"]
     try:
         set_float32_precision("tf32")
-        assert precision.get_float32_precision() == "tf32"
+        assert precision.precision_of(torch.float32) == "tf32"
     finally:
         set_float32_precision("ieee")
     with pytest.raises(ValueError, match="bf16"):
