@@ -21,6 +21,9 @@ BACKBONE_BATCHES = (4, 1)
 QUEUE_SECONDS = 5.0
 QUEUE_REQUESTS = 1024
 WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver reads a string tensor
+ENSEMBLES = ("classifier", "classifier_explained")
+EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
+REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
 
 
 @dataclass(frozen=True)
@@ -168,14 +171,14 @@ def softmax_config(spec: ServingSpec) -> str:
     )
 
 
-def _ensemble(name: str, spec: ServingSpec, explained: bool) -> str:
-    def step(model: str, source: dict[str, str], result: dict[str, str]) -> dict[str, Any]:
-        return {"model_name": model, "model_version": -1, "input_map": source, "output_map": result}
+def _ensemble(name: str, spec: ServingSpec, class_map: tuple[int, int] | None) -> str:
+    def step(model: str, source: str, *results: str) -> dict[str, Any]:
+        maps = {"input_map": {source: source}, "output_map": {result: result for result in results}}
+        return {"model_name": model, "model_version": -1, **maps}
 
-    maps = {"class_map": "class_map"} if explained else {}
     outputs = [{**_tensor("probabilities", "FP32", [spec.num_classes]), "label_filename": "labels.txt"}]
-    if explained and spec.class_map is not None:
-        outputs.append(_tensor("class_map", "FP32", list(spec.class_map)))
+    if class_map is not None:
+        outputs.append(_tensor("class_map", "FP32", list(class_map)))
     return _text(
         name=name,
         platform="ensemble",
@@ -184,9 +187,9 @@ def _ensemble(name: str, spec: ServingSpec, explained: bool) -> str:
         output=outputs,
         ensemble_scheduling={
             "step": [
-                step("preprocess", {"image": "image"}, {"pixels": "pixels"}),
-                step("backbone", {"pixels": "pixels"}, {"logits": "logits"} | maps),
-                step("softmax", {"logits": "logits"}, {"probabilities": "probabilities"}),
+                step("preprocess", "image", "pixels"),
+                step("backbone", "pixels", "logits", *(["class_map"] if class_map else [])),
+                step("softmax", "logits", "probabilities"),
             ]
         },
     )
@@ -198,16 +201,11 @@ def configs(spec: ServingSpec) -> dict[str, str]:
         "preprocess": preprocess_config(spec),
         "backbone": backbone_config(spec),
         "softmax": softmax_config(spec),
-        "classifier": _ensemble("classifier", spec, explained=False),
+        "classifier": _ensemble("classifier", spec, None),
     }
     if spec.class_map is not None:  # the same steps, and the backbone's second output: nobody else pays for it
-        texts["classifier_explained"] = _ensemble("classifier_explained", spec, explained=True)
+        texts["classifier_explained"] = _ensemble("classifier_explained", spec, spec.class_map)
     return texts
-
-
-ENSEMBLES = ("classifier", "classifier_explained")
-EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
-REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
 
 
 def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:

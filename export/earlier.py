@@ -42,17 +42,16 @@ def unused_number(model: Path) -> int:
 
 def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
     """Why the new configs cannot serve the versions that are there, images prepared as for them; empty if they can."""
-    files = [
-        repository / name for name in ("backbone/config.pbtxt", "preprocess/config.pbtxt", "classifier/labels.txt")
-    ]
-    for path in files:
+    backbone, preprocess = (repository / model / "config.pbtxt" for model in ("backbone", "preprocess"))
+    served_labels = repository / "classifier" / "labels.txt"
+    for path in (backbone, preprocess, served_labels):
         if not path.exists():
             return f"{path}, which says how they were served, is missing"
-    was = _served(_read(files[0]), _read(files[1]))
+    was = _served(_read(backbone), _read(preprocess))
     now = _served(_parse(backbone_config(spec)), _parse(preprocess_config(spec)))
     names = [name for name in {**now, **was} if now.get(name) != was.get(name)]
     reasons = [f"{name} {now.get(name, 'not set')} (was {was.get(name, 'not set')})" for name in names]
-    if files[2].read_bytes() != labels_file(labels):
+    if served_labels.read_bytes() != labels_file(labels):
         reasons.append("other labels")
     return ", ".join(reasons)
 

@@ -50,10 +50,10 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     if folder is None:
         paths = sample_photographs()
     else:
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paths = sorted(path for path in found if not path.name.startswith("."))  # ._a.png is a Mac's, and no image
         if not folder.is_dir():
-            raise FileNotFoundError(f"--parity-images {folder} is no folder")
+            raise FileNotFoundError(f"--parity-images {folder} is not a folder")
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(path for path in found if not path.name.startswith("."))  # ._a.png: macOS's, not an image
         if not paths:
             raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     paths = [paths[i * len(paths) // count] for i in range(count)] if len(paths) >= count else paths

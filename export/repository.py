@@ -78,7 +78,8 @@ def _write_constant_parts(
     stage: Path, texts: dict[str, str], embedded: dict[str, str], labels: list[str], warmup_image: bytes
 ) -> None:
     for name, text in texts.items():
-        (stage / name / "1").mkdir(parents=True, exist_ok=True) if name != "backbone" else None
+        if name != "backbone":  # whose versions are written by then
+            (stage / name / "1").mkdir(parents=True, exist_ok=True)
         _replace(stage / name / "config.pbtxt", text.encode())
     for name, text in embedded.items():
         (stage / name / EMBEDDED).parent.mkdir(exist_ok=True)

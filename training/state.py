@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from models.files import lock_folder, replace_file
-from models.weights import WEIGHTS_FILE, first_line
+from models.weight_files import first_line
+from models.weights import WEIGHTS_FILE
 from training import distributed
 from training.lists import VAL_LIST
 from training.logs import LOG_FILE

@@ -6,9 +6,7 @@ LOSSES = ("l1", "smooth_l1", "l2")
 TARGET_NORMS = ("none", "window", "patch")
 
 
-def check_arguments(
-    prediction: Tensor, image: Tensor, mask: Tensor, loss: str = "l1", target_norm: str = "none", window: int = 47
-) -> None:
+def check_arguments(prediction: Tensor, image: Tensor, mask: Tensor, loss: str, target_norm: str, window: int) -> None:
     """Raises `ValueError` for what the operation is not defined on."""
     for name, tensor, dims in (("prediction", prediction, 4), ("image", image, 4), ("mask", mask, 3)):
         if tensor.dim() != dims:

@@ -87,7 +87,7 @@ def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.png").rename(tmp_path / "._whole.png")
     with pytest.raises(FileNotFoundError, match="holds no image"):
         real_pixels(tmp_path, SIZE)
-    with pytest.raises(FileNotFoundError, match=r"--parity-images .*nope is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"--parity-images .*nope is not a folder"):
         real_pixels(tmp_path / "nope", SIZE)
 
 
