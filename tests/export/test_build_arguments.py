@@ -118,5 +118,5 @@ def test_help_says_what_no_threads_are(capsys: pytest.CaptureFixture) -> None:
     assert "(default: 0, all cores that this build may use)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_command_line_reads_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_line_reads_lists() -> None:
     assert parse_arguments(["--format", "torchscript, onnx"]).formats == ("torchscript", "onnx")

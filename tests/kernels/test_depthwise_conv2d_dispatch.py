@@ -99,7 +99,7 @@ def test_a_filter_without_a_tile_has_pytorch_s_gradient(taken, dtype, kernel_siz
     assert [launch[:2] for launch in taken] == [("grad_weight", (4, 1, *least))]
 
 
-def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(taken, monkeypatch):
+def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(taken):
     """By the tensor cores' kernels themselves; for others it is turned before."""
     grad, weight = torch.randn(1, 4, 6, 6), torch.randn(4, 1, 5, 7)
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -37,7 +37,7 @@ def test_compiled_on_the_gpu(problem, case, dtype, layout):
 
 @gpu
 @pytest.mark.gpu
-def test_native_cubins_on_the_gpu(tmp_path):
+def test_native_cubins_on_the_gpu():
     """A process with the library alone: the ahead-of-time path of every type, layout and activation, on two streams."""
     script = ROOT / "tests/kernels/native_gpu.py"
     library = ROOT / "kernels/native/lib/libwidefield.so"

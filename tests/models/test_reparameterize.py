@@ -37,10 +37,6 @@ def reduced(arch: str, **kwargs: object) -> RepLKNet:
     return randomise(create_model(arch, **{**sizes, **kwargs}))
 
 
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("size", [(64, 64), (37, 51)])

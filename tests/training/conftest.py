@@ -9,9 +9,9 @@ import torch
 
 from models import create_model
 from models.replknet import RepLKNet
+from tests.training.runs import few_digits
 from training.config import Config
 from training.presets import PRESETS
-from training.samples import write_digits
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,14 +25,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tenth of the digits 0, 1 and 4: 32 of each to train on, 8 held out."""
-    digits = write_digits(tmp_path_factory.mktemp("all") / "digits")
-    small = tmp_path_factory.mktemp("small")
-    for part, count in (("train", 32), ("val", 8)):
-        for label in ("0", "1", "4"):
-            (small / part / label).mkdir(parents=True)
-            for path in sorted((digits / part / label).iterdir())[:count]:
-                (small / part / label / path.name).write_bytes(path.read_bytes())
-    return small
+    return few_digits(tmp_path_factory.mktemp("small"), ("0", "1", "4"))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Runs that are cut off and compared: what the tests of resumption, of signals and of a full disk share."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import training.loop
 from models import load_checkpoint
 from training.config import Config
 from training.randomness import STEP
+from training.samples import write_digits
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(quiet=True)
@@ -27,6 +29,19 @@ class Killed(BaseException):
 
 def die(*_: object, **__: object) -> None:
     raise Killed
+
+
+def few_digits(folder: Path, labels: tuple[str, ...]) -> Path:
+    """`folder`/{train,val}/LABEL: 32 digits of each label to train on, 8 held out."""
+    digits = write_digits(folder / "all")
+    for part, count in (("train", 32), ("val", 8)):
+        for label in labels:
+            (folder / part).mkdir(exist_ok=True)
+            shutil.copytree(digits / part / label, folder / part / label)
+            for path in sorted((folder / part / label).iterdir())[count:]:
+                path.unlink()
+    shutil.rmtree(digits)
+    return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,6 @@
 """Learners that train on attacks: Fast-AT and AdvProp."""
 
 import json
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from models import create_model, load_checkpoint, reparameterize
-from tests.training.runs import QUIET, Killed, before_step, die
+from tests.training.runs import QUIET, Killed, Tiny, before_step, die
 from training import adversarial
 from training.adversarial import AdvProp, FastAT, OverfittingWatch, add_auxiliary, strip_auxiliary, use_auxiliary
 from training.attacks import PixelModel
-from training.config import Config
 from training.finetune import train
 from training.learners import CrossEntropy
 from training.loop import StopTraining
@@ -165,7 +163,7 @@ class Labelled(TensorDataset):
 
 
 def test_the_watch_sees_the_same_images_of_all_classes(
-    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """val/ lies class by class: its first batch would be of one. In each epoch, in a resumed one, and whatever the
     batch size."""
@@ -213,9 +211,7 @@ def test_an_answer_that_is_always_the_same_is_no_robustness() -> None:
         watch(model, "cpu")
 
 
-def test_catastrophic_overfitting_stops_the_run(
-    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_catastrophic_overfitting_stops_the_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = OverfittingWatch(nn.Module(), Labelled(torch.zeros(3, 3, 4, 4), [0, 1, 2]), 2, EPSILON, drop=0.2)
     for accuracy in (0.1, 0.5, 0.35):
         watch.check(accuracy)

@@ -60,7 +60,7 @@ def test_a_part_of_the_classes_is_refused(published: Path, images: Path) -> None
         load_classifier(published, "replknet_nano", images)
 
 
-def test_what_a_file_is_must_be_said(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_a_file_is_must_be_said(published: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"--arch is needed: no config\.json .* lies beside .*published\.pth"):
         load_classifier(published)
     with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist: a checkpoint folder holds"):

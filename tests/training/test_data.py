@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from models import ModelConfig
+from tests.training.test_splits import fill
 from training.augment import AugmentConfig, eval_transform, train_transform
 from training.data import Unlabelled, image_folder
 from training.images import DataError, load_image
@@ -106,16 +107,8 @@ def test_digits_are_never_mirrored() -> None:
     assert not all(left_is_brighter("crop"))
 
 
-def make_folder(root: Path, **labels: int) -> Path:
-    for label, count in labels.items():
-        (root / label).mkdir(parents=True)
-        for index in range(count):
-            Image.new("L", (9, 9), index).save(root / label / f"{index}.png")
-    return root
-
-
 def test_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    folder = fill(tmp_path / "images", cat=2, ant=1)
     dataset = image_folder(folder, eval_transform(CONFIG), ["cat", "dog", "ant"])
     assert sorted(dataset.targets) == [0, 0, 2]
     assert {Path(path).parent.name: target for path, target in dataset.samples} == {"cat": 0, "ant": 2}
@@ -124,11 +117,11 @@ def test_labels_fix_the_order_of_the_classes(tmp_path: Path) -> None:
 
 def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
     """A notebook leaves .ipynb_checkpoints, macOS ._FILE; what lies below a hidden folder may be data."""
-    folder = make_folder(tmp_path / ".cache" / "images", cat=2, ant=1)
-    make_folder(folder, **{".ipynb_checkpoints": 0})
-    make_folder(folder / "cat", **{".ipynb_checkpoints": 3})
-    make_folder(folder, **{"__MACOSX": 1})  # what an archive made on macOS unpacks to
-    make_folder(folder / "ant" / "__MACOSX", x=1)
+    folder = fill(tmp_path / ".cache" / "images", cat=2, ant=1)
+    fill(folder, **{".ipynb_checkpoints": 0})
+    fill(folder / "cat", **{".ipynb_checkpoints": 3})
+    fill(folder, **{"__MACOSX": 1})  # what an archive made on macOS unpacks to
+    fill(folder / "ant" / "__MACOSX", x=1)
     (folder / "ant" / "._0.png").write_bytes(b"no image")
     for labels in (None, ["ant", "cat"]):
         dataset = image_folder(folder, None, labels)
@@ -139,13 +132,13 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -
         "cat/0.png",
         "cat/1.png",
     ]
-    make_folder(tmp_path / "only", **{".ipynb_checkpoints": 1})
+    fill(tmp_path / "only", **{".ipynb_checkpoints": 1})
     with pytest.raises(DataError, match=r"only holds no folder: images are expected in .*only/LABEL/FILE"):
         image_folder(tmp_path / "only", None)
 
 
 def test_bad_folders_are_named(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    folder = fill(tmp_path / "images", cat=2, ant=1)
     with pytest.raises(DataError, match=r"cat is not one of the 1 labels \(ant\): rename or remove it"):
         image_folder(folder, None, ["ant"])
     with pytest.raises(DataError, match="nowhere is no folder"):
@@ -164,7 +157,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "images", cat=2, ant=1)
+    folder = fill(tmp_path / "images", cat=2, ant=1)
     for name in ("cat/a.gif", "cat/b.GIF", "ant/deep/c.heic", "ant/notes", "ant/._d.gif", "e.png", "f.gif"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -228,7 +221,7 @@ def test_images_are_rgb_and_upright(tmp_path: Path) -> None:
 
 
 def test_loader_shuffles_by_seed_and_keeps_small_sets(tmp_path: Path) -> None:
-    folder = make_folder(tmp_path / "images", a=5, b=5)
+    folder = fill(tmp_path / "images", a=5, b=5)
     dataset = image_folder(folder, eval_transform(CONFIG))
 
     def order(seed: int, train: bool = True, batch_size: int = 4) -> list[int]:

@@ -213,9 +213,7 @@ def test_equal_logits_are_answered_and_ranked_alike() -> None:
     assert ranked[0][0].tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
-def test_predictions_of_shards_name_their_members(
-    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predictions_of_shards_name_their_members(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
     (tmp_path / "a.cls").write_text("2")
     with tarfile.open(tmp_path / "0.tar", "w") as shard:
         shard.add(next((small_digits / "val" / "4").iterdir()), "a.png")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from tests.training.runs import QUIET, ROOT
 from training import attack as attack_script
 from training import evaluate as evaluate_script
 from training import explain as explain_script
@@ -27,24 +27,8 @@ from training.evaluate import evaluate
 from training.finetune import PRESETS, Config, make_model, parse_arguments, train
 from training.images import DataError
 from training.loop import DivergenceError
-from training.samples import write_digits
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = 10
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tenth of the digits 0, 1 and 4."""
-    digits = write_digits(tmp_path_factory.mktemp("all") / "digits")
-    small = tmp_path_factory.mktemp("small")
-    for part, count in (("train", 32), ("val", 8)):
-        for label in ("0", "1", "4"):
-            (small / part / label).mkdir(parents=True)
-            for path in sorted((digits / part / label).iterdir())[:count]:
-                (small / part / label / path.name).write_bytes(path.read_bytes())
-    return small
 
 
 def tiny(data: Path, output: Path, **changes: object) -> Config:
@@ -57,9 +41,9 @@ def records(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def run(small_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     output = tmp_path_factory.mktemp("run") / "out"
-    return output, train(tiny(data, output), QUIET)
+    return output, train(tiny(small_digits, output), QUIET)
 
 
 def test_loss_falls_and_it_learns(run: tuple[Path, float]) -> None:
@@ -71,7 +55,7 @@ def test_loss_falls_and_it_learns(run: tuple[Path, float]) -> None:
     assert log[-1]["step"] == EPOCHS * (96 // 16)
 
 
-def test_checkpoint_is_whole_and_is_what_was_measured(run: tuple[Path, float], data: Path) -> None:
+def test_checkpoint_is_whole_and_is_what_was_measured(run: tuple[Path, float], small_digits: Path) -> None:
     output, accuracy = run
     assert sorted(path.name for path in output.iterdir()) == [
         "args.json",
@@ -85,23 +69,25 @@ def test_checkpoint_is_whole_and_is_what_was_measured(run: tuple[Path, float], d
     assert json.loads((output / "args.json").read_text())["seed"] == 0
     for deploy in (False, True):
         confusion, labels, _ = evaluate(
-            EvaluateConfig(checkpoint=output, data=data / "val", deploy=deploy, device="cpu")
+            EvaluateConfig(checkpoint=output, data=small_digits / "val", deploy=deploy, device="cpu")
         )
         assert top1(confusion) == accuracy
         assert labels == config.labels
 
 
-def test_same_seed_same_weights(run: tuple[Path, float], data: Path, tmp_path: Path) -> None:
+def test_same_seed_same_weights(run: tuple[Path, float], small_digits: Path, tmp_path: Path) -> None:
     first, _ = load_checkpoint(run[0])
-    train(tiny(data, tmp_path / "again"), QUIET)
+    train(tiny(small_digits, tmp_path / "again"), QUIET)
     again, _ = load_checkpoint(tmp_path / "again")
-    train(tiny(data, tmp_path / "other", seed=1, epochs=1), QUIET)
+    train(tiny(small_digits, tmp_path / "other", seed=1, epochs=1), QUIET)
     other, _ = load_checkpoint(tmp_path / "other")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
-def test_held_out_images_are_never_trained_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_images_are_never_trained_on(
+    small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import training.data
 
     opened: dict[str, int] = {}
@@ -113,16 +99,16 @@ def test_held_out_images_are_never_trained_on(data: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(training.data, "load_image", spy)
     monkeypatch.setattr(finetune, "count_answers", lambda *_: (torch.eye(3), torch.tensor(3)))  # no evaluation
-    train(tiny(data, tmp_path / "run", epochs=1), QUIET)
+    train(tiny(small_digits, tmp_path / "run", epochs=1), QUIET)
     assert len(opened) == 96
-    assert all((data / "train") in Path(path).parents for path in opened)
+    assert all((small_digits / "train") in Path(path).parents for path in opened)
 
 
-def test_headers_of_shards_are_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_shards_are_read_once(small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("train", "val"):
         (tmp_path / part).mkdir()
         with tarfile.open(tmp_path / part / "0.tar", "w") as shard:
-            for path in sorted((data / part).glob("*/*")):
+            for path in sorted((small_digits / part).glob("*/*")):
                 (tmp_path / "class.json").write_text(json.dumps({"label": ["0", "1", "4"].index(path.parent.name)}))
                 shard.add(path, path.name)
                 shard.add(tmp_path / "class.json", f"{path.stem}.json")
@@ -138,7 +124,7 @@ def test_headers_of_shards_are_read_once(data: Path, tmp_path: Path, monkeypatch
     assert load_checkpoint(tmp_path / "run")[1].labels == ["0", "1", "2"]
 
 
-def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) -> None:
+def test_training_starts_from_a_checkpoint(run: tuple[Path, float]) -> None:
     source, _ = load_checkpoint(run[0])
     config = Config(weights=run[0], device="cpu")
     model, model_config = make_model(config, ["0", "1", "4"])
@@ -155,23 +141,23 @@ def test_training_starts_from_a_checkpoint(run: tuple[Path, float], data: Path) 
     assert model.head.out_features == 2
 
 
-def test_what_is_saved_is_averaged_unless_turned_off(data: Path, tmp_path: Path) -> None:
+def test_what_is_saved_is_averaged_unless_turned_off(small_digits: Path, tmp_path: Path) -> None:
     saved = {}
     for decay in (0.0, 0.5):
         output = tmp_path / str(decay)
-        accuracy = train(tiny(data, output, epochs=1, ema_decay=decay), QUIET)
-        confusion, *_ = evaluate(EvaluateConfig(checkpoint=output, data=data / "val", device="cpu"))
+        accuracy = train(tiny(small_digits, output, epochs=1, ema_decay=decay), QUIET)
+        confusion, *_ = evaluate(EvaluateConfig(checkpoint=output, data=small_digits / "val", device="cpu"))
         assert top1(confusion) == accuracy
         saved[decay] = load_checkpoint(output)[0].head.weight
     assert not torch.equal(saved[0.0], saved[0.5]), "the same run, so only averaging can tell the two apart"
 
 
 def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 3), ModelConfig("replknet_nano", 3))
     before = (tmp_path / "model.safetensors").read_bytes()
-    config = tiny(data, tmp_path, lr=1e30, warmup_epochs=0.0, resume="never")
+    config = tiny(small_digits, tmp_path, lr=1e30, warmup_epochs=0.0, resume="never")
     with pytest.raises(DivergenceError, match=r"the loss is (nan|inf) in step \d+, epoch 1: lower --lr"):
         train(config, QUIET)
     monkeypatch.setattr(finetune, "parse_arguments", lambda: config)
@@ -180,20 +166,10 @@ def test_divergence_stops_with_the_step_and_spares_the_old_checkpoint(
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_a_damaged_image_is_named(data: Path, tmp_path: Path) -> None:
-    for part in ("train", "val"):
-        for label in ("0", "1"):
-            (tmp_path / part / label).mkdir(parents=True)
-            Image.new("L", (8, 8)).save(tmp_path / part / label / "good.png")
-    (tmp_path / "train" / "0" / "bad.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"bad\.png cannot be decoded"):
-        train(tiny(tmp_path, tmp_path / "run", batch_size=3, epochs=1), QUIET)
-
-
-def test_ctrl_c_leaves_the_last_whole_epoch(data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_last_whole_epoch(small_digits: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = ["--data", str(data), "--output", str(output), "--epochs", "1000", "--batch-size", "16", "--workers", "1"]
-    command = [sys.executable, "-m", "training.finetune", "--preset", "digits", *options]
+    options = ["--data", str(small_digits), "--output", str(output), "--epochs", "1000", "--batch-size", "16"]
+    command = [sys.executable, "-m", "training.finetune", "--preset", "digits", *options, "--workers", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None and not (output / "last/config.json").exists():
@@ -279,8 +255,8 @@ def test_a_device_that_is_not_there_is_one_line(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 2), ModelConfig("replknet_nano", 2, image_size=32))
-    data = "--images" if script is explain_script else "--data"
-    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), data, str(tmp_path), "--device", "cuda"])
+    images = "--images" if script is explain_script else "--data"
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), images, str(tmp_path), "--device", "cuda"])
     assert script.main() == 1
     error = capsys.readouterr().err
     assert "--device cuda cannot be used" in error

@@ -2,18 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 
 from models import create_model, load_checkpoint
+from tests.training.runs import QUIET, Tiny
 from training.accuracy import top1
-from training.config import Config
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
@@ -33,7 +31,6 @@ from training.samplers import class_sampling
 from training.settings import SettingsError
 
 COUNTS = [500, 90, 7]
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture
@@ -213,7 +210,7 @@ def test_report_is_by_training_images() -> None:
     assert "medium" not in shot_report(confusion, [101, 101, 19, 19])
 
 
-def test_head_only_keeps_the_backbone(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_head_only_keeps_the_backbone(tiny: Tiny, tmp_path: Path) -> None:
     """cRT in two stages; the second trains the head alone, accumulated or not."""
     train(tiny(tmp_path / "first", epochs=1, imbalance=8.0), QUIET)
     second = {"weights": tmp_path / "first", "head_only": True, "sampler": "class_balanced", "epochs": 1}
@@ -226,7 +223,7 @@ def test_head_only_keeps_the_backbone(tiny: Callable[..., Config], tmp_path: Pat
     assert HeadOnly(create_model("replknet_nano", 3), nn.Identity()).train().model.training is False
 
 
-def test_corrections_after_training(tiny: Callable[..., Config], small_digits: Path, tmp_path: Path) -> None:
+def test_corrections_after_training(tiny: Tiny, small_digits: Path, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", epochs=1, imbalance=8.0), QUIET)
     assert json.loads((tmp_path / "run/args.json").read_text())["class_counts"] == [32, 11, 4]
     log = json.loads((tmp_path / "run/log.jsonl").read_text())

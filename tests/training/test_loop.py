@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -16,17 +15,13 @@ from torch import nn
 
 import training.loop
 from models import create_model, load_checkpoint
+from tests.training.runs import QUIET, Tiny
 from training import finetune
-from training.config import Config
 from training.finetune import parse_arguments, train
 from training.methods import check_method
 from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
 from training.presets import PRESETS
 from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation
-
-ROOT = Path(__file__).parents[2]
-QUIET = Console(quiet=True)
-Tiny = Callable[..., Config]
 
 
 def test_layer_decay_groups_are_the_authors() -> None:

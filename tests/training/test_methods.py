@@ -2,21 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from models import ModelConfig, create_model
+from tests.training.runs import QUIET, Tiny
 from training.config import Config
 from training.finetune import train
 from training.methods import check_method, make_learner
 from training.settings import SettingsError
 
-QUIET = Console(quiet=True)
 NANO = ModelConfig("replknet_nano", 3, image_size=32)
-Tiny = Callable[..., Config]
 
 
 def learner_of(config: Config, counts: tuple[int, ...] = (32, 32, 32)) -> object:

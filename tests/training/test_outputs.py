@@ -1,23 +1,19 @@
 """Outputs that cannot be written are refused before the work, and no checkpoint is written over."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from rich.console import Console
 
 from benchmarks import compare
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from tests.training.runs import QUIET, Tiny
 from training import attack, evaluate, explain
-from training.config import Config
 from training.finetune import train
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.settings import SettingsError
-
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +65,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     )
 
 
-def test_a_run_whose_output_is_a_file_is_refused(tiny: Callable[..., Config], tmp_path: Path) -> None:
+def test_a_run_whose_output_is_a_file_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"--output .*file cannot be written"):
         train(tiny(tmp_path / "file"), QUIET)
@@ -109,7 +105,7 @@ def test_another_checkpoint_is_never_written_over(
 def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
     checkpoint: Path,
     small_digits: Path,
-    tiny: Callable[..., Config],
+    tiny: Tiny,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -134,7 +130,7 @@ def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
         train(tiny(saved), QUIET)
 
 
-def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
+def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, tmp_path: Path) -> None:
     """So that the same command can be given again."""
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "bad.png").write_bytes(b"no image")

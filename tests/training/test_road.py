@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
+from tests.training.test_cam import BrightCorner
 from training.road import PERCENTILES, impute, road
 
 HEIGHT, WIDTH = 7, 5
-
-
-class BrightCorner(nn.Module):
-    """Class 0 if the upper left is bright: the right map is known."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        evidence = images[:, :, : images.shape[2] // 2, : images.shape[3] // 2].mean((1, 2, 3))
-        return torch.stack([4 * evidence, torch.zeros_like(evidence)], 1)
 
 
 def dense_imputation(channel: np.ndarray, removed: np.ndarray) -> np.ndarray:

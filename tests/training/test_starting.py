@@ -12,12 +12,11 @@ import torch
 from rich.console import Console
 
 from models import ModelConfig, WeightsError, create_model, load_checkpoint, save_checkpoint
-from tests.training.runs import Tiny
+from tests.training.runs import QUIET, Tiny
 from training import finetune, pretrain
 from training.settings import SettingsError
 from training.starting import starting_config
 
-QUIET = Console(quiet=True)
 SCRIPTS = pytest.mark.parametrize("script", [finetune, pretrain])
 
 

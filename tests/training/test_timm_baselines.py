@@ -1,15 +1,14 @@
 """Baselines of timm train, evaluate, are attacked and explained by the same scripts as our own models."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from models import create_model, load_checkpoint
+from tests.training.runs import QUIET, Tiny
 from training import distributed, pretrain
 from training.accuracy import top1
 from training.adversarial import add_auxiliary, strip_auxiliary, use_auxiliary
@@ -17,7 +16,6 @@ from training.attack import Config as AttackConfig
 from training.attack import attack_checkpoint
 from training.cam import explain, last_layer
 from training.cam_scores import parts_from_the_head, randomization_check
-from training.config import Config
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.explain import Config as ExplainConfig
@@ -28,11 +26,10 @@ from training.optim import layer_indices, parameter_groups
 from training.paco import PaCo
 from training.settings import SettingsError
 
-QUIET = Console(quiet=True)
 SIZE = 64
 
 
-def test_the_same_scripts(tiny: Callable[..., Config], small_digits: Path, tmp_path: Path) -> None:
+def test_the_same_scripts(tiny: Tiny, small_digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     accuracy = train(tiny(run, arch="timm/mobilenetv3_small_100", epochs=1, image_size=SIZE), QUIET)
     model, config = load_checkpoint(run)
