@@ -138,13 +138,8 @@ def save_corrected(
 
 
 def prediction_header(num_classes: int) -> list[str]:
-    return [
-        "file",
-        "label",
-        "answer",
-        "probability",
-        *(f"answer{place}" for place in range(2, min(5, num_classes) + 1)),
-    ]
+    others = (f"answer{place}" for place in range(2, min(5, num_classes) + 1))
+    return ["file", "label", "answer", "probability", *others]
 
 
 def prediction_rows(

@@ -69,10 +69,10 @@ class RunLog:
 
     def epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
         """End of an epoch: its record, with the metrics of the evaluation."""
-        seconds = time.perf_counter() - self.started
-        speed = {"images_per_second": round(self.speed, 1), "seconds": round(seconds, 3)}
         if not self.main:
             return
+        seconds = time.perf_counter() - self.started
+        speed = {"images_per_second": round(self.speed, 1), "seconds": round(seconds, 3)}
         with self.path.open("a") as file:
             print(json.dumps({**record, **metrics, **speed}), file=file)
         if self.writer:

@@ -191,9 +191,7 @@ def fit(
     return metrics
 
 
-def _move(tensor: Any, device: torch.device) -> Any:
-    if not isinstance(tensor, Tensor):
-        return tensor
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
     layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
     return tensor.to(device, non_blocking=True, memory_format=layout)
 

@@ -103,11 +103,11 @@ def check_ranges(config: Any) -> None:
         option = f"--{name.replace('_', '-')} {value}"
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{option}: a finite number is needed")
-        least, most = RANGES.get(name, (0, math.inf))
-        if name in RANGES and isinstance(value, int | float) and not least <= value <= most:
-            raise SettingsError(
-                f"{option}: it is " + (f"at least {least}" if most == math.inf else f"{least} to {most}")
-            )
+        if name in RANGES and isinstance(value, int | float):
+            least, most = RANGES[name]
+            if not least <= value <= most:
+                allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
+                raise SettingsError(f"{option}: it is {allowed}")
 
 
 def check_rates(config: LoopConfig) -> None:
