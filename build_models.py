@@ -23,14 +23,14 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--arch",
-        help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder says its own",
+        help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder names its own",
     )
     parser.add_argument(
         "--weights", type=Path, help="checkpoint folder or the file in it, or a file of safetensors or torch.save"
     )
     parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
     parser.add_argument(
-        "--labels", type=Path, help="text file, one label a line (default: the checkpoint's, else the indices)"
+        "--labels", type=Path, help="text file, one label per line (default: the checkpoint's, else the indices)"
     )
     parser.add_argument("--output", type=Path, default=Path("model_repository"))
     parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")

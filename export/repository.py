@@ -45,7 +45,7 @@ def write_repository(
     else they would be served wrong.
     """
     if len(labels) != spec.num_classes:
-        raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line a class is needed")
+        raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line per class is needed")
     for index, label in enumerate(labels):
         if not label.strip() or "\n" in label:
             raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
@@ -55,7 +55,7 @@ def write_repository(
         if number < unused:  # the highest is served, the lowest are removed
             raise RepositoryError(
                 f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
-                f"choose {unused} or more, or none"
+                f"choose {unused} or more, or leave --version out"
             )
         config, embedded, notes = kept_limits(output, spec)
         versions = version_numbers(stage / "backbone")
@@ -139,7 +139,7 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     if others := _no_models(output):
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise RepositoryError(
-            f"{output} is no model repository, it holds {named}: give --output a folder of models, or a new one"
+            f"{output} is not a model repository, it holds {named}: give --output a folder of models, or a new one"
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
@@ -156,7 +156,7 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
             shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)
         yield stage
         if lock is None and backbone.exists():
-            raise RepositoryError(f"another build has written {output} meanwhile: build again")
+            raise RepositoryError(f"another build wrote {output} in the meantime: build again")
         if output.exists():
             _exchange(stage, output)
         else:

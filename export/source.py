@@ -48,7 +48,7 @@ def check_options(options: BuildOptions) -> None:
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{option} {path} does not exist")
     if options.random_weights and options.arch is None:
-        raise ValueError("--random-weights needs --arch: random weights say no architecture")
+        raise ValueError("--random-weights needs --arch: random weights do not name an architecture")
     if options.version is not None and options.version < 1:
         raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ...")
     if options.threads < 0:
@@ -56,7 +56,7 @@ def check_options(options: BuildOptions) -> None:
     if options.image_size is not None and options.image_size < 32:
         raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
     if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
-        raise ValueError(f"--crop-pct {options.crop_pct}: it is at least 0.1 and at most 1")
+        raise ValueError(f"--crop-pct {options.crop_pct}: it must be 0.1 to 1")
     needed = ("onnx", "onnxscript", "onnxruntime") if "onnx" in options.formats else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f"--format onnx needs {', '.join(missing)}: pip install '.[build]' brings all of it")

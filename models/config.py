@@ -39,7 +39,7 @@ class ModelConfig:
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size}: the model halves its input five times, 32 is the least")
         if not 0.1 <= self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct {self.crop_pct}: the share of the resized side that is cut out, 0.1 to 1")
+            raise ValueError(f"crop_pct {self.crop_pct}: the share that is kept must be 0.1 to 1")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
         if self.crop_mode not in CROP_MODES:
@@ -49,7 +49,7 @@ class ModelConfig:
         if not all(0 <= value <= 1 for value in (*self.mean, *self.std)):
             raise ValueError(f"mean {self.mean}, std {self.std}: both are on the 0..1 scale; divide by 255")
         if self.labels is not None and len(self.labels) != self.num_classes:
-            raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one a class is needed")
+            raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one per class is needed")
 
     @property
     def fill(self) -> tuple[int, int, int]:

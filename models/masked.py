@@ -80,7 +80,7 @@ class MaskedPretrainer(nn.Module):
                 f"multiple of {STEM_STRIDE} pixels are expected"
             )
         if self.visible is not None and patch % STRIDE and STRIDE % patch:
-            raise ValueError(f"patches of {patch} pixels: sparse mode has 4, 8, 16 or a multiple of {STRIDE}")
+            raise ValueError(f"patches of {patch} pixels: sparse mode takes 4, 8, 16 or a multiple of {STRIDE}")
         masked = mask[:, None] != 0  # [B,1,h',w']
         x = images.masked_fill(repeat_patches(masked, patch), 0.0)
         if self.visible is not None:

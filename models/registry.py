@@ -69,7 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def check_arch(arch: str) -> None:
     """Raises `ValueError` for a name that is neither in `ARCHITECTURES` nor timm's, with near ones."""
     if not isinstance(arch, str):
-        raise ValueError(f"arch {arch!r} is no name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
+        raise ValueError(f"arch {arch!r} is not a name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
     if is_timm(arch):
         timm_config(arch)
     elif arch not in ARCHITECTURES:
@@ -91,7 +91,7 @@ def input_defaults(arch: str) -> Inputs:
     config = timm_config(arch)
     _, height, width = config.get("input_size", (3, 224, 224))
     if height != width:
-        raise ValueError(f"arch {arch!r} takes images of {width} x {height} pixels: only square ones are prepared here")
+        raise ValueError(f"arch {arch!r} takes images of {width} x {height} pixels: only square images are supported")
     names = ("crop_pct", "interpolation", "crop_mode", "mean", "std")
     values = {name: config[name] for name in names if config.get(name)}
     if "crop_pct" in values:
@@ -126,7 +126,7 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
 def create_replknet(arch: str, num_classes: int = 1000, **kwargs: Any) -> RepLKNet:
     """The RepLKNet called `arch`, for what only a RepLKNet can do. Raises `ValueError` for other names."""
     if arch not in ARCHITECTURES:
-        raise ValueError(f"arch {arch!r} is no RepLKNet: choose one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"arch {arch!r} is not a RepLKNet: choose one of {', '.join(ARCHITECTURES)}")
     names = ("layers", "channels", "kernel_sizes", "small_kernel", "dw_ratio")
     sizes = {name: getattr(ARCHITECTURES[arch], name) for name in names}
     return RepLKNet(**{**sizes, "num_classes": num_classes, **kwargs})

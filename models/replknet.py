@@ -178,7 +178,7 @@ class RepLKNet(nn.Module):
         Raises `ValueError` for another, and for the deploy form, whose head has the norm.
         """
         if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool {global_pool!r}: a RepLKNet has the mean (avg) alone")
+            raise ValueError(f"global_pool {global_pool!r}: a RepLKNet has only the mean (avg)")
         if isinstance(self.norm, nn.Identity):
             raise ValueError("a re-parameterised model's head holds its last batch norm: reset the training form's")
         self.head = _head(self.num_features, num_classes).to(next(self.parameters()))
@@ -229,7 +229,9 @@ def _check(
     drop_path_rate: float,
 ) -> None:
     if not len(layers) == len(channels) == len(kernel_sizes) > 0:
-        raise ValueError(f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: one entry a stage each")
+        raise ValueError(
+            f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: each needs one entry per stage"
+        )
     if min(*layers, *channels, *kernel_sizes) < 1:
         raise ValueError(f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: 1 is the least")
     for size in [*kernel_sizes, *([] if small_kernel is None else [small_kernel])]:
@@ -238,4 +240,4 @@ def _check(
     if small_kernel is not None and small_kernel > min(kernel_sizes):
         raise ValueError(f"small_kernel {small_kernel} is larger than the kernel sizes {kernel_sizes}")
     if not 0.0 <= drop_path_rate < 1.0:
-        raise ValueError(f"drop_path_rate {drop_path_rate}: it is a probability below 1")
+        raise ValueError(f"drop_path_rate {drop_path_rate}: it must be a probability below 1")

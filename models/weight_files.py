@@ -76,7 +76,7 @@ def _read(path: Path) -> Any:
     elif begin.startswith(b"version https://git-lfs"):
         hint = "; it is a pointer of Git LFS, so fetch the file with git lfs pull"
     raise WeightsError(
-        f"{path} is no checkpoint: it begins with {begin[:16]!r}, as no file of safetensors or torch.save does{hint}"
+        f"{path} is not a checkpoint: it begins with {begin[:16]!r}, unlike files of safetensors or torch.save{hint}"
     )
 
 
@@ -89,15 +89,15 @@ def _unpickled(path: Path) -> Any:
         message = ESCAPES.sub("", str(error))
         if found := NOT_ALLOWED.search(message):
             raise WeightsError(
-                f"{path} cannot be read as tensors alone: it holds {found[1]}, and what is no tensor could run code; "
-                "save its state dict as .safetensors where you trust it"
+                f"{path} cannot be read as tensors alone: it holds {found[1]}, which could run code; "
+                "where you trust it, save its state dict as .safetensors"
             ) from error
         detail = message.partition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         reason = f" ({detail})" if detail else ""
-        raise WeightsError(f"{path} cannot be read{reason}: it is damaged, or not of torch.save") from error
+        raise WeightsError(f"{path} cannot be read{reason}: it is damaged, or was not written by torch.save") from error
     except Exception as error:  # a damaged pickle raises anything
         if "TorchScript" in str(error):
-            raise WeightsError(f"{path} cannot be read: it is a TorchScript program, and no state dict") from error
+            raise WeightsError(f"{path} cannot be read: it is a TorchScript program, not a state dict") from error
         raise WeightsError(f"{path} cannot be read ({first_line(error)}): it is truncated or damaged") from error
 
 

@@ -63,7 +63,7 @@ def load_config(folder: str | Path) -> ModelConfig:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"{path} is no JSON ({error})") from error
+        raise WeightsError(f"{path} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
     values.setdefault("crop_mode", "center")  # of a checkpoint from before it was kept: all were cropped so
@@ -181,7 +181,7 @@ def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
     try:
         return renamed_keys(state, model)
     except (KeyError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path} is of another model: timm cannot translate it ({first_line(error)})") from error
+        raise WeightsError(f"{path} belongs to another model: timm cannot read it ({first_line(error)})") from error
 
 
 def _checked(
@@ -195,7 +195,7 @@ def _checked(
             f"create the model with num_classes={len(state[head])}, or skip the head to train a new one"
         )
     folded = "stem.0.conv.bias" in state and "stem.0.conv.bias" not in expected
-    hint = ": it is a re-parameterised model, load the training form" if folded else ": it is of another model"
+    hint = ": it is a re-parameterised model, load the training form" if folded else ": it belongs to another model"
     for name in expected:
         if name not in state:
             raise WeightsError(f"{path} has no {name!r}{hint}")
@@ -203,10 +203,10 @@ def _checked(
         hint = ": the model has no head, skip_head=True leaves it out"
     for name in state:
         if name not in expected:
-            raise WeightsError(f"{path} has {name!r}, which the model has not{hint}")
+            raise WeightsError(f"{path} has {name!r}, which the model does not have{hint}")
     misshapen = [name for name, own in expected.items() if state[name].shape != own.shape]
     if misshapen and all(any(part in name for part in POSITIONS) for name in misshapen):
-        hint = ": it is of another image size (use that of the weights, --image-size), or of another model"
+        hint = ": it was made for another image size (give its own, --image-size) or belongs to another model"
     checked = {}
     for name, own in expected.items():
         if state[name].shape != own.shape:

@@ -50,11 +50,11 @@ class Config:
     """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
     restarts: int = 1
     images: Annotated[int, tyro.conf.arg(aliases=["--count"])] = 0
-    """So many images, evenly over all, which lie class by class; 0: all."""
+    """This many images, spread evenly over all, which are sorted by class; 0: all."""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
     arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     batch_size: int = 64
     workers: int = 0
     seed: int = 0

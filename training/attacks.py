@@ -195,4 +195,4 @@ def _check(epsilon: float, steps: int = 1, restarts: int = 1) -> None:
     if not 0 <= epsilon <= 1:
         raise SettingsError(f"epsilon {epsilon}: pixel units are 0 to 1, such as 8/255")
     if steps < 1 or restarts < 1:
-        raise SettingsError(f"steps {steps}, restarts {restarts}: both are at least 1")
+        raise SettingsError(f"steps {steps}, restarts {restarts}: both must be at least 1")

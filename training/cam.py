@@ -65,7 +65,7 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
     if not layer or layer not in modules:
         lists = [name for name, module in model.named_children() if isinstance(module, nn.ModuleList)]
         near = [f"{name}.0" if name in lists else name for name, _ in model.named_children()]
-        raise SettingsError(f"layer {layer!r} is no module of the model: name one such as {', '.join(near)}")
+        raise SettingsError(f"layer {layer!r} is not a module of the model: name one such as {', '.join(near)}")
     return modules[layer]
 
 

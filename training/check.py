@@ -68,7 +68,7 @@ class Decoded(Dataset[str]):
 def check_data(config: Config) -> Findings:
     """All that is wrong with the data. Raises `SettingsError`."""
     if config.workers < 0:
-        raise SettingsError(f"--workers {config.workers}: it is at least 0")
+        raise SettingsError(f"--workers {config.workers}: it must be at least 0")
     findings = Findings()
     if not (config.data / "train").is_dir():
         labels = check_part(config.data, None, config.workers, findings)

@@ -53,7 +53,7 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
         parts = [path for path in below if any((path / label).is_dir() for label in labels)]
         if parts := [path for path in parts if path.name != "train"] or parts:
-            return [f"{folder} holds no label, but folders that do: give {' or '.join(map(str, parts[:4]))}"]
+            return [f"{folder} holds no label, but has folders that do: give {' or '.join(map(str, parts[:4]))}"]
     for index, name in enumerate(dataset.classes):
         if labels is not None and name not in labels:
             known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
@@ -70,7 +70,7 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     Raises `DataError` for a folder that is missing, a class without images, or a label that is not in `labels`.
     """
     if not Path(folder).is_dir():
-        raise DataError(f"{folder} is no folder: images are expected in {folder}/LABEL/FILE")
+        raise DataError(f"{folder} is not a folder: images are expected in {folder}/LABEL/FILE")
     dataset = LabelledFolder(Path(folder), transform)
     for error in folder_errors(dataset, labels):
         raise DataError(error)
@@ -117,7 +117,7 @@ class Unlabelled(Dataset[Image.Image]):
             self.names = [name for name, _ in read_list(folder)]
             return
         if not folder.is_dir():
-            raise DataError(f"{folder} is no folder: images or shards are expected in it")
+            raise DataError(f"{folder} is not a folder: images or shards are expected in it")
         if shard_files(folder):
             self.shards = Shards(folder, None, labelled=False)
             self.names = [member.key for member in self.shards.samples]

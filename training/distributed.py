@@ -36,7 +36,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): take another") from error
+        raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): choose another") from error
 
 
 def backend(device: str) -> str:

@@ -56,9 +56,9 @@ class Config:
     predictions: Path | None = None
     """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
     arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     amp: Amp = "off"
-    """Automatic mixed precision: that of a run to see its own figures again."""
+    """Automatic mixed precision; to see a run's own figures again, what it was trained with."""
     batch_size: int = 64
     workers: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

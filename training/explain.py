@@ -57,7 +57,7 @@ class Config:
     scores: bool = False
     """Insertion, deletion, ROAD and the randomisation check."""
     arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training says its own."""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 

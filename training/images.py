@@ -67,7 +67,7 @@ def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
 def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
     """RGB, upright, from a path or from a file in memory called `name`.
 
-    Raises `DataError` if it is no whole image, or one whose numbers do not say what is white.
+    Raises `DataError` if it is not a whole image, or has pixels whose range is not known.
     """
     try:
         with Image.open(file) as image:
@@ -76,7 +76,7 @@ def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
                 return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name or file} cannot be decoded ({error})") from error
-    raise DataError(f"{name or file} has {unsaid}, which do not say what is white (scale it to 8 or 16 bits)")
+    raise DataError(f"{name or file} has {unsaid}, whose range is not known (scale it to 8 or 16 bits)")
 
 
 def bits_without_a_range(image: Image.Image) -> str:

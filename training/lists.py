@@ -57,7 +57,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
                     raise DataError(f"{path}, line {lines.line_num}, is cut short: give a file and its label")
         except (KeyError, csv.Error) as error:
             what = f"no column {error}" if isinstance(error, KeyError) else error
-            raise DataError(f"{path} is no list of images ({what}): its first line is {','.join(COLUMNS)}") from error
+            raise DataError(f"{path} is not a list of images ({what}): line 1 is {','.join(COLUMNS)}") from error
     if not found:
         raise DataError(f"{path} lists no image: its lines are {','.join(COLUMNS)}")
     for name, _ in found:

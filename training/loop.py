@@ -203,7 +203,7 @@ def _loss(network: Any, batch: list[Any]) -> Tensor:
         if "more than 1 value per channel" not in str(error):
             raise
         raise SettingsError(
-            f"a batch of {len(batch[0])} image leaves a batch norm one value a channel, which is none to learn from: "
+            f"a batch of {len(batch[0])} image leaves a batch norm one value per channel, too few to learn from: "
             "use --batch-size 2 or more, or a larger --image-size"
         ) from error
 

@@ -27,7 +27,7 @@ class MaskGenerator:
         if patch_size < 1 or image_size % patch_size:
             raise SettingsError(f"--mask-patch {patch_size}: it must divide the image of {image_size} pixels")
         if not 0.0 < ratio < 1.0:
-            raise SettingsError(f"--mask-ratio {ratio}: it is above 0 and below 1")
+            raise SettingsError(f"--mask-ratio {ratio}: it must be above 0 and below 1")
         self.side = image_size // patch_size
         self.count = math.ceil(self.side**2 * ratio)
         if self.count == self.side**2:

@@ -61,7 +61,7 @@ def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, 
     layer decay outside 0..1, or on a model whose layers are not known.
     """
     if not 0.0 < layer_decay <= 1.0:
-        raise SettingsError(f"--layer-decay {layer_decay}: it is above 0 and at most 1")
+        raise SettingsError(f"--layer-decay {layer_decay}: it must be above 0 and at most 1")
     free = undecayed_names(model)
     if layer_decay == 1.0:
         return param_groups_weight_decay(learner, weight_decay, no_weight_decay_list=[f"model.{name}" for name in free])

@@ -24,7 +24,7 @@ def write_digits(folder: str | Path) -> Path:
     if folder.exists():
         found = sum(1 for _ in folder.glob("*/*/*.png"))
         if found != len(images):
-            raise DataError(f"{folder} holds {found} of the {len(images)} digits: remove it, and it is written again")
+            raise DataError(f"{folder} holds {found} of the {len(images)} digits: remove it to have it written again")
         return folder
     held_out = _held_out(targets)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -54,7 +54,7 @@ def write_photos(folder: Path, tile: int = 128, step: int = 32) -> Path:
     """
     if folder.exists():
         if not (folder / "train").is_dir() or not (folder / "val").is_dir():
-            raise DataError(f"{folder} holds no train/ and val/: remove it, and the photographs are written again")
+            raise DataError(f"{folder} holds no train/ and val/: remove it to have the photographs written again")
         return folder
     with staged_folder(folder) as staging:
         for name, photo in photographs().items():

@@ -107,16 +107,16 @@ def check_ranges(config: Any) -> None:
             least, most = RANGES[name]
             if not least <= value <= most:
                 allowed = f"at least {least}" if most == math.inf else f"{least} to {most}"
-                raise SettingsError(f"{option}: it is {allowed}")
+                raise SettingsError(f"{option}: it must be {allowed}")
 
 
 def check_rates(config: LoopConfig) -> None:
     """`check_ranges`, and what only a run has: the rates, the average, the crops."""
     check_ranges(config)
     if config.lr <= 0:
-        raise SettingsError(f"--lr {config.lr}: it is above 0")
+        raise SettingsError(f"--lr {config.lr}: it must be above 0")
     if (config.min_lr or 0) > config.lr:
-        raise SettingsError(f"--min-lr {config.min_lr}: it falls from --lr {config.lr}, so at most that")
+        raise SettingsError(f"--min-lr {config.min_lr}: it must be at most --lr {config.lr}, from which it falls")
     if not 0 <= config.ema_decay < 1:
         raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
@@ -154,7 +154,7 @@ def as_json(config: LoopConfig, **more: Any) -> dict[str, Any]:
 
 
 def json_object(path: Path, content: bytes) -> dict[str, Any]:
-    """`content`, which is all or a line of the file at `path`. Raises `SettingsError` where it is no JSON object."""
+    """`content`, which is all or a line of the file at `path`. Raises `SettingsError` where it is not a JSON object."""
     try:
         values = json.loads(content)
     except ValueError as error:

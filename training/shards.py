@@ -122,7 +122,7 @@ class Shards(Dataset[tuple[Any, int]]):
                 content = json.loads(text)
                 value = content["label"] if "label" in content else content["cls"]
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'{name} is no JSON object with "label" or "cls"') from error
+                raise DataError(f'{name} is not a JSON object with "label" or "cls"') from error
         elif value.removeprefix("-").isdecimal():
             value = int(value)  # an index, even where a label is written so
         if isinstance(value, str) and labels is not None and value in labels:
@@ -132,7 +132,7 @@ class Shards(Dataset[tuple[Any, int]]):
                 raise TypeError
             index = int(value)
         except (TypeError, ValueError):
-            raise DataError(f"{name}: the class {value!r} is no index and not in {LABELS_FILE}") from None
+            raise DataError(f"{name}: the class {value!r} is neither an index nor in {LABELS_FILE}") from None
         if index < 0 or (labels is not None and index >= len(labels)):
             known = "0 is the least" if labels is None else f"there are {len(labels)} labels"
             raise DataError(f"{name}: class {index} is out of range: {known}")

@@ -108,7 +108,7 @@ def _flat(config: SplitConfig) -> Path:
     if not 0 < config.val_share < 1:
         raise SettingsError(f"{asked}: at least 0 and below 1")
     if config.val_folder != SplitConfig.val_folder:
-        raise SettingsError(f"{asked} and --val-folder {config.val_folder}: one of them says what is held out")
+        raise SettingsError(f"{asked} and --val-folder {config.val_folder}: give one of them alone")
     if shard_files(data):
         raise SettingsError(f"{asked}: {data} holds shards: put some into {data}/train and some into {data}/val")
     if _folders(data / "train"):
@@ -120,16 +120,17 @@ def two_folders(config: SplitConfig) -> tuple[Path, Path]:
     """What is trained on and what is held out, where both are there."""
     data, train, val = config.data, config.data / "train", config.data / config.val_folder
     if not data.is_dir():
-        raise DataError(f"--data {data} is no folder: name one with train/ and {config.val_folder}/")
+        raise DataError(f"--data {data} is not a folder: name one with train/ and {config.val_folder}/")
     if not train.is_dir():
         raise DataError(
-            f"{train} is no folder: --data holds train/ and {config.val_folder}/. "
-            "Is it LABEL/FILE itself? --val-share 0.2 holds out a fifth of every class"
+            f"{train} is not a folder: --data holds train/ and {config.val_folder}/. "
+            "Does it hold LABEL/FILE itself? --val-share 0.2 holds out a fifth of every class"
         )
     if not val.is_dir():
         others = [f"{name}/" for name in _folders(data) if name != "train"]
         found = f"--val-folder names another ({', '.join(others[:20])}), or " if others else ""
-        raise DataError(f"{val} is no folder: {found}--data {train} --val-share 0.2 holds out a fifth of every class")
+        share = f"--data {train} --val-share 0.2 holds out a fifth of every class"
+        raise DataError(f"{val} is not a folder: {found}{share}")
     if val.samefile(train):
         raise SettingsError(f"--val-folder {config.val_folder} is what is trained on: name another")
     return train, val

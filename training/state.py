@@ -79,7 +79,7 @@ def check_same_step(step: int, folder: Path, device: torch.device) -> None:
     steps = distributed.all_gather_rows(torch.tensor([step], device=device)).tolist()
     if len(set(steps)) > 1:
         raise SettingsError(
-            f"the processes 0 to {len(steps) - 1} find {folder} at the steps {steps}: give all machines one shared "
+            f"processes 0 to {len(steps) - 1} find {folder} at steps {steps}: give all machines one shared "
             "folder as --output, or start over with --resume never"
         )
 

@@ -32,7 +32,7 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
     """`choose_kernel` on the input's device; warns once where that is too old."""
     capability = torch.cuda.get_device_capability(input.device)
     if capability < LEAST_CAPABILITY:
-        warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution computes", stacklevel=2)
+        warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
     if input.shape[1] > GRID_LIMIT:
         return "pytorch"
     return choose_kernel(input.dtype, kernel_size, capability)

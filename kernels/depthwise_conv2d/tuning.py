@@ -77,7 +77,7 @@ def way_in(path: Path, name: str, kind: type) -> Way:
     try:
         return kind(**way)
     except TypeError as error:
-        raise TilesError(path, f"has {way!r} for {name!r}, which is no tile of this version") from error
+        raise TilesError(path, f"has {way!r} for {name!r}, which is not a tile of this version") from error
 
 
 def remember(name: str, way: Way) -> None:

@@ -15,7 +15,7 @@ def native_library() -> Path | None:
     """
     if named := os.environ.get("WIDEFIELD_LIBRARY"):
         if not Path(named).is_file():
-            raise RuntimeError(f"WIDEFIELD_LIBRARY={named} is no file: name a libwidefield.so, or unset it")
+            raise RuntimeError(f"WIDEFIELD_LIBRARY={named} is not a file: name a libwidefield.so, or unset it")
         return Path(named)
     return LIBRARY if LIBRARY.is_file() else None
 

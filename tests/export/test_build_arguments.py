@@ -25,7 +25,7 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
-        (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "0.05"], "--crop-pct 0.05: it is at least 0.1"),
+        (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "0.05"], "--crop-pct 0.05: it must be 0.1 to 1"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-mode", "middle"], "one of center, squash, border"),
         (["--random-weights"], "needs --arch"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
@@ -67,7 +67,7 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"--arch is needed: no config\.json that training has written"):
         load_model(BuildOptions(weights=copy))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         load_model(BuildOptions(arch="replknet_nano", weights=copy))
 
 

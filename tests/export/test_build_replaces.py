@@ -55,7 +55,7 @@ def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tm
     for name in (".gitignore", "0.md", "1.md", "2.md", "3.md", "4.md"):
         (tmp_path / "docs" / name).touch()
     before = digest(tmp_path)
-    with pytest.raises(RepositoryError, match=r"docs is no model repository, it holds 0\.md, .*, 4\.md, \.\.\.: give"):
+    with pytest.raises(RepositoryError, match=r"docs is not a model repository, it holds 0\.md, .*4\.md, \.\.\.: give"):
         build(options)
     for below in ("docs/0.md", "docs/0.md/a/b"):
         with pytest.raises(RepositoryError, match=rf"docs/0\.md is a file: --output .*{below} names a folder"):
@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tm
     (tmp_path / "docs/theirs/1").mkdir(parents=True)
     for name in ("theirs/config.pbtxt", "theirs/1/model.onnx"):
         (tmp_path / "docs" / name).touch()
-    with pytest.raises(RepositoryError, match=r"docs is no model repository, it holds img: give"):
+    with pytest.raises(RepositoryError, match=r"docs is not a model repository, it holds img: give"):
         build(options)
     (tmp_path / "docs/img").rmdir()
     build(options)  # a repository of somebody else's models, with what they say of them
@@ -148,7 +148,7 @@ def test_the_first_of_two_first_builds_stays(
         return trace(*arguments)
 
     monkeypatch.setattr(build_module, "trace_backbone", meanwhile)
-    with pytest.raises(RuntimeError, match=r"another build has written .*/models meanwhile: build again"):
+    with pytest.raises(RuntimeError, match=r"another build wrote .*/models in the meantime: build again"):
         build(options)
     assert digest(tmp_path) == {f"models/{name}": value for name, value in before.items()} != {}
 

@@ -54,7 +54,7 @@ def test_more_channels_than_a_grid_has(taken):
 
 def test_an_old_device_is_warned_of(taken, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    with pytest.warns(UserWarning, match=r"capability \(7, 5\): PyTorch's convolution computes"):
+    with pytest.warns(UserWarning, match=r"capability \(7, 5\): PyTorch's convolution is used"):
         op._cuda(torch.zeros(1, 4, 8, 8), torch.zeros(4, 1, 7, 7))
     assert not taken
 

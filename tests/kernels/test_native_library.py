@@ -120,7 +120,7 @@ def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="make native"):
         native.load_native_library()
     broken.unlink()
-    with pytest.raises(RuntimeError, match=r"WIDEFIELD_LIBRARY=.*libwidefield\.so is no file: name a"):
+    with pytest.raises(RuntimeError, match=r"WIDEFIELD_LIBRARY=.*libwidefield\.so is not a file: name a"):
         native.load_native_library()
     monkeypatch.setenv("WIDEFIELD_NATIVE", "0")
     assert not native.load_native_library()

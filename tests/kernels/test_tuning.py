@@ -271,7 +271,7 @@ def test_a_user_without_a_home_has_a_file(monkeypatch):
         ('{"cut off', "is damaged (Unterminated string"),
         ("[1, 2]", "holds a list"),
         (json.dumps({SHIPPED: {"rows": 4, "depth": 2}}), f"has {{'rows': 4, 'depth': 2}} for '{SHIPPED}', which is no"),
-        (json.dumps({SHIPPED: "cutlass"}), f"has 'cutlass' for '{SHIPPED}', which is no tile of this version"),
+        (json.dumps({SHIPPED: "cutlass"}), f"has 'cutlass' for '{SHIPPED}', which is not a tile of this version"),
     ],
     ids=["damaged", "a list", "another tile", "another word"],
 )

@@ -85,7 +85,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         (lambda c: c.update(std=[1, 1, float("nan")]), "divide by 255"),
         (lambda c: c.update(std=[1, 1, 58.395]), "divide by 255"),
         (lambda c: c.update(crop_pct=1.5), "crop_pct 1.5"),
-        (lambda c: c.update(crop_pct=0.01), "crop_pct 0.01: the share of the resized side that is cut out, 0.1 to 1"),
+        (lambda c: c.update(crop_pct=0.01), "crop_pct 0.01: the share that is kept must be 0.1 to 1"),
         (lambda c: c.update(interpolation="nearest"), "'nearest'"),
         (lambda c: c.update(crop_mode="middle"), "crop_mode 'middle'"),
         (lambda c: c.update(image_size="large"), "image_size"),

@@ -210,7 +210,7 @@ def test_sizes_that_do_not_fit_are_named(size, mask, message):
 
 def test_sparse_patches_lie_on_the_last_maps_grid():
     model, images = make("sparse"), torch.zeros(1, 3, 96, 96)
-    with pytest.raises(ValueError, match=r"patches of 12 pixels: sparse mode has 4, 8, 16 or a multiple of 32"):
+    with pytest.raises(ValueError, match=r"patches of 12 pixels: sparse mode takes 4, 8, 16 or a multiple of 32"):
         model.predict(images, torch.ones(1, 8, 8))
     for patches in (24, 12, 6, 3, 1):
         model.predict(images, torch.ones(1, patches, patches))

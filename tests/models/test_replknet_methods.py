@@ -64,7 +64,7 @@ def test_another_head(model: nn.Module) -> None:
 def test_heads_that_cannot_be_reset_are_named() -> None:
     with pytest.raises(ValueError, match="num_classes -1: at least 1 is needed, or 0 for no head"):
         nano().reset_classifier(-1)
-    with pytest.raises(ValueError, match=r"global_pool 'max': a RepLKNet has the mean \(avg\) alone"):
+    with pytest.raises(ValueError, match=r"global_pool 'max': a RepLKNet has only the mean \(avg\)"):
         nano().reset_classifier(3, "max")
     with pytest.raises(ValueError, match="head holds its last batch norm: reset the training form's"):
         reparameterize(nano()).reset_classifier(3)

@@ -129,7 +129,7 @@ def test_any_image_size_runs(size: tuple[int, int], features: tuple[int, int]) -
     [
         ({"kernel_sizes": (13, 12, 13, 7)}, "kernel size 12 is even"),
         ({"small_kernel": 9}, "small_kernel 9 is larger"),
-        ({"layers": (1, 1, 2)}, "one entry a stage"),
+        ({"layers": (1, 1, 2)}, "one entry per stage"),
         ({"channels": (0, 1, 2, 3)}, "1 is the least"),
         ({"num_classes": -1}, "num_classes -1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate 1.0"),

@@ -76,7 +76,7 @@ def test_unknown_names_get_near_ones(arch: str, message: str) -> None:
 @pytest.mark.parametrize("arch", [None, 5, ["timm/resnet18"]])
 def test_what_is_no_name_is_refused(arch: object) -> None:
     for ask in (ModelConfig, create_model, input_defaults):
-        with pytest.raises(ValueError, match=re.escape(f"arch {arch!r} is no name: choose one of replknet_31b")):
+        with pytest.raises(ValueError, match=re.escape(f"arch {arch!r} is not a name: choose one of replknet_31b")):
             ask(arch)
 
 
@@ -130,7 +130,7 @@ def test_both_heads_of_a_distilled_model(tmp_path: Path) -> None:
 
 def test_images_are_square_and_no_crop_is_larger_than_they_are() -> None:
     assert ModelConfig("timm/volo_d4_448").crop_pct == 1.0
-    with pytest.raises(ValueError, match="takes images of 768 x 1024 pixels: only square ones"):
+    with pytest.raises(ValueError, match="takes images of 768 x 1024 pixels: only square images"):
         ModelConfig("timm/vit_base_patch16_sapiens2")
 
 
@@ -153,7 +153,7 @@ def test_local_weights_load_with_and_without_their_head(tmp_path: Path) -> None:
     load_weights(model, tmp_path / "resnet18.safetensors", skip_head=True)
     assert torch.equal(model.fc.weight, head)
     assert torch.equal(model.layer4[1].conv2.weight, published.layer4[1].conv2.weight)
-    with pytest.raises(WeightsError, match="is of another model"):
+    with pytest.raises(WeightsError, match="belongs to another model"):
         load_weights(create_model("timm/convnext_atto", 7), tmp_path / "resnet18.safetensors")
 
 
@@ -194,7 +194,7 @@ def test_sizes_and_drop_path_that_cannot_be_are_refused() -> None:
     create_model("timm/densenet121", 5, drop_path_rate=0.0)
     model = create_model("timm/vit_tiny_patch16_224", 5, 96, drop_path_rate=0.1)
     assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
-    with pytest.raises(ValueError, match="no RepLKNet"):
+    with pytest.raises(ValueError, match="is not a RepLKNet"):
         create_replknet("timm/resnet18")
 
 

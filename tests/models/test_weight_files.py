@@ -89,7 +89,7 @@ def test_an_encoder_in_anothers_checkpoint(state: State, tmp_path: Path) -> None
 
 def test_a_prefix_that_the_model_has_itself_stays(state: State, tmp_path: Path) -> None:
     beside = {f"model.{name}": value for name, value in nano(2).state_dict().items()}
-    refused(write(tmp_path / "twice.pth", state | beside), "has 'model.stem.0.conv.weight', which the model has not")
+    refused(write(tmp_path / "twice.pth", state | beside), "'model.stem.0.conv.weight', which the model does not have")
 
     class Outer(nn.Module):
         def __init__(self) -> None:
@@ -148,15 +148,15 @@ def zipped() -> bytes:
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><html>Sign in</html>", "is no checkpoint: .*it looks like a web page"),
-        (b"\n  <html>", "is no checkpoint: .*it looks like a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "is no checkpoint: .*git lfs pull"),
-        (b"junk", "is no checkpoint: it begins with b'junk'"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(64), "is no checkpoint"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "is not a checkpoint: .*it looks like a web page"),
+        (b"\n  <html>", "is not a checkpoint: .*it looks like a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is not a checkpoint: .*git lfs pull"),
+        (b"junk", "is not a checkpoint: it begins with b'junk'"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "is not a checkpoint"),
         (b"\x80\x02junk", "cannot be read .*truncated or damaged"),
         (b"PK\x03\x04junk", "cannot be read .*truncated or damaged"),
         (zipped(), "cannot be read .*truncated or damaged"),
-        (pickle.dumps({"a": 1.0}, protocol=4), "cannot be read .*not of torch.save"),
+        (pickle.dumps({"a": 1.0}, protocol=4), "cannot be read .*not written by torch.save"),
         (pickle.dumps({"a": 1.0}, protocol=2), "cannot be read"),
     ],
 )

@@ -60,8 +60,8 @@ def test_missing_unexpected_and_misshapen_keys_are_named(state: State, tmp_path:
     names = list(state)
     first, second = names[10], names[40]
     lacking = {name: value for name, value in state.items() if name not in (first, second)}
-    refused(write(tmp_path / "lacking.pth", lacking), f"has no '{first}'", "of another model")
-    refused(write(tmp_path / "more.pth", state | {"extra.weight": torch.zeros(1)}), "'extra.weight'", "has not")
+    refused(write(tmp_path / "lacking.pth", lacking), f"has no '{first}'", "belongs to another model")
+    refused(write(tmp_path / "more.pth", state | {"extra.weight": torch.zeros(1)}), "'extra.weight'", "does not have")
     wrong = state | {"stem.2.conv.weight": torch.zeros(3, 3, 1, 1)}
     refused(write(tmp_path / "shape.pth", wrong), "'stem.2.conv.weight' is [3, 3, 1, 1]", "[32, 32, 1, 1]")
 
@@ -70,12 +70,12 @@ def test_position_embeddings_of_another_image_size_are_called_so(tmp_path: Path)
     vit = create_model("timm/vit_tiny_patch16_224", 2, 64)
     path = write(tmp_path / "vit.safetensors", vit.state_dict())
     at_96 = create_model("timm/vit_tiny_patch16_224", 2, 96)
-    why = r"'pos_embed' is \[1, 17, 192\], the model's is \[1, 37, 192\]: it is of another image size .*--image-size"
+    why = r"'pos_embed' is \[1, 17, 192\], the model's is \[1, 37, 192\]: it was made for another image size .*--image"
     with pytest.raises(WeightsError, match=why):
         load_weights(at_96, path)
     wider = {name: value for name, value in vit.state_dict().items()}
     wider |= {"pos_embed": torch.zeros(1, 17, 384), "norm.weight": torch.zeros(384)}
-    with pytest.raises(WeightsError, match=r"'pos_embed' is \[1, 17, 384\], .*: it is of another model"):
+    with pytest.raises(WeightsError, match=r"'pos_embed' is \[1, 17, 384\], .*: it belongs to another model"):
         load_weights(vit, write(tmp_path / "wider.safetensors", wider))
 
 

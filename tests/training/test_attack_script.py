@@ -61,15 +61,15 @@ def test_a_part_of_the_images_is_of_all_classes(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": -4}, "--images -4: it is at least 0"),
-        ({"epsilon": 300.0}, r"--epsilon 300\.0: it is 0 to 255"),
+        ({"images": -4}, "--images -4: it must be at least 0"),
+        ({"epsilon": 300.0}, r"--epsilon 300\.0: it must be 0 to 255"),
         ({"epsilon": float("nan")}, "--epsilon nan: a finite"),
         ({"step": float("nan")}, "--step nan: a finite"),
         ({"step": float("inf")}, "--step inf: a finite"),
-        ({"step": -2.0}, r"--step -2\.0: it is at least 0"),
-        ({"steps": 0}, "--steps 0: it is at least 1"),
+        ({"step": -2.0}, r"--step -2\.0: it must be at least 0"),
+        ({"steps": 0}, "--steps 0: it must be at least 1"),
         ({"seed": -1}, "--seed -1"),
-        ({"batch_size": 0}, "--batch-size 0: it is at least 1"),
+        ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
         ({"attacks": ("fgsm", "pgd", "fgsm")}, "--attacks fgsm pgd fgsm: each once"),
     ],
 )

@@ -89,7 +89,7 @@ def test_maps_are_scaled_to_the_image() -> None:
 
 def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
     targets = torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(SettingsError, match=r"'stage' is no module of the model: name one such as stem\.0, stages\.0"):
+    with pytest.raises(SettingsError, match=r"'stage' is not a module of the model: name one such as stem\.0, "):
         gradient_cam(model, images, targets, "stage", "gradcam")
     with pytest.raises(SettingsError, match=r"'head' gives \[3, 5\]"):
         gradient_cam(model, images, targets, "head", "gradcam")

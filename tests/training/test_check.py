@@ -81,8 +81,8 @@ def test_a_folder_one_level_too_high_names_those_below(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("two", r"two/val is no folder: --val-folder names another \(valid/\)"),
-        ("nowhere", r"nowhere is no folder"),
+        ("two", r"two/val is not a folder: --val-folder names another \(valid/\)"),
+        ("nowhere", r"nowhere is not a folder"),
         ("empty", r"empty holds no folder: images are expected in .*empty/LABEL/FILE"),
         ("one", r"one has 1 class to train on, ant: a classifier needs 2"),
         ("bad", r"bad/0\.tar cannot be read"),

@@ -141,7 +141,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     folder = fill(tmp_path / "images", cat=2, ant=1)
     with pytest.raises(DataError, match=r"cat is not one of the 1 labels \(ant\): rename or remove it"):
         image_folder(folder, None, ["ant"])
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         image_folder(tmp_path / "nowhere", None)
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=r"images/empty holds no image: fill or remove it\. Images are \.bmp, "):

@@ -77,7 +77,7 @@ def test_two_processes_resume(folder: Path) -> None:
     assert records(folder / "whole") == records(folder / "cut")
     for rank, name in enumerate(("cut", "alone")):
         told = torch.load(folder / f"results{rank}.pt")["told"]
-        assert f"find {folder / name / 'last'} at the steps [2, 0]: give all machines one shared folder" in told
+        assert f"find {folder / name / 'last'} at steps [2, 0]: give all machines one shared folder" in told
     assert not (folder / "alone").exists()
 
 

@@ -58,11 +58,11 @@ def test_logits_that_are_no_numbers_are_no_answers(bad: float) -> None:
     ("changes", "message"),
     [
         ({"tau_norm": float("nan")}, "--tau-norm nan: a finite number is needed"),
-        ({"tau_norm": -1.0}, r"--tau-norm -1\.0: it is at least 0"),
+        ({"tau_norm": -1.0}, r"--tau-norm -1\.0: it must be at least 0"),
         ({"logit_adjustment": float("nan")}, "--logit-adjustment nan: a finite"),
-        ({"logit_adjustment": -0.5}, r"--logit-adjustment -0\.5: it is at least 0"),
-        ({"batch_size": 0}, "--batch-size 0: it is at least 1"),
-        ({"workers": -1}, "--workers -1: it is at least 0"),
+        ({"logit_adjustment": -0.5}, r"--logit-adjustment -0\.5: it must be at least 0"),
+        ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
+        ({"workers": -1}, "--workers -1: it must be at least 0"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("sys.argv", arguments)
     assert finetune.main() == 1
     error = capsys.readouterr().err
-    assert "nowhere is no folder: name one with train/ and val/" in error
+    assert "nowhere is not a folder: name one with train/ and val/" in error
     assert error.count("\n") == 1
     monkeypatch.setattr("sys.argv", [*arguments, "--device", "gpu"])
     assert finetune.main() == 1

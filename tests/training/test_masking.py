@@ -131,7 +131,7 @@ def test_images_at_any_depth_without_labels(images: Path) -> None:
     dataset = Unlabelled(images)
     assert len(dataset) == 3
     assert dataset[0].size == (50, 40)
-    with pytest.raises(DataError, match="nowhere is no folder"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         Unlabelled(images / "nowhere")
     (images / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no image"):

@@ -169,7 +169,7 @@ def test_the_command_prints_one_line(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["pretrain", "--preset", "digits", "--data", str(tmp_path), "--device", "cpu"])
     assert pretrain.main() == 1
-    assert capsys.readouterr().err.startswith(f"pretrain: {tmp_path}/train is no folder")
+    assert capsys.readouterr().err.startswith(f"pretrain: {tmp_path}/train is not a folder")
 
 
 @pytest.mark.slow

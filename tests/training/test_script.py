@@ -16,7 +16,7 @@ def test_torchrun_is_told_what_ended_a_process(
     """It shows that as the root cause; without a word it shows a bare exit code."""
 
     def fails() -> None:
-        raise DataError("data/train is no folder")
+        raise DataError("data/train is not a folder")
 
     told = tmp_path / "error.json"
     assert exit_code("finetune", fails) == 1
@@ -24,8 +24,8 @@ def test_torchrun_is_told_what_ended_a_process(
     assert exit_code("finetune", lambda: None) == 0
     assert not told.exists()
     assert exit_code("finetune", fails) == 1
-    assert "DataError: data/train is no folder" in json.loads(told.read_text())["message"]["message"]
-    assert capsys.readouterr().err == 2 * "finetune: data/train is no folder\n"
+    assert "DataError: data/train is not a folder" in json.loads(told.read_text())["message"]["message"]
+    assert capsys.readouterr().err == 2 * "finetune: data/train is not a folder\n"
 
 
 def test_the_line_of_an_error() -> None:
