@@ -106,7 +106,7 @@ class _OnnxBackbone:
 
 def _warmup_image(pixels: Tensor, resize_size: int) -> bytes:
     """A JPEG as large as the preprocess step decodes one in full: the first request finds its memory there."""
-    size = (6 * resize_size, 2 * math.ceil(2.25 * resize_size) - 1)  # one more, and half of it were decoded
+    size = (6 * resize_size, 2 * math.ceil(2.25 * resize_size) - 1)  # one more is decoded at half its size
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).resize(size).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

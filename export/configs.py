@@ -117,11 +117,11 @@ def backbone_config(spec: ServingSpec) -> str:
 def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     """By model, what the embedded server, on a CPU, reads in place of config.pbtxt.
 
-    What waits goes on in batches of few images: more are answered no sooner, and later where all wait for their batch's
-    end, which under load is what misses its deadline. The backbone has two instances of half the threads, which do not
-    wait for each other at every operator's end; an execution that finds the backbone idle has all of them
-    (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse. A process
-    of its own for each instance of the preprocess step costs every request half a millisecond.
+    Waiting images go on in small batches: in larger ones they are answered no sooner, and later where each waits for
+    its batch to end, which under load is what misses deadlines. The backbone has two instances with half the threads
+    each, which do not wait for each other after every operator; an execution that finds the backbone idle takes all of
+    them (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse. The
+    preprocess step runs in the server's process: one for each instance would cost every request half a millisecond.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
@@ -153,7 +153,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, values: dict[str, obje
 
 
 def replaced(config: bytes) -> str:
-    """The first line of a config that takes another's place: the launcher tells when that one was changed later."""
+    """The first line of a config that takes the place of `config`: the launcher tells when that was changed later."""
     return f"{REPLACES}{hashlib.sha256(config).hexdigest()}\n"
 
 

@@ -20,7 +20,7 @@ from export.configs import (
 )
 
 KEPT_VERSIONS = 3
-VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tritonserver passes over
+VERSION = re.compile("[1-9][0-9]*")  # tritonserver passes over folders of other names, such as 010
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the repository's own stay
 
 
@@ -41,7 +41,7 @@ def unused_number(model: Path) -> int:
 
 
 def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
-    """Why the new configs cannot serve the versions that are there, images prepared as for them; empty if they can."""
+    """Why the new configs cannot serve the versions that are there with the images they expect; empty if they can."""
     backbone, preprocess = (repository / model / "config.pbtxt" for model in ("backbone", "preprocess"))
     served_labels = repository / "classifier" / "labels.txt"
     for path in (backbone, preprocess, served_labels):
@@ -57,13 +57,14 @@ def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
 
 
 def labels_file(labels: list[str]) -> bytes:
-    """labels.txt, whose lines tritonserver parts at newlines alone and passes on as they are."""
+    """labels.txt: tritonserver splits it at newlines alone and passes its lines on as they are."""
     return "".join(f"{label}\n" for label in labels).encode()
 
 
 def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, ServingSpec, list[str]]:
-    """`spec` with the limits that preprocess has in config.pbtxt, and in the embedded server's in its place, which are
-    the repository's own; and a line about each that is not a build's. Raises `RepositoryError` for one that cannot be.
+    """`spec` with the limits of preprocess's config.pbtxt, and with those that the embedded server reads instead: both
+    are the repository's own. And a line about each that differs from a build's. Raises `RepositoryError` for an
+    impossible one.
     """
     config = _with_limits(spec, repository / "preprocess" / "config.pbtxt")
     embedded = _with_limits(config, repository / "preprocess" / EMBEDDED)
@@ -79,7 +80,7 @@ def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, Servi
 
 def embedded_texts(repository: Path, config: ServingSpec, embedded: ServingSpec) -> dict[str, str]:
     """`embedded_configs` with the limits of `embedded`. Its first line says which config.pbtxt it was written for:
-    where preprocess's was edited later, and still is another, the launcher goes on to tell."""
+    where preprocess's was edited later and still differs, the launcher keeps saying so."""
     texts = embedded_configs(embedded)
     if not _was_edited(repository / "preprocess"):
         texts["preprocess"] = replaced(preprocess_config(config).encode()) + texts["preprocess"].partition("\n")[2]
@@ -87,7 +88,7 @@ def embedded_texts(repository: Path, config: ServingSpec, embedded: ServingSpec)
 
 
 def _was_edited(preprocess: Path) -> bool:
-    """Whether config.pbtxt is another than the one that the embedded server's was written for."""
+    """Whether config.pbtxt differs from the one that the embedded server's was written for."""
     config, embedded = preprocess / "config.pbtxt", preprocess / EMBEDDED
     if not config.exists() or not embedded.exists():
         return False

@@ -169,16 +169,16 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(output: Path) -> None:
-    """What builds that were killed have left beside `output`: a living one holds its lock."""
+    """Remove what killed builds have left beside `output`; a running one holds its lock."""
     for stage in output.parent.glob(f".{output.name}.building-*"):
-        with suppress(OSError):  # it lives, or ends at this moment
+        with suppress(OSError):  # it is running, or has just ended
             handle = lock_folder(stage)
             shutil.rmtree(stage, ignore_errors=True)
             os.close(handle)
 
 
 def _no_models(output: Path) -> list[str]:
-    """What is neither a model nor hidden in a folder that no build has written: beside models, folders alone."""
+    """Names in a folder that no build has written, of what is neither a model nor hidden; beside models, of folders."""
     if not output.exists() or any(output.glob("backbone/*/build.json")):
         return []
     shown = sorted(path for path in output.iterdir() if not path.name.startswith("."))

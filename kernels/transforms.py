@@ -1,12 +1,12 @@
-"""Whether PyTorch differentiates in a way that an operator with a gradient of its own does not know."""
+"""Whether PyTorch differentiates in a way that an operator with its own gradient does not support."""
 
 import torch
 from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Under forward-mode differentiation or a transform of torch.func: there the operators would drop the tangents, so
-    that derivatives came out as zeros, or be refused; what they are made of in PyTorch has them all.
+    """Under forward-mode differentiation or a transform of torch.func: the operators would drop the tangents there, so
+    that derivatives would be zero, or be refused; PyTorch's own operations have them all.
     """
     if torch.compiler.is_compiling():
         return False

@@ -1,4 +1,4 @@
-"""What any classifier here, RepLKNet or timm's, lets one do with its head."""
+"""The head of any classifier here, RepLKNet or one of timm's, and the features that it is given."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def linear_head(model: nn.Module) -> nn.Linear:
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the classifier's modules, such as fc: what other labels need others of.
+    """The names of the classifier's modules, such as fc: what is replaced for other labels.
 
-    One, but for distilled models of timm, which have head and head_dist, and answer with their mean.
+    There is one, except in timm's distilled models, which have head and head_dist and answer with their mean.
     """
     names = {module: name for name, module in model.named_modules()}
     return tuple(names[head] for head in _heads(model))

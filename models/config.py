@@ -13,7 +13,7 @@ class ModelConfig:
     """What a checkpoint is and how its images are prepared: config.json.
 
     Sizes in pixels, mean and std on the 0..1 scale. What is left at 0 or empty is the architecture's own.
-    Raises `ValueError` for values that cannot be.
+    Raises `ValueError` for impossible values.
     """
 
     arch: str
@@ -53,6 +53,6 @@ class ModelConfig:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """RGB around an image that does not fill its crop, as timm has it: the mean in border, else black."""
+        """RGB around an image that does not fill its crop, as in timm: the mean for border, else black."""
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
         return red, green, blue

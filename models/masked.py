@@ -99,7 +99,7 @@ class MaskedPretrainer(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, mask: Tensor) -> Tensor:
-        """[B,3,H,W] as the images are normalised: the prediction everywhere, a normalised target's taken back."""
+        """[B,3,H,W], normalised as the images are: the prediction everywhere, the target's normalisation undone."""
         prediction = F.pixel_shuffle(self.predict(images, mask).float(), STRIDE)
         if self.target_norm == "none":
             return prediction
@@ -128,7 +128,7 @@ class Visible:
         self.patches: Tensor | None = None  # [B,1,h',w'] bool
 
     def at(self, height: int) -> Tensor:
-        """[B,1,height,W] bool, of maps so high; a position that covers several patches is visible if one of them is."""
+        """[B,1,height,W] bool, for maps of that height; a position that covers several patches is visible if one is."""
         assert self.patches is not None
         rows = self.patches.shape[2]
         if height >= rows:

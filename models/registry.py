@@ -104,11 +104,11 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
 
     `num_classes` 0: no head, the answer is the pooled features. `kwargs` are the architecture's own (`drop_path_rate`,
     ...), and `in_channels` for images of other than 3 (timm's word for it, `in_chans`, is taken too). `image_size`
-    matters to those timm models alone that are made for one; 0: the architecture's. Nothing is downloaded: `pretrained`
-    is False. A RepLKNet has none of timm's `features_only` (`forward_features` gives the last map) and `global_pool`
-    (it is the mean).
+    matters only to timm models that are made for one size; 0: the architecture's. Nothing is downloaded: `pretrained`
+    is False. A RepLKNet has neither timm's `features_only` (`forward_features` gives the last map) nor its
+    `global_pool` (it is the mean).
 
-    Raises `ValueError` as `check_arch`, and for sizes that cannot be.
+    Raises `ValueError` as `check_arch`, and for impossible sizes.
     """
     check_arch(arch)
     if kwargs.pop("pretrained", False):

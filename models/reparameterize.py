@@ -26,7 +26,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
     norm is folded into the head, so `forward_features` of the copy gives the features before that norm. What wraps
     `model` (torch.compile, DataParallel) is not copied.
 
-    Of a timm model those blocks are merged that timm can merge; it may keep batch norms, which tracing then folds.
+    In a timm model the blocks that timm can merge are merged; it may keep batch norms, which tracing then folds.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
     running statistics.

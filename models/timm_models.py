@@ -1,7 +1,7 @@
 """Baselines: any model of timm by name, `timm/NAME`, through the same doors as our own.
 
-timm is imported when it is asked for. Its models and RepLKNet have `forward_features(images)`,
-`forward_head(features, pre_logits)` and `get_classifier()` in common: what training, explanation and export use.
+timm is imported when a model of it is asked for. Its models and RepLKNet have `forward_features(images)`,
+`forward_head(features, pre_logits)` and `get_classifier()` in common, which training, explanation and export rely on.
 """
 
 import difflib
@@ -52,7 +52,7 @@ def near_timm_names(arch: str) -> list[str]:
 
 
 def near_names(name: str, known: list[str], most: int = 5, least: float = 0.6) -> list[str]:
-    """Those of `known`, which are in small letters, that are nearest to `name`, whatever its letters."""
+    """Those of `known`, lower-case names, that are closest to `name`, whatever its case."""
     return difflib.get_close_matches(name.lower(), known, most, least)
 
 

@@ -28,7 +28,7 @@ class WeightsError(ValueError):
 
 
 class _Ignored:
-    """In the place of NumPy's numbers and arrays, and of paths, such as a best accuracy and its log: no weights."""
+    """Stands for NumPy's numbers and arrays and for paths, such as a best accuracy and its log: they are no weights."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -36,7 +36,7 @@ class _Ignored:
 
 
 def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
-    """The state dict in `path`, its wrappers taken off as far as the model's keys, `expected`, ask for it.
+    """The state dict in `path`, without the wrappers that the model's keys, `expected`, do not have.
 
     Raises `FileNotFoundError`, and `WeightsError` for what cannot be read or holds no state dict.
     """
@@ -113,9 +113,9 @@ def _state_dict(content: Any, path: Path) -> dict[str, Any]:
 
 
 def _without_prefixes(state: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
-    """A prefix goes where the model has none such and all keys have it, or all of those that would fit the model.
+    """A prefix that the model lacks is removed where all keys have it, or all of those that would fit the model.
 
-    In the latter case the others are left out: a loss's or a metric's, beside the network in a trainer's module.
+    In the latter case the other keys are left out: a loss's or a metric's, beside the network in a trainer's module.
     """
     others = [prefix for prefix in PREFIXES if not any(name.startswith(prefix) for name in expected)]
     found = any(name in expected for name in state)

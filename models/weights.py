@@ -22,7 +22,7 @@ from models.wrappers import bare_model
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of what has a value for each place
+POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of parameters that have a value per position
 
 
 def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
@@ -77,7 +77,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
-    """That of the checkpoint folder in `weights`, or beside that file; None where there is none.
+    """The config in the checkpoint folder `weights`, or beside the file `weights`; None where there is none.
 
     Raises `WeightsError` for an `arch` that it does not hold, and as `load_config`.
     """

@@ -52,10 +52,10 @@ class OverfittingWatch:
 
     Training on one step can collapse within an epoch to a model that resists that one step only ("catastrophic
     overfitting"); the checkpoint of the epoch before is then the one to keep. The best so far is a buffer of the
-    learner, so that a resumed run stops where the uninterrupted one would. It is of models that have learnt something:
-    one that gives every image the same answer is robust, and learning costs it that. The images are the same `WATCHED`
-    every time, evenly over `images`, each process a part of them, `batch_size` at a time. (The authors' code compares
-    with the epoch before, on one batch of the training images.)
+    learner, so that a resumed run stops where the uninterrupted one would. Only models that have learnt something count
+    for it: one that gives every image the same answer is robust until it learns. The images are the same `WATCHED`
+    every time, evenly over `images`, each process a part of them, `batch_size` at a time. (The authors' code
+    compares with the epoch before, on one batch of the training images.)
     """
 
     def __init__(self, learner: nn.Module, images: Images, batch_size: int, epsilon: float, drop: float = 0.2) -> None:

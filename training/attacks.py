@@ -85,7 +85,7 @@ def pgd(
     """Projected gradient ascent (Madry et al., ICLR 2018); `step` None: 2.5 epsilon / steps.
 
     Of all restarts an image keeps one that is misclassified, if there is one, else that of the highest loss. Raises
-    `SettingsError` for values that cannot be.
+    `SettingsError` for impossible values.
     """
     _check(epsilon, steps, restarts)
     size = 2.5 * epsilon / steps if step is None else step

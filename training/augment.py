@@ -45,7 +45,7 @@ class AugmentConfig:
 def eval_transform(config: ModelConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
 
-    Of large JPEGs nearly so: by default it decodes them at a fraction of their size (`reduced_decoding`).
+    Large JPEGs differ slightly: by default it decodes them at a fraction of their size (`reduced_decoding`).
 
     timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
     or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.

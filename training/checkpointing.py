@@ -1,4 +1,4 @@
-"""What activation checkpointing, `RepLKNet.set_grad_checkpointing`, goes with."""
+"""Which settings go with activation checkpointing, `RepLKNet.set_grad_checkpointing`."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from training.settings import LoopConfig, SettingsError
 
 
 def checkpoint_blocks(model: nn.Module, config: LoopConfig) -> None:
-    """Every block of a RepLKNet, in place; keys and answers stay. Raises `SettingsError` for what it does not go with.
+    """Every block of a RepLKNet, in place; keys and answers stay. Raises `SettingsError` where it cannot be used.
 
     AdvProp's choice of norms and a sparse mask are a context around the forward pass: it is gone when the backward pass
     computes a block again, so both are refused.

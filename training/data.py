@@ -16,7 +16,7 @@ from training.shards import Shards, shard_files
 
 
 class LabelledFolder(ImageFolder):
-    """torchvision's, without hidden files and folders; a class may be without images.
+    """torchvision's ImageFolder without hidden files and folders; a class may have no images.
 
     `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them.
     """
@@ -47,7 +47,7 @@ class LabelledFolder(ImageFolder):
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
-    """Why a folder cannot be trained on, or evaluated with `labels`: of an unknown label, and of one without images."""
+    """Why a folder cannot be trained on, or evaluated with `labels`: labels that are unknown or have no images."""
     folder, errors, used = dataset.root, [], set(dataset.targets)
     if labels is not None and set(labels).isdisjoint(dataset.classes):
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())

@@ -69,7 +69,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """[B,...] of every process, which are equally many, one after the other; no gradient."""
+    """[B,...] of every process, of which each has as many, one after the other; no gradient."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]

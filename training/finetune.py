@@ -45,7 +45,7 @@ __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 def train(config: Config, console: Console | None = None) -> float:
     """Train and write the checkpoint; returns the top-1 of the last epoch on val/, 0..1.
 
-    The checkpoint is that of the last epoch: val/ chooses nothing (but when FastAT stops), so its accuracy is an
+    The checkpoint is that of the last epoch: val/ chooses nothing (except when FastAT stops), so its accuracy is an
     honest estimate. Raises `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be trained
     on, `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on
     SIGTERM.

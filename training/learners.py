@@ -1,4 +1,4 @@
-"""What a run trains: a model, its loss and what the method adds. All are `training.loop.Learner`s."""
+"""The supervised `training.loop.Learner`s: a model, its loss and what the method adds; and the plain loss."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,7 +12,7 @@ from training.loop import Learner
 
 
 class Supervised(Learner):
-    """criterion(model(images), targets), with the batch mixed before if `mix` is given."""
+    """criterion(model(images), targets), with the batch mixed first if `mix` is given."""
 
     def __init__(
         self,

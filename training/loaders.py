@@ -83,7 +83,7 @@ def _begin_worker(_: int) -> None:
 
 
 def _but_for_an_ended_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A main process that ends leaves batches that it was told of: no news to a user who has pressed Ctrl-C."""
+    """Batches that an ended main process never fetched are a worker's ConnectionError: no news after Ctrl-C."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 

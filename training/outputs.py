@@ -1,4 +1,4 @@
-"""Where results will be written, looked at before the work that makes them."""
+"""Whether results can be written where they are wanted: looked at before the work that makes them."""
 
 import os
 import tempfile

@@ -73,7 +73,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def evenly(size: int, count: int) -> list[int]:
-    """`count` places of `size`, or all: always the same and, where images lie class by class, of all classes."""
+    """`count` of `size` places, or all: always the same ones and, where images are sorted by class, of all classes."""
     chosen = min(count, size)
     return [index * size // chosen for index in range(chosen)]
 

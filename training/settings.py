@@ -21,7 +21,7 @@ FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has
 
 
 class SettingsError(ValueError):
-    """A setting, or a pair of them, that cannot be; the message names the value and the remedy."""
+    """An impossible setting or pair of settings; the message names the value and the remedy."""
 
 
 Amp: TypeAlias = Literal["off", "bf16", "fp16"]

@@ -144,7 +144,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _let_go() -> None:
-    """In a process that was forked, such as a loader's: it may outlive its run, and would hold what that one held."""
+    """In a forked process, such as a loader's worker: it may outlive its run and would keep the folder locked."""
     while _handles:
         os.close(_handles.pop())
 
@@ -154,7 +154,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def discard(last: Path) -> None:
-    """Remove a run in progress, if there is one: the state first, so that half a last/ is not gone on with."""
+    """Remove a run in progress, if there is one: the state first, so that half a last/ is never resumed."""
     (last / STATE_FILE).unlink(missing_ok=True)
     if last.exists():
         shutil.rmtree(last)

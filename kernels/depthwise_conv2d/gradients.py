@@ -15,7 +15,7 @@ _library = torch.library.Library("widefield", "FRAGMENT")
 
 
 def _grad_input_layout(grad: Tensor) -> Tensor:
-    """Room for the answer: channels_last on the CPU, where it is computed so; else as a forward pass would return."""
+    """Room for the result: channels_last on the CPU, where it is computed so, else as a forward pass returns it."""
     if grad.device.type == "cpu":
         return torch.empty_like(grad, memory_format=torch.channels_last)
     return torch.empty_like(dense(grad))

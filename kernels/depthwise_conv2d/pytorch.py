@@ -1,4 +1,4 @@
-"""PyTorch's own convolution: what serves where no kernel of ours does, and a way that the tuner may choose."""
+"""PyTorch's own convolution: used where none of our kernels serves, and a way that the tuner may choose."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _settings = threading.Lock()  # they are the process's
 
 
 def way_of(input: Tensor) -> str:
-    """That of `WAYS` which leaves a dense input as it lies."""
+    """The one of `WAYS` that leaves a dense input as it lies."""
     return "pytorch" if input.is_contiguous() else "pytorch channels_last"
 
 
