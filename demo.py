@@ -31,22 +31,21 @@ class DemoError(RuntimeError):
     """What keeps the demo from running, in one line."""
 
 
-def train(checkpoint: Path = CHECKPOINT) -> None:
+def train() -> None:
     """Fine-tune the nano model on the digits, unless it is there."""
-    if (checkpoint / "model.safetensors").exists() and HELD_OUT.is_dir():
-        console.print(f"[dim]{checkpoint} is trained; remove it to train again[/]")
+    if (CHECKPOINT / "model.safetensors").exists() and HELD_OUT.is_dir():
+        console.print(f"[dim]{CHECKPOINT} is trained; remove it to train again[/]")
         return
-    subprocess.run(
-        [sys.executable, "-m", "training.finetune", "--preset", "digits", "--output", str(checkpoint)], check=True
-    )
+    command = [sys.executable, "-m", "training.finetune", "--preset", "digits", "--output", str(CHECKPOINT)]
+    subprocess.run(command, check=True)
 
 
-def build(repository: Path, checkpoint: Path = CHECKPOINT) -> None:
+def build(repository: Path) -> None:
     """Write the model repository, unless it holds this checkpoint."""
-    if is_built(checkpoint, repository):
+    if is_built(CHECKPOINT, repository):
         console.print(f"[dim]{repository} holds this checkpoint[/]")
         return
-    command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(repository)]
+    command = [sys.executable, "build_models.py", "--weights", str(CHECKPOINT), "--output", str(repository)]
     subprocess.run([*command, "--threads", THREADS, "--parity-images", str(HELD_OUT)], check=True)
 
 

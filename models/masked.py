@@ -10,7 +10,7 @@ sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is maske
 In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kernels import masked_patch_loss
 from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
+from models.layers import ConvBN
 from models.replknet import ConvFFN, RepLKBlock, RepLKNet
 
 MaskMode = Literal["token", "sparse"]
@@ -45,20 +46,20 @@ class MaskedPretrainer(nn.Module):
             raise ValueError(f"mask_mode {mask_mode!r}: choose token or sparse")
         self.encoder, self.loss, self.target_norm, self.window = encoder, loss, target_norm, window
         encoder.head.requires_grad_(False)
-        width, features = encoder.stem[0].conv.out_channels, encoder.norm.num_features  # type: ignore[union-attr]
-        self.decoder = nn.Conv2d(features, STRIDE**2 * 3, 1)  # type: ignore[arg-type]
+        width, features = cast(ConvBN, encoder.stem[0]).conv.out_channels, encoder.num_features
+        self.decoder = nn.Conv2d(features, STRIDE**2 * 3, 1)
         self.fill: FillEmpty | None = None
         self.mask_token: nn.Parameter | None = None
         self.visible: Visible | None = None
         if mask_mode == "token":
-            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))  # type: ignore[arg-type]
+            self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
         else:
             self.visible = Visible()
             for module in encoder.modules():
                 if type(module) is nn.BatchNorm2d:
                     module.__class__ = MaskedBatchNorm2d
                     module.visible = self.visible  # type: ignore[assignment]
-            self.fill = FillEmpty(features)  # type: ignore[arg-type]
+            self.fill = FillEmpty(features)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """images [B,3,H,W] normalised, mask [B,h',w'] (1 = masked) -> loss []."""

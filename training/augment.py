@@ -28,11 +28,12 @@ class AugmentConfig:
     """How training images are varied."""
 
     augmentation: Augmentation = "crop"
-    """crop: random crop and mirror image, for photographs; affine: for pictures with a left and a right; none."""
+    """crop: random crop and mirror image, for photographs; affine: small turns, shifts and zooms, for pictures that are
+    not to be mirrored; none."""
     min_crop_area: float = 0.25
     """Of "crop", as a share of the image's area; the published recipes have 0.08."""
     affine_fill: Literal["mean", "black"] = "mean"
-    """Of the corners that "affine" leaves empty: the mean colour, as in RandAugment, or black, a drawing's ground."""
+    """Of the corners that "affine" leaves empty: the mean colour, as in RandAugment, or black, as behind a drawing."""
     rand_augment: str = ""
     """n2-m9: N of the paper's 14 operations at magnitude M of 30; rand-m9-mstd0.5-inc1: a recipe in timm's words."""
     random_erasing: float = 0.0
@@ -136,8 +137,7 @@ class MixBatch:
         )
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, soft = self.mix(images.clone(), targets)
-        return mixed, soft
+        return self.mix(images.clone(), targets)
 
 
 class TwoViews:

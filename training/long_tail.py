@@ -84,8 +84,7 @@ def tau_normalize(head: nn.Linear, tau: float) -> None:
     """
     norms = head.weight.norm(dim=1, keepdim=True).clamp_min(1e-12)  # [classes,1]
     head.weight.div_(norms**tau)
-    if head.bias is not None:
-        head.bias.zero_()
+    head.bias.zero_()
 
 
 @torch.no_grad()

@@ -25,14 +25,13 @@ def impute(image: Tensor, removed: Tensor, noise: float, generator: torch.Genera
     A removed pixel x_i solves sum_j w_ij (x_i - x_j) = 0 over its neighbours j inside the image: w is 1/6 beside it,
     1/12 across the corner. `noise` is the standard deviation of what is added, in the image's (normalised) units.
     """
-    height, width = removed.shape
     gone = removed.cpu().numpy()
-    unknown = np.full(gone.shape, -1)
-    unknown[gone] = np.arange(gone.sum())  # [H,W] the number of each removed pixel
-    pixels = image.detach().cpu().double().numpy()  # [3,H,W]
-    count = int(gone.sum())
+    (height, width), count = gone.shape, int(gone.sum())
     if not count:
         return image.clone()
+    unknown = np.full(gone.shape, -1)
+    unknown[gone] = np.arange(count)  # [H,W] the number of each removed pixel
+    pixels = image.detach().cpu().double().numpy()  # [3,H,W]
     rows, columns = np.nonzero(gone)
     diagonal, known = np.zeros(count), np.zeros((count, len(pixels)))
     parts = []  # of the matrix: row, column, value
