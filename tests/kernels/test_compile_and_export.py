@@ -47,12 +47,6 @@ def loss_arguments(batch=5, rows=14, columns=22):
     return prediction, image, torch.rand(batch, rows // 2, columns // 2, generator=generator) < 0.6
 
 
-def test_one_graph():
-    x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 7, 7)
-    compiled = torch.compile(lambda x, w: depthwise_conv2d(x, w) * 2, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, w), depthwise_conv2d(x, w) * 2)
-
-
 def test_compiled_gradients_are_eager_ones():
     """Forward and backward in one graph each, through both gradient operators."""
     shapes = ((2, 8, 9, 9), (8, 1, 7, 7), (8,))
