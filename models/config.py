@@ -48,7 +48,11 @@ class ModelConfig:
             raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
         if not all(0 <= value <= 1 for value in (*self.mean, *self.std)):
             raise ValueError(f"mean {self.mean}, std {self.std}: both are on the 0..1 scale; divide by 255")
-        if self.labels is not None and len(self.labels) != self.num_classes:
+        if self.labels is None:
+            return
+        if not isinstance(self.labels, list) or not all(isinstance(label, str) for label in self.labels):
+            raise ValueError(f"labels {self.labels!r:.80}: a list of strings is needed")
+        if len(self.labels) != self.num_classes:
             raise ValueError(f"{len(self.labels)} labels for num_classes {self.num_classes}: one per class is needed")
 
     @property

@@ -78,6 +78,8 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         (lambda c: c.update(colour="red"), "'colour' is unknown"),
         (lambda c: c.update(arch="resnet"), "arch 'resnet' is unknown"),
         (lambda c: c.update(labels=["one"]), "1 labels for num_classes 5"),
+        (lambda c: c.update(labels=[0, 1, 2, 3, 4]), "labels [0, 1, 2, 3, 4]: a list of strings is needed"),
+        (lambda c: c.update(labels="abcde"), "labels 'abcde': a list of strings is needed"),
         (lambda c: c.update(std=[1, 0, 1]), "std above 0"),
         (lambda c: c.update(mean=[127.5] * 3, std=[58] * 3), "both are on the 0..1 scale; divide by 255"),
         (lambda c: c.update(mean=[0, 0, float("nan")]), "divide by 255"),
