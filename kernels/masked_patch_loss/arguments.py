@@ -8,9 +8,9 @@ TARGET_NORMS = ("none", "window", "patch")
 
 def check_arguments(prediction: Tensor, image: Tensor, mask: Tensor, loss: str, target_norm: str, window: int) -> None:
     """Raises `ValueError` for what the operation is not defined on."""
-    for name, tensor, dims in (("prediction", prediction, 4), ("image", image, 4), ("mask", mask, 3)):
-        if tensor.dim() != dims:
-            layout = {"prediction": "[B,C*s*s,h,w]", "image": "[B,C,H,W]", "mask": "[B,h',w']"}[name]
+    layouts = {"prediction": "[B,C*s*s,h,w]", "image": "[B,C,H,W]", "mask": "[B,h',w']"}
+    for (name, layout), tensor in zip(layouts.items(), (prediction, image, mask), strict=True):
+        if tensor.dim() != layout.count(",") + 1:
             raise ValueError(f"{name} has shape {list(tensor.shape)}: {layout} is expected")
         if tensor.device != prediction.device:
             raise ValueError(f"{name} is on {tensor.device}, prediction on {prediction.device}")
