@@ -85,8 +85,8 @@ class PaCo(Learner):
     `generalized` is GPaCo: no momentum encoder, both views are anchors, the projection has three layers. Otherwise the
     second view is a key of an encoder that follows the first by `momentum`.
 
-    Unlike in the authors' code, both views are augmented alike (theirs: RandAugment for the first; for the
-    second a weaker recipe, in GPaCo another RandAugment), keys are not shuffled over the processes, and the projection has no
+    Unlike in the authors' code, both views are augmented alike (theirs: RandAugment for the first; for the second a
+    weaker recipe, in GPaCo another RandAugment), keys are not shuffled over the processes, and the projection has no
     batch norm (theirs had one in PaCo). `smoothing` is 0 in their long-tailed GPaCo.
 
     Raises `SettingsError` for impossible sizes.
