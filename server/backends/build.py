@@ -5,6 +5,7 @@ one that runs the preprocess step, `resize` Pillow's resize for it, and `batcher
 batcher, the three linked against nothing. Each is built again when what it is made of changes.
 """
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -156,8 +157,10 @@ def end(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
-def main(names: list[str]) -> int:
-    for name in names or LIBRARIES:
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="LIBRARY", help=f"{', '.join(LIBRARIES)} (default: all of them)")
+    for name in parser.parse_args(arguments).names or LIBRARIES:
         try:
             if name not in LIBRARIES:
                 raise BuildError(f"no such library: choose from {', '.join(LIBRARIES)}")

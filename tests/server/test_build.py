@@ -82,3 +82,13 @@ def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
     assert (
         capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, batcher\n"
     )
+
+
+@pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--nonsense", 2)])
+def test_an_option_is_no_library(option, status, monkeypatch, capsys):
+    monkeypatch.setattr(build, "build", lambda library: pytest.fail(f"{library} was built"))
+    with pytest.raises(SystemExit) as ended:
+        build.main([option])
+    assert ended.value.code == status
+    said = capsys.readouterr()
+    assert all(name in said.out for name in build.LIBRARIES) if status == 0 else option in said.err
