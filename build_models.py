@@ -32,14 +32,20 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser.add_argument(
         "--labels", type=Path, help="text file, one label per line (default: the checkpoint's, else the indices)"
     )
-    parser.add_argument("--output", type=Path, default=Path("model_repository"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("model_repository"), help="the repository (default: %(default)s)"
+    )
     parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")
     parser.add_argument(
-        "--crop-pct", type=float, help="share of the resized shorter side that is kept (default: as image size)"
+        "--crop-pct", type=float, help="share of the resized shorter side that is kept (default: as for --image-size)"
     )
-    parser.add_argument("--crop-mode", help="timm's: center, squash or border (default: as image size)")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
-    parser.add_argument("--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)}")
+    parser.add_argument("--crop-mode", help="timm's: center, squash or border (default: as for --image-size)")
+    parser.add_argument(
+        "--precision", choices=sorted(PRECISIONS), default="fp32", help="of weights and activations (default: fp32)"
+    )
+    parser.add_argument(
+        "--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)} (default: torchscript)"
+    )
     parser.add_argument("--version", type=int, help="version number (default: the next)")
     parser.add_argument(
         "--threads",
@@ -47,8 +53,12 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         default=0,
         help="CPU threads of the backbone (default: 0, all cores that this build may use)",
     )
-    parser.add_argument("--class-map", action="store_true", help="a second output: where the answer's evidence lies")
-    parser.add_argument("--parity-images", type=Path, help="folder of images (default: scikit-learn's photographs)")
+    parser.add_argument(
+        "--class-map", action="store_true", help="also an ensemble that shows where the answer's evidence lies"
+    )
+    parser.add_argument(
+        "--parity-images", type=Path, help="compared with eager on these (default: scikit-learn's photographs)"
+    )
     values = vars(parser.parse_args(arguments))
     values["formats"] = tuple(part.strip() for part in values.pop("format").split(",") if part.strip())
     return BuildOptions(**values)

@@ -22,19 +22,35 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument("--model-repository", action="append", metavar="FOLDER", help="default: model_repository")
     parser.add_argument("--host", default="127.0.0.1", help="address for HTTP and gRPC (default: this machine only)")
-    parser.add_argument("--metrics-host", default="127.0.0.1", help="address for the metrics")
-    parser.add_argument("--http-port", type=int, default=8000, help="0 picks a free one")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="0 picks a free one")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="0 picks a free one")
+    parser.add_argument(
+        "--metrics-host", default="127.0.0.1", help="address for the metrics (default: this machine only)"
+    )
+    parser.add_argument("--http-port", type=int, default=8000, help="default: 8000; 0 picks a free one")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="default: 8001; 0 picks a free one")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="default: 8002; 0 picks a free one")
     parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
     parser.add_argument(
         "--log-file", metavar="FILE", help="tritonserver's log; -: standard error (default: a private file, removed)"
     )
-    parser.add_argument("--start-timeout", type=float, default=120.0, metavar="SECONDS")
-    parser.add_argument("--drain-seconds", type=int, default=30, metavar="SECONDS", help="for requests in flight")
-    parser.add_argument("--probe-interval", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--probe-timeout", type=float, default=10.0, metavar="SECONDS")
-    parser.add_argument("--max-restarts", type=int, default=5, help="within five minutes")
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="until the first image must be classified (default: 120)",
+    )
+    parser.add_argument(
+        "--drain-seconds", type=int, default=30, metavar="SECONDS", help="for requests in flight (default: 30)"
+    )
+    parser.add_argument(
+        "--probe-interval", type=float, default=10.0, metavar="SECONDS", help="between canary images (default: 10)"
+    )
+    parser.add_argument(
+        "--probe-timeout", type=float, default=10.0, metavar="SECONDS", help="for a canary image (default: 10)"
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=5, help="within five minutes, then it gives up (default: 5)"
+    )
     for name in VARIABLES:
         add_token_options(parser, name)
     tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")

@@ -166,9 +166,23 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
-    parser.add_argument("--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP of the server that runs")
-    parser.add_argument("--timeout", type=positive_seconds, default=300.0, metavar="SECONDS", help="for loading")
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="what the server serves (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="the server's HTTP (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="for loading a version (default: %(default)g)",
+    )
     add_token_options(parser)
     return parser
 

@@ -1,4 +1,5 @@
-"""Find the instances, batch size and batching delay that serve most on this machine, and write them into the configs.
+"""Find the instances, threads, batch size and batching delay that serve most on this machine, and write them into the
+configs.
 
     python -m server.tune --model-repository model_repository [--callers 8] [--p99-ms 500] [--dry-run]
 
@@ -171,10 +172,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-repository", type=Path, default=Path("model_repository"), metavar="FOLDER")
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="default: %(default)s",
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="what is sent (default: the repository's own)")
-    parser.add_argument("--callers", type=int, default=8, help="that wait for their answers at the same time")
-    parser.add_argument("--seconds", type=positive_seconds, default=6.0, help="of each measurement")
+    parser.add_argument("--callers", type=int, default=8, help="that ask at the same time (default: 8)")
+    parser.add_argument(
+        "--seconds", type=positive_seconds, default=6.0, help="of each measurement (default: %(default)g)"
+    )
     parser.add_argument("--p99-ms", type=float, help="prefer what keeps the 99th percentile below this")
     parser.add_argument("--dry-run", action="store_true", help="measure, and write nothing")
     options = parser.parse_args(arguments)
