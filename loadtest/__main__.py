@@ -7,9 +7,9 @@
     python -m loadtest report results.json report.html
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
-Exit status: 0 good; 1 an objective was missed, or without --slo a request was not answered, or a file not written; 2
+Exit status: 0 good; 1 an objective was missed (without --slo: a request was not answered), or a file was not written; 2
 wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 `capacity` or `null` was stopped.
-A stopped `run` shows what it has, and is judged by it.
+A stopped `run` shows what it has, and is judged by that.
 """
 
 import argparse
@@ -72,16 +72,19 @@ def _interrupt(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     parser = command_parser("run", __doc__ or "")
-    parser.add_argument("-u", "--users", type=int, metavar="N", help="closed loop, in all (default: 4; in steps 8)")
+    parser.add_argument(
+        "-u", "--users", type=int, metavar="N", help="closed loop, in all (default: 4; with --shape step 8)"
+    )
     parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
     parser.add_argument(
         "--null-check",
         choices=("refuse", "warn", "off"),
         default="refuse",
-        help=f"how much does this machine send to {NULL_EXPLAINED}? Of an open loop twice the rate (default: refuse)",
+        help=f"measures first what this machine can send to {NULL_EXPLAINED}, which must be twice an open loop's rate "
+        "(default: refuse)",
     )
     add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE")
+    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     add_load_options(parser)
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:

@@ -37,7 +37,7 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")
     add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE")
+    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
     if options.repeats < 1:

@@ -83,7 +83,9 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
         "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
     )
     count = int if command == "run" else at_least_one  # locust takes -1 as one for each core
-    parser.add_argument("--processes", type=count, default=1, metavar="N", help="that send, here (default: 1)")
+    parser.add_argument(
+        "--processes", type=count, default=1, metavar="N", help="that send, on this machine (default: 1)"
+    )
     return parser
 
 
@@ -99,7 +101,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
     )
     # As of python -m client; --tls-key is one of locust's own.
-    parser.add_argument("--tls", action="store_true", help="encrypted; trust what this system trusts")
+    parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
     parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
     parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
 
@@ -112,10 +114,10 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         metavar="PER_S",
         help="open loop: requests a second, Poisson, whether or not earlier ones were answered (default: closed loop)",
     )
-    parser.add_argument("--seconds", type=positive, help=f"that count (default: {SECONDS:g})")
+    parser.add_argument("--seconds", type=positive, help=f"that are measured (default: {SECONDS:g})")
     parser.add_argument("--warm-up", type=not_negative, help=f"seconds before them (default: {WARM_UP:g})")
     parser.add_argument("--levels", type=levels, default=[], metavar="A,B,...", help="of --shape step: rates or users")
-    parser.add_argument("--peak", type=positive, help=f"of --shape spike: times the level (default: {PEAK:g})")
+    parser.add_argument("--peak", type=positive, help=f"of --shape spike: how many times the level (default: {PEAK:g})")
     parser.add_argument("--slo", default="", metavar="FILE", help="objectives (TOML); exit status 1 if one is missed")
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write what was measured as JSON")

@@ -32,16 +32,20 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
         help="for one image, with retries (default: 30)",
     )
     parser.add_argument(
-        "--retries", type=whole(0), default=retries, metavar="N", help=f"of what may be sent again (default: {retries})"
+        "--retries",
+        type=whole(0),
+        default=retries,
+        metavar="N",
+        help=f"of what another attempt may fix (default: {retries})",
     )
-    parser.add_argument("--tls", action="store_true", help="encrypted; trust what this system trusts")
+    parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
     parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
     parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
-    parser.add_argument("--tls-key", metavar="FILE")
+    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     parser.add_argument(
         "--shared-memory-token-file",
         metavar="FILE",
-        help="servers on this host, started with the same: images go through shared memory",
+        help="images go through shared memory, to servers on this host that were started with the same token",
     )
 
 

@@ -1,9 +1,9 @@
 """Measure a server from here: how many images a second, and how long each takes.
 
-Closed loop (default): --concurrency callers, each sends when it has its answer. Open loop: --rate images a second
-arrive at random times (Poisson) whether or not earlier ones are answered; latency counts from when an image was due,
-so that a stall is charged to every image that it delays. Nothing is sent again unless --retries says so. The server's
-own times are those of its steps during the run.
+Closed loop (default): each of --concurrency callers sends the next image when it has its answer. Open loop: --rate
+images a second are sent at random times (Poisson) whether or not earlier ones are answered; latency counts from when an
+image was due, so that a stall is charged to every image that it delays. Nothing is sent again unless --retries says so.
+The server's own times are those of its steps during the run.
 """
 
 import argparse

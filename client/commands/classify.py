@@ -1,18 +1,18 @@
 """Classify images.
 
-A PATH is a file, a folder (searched through, by suffix: jpg jpeg jfif png webp bmp gif), a quoted pattern
+A PATH is a file, a folder (searched at any depth, by suffix: jpg jpeg jfif png webp bmp gif), a quoted pattern
 ("photos/**/*.jpg"), - for one image on standard input, or with --allow-urls a URL.
-A bad image is reported by name, the others are answered all the same.
+A bad image is reported by name; the others are answered all the same.
 
 --json writes one object a line, in order:
   {"image": "cat.jpg", "predictions": [{"label": "cat", "index": 3, "probability": 0.98}, ...]}
   {"image": "bad.jpg", "error": {"type": "InvalidImageError", "message": "no such file: check the path"}}
 --csv writes one row a prediction: image, rank, label, index, probability, error, message, request_id.
---output FILE --resume continues a run that was interrupted: what FILE has is not sent again; what was not answered is,
-but for pictures that the server refused. The exit status is that of all the images.
+--output FILE --resume continues an interrupted run: what FILE holds an answer to is not sent again, nor are pictures
+that the server refused; everything else is. The exit status is that of all images.
 
-Where no server answers the rest is not sent: after --wait seconds, or at once if none was ever there or
-has such a model.
+If no server answers, the rest is not sent: after --wait seconds, or at once if none was ever there or none has the
+model.
 """
 
 import argparse

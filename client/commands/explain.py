@@ -1,6 +1,7 @@
 """Draw where the evidence for the answer lies.
 
-Writes the picture with the class map over it for each image. The server must have been built with --class-map.
+For each image the picture is written with the class map over it. The served model must have been built with
+build_models.py --class-map.
 """
 
 import argparse

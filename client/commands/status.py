@@ -1,7 +1,8 @@
 """Show the servers, their models, and where the time goes.
 
-Times are milliseconds: means of the successful requests since the server's start, from its own statistics. An
-ensemble's compute is its steps' together; the queues are theirs alone; and the server counts its failures twice.
+Times are milliseconds from the server's own statistics: means over the successful requests since its start. The
+compute time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
+ensemble's failures twice.
 """
 
 import argparse

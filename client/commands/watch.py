@@ -1,8 +1,8 @@
 """Classify the images that come into a folder, until Ctrl-C.
 
-One line an image as soon as it is there whole (its size and time unchanged between two looks): those that lie there
-already first, one that is replaced again. What the server did not answer is asked again at the next look. A folder that
-goes away, as with an unmounted disk, is said to be gone once; when it is back, what was answered is not asked again.
+Each image gets a line once it is complete (its size and time unchanged between two looks): first those that are
+already there, and again one that is replaced. What the server did not answer is asked again at the next look. If the
+folder goes away, as with an unmounted disk, one line says so; when it is back, what was answered is not asked again.
 """
 
 import argparse
