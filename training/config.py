@@ -21,7 +21,7 @@ class MethodConfig:
     label_smoothing: float | None = None
     """None: 0.1, or 0 for ldam, focal and paco, which have none."""
     logit_tau: float = 1.0
-    """Of logit_adjustment; 1 is balanced_softmax."""
+    """The strength of logit_adjustment; 1 is balanced_softmax."""
     focal_gamma: float = 2.0
     drw_start: float = 0.8
     """Share of the run after which ldam weighs classes; 1: never."""
@@ -34,15 +34,15 @@ class MethodConfig:
     head_only: bool = False
     """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
     keep_head: bool = False
-    """Keep the head of --weights whatever its labels are, or where a file has none: class i becomes the data's i-th
-    label."""
+    """Keep the head of --weights whatever its labels are, and that of a file without labels: class i becomes the data's
+    i-th label."""
     paco_alpha: float = 0.05
     paco_temperature: float = 0.2
     paco_queue: int = 8192
     paco_dim: int = 128
     paco_momentum: float = 0.999
     adversarial: Literal["none", "fast_at", "advprop"] = "none"
-    """fast_at: a defence; advprop: for clean accuracy, no defence."""
+    """fast_at: a defence against attacks; advprop: for clean accuracy, no defence."""
     epsilon: float | None = None
     """Size of the attack, in 255ths; None: the paper's, 8 for fast_at, 4 for advprop."""
     overfitting_drop: float = 0.2
@@ -54,7 +54,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Fine-tune a classifier on a folder of images or shards."""
 
     preset: Literal["folder", "digits", "cpu", "replknet_31b", "replknet_31b_384"] = "folder"
-    """Where the defaults come from."""
+    """Where the defaults come from; cpu: a small model, without a GPU; replknet_31b...: the published recipes."""
     output: Path = Path("runs/finetune")
     """Folder of the checkpoint; the run in progress is in its last/."""
     data: Path = Path("data/images")
@@ -69,7 +69,7 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct, crop_mode, mean and std when left out."""
     crop_pct: float = 0.0
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """Of the evaluation and of serving, in timm's words: the centre; no aspect kept; all of the image, in a border."""
+    """Of evaluation and serving. center; squash: the aspect is not kept; border: all of the image, in a border."""
     mean: tuple[float, ...] = ()
     """Of the normalisation, red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255."""
     std: tuple[float, ...] = ()

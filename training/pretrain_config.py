@@ -18,7 +18,7 @@ class Config(LoopConfig, SplitConfig):
     output: Path = Path("runs/pretrain")
     """Folder of the checkpoint, which training.finetune --weights takes; the run in progress is in its last/."""
     data: Path = Path("data/images")
-    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are not looked at. With --val-share:
+    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are ignored. With --val-share:
     images at any depth."""
     arch: str = ""
     """Name in models.ARCHITECTURES; empty: that of the checkpoint in --weights, else replknet_small."""
@@ -39,7 +39,8 @@ class Config(LoopConfig, SplitConfig):
     """token: SimMIM's learned vector; sparse: what is masked stays out of every layer and batch norm (SparK)."""
     loss: Literal["l1", "smooth_l1", "l2"] = "l1"
     target_norm: Literal["none", "window", "patch"] = "none"
-    """The image as it is; by the mean and deviation of a window around each pixel (SimMIM), of each patch (MAE)."""
+    """The target. none: the image as it is; window: normalised by mean and deviation around each pixel (SimMIM); patch:
+    by those of each patch (MAE)."""
     window: int = 47
     """Side of that window, pixels, odd."""
     min_crop_area: float = 0.67

@@ -47,9 +47,9 @@ class LoopConfig:
     """None: 1 % of lr."""
     warmup_epochs: float = 2.0
     weight_decay: float = 0.05
-    """Of convolution and linear weights; biases and batch norms have none."""
+    """Of the weights of convolutions and linear layers; biases and batch norms have none."""
     layer_decay: float = 1.0
-    """The learning rate of a group of layers over that of the next one towards the head."""
+    """Factor of the learning rate from each group of layers to the next one away from the head; 1: the same for all."""
     clip_grad: float = 0.0
     """Largest norm of all gradients together; 0: no limit."""
     ema_decay: float = 0.999
@@ -62,12 +62,12 @@ class LoopConfig:
     compile: bool = False
     """torch.compile the model with its loss."""
     grad_checkpointing: bool = False
-    """Keep the input of each block of a RepLKNet alone, and compute the rest again for the gradient: less memory."""
+    """Save memory: keep only the input of each block of a RepLKNet, and compute the rest again for the gradient."""
     sync_bn: bool = False
     """Batch statistics over all processes."""
     seed: int = 0
     workers: int = 2
-    """Processes that decode."""
+    """Processes that decode images."""
     threads: int = 0
     """CPU threads that compute; 0: all."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
