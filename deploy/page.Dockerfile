@@ -10,7 +10,7 @@ COPY --chmod=644 page.py ./
 ENV HOME=/tmp \
     GRADIO_TEMP_DIR=/tmp/page \
     PYTHONDONTWRITEBYTECODE=1
-# What would fail at the start fails here.
+# Fails here and not at the start.
 RUN python -c "import gradio, page, tritonclient.grpc, tritonclient.http"
 USER 10001:10001
 EXPOSE 7860
