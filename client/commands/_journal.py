@@ -28,10 +28,11 @@ class Journal:
 
     Raises:
         UsageError: the file exists and `resume` is False; it is another's, or holds what `classify` does not write; its
-            kind is not known.
+            kind is not known; its answers were written with another `top` (raised by `write` too: of a file with fewer
+            classes only an answer tells whether the model has no more).
     """
 
-    def __init__(self, path: Path, kind: str, resume: bool) -> None:
+    def __init__(self, path: Path, kind: str, resume: bool, top: int) -> None:
         self._path = path
         kind = SUFFIXES.get(path.suffix.lower(), "") if kind == "table" else kind
         if not kind:
@@ -47,15 +48,18 @@ class Journal:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
         try:
-            self.done, kept = (_read_json if kind == "json" else _read_csv)(self._file.read())
+            self.done, kept, self._classes = (_read_json if kind == "json" else _read_csv)(self._file.read())
         except UsageError as error:
             raise UsageError(f"--output {path}: {error}") from None
+        self._check_classes(min(top, self._classes))
         with self._named():
             self._replace(path, kept)
             is_json, file = kind == "json", self._file
             self._results: Results = JsonResults(file) if is_json else CsvResults(file, header=not kept)
 
     def write(self, image: str, outcome: Outcome) -> None:
+        if isinstance(outcome, list):
+            self._check_classes(len(outcome))
         with self._named():
             self._results.write(image, outcome)
 
@@ -71,6 +75,13 @@ class Journal:
     ) -> None:
         with contextlib.suppress(OSError):  # of what could not be written: that was raised
             self._file.close()
+
+    def _check_classes(self, count: int) -> None:
+        if self._classes and count != self._classes:
+            raise UsageError(
+                f"--output {self._path} was written with --top {self._classes}, not {count}: "
+                f"give --top {self._classes}, or name another file"
+            )
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -104,9 +115,12 @@ def _stays(error: str, request_id: str | None) -> bool:
     return not error or (error == REFUSED and bool(request_id))
 
 
-def _read_json(text: str) -> tuple[dict[str, bool], str]:
-    """Raises `UsageError`."""
-    done, kept = {}, []
+def _read_json(text: str) -> tuple[dict[str, bool], str, int]:
+    """The images, the lines that stay, and how many classes the first answer has (0: there is none).
+
+    Raises `UsageError`.
+    """
+    done, kept, classes = {}, [], 0
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         if not line.endswith("\n") and JSON_START.startswith(line[: len(JSON_START)]):
             break  # cut off
@@ -114,18 +128,19 @@ def _read_json(text: str) -> tuple[dict[str, bool], str]:
             entry: Any = json.loads(line)
             image, error = str(entry["image"]), {"type": ""} if "predictions" in entry else entry["error"]
             stays = _stays(error["type"], error.get("request_id"))
+            classes = classes or len(entry.get("predictions", ()))
         except (ValueError, LookupError, TypeError):
             raise _unknown(number) from None
         if stays:
             done[image] = not error["type"]
             kept.append(line)
-    return done, "".join(kept)
+    return done, "".join(kept), classes
 
 
-def _read_csv(text: str) -> tuple[dict[str, bool], str]:
-    """The last image may lack rows: it is asked again. Raises `UsageError`."""
+def _read_csv(text: str) -> tuple[dict[str, bool], str, int]:
+    """As `_read_json`. The last image may lack rows: it is asked again."""
     if CSV_START.startswith(text):  # cut off in the header, or nothing behind it
-        return {}, ""
+        return {}, "", 0
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         lines = [(reader.line_num, row) for row in reader]
@@ -141,10 +156,11 @@ def _read_csv(text: str) -> tuple[dict[str, bool], str]:
     rows = [row for _, row in lines[1:]]
     kept = [row for row in rows if row[0] != rows[-1][0] and _stays(row[5], row[7])]
     if not kept:
-        return {}, ""
+        return {}, "", 0
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows([CsvResults.COLUMNS, *kept])
-    return {row[0]: not row[5] for row in kept}, written.getvalue()
+    answered = [row[0] for row in kept if not row[5]]
+    return {row[0]: not row[5] for row in kept}, written.getvalue(), answered.count(answered[0]) if answered else 0
 
 
 def _unknown(line: int) -> UsageError:

@@ -71,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             if options.resume and STDIN in options.paths:
                 raise UsageError("--resume: - may be another image each time: give it a file's name")
-            results = journal = stack.enter_context(Journal(options.output, options.format, options.resume))
+            journal = Journal(options.output, options.format, options.resume, options.top)
+            results = stack.enter_context(journal)
             failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
         shown = progress(found, "classifying", options.format != "table" and options.output is None)

@@ -171,6 +171,33 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
     assert "may be another image each time" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("before", "now", "sent"), [("2", "1", False), ("1", "2", True)])
+@pytest.mark.parametrize("file", ["out.jsonl", "out.csv"])
+def test_another_top_is_refused(
+    folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture, file: str, before: str, now: str, sent: bool
+) -> None:
+    """With more classes only the first answer tells whether the model has them."""
+    answer = fake.reply
+    fake.reply = lambda request: answer(request)[: request.top]
+    assert classify(file, "--top", before) == 0
+    whole = Path(file).read_bytes()
+    fake.requests.clear()
+    Path("photos/new.png").write_bytes(b"new")
+    assert classify(file, "--top", now, "--resume") == 2
+    words = f"--output {file} was written with --top {before}, not {now}: give --top {before}, or name another file\n"
+    assert capsys.readouterr().err.endswith(words)
+    assert bool(fake.requests) == sent
+    assert whole.startswith(Path(file).read_bytes())
+    assert classify(file, "--top", before, "--resume") == 0
+
+
+def test_a_model_of_fewer_classes_than_asked_for_is_resumed(folder: Path, fake: FakeTransport) -> None:
+    assert classify("out.jsonl", "--top", "5") == 0
+    Path("photos/new.png").write_bytes(b"new")
+    assert classify("out.jsonl", "--top", "7", "--resume") == 0
+    assert len(images("out.jsonl")) == len(ALL) + 1
+
+
 ANSWER = '{"image": "a.png", "predictions": []}\n'
 HEADER = "image,rank,label,index,probability,error,message,request_id\n"
 
