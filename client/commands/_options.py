@@ -54,6 +54,9 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// paths")
     parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
     parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
+    parser.add_argument(
+        "--wait", type=positive, default=60.0, metavar="SECONDS", help="for servers that are gone (default: 60)"
+    )
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:

@@ -18,29 +18,21 @@ model.
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from client._classifier import Classifier
-from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError
-from client._ordered import in_order
-from client._session import Outcome
-from client._sources import STDIN, expand, loader
+from client._sources import STDIN, expand
 from client.commands._journal import Journal
+from client.commands._many import answer_all
 from client.commands._options import (
     UsageError,
     add_format_options,
     add_image_options,
     add_server_options,
     open_classifier,
-    positive,
 )
-from client.commands._patience import Patience
 from client.commands._progress import progress
 from client.commands._results import Results, open_results
-
-Found: TypeAlias = tuple[str, str | None]  # an image's name, and what is wrong with it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_format_options(parser)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write there: .jsonl or .csv")
     parser.add_argument("--resume", action="store_true", help="continue the --output of an interrupted run")
-    parser.add_argument(
-        "--wait",
-        type=positive,
-        default=60.0,
-        metavar="SECONDS",
-        help="for servers that are gone (default: 60)",
-    )
     add_server_options(parser)
 
 
@@ -76,36 +61,19 @@ def run(options: argparse.Namespace) -> int:
             failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
         shown = progress(found, "classifying", options.format != "table" and options.output is None)
-        ask = Patience(asker(classifier, options, found), options.wait)
-        stack.callback(ask.end)
-        unsent, why = 0, "no server answers"
-        for (image, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
-            if outcome is None:
-                unsent += 1
-                continue
-            failed += isinstance(outcome, ClassifierError)
-            if isinstance(outcome, ModelNotFoundError):
-                why = f"no server has the model {options.model!r}"
-            results.write(image, outcome)
+        tally = answer_all(
+            found,
+            lambda name, image: classifier.classify(image, options.top),
+            options.model,
+            options,
+            results,
+            shown,
+        )
         results.finish()
+    failed += tally.failed
     if options.output is not None and failed:
         print(f"{failed} not answered: see {options.output}", file=sys.stderr)
-    if unsent:
+    if tally.unsent:
         remedy = "--resume sends them" if options.output is not None else "with --output FILE, --resume can send them"
-        print(f"stopped: {why}, {unsent} not sent: {remedy}", file=sys.stderr)
+        print(f"stopped: {tally.why}, {tally.unsent} not sent: {remedy}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def asker(classifier: Classifier, options: argparse.Namespace, images: Sequence[Found]) -> Callable[[Found], Outcome]:
-    load = loader(images, options.timeout)
-
-    def ask(found: Found) -> Outcome:
-        name, problem = found
-        try:
-            if problem is not None:
-                raise InvalidImageError(problem)
-            return classifier.classify(load(name), options.top)
-        except ClassifierError as error:
-            return error
-
-    return ask

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client._classifier import Classifier
-from client._errors import ClassifierError, InvalidImageError
-from client._ordered import in_order
+from client._errors import EXPLAINED
 from client._overlay import CROP_MODES, overlay
-from client._session import Outcome
-from client._sources import STDIN, expand, loader
+from client._prediction import Prediction
+from client._sources import STDIN, expand
+from client.commands._many import answer_all
 from client.commands._options import (
     UsageError,
     add_format_options,
@@ -66,30 +66,21 @@ def run(options: argparse.Namespace) -> int:
         results = open_results(options.format)
         found = list(expand(options.paths, options.allow_urls))
         pictures = _pictures(options.output, [name for name, _ in found])
-        load = loader(found, options.timeout)
 
-        def ask(each: tuple[str, str | None]) -> Outcome:
-            name, problem = each
-            try:
-                if problem is not None:
-                    raise InvalidImageError(problem)
-                image = load(name)
-                explained = classifier.explain(image, options.top)
-                picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
-                _save(picture, pictures[name])
-            except ClassifierError as error:
-                return error
+        def explain(name: str, image: "bytes | str") -> list[Prediction]:
+            explained = classifier.explain(image, options.top)
+            picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
+            _save(picture, pictures[name])
             return explained.predictions
 
-        failed = 0
         shown = progress(found, "explaining", options.format != "table")
-        for (name, _), outcome in zip(shown, in_order(ask, found, options.concurrency), strict=True):
-            failed += isinstance(outcome, ClassifierError)
-            results.write(name, outcome)
+        tally = answer_all(found, explain, options.model + EXPLAINED, options, results, shown)
     results.finish()
-    if failed < len(found):
-        print(f"{len(found) - failed} overlays in {options.output}", file=sys.stderr)
-    return 1 if failed else 0
+    if tally.answered:
+        print(f"{tally.answered} overlays in {options.output}", file=sys.stderr)
+    if tally.unsent:
+        print(f"stopped: {tally.why}, {tally.unsent} not sent", file=sys.stderr)
+    return 1 if tally.failed else 0
 
 
 def _save(picture: "Image", path: Path) -> None:

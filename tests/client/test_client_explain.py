@@ -79,6 +79,20 @@ def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.Captu
     assert main(["explain", "a.png", "--crop-pct", "1.5"]) == 2
 
 
+def test_a_missing_class_map_ends_it_at_once(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+    Path("photos").mkdir()
+    for number in range(20):
+        Path("photos", f"{number}.png").write_bytes(b"a")
+    served.reply = ModelNotFoundError("the server has no model 'classifier_explained'")
+    assert main(["explain", "photos", "--concurrency", "1"]) == 1
+    assert len(served.requests) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "photos/0.png: the server has no model 'classifier_explained'",
+        "1 not answered",
+        "stopped: no server has the model 'classifier_explained', 19 not sent",
+    ]
+
+
 @pytest.mark.parametrize("output", ["file", "file/below"])
 def test_explain_into_a_file_is_wrong_usage(output: str, served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     Path("file").write_text("mine")

@@ -1,0 +1,66 @@
+"""Many images and their results, for `classify` and `explain`: in order, a bad one costs none of the others."""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError
+from client._ordered import in_order
+from client._prediction import Prediction
+from client._session import Outcome
+from client._sources import loader
+from client.commands._patience import Patience
+from client.commands._results import Results
+
+Found: TypeAlias = tuple[str, str | None]  # an image's name, and what is wrong with it
+
+
+@dataclass
+class Tally:
+    answered: int = 0
+    failed: int = 0
+    unsent: int = 0
+    why: str = "no server answers"  # where some were not sent
+
+
+def answer_all(
+    found: Sequence[Found],
+    answer: Callable[[str, "bytes | str"], list[Prediction]],
+    model: str,
+    options: argparse.Namespace,
+    results: Results,
+    shown: Iterable[Found],
+) -> Tally:
+    """Writes to `results` what `answer` returns or raises for each image, given its name and its bytes or path.
+
+    `model`: the one that it asks; `shown`: `found`, perhaps with a progress bar.
+    """
+    load = loader(found, options.timeout)
+
+    def ask(each: Found) -> Outcome:
+        name, problem = each
+        try:
+            if problem is not None:
+                raise InvalidImageError(problem)
+            return answer(name, load(name))
+        except ClassifierError as error:
+            return error
+
+    tally = Tally()
+    patience = Patience(ask, options.wait)
+    try:
+        for (name, _), outcome in zip(shown, in_order(patience, found, options.concurrency), strict=True):
+            if outcome is None:
+                tally.unsent += 1
+                continue
+            if isinstance(outcome, ClassifierError):
+                tally.failed += 1
+            else:
+                tally.answered += 1
+            if isinstance(outcome, ModelNotFoundError):
+                tally.why = f"no server has the model {model!r}"
+            results.write(name, outcome)
+    finally:
+        patience.end()
+    return tally
