@@ -72,6 +72,10 @@ class AsyncHttpTransport:
             raise error_from_status("UNAVAILABLE", words, url=self.url, model=model, timeout=timeout) from error
         except aiohttp.ClientError as error:
             raise wire.other_protocol(error, self.url) from error
+        except asyncio.CancelledError:
+            if self._closed:  # so aiohttp ends a look-up; a task that is cancelled meets it unchanged
+                raise error_from_status("CANCELLED", "closed", url=self.url, model=model, timeout=timeout) from None
+            raise
 
     async def _exchange(
         self, method: str, path: str, headers: dict[str, str], data: bytes, deadline: float, reused: list[bool]

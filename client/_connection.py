@@ -22,6 +22,7 @@ class Connection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None, connect_timeout: float | None) -> None:
         super().__init__(host, port)
         self._context, self._connect_timeout = context, connect_timeout
+        self._looked_up: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
         self._aborted = False
 
     def connect(self) -> None:
@@ -48,7 +49,7 @@ class Connection(http.client.HTTPConnection):
 
     def _reach(self, until: float) -> None:
         """The first of the name's addresses that accepts; each may take its share of the time that is left."""
-        found = _look_up(self.host, self.port, until)
+        found = self._look_up(until)
         for tried, (family, kind, protocol, _, address) in enumerate(found):
             self.sock: Any = socket.socket(family, kind, protocol)  # here already, for `abort`
             try:
@@ -63,9 +64,30 @@ class Connection(http.client.HTTPConnection):
                     break
         raise last
 
+    def _look_up(self, until: float) -> list[Any]:
+        """`socket.getaddrinfo` knows no deadline: a thread asks for a name, and is left behind when nobody waits."""
+        with contextlib.suppress(socket.gaierror):
+            return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+
+        def ask() -> None:
+            try:
+                self._looked_up.put(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+            except Exception as error:
+                self._looked_up.put(error)
+
+        threading.Thread(target=ask, name=f"look up {self.host}", daemon=True).start()
+        try:
+            found = self._looked_up.get(timeout=_seconds_until(until))
+        except queue.Empty:
+            raise TimeoutError("timed out") from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
     def abort(self) -> None:
-        """From another thread: whoever waits for a connection or an answer meets a closed one."""
+        """From another thread: whoever waits for a name, a connection or an answer meets a closed one."""
         self._aborted = True
+        self._looked_up.put(ConnectionError("closed"))
         sock = self.sock
         if sock is not None:
             with contextlib.suppress(OSError):  # closed meanwhile
@@ -73,28 +95,6 @@ class Connection(http.client.HTTPConnection):
 
     def seconds_left(self) -> float:
         return _seconds_until(self.deadline)
-
-
-def _look_up(host: str, port: int, until: float) -> list[Any]:
-    """`socket.getaddrinfo` knows no deadline: a name is asked for in a thread, which is left behind when time is up."""
-    with contextlib.suppress(socket.gaierror):
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    answers: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, name=f"look up {host}", daemon=True).start()
-    try:
-        found = answers.get(timeout=_seconds_until(until))
-    except queue.Empty:
-        raise TimeoutError("timed out") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def _seconds_until(moment: float) -> float:

@@ -150,6 +150,23 @@ def test_close_ends_a_request_in_flight(both: Both) -> None:
         asyncio.run(again())
 
 
+def test_close_ends_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC has a resolver of its own."""
+    resolve_to(monkeypatch, 1, after=1.0)
+
+    async def main() -> None:
+        classifier = AsyncClassifier("slow:1", "http", retries=0)
+        task = asyncio.create_task(classifier.classify(b"x"))
+        await asyncio.sleep(0.3)
+        started = time.monotonic()
+        await classifier.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await task
+        assert time.monotonic() - started < 0.5
+
+    asyncio.run(main())
+
+
 def test_no_server(protocol: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused

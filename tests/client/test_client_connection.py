@@ -110,6 +110,11 @@ def test_close_ends_connecting(unreachable: int, monkeypatch: pytest.MonkeyPatch
     assert closed_while(transport, lambda: time.sleep(0.3)) == [ConnectionFailedError]
 
 
+def test_close_ends_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, 1, after=3.0)
+    assert closed_while(HttpTransport("slow", 1), lambda: time.sleep(0.3)) == [ConnectionFailedError]
+
+
 def test_close_ends_a_handshake() -> None:
     with contextlib.ExitStack() as stack:
         silent = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
