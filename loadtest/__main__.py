@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import math
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from loadtest.options import (
     check_writable,
     command_parser,
     image_options,
+    write_file,
 )
 from loadtest.shapes import plan, whole_users
 from loadtest.slo import load_slo
@@ -106,10 +106,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.slo:
         load_slo(options.slo)
     images = image_options(options)
-    if options.processes == -1:
-        options.processes = os.cpu_count() or 1  # as locust does
     if options.null_check != "off" and "--worker" not in of_locust:
-        options.null_rate = null_rate(options.protocol, max(1, options.processes), images)
+        options.null_rate = null_rate(options.protocol, options.processes, images)
         print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_EXPLAINED}", file=sys.stderr)
         if options.rate is not None and peak > options.null_rate / 2:
             print(
@@ -172,7 +170,7 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument("results", help="what --results has written")
     parser.add_argument("output", help="the HTML file")
     options = parser.parse_args(arguments)
-    from loadtest.report import write_report
+    from loadtest.report import render
 
     try:
         saved = json.loads(Path(options.results).read_text())
@@ -182,12 +180,10 @@ def report(arguments: Sequence[str]) -> int:
         parser.error(f"{options.results} is no JSON: name a file that --results has written")
     check_writable(options.output)
     try:
-        if "runs" in saved:
-            write_report(saved["runs"], Path(options.output), saved["capacity"])
-        else:
-            write_report([saved], Path(options.output))
+        page = render(saved["runs"], saved["capacity"]) if "runs" in saved else render([saved])
     except (KeyError, TypeError, IndexError):
         parser.error(f"{options.results} holds no results: name a file that --results has written")
+    write_file(Path(options.output), page)
     return 0
 
 

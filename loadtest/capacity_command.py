@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from loadtest.capacity import find_capacity
@@ -16,7 +15,7 @@ from loadtest.options import (
     command_parser,
     image_options,
     positive,
-    write_file,
+    write_files,
 )
 from loadtest.results import met, rate_to_offer, requests_needed, silent
 from loadtest.slo import load_slo
@@ -84,13 +83,12 @@ def capacity(arguments: Sequence[str]) -> int:
     found = {"rate": search.capacity, "limited": search.limited, "tried": sorted(search.tried.items())}
     limit = " or more: the load generator is the limit" if search.limited else ""
     print(f"capacity: {search.capacity:.1f} requests/s{limit}", flush=True)
-    if options.results:
-        write_file(Path(options.results), json.dumps({"capacity": found, "runs": search.results}, indent=1))
+    files = {options.results: json.dumps({"capacity": found, "runs": search.results}, indent=1)}
     if options.report:
-        from loadtest.report import write_report
+        from loadtest.report import render  # matplotlib, only where it is asked for
 
-        write_report(search.results, Path(options.report), found)
-    return 0 if search.capacity else 1
+        files[options.report] = render(search.results, found)
+    return 0 if write_files(files) and search.capacity else 1
 
 
 def _failures(phase: Mapping[str, Any]) -> str:

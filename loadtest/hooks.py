@@ -27,7 +27,7 @@ from loadtest.options import (
     add_load_options,
     add_target_options,
     check_writable,
-    write_file,
+    write_files,
 )
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
@@ -185,10 +185,5 @@ class LoadTest:
             from loadtest.report import render  # matplotlib, only where it is asked for
 
             files[self.options.report] = render([result])
-        for path, text in files.items():
-            try:
-                if path:
-                    write_file(Path(path), text)
-            except OSError as error:  # locust would go on to its own exit status
-                print(f"loadtest: {error}", file=sys.stderr)
-                environment.process_exit_code = 1
+        if not write_files(files):
+            environment.process_exit_code = 1

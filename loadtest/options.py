@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def processes(text: str) -> int:
+    try:
+        return os.cpu_count() or 1 if text == "-1" else at_least_one(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; -1 is one on each core") from None
+
+
 def levels(text: str) -> list[float]:
     return [positive(part) for part in text.split(",")]
 
@@ -72,6 +80,19 @@ def write_file(path: Path, text: str) -> None:
         raise OSError(f"{path} cannot be written ({error.strerror}): name another file") from None
 
 
+def write_files(files: Mapping[str, str]) -> bool:
+    """Writes each that has a name; says why one cannot be written, and returns whether all were."""
+    written = True
+    for path, text in files.items():
+        try:
+            if path:
+                write_file(Path(path), text)
+        except OSError as error:
+            print(f"loadtest: {error}", file=sys.stderr)
+            written = False
+    return written
+
+
 def command_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m loadtest {command}",
@@ -82,7 +103,7 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
     )
-    count = int if command == "run" else at_least_one  # locust takes -1 as one for each core
+    count = processes if command == "run" else at_least_one  # locust's own option takes -1
     parser.add_argument(
         "--processes", type=count, default=1, metavar="N", help="that send, on this machine (default: 1)"
     )

@@ -2,11 +2,9 @@
 
 import html
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from loadtest.charts import latency_against_throughput, over_time, where_the_time_goes
-from loadtest.options import write_file
 from loadtest.results import measured, met, number, shown_value, too_few, warnings
 
 STYLE = """
@@ -24,12 +22,8 @@ th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #eaeef2 } 
 Cells = Sequence[Any]
 
 
-def write_report(results: Sequence[dict[str, Any]], path: Path, capacity: dict[str, Any] | None = None) -> None:
-    """`results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
-    write_file(path, render(results, capacity))
-
-
 def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:
+    """`results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
     first = results[0]
     body = [f"<h1>Load on {escape(first['model'])} at {escape(first['host'])}</h1>", *_verdict(results, capacity)]
     body += [f'<p class="note">{text}</p>' for text in _facts(first)]

@@ -2,10 +2,11 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
-from loadtest import report
+from loadtest import capacity_command, report
 from loadtest.capacity import find_capacity
 from loadtest.recorder import Cell
 from loadtest.results import describe, least_offered, rate_to_offer
@@ -119,6 +120,21 @@ def test_a_run_that_was_made_again_is_named_and_is_no_point_of_the_chart(monkeyp
     assert "phase 85.2/s (1, made again): 1 % of the requests went more than 70 ms" in page
     for label in ("85.2/s (1, made again)", "85.2/s (2)", "100.0/s (3)"):
         assert page.count(f"<td>{label}</td>") == 2  # once for each protocol
+
+
+def test_a_file_that_cannot_be_written_leaves_the_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np99 = 100")
+    monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 60.0)
+    monkeypatch.setattr(capacity_command, "run_load", lambda words: run(float(words[words.index("--rate") + 1]), 1.0))
+    for full, other in (("--results", "--report"), ("--report", "--results")):
+        written = tmp_path / other
+        words = ["--slo", str(tmp_path / "slo.toml"), "--from-rate", "30", full, "/dev/full", other, str(written)]
+        assert capacity_command.capacity(words) == 1
+        line = "loadtest: /dev/full cannot be written (No space left on device): name another file\n"
+        assert capsys.readouterr().err == line
+        assert written.stat().st_size > 1000
 
 
 def test_a_sender_that_is_always_late_is_judged_in_the_end() -> None:

@@ -230,6 +230,8 @@ def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) ->
         ["capacity", "--repeats", "0", "--slo", "x"],
         ["capacity", "--processes", "-1", "--slo", "x"],
         ["null", "--processes", "0"],
+        ["--processes", "-5"],
+        ["run", "--processes", "0"],
         ["--slo", "no/such/slo.toml"],
         ["capacity", "--slo", "no/such/slo.toml"],
         ["report", "no/such/results.json", "report.html"],
