@@ -1,4 +1,4 @@
-"""The folder that a server has to itself while it lives."""
+"""The folder in /tmp that a process has to itself while it lives: a server's, or a copy of a repository to try."""
 
 import contextlib
 import fcntl
@@ -11,17 +11,19 @@ import weakref
 from pathlib import Path
 
 PREFIX = "widefield-server-"
-NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # as mkdtemp makes it
-MARK = "unload.sh"  # the first file in it
+MARK = "unload.sh"  # the first file in a server's
 NEW_SECONDS = 60.0  # one that is younger may be about to be locked
 
 
 class PrivateFolder:
-    """Locked until `remove`: so long systemd-tmpfiles, which cleans /tmp by age, passes it over, and the next start."""
+    """Locked until `remove`: so long systemd-tmpfiles, which cleans /tmp by age, passes it over, and the next start.
 
-    def __init__(self, base: str) -> None:
-        remove_left_behind(base)
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base)).resolve()
+    `mark`: the name of what is made first in it, by which the next start knows one of these `prefix`es for its own.
+    """
+
+    def __init__(self, base: str, prefix: str = PREFIX, mark: str = MARK) -> None:
+        remove_left_behind(base, prefix, mark)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base)).resolve()
         handle = os.open(self.path, os.O_RDONLY)
         self._unlock = weakref.finalize(self, os.close, handle)
         with contextlib.suppress(OSError):  # a file system without locks
@@ -31,15 +33,22 @@ class PrivateFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self._unlock()
 
+    def __enter__(self) -> Path:
+        return self.path
 
-def remove_left_behind(base: str) -> None:
-    """This user's, of servers that were killed together with their guards."""
-    for path in Path(base).glob(f"{PREFIX}*"):
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def remove_left_behind(base: str, prefix: str, mark: str) -> None:
+    """This user's, of processes that were killed together with what would have cleaned up after them."""
+    name = re.compile(rf"{prefix}[a-z0-9_]{{8}}")  # as mkdtemp makes it
+    for path in Path(base).glob(f"{prefix}*"):
         with contextlib.suppress(OSError):  # locked, or another start was quicker
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(handle)
-                ours = NAME.fullmatch(path.name) and found.st_uid == os.geteuid() and (path / MARK).is_file()
+                ours = name.fullmatch(path.name) and found.st_uid == os.geteuid() and (path / mark).exists()
                 if ours and time.time() - found.st_mtime > NEW_SECONDS:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path)

@@ -23,6 +23,7 @@ from server.command_line import add_token_options, interrupt_on_signals, positiv
 from server.compatibility import check_compatible, check_running
 from server.errors import ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
+from server.private_folder import PrivateFolder
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
 from server.tuned_settings import BACKBONE
@@ -149,12 +150,11 @@ def check_answers(address: str) -> None:
 def staged(repository: Path, incoming: Path, number: int) -> Iterator[Path]:
     """A repository of links: what is served, but `incoming` as the only version of the backbone."""
     repository = repository.resolve()
-    with tempfile.TemporaryDirectory(prefix="widefield-release-") as folder:
-        stage = Path(folder)
+    with PrivateFolder(tempfile.gettempdir(), "widefield-release-", BACKBONE) as stage:
+        (stage / BACKBONE).mkdir()
         for each in repository.iterdir():
             if each.name != BACKBONE:
                 (stage / each.name).symlink_to(each)
-        (stage / BACKBONE).mkdir()
         for each in (repository / BACKBONE).iterdir():
             if not VERSION.fullmatch(each.name) and not each.name.startswith("."):
                 (stage / BACKBONE / each.name).symlink_to(each)

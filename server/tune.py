@@ -26,6 +26,7 @@ from server.command_line import interrupt_on_signals, positive_seconds
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
+from server.private_folder import PrivateFolder
 from server.repository import read_repository
 from server.supervisor import TritonServer
 from server.tuned_settings import (
@@ -114,8 +115,8 @@ def copied(repository: Path) -> Iterator[Path]:
         else:
             Path(target).symlink_to(Path(source).resolve())
 
-    with tempfile.TemporaryDirectory(prefix="widefield-tune-") as folder:
-        target = Path(folder) / "models"
+    with PrivateFolder(tempfile.gettempdir(), "widefield-tune-", "models") as folder:
+        target = folder / "models"
         shutil.copytree(repository, target, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         yield target
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 
@@ -9,8 +10,10 @@ import pytest
 
 from server.locate import find_tritonserver
 from server.private_folder import MARK, NEW_SECONDS, PREFIX, PrivateFolder
+from server.release import staged
 from server.repository import Repository
 from server.runtime import Runtime
+from server.tune import copied
 
 
 def age(folder):
@@ -50,6 +53,28 @@ def test_what_was_killed_is_removed_at_the_next_start(tmp_path, monkeypatch):
     assert (first.folder / "backends").is_dir()  # that server lives
     first.remove()
     second.remove()
+
+
+@pytest.mark.parametrize("command", ["release", "tune"])
+def test_what_a_killed_command_left_is_removed_at_its_next_start(tmp_path, monkeypatch, command):
+    """Its links are, not what they lead to."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    version = tmp_path / "repository" / "backbone" / "1"
+    version.mkdir(parents=True)
+    (version / "model.pt").touch()
+
+    def stage():
+        return staged(tmp_path / "repository", version, 2) if command == "release" else copied(tmp_path / "repository")
+
+    with stage() as left:
+        kept = shutil.copytree(left, tmp_path / f"widefield-{command}-12345678" / "models", symlinks=True)
+    (kept.parent / "backbone").mkdir()
+    age(kept.parent)
+    with stage():
+        assert not kept.parent.exists()
+        assert len(list(tmp_path.glob("widefield-*"))) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "repository"]
+    assert (version / "model.pt").exists()
 
 
 @pytest.mark.parametrize("kind", ["new", "another's", "unmarked", "another name", "a link", "a file"])
