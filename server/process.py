@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 
 import psutil
+
+from server.runtime import Runtime
 
 GUARD = Path(__file__).resolve().parent / "guard.py"
 SPARE_SECONDS = 5  # from tritonserver's own exit timeout to SIGKILL
@@ -18,23 +19,15 @@ SPARE_SECONDS = 5  # from tritonserver's own exit timeout to SIGKILL
 class ServerProcess:
     """One run of tritonserver: started, watched, drained. Its output is appended to `log`."""
 
-    def __init__(
-        self,
-        command: list[str],
-        environment: dict[str, str],
-        log: Path,
-        runtime: Path,
-        shm_prefix: str,
-        drain_seconds: int,
-    ) -> None:
+    def __init__(self, command: list[str], runtime: Runtime, log: Path, drain_seconds: int) -> None:
         self.grace = drain_seconds + SPARE_SECONDS
         self.backends: list[psutil.Process] = []
         order = {
             "command": command,
-            "environment": environment,
+            "environment": runtime.environment(),
             "grace": self.grace,
-            "runtime": str(runtime),
-            "shm_prefix": shm_prefix,
+            "runtime": str(runtime.folder),
+            "shm_prefix": runtime.shm_prefix,
         }
         with log.open("ab") as output:
             self.guard = subprocess.Popen(
@@ -44,6 +37,8 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
             )
+        assert self.guard.stdin is not None  # made with PIPE
+        self._orders = self.guard.stdin
         self._say(json.dumps(order) + "\n")
 
     def exit_code(self) -> int | None:
@@ -86,12 +81,11 @@ class ServerProcess:
     def __enter__(self) -> "ServerProcess":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.exit_code() is None:
             self.kill()
-        self._close()
+        with contextlib.suppress(BrokenPipeError):
+            self._orders.close()
 
     def _descendants(self) -> list[psutil.Process]:
         """tritonserver first, then its backend processes."""
@@ -101,15 +95,9 @@ class ServerProcess:
             return []
 
     def _say(self, words: str) -> None:
-        assert self.guard.stdin is not None  # made with PIPE
         with contextlib.suppress(BrokenPipeError, ValueError):  # the guard has ended
-            self.guard.stdin.write(words.encode())
-            self.guard.stdin.flush()
-
-    def _close(self) -> None:
-        if self.guard.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self.guard.stdin.close()
+            self._orders.write(words.encode())
+            self._orders.flush()
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from server.backends import build as backends
@@ -71,6 +71,18 @@ class Runtime:
 
     def remove(self) -> None:
         self._private.remove()
+
+    def warnings(self) -> Iterator[str]:
+        """A line for each thing that works, but not as it should."""
+        if self.repository.unchecked:
+            yield self.repository.unchecked
+        if self.installation.embedded:
+            yield from self.repository.overridden
+        build = f"run {sys.executable} {backends.__file__}"
+        if self.resize is None and self.repository.resizes:
+            yield f"images are resized slowly: {build} resize"
+        if self.batcher is None:
+            yield f"requests may wait half a second: {build} batcher"
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""

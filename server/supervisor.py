@@ -1,14 +1,11 @@
 """Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
-from server.backends import build as backends
 from server.endpoints import Endpoints, choose_endpoints
 from server.errors import InstallationError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
@@ -136,9 +133,6 @@ class TritonServer:
         self._endpoints = self._choose_endpoints()
         installation = find_tritonserver()
         check_backends(repository.backends, installation, self.tritonserver_args)
-        overridden = repository.overridden if installation.embedded else ()
-        for line in filter(None, (repository.unchecked, *overridden)):
-            self._tell(f"warning: {line}")
         if self.log_file is not None:
             check_log_file(self.log_file)
         try:
@@ -147,10 +141,8 @@ class TritonServer:
             raise InstallationError(
                 f"the server's private folder cannot be made ({error}): free space there, or name another in TMPDIR"
             ) from error
-        if self._runtime.resize is None and repository.resizes:
-            self._tell(f"warning: images are resized slowly: run {sys.executable} {backends.__file__} resize")
-        if self._runtime.batcher is None:
-            self._tell(f"warning: requests may wait half a second: run {sys.executable} {backends.__file__} batcher")
+        for line in self._runtime.warnings():
+            self._tell(f"warning: {line}")
         self._log = self.log_file or self._runtime.folder / "tritonserver.log"
         self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
         # A thread of its own, so that the server does not depend on the thread that asked for it.
@@ -195,9 +187,7 @@ class TritonServer:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _tell(self, event: str) -> None:
@@ -243,30 +233,32 @@ class TritonServer:
             self._finished.set()
 
     def _run_once(self) -> str:
-        """Starts, proves and watches one tritonserver; returns why it is no good, or anything when asked to stop."""
-        for attempt in range(1, PORT_TRIES + 1):
-            offset = self._log.stat().st_size if self._log.exists() else 0
-            with self._spawn() as process:
-                self._process = process
-                has_canary = self._runtime.repository.has_canary
-                run = Run(process, self.http_url, has_canary, self._log, offset, self._stopping)
-                try:
-                    run.await_ready(self.start_timeout)
-                except StartError as error:
-                    may_move = 0 in self.asked_ports.values() and not self._settled.is_set()
-                    if "already in use" not in str(error) or not may_move or attempt == PORT_TRIES:
-                        raise
-                    self._endpoints = self._choose_endpoints()
-                    continue
-                if self._stopping.is_set():
-                    return "stopped"
-                self._ready.set()
-                self._settled.set()
-                reason = run.watch(self.probe_interval, self.probe_timeout)
-                if self._stopping.is_set():
-                    process.stop(self._at_once)
-                return reason
-        raise AssertionError("unreachable")
+        """A run of tritonserver, the first on other ports if need be; returns why it ended, or must."""
+        tries = PORT_TRIES if 0 in self.asked_ports.values() and not self._settled.is_set() else 1
+        while True:
+            tries -= 1
+            try:
+                return self._prove_and_watch()
+            except StartError as error:
+                if not tries or "already in use" not in str(error):
+                    raise
+                self._endpoints = self._choose_endpoints()
+
+    def _prove_and_watch(self) -> str:
+        offset = self._log.stat().st_size if self._log.exists() else 0
+        with self._spawn() as process:
+            self._process = process
+            has_canary = self._runtime.repository.has_canary
+            run = Run(process, self.http_url, has_canary, self._log, offset, self._stopping)
+            run.await_ready(self.start_timeout)
+            if self._stopping.is_set():
+                return "stopped"
+            self._ready.set()
+            self._settled.set()
+            reason = run.watch(self.probe_interval, self.probe_timeout)
+            if self._stopping.is_set():
+                process.stop(self._at_once)
+            return reason
 
     def _spawn(self) -> ServerProcess:
         command = self._runtime.command(
@@ -277,11 +269,4 @@ class TritonServer:
             tls=self.tls,
             shared_memory_token=self.shared_memory_token,
         )
-        return ServerProcess(
-            command,
-            self._runtime.environment(),
-            self._log,
-            self._runtime.folder,
-            self._runtime.shm_prefix,
-            self.drain_seconds,
-        )
+        return ServerProcess(command, self._runtime, self._log, self.drain_seconds)

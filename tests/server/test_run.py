@@ -167,9 +167,8 @@ def supervised(monkeypatch, tmp_path):
 
     class FakeRuntime:
         folder = tmp_path / "private"
-        resize = None
-        batcher = tmp_path
         repository = SimpleNamespace(path=tmp_path)
+        warnings = staticmethod(tuple)
 
         def __init__(self, *arguments):
             self.removed = False
