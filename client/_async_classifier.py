@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
-from types import TracebackType
 
 from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
@@ -81,9 +80,7 @@ class AsyncClassifier(Session):
     async def __aenter__(self) -> "AsyncClassifier":
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _ask(
