@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -123,27 +124,28 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
         include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
         objects = [work / f"{source.stem}.o" for source in sources]
-        commands = [
+        run_all(
             [compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
-        ]
-        run_all(commands)
+        )
         library = work / output.name
         # libtorch_cpu is named as needed, so that LD_PRELOAD into a server without torch brings it in.
         link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]
         link += ["-ltorch_cpu", "-Wl,--as-needed", "-ldl", "-pthread"]
-        done = subprocess.run(link, capture_output=True, text=True)
-        check(link, done.stderr, done.returncode)
+        run_all([link])
         library.replace(output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run_all(commands: list[list[str]]) -> None:
-    """Side by side; none is left where one fails."""
+# From here to `end` as in server/backends/build.py: neither may import the other, and each is run by its path.
+def run_all(commands: Iterable[list[str]]) -> None:
+    """The commands, side by side; none is left where one fails."""
     with ExitStack() as stack:
-        processes = [start(command, stack) for command in commands]
-        for command, process in zip(commands, processes, strict=True):
-            check(command, process.communicate()[1], process.returncode)
+        processes = [(command, start(command, stack)) for command in commands]
+        for command, process in processes:
+            errors = process.communicate()[1]
+            if process.returncode != 0:
+                raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
 
 
 def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
@@ -160,11 +162,6 @@ def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
 def end(process: subprocess.Popen) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
-
-
-def check(command: list[str], errors: str, status: int) -> None:
-    if status != 0:
-        raise BuildError(f"{' '.join(command)}\n{errors.strip()}")
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Why the embedded server's PyTorch backend cannot be built, in one line."""
 
 import importlib.util
+import inspect
 import os
 import time
 from dataclasses import replace
@@ -8,6 +9,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
+from kernels.native import build as kernels_build
 from server.backends import build
 
 
@@ -19,6 +21,12 @@ def backend(tmp_path):
     path.write_text("old")
     path.with_suffix(".stamp").write_text("old")
     return replace(build.PYTORCH, output=path)
+
+
+@pytest.mark.parametrize("name", ["torch_folder", "run_all", "start", "end"])
+def test_both_builds_run_the_compiler_alike(name):
+    """Neither module may import the other."""
+    assert inspect.getsource(getattr(build, name)) == inspect.getsource(getattr(kernels_build, name))
 
 
 def left_behind():
