@@ -211,7 +211,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--crop-mode", choices=["center", "squash", "border"], default="center", help="as in the server's build")
     add("--host", default="127.0.0.1", help="where the page listens (default: 127.0.0.1)")
     add("--port", type=int, default=7860, help="default: 7860")
-    add("--root-path", default="", metavar="PATH", help="the prefix that a proxy takes away, as /try")
+    add("--root-path", default="", metavar="PATH", help="the prefix that a proxy strips, such as /try")
     add("--concurrency", type=int, default=2, metavar="N", help="pictures at a time (default: 2)")
     add("--max-megabytes", type=float, default=20.0, metavar="MB", help="of a picture (default: 20)")
     options = parser.parse_args(arguments)

@@ -4,10 +4,10 @@
 
 The server is started anew each time; its own proof, one small picture, comes first, as it does in service. The client's
 connection is made before the clock runs. Each request, the first one too, comes after a pause: in a loop without one
-the hundredth would find hot caches, which is no matter of warm-up. "Hundredth" is the median of requests 91 to 110 of
-the same start. A single request is often slower than a median, so how many of those twenty took at least as long as the
-first is counted too: half, where it is like them. Four pictures are in flight at once in the second row, so that a
-batch of four is the first of its size.
+the hundredth would find hot caches, which has nothing to do with warm-up. "Hundredth" is the median of requests 91 to
+110 of the same start. A single request is often slower than a median, so how many of those twenty took at least as
+long as the first is counted too: half, where it is like them. Four pictures are in flight at once in the second row, so
+that a batch of four is the first of its size.
 """
 
 import statistics

@@ -18,8 +18,8 @@ from client._transport import AsyncTransport, open_async_transports
 class AsyncClassifier(Session):
     """`Classifier`'s interface for asyncio: the same arguments, answers, errors, retries and servers.
 
-    It belongs to the event loop of its first request. Cancelling who waits for an answer ends the request. Files are
-    read, and PIL images and arrays encoded, in a thread.
+    It belongs to the event loop of its first request. Cancelling the task that waits for an answer ends the
+    request. Files are read, and PIL images and arrays encoded, in a thread.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AsyncClassifier(Session):
     def classify_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
     ) -> AsyncIterator[Outcome]:
-        """As `Classifier.classify_stream`, but the event loop reads `images`: what waits should be an async iterable.
+        """As `Classifier.classify_stream`, but the event loop reads `images`: a source that waits should be async.
 
         Leaving it early (``aclose``) cancels what is in flight.
         """
@@ -72,7 +72,7 @@ class AsyncClassifier(Session):
         return list(await asyncio.gather(*asked))
 
     async def close(self) -> None:
-        """Closes the connections; who waits for an answer meets a `RuntimeError`. Twice does no harm."""
+        """Closes the connections; whoever waits for an answer gets a `RuntimeError`. Twice does no harm."""
         self._closed = True
         for transport in self._transports:
             await transport.close()

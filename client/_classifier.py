@@ -31,7 +31,7 @@ class Classifier(Session):
         tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
         shared_memory_token: for servers on this host, started with the same: images go through shared memory, which
             is faster. None sends them in the messages.
-        transport: one, or one a server, instead of `url`, `protocol`, `tls` and the token: a fake in a test.
+        transport: one, or one for each server, instead of `url`, `protocol`, `tls` and the token: a fake in a test.
 
     An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
     """
@@ -63,7 +63,7 @@ class Classifier(Session):
 
         Raises:
             ClassifierError: one of its subclasses, with the image's name in `image`.
-            ValueError: `top` is less than 1, or `timeout` no time.
+            ValueError: `top` is less than 1, or `timeout` is not a time above 0.
         """
         return list(self._ask(image, top, timeout, request_id, explain=False).predictions)
 
@@ -101,7 +101,7 @@ class Classifier(Session):
         return list(in_order(lambda each: self._status(each, seconds), self._transports, len(self._transports)))
 
     def close(self) -> None:
-        """Closes the connections; who waits for an answer or a retry meets a `RuntimeError`. Twice does no harm."""
+        """Closes the connections; whoever waits for an answer or a retry gets a `RuntimeError`. Twice does no harm."""
         self._closed = True
         self._closing.set()
         for transport in self._transports:

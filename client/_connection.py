@@ -14,7 +14,7 @@ from typing import Any
 class Connection(http.client.HTTPConnection):
     """`http.client`'s timeout is for each read; this one's `deadline` (monotonic seconds) is for all of a request.
 
-    With `context` it is encrypted. `connect_timeout` seconds without a connection are no missed deadline but no server.
+    With `context` it is encrypted. `connect_timeout` seconds without a connection: no server, not a missed deadline.
     """
 
     deadline: float

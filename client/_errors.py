@@ -3,15 +3,15 @@
 ClassifierError
 ├── InvalidImageError        the picture: missing, empty, of a wrong type or size, or the server cannot decode it
 ├── ModelNotFoundError       the server has no model of that name
-├── ServerUnavailableError   this server is of no use for now; another one may be
+├── ServerUnavailableError   this server cannot serve for now; another one may
 │   ├── ConnectionFailedError    no connection, or it broke
 │   └── ServerNotReadyError      the server answers that it, or the model, is not ready
 ├── QueueFullError           the server refuses more work for now: try again later, or send fewer at a time
 ├── DeadlineExceededError    no answer within the timeout, or within that of a proxy
 ├── InferenceError           the server failed on a good request; its log says why
-└── ProtocolError            the other side is no classifier that this client understands
+└── ProtocolError            the other side is not a classifier that this client understands
 
-A wrong argument (a URL that is none, ``top=0``) is a `ValueError`; a closed `Classifier` raises `RuntimeError`.
+A wrong argument (a malformed URL, ``top=0``) is a `ValueError`; a closed `Classifier` raises `RuntimeError`.
 """
 
 import re
@@ -78,7 +78,7 @@ class ProtocolError(ClassifierError):
 
 
 class RegionUnknownError(ProtocolError):
-    """A server that was restarted does not know this shared memory. Met within the package alone, as is the next."""
+    """A server that was restarted does not know this shared memory. Raised within the package only, as is the next."""
 
 
 class RegionKnownError(ProtocolError):
@@ -99,12 +99,12 @@ _REMEDIES = {
     r"hostname mismatch|address mismatch|hostname verification": "give an address that its certificate names",
     r"certificate has expired|certificate is not yet valid": "renew its certificate, or set this machine's clock",
     r"certificate.verify.failed": "name the authority that signed its certificate with --tls-root (in Python tls=)",
-    r"wrong.version.number": "it speaks no TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
+    r"wrong.version.number": "it does not speak TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
     r"alert.(certificate|bad.certificate|unsupported.certificate|unknown.ca)": (
         f"it wants a client's certificate that it trusts: {_GIVE_CERTIFICATE}"
     ),
     r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
-        f"{_START}; where it speaks no TLS, leave out --tls and the like (in Python tls=)"
+        f"{_START}; where it does not speak TLS, leave out --tls and the like (in Python tls=)"
     ),
 }
 _CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnected|tsi_data_corrupted")
@@ -172,7 +172,7 @@ def _connecting(details: str, url: str) -> str:
 
 
 def perhaps_wanted(url: str) -> tuple[str, str]:
-    """What a server may want of a client that it does not understand, and what gives it that."""
+    """What a server that does not understand this client may want, and the remedy."""
     if url.startswith(("grpcs://", "https://")):
         return "it wants a client's certificate", _GIVE_CERTIFICATE
     return "it speaks TLS", _GIVE_TLS

@@ -1,4 +1,4 @@
-"""Whatever a caller calls an image -> encoded bytes, checked as far as can be without decoding."""
+"""Whatever a caller calls an image -> encoded bytes, checked as far as is possible without decoding."""
 
 import io
 import os
@@ -43,7 +43,8 @@ def encode(image: Any) -> bytes:
     elif _is_pil(image):
         data = _encode_pil(image)
     else:
-        raise InvalidImageError(f"{type(image).__name__} is no image: give a path, bytes, a PIL image or a uint8 array")
+        name = type(image).__name__
+        raise InvalidImageError(f"{name} is not an image: give a path, bytes, a PIL image or a uint8 array")
     if not data:
         raise InvalidImageError("the image is empty (0 bytes)")
     _check_size(len(data))

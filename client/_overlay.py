@@ -28,7 +28,7 @@ def overlay(
 
     Raises:
         InvalidImageError: no picture, or Pillow is not installed.
-        ValueError: `crop_pct` or `strength` is no share, or `crop_mode` is unknown.
+        ValueError: `crop_pct` or `strength` is not a share, or `crop_mode` is unknown.
     """
     for name, share in (("crop_pct", crop_pct), ("strength", strength)):
         if not 0 < share <= 1:

@@ -47,7 +47,7 @@ class Region:
 
 
 def left_behind(names: Iterable[str]) -> list[str]:
-    """Those of `names` that clients made which have ended. Only of processes whose numbers are the same here."""
+    """Those of `names` whose clients have ended, as far as their process numbers mean something here."""
     found = []
     for name in names:
         made = _NAME.fullmatch(name)
@@ -57,7 +57,7 @@ def left_behind(names: Iterable[str]) -> list[str]:
 
 
 def remove_left_behind() -> None:
-    """The names that clients left which were killed while they showed a region."""
+    """The names left by clients that were killed while they showed a region."""
     for name in left_behind(os.listdir(FOLDER)):
         with contextlib.suppress(OSError):  # another client's may be quicker
             os.unlink(os.path.join(FOLDER, name))

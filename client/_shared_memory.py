@@ -42,7 +42,7 @@ class SharedMemory:
     def __init__(self, token: str) -> None:
         """Raises `ValueError`."""
         if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ValueError("the shared-memory token is empty, or no token: give the server's, as it stands there")
+            raise ValueError("the shared-memory token is empty or malformed: give the server's own")
         if not os.path.isdir(FOLDER):
             raise ValueError(f"this system has no {FOLDER}: leave the shared-memory token out")
         self._token = token
@@ -206,5 +206,5 @@ class SharedMemory:
 
 
 def _left(deadline: float) -> float:
-    """Seconds; never none, which would be no limit to some."""
+    """Seconds; never 0, which some take for no limit."""
     return max(1e-3, deadline - time.monotonic())

@@ -65,7 +65,7 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
     if argument.startswith(URL_SCHEMES):
         return ([argument], None) if allow_urls else ([], "a URL: give --allow-urls to have it fetched by this machine")
     if not argument:
-        return [], "an empty path, of a shell's variable perhaps: give a file, a folder or a pattern"
+        return [], "an empty path, perhaps of an empty shell variable: give a file, a folder or a pattern"
     path = Path(argument)
     unread: list[OSError] = []
     if os.path.isdir(path):  # Path's would raise for one whose folder may not be read

@@ -15,7 +15,7 @@ INPUT, OUTPUT, CLASS_MAP = "image", "probabilities", "class_map"
 SHARED_MEMORY_HEADER = "widefield-shared-memory"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
-CONNECT_SECONDS = 2.0  # where another server is left: one that does not even refuse must not take the whole deadline
+CONNECT_SECONDS = 2.0  # where another server is left: one that never answers must not take the whole deadline
 
 
 class Transport(Protocol):
@@ -97,7 +97,7 @@ def addresses(
 def open_transports(
     url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None, shared_memory_token: str | None = None
 ) -> list[Transport]:
-    """Raises `ValueError` for an unknown protocol, a URL that is none or a token that is none. Nothing is sent yet."""
+    """Raises `ValueError` for an unknown protocol, or a malformed URL or token. Nothing is sent yet."""
     found = addresses(url, protocol, tls)
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport

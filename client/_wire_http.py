@@ -88,7 +88,7 @@ def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
     try:
         return [region["name"] for region in json.loads(body)]
     except (ValueError, LookupError, TypeError):
-        raise ProtocolError(f"the server answers no list of regions: check the address [{url}]") from None
+        raise ProtocolError(f"the answer is not a list of regions: check the address [{url}]") from None
 
 
 def decode_answer(body: bytes, request: Request, url: str) -> Answer:
@@ -119,7 +119,7 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
         details = f"HTTP {status} {words}".rstrip()
         if status == 400:  # tritonserver's own are JSON
             wanted, remedy = perhaps_wanted(url)
-            said = f"this is no classifier's answer ({details})"
+            said = f"this is not a classifier's answer ({details})"
             return ProtocolError(f"{said}: check the address, and {remedy} where {wanted} [{model} at {url}]")
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
@@ -146,7 +146,7 @@ def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str
     try:
         return dict(json.loads(body))
     except (ValueError, TypeError):
-        raise ProtocolError(f"the server answers no JSON: check the address [{url}]") from None
+        raise ProtocolError(f"the answer is not JSON: check the address [{url}]") from None
 
 
 def _map(output: dict[str, Any]) -> Any:

@@ -130,9 +130,9 @@ def _check_locust_options(words: Sequence[str]) -> None:
     known, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if word.startswith("-")]
     if unknown:  # first: what follows one is taken for a word of its own
-        raise ValueError(f"{' '.join(unknown)}: no option of loadtest or of locust; see --help")
+        raise ValueError(f"{' '.join(unknown)}: not an option of loadtest or locust; see --help")
     if names := set(known.user_classes) - set(USERS["both"]):
-        raise ValueError(f"{' '.join(sorted(names))}: no command of loadtest: run, capacity, null, report")
+        raise ValueError(f"{' '.join(sorted(names))}: not a command of loadtest: run, capacity, null, report")
 
 
 def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
@@ -177,7 +177,7 @@ def report(arguments: Sequence[str]) -> int:
     except OSError as error:
         parser.error(f"{options.results} cannot be read ({error.strerror}): name a file that --results has written")
     except ValueError:
-        parser.error(f"{options.results} is no JSON: name a file that --results has written")
+        parser.error(f"{options.results} is not JSON: name a file that --results has written")
     check_writable(options.output)
     try:
         page = render(saved["runs"], saved["capacity"]) if "runs" in saved else render([saved])

@@ -26,9 +26,7 @@ def find_capacity(
     least: float = 0.0,
     tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> Search:
-    """Bisection between `least`, below which no rate can hold, and `high`, which is doubled while it holds.
-
-    It goes up to `ceiling`.
+    """Bisection between `least`, below which no rate can hold, and `high`, doubled up to `ceiling` while it holds.
 
     A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. A run
     that misses one while its sender was late is made again, as often as `repeats`. The answer is within `precision` of

@@ -75,7 +75,7 @@ def write_file(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        if error.filename is None and path.is_file():  # it was opened, and is no device
+        if error.filename is None and path.is_file():  # it was opened, and is not a device
             path.unlink()
         raise OSError(f"{path} cannot be written ({error.strerror}): name another file") from None
 
@@ -146,7 +146,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(options: argparse.Namespace) -> list[str]:
-    """As words. Raises `ValueError` for a folder without images, and for sizes that are none."""
+    """As words. Raises `ValueError` for a folder without images, and for malformed sizes."""
     if options.sizes:
         parse_sizes(options.sizes)
     if options.images:

@@ -20,6 +20,7 @@ th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #eaeef2 } 
 .warning { background: #fff8c5; border-left: 4px solid #d4a72c; padding: .3em .8em; font-size: 13px }
 """
 Cells = Sequence[Any]
+_COMPUTE = ("input", "infer", "output")
 
 
 def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:
@@ -73,9 +74,6 @@ def time_shares(phase: dict[str, Any], model: str) -> dict[str, float]:
     shares["rest of the server"] = max(0.0, whole["total_ms"] - sum(shares.values()))
     shares["outside the server"] = max(0.0, seen - whole["total_ms"])
     return shares
-
-
-_COMPUTE = ("input", "infer", "output")
 
 
 def escape(value: Any) -> str:

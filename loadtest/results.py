@@ -172,9 +172,9 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
         print(text, file=sys.stderr)
 
 
-def requests_needed(percentile: str) -> int:
+def requests_needed(objective: str) -> int:
     """ "p99" -> 100: with fewer it is the slowest of them."""
-    return round(100 / (100 - float(percentile[1:])))
+    return round(100 / (100 - float(objective[1:])))
 
 
 def latency_objectives(result: dict[str, Any]) -> dict[str, float]:

@@ -50,10 +50,10 @@ def load_slo(path: str | Path) -> Slo:
 def check_slo(slo: Mapping[str, Any]) -> None:
     for table, entries in slo.items():
         if table not in KEYS or not isinstance(entries, dict):
-            raise ValueError(f"{table} is no table of objectives: use {', '.join(f'[{name}]' for name in KEYS)}")
+            raise ValueError(f"{table} is not a table of objectives: use {', '.join(f'[{name}]' for name in KEYS)}")
         for key, value in entries.items():
             if key not in KEYS[table]:
-                raise ValueError(f"[{table}] {key} is no objective: use {', '.join(KEYS[table])}")
+                raise ValueError(f"[{table}] {key} is not an objective: use {', '.join(KEYS[table])}")
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise ValueError(f"[{table}] {key} is {value!r}: give a number, 0 or more")
             if (table, key) in SHARES and value > 1:

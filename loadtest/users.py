@@ -42,7 +42,7 @@ def address(protocol: str, environment: Environment) -> str:
 
 
 def open_classifier(protocol: str, environment: Environment) -> Classifier:
-    """Raises `ValueError` where an option is none of its kind. Nothing is sent yet."""
+    """Raises `ValueError` for an option that cannot be used. Nothing is sent yet."""
     options: Any = environment.parsed_options
     root, certificate = options.tls_root, options.tls_certificate
     key = options.tls_key if certificate else None  # locust has a --tls-key too, of its own page
@@ -112,7 +112,7 @@ class ClassifierUser(User):
         except ClassifierError as error:
             error.image = None  # so that equal errors are counted together
             failure = error
-        except Exception as error:  # whatever it is, it is no answer
+        except Exception as error:  # whatever it is, it is not an answer
             failure = error
         latency = 1000 * (self.clock.now() - due)  # ms
         error_text = None if failure is None else str(failure)

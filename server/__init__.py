@@ -13,7 +13,7 @@ from server.errors import (
 
 try:
     from server.supervisor import TritonServer
-except ModuleNotFoundError as error:  # `name`: of an error in this package `python -m` says one line
+except ModuleNotFoundError as error:  # with `name`, `python -m` prints one line for an error in this package
     message = f"server needs {error.name}: pip install '.[serve]' in the checkout"
     raise ImportError(message, name=__name__) from None
 

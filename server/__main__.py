@@ -53,15 +53,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for name in VARIABLES:
         add_token_options(parser, name)
-    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP then is for this machine alone (deploy/haproxy)")
+    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP is then for this machine only (deploy/haproxy)")
     tls.add_argument(
         "--tls-certificate",
         "--tls-cert",
         metavar="FILE",
-        help="the server's certificate, and those between it and the root",
+        help="the server's certificate, and any intermediate ones",
     )
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
-    tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show a certificate of these (mutual TLS)")
+    tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show certificates signed by it")
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
     parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
     return parser.parse_args(arguments)
@@ -119,11 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_words(passed_on: list[str]) -> None:
-    """Raises `OptionError` where they begin with none of tritonserver's options."""
+    """Raises `OptionError` where the first of them is not an option."""
     if passed_on and not passed_on[0].startswith("-"):
         word = passed_on[0]
         meant = f"did you mean --model-repository {word}?" if Path(word).is_dir() else "see --help"
-        raise OptionError(f"{word!r} is no option: {meant}")
+        raise OptionError(f"{word!r} is not an option: {meant}")
 
 
 def client_command(image: str, url: str, protocol: str = "grpc") -> str:
@@ -134,11 +134,11 @@ def client_command(image: str, url: str, protocol: str = "grpc") -> str:
 
 
 def show(text: str) -> None:
-    """On standard output; where nobody reads that the server serves all the same."""
+    """Prints to standard output; the server goes on where nobody reads that."""
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered is flushed at exit
 
 
 def say(line: str) -> None:

@@ -11,7 +11,7 @@ SIDE = 32  # pixels
 
 
 class CanaryError(Exception):
-    """The server answered something else than probabilities. `status`: HTTP's, where it was not 200."""
+    """The server answered with something other than probabilities. `status`: the HTTP status, where it was not 200."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -19,14 +19,14 @@ class CanaryError(Exception):
 
 
 class CanaryTimeoutError(CanaryError):
-    """No answer in time: hung, or busy with others."""
+    """No answer in time: the server hangs, or is busy with others."""
 
 
 class CanaryRefusedError(CanaryError):
-    """HTTP 503: a full queue turned the canary away; or none of the model's requests is served."""
+    """HTTP 503: a full queue turned the canary away, or no request for the model is served."""
 
 
-PERHAPS_BUSY = (CanaryTimeoutError, CanaryRefusedError)  # no fault where others are answered meanwhile
+PERHAPS_BUSY = (CanaryTimeoutError, CanaryRefusedError)  # harmless while others are answered
 
 
 def canary_png() -> bytes:
@@ -43,7 +43,7 @@ def canary_png() -> bytes:
 def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, Any]]:
     """The outputs for one image through `model` over HTTP: name, shape, data.
 
-    Raises `CanaryError`, and of `PERHAPS_BUSY` where load may be why.
+    Raises `CanaryError`, one of `PERHAPS_BUSY` where load may be the reason.
     """
     element = canary_png()
     body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor

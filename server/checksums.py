@@ -1,4 +1,4 @@
-"""What was built against its build.json. Run as a script, as by deploy/image/serve.sh: a repository's newest versions.
+"""Compares models with the checksums in their build.json. As a script (deploy/image/serve.sh): the newest versions.
 
 It stands alone in the image, so it imports nothing of the package.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 RECORD = "build.json"
-VERSION = re.compile("[1-9][0-9]*")  # a folder of another name, 010 for one, tritonserver passes over
+VERSION = re.compile("[1-9][0-9]*")  # tritonserver ignores a folder of another name, such as 010
 
 
 class ChecksumError(Exception):
-    """A file is missing, cut off or changed since it was built, or a folder is no model; the message has the remedy."""
+    """A file is missing, cut off or changed since the build, or a folder is not a model; the message has a remedy."""
 
 
 def newest_version(model: Path) -> Path | None:
@@ -25,19 +25,19 @@ def newest_version(model: Path) -> Path | None:
 
 
 def version_folders(model: Path) -> list[Path]:
-    """By number, ascending; none of a model that is not there."""
+    """By number, ascending; empty where there is no such model."""
     found = model.iterdir() if model.is_dir() else ()
     versions = (folder for folder in found if VERSION.fullmatch(folder.name) and folder.is_dir())
     return sorted(versions, key=lambda folder: int(folder.name))
 
 
 def check_folders(repository: Path) -> None:
-    """tritonserver takes every folder for a model. Raises `ChecksumError` for one that is none, as `lost+found`."""
+    """tritonserver takes every folder for a model. Raises `ChecksumError` for one that is not, such as lost+found."""
     for folder in sorted(repository.iterdir()):
         if folder.is_dir() and not (folder / "config.pbtxt").is_file():
             raise ChecksumError(
-                f"{folder} is no model, without config.pbtxt, and tritonserver takes every folder for one: "
-                "remove it, or serve a folder that holds models alone"
+                f"{folder} is not a model (no config.pbtxt), and tritonserver takes every folder for one: "
+                "remove it, or serve a folder that holds only models"
             )
 
 
@@ -59,7 +59,7 @@ def unchecked(repository: Path) -> str:
 
 
 def compare(version: Path) -> None:
-    """Of a version that has no build.json nothing is known: see `unchecked`. Raises `ChecksumError`."""
+    """Passes over a version that has no build.json: see `unchecked`. Raises `ChecksumError`."""
     record = version / RECORD
     if not record.is_file():
         return
@@ -70,9 +70,9 @@ def compare(version: Path) -> None:
         expected = {str(name): str(digest) for name, digest in json.loads(record.read_text())["files_sha256"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
-    remedy += f"; where the change is meant, remove {record}"
+    remedy += f"; if the change is intended, remove {record}"
     for name, digest in expected.items():
-        path = Path(os.path.normpath(version / name))  # labels.txt, for one, is the folder above's
+        path = Path(os.path.normpath(version / name))  # labels.txt, for one, lies in the folder above
         try:
             with path.open("rb") as file:
                 found = _sha256(file)

@@ -19,7 +19,7 @@ def add_token_options(parser: argparse.ArgumentParser, name: str = "management")
         metavar="FILE",
         help=f"its first line {opens} (default: ${VARIABLES[name]}, else closed)",
     )
-    token.add_argument(f"--{name}-token", metavar="TOKEN", help="the same; everybody on this machine can read it here")
+    token.add_argument(f"--{name}-token", metavar="TOKEN", help="the token; every user of this machine can read it")
 
 
 def positive_seconds(text: str) -> float:
@@ -33,7 +33,7 @@ def positive_seconds(text: str) -> float:
 
 
 def interrupt_on_signals() -> None:
-    """So that it ends as by Ctrl-C, and cleans up; where its terminal is closed too, unless started by nohup."""
+    """SIGTERM ends it as Ctrl-C does, with its clean-up; so does closing its terminal, unless nohup started it."""
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, interrupt)

@@ -20,8 +20,8 @@ read = partial(read_config, refusal=ReleaseError)
 def check_compatible(built: Path, served: Path) -> None:
     """Raises `ReleaseError`, which names what differs.
 
-    The weights may: not the tensors, the labels, nor what is done to an image before it reaches them. The served
-    configs stay as they are, so their limits, instances, threads and batching may differ.
+    The weights may differ, but not the tensors, the labels, or what is done to an image before it reaches them. The
+    served configs stay as they are, so their limits, instances, threads and batching may differ.
     """
     for folder in sorted(path.parent for path in served.glob("*/config.pbtxt")):
         name = folder.name
@@ -34,9 +34,7 @@ def check_compatible(built: Path, served: Path) -> None:
                     f"{built}/{name}: its {part} differs from what {served} serves{_of(new, old)}: {REMEDY}"
                 )
         if name == PREPROCESS and (differences := _prepared_otherwise(new, old)):
-            raise ReleaseError(
-                f"{built}/{name}: it prepares images otherwise than {served} does ({differences}): {REMEDY}"
-            )
+            raise ReleaseError(f"{built}/{name}: it does not prepare images as {served} does ({differences}): {REMEDY}")
         for path in (folder / "labels.txt", *sorted(folder.glob("1/*.py"))):
             file = path.relative_to(folder)
             if path.is_file() and not _same(built / name / file, path):
@@ -60,7 +58,7 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
 
 
 def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> None:
-    """One line a class, parted at newlines alone as tritonserver does. Raises `ReleaseError` with both numbers."""
+    """One line a class, split at newlines only, as tritonserver does. Raises `ReleaseError` with both numbers."""
     for output in ensemble.output:
         if output.label_filename:
             path = repository / ensemble.name / output.label_filename
@@ -74,7 +72,7 @@ def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> No
 
 
 def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
-    """The first tensor that differs, as words."""
+    """The first tensor that differs, in words."""
     ours, theirs = ({each.name: each for each in (*config.input, *config.output)} for config in (new, old))
     for name in {**ours, **theirs}:
         if name not in ours:
@@ -87,7 +85,7 @@ def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) ->
 
 
 def _prepared_otherwise(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
-    """The parameters of preprocess that differ, as words; empty where none does."""
+    """The parameters of preprocess that differ, in words; empty where none does."""
     names = sorted({*new.parameters, *old.parameters} - {*LIMITS})
     values = [(name, *(each.parameters[name].string_value or "not set" for each in (new, old))) for name in names]
     return ", ".join(f"{name} {ours}, not {theirs}" for name, ours, theirs in values if ours != theirs)

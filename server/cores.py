@@ -9,7 +9,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """That this process may keep busy: its affinity's, at most a container's CPU quota (cgroup v2, v1), rounded up."""
+    """This process's affinity, but at most a container's CPU quota (cgroup v2 or v1), rounded up."""
     # As model_repository/preprocess/1/model.py has it, which stands alone.
     allowed = len(os.sched_getaffinity(0))
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):

@@ -1,4 +1,4 @@
-"""Where a server listens, as who connects and as tritonserver writes it."""
+"""Where a server listens: as a client connects to it, and as tritonserver's options have it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from server.preflight import check_ports, free_ports, resolve
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where the server listens. Metrics have a host of their own: not all who may ask may look.
+    """Where the server listens. Metrics have a host of their own: not everyone who may ask may see them.
 
     The hosts are numeric: told a name, tritonserver's HTTP listens on 255.255.255.255 and says that all is well.
     """
@@ -41,7 +41,7 @@ class Endpoints:
 
 
 def choose_endpoints(host: str, metrics_host: str, asked: Mapping[str, int], encrypted: bool) -> Endpoints:
-    """Numeric hosts, and a free port for each service whose asked one is 0. Raises `ServerError`: a port is taken."""
+    """Numeric hosts, and a free port for each service that asked for 0. Raises `ServerError`: a port is taken."""
     host, metrics_host = resolve(host), resolve(metrics_host)
     http_host = "127.0.0.1" if encrypted else host
     hosts = {"http": http_host, "grpc": host, "metrics": metrics_host}

@@ -49,5 +49,5 @@ def exit_code(error: Exception) -> int:
 
 
 def unforeseen(error: Exception) -> str:
-    """The supervisor's line for an error that is none of these."""
+    """The supervisor's line for an error that is not one of these."""
     return f"the supervisor failed: {type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ def find_library(
 ) -> Path | None:
     """The native library: named, else $WIDEFIELD_LIBRARY, else where it is built; None where no model needs it.
 
-    Raises `OptionError` when one was named that is none, `InstallationError` when one is needed and not there.
+    Raises `OptionError` when the named one is not a library, `InstallationError` when one is needed and missing.
     """
     named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
     if named is not None:
@@ -35,7 +35,7 @@ def find_library(
 def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
     """The preprocess step's library: $WIDEFIELD_RESIZE, else the built one; None where that is missing or out of date.
 
-    Raises `OptionError` when one was named that is none.
+    Raises `OptionError` when the named one is not a library.
     """
     if named := environment.get("WIDEFIELD_RESIZE"):
         return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python -m server.backends.build")
@@ -50,5 +50,5 @@ def _named(named: str | Path, what: str, remedy: str) -> Path:
     except OSError as error:
         raise OptionError(f"{what} {path} cannot be read ({error.strerror}): {remedy}") from None
     if found != ELF:
-        raise OptionError(f"{what} {path} is no shared library: {remedy}")
+        raise OptionError(f"{what} {path} is not a shared library: {remedy}")
     return path

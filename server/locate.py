@@ -16,7 +16,7 @@ HOW_TO_GET_IT = (
 
 @dataclass(frozen=True)
 class Installation:
-    """One tritonserver on this machine. `embedded`: the wheel's, which brings no LibTorch backend."""
+    """One tritonserver on this machine. `embedded`: the wheel's, which has no LibTorch backend."""
 
     executable: Path
 

@@ -70,7 +70,7 @@ def read_token(
     token = token if token is not None else environment.get(VARIABLES[name]) or None
     if token is not None and not TOKEN.fullmatch(token):
         raise OptionError(
-            f"the {name} token is empty, or has spaces or other than ASCII characters: `openssl rand -hex 16` makes one"
+            f"the {name} token is empty, or has spaces or non-ASCII characters: `openssl rand -hex 16` makes one"
         )
     return token
 

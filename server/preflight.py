@@ -39,12 +39,12 @@ def check_options(not_negative: Mapping[str, float], positive: Mapping[str, floa
 
 
 def check_passed_on(options: Sequence[str]) -> None:
-    """tritonserver's own, as they follow `--`: not those by which the launcher would lose it."""
+    """Refuses those of tritonserver's own options, which follow `--`, by which the launcher would lose track of it."""
     for name in (option.partition("=")[0] for option in options):
         if name in OURS:
-            raise OptionError(f"{name} is not for tritonserver to be told: give {OURS[name]} before --")
+            raise OptionError(f"{name} cannot be passed on, the launcher sets it: give {OURS[name]} before --")
         if name == "--allow-http":
-            raise OptionError("--allow-http is the launcher's, which asks the server over HTTP: leave it out")
+            raise OptionError("--allow-http cannot be passed on, the launcher asks the server over HTTP: leave it out")
 
 
 def check_numpy(model: str) -> None:
@@ -96,7 +96,7 @@ def check_backends(needed: Mapping[str, str], installation: Installation, extra:
         if backend not in EMBEDDED_BACKENDS:
             rebuild = "build it with build_models.py --format torchscript, or " if backend == "onnxruntime" else ""
             raise InstallationError(
-                f"model {model} needs the {backend} backend, which the embedded tritonserver has not: "
+                f"model {model} needs the {backend} backend, which the embedded tritonserver does not have: "
                 f"{rebuild}serve it with NVIDIA's container (deploy/)"
             )
 
@@ -124,7 +124,7 @@ def resolve(host: str) -> str:
             probe.bind((address, 0))
     except OSError as error:
         raise OptionError(
-            f"host {host} is no address of this machine ({error.strerror}): use 127.0.0.1 or 0.0.0.0"
+            f"host {host} is not an address of this machine ({error.strerror}): use 127.0.0.1 or 0.0.0.0"
         ) from None
     return address
 
@@ -136,7 +136,7 @@ def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
             raise OptionError(f"{PORT_FLAGS[service]} is {port}: choose one from 1024 to 65535, or 0 for any free one")
     for (first, (host, port)), (second, (other_host, other_port)) in itertools.combinations(asked.items(), 2):
         if port == other_port and overlap(host, other_host):
-            raise OptionError(f"port {port} is asked for {first} and {second}: give each its own")
+            raise OptionError(f"port {port} is given to both {first} and {second}: give each its own")
     for service, (host, port) in asked.items():
         if port_is_free(host, port):
             continue
@@ -179,9 +179,9 @@ def port_owner(port: int) -> str:
 def free_ports(hosts: Sequence[str]) -> list[int]:
     """For each of the numeric hosts a port that is free now; no two are the same.
 
-    Below Linux's ephemeral ports: one of those could be given to somebody else before the server, loaded, listens.
+    Below Linux's ephemeral ports: one of those could go to another process while the server loads, before it listens.
     """
-    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # whatever seed the process has set
+    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # whatever seed this process has set
     return [next(port for port in candidates if port_is_free(host, port)) for host in hosts]
 
 

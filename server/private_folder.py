@@ -16,9 +16,9 @@ NEW_SECONDS = 60.0  # one that is younger may be about to be locked
 
 
 class PrivateFolder:
-    """Locked until `remove`: so long systemd-tmpfiles, which cleans /tmp by age, passes it over, and the next start.
+    """Locked until `remove`, so that systemd-tmpfiles, which cleans /tmp by age, and the next start pass it over.
 
-    `mark`: the name of what is made first in it, by which the next start knows one of these `prefix`es for its own.
+    `mark`: the name of the first thing made in it, without which the next start leaves a folder with `prefix` alone.
     """
 
     def __init__(self, base: str, prefix: str = PREFIX, mark: str = MARK) -> None:

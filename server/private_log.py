@@ -1,4 +1,4 @@
-"""tritonserver's log where no file was named: it stays short, and goes on to standard error where that is asked for."""
+"""tritonserver's log where no file was named: it stays short, and is copied to standard error on request."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ class PrivateLog:
 
     def __init__(self, path: Path, forward: bool) -> None:
         self.path, self.forward = path, forward
-        self._read = 0  # bytes of it that went on
+        self._read = 0  # bytes of it that were passed on
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="tritonserver log", daemon=True)
         self._thread.start()

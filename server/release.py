@@ -3,8 +3,8 @@
     python build_models.py --weights runs/new --output built
     python -m server.release built --model-repository model_repository --management-token-file token
 
-The version is compared with its checksums and with what is served, then proved by a server of its own; only then it
-goes into the served repository as the next version of the backbone, and live. When that fails, the one before stays.
+The version is compared with its checksums and with what is served, then proved by a server of its own; only then does
+it go into the served repository as the next version of the backbone, and live. If that fails, the one before stays.
 """
 
 import argparse
@@ -29,14 +29,13 @@ from server.supervisor import TritonServer
 from server.tuned_settings import BACKBONE
 from server.versions import KEPT, Versions
 
-BUSY_SECONDS = 30.0  # that a canary is tried again on a server that is busy with others
-AGAIN_SECONDS = 120.0  # that a server which ended is waited for
+BUSY_SECONDS = 30.0  # how long a busy server is asked again
+AGAIN_SECONDS = 120.0  # how long a server that ended is waited for
+Say = Callable[[str], None]
 
 
-def release(
-    built: Path, repository: Path, management: Management, library: str | None, say: Callable[[str], None]
-) -> int:
-    """Returns the version that is live now. Raises `ServerError`; then the version before serves on."""
+def release(built: Path, repository: Path, management: Management, library: str | None, say: Say) -> int:
+    """Returns the version that is live now. Raises `ServerError`; the version before then stays live."""
     if built.resolve() == repository.resolve():
         raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
     read_repository(built)  # complete, and as it was built
@@ -102,7 +101,7 @@ def switch(
 
 
 def restore(management: Management, version: int) -> str:
-    """Waits until the server, which may have been restarted, answers with `version`. What came of it, as words."""
+    """Waits until the server, which may have been restarted, answers with `version`. Returns the outcome in words."""
     deadline = time.monotonic() + AGAIN_SECONDS
     while True:
         try:
@@ -122,7 +121,7 @@ def check_live(versions: Versions, management: Management) -> int:
         raise ReleaseError(
             f"the server at {management.address} serves version {', '.join(map(str, live)) or 'none'} of {BACKBONE} "
             f"and the newest in {versions.model} is {newest}: name the repository that it serves; if that was "
-            "built anew since the start, restart the server"
+            "rebuilt since the server started, restart it"
         )
     check_running(versions.model.parent, management.config)
     return newest
@@ -143,7 +142,7 @@ def check_answers(address: str) -> None:
             raise ReleaseError(f"the canary image was not classified: {error}") from None
     for values in (output.get("data", []) for output in outputs if output["name"] == "probabilities"):
         if not all(isinstance(p, float | int) and math.isfinite(p) for p in values) or abs(sum(values) - 1) > 1e-2:
-            raise ReleaseError(f"the canary image got what are no probabilities: {str(values)[:100]}")
+            raise ReleaseError(f"the canary image got values that are not probabilities: {str(values)[:100]}")
 
 
 @contextmanager
@@ -192,9 +191,6 @@ def management_of(options: argparse.Namespace) -> Management:
     if token is None:
         raise ReleaseError(f"no management token: {HOW_TO_GIVE_IT}")
     return Management(options.url.removeprefix("http://").rstrip("/"), token, options.timeout)
-
-
-Say = Callable[[str], None]
 
 
 def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Management, Say], str]) -> int:

@@ -27,7 +27,7 @@ class Repository:
     needs_library: str | None
     """The first model that calls an operator of the native library, None where no model does."""
     backends: Mapping[str, str]
-    """Model -> the backend that the embedded server must have for it. Without ensembles and what brings its own."""
+    """Model -> the backend that the embedded server must have for it. No ensembles, no models that bring theirs."""
     unchecked: str = ""
     """A line about the versions without checksums; empty where there are none."""
     overridden: tuple[str, ...] = ()
@@ -56,14 +56,14 @@ def _as_repository_error() -> Iterator[None]:
     except OSError as error:
         raise RepositoryError(
             f"{error.filename or 'the model repository'} cannot be read ({error.strerror or error}): "
-            "mend that, or serve it as a user who may read it"
+            "fix that, or serve it as a user who may read it"
         ) from error
 
 
 @_as_repository_error()
 def read_repository(path: str | Path) -> Repository:
-    """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds one that is no model; a model
-    without versions or without weights."""
+    """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds something else than models; a
+    model without versions or weights."""
     root = Path(path).expanduser().absolute()
     if root.is_file():
         raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
@@ -126,7 +126,7 @@ def _backend(config: str) -> str:
 
 
 def _value(name: str, config: str) -> str:
-    """Of the first such field that stands in no comment and no string; empty where there is none."""
+    """The first such field outside comments and strings; empty where there is none."""
     found = re.search(rf"""^(?:[^#"\n]|"[^"\n]*")*?\b(?:{name})\s*:\s*"([^"]+)\"""", config, re.MULTILINE)
     return found.group(1) if found else ""
 

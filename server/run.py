@@ -1,4 +1,4 @@
-"""One run of tritonserver: waits until it has proved itself, then watches it until it is no good any more."""
+"""One run of tritonserver: waits until it has proved itself, then watches it until it must be restarted."""
 
 import contextlib
 import threading

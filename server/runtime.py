@@ -34,8 +34,8 @@ ENVIRONMENT = {
 }
 # 0.1 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
 SPIN = {"GOMP_SPINCOUNT": "4000"}
-# Milliseconds. Of itself tritonserver keeps for ever whoever falls silent after HTTP/2's settings. The pings end that,
-# the age ends a client that answers them and sends a byte now and then, and spreads clients over servers that are new.
+# Milliseconds. By default tritonserver keeps a client that falls silent after HTTP/2's settings for ever. The pings end
+# that; the age ends one that answers them and sends a byte now and then, and spreads clients over new servers.
 GRPC_PATIENCE = {
     "grpc-keepalive-time": 60_000,
     "grpc-keepalive-timeout": 20_000,
@@ -49,7 +49,7 @@ SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
 
 class Runtime:
-    """Made once a server, used again at every restart, removed at its end."""
+    """Made once for a server, used again at every restart, removed at its end."""
 
     def __init__(self, installation: Installation, repository: Repository, library: str | Path | None = None) -> None:
         self.installation = installation
@@ -118,8 +118,8 @@ class Runtime:
     ) -> list[str]:
         """tritonserver's command line. The restricted interfaces answer only to a header that holds their token.
 
-        Without one nobody knows it, and the models stay as they are: one that can load models can run code; one that
-        can show it shared memory can read and write what other processes share with it.
+        A token that is not given is random, and the interface closed: whoever can load models can run code, and whoever
+        can show the server shared memory can read and write what other processes share with it.
         """
         options = {
             "model-repository": self._repository_path(),
@@ -175,7 +175,7 @@ class Runtime:
         check_stub_libraries(stub, {**os.environ, **self.environment()})
 
     def _place(self, library: backends.Library) -> None:
-        """A backend of our own, where it is built; it must be for a model that needs it."""
+        """One of our own backends, if it is built; it must be where a model needs it."""
         name = library.folder.name
         model = self.repository.first_of(name)
         folder = self.folder / "backends" / name
@@ -195,7 +195,7 @@ class Runtime:
                 raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
 
     def _link_batcher(self) -> Path | None:
-        """Linked to from a path without the spaces and colons that part LD_PRELOAD's; None where it is not built."""
+        """A link whose path has no spaces and colons, which separate LD_PRELOAD's; None where it is not built."""
         if not backends.is_current(backends.BATCHER):
             return None
         link = self.folder / backends.BATCHER.output.name

@@ -38,8 +38,8 @@ class TritonServer:
         drain_seconds: for the requests in flight when it stops.
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         shared_memory_token: lets clients on this host that have it send images through shared memory.
-        tls: for gRPC; HTTP, which tritonserver has without TLS only, then listens on 127.0.0.1 alone.
-        tritonserver_args: passed on as they are, but for what is an argument here.
+        tls: for gRPC; tritonserver's HTTP has none, and then listens on 127.0.0.1 only.
+        tritonserver_args: passed on as they are; what is an argument here is refused.
         on_event: called with one line at every restart, and for what works but not as it should; None logs it as a
             warning of the logger `server`.
 

@@ -6,7 +6,7 @@ import socket
 
 
 def notify(state: str) -> None:
-    """`state` as sd_notify(3) has it, such as READY=1; nothing where nobody wants to know."""
+    """`state` as sd_notify(3) has it, such as READY=1; does nothing where systemd does not listen."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -46,7 +46,7 @@ class Tls:
 
 
 def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> Tls | None:
-    """None where none is given. Raises `OptionError` for half of a pair."""
+    """None where no file is given. Raises `OptionError` for half of a pair."""
     if certificate is None and key is None and client_ca is None:
         return None
     if certificate is None or key is None:

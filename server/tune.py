@@ -4,8 +4,8 @@ configs.
     python -m server.tune --model-repository model_repository [--callers 8] [--p99-ms 500] [--dry-run]
 
 One setting after the other is tried on a copy of the repository, each with a server of its own under a closed loop of
-callers. The best is then held to what is there, in alternating turns, and written if it still answers more images a
-second by more than the noise. Run it after each build, on an idle machine.
+callers. The best is then compared with the current ones, in alternating turns, and written if it still answers more
+images a second by more than the noise. Run it after each build, on an idle machine.
 """
 
 import argparse
@@ -20,6 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.canary import canary_png
 from server.command_line import interrupt_on_signals, positive_seconds
@@ -40,7 +43,7 @@ from server.tuned_settings import (
 )
 
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
-TURNS = 3  # of each, at the end: of a dozen that were tried once, one gains by luck
+TURNS = 3  # of each, at the end: of a dozen that were tried once, one is ahead by luck
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,6 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
 
 def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> list[float]:
     """Each caller sends the next image when it has its answer; the seconds that each took."""
-    import grpc
-    from tritonclient.grpc import service_pb2, service_pb2_grpc
-
     request = service_pb2.ModelInferRequest(model_name=ENSEMBLE)
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
@@ -157,10 +157,10 @@ def tune(
                 best = settings
     if best == now:
         return now, known[now], known[now]
-    say("the best of these and what is there, in turns:")
+    say("the best of these and the current settings, in turns:")
     turns = [(measured(best), measured(now)) for _ in range(TURNS)]
     found, before = (median(scores) for scores in zip(*turns, strict=True))
-    say(f"{found}: its median\n{before}: the median of what is there")
+    say(f"{found}: its median\n{before}: the median of the current settings")
     gains = all(value(one) > LEAST_GAIN * value(other) for one, other in turns)
     return best if gains else now, found, before
 
@@ -220,10 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("server.tune: stopped, nothing was written", file=sys.stderr)
         return 130
     if best == now:
-        print(f"nothing serves more than what is there: {now}")
+        print(f"nothing serves more than the current settings: {now}")
         return 0
-    change = found.images_per_s / before.images_per_s
-    print(f"{'would write' if options.dry_run else 'wrote'} {best}: {change:.2f} times the images a second of before")
+    done, change = "would write" if options.dry_run else "wrote", found.images_per_s / before.images_per_s
+    print(f"{done} {best}: {change:.2f} times as many images a second as before")
     if not options.dry_run:
         print("a server that runs on this repository must be restarted")
     return 0

@@ -53,7 +53,7 @@ def config_files(repository: Path, model: str) -> list[str]:
 
 
 def own_file(repository: Path, model: str, embedded: bool) -> str:
-    """The config that the server reads: the embedded one or another."""
+    """The config that the server, the embedded one or another, reads."""
     return config_files(repository, model)[-1 if embedded else 0]
 
 
@@ -75,7 +75,7 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
 
 
 def largest_batch(repository: Path, embedded: bool = True) -> int:
-    """That the steps around the backbone take."""
+    """The largest batch that the steps around the backbone take."""
     configs = (read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, SOFTMAX))
     return min(config.max_batch_size for config in configs)
 

@@ -112,7 +112,7 @@ def json_only(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def json_bytes(rng: random.Random, images: list[bytes]) -> bytes:
-    """JSON that is none: bits flipped, cut, bad UTF-8, deep."""
+    """Broken JSON: bits flipped, cut, bad UTF-8, deep."""
     content, tensor = _base(rng, images)
     text = rng.choice(
         (
@@ -151,7 +151,7 @@ def lengths(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def several(rng: random.Random, images: list[bytes]) -> bytes:
-    """Inputs twice, unknown ones, many; batches that are none."""
+    """Inputs twice, unknown ones, many; batches that do not add up."""
     content, tensor = inference(rng.choice(images))
     count = rng.choice((2, 3, 16, 17, 200))
     if rng.random() < 0.5:
@@ -187,7 +187,7 @@ def headers(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def encodings(rng: random.Random, images: list[bytes]) -> bytes:
-    """Compressed bodies, and encodings that are none. tritonserver 2.51.0 loses what it unpacks of refused ones."""
+    """Compressed bodies, and unknown encodings. tritonserver 2.51.0 loses what it unpacks of refused ones."""
     content, tensor = inference(rng.choice(images))
     body = dump(content) + tensor
     packed, encoding = rng.choice(

@@ -20,7 +20,7 @@ WAIT_FOR_MORE = 1.0  # seconds that an unfinished request is left alone
 TYPED = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
 UPSTREAM = re.compile(
     "failed to parse the request JSON buffer|Unable to (parse|set) |attempt to get members for non-object"  # HTTP 500
-    "|^Unable to parse request$"  # gRPC INTERNAL: the message is no protobuf
+    "|^Unable to parse request$"  # gRPC INTERNAL: the message is not protobuf
     "|^This protocol is restricted"  # gRPC UNAVAILABLE
 )
 

@@ -36,7 +36,7 @@ class Footprint:
 
 
 def middle(footprints: Sequence[Footprint]) -> dict[str, int]:
-    """The median of each count: a connection of the moment is no leak."""
+    """The median of each count: a momentary connection is not a leak."""
     rows = [asdict(each) for each in footprints]
     return {name: round(statistics.median(row[name] for row in rows)) for name in rows[0]}
 

@@ -74,7 +74,7 @@ class Load:
                 outcome, detail = "WrongAnswer", f"{best}, not {picture.label} {picture.probability}"
         except ClassifierError as error:
             outcome, detail = type(error).__name__, error.message
-        except Exception as error:  # whatever it is, it is no answer
+        except Exception as error:  # whatever it is, it is not an answer
             outcome, detail = f"untyped {type(error).__name__}", str(error)
         seconds = time.perf_counter() - due
         if outcome == ANSWERED and seconds > self.deadline:

@@ -21,7 +21,7 @@ from client import Classifier, ClassifierError, InvalidImageError
 from server import TritonServer
 
 CALLERS = 4  # half of them over gRPC, half over HTTP
-BROKEN_EVERY = 100  # one of so many is no image, or half of one
+BROKEN_EVERY = 100  # one of so many is not an image, or half of one
 WARM_UP = 0.1  # of the requests
 WINDOW = 0.1  # memory is a mean over this share: after warm-up, and at the end
 SAMPLE_SECONDS = 0.2

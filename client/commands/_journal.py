@@ -37,12 +37,12 @@ class Journal:
         if not kind:
             raise UsageError(f"--output {path}: name it .jsonl or .csv, or say --json or --csv")
         if path.exists() and not resume:
-            raise UsageError(f"--output {path} is there already: continue it with --resume, or remove it")
+            raise UsageError(f"--output {path} exists already: continue it with --resume, or remove it")
         try:
             self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"--output {path}: another process writes it") from None
+            raise UsageError(f"--output {path}: another process is writing it") from None
         except OSError as error:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
@@ -161,4 +161,4 @@ def _read_csv(text: str) -> tuple[dict[str, bool], str, int]:
 
 
 def _unknown(line: int) -> UsageError:
-    return UsageError(f"line {line} is none that classify has written in this format: name another file, or its format")
+    return UsageError(f"line {line} was not written by classify in this format: name another file, or its format")

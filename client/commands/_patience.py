@@ -16,7 +16,7 @@ PAUSE = 1.0  # seconds between two attempts
 class Patience(Generic[Item]):
     """`ask`, safe from every thread, and again while no server is there: for `seconds`, where one has answered before.
 
-    The image whose turn ends that has its error; those after it get None, and were not sent. One that no server
+    The image at which that ends has its error; those after it get None, and were not sent. One that no server
     answered within its timeout is not asked again; servers that answer none for `seconds` hang.
     A first answer that there is no such model ends it too.
     """

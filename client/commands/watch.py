@@ -73,7 +73,7 @@ class LineResults:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     add_format_options(parser)
-    parser.add_argument("--new-only", action="store_true", help="leave out what lies there at the start")
+    parser.add_argument("--new-only", action="store_true", help="leave out what is there at the start")
     parser.add_argument("--interval", type=positive, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
     parser.add_argument(
         "--top", type=whole(1), metavar="N", help="classes an image (default: 1; in --json and --csv 5)"
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Does not return; Ctrl-C ends it."""
     if not options.folder.is_dir():
-        raise UsageError(f"{options.folder} is no folder")
+        raise UsageError(f"{options.folder} is not a folder")
     options.top = options.top or (1 if options.format == "table" else 5)
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:

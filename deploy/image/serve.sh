@@ -20,7 +20,7 @@ said=$(python3 "$checksums" "$models" 2>&1) || { echo "serve.sh: $said" >&2; exi
 # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
 if [[ -n ${WIDEFIELD_TLS_CERT:-}${WIDEFIELD_TLS_KEY:-}${WIDEFIELD_TLS_CLIENT_CA:-} ]]; then
   for name in WIDEFIELD_TLS_CERT WIDEFIELD_TLS_KEY ${WIDEFIELD_TLS_CLIENT_CA:+WIDEFIELD_TLS_CLIENT_CA}; do
-    [[ -r ${!name:-} ]] || { echo "serve.sh: $name is ${!name:-not set}, which is no file to be read: mount it" >&2; exit 1; }
+    [[ -r ${!name:-} ]] || { echo "serve.sh: $name is ${!name:-not set}, which is not a readable file: mount it" >&2; exit 1; }
   done
   WIDEFIELD_HTTP_HOST=${WIDEFIELD_HTTP_HOST:-127.0.0.1}
 fi

@@ -124,9 +124,7 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
         include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
         objects = [work / f"{source.stem}.o" for source in sources]
-        run_all(
-            [compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True)
-        )
+        run_all([compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True))
         library = work / output.name
         # libtorch_cpu is named as needed, so that LD_PRELOAD into a server without torch brings it in.
         link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]

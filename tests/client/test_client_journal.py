@@ -164,7 +164,7 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
     refused("continue it with --resume", "out.txt", "--csv")
     with open("out.csv", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused("another process writes it", "out.csv", "--resume")
+        refused("another process is writing it", "out.csv", "--resume")
     assert main(["classify", "photos", "--resume"]) == 2
     assert "needs the --output" in capsys.readouterr().err
     assert main(["classify", "-", "--output", "new.csv", "--resume"]) == 2
@@ -221,7 +221,7 @@ def test_a_file_of_something_else_is_left_as_it_is(
 ) -> None:
     Path(file).write_text(text)
     assert classify(file, "--resume") == 2
-    assert f"--output {file}: line {line} is none that classify has written" in capsys.readouterr().err
+    assert f"--output {file}: line {line} was not written by classify" in capsys.readouterr().err
     assert Path(file).read_text() == text
     assert fake.requests == []
 

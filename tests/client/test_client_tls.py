@@ -102,7 +102,7 @@ def test_plain_text_to_an_encrypted_port(secure: tuple[str, str], kind: Any) -> 
 def test_an_encrypted_client_of_a_plain_port(stub: HttpStub, authority: Authority, kind: Any) -> None:
     server, port = serve(GrpcStub())
     for protocol, where in (("grpc", port), ("http", stub.server_address[1])):
-        with pytest.raises(ConnectionFailedError, match="it speaks no TLS: leave out --tls and the like"):
+        with pytest.raises(ConnectionFailedError, match="it does not speak TLS: leave out --tls and the like"):
             asyncio.run(finish(kind(f"127.0.0.1:{where}", protocol, timeout=10, retries=0, tls=authority.root)))
     server.stop(0).wait()
 
@@ -119,7 +119,7 @@ def test_a_plain_port_that_hangs_up_on_an_encrypted_client(authority: Authority,
 
         threading.Thread(target=hang_up, daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ConnectionFailedError, match="; where it speaks no TLS, leave out --tls and the like"):
+        with pytest.raises(ConnectionFailedError, match="; where it does not speak TLS, leave out --tls and the like"):
             asyncio.run(finish(kind(address, "http", timeout=10, retries=0, tls=authority.root)))
 
 

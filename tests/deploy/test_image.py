@@ -202,7 +202,7 @@ def test_tls(serve, tmp_path):
     assert not [each for each in arguments if "mutual" in each or "root-cert" in each]
     for name in variables:
         error, _, _ = serve(**(variables | {name: str(tmp_path / "none")}))
-        assert f"{name} is {tmp_path / 'none'}, which is no file" in error
+        assert f"{name} is {tmp_path / 'none'}, which is not a readable file" in error
         error, _, _ = serve(**{key: value for key, value in variables.items() if key != name})
         assert f"{name} is not set" in error
     assert not [each for each in serve()[0] if "ssl" in each]
@@ -247,7 +247,7 @@ def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
     assert arguments is None
     found = f"sha256 {hashlib.sha256(b'buil').hexdigest()[:12]}..., not {digest[:12]}..."
     remedy = f"build it again, or remove {newest} to go back to the version before"
-    remedy += f"; where the change is meant, remove {newest / 'build.json'}"
+    remedy += f"; if the change is intended, remove {newest / 'build.json'}"
     assert message == f"serve.sh: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
 
 

@@ -273,7 +273,7 @@ def test_the_null_check_is_of_a_process_for_each_core(monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
-    assert loadtest("--url", "box:8001").stderr == "loadtest: --url: no option of loadtest or of locust; see --help\n"
+    assert loadtest("--url", "box:8001").stderr == "loadtest: --url: not an option of loadtest or locust; see --help\n"
 
 
 ADDRESSES = """

@@ -140,7 +140,7 @@ def test_a_refusal_names_the_value_and_the_remedy(proxy):
     for headers, path, said in (
         ({"Content-Encoding": 'br"'}, INFER, 'Content-Encoding br" is not taken: send the body as it is'),
         ({}, INFER, f"{LENGTH} is , not one number up to 9999: send tensors as binary data"),
-        ({}, "/v2/logging", "/v2/logging is no inference: ask a server itself"),
+        ({}, "/v2/logging", "/v2/logging is not an inference: ask a server itself"),
     ):
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
         connection.request("POST", path, b"{}", headers)

@@ -86,11 +86,11 @@ def test_no_port_number(root, capsys, service, port):
 @pytest.mark.parametrize("metrics_host", [HERE, "localhost", "0.0.0.0"])
 def test_one_port_for_two(root, metrics_host):
     (port,) = free_ports([HERE])
-    with pytest.raises(OptionError, match=f"port {port} is asked for http and grpc: give each its own"):
+    with pytest.raises(OptionError, match=f"port {port} is given to both http and grpc: give each its own"):
         TritonServer(root, metrics_host=metrics_host, http_port=port, grpc_port=port).start()
-    with pytest.raises(OptionError, match=f"port {port} is asked for grpc and metrics"):
+    with pytest.raises(OptionError, match=f"port {port} is given to both grpc and metrics"):
         TritonServer(root, metrics_host=metrics_host, grpc_port=port, metrics_port=port).start()
-    with pytest.raises(OptionError, match=f"port {port} is asked for http and metrics"):
+    with pytest.raises(OptionError, match=f"port {port} is given to both http and metrics"):
         TritonServer(root, host="0.0.0.0", metrics_host=metrics_host, http_port=port, metrics_port=port).start()
 
 
@@ -130,7 +130,7 @@ def test_free_ports_are_given_to_nobody_else():
 @pytest.mark.parametrize(
     ("host", "message"),
     [
-        ("203.0.113.7", r"host 203\.0\.113\.7 is no address of this machine \(Cannot assign"),
+        ("203.0.113.7", r"host 203\.0\.113\.7 is not an address of this machine \(Cannot assign"),
         ("no.such.host.invalid", "host 'no.such.host.invalid' is not an address: use 127.0.0.1 or 0.0.0.0"),
         ("", "host '' is not an address"),
         ("a..b", "host 'a..b' is not an address"),
@@ -153,7 +153,7 @@ def test_a_machine_without_ipv6(names, monkeypatch):
 
     names("::1")
     monkeypatch.setattr(socket, "socket", OnlyIPv4)
-    with pytest.raises(OptionError, match=r"host ::1 is no address of this machine \(Address family not supported"):
+    with pytest.raises(OptionError, match=r"host ::1 is not an address of this machine \(Address family not supported"):
         resolve("::1")
 
 

@@ -50,10 +50,10 @@ def test_one_repository_alone(capsys):
 
 def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    expected = f"server: error: {str(tmp_path)!r} is no option: did you mean --model-repository {tmp_path}?\n"
+    expected = f"server: error: {str(tmp_path)!r} is not an option: did you mean --model-repository {tmp_path}?\n"
     assert capsys.readouterr().err == expected
     assert main(["--drain-seconds", "1", "start", "--", "--log-verbose=1"]) == 2
-    assert capsys.readouterr().err == "server: error: 'start' is no option: see --help\n"
+    assert capsys.readouterr().err == "server: error: 'start' is not an option: see --help\n"
     assert main(["--model-repository", str(tmp_path / "none"), "--", "--log-verbose", "1"]) == 1  # goes on
     assert "does not exist" in capsys.readouterr().err
 
@@ -74,5 +74,5 @@ def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
 def test_what_the_launcher_knows_tritonserver_by_is_not_passed_on(tmp_path, capsys, option, remedy):
     assert main(["--model-repository", str(tmp_path / "none"), "--", "--log-verbose=1", option, "9"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"server: error: {option.partition('=')[0]} is ")
+    assert line.startswith(f"server: error: {option.partition('=')[0]} cannot be passed on, ")
     assert line.endswith(remedy)

@@ -63,7 +63,7 @@ def test_what_this_user_may_not_read_is_named(tmp_path, monkeypatch, file):
 
     for name in ("iterdir", "read_text"):
         monkeypatch.setattr(Path, name, refuse(getattr(Path, name)))
-    expected = rf"^{re.escape(str(refused))} cannot be read \(Permission denied\): mend that, or serve it as a user who"
+    expected = rf"^{re.escape(str(refused))} cannot be read \(Permission denied\): fix that, or serve it as a user who"
     with pytest.raises(RepositoryError, match=expected):
         read_repository(tmp_path)
 
@@ -76,7 +76,7 @@ def test_a_folder_that_is_no_model(tmp_path, name):
     assert read_repository(tmp_path).models == ("backbone",)
     (tmp_path / name).mkdir()
     for read in (read_repository, verify_newest):
-        with pytest.raises(RepositoryError, match=rf"{re.escape(name)} is no model, .*: remove it, or serve"):
+        with pytest.raises(RepositoryError, match=rf"{re.escape(name)} is not a model .*: remove it, or serve"):
             read(tmp_path)
 
 
@@ -213,11 +213,11 @@ def test_the_remedy_fits_what_is_there(repository, tmp_path):
     version = root / "backbone" / "1"
     record = version / "build.json"
     record.write_text(json.dumps({"files_sha256": {"model.pt": "0"}}))
-    with pytest.raises(RepositoryError, match=f": build it again; where the change is meant, remove {record}$"):
+    with pytest.raises(RepositoryError, match=f": build it again; if the change is intended, remove {record}$"):
         read_repository(root)
     version = version.rename(root / "backbone" / "2")
     (root / "backbone" / "1").mkdir()
-    with pytest.raises(RepositoryError, match=f"again, or remove {version} to go back to the version before; where"):
+    with pytest.raises(RepositoryError, match=f"again, or remove {version} to go back to the version before; if"):
         read_repository(root)
 
 

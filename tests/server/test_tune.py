@@ -57,7 +57,7 @@ def test_each_setting_is_kept_if_it_gains():
     best, found, before, said = choose(score)
     assert best == Settings(8, 4, 1, 16, 1_000)
     assert (found.images_per_s, before.images_per_s) == (940, 200)
-    tried = said[: said.index("the best of these and what is there, in turns:")]
+    tried = said[: said.index("the best of these and the current settings, in turns:")]
     assert len(tried) == len(set(tried))  # nothing is measured twice
 
 
@@ -100,7 +100,7 @@ def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
     assert chosen == (best if kept else NOW)
     assert order == [NOW, best] + [best, NOW] * 3
     assert (found.images_per_s, before.images_per_s) == (sorted(again)[1], sorted(what_is_there)[1])
-    assert f"{before}: the median of what is there" in said[-1]
+    assert f"{before}: the median of the current settings" in said[-1]
     assert f"{found}: its median" in said[-1]
 
 
@@ -210,8 +210,8 @@ def test_a_run_writes_what_served_most(own, tmp_path, monkeypatch, capsys):
     assert contents(own) == before
     printed = capsys.readouterr().out
     assert printed.count("images/s, p99") == 13
-    assert printed.splitlines()[-1].startswith("nothing serves more than what is there: preprocess x 1")
-    assert "times the images a second of before" in printed
+    assert printed.splitlines()[-1].startswith("nothing serves more than the current settings: preprocess x 1")
+    assert "times as many images a second as before" in printed
 
 
 def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):

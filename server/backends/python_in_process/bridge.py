@@ -164,7 +164,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
         array[:] = strings
         return array.reshape(shape)
     if tensor.type not in TYPES:
-        raise ValueError(f"input '{tensor.name.decode()}' has data type {tensor.type}, which numpy has not")
+        raise ValueError(f"input '{tensor.name.decode()}' has data type {tensor.type}, which numpy does not have")
     memory = (ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b""
     return np.frombuffer(memory, TYPES[tensor.type]).reshape(shape)
 

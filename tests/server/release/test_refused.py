@@ -34,7 +34,7 @@ REFUSED = {  # a harm to a good build -> what the refusal says
     "half a config": (lambda root: edit(root / "backbone/config.pbtxt", "]", ""), "config.pbtxt cannot be read"),
     "preparation": (
         lambda root: edit(root / "preprocess/config.pbtxt", "36", "40"),
-        r"otherwise than .* does \(resize_size 40, not 36\): serve",
+        r"does not prepare images as .* does \(resize_size 40, not 36\): serve",
     ),
     "code": (lambda root: edit(root / "preprocess/1/model.py", "import", "import  "), "model.py differs"),
     "no model": (lambda root: shutil.rmtree(root / "softmax"), "softmax/config.pbtxt cannot be read"),
