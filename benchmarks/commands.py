@@ -1,16 +1,9 @@
-"""The command lines of the benchmarks."""
+"""The command line of what has no options."""
 
 import argparse
-from importlib.machinery import ModuleSpec
 
 
-def command_parser(description: str | None, spec: ModuleSpec | None) -> argparse.ArgumentParser:
-    """--help shows `description` as it is written; `spec`, the module's own, says how it is called."""
-    program = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
-    layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=program, description=description, formatter_class=layout)
-
-
-def no_options(description: str | None, spec: ModuleSpec | None) -> None:
+def no_options(description: str | None) -> None:
     """--help says what is done; whatever else is asked for is refused before it is."""
-    command_parser(description, spec).parse_args()
+    layout = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=description, formatter_class=layout).parse_args()

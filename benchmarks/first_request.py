@@ -10,6 +10,7 @@ long as the first is counted too: half, where it is like them. Four pictures are
 that a batch of four is the first of its size.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.serving_overhead import IMAGE_SIZE, photograph, write_served
 
@@ -82,7 +82,7 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = command_parser(__doc__, __spec__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default="replknet_nano,replknet_small")
     parser.add_argument("--starts", type=int, default=5)
     options = parser.parse_args()

@@ -6,6 +6,7 @@ Both servers are up at once and asked in turn, so that a machine whose speed wan
 median of the turns' own. A request alone has all threads on either (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
 """
 
+import argparse
 import os
 import shutil
 import statistics
@@ -14,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
 from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
 from benchmarks.serving.__main__ import CALLERS, MODELS, build_repository, chosen, images
 from benchmarks.serving.load import closed_loop
@@ -64,7 +64,7 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
 
 
 def main() -> None:
-    parser = command_parser(__doc__, __spec__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")

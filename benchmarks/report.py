@@ -147,5 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    no_options(__doc__, __spec__)
+    no_options(__doc__)
     main()

@@ -10,6 +10,7 @@ by the server's own statistics; and the bare pipeline, and the served `classifie
 that nobody asks for.
 """
 
+import argparse
 import importlib
 import io
 import os
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.commands import command_parser
 from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 
 IMAGE_SIZE = 224
@@ -188,7 +188,7 @@ def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) ->
 
 
 def main() -> None:
-    parser = command_parser(__doc__, __spec__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()

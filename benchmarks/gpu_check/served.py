@@ -58,5 +58,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    no_options(__doc__, __spec__)
+    no_options(__doc__)
     sys.exit(main())

@@ -36,7 +36,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
 from benchmarks.harness import fingerprint, run_as_served, versions, write_results
 from benchmarks.serving import table
 from benchmarks.serving.load import closed_loop, open_loop
@@ -154,7 +153,7 @@ def peer_versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = command_parser(__doc__, __spec__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="nano,small,mobilenetv3", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--peers", default=",".join(ONE_WORKER))
     parser.add_argument("--ways", choices=WAYS, default="both", help="one process, a worker a core, both; plain: above")
