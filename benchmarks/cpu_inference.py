@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import interleaved, load_average_warning, openvino_core, run_as_served, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, openvino_core, publish, run_as_served, versions
 from server.runtime import ENVIRONMENT
 
 FP32_TOLERANCE = 1e-3  # of the largest logit
@@ -100,7 +100,7 @@ def main() -> None:
 
     warning, size = load_average_warning(), ModelConfig(options.arch).image_size
     rows = measure(options.arch, size, [int(b) for b in options.batches.split(",")], options.rounds)
-    path = write_results(
+    publish(
         f"cpu_inference_{options.arch}",
         arch=options.arch,
         image_size=size,
@@ -110,7 +110,6 @@ def main() -> None:
         warning=warning,
         rows=rows,
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 if __name__ == "__main__":

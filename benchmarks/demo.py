@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import no_options
-from benchmarks.harness import load_average_warning, versions, write_results
+from benchmarks.harness import load_average_warning, publish, versions
 from kernels.native.build import OUTPUT
 from server.backends import build as backends
 
@@ -66,9 +66,8 @@ def main() -> None:
         copy_checkout(Path(folder))
         found = measure(Path(folder))
     packages = versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow")
-    path = write_results("demo", versions=packages, warning=warning, **found)
     print(found)
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    publish("demo", versions=packages, warning=warning, **found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import load_average_warning, run_as_served
-from benchmarks.serving_overhead import IMAGE_SIZE, photograph, write_served
+from benchmarks.photographs import photograph
+from benchmarks.served import IMAGE_SIZE, write_served
 
 REQUESTS = 110
 PAUSE = 0.1  # seconds before each
@@ -37,7 +38,7 @@ def one_start(repository: Path, jpeg: bytes, at_once: int) -> tuple[float, list[
     tensor.set_data_from_numpy(np.array([[jpeg]], dtype=np.object_))
 
     with (
-        TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        TritonServer(repository) as server,
         triton_grpc.InferenceServerClient(server.grpc_url) as client,
         ThreadPoolExecutor(at_once) as pool,
     ):

@@ -72,16 +72,10 @@ def interleaved(
 
 def machine() -> dict[str, Any]:
     """The processor and how much of it this process may use."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    flags = Path("/proc/cpuinfo").read_text()
-    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags]
+    described = Path("/proc/cpuinfo").read_text()
+    names = (line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("model name"))
+    cpu = next(names, platform.processor())
+    sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in described]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
 
@@ -139,6 +133,12 @@ def write_document(path: Path, **content: Any) -> Path:
     document |= {**code(ROOT), **content}
     path.write_text(json.dumps(document, indent=2, default=_plain) + "\n")
     return path
+
+
+def publish(name: str, *, warning: str | None, **content: Any) -> None:
+    """`write_results`, with what makes the figures doubtful; says where they are."""
+    path = write_results(name, warning=warning, **content)
+    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 def _plain(value: Any) -> Any:

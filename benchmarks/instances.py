@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import load_average_warning, run_as_served, versions, write_results
-from benchmarks.serving.__main__ import CALLERS, MODELS, build_repository, chosen, images
-from benchmarks.serving.load import closed_loop
+from benchmarks.commands import chosen
+from benchmarks.harness import load_average_warning, publish, run_as_served, versions
+from benchmarks.photographs import turned
+from benchmarks.serving.load import CALLERS, closed_loop
+from benchmarks.serving.networks import MODELS, build_repository
 from benchmarks.serving.servers import Running, ours
 from server.tuned_settings import read_settings, write_settings
 
@@ -37,7 +39,7 @@ def turn(servers: dict[str, Running], callers: int, seconds: float, reverse: boo
 
 
 def requests(running: Running) -> list[Any]:
-    return [running.request(picture) for picture in images()]
+    return [running.request(picture) for picture in turned()]
 
 
 def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict[str, Any]]:
@@ -45,7 +47,7 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
     repository = build_repository(model, threads)
     with tempfile.TemporaryDirectory() as folder:
         single = one_of_all(repository, threads, Path(folder) / "models")
-        with ours(repository, images()[0]) as two, ours(single, images()[0]) as one:
+        with ours(repository, turned()[0]) as two, ours(single, turned()[0]) as one:
             servers = {"two": two, "one": one}
             turn(servers, CALLERS[-1], WARM_SECONDS, False)
             rows = []
@@ -70,13 +72,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
-    models = chosen(options.models, list(MODELS), "model")
+    models = chosen(options.models, MODELS, "model")
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     if threads < 2:
         raise SystemExit("one core: there are no threads to divide")
     rows = [row for model in models for row in measure(model, options.repeats, options.seconds, threads)]
-    path = write_results(
+    publish(
         "instances",
         threads=threads,
         seconds=options.seconds,
@@ -85,7 +87,6 @@ def main() -> None:
         warning=warning,
         rows=rows,
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 if __name__ == "__main__":

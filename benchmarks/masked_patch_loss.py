@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cuda_timing import Step, captured, elapsed_ms
-from benchmarks.harness import Timing, interleaved, load_average_warning, run_as_served, versions, write_results
+from benchmarks.harness import Timing, interleaved, load_average_warning, publish, run_as_served, versions
 from kernels import masked_patch_loss
 
 STRIDE, PATCH, RATIO = 32, 32, 0.6
@@ -155,8 +155,7 @@ def main() -> None:
     rows = measure(batches, options.size, options.rounds, options.device)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     name = f"masked_patch_loss_{options.device}"
-    path = write_results(name, gpu=gpu, versions=versions("torch"), warning=warning, rows=rows)
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    publish(name, gpu=gpu, versions=versions("torch"), warning=warning, rows=rows)
 
 
 if __name__ == "__main__":

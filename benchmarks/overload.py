@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.latency import percentiles
-from benchmarks.serving_overhead import IMAGE_SIZE, bare_pipeline, photograph, steps_ms, write_served
+from benchmarks.photographs import photograph
+from benchmarks.served import IMAGE_SIZE, bare_pipeline, steps_ms, write_served
 from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 2, 4, 8, 16)
@@ -121,7 +122,7 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository, threads=threads))
-        with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+        with TritonServer(repository) as server:
             closed = [closed_loop(server.grpc_url, jpeg, callers, seconds) for callers in CALLERS]
             for row in closed:
                 print(f"  {row['callers']:2} callers: {row['images_per_s']:.1f} images/s", flush=True)

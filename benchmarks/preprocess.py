@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
+from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
-from benchmarks.serving_overhead import load_transform
+from benchmarks.served import load_transform
 
 STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 SIZE, RESIZE = 224, 256
@@ -155,7 +155,7 @@ def main() -> None:
         memory = memory or memory_mib(images[0])
         rows.append(compare(pipelines, name, images, options.rounds))
     print(f"12 MP takes {memory['full']} MiB decoded in full, {memory['reduced']} MiB at reduced size")
-    path = write_results(
+    publish(
         "preprocess",
         resize=RESIZE,
         image_size=SIZE,
@@ -165,7 +165,6 @@ def main() -> None:
         warning=warning,
         rows=rows,
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 if __name__ == "__main__":

@@ -57,13 +57,9 @@ def gradients_table(result: dict[str, Any]) -> list[str]:
     lines += table(["C, H, K", "dtype", "gradient", "Widefield", *peers, "x the best of them"], rows)
     for row in result["training"]:
         ours, theirs = row["ms"]["widefield"]["median"], row["ms"]["eager channels_last"]["median"]
-        lines += [
-            "",
-            f"A training step of {row['arch']}, {row['dtype']}, batch {row['batch']}, {row['image_size']} px:",
-        ]
-        lines[-1] += (
-            f" {ours:.0f} ms with the operator, {theirs:.0f} ms with PyTorch's convolution ({ours / theirs:.2f})."
-        )
+        step = f"A training step of {row['arch']}, {row['dtype']}, batch {row['batch']}, {row['image_size']} px"
+        both = f"{ours:.0f} ms with the operator, {theirs:.0f} ms with PyTorch's convolution ({ours / theirs:.2f})"
+        lines += ["", f"{step}: {both}."]
     return lines
 
 

@@ -4,110 +4,22 @@
 
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
 the same threads. All are timed in turn, in one run; the difference is the server: over gRPC and HTTP, the image in the
-message and through shared memory. Also: seconds from launch to ready,
-and the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes
-by the server's own statistics; and the bare pipeline, and the served `classifier`, of a network built with a class map
-that nobody asks for.
+message and through shared memory. Also: seconds from launch to ready, and the limit: the same request through an
+ensemble of three steps that compute nothing (`empty`); what each step takes by the server's own statistics; and the
+bare pipeline, and the served `classifier`, of a network built with a class map that nobody asks for.
 """
 
 import argparse
-import importlib
-import io
 import os
-import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
-
-IMAGE_SIZE = 224
-CROP_PCT = 0.875
-JPEG_BYTES = 120_000
-TOKEN = "benchmark"  # of shared memory
-EMPTY_STEP = """
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        return [self._answer(request) for request in requests]
-
-    def _answer(self, request):
-        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
-        pixels = np.zeros((len(images), SIZE, SIZE, 3), np.uint8)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
-"""
-
-
-def photograph() -> bytes:
-    """A JPEG of about 120 kB: one of scikit-learn's photographs, enlarged."""
-    from PIL import Image
-
-    from export.parity import sample_photographs
-
-    image = Image.open(sample_photographs()[0]).convert("RGB").resize((960, 640))
-    best = b""
-    for quality in range(50, 96):
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
-        if abs(len(buffer.getvalue()) - JPEG_BYTES) < abs(len(best) - JPEG_BYTES):
-            best = buffer.getvalue()
-    return best
-
-
-def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
-    """Encoded bytes -> probabilities with no server between the steps."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.jit.enable_onednn_fusion(True)
-    transform = load_transform(repository / "preprocess/1")
-    settings = transform.Settings(
-        image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic"
-    )
-    (model,) = (repository / "backbone").glob("*/model.pt")
-    backbone = torch.jit.load(str(model))
-
-    def run(data: bytes) -> Any:
-        with torch.inference_mode():
-            found = backbone(torch.from_numpy(transform.preprocess(data, settings).copy()).unsqueeze(0))
-            return (found[0] if isinstance(found, tuple) else found).softmax(1)
-
-    return run
-
-
-def load_transform(folder: Path) -> Any:
-    """evaluation_transform.py of a preprocess step, with the library that the server gives it."""
-    from server.libraries import find_resize
-
-    library = find_resize()
-    served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}
-    # The Python backend too finds what is beside the step.
-    with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(folder)]):
-        return importlib.import_module("evaluation_transform")
-
-
-def empty_ensemble(repository: Path, target: Path) -> Path:
-    """A copy of the repository whose steps take the same tensors and compute nothing."""
-    import torch
-
-    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("build.json"))
-    (target / "preprocess/1/model.py").write_text(EMPTY_STEP.replace("SIZE", str(IMAGE_SIZE)))
-    (model,) = (target / "backbone").glob("*/model.pt")
-
-    class Nothing(torch.nn.Module):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(pixels.shape[0], 1000)
-
-    torch.jit.script(Nothing().eval()).save(str(model))
-    return target
+from benchmarks.harness import interleaved, load_average_warning, run_as_served
+from benchmarks.photographs import photograph
+from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, empty_ensemble, steps_ms, write_served
 
 
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
@@ -167,24 +79,6 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
         "steps_ms": steps_ms(steps),
         "seconds_to_ready": round(ready, 2),
     }
-
-
-def steps_ms(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Model -> phase -> mean milliseconds, of `client.step_times`."""
-    return {model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()}
-
-
-def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) -> None:
-    """The results of a benchmark that serves `jpeg`, with the versions that matter there; says where they are."""
-    path = write_results(
-        name,
-        image=f"JPEG 960x640, {len(jpeg)} bytes",
-        image_size=IMAGE_SIZE,
-        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
-        warning=warning,
-        **content,
-    )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 def main() -> None:

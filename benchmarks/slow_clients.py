@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import load_average_warning, versions, write_results
+from benchmarks.harness import load_average_warning, publish, versions
 from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
 from server.canary import CanaryError, classify_canary
@@ -155,8 +155,7 @@ def main() -> None:
             rows.append(measure(server, process, kind, options.clients, options.seconds))
             print(rows[-1], flush=True)
             time.sleep(2)
-    path = write_results("slow_clients", versions=versions("nvidia-pytriton"), warning=warning, rows=rows)
-    print(f"wrote {path}")
+    publish("slow_clients", versions=versions("nvidia-pytriton"), warning=warning, rows=rows)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Timing, load_average_warning, versions, write_results
-from benchmarks.serving_overhead import IMAGE_SIZE, TOKEN, empty_ensemble
+from benchmarks.harness import Timing, load_average_warning, publish, versions
+from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from client import Classifier
 
 SIZES = (5_000, 20_000, 120_000, 1_000_000, 4_000_000, 16_000_000)
@@ -113,8 +113,7 @@ def main() -> None:
     warning = load_average_warning()
     rows = measure(options.rounds)
     found = versions("nvidia-pytriton", "tritonclient", "grpcio")
-    path = write_results("transports", versions=found, warning=warning, rows=rows)
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    publish("transports", versions=found, warning=warning, rows=rows)
 
 
 if __name__ == "__main__":

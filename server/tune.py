@@ -71,7 +71,7 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
     """Images a second and the 99th percentile of a closed loop of `callers` on a server with these settings."""
     with copied(repository) as copy:
         write_settings(copy, settings, embedded)
-        with TritonServer(copy, http_port=0, grpc_port=0, metrics_port=0) as server:
+        with TritonServer(copy) as server:
             closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm
             begun = time.perf_counter()
             taken = closed_loop(server.grpc_url, image, callers, seconds)

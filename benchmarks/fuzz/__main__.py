@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, rng_of, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
-from benchmarks.harness import load_average_warning, versions, write_results
+from benchmarks.harness import load_average_warning, publish, versions
 from export.configs import PREPROCESS_INSTANCES, ServingSpec
 
 SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
@@ -51,7 +51,7 @@ def run(repository: Path, cases: int, seed: int) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn) as apart,
-        TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=print) as server,
+        TritonServer(repository, on_event=print) as server,
     ):
         watch = Watch(server)
         for number, (kind, names) in enumerate(blocks(cases, seed), 1):
@@ -135,7 +135,7 @@ def main() -> int:
             return replay(repository, options.replay)
         result = run(repository, options.cases, options.seed)
         lethal = [try_input(repository, name) for name in INPUTS]
-    path = write_results(
+    publish(
         "fuzz",
         seed=options.seed,
         versions=versions("nvidia-pytriton", "tritonclient", "numpy", "pillow", "grpcio", "torch"),
@@ -143,7 +143,6 @@ def main() -> int:
         **result,
         known_limits=lethal,
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
     findings = [finding for kind in result["kinds"].values() for finding in kind["findings"]]
     return 1 if findings or result["not_held"] or result["shared_memory_left"] else 0
 
@@ -156,7 +155,7 @@ def replay(repository: Path, case: str) -> int:
     if case.startswith("image in process"):
         print(preprocess_block([case]))
         return 0
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=print) as server:
+    with TritonServer(repository, on_event=print) as server:
         print(served_block(server, [case]))
         Watch(server).check()
     return 0

@@ -13,7 +13,7 @@ from benchmarks.fuzz import grpc_cases, http_cases, http_message
 from benchmarks.fuzz.images import seeds
 from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.wire import send_grpc, send_http
-from benchmarks.serving_overhead import load_transform
+from benchmarks.served import load_transform
 from server import TritonServer
 
 STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"

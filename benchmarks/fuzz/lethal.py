@@ -36,7 +36,7 @@ def try_input(repository: Path, name: str) -> dict[str, Any]:
     from server import TritonServer
 
     events: list[str] = []
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, on_event=events.append) as server:
+    with TritonServer(repository, on_event=events.append) as server:
         expected, before = ask(server, good()["PNG"], "grpc"), resident_mib(server)
         begun = time.perf_counter()
         for _ in range(100 if name.startswith("100 ") else 1):

@@ -28,7 +28,8 @@ def missing() -> str | None:
 
 def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
     """(largest difference of a probability from eager's, classes compared), over gRPC."""
-    from benchmarks.serving_overhead import bare_pipeline, photograph
+    from benchmarks.photographs import photograph
+    from benchmarks.served import bare_pipeline
     from client import Classifier
     from export.build import BuildOptions, build
     from server import TritonServer
@@ -38,7 +39,7 @@ def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
     image = photograph()
     expected = bare_pipeline(repository, 1)(image).flatten()
     with (
-        TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server,
+        TritonServer(repository) as server,
         Classifier(server.grpc_url) as classifier,
     ):
         answers = classifier.classify(image, top=5)

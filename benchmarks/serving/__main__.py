@@ -36,22 +36,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import fingerprint, run_as_served, versions, write_results
+from benchmarks.commands import chosen
+from benchmarks.harness import fingerprint, publish, run_as_served, versions
+from benchmarks.photographs import turned
+from benchmarks.served import bare_pipeline
 from benchmarks.serving import table
-from benchmarks.serving.load import closed_loop, open_loop
+from benchmarks.serving.load import CALLERS, closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
 from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Answer, Running, prepare_environment, started
-from benchmarks.serving_overhead import bare_pipeline, photograph
 
-CALLERS = (1, 8, 32)
 SHARES = (0.5, 0.8, 1.1)
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
 START_SECONDS = 20  # on average, for the plan alone
 SOURCES = (
     "benchmarks/serving",
     "benchmarks/latency.py",
-    "benchmarks/serving_overhead.py",
+    "benchmarks/photographs.py",
+    "benchmarks/served.py",
     "export",
     "kernels",
     "models",
@@ -62,25 +64,10 @@ RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: pee
 
 
 @functools.cache
-def images() -> list[bytes]:
-    """The 120 KB photograph, and three that differ from it: a server that mixes answers up is found out."""
-    import io
-
-    from PIL import Image
-
-    found = [photograph()]
-    for turn in (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM):
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(found[0])).transpose(turn).save(buffer, "JPEG", quality=85)
-        found.append(buffer.getvalue())
-    return found
-
-
-@functools.cache
 def expected(repository: Path, threads: int) -> list[list[float]]:
     """Probabilities of each picture, from the same steps with no server."""
     run = bare_pipeline(repository, threads)
-    return [run(picture)[0].tolist() for picture in images()]
+    return [run(picture)[0].tolist() for picture in turned()]
 
 
 def check(name: str, answer: Answer, right: list[float], precision: str = "fp32") -> None:
@@ -105,7 +92,7 @@ def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int
 
 
 def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    repository, pictures = build_repository(model, threads, options.ways == "plain"), images()
+    repository, pictures = build_repository(model, threads, options.ways == "plain"), turned()
     right = expected(repository, threads)
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):
@@ -124,14 +111,6 @@ def remembered(fresh: bool) -> list[dict[str, Any]]:
     if fresh:
         path.unlink(missing_ok=True)
     return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
-
-
-def chosen(text: str, known: list[str], what: str) -> list[str]:
-    names = text.split(",")
-    for name in names:
-        if name not in known:
-            raise SystemExit(f"{what} {name!r} is unknown: choose from {', '.join(known)}")
-    return names
 
 
 def disturbance(cores: list[float]) -> str | None:
@@ -163,8 +142,8 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # the server that runs is stopped
-    models = chosen(options.models, list(MODELS), "model")
-    peers = chosen(options.peers, list(ONE_WORKER), "peer")
+    models = chosen(options.models, MODELS, "model")
+    peers = chosen(options.peers, ONE_WORKER, "peer")
     servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
     threads = len(os.sched_getaffinity(0))
     prepare_environment()
@@ -195,9 +174,9 @@ def main() -> None:
     rows = table.rows(list(runs.values()))
     others = [run["others_cores"] for run in runs.values()]
     warning = disturbance(others)
-    path = write_results(
+    publish(
         "serving_plain" if options.ways == "plain" else "serving",
-        image=f"JPEG 960x640, {len(images()[0])} bytes, and three like it",
+        image=f"JPEG 960x640, {len(turned()[0])} bytes, and three like it",
         threads=threads,
         seconds=options.seconds,
         repeats=options.repeats,
@@ -207,7 +186,6 @@ def main() -> None:
         rows=rows,
         verdicts=table.verdicts(rows, plain=options.ways == "plain"),
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
 if __name__ == "__main__":

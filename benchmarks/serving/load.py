@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.latency import percentiles
 from loadtest.shapes import Phase, arrivals
 
+CALLERS = (1, 8, 32)  # of closed loops
 SENDERS = 128  # requests in flight at most; a request that finds none free counts its wait
 TIMEOUT = 30.0
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.served import IMAGE_SIZE
 from benchmarks.serving.servers import PLAIN
-from benchmarks.serving_overhead import IMAGE_SIZE
 
 MODELS = {  # name -> architecture, precision
     "nano": ("replknet_nano", "fp32"),

@@ -97,12 +97,12 @@ def started(name: str, repository: Path, image: bytes, cores: int, log: Path) ->
 def ours(repository: Path, image: bytes) -> Iterator[Running]:
     begun = time.perf_counter()
     before = {child.pid for child in psutil.Process().children()}
-    with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with TritonServer(repository) as server:
         (pid,) = {child.pid for child in psutil.Process().children()} - before
         port = int(server.http_url.rsplit(":", 1)[1])
-        running = Running(port, pid, time.perf_counter() - begun, kserve_request, kserve_answer)
+        running = Running(port, pid, 0.0, kserve_request, kserve_answer)
         running.classify(image)
-        yield Running(port, pid, time.perf_counter() - begun, kserve_request, kserve_answer)
+        yield replace(running, cold_start_s=time.perf_counter() - begun)
 
 
 def kserve_request(image: bytes) -> Request:
@@ -147,7 +147,7 @@ def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> I
     )
     try:
         await_answer(process, running, image, log)
-        yield Running(port, process.pid, time.perf_counter() - begun, running.request, running.answer)
+        yield replace(running, cold_start_s=time.perf_counter() - begun)
     finally:
         stop(process)
 

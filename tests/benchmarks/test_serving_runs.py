@@ -40,7 +40,7 @@ def call(monkeypatch, tmp_path):
         monkeypatch.setattr(serving, name, lambda *_: None)
     monkeypatch.setattr(serving.signal, "signal", lambda *_: None)
     monkeypatch.setattr(serving, "peer_versions", dict)
-    monkeypatch.setattr(serving, "write_results", lambda name, **content: written.update(content))
+    monkeypatch.setattr(serving, "publish", lambda name, **content: written.update(content))
     monkeypatch.setattr(serving, "FOLDER", tmp_path)
     return benchmark
 

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
-from benchmarks.serving_overhead import load_transform
+from benchmarks.served import load_transform
 from export.build import BuildOptions, build
 from export.parity import real_pixels
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint

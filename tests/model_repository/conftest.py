@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from benchmarks.serving_overhead import load_transform
+from benchmarks.served import load_transform
 from server.backends import build
 
 STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"

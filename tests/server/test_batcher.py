@@ -82,7 +82,7 @@ def test_a_request_that_comes_while_all_are_busy(tmp_path):
     """Of two requests the second waits for the first one's end. Unwoken, one in four waits half a second."""
     torch_models.write(tmp_path, "slow", Slow(), ["x"], ["y"], POLICY, ENABLE_ONEDNN_FUSION="false")
     with (
-        TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0) as server,
+        TritonServer(tmp_path) as server,
         triton_grpc.InferenceServerClient(server.grpc_url) as client,
         ThreadPoolExecutor(2) as pool,
     ):

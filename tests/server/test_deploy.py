@@ -111,7 +111,7 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
     (version / "model.py").write_text(SLOW)
     (version.parent / "config.pbtxt").write_text(FULL)
     in_process(version.parent)
-    with TritonServer(tmp_path, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with TritonServer(tmp_path) as server:
         done = threading.Event()
 
         def ask():

@@ -1,0 +1,95 @@
+"""What the benchmarks of a server share: the same steps without one, a server of empty steps, their results."""
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.harness import publish, versions
+
+IMAGE_SIZE = 224
+CROP_PCT = 0.875
+TOKEN = "benchmark"  # of shared memory
+EMPTY_STEP = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+        pixels = np.zeros((len(images), SIZE, SIZE, 3), np.uint8)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", pixels)])
+"""
+
+
+def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
+    """Encoded bytes -> probabilities with no server between the steps."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.jit.enable_onednn_fusion(True)
+    transform = load_transform(repository / "preprocess/1")
+    settings = transform.Settings(
+        image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic"
+    )
+    (model,) = (repository / "backbone").glob("*/model.pt")
+    backbone = torch.jit.load(str(model))
+
+    def run(data: bytes) -> Any:
+        with torch.inference_mode():
+            found = backbone(torch.from_numpy(transform.preprocess(data, settings).copy()).unsqueeze(0))
+            return (found[0] if isinstance(found, tuple) else found).softmax(1)
+
+    return run
+
+
+def load_transform(folder: Path) -> Any:
+    """evaluation_transform.py of a preprocess step, with the library that the server gives it."""
+    from server.libraries import find_resize
+
+    library = find_resize()
+    served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}
+    # The Python backend too finds what is beside the step.
+    with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(folder)]):
+        return importlib.import_module("evaluation_transform")
+
+
+def empty_ensemble(repository: Path, target: Path) -> Path:
+    """A copy of the repository whose steps take the same tensors and compute nothing."""
+    import torch
+
+    shutil.copytree(repository, target, ignore=shutil.ignore_patterns("build.json"))
+    (target / "preprocess/1/model.py").write_text(EMPTY_STEP.replace("SIZE", str(IMAGE_SIZE)))
+    (model,) = (target / "backbone").glob("*/model.pt")
+
+    class Nothing(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(pixels.shape[0], 1000)
+
+    torch.jit.script(Nothing().eval()).save(str(model))
+    return target
+
+
+def steps_ms(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Model -> phase -> mean milliseconds, of `client.step_times`."""
+    return {model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()}
+
+
+def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) -> None:
+    """The results of a benchmark that serves `jpeg`, with the versions that matter there; says where they are."""
+    publish(
+        name,
+        warning=warning,
+        image=f"JPEG 960x640, {len(jpeg)} bytes",
+        image_size=IMAGE_SIZE,
+        versions=versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow"),
+        **content,
+    )
