@@ -73,7 +73,7 @@ async def drive_async(steps: "Generator[Any, Any, Result]", act: Callable[[Any],
 
 
 class RetryBudget:
-    """gRPC's retry throttling (proposal A6): servers that stay overloaded, or fail at all, are not sent all twice.
+    """gRPC's retry throttling (proposal A6): servers that stay overloaded, or keep failing, are not sent all twice.
 
     Every refusal costs a token, every answer earns a tenth; one may try again while more than half are left.
     """

@@ -118,7 +118,7 @@ def error_from_status(status: str, details: str, *, url: str, model: str, timeou
 
 
 def shorten(words: str, limit: int = 300) -> str:
-    """The first line of what the other side says, which may hold a traceback or an image."""
+    """The first line of what the other side says, which may be a traceback or an image."""
     line = words.strip().partition("\n")[0]
     return line if len(line) <= limit else f"{line[:limit]}..."
 

@@ -1,4 +1,4 @@
-"""The answer's type, and its form on the wire: tritonserver's classification extension."""
+"""The answer's type, and how tritonserver's classification extension writes it."""
 
 from dataclasses import dataclass
 

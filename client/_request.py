@@ -35,8 +35,8 @@ class Request:
 
 
 def queue_timeout(left: float) -> float:
-    """An eighth of the seconds that are left: the server's steps have two queues. Who is turned away learns it with
-    time to ask again, and what leaves both has three quarters to be answered in."""
+    """An eighth of the seconds that are left: the server's steps have two queues. A request that is turned away leaves
+    time to ask again, and one that leaves both queues has three quarters to be answered in."""
     return left / 8
 
 
@@ -69,13 +69,13 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What is said to a server on this host about shared memory.
+    """A message to a server on this host about shared memory.
 
     Attributes:
         verb: show a region, take it back, or ask which ones the server has.
         region: its name.
         size: in bytes, where it is shown.
-        token: the server's own for this.
+        token: the server's, for shared memory.
         timeout: seconds.
     """
 

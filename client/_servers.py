@@ -1,4 +1,4 @@
-"""Which of several servers is next. No input or output: it is told what came of each attempt."""
+"""Which of several servers is next. No input or output: it is told how each attempt ended."""
 
 import random
 import threading
@@ -51,7 +51,7 @@ class Servers:
             return any(self._available(number) for number in range(len(self)) if number not in avoid)
 
     def report(self, number: int, error: ClassifierError | None, model: str = "") -> None:
-        """What came of an attempt: `error`, or None for an answer of `model`."""
+        """How an attempt ended: with `error`, or None for an answer of `model`."""
         with self._lock:
             if error is None:
                 self._had.add((number, model))

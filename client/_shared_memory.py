@@ -31,7 +31,6 @@ CLOSE_SECONDS = 0.5
 CLOSE_PAUSE = 0.02
 ANSWERED = (InvalidImageError, QueueFullError)  # the server has done with the image
 
-
 Steps: TypeAlias = "Generator[Request | Share | Pause, Any, Any]"
 """What to send to the server, whose answer or error comes back, or how long to wait."""
 
@@ -73,7 +72,7 @@ class SharedMemory:
             raise ProtocolError(error.message) from error
 
     def close(self) -> Steps:
-        """Takes the regions back, for as long as it may last: those that the server reads, once it has done."""
+        """Takes the regions back, those that the server still reads once it has done, within `CLOSE_SECONDS`."""
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._bytes and time.monotonic() < deadline:
             with self._lock:
@@ -99,7 +98,7 @@ class SharedMemory:
             self._give_back(region)
             raise
         except BaseException:  # the server may yet read it: the next image must not be written there
-            self._leave(region)
+            self._leaving.append(region)
             raise
         self._give_back(region)
         return answer
@@ -122,14 +121,14 @@ class SharedMemory:
                 yield self._share("register", region.name, _left(deadline), size)
         except BaseException as error:
             refused = isinstance(error, ClassifierError) and not isinstance(error, DeadlineExceededError)
-            (self._drop if refused else self._leave)(region)
+            (self._drop if refused else self._leaving.append)(region)
             raise
         finally:
             region.hide()
         return region
 
     def _meet(self, deadline: float) -> Steps:
-        """Takes back what clients on this host left with the server when they ended without `close`."""
+        """Takes back what clients on this host left with the server by ending without `close`."""
         remove_left_behind()
         for name in left_behind((yield self._share("status", "", _left(deadline)))):
             with contextlib.suppress(InferenceError):  # it reads it still
@@ -185,9 +184,6 @@ class SharedMemory:
     def _give_back(self, region: Region) -> None:
         with self._lock:
             self._idle.append(region)
-
-    def _leave(self, region: Region) -> None:
-        self._leaving.append(region)
 
     def _drop(self, region: Region) -> None:
         region.close()

@@ -48,7 +48,7 @@ class ModelStatus:
     compute_output: Times
 
     def since(self, before: "ModelStatus | None") -> "ModelStatus":
-        """What was counted since `before` (None: it was not there). All, where it began anew: counts have fallen."""
+        """What was counted since `before` (None: it was not there); all, where counts have fallen: it began anew."""
         if before is None:
             return self
         counts = {name: getattr(self, name) - getattr(before, name) for name in ("inferences", "executions")}

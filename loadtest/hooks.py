@@ -74,7 +74,7 @@ class LoadTest:
         self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
         ClassifierUser.images = _images(self.options.images, self.options.sizes)
-        for kind in self.kinds:  # at last: gRPC's threads say so where a process ends that has opened it
+        for kind in self.kinds:  # last: where a process ends that has opened it, gRPC's threads complain
             open_classifier(kind.protocol, environment).close()  # raises where it cannot be
 
     @classmethod

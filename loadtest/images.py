@@ -25,7 +25,7 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 
 
 def find_below(folder: str | Path) -> list[Path]:
-    """The images there. Raises `ValueError` where there are none."""
+    """The images in a folder. Raises `ValueError` where there are none."""
     paths = find_images(Path(folder))
     if not paths:
         raise ValueError(f"no image below {folder}: name another folder with --images")

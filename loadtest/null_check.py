@@ -1,4 +1,4 @@
-"""What the load generator can send, shown against a server that does nothing, in a process of its own here."""
+"""What the load generator can send, measured against a server that does nothing, in a process of its own here."""
 
 import contextlib
 import json

@@ -98,7 +98,7 @@ class Recorder:
         self.cells: dict[tuple[str, int, str], Cell] = {}
 
     def record(self, due: float, protocol: str, latency_ms: float, late_ms: float, error: str | None) -> None:
-        """`due`: seconds after the start. What falls behind the last phase (a closed loop's last round) is left out."""
+        """`due`: seconds after the start. What comes after the last phase (a closed loop's last round) is left out."""
         for cell in self._cells(due, protocol):
             cell.add(latency_ms, late_ms, error)
         if due < self.phases[-1].end:
@@ -108,7 +108,7 @@ class Recorder:
                 cell.finished += 1
 
     def _cells(self, time: float, protocol: str) -> Iterator[Cell]:
-        """The phase's and the window's at `time` seconds; none behind the last phase."""
+        """The phase's and the window's at `time` seconds; none after the last phase."""
         if time >= self.phases[-1].end:
             return
         phase = bisect_right([phase.start for phase in self.phases], time) - 1
@@ -116,7 +116,7 @@ class Recorder:
             yield self.cells.setdefault(key, Cell())
 
     def take(self) -> list[Any]:
-        """All that is there, in a form for the wire; and begins anew."""
+        """All that is there, in a form for the wire; then it begins anew."""
         cells, self.cells = self.cells, {}
         return [[*key, cell.to_wire()] for key, cell in cells.items()]
 

@@ -6,7 +6,7 @@ from client import Classifier, ClassifierError, ServerStatus
 
 
 def read_statistics(classifier: Classifier, timeout: float = 5.0) -> ServerStatus | ClassifierError:
-    """The error where the server does not give them."""
+    """The server's error where it gives none."""
     (status,) = classifier.status(timeout)
     return status
 

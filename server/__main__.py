@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from server.command_line import add_token_options, interrupt_on_signals
 from server.errors import OptionError, ServerError, exit_code
@@ -75,24 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     example = options.pop("example")
     server = None
     try:
-        check_words(options["tritonserver_args"])
-        folder, *more = options.pop("model_repository") or ["model_repository"]
-        if more:
-            raise OptionError(f"--model-repository is given twice ({folder}, {more[0]}): one server serves one folder")
-        host, options["host"] = options["host"], resolve(options["host"])
-        if not ipaddress.ip_address(options["host"]).is_loopback and options["tls_client_ca"] is None:
-            say(
-                f"warning: {host} is reachable from other machines; tritonserver has no authentication"
-                f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
-                "Put a proxy in front, and use a current container (deploy/) for production."
-            )
-        for name in VARIABLES:
-            token = f"{name.replace('-', '_')}_token"
-            options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
-        options["tls"] = tls_of(*(options.pop(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")))
-        for variable in VARIABLES.values():
-            os.environ.pop(variable, None)  # nothing that is started inherits it
-        server = TritonServer(folder, **options, on_event=say)
+        server = server_of(options)
         with server:
             try:
                 say(f"ready after {time.monotonic() - begun:.1f} s")
@@ -116,6 +100,28 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(error)
     say("stopped")
     return 0
+
+
+def server_of(options: dict[str, Any]) -> TritonServer:
+    """Not started yet. Raises `OptionError`."""
+    check_words(options["tritonserver_args"])
+    folder, *more = options.pop("model_repository") or ["model_repository"]
+    if more:
+        raise OptionError(f"--model-repository is given twice ({folder}, {more[0]}): one server serves one folder")
+    host, options["host"] = options["host"], resolve(options["host"])
+    if not ipaddress.ip_address(options["host"]).is_loopback and options["tls_client_ca"] is None:
+        say(
+            f"warning: {host} is reachable from other machines; tritonserver has no authentication"
+            f"{' but mutual TLS (--tls-client-ca)' if options['tls_certificate'] else ''}. "
+            "Put a proxy in front, and use a current container (deploy/) for production."
+        )
+    for name in VARIABLES:
+        token = f"{name.replace('-', '_')}_token"
+        options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
+    options["tls"] = tls_of(*(options.pop(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")))
+    for variable in VARIABLES.values():
+        os.environ.pop(variable, None)  # nothing that is started inherits it
+    return TritonServer(folder, **options, on_event=say)
 
 
 def check_words(passed_on: list[str]) -> None:

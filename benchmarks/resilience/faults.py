@@ -175,7 +175,7 @@ def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
 
 
 def footprint_of(member: Member) -> dict[str, int]:
-    """The middle of a few: a canary's connection is there for a moment."""
+    """The median of a few: a canary's connection is there for a moment."""
     prints = []
     for _ in range(5):
         prints.append(member.footprint())

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item]:
-    """`items` with a bar where somebody sees it.
+    """`items`, with a bar if somebody sees it.
 
     `streamed`: standard output has a line an item; on a terminal these show the progress, and a bar would garble them.
     """
@@ -25,7 +25,7 @@ def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item
 
 @contextlib.asynccontextmanager
 async def clock(seconds: float, words: str) -> AsyncIterator[None]:
-    """A bar of the time that goes by meanwhile, where somebody sees it."""
+    """A bar of the time that passes meanwhile, if somebody sees it."""
     if not sys.stderr.isatty():
         yield
         return

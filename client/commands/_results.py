@@ -100,7 +100,7 @@ class TableResults:
 
 
 def print_table(table: "Table") -> None:
-    """As wide as the terminal; where there is none, as its rows are long: for grep."""
+    """As wide as the terminal; without one as wide as its rows, for grep."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 10**6).print(table)
