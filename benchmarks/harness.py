@@ -1,4 +1,4 @@
-"""Interleaved timing; results with what they are worth nothing without, the machine and the versions; environments."""
+"""Interleaved timing; results files, with the machine and the versions they are worth nothing without; environments."""
 
 import functools
 import hashlib

@@ -30,8 +30,8 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--slo", required=True, metavar="FILE", help="objectives (TOML)")
     parser.add_argument("--seconds", type=positive, default=20.0, help="of each run, or more (default: 20)")
     parser.add_argument("--warm-up", type=positive, default=3.0, help="seconds before them (default: 3)")
-    parser.add_argument("--repeats", type=int, default=3, help="most of them decide (default: 3)")
-    parser.add_argument("--precision", type=positive, default=0.05, help="share of the rate (default: 0.05)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs at each rate; most of them decide (default: 3)")
+    parser.add_argument("--precision", type=positive, default=0.05, help="share of the answer (default: 0.05)")
     parser.add_argument("--from-rate", type=positive, help="first rate (default: what 8 users of a closed loop get)")
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")
@@ -56,7 +56,7 @@ def capacity(arguments: Sequence[str]) -> int:
     alone = ["--users", str(protocols), "--seconds", "5", "--warm-up", "0"]
 
     def at_rate(rate: float) -> dict[str, Any]:
-        seconds = max(options.seconds, 1.2 * requests / rate)  # enough for the percentile to be one
+        seconds = max(options.seconds, 1.2 * requests / rate)  # enough answers for the percentile to mean something
         load = ["--rate", repr(rate), "--seconds", f"{seconds:.1f}", "--warm-up", str(options.warm_up)]
         return run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
 

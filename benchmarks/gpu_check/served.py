@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.commands import no_options
-from benchmarks.gpu_check.__main__ import SKIPPED
+from benchmarks.gpu_check import SKIPPED
 
 TOLERANCE = 0.02  # of a probability
 

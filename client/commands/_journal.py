@@ -47,7 +47,8 @@ class Journal:
             raise UsageError(f"--output {path}: {error.strerror}") from None
         self._file.seek(0)
         try:
-            self.done, kept, self._classes = (_read_json if kind == "json" else _read_csv)(self._file.read())
+            read = _read_json if kind == "json" else _read_csv
+            self.done, kept, self._classes = read(self._file.read())  # of each answer in the file; 0: it has none
         except UsageError as error:
             raise UsageError(f"--output {path}: {error}") from None
         self._check_classes(min(top, self._classes))

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import harness
-from benchmarks.gpu_check import end_to_end, served
-from benchmarks.gpu_check.__main__ import SKIPPED
+from benchmarks.gpu_check import SKIPPED, end_to_end, served
 from benchmarks.harness import Timing
 from kernels import depthwise_conv2d
 
