@@ -5,13 +5,13 @@ import time
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2
 
 from client._errors import ClassifierError, error_from_status
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS
 from client._wire_grpc import (
+    STATUS_CALLS,
     channel_arguments,
     decode_answer,
     decode_regions,
@@ -20,6 +20,7 @@ from client._wire_grpc import (
     encode_share,
     error_from_rpc,
     make_stub,
+    open_channel,
 )
 
 
@@ -32,8 +33,7 @@ class AsyncGrpcTransport:
         self._closed = False
 
     async def infer(self, request: Request) -> Answer:
-        message = encode_request(request)
-        response = await self._call("ModelInfer", message, request.model, request.timeout)
+        response = await self._call("ModelInfer", encode_request(request), request.model, request.timeout)
         return decode_answer(response, request, self.url)
 
     async def share(self, share: Share) -> list[str]:
@@ -43,13 +43,7 @@ class AsyncGrpcTransport:
 
     async def status(self, timeout: float) -> ServerStatus:
         deadline = time.monotonic() + timeout
-        answers = []
-        for name, message in (
-            ("ServerMetadata", service_pb2.ServerMetadataRequest()),
-            ("ServerReady", service_pb2.ServerReadyRequest()),
-            ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
-        ):
-            answers.append(await self._call(name, message, "status", deadline - time.monotonic()))
+        answers = [await self._call(*call, "status", deadline - time.monotonic()) for call in STATUS_CALLS]
         return decode_status(self.url, *answers)
 
     async def close(self) -> None:
@@ -61,10 +55,7 @@ class AsyncGrpcTransport:
         if self._closed:
             raise self._cut_off(model, timeout)
         if self._channel is None:
-            if self._credentials is None:
-                self._channel = grpc.aio.insecure_channel(self._target, options=self._options)
-            else:
-                self._channel = grpc.aio.secure_channel(self._target, self._credentials, options=self._options)
+            self._channel = open_channel(grpc.aio, self._target, self._credentials, self._options)
             self._stub = make_stub(self._channel)
         try:
             return await getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)

@@ -16,6 +16,11 @@ from client._tls import TLS, grpc_credentials
 from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+STATUS_CALLS: tuple[tuple[str, Any], ...] = (  # in the order of `decode_status`
+    ("ServerMetadata", service_pb2.ServerMetadataRequest()),
+    ("ServerReady", service_pb2.ServerReadyRequest()),
+    ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
+)
 _LENGTH_DELIMITED = 2  # protobuf's wire type of a field of bytes
 _RAW_INPUT = bytes(
     [service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH_DELIMITED]
@@ -42,6 +47,13 @@ def channel_arguments(
     if connect_timeout is not None:
         options.append(("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)))  # gRPC's name for it
     return target, None if tls is None else grpc_credentials(tls), options
+
+
+def open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None, options: Any) -> Any:
+    """`module`: grpc or grpc.aio."""
+    if credentials is None:
+        return module.insecure_channel(target, options=options)
+    return module.secure_channel(target, credentials, options=options)
 
 
 def make_stub(channel: Any) -> Any:
@@ -119,7 +131,7 @@ def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> Cl
 
 
 def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> ServerStatus:
-    """Of the three messages; 64-bit numbers become strings, as they are in the server's own JSON."""
+    """Of what `STATUS_CALLS` answer; 64-bit numbers become strings, as they are in the server's own JSON."""
     answer = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
     return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready.ready, answer)
 
