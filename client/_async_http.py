@@ -24,10 +24,8 @@ class AsyncHttpTransport:
         self._closed = False
 
     async def infer(self, request: Request) -> Answer:
-        status, body = await self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
-        if status != 200:
-            raise wire.refusal(status, body, self.url, request.model, request.timeout)
-        return wire.decode_answer(body, request, self.url)
+        answer = await self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
+        return wire.decode_answer(*answer, request, self.url)
 
     async def share(self, share: Share) -> list[str]:
         """As `GrpcTransport.share`."""

@@ -26,10 +26,8 @@ class HttpTransport:
         self._closed = False
 
     def infer(self, request: Request) -> Answer:
-        status, body = self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
-        if status != 200:
-            raise wire.refusal(status, body, self.url, request.model, request.timeout)
-        return wire.decode_answer(body, request, self.url)
+        answer = self._ask("POST", *wire.encode_request(request), request.model, request.timeout)
+        return wire.decode_answer(*answer, request, self.url)
 
     def share(self, share: Share) -> list[str]:
         """As `GrpcTransport.share`."""

@@ -91,8 +91,10 @@ def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
         raise ProtocolError(f"the answer is not a list of regions: check the address [{url}]") from None
 
 
-def decode_answer(body: bytes, request: Request, url: str) -> Answer:
-    """Raises `ProtocolError`."""
+def decode_answer(status: int, body: bytes, request: Request, url: str) -> Answer:
+    """Raises a `ClassifierError`."""
+    if status != 200:
+        raise refusal(status, body, url, request.model, request.timeout)
     try:
         outputs = {output["name"]: output for output in json.loads(body.decode(errors="replace"))["outputs"]}
         predictions = parse_predictions([str(entry) for entry in outputs[OUTPUT]["data"]])
