@@ -15,7 +15,6 @@ from typing import TypeAlias
 
 from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
-from client._ordered import in_order
 from client._session import Outcome
 from client._sources import find_images
 from client.commands._options import (
@@ -103,15 +102,10 @@ def run(options: argparse.Namespace) -> int:
 def look(
     arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
 ) -> None:
-    def ask(name: str) -> Outcome:
-        try:
-            return classifier.classify(name, options.top)
-        except ClassifierError as error:
-            return error
-
     names = arrivals.ready()
     put_off: list[ClassifierError] = []
-    for name, outcome in zip(names, in_order(ask, names, options.concurrency), strict=True):
+    outcomes = classifier.classify_stream(names, options.top, options.concurrency)
+    for name, outcome in zip(names, outcomes, strict=True):
         if isinstance(outcome, ClassifierError) and not isinstance(outcome, InvalidImageError):
             put_off.append(outcome)
         else:
