@@ -7,7 +7,6 @@ is not timed. All are measured in fp32; besides, Widefield as `--precision bf16`
 (bf16 where the processor has it).
 """
 
-import argparse
 import copy
 import functools
 import os
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import interleaved, load_average_warning, openvino_core, publish, run_as_served, versions
 from server.runtime import ENVIRONMENT
 
@@ -90,7 +90,7 @@ def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_31b")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=10)

@@ -71,5 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    no_options(__doc__)
+    no_options(__doc__, __spec__)
     main()

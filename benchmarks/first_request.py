@@ -10,7 +10,6 @@ long as the first is counted too: half, where it is like them. Four pictures are
 that a batch of four is the first of its size.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, write_served
@@ -83,7 +83,7 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--archs", default="replknet_nano,replknet_small")
     parser.add_argument("--starts", type=int, default=5)
     options = parser.parse_args()

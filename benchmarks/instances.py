@@ -6,7 +6,6 @@ Both servers are up at once and asked in turn, so that a machine whose speed wan
 median of the turns' own. A request alone has all threads on either (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
 """
 
-import argparse
 import os
 import shutil
 import statistics
@@ -15,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import chosen
+from benchmarks.commands import chosen, command_parser
 from benchmarks.harness import load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.serving.load import CALLERS, closed_loop
@@ -66,7 +65,7 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each load")

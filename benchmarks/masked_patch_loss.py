@@ -8,7 +8,6 @@ exceed the cache, so that no launch is timed. `of_copy` is the least traffic (ma
 gradient written) over the time, as a share of what a copy reaches in the same process. A wrong answer ends the run.
 """
 
-import argparse
 import math
 import os
 from collections.abc import Callable
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.commands import command_parser
 from benchmarks.cuda_timing import Step, captured, elapsed_ms
 from benchmarks.harness import Timing, interleaved, load_average_warning, publish, run_as_served, versions
 from kernels import masked_patch_loss
@@ -136,7 +136,7 @@ def measure(batches: list[int], size: int, rounds: int, device: str) -> list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", default="")
     parser.add_argument("--size", type=int, default=192)

@@ -9,7 +9,6 @@ closed loops before and after it; the report is the turn of the median. Goodput 
 from when the request was due, over the time until the last of them.
 """
 
-import argparse
 import itertools
 import os
 import random
@@ -22,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
@@ -174,7 +174,7 @@ def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_small")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
     parser.add_argument("--repeats", type=int, default=3, help="turns")

@@ -8,7 +8,6 @@ resize, the training's evaluation transform; a candidate that is further away is
 speed. Also: the memory that one 12-megapixel photograph takes in a fresh process, with reduced decoding and without.
 """
 
-import argparse
 import functools
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
 from benchmarks.served import load_transform
@@ -143,7 +143,7 @@ def memory_mib(data: bytes) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     run_as_served("benchmarks.preprocess")

@@ -9,7 +9,6 @@ ensemble of three steps that compute nothing (`empty`); what each step takes by 
 bare pipeline, and the served `classifier`, of a network built with a class map that nobody asks for.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -17,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import interleaved, load_average_warning, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, empty_ensemble, steps_ms, write_served
@@ -82,7 +82,7 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()

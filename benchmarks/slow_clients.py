@@ -6,7 +6,6 @@ Each kind opens its connections straight to the server, without the proxies of d
 nothing. Meanwhile the canary image is classified again and again.
 """
 
-import argparse
 import contextlib
 import itertools
 import os
@@ -21,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import load_average_warning, publish, versions
 from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
@@ -137,7 +137,7 @@ def measure(server: TritonServer, process: psutil.Process, kind: str, clients: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=20.0)

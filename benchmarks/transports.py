@@ -7,7 +7,6 @@ Each way has a process of its own, as an application would have it: what one lea
 of another. All are timed in turn.
 """
 
-import argparse
 import importlib
 import multiprocessing
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import Timing, load_average_warning, publish, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from client import Classifier
@@ -107,7 +107,7 @@ def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     warning = load_average_warning()

@@ -5,12 +5,12 @@ python -m benchmarks.evidence --only long_tail --seeds 3
 python -m benchmarks.evidence.report                # docs/results.md from the results
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.evidence.data import prepare
 from benchmarks.evidence.execute import PACKAGES
 from benchmarks.evidence.plan import EXPERIMENTS
@@ -46,7 +46,7 @@ def total(results: dict[str, dict[str, Any]], runs: list[Run], unit: str) -> flo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")

@@ -214,5 +214,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    no_options(__doc__)
+    no_options(__doc__, __spec__)
     sys.exit(main())

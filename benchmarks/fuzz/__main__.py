@@ -8,7 +8,6 @@ both protocols and have no new shared-memory file; at its end none may be left. 
 survive (lethal.py) is tried apart.
 """
 
-import argparse
 import multiprocessing
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, rng_of, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
@@ -120,7 +120,7 @@ def thin(values: Iterable[float]) -> list[int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--cases", type=int, default=84_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", metavar="CASE", help="one case alone, with its bytes")

@@ -8,7 +8,6 @@ a part printed is in build/gpu_check/<part>.log. The exit status is 0 only if no
 has no means for is skipped, with the reason.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import os
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from benchmarks.commands import command_parser
 from benchmarks.gpu_check import SKIPPED
 from benchmarks.harness import write_results
 
@@ -158,7 +158,7 @@ def summary(outcomes: list[Outcome]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all parts together")
     parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
     options = parser.parse_args(arguments)

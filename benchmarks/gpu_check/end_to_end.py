@@ -220,5 +220,5 @@ def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", roun
 
 
 if __name__ == "__main__":
-    no_options(__doc__)
+    no_options(__doc__, __spec__)
     sys.exit(main())

@@ -159,5 +159,5 @@ def main() -> int:
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         sys.exit(alone(*sys.argv[1:]))
-    no_options(__doc__)
+    no_options(__doc__, __spec__)
     sys.exit(main())

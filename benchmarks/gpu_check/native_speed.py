@@ -100,5 +100,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    no_options(__doc__)
+    no_options(__doc__, __spec__)
     sys.exit(main())

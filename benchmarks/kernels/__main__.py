@@ -10,7 +10,6 @@ and the masked-patch loss. A layer whose answer is wrong carries no speed and ma
 docs/kernels.md says how it is measured.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
+from benchmarks.commands import command_parser
 from benchmarks.harness import gpu, load_average_warning, name_on, run_as_served, versions, write_results
 from benchmarks.kernels import cpu, cuda, variants
 from benchmarks.kernels.goals import goal_rows, goal_table
@@ -141,7 +141,7 @@ def run_cpu(batches: list[int], rounds: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=240, help="no layer begins later than this (CUDA)")
     parser.add_argument("--tune", type=float, default=0, help="of them for the tuner, in seconds; 0: none (CUDA)")

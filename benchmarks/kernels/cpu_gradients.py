@@ -6,7 +6,6 @@ PyTorch computes both gradients of a depthwise convolution by oneDNN, in either 
 With ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 both sides are held to AVX2, and the results have their own file.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.commands import command_parser
 from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
 from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
@@ -140,7 +140,7 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="of interleaved calls")
     options = parser.parse_args()

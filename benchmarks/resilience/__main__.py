@@ -5,7 +5,6 @@
 Each part is written into results/faults.json when it is done; parts that are not run stay as they were.
 """
 
-import argparse
 import json
 import signal
 import sys
@@ -13,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commands import command_parser
 from benchmarks.harness import RESULTS, load_average_warning, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
@@ -49,7 +49,7 @@ def not_held(part: str, content: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part (may be given again)")
     parser.add_argument("--restarts", type=int, default=200)
     parser.add_argument("--requests", type=int, default=400_000, help="of the soak; its memory levels off after 40,000")

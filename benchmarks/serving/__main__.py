@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import chosen
+from benchmarks.commands import chosen, command_parser
 from benchmarks.harness import fingerprint, publish, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import bare_pipeline
@@ -132,7 +132,7 @@ def peer_versions() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__, __spec__)
     parser.add_argument("--models", default="nano,small,mobilenetv3", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--peers", default=",".join(ONE_WORKER))
     parser.add_argument("--ways", choices=WAYS, default="both", help="one process, a worker a core, both; plain: above")

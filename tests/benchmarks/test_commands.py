@@ -31,6 +31,17 @@ def test_nothing_is_done(
         assert (importlib.import_module(name).__doc__ or "").splitlines()[0] in said.out
 
 
+@pytest.mark.parametrize("name", ["benchmarks.report", "benchmarks.overload", "benchmarks.kernels"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_the_usage_is_what_is_typed(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/some/where/script.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_module(name, run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: python -m {name} ")
+
+
 @pytest.mark.parametrize("name", ["benchmarks.kernels", "benchmarks.masked_patch_loss"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_a_gpu_that_is_not_there_is_named(
