@@ -1,5 +1,7 @@
-"""Tables of the documentation."""
+"""Tables and paragraphs of the documentation."""
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,3 +22,16 @@ def conditions(result: dict[str, Any]) -> str:
 def busy(result: dict[str, Any]) -> str:
     """Of a results file with a warning: how high the load was; else empty."""
     return f"; the host was busy: {result['warning'].split(':')[0]}" if result.get("warning") else ""
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs and lists in lines of at most 120 columns; blocks that begin otherwise than with a word stay."""
+    return "\n\n".join(map(wrapped_block, text.strip().split("\n\n"))) + "\n"
+
+
+def wrapped_block(block: str) -> str:
+    if re.match(r"[|#!]|    |\*\*[^*]*\*\*$", block):
+        return block
+    items = [" ".join(item.split()) for item in re.split(r"\n(?=- )", block)]
+    layout: dict[str, Any] = {"width": 120, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(each, subsequent_indent="  " * each.startswith("- "), **layout) for each in items)

@@ -139,8 +139,8 @@ def robustness(seeds: Iterable[int]) -> list[Arm]:
         return finetune(f"{name}-after-scratch", DIGITS, seed, {**AFTER_PLAIN, **settings}, from_scratch(0, seed))
 
     def attacked(epsilon: int, run: Run) -> Run:
-        settings = {"attacks": ("fgsm", "pgd"), "epsilon": float(epsilon), "steps": 20}
-        return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run, 10.0)
+        settings = {"attacks": ("fgsm", "pgd", "apgd"), "epsilon": float(epsilon), "steps": 20}
+        return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run, 40.0)
 
     return [
         Arm("robustness", f"epsilon {epsilon}/255", name, tuple(attacked(epsilon, trained(*how, s)) for s in seeds))

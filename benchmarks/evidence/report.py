@@ -14,7 +14,7 @@ from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.statistics import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
 from benchmarks.harness import RESULTS
-from benchmarks.markdown import conditions
+from benchmarks.markdown import conditions, wrapped
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHOTS = ("balanced", "many", "medium", "few")
@@ -95,10 +95,10 @@ def robustness_tables(result: dict[str, Any]) -> list[str]:
         for row in rows:
             change = difference(row, rows[0], "clean")
             against = "" if row is rows[0] else f"{points(change)}, {change.verdict()}"
-            accuracies = [percent(spread(row, metric)) for metric in ("clean", "fgsm", "pgd")]
+            accuracies = [percent(spread(row, metric)) for metric in ("clean", "fgsm", "pgd", "apgd")]
             cells.append([row["arm"], accuracies[0], against, *accuracies[1:], seconds(row)])
         lines += ["", f"**{group}**"]
-        lines += table(["", "clean, %", "clean gained, points", "FGSM, %", "PGD-20, %", "seconds"], cells)
+        lines += table(["", "clean, %", "clean gained, points", "FGSM, %", "PGD-20, %", "APGD-CE, %", "seconds"], cells)
     return lines
 
 
@@ -154,7 +154,7 @@ IN_SHORT = {
     "simmim": ("Pre-training", "top1", "top-1"),
     "long_tail": ("Long tail", "few", "classes of fewer than 20 images"),
     "randaugment": ("RandAugment", "top1", "top-1"),
-    "robustness": ("Attacked", "pgd", "accuracy under PGD-20"),
+    "robustness": ("Attacked", "apgd", "accuracy under APGD-CE"),
 }
 
 
@@ -200,7 +200,7 @@ def whole(results: Path, figures: Path) -> str:
     lines += [line for name, result in loaded.items() for line in summaries(name, result)]
     for name, write in SECTIONS.items():
         lines += ["", WORDS[name].strip(), *write(loaded[name])]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+    return wrapped(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip())
 
 
 def main() -> int:

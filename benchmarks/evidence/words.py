@@ -54,9 +54,10 @@ variation. It is made for trainings that are longer than these 12 epochs.
     "robustness": """
 ## Attacks
 
-Each arm goes on for 6 epochs from plain training of 12, which is then the same in all. FGSM and PGD-20 (steps of
-2.5 epsilon / 20, one random start), in 255ths of the range of a pixel; one grey level of the digits is 16. An image
-counts if it is right clean and under the attack. AdvProp is meant for clean accuracy, not as a defence.
+Each arm goes on for 6 epochs from plain training of 12, which is then the same in all. FGSM, PGD-20 (steps of
+2.5 epsilon / 20) and APGD-CE (100 steps), each from one start, in 255ths of the range of a pixel; one grey level of the
+digits is 16. An image counts if it is right clean and under the attack. AdvProp is meant for clean accuracy, not as a
+defence.
 """,
     "kernels": """
 ## The operators against their references

@@ -11,6 +11,7 @@ from benchmarks.evidence import report
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm
 from benchmarks.evidence.statistics import Spread, difference, spread
+from benchmarks.markdown import wrapped
 
 METRICS = {
     "top1": 0.9,
@@ -21,6 +22,7 @@ METRICS = {
     "clean": 0.98,
     "fgsm": 0.4,
     "pgd": 0.1,
+    "apgd": 0.05,
 }
 TIMES = {"seconds": 30.0, "processor_seconds": 25.0, "seconds_before": 100.0, "processor_seconds_before": 90.0}
 
@@ -70,23 +72,33 @@ def test_differences_are_of_pairs() -> None:
 
 def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_path: Path) -> None:
     text = report.whole(results, tmp_path)
+    sentences = " ".join(text.split())
     for name in EXPERIMENTS:
         for row in document(name)["rows"]:
             assert f"| {row['arm']} |" in text or name == "kernels"
     assert "| from scratch | 70.0 ± 0.0 (70.0 to 70.0) |  | baseline | 30 + 100 / 25 + 90 |" in text
     assert "| SimMIM, token | 71.1 ± 0.1 (71.0 to 71.2) | +1.1 ± 0.1 | gains |" in text
-    assert "20 images: against plain cross-entropy *gains*: class weights 1/n (+1.1 ± 0.1), class" in text
-    assert "first steps whose loss agrees to 1e-6: finetune 1 of 2, pretrain 1 of 2." in text
+    assert "20 images: against plain cross-entropy *gains*: class weights 1/n (+1.1 ± 0.1), class" in sentences
+    assert "first steps whose loss agrees to 1e-6: finetune 1 of 2, pretrain 1 of 2." in sentences
     numbers = "1 of 2 | 0.0e+00 | 1.0e-06 (1.0e-06) | 2.0e-06 (2.0e-06)"
     assert f"| finetune | float32, small steps | {numbers} |  | 30 + 100 / 25 + 90 |" in text
     assert f"| finetune | float32 | {numbers} | 0.0e+00 | 30 + 100 / 25 + 90 |" in text
     assert f"| finetune | float64 | {numbers} |  | 30 + 100 / 25 + 90 |" in text
-    assert "minutes by the clock" in text
+    assert "minutes by the clock" in sentences
     assert "a processor" in text
     for picture in ("evidence_simmim.png", "evidence_long_tail.png"):
         with Image.open(tmp_path / picture) as image:
             assert image.width > 600
         assert f"img/{picture}" in text
+
+
+def test_paragraphs_and_lists_are_wrapped_and_tables_are_not() -> None:
+    long = "word " * 40
+    lines = wrapped(f"## {long}\n\n{long}\n\n- {long}\n  more\n- b\n\n| {long} |\n|---|\n").splitlines()
+    paragraph = ["word " * 23 + "word", "word " * 15 + "word"]
+    assert lines[2:4] == paragraph
+    assert lines[5:8] == [f"- {'word ' * 22}word", f"  {'word ' * 16}word more", "- b"]
+    assert (lines[0], lines[9:]) == (f"## {long}", [f"| {long} |", "|---|"])
 
 
 def test_a_missing_file_is_named_with_the_command_that_writes_it(
