@@ -101,9 +101,10 @@ gpu-check:
 comma := ,
 COMPILE := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-header \
   --no-annotate --quiet
+# The page's come without [tool.uv], whose numpy is nvidia-pytriton's.
 constraints: setup
 	$(COMPILE) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) -o constraints.txt
-	$(COMPILE) --extra page -o constraints-page.txt
+	$(COMPILE) --no-config --extra page -o constraints-page.txt
 
 # runs/ holds trained checkpoints, data/ what was downloaded: distclean takes them too.
 clean:
