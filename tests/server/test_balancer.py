@@ -177,10 +177,10 @@ def test_no_server_at_all_is_not_ready(nobody, protocol, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["balancer", "client"])
-def test_kill_9_and_a_freeze_lose_no_request(path, repository, encode, tmp_path):
+def test_kill_9_and_a_freeze_lose_no_request(path, repository_of_processes, encode, tmp_path):
     with contextlib.ExitStack() as stack:
         options = ("--probe-interval", "1", "--probe-timeout", "2")
-        members = stack.enter_context(fleet(repository, tmp_path, 2, *options))
+        members = stack.enter_context(fleet(repository_of_processes, tmp_path, 2, *options))
         addresses = [[member.http for member in members], [member.grpc for member in members]]
         with Classifier(members[0].grpc) as classifier:
             data = [encode(colour) for colour in ("red", "green", "blue")]

@@ -248,12 +248,12 @@ def test_signature_of_an_expired_wait(digits_server, encode):
 
 
 @pytest.mark.slow
-def test_signatures_of_restarts(repository):
+def test_signatures_of_restarts(repository_of_processes):
     """A dead Python process; and a signal that ends tritonserver, as its own crash would."""
     import psutil
 
     events: list[str] = []
-    with TritonServer(repository, probe_interval=1, on_event=events.append) as server:
+    with TritonServer(repository_of_processes, probe_interval=1, on_event=events.append) as server:
         for kill, text in (
             (-1, r"backend process \d+ died; restarting"),
             (0, r"tritonserver ended with code 139; restarting"),
