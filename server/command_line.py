@@ -1,8 +1,9 @@
-"""What the server's commands share: the token's options, and signals."""
+"""What the server's commands share: the options of the repository and the tokens, and signals."""
 
 import argparse
 import math
 import signal
+from pathlib import Path
 
 from server.management import MANAGEMENT_HEADER, VARIABLES
 
@@ -20,6 +21,16 @@ def add_token_options(parser: argparse.ArgumentParser, name: str = "management")
         help=f"its first line {opens} (default: ${VARIABLES[name]}, else closed)",
     )
     token.add_argument(f"--{name}-token", metavar="TOKEN", help="the token; every user of this machine can read it")
+
+
+def add_repository_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="what the server serves (default: %(default)s)",
+    )
 
 
 def positive_seconds(text: str) -> float:

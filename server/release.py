@@ -19,7 +19,7 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
-from server.command_line import add_token_options, interrupt_on_signals, positive_seconds
+from server.command_line import add_repository_option, add_token_options, interrupt_on_signals, positive_seconds
 from server.compatibility import check_compatible, check_running
 from server.errors import ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -165,13 +165,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model-repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="FOLDER",
-        help="what the server serves (default: %(default)s)",
-    )
+    add_repository_option(parser)
     parser.add_argument(
         "--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="the server's HTTP (default: %(default)s)"
     )

@@ -25,7 +25,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.canary import canary_png
-from server.command_line import interrupt_on_signals, positive_seconds
+from server.command_line import add_repository_option, interrupt_on_signals, positive_seconds
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
@@ -173,13 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model-repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="FOLDER",
-        help="default: %(default)s",
-    )
+    add_repository_option(parser)
     parser.add_argument("--image", type=Path, metavar="FILE", help="what is sent (default: the repository's own)")
     parser.add_argument("--callers", type=int, default=8, help="that ask at the same time (default: 8)")
     parser.add_argument(
