@@ -26,7 +26,7 @@ def busy(result: dict[str, Any]) -> str:
 
 def wrapped(text: str) -> str:
     """Paragraphs and lists in lines of at most 120 columns; blocks that begin otherwise than with a word stay."""
-    return "\n\n".join(map(wrapped_block, text.strip().split("\n\n"))) + "\n"
+    return "\n\n".join(map(wrapped_block, re.split(r"\n{2,}", text.strip()))) + "\n"
 
 
 def wrapped_block(block: str) -> str:

@@ -1,7 +1,6 @@
 """docs/results.md and its charts from benchmarks/results/evidence_*.json: `python -m benchmarks.evidence.report`."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +199,7 @@ def whole(results: Path, figures: Path) -> str:
     lines += [line for name, result in loaded.items() for line in summaries(name, result)]
     for name, write in SECTIONS.items():
         lines += ["", WORDS[name].strip(), *write(loaded[name])]
-    return wrapped(re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip())
+    return wrapped("\n".join(lines))
 
 
 def main() -> int:
