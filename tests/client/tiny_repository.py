@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from server_models import in_process
 from torch import Tensor, nn
 
 LABELS = ("red: warm", "green", "blue [cold]", "naïve grey")  # a colon, markup, not ASCII
@@ -90,9 +91,7 @@ def write_tiny_repository(root: Path) -> Path:
         (root / name / "1").mkdir(parents=True)
         (root / name / "config.pbtxt").write_text(config)
     for name in ("preprocess", "slow"):  # the embedded server runs them in its own process
-        (root / name / "configs").mkdir()
-        embedded = configs[name].replace('"python"', '"python_in_process"')
-        (root / name / "configs" / "embedded.pbtxt").write_text(embedded)
+        in_process(root / name)
     for source in ROOT.glob("model_repository/preprocess/1/*.py"):
         shutil.copy(source, root / "preprocess/1")
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from server_models import in_process
 
+from benchmarks.resilience.footprint import tritonserver_of
 from server import GaveUpError, OptionError, PortInUseError, ServerError, StartError, TritonServer
 from server.backends import build as backends
 from server.repository import replaced
@@ -48,10 +49,6 @@ def backends_of(server):
     children = [(each, command_of(each)) for each in processes_of(os.getpid())]
     folder = str(server._runtime.folder)
     return [each for each, command in children if "triton_python_backend_stub" in command and folder in command]
-
-
-def tritonserver_of(server):
-    return psutil.Process(server._process.guard.pid).children()[0]
 
 
 def shm_of(prefix):
@@ -125,7 +122,7 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository_of_pro
 
 def test_gives_up_in_the_end(light_repository):
     with TritonServer(light_repository, max_restarts=0) as server:
-        tritonserver_of(server).kill()
+        tritonserver_of(server._process.guard.pid).kill()
         with pytest.raises(GaveUpError, match=r"failed 1 times .*tritonserver"):
             server.wait(30)
         assert not server.ready
@@ -168,7 +165,7 @@ def test_a_drain_ends_after_its_time(light_repository, sleep):
 
 def test_restart_after_tritonserver_was_killed(light_repository, sleep):
     with TritonServer(light_repository) as server:
-        tritonserver_of(server).kill()
+        tritonserver_of(server._process.guard.pid).kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
 
@@ -182,7 +179,7 @@ def test_what_was_changed_since_the_start_is_not_served_after_a_restart(light_re
     events = []
     with TritonServer(root, on_event=events.append) as server:
         code.write_bytes(built + b"# changed")
-        tritonserver_of(server).kill()
+        tritonserver_of(server._process.guard.pid).kill()
         wait_until(lambda: len(events) == 2, 20, "refused")
         assert f"{code} is not what was built" in events[1]
         assert not server.ready
@@ -326,7 +323,7 @@ def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, 
 def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_repository, tmp_path):
     (tmp_path / "hang").unlink()
     with TritonServer(hanging_repository) as server:
-        tritonserver_of(server).kill()
+        tritonserver_of(server._process.guard.pid).kill()
         (tmp_path / "hang").touch()
         wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
         begun = time.monotonic()

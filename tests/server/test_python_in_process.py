@@ -16,6 +16,7 @@ import tritonclient.grpc as triton_grpc
 from server_models import CPU, config, in_process, tensor, write_model
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from benchmarks.resilience.footprint import tritonserver_of
 from server import StartError, TritonServer
 
 NUMBERS = [
@@ -80,13 +81,6 @@ def infer(url, values, model="sleepy"):
         return client.infer(model, [given], outputs=wanted, client_timeout=60).as_numpy("slept")
 
 
-def tritonserver_of(server):
-    """Its process; several may run under this one."""
-    folder, children = str(server._runtime.folder), psutil.Process().children(recursive=True)
-    (found,) = [each for each in children if each.name() == "tritonserver" and folder in " ".join(each.cmdline())]
-    return found
-
-
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """Two models, each with a module of the same name beside it; the log is the server's."""
@@ -147,7 +141,7 @@ def test_models_share_no_module_and_threads_keep_what_is_theirs(odd):
 
 @pytest.mark.server
 def test_nothing_but_the_server_runs(odd):
-    assert tritonserver_of(odd).children(recursive=True) == []
+    assert tritonserver_of(odd._process.guard.pid).children(recursive=True) == []
     assert list(Path("/dev/shm").glob(f"{odd._runtime.shm_prefix}*")) == []
 
 
@@ -163,7 +157,7 @@ def test_many_threads_are_answered_rightly(server_in_process, classify, encode):
 def test_threads_that_decode_step_back(server_in_process, classify, encode):
     for _ in range(4):
         classify(server_in_process, [encode("red")] * 8)
-    process = tritonserver_of(server_in_process)
+    process = tritonserver_of(server_in_process._process.guard.pid)
     stats = [Path(f"/proc/{process.pid}/task/{thread.id}/stat").read_text() for thread in process.threads()]
     niceness = [int(stat.rsplit(")", 1)[1].split()[16]) for stat in stats]
     own = psutil.Process().nice()
