@@ -126,6 +126,14 @@ def test_cancelled_at_once(both: Both) -> None:
     asyncio.run(main())
 
 
+async def assert_close_ends(classifier: AsyncClassifier, task: "asyncio.Task[object]") -> None:
+    started = time.monotonic()
+    await classifier.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await task
+    assert time.monotonic() - started < 0.5
+
+
 def test_close_ends_a_request_in_flight(both: Both) -> None:
     both.delay = 1
 
@@ -133,11 +141,7 @@ def test_close_ends_a_request_in_flight(both: Both) -> None:
         classifier = AsyncClassifier(f"127.0.0.1:{both.port}", both.protocol)
         task = asyncio.create_task(classifier.classify(b"x"))
         await asyncio.to_thread(both.waiting.wait, 5)
-        started = time.monotonic()
-        await classifier.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            await task
-        assert time.monotonic() - started < 0.5
+        await assert_close_ends(classifier, task)
 
     asyncio.run(main())
     closed = both.open()
@@ -158,11 +162,7 @@ def test_close_ends_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
         classifier = AsyncClassifier("slow:1", "http", retries=0)
         task = asyncio.create_task(classifier.classify(b"x"))
         await asyncio.sleep(0.3)
-        started = time.monotonic()
-        await classifier.close()
-        with pytest.raises(RuntimeError, match="closed"):
-            await task
-        assert time.monotonic() - started < 0.5
+        await assert_close_ends(classifier, task)
 
     asyncio.run(main())
 
