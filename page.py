@@ -19,6 +19,7 @@ from client import (
     STEPS,
     Classifier,
     ClassifierError,
+    Explanation,
     InvalidImageError,
     ModelNotFoundError,
     Prediction,
@@ -29,7 +30,6 @@ from client import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     from PIL.Image import Image
 
 TOP = 5
@@ -72,7 +72,7 @@ class Shown:
     failed: bool = False
 
 
-def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0, crop_mode: str = "center") -> Shown:
+def ask(classifier: Classifier, image: str | None) -> Shown:
     """Classifies and explains one file. What goes wrong is told in `Shown.note`, not raised."""
     if image is None:
         return Shown()
@@ -82,31 +82,31 @@ def ask(classifier: Classifier, image: str | None, crop_pct: float = 1.0, crop_m
         started = time.perf_counter()
         try:
             explanation = classifier.explain(image, TOP)
-            predictions, class_map = explanation.predictions, explanation.class_map
+            predictions = explanation.predictions
         except ModelNotFoundError:
             started = time.perf_counter()
-            predictions, class_map, note = classifier.classify(image, TOP), None, NO_MAP
+            predictions, explanation, note = classifier.classify(image, TOP), None, NO_MAP
         seconds = time.perf_counter() - started
     except ClassifierError as error:
         return Shown(note=error.message, failed=True)
     steps = settled(classifier, before)
-    if class_map is not None:
+    if explanation is not None:
         try:
-            picture = draw(image, class_map, crop_pct, crop_mode)
+            picture = draw(image, explanation)
         except InvalidImageError as error:
             note = f"there is no overlay: {error.message}"
     times, requests = time_by_step(steps, seconds, classifier.model)
     return Shown(named(predictions), picture, times, requests, note)
 
 
-def draw(image: str, class_map: "np.ndarray", crop_pct: float, crop_mode: str) -> "Image":
+def draw(image: str, explanation: Explanation) -> "Image":
     """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
-    picture = overlay(image, class_map, crop_pct, crop_mode=crop_mode)
+    picture = overlay(image, explanation)
     if max(picture.size) < SMALL:
         from PIL import Image, ImageOps
 
         upright = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), class_map, crop_pct, crop_mode=crop_mode)
+        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), explanation)
     picture.thumbnail((LARGE, LARGE))
     return picture
 
@@ -207,8 +207,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
     add("--model", default="classifier", help="default: classifier")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for one picture (default: 10)")
-    add("--crop-pct", type=float, default=1.0, metavar="SHARE", help="as in the server's build (default: 1)")
-    add("--crop-mode", choices=["center", "squash", "border"], default="center", help="as in the server's build")
     add("--host", default="127.0.0.1", help="where the page listens (default: 127.0.0.1)")
     add("--port", type=int, default=7860, help="default: 7860")
     add("--root-path", default="", metavar="PATH", help="the prefix that a proxy strips, such as /try")
@@ -217,8 +215,6 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if min(options.concurrency, options.max_megabytes) < 1:
         parser.error("--concurrency and --max-megabytes: give 1 or more")
-    if not 0 < options.crop_pct <= 1:
-        parser.error(f"--crop-pct {options.crop_pct}: a share, more than 0 and at most 1")
     try:
         options.classifier = Classifier(options.server, options.protocol, options.model, options.timeout)
     except ValueError as error:
@@ -230,9 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
     with options.classifier as classifier:
         try:
-            page, theme = build(
-                lambda image: ask(classifier, image, options.crop_pct, options.crop_mode), options.concurrency
-            )
+            page, theme = build(lambda image: ask(classifier, image), options.concurrency)
             where = {"server_name": options.host, "server_port": options.port, "root_path": options.root_path}
             size = int(options.max_megabytes * 2**20)
             page.launch(**where, **OFF, max_file_size=size, css=CSS, theme=theme, prevent_thread_lock=True)

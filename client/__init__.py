@@ -24,7 +24,7 @@ from client._errors import (
 from client._images import ImageLike
 from client._overlay import overlay
 from client._prediction import Prediction
-from client._request import Answer, Explanation, Request
+from client._request import Answer, Crop, Explanation, Request
 from client._sources import find_images
 from client._status import STEPS, ModelStatus, ServerStatus, Times, step_times
 from client._tls import TLS
@@ -39,6 +39,7 @@ __all__ = [
     "Classifier",
     "ClassifierError",
     "ConnectionFailedError",
+    "Crop",
     "DeadlineExceededError",
     "Explanation",
     "ImageLike",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -45,12 +45,37 @@ def microseconds(seconds: float) -> int:
     return max(1, int(seconds * 1e6))
 
 
+class Crop(NamedTuple):
+    """What the model sees of an upright picture, as shares of its width and height; beyond 0 and 1 it is padded."""
+
+    left: float = 0.0
+    upper: float = 0.0
+    right: float = 1.0
+    lower: float = 1.0
+
+
+WHOLE = Crop()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`predictions`, best first, and `class_map` [h,w] float32 where one was asked for."""
+    """`predictions`, best first; where one was asked for, `class_map` [h,w] float32 and the part that it is of."""
 
     predictions: Sequence[Prediction]
     class_map: np.ndarray | None = None
+    crop: Crop = WHOLE
+
+
+def answer_of(
+    predictions: Sequence[Prediction], class_map: np.ndarray | None = None, crop: np.ndarray | None = None
+) -> Answer:
+    """Of the arrays as they came. Raises `ValueError` where a map has not two dimensions, or its crop no extent."""
+    if class_map is None or crop is None:
+        return Answer(predictions)
+    left, upper, right, lower = map(float, crop)
+    if class_map.ndim != 2 or not (np.isfinite(crop).all() and left < right and upper < lower):
+        raise ValueError
+    return Answer(predictions, class_map, Crop(left, upper, right, lower))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +84,14 @@ class Explanation:
 
     Attributes:
         predictions: as `classify` returns them.
-        class_map: [h,w] float32: the evidence for the best class at each position of the centre crop that the
-            model sees; its mean is that class's logit.
+        class_map: [h,w] float32: the evidence for the best class at each position of `crop`; its mean is that
+            class's logit.
+        crop: the part of the picture that the model sees.
     """
 
     predictions: list[Prediction]
     class_map: np.ndarray
+    crop: Crop = WHOLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,4 +80,4 @@ def explanation(answer: Answer) -> Explanation:
     """Raises `ProtocolError`."""
     if answer.class_map is None:
         raise ProtocolError("the answer holds no class map: check the model")
-    return Explanation(list(answer.predictions), answer.class_map)
+    return Explanation(list(answer.predictions), answer.class_map, answer.crop)

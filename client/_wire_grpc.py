@@ -8,12 +8,12 @@ import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from client._errors import ClassifierError, ProtocolError, error_from_status
+from client._errors import ClassifierError, error_from_status
 from client._prediction import parse_predictions
-from client._request import Answer, Request, Share, microseconds
+from client._request import Answer, Request, Share, answer_of, microseconds
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
-from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
+from client._transport import EVIDENCE, INPUT, OUTPUT, SHARED_MEMORY_HEADER, incomplete
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STATUS_CALLS: tuple[tuple[str, Any], ...] = (  # in the order of `decode_status`
@@ -70,8 +70,8 @@ def encode_request(request: Request) -> bytes:
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id)
     tensor = message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
     message.outputs.add(name=OUTPUT).parameters["classification"].int64_param = request.top
-    if request.class_map:
-        message.outputs.add(name=CLASS_MAP)
+    for name in EVIDENCE if request.class_map else ():
+        message.outputs.add(name=name)
     message.parameters["timeout"].int64_param = microseconds(request.queue_timeout)
     if request.region is not None:
         tensor.parameters["shared_memory_region"].string_param = request.region
@@ -117,10 +117,10 @@ def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url
     outputs = {output.name: (output, raw) for output, raw in pairs}
     try:
         predictions = parse_predictions(split_bytes_tensor(outputs[OUTPUT][1]))
-        return Answer(predictions, _map(*outputs[CLASS_MAP]) if request.class_map else None)
+        evidence = [_array(*outputs[name]) for name in EVIDENCE] if request.class_map else []
+        return answer_of(predictions, *evidence)
     except (KeyError, ValueError, struct.error):
-        wanted = f"{OUTPUT} and {CLASS_MAP}" if request.class_map else OUTPUT
-        raise ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]") from None
+        raise incomplete(request, url) from None
 
 
 def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> ClassifierError:
@@ -148,7 +148,6 @@ def split_bytes_tensor(data: bytes) -> list[str]:
     return elements
 
 
-def _map(output: Any, raw: bytes) -> Any:
-    """class_map [1,h,w] -> [h,w]."""
-    height, width = list(output.shape)[-2:]
-    return np.frombuffer(raw, np.float32).reshape(height, width).copy()  # the caller may write to it, as over HTTP
+def _array(output: Any, raw: bytes) -> np.ndarray:
+    """Of the one image: without the batch's dimension."""
+    return np.frombuffer(raw, np.float32).reshape(output.shape[1:]).copy()  # the caller may write to it, as over HTTP

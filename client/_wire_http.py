@@ -19,9 +19,9 @@ from client._errors import (
     shorten,
 )
 from client._prediction import parse_predictions
-from client._request import Answer, Request, Share, microseconds
+from client._request import Answer, Request, Share, answer_of, microseconds
 from client._status import ServerStatus, parse_status
-from client._transport import CLASS_MAP, INPUT, OUTPUT, SHARED_MEMORY_HEADER
+from client._transport import EVIDENCE, INPUT, OUTPUT, SHARED_MEMORY_HEADER, incomplete
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
@@ -52,7 +52,7 @@ def encode_request(request: Request) -> tuple[str, dict[str, str], list[bytes]]:
         {"name": OUTPUT, "parameters": {"classification": request.top, "binary_data": False}}
     ]
     if request.class_map:
-        outputs.append({"name": CLASS_MAP, "parameters": {"binary_data": False}})
+        outputs += [{"name": name, "parameters": {"binary_data": False}} for name in EVIDENCE]
     description = {
         "id": request.id,
         "inputs": [{"name": INPUT, "shape": [1, 1], "datatype": "BYTES", "parameters": where}],
@@ -98,10 +98,10 @@ def decode_answer(status: int, body: bytes, request: Request, url: str) -> Answe
     try:
         outputs = {output["name"]: output for output in json.loads(body.decode(errors="replace"))["outputs"]}
         predictions = parse_predictions([str(entry) for entry in outputs[OUTPUT]["data"]])
-        return Answer(predictions, _map(outputs[CLASS_MAP]) if request.class_map else None)
+        evidence = [_array(outputs[name]) for name in EVIDENCE] if request.class_map else []
+        return answer_of(predictions, *evidence)
     except (ValueError, LookupError, TypeError):
-        wanted = f"{OUTPUT} and {CLASS_MAP}" if request.class_map else OUTPUT
-        raise ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]") from None
+        raise incomplete(request, url) from None
 
 
 def decode_status(answers: Sequence[tuple[int, bytes]], url: str, timeout: float) -> ServerStatus:
@@ -151,7 +151,6 @@ def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str
         raise ProtocolError(f"the answer is not JSON: check the address [{url}]") from None
 
 
-def _map(output: dict[str, Any]) -> Any:
-    """class_map [1,h,w] -> [h,w]."""
-    height, width = output["shape"][-2:]
-    return np.array(output["data"], dtype=np.float32).reshape(height, width)
+def _array(output: dict[str, Any]) -> np.ndarray:
+    """Of the one image: without the batch's dimension."""
+    return np.array(output["data"], dtype=np.float32).reshape(output["shape"][1:])

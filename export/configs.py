@@ -51,6 +51,9 @@ def _tensor(name: str, data_type: str, dims: list[int]) -> dict[str, Any]:
     return {"name": name, "data_type": f"TYPE_{data_type}", "dims": dims}
 
 
+CROP = _tensor("crop", "FP32", [4])  # the part of the picture that a class map is of
+
+
 def _parameters(values: dict[str, object]) -> dict[str, Any]:
     return {key: {"string_value": str(value)} for key, value in values.items()}
 
@@ -73,12 +76,15 @@ def _bounded_queue() -> dict[str, Any]:
 
 def preprocess_config(spec: ServingSpec) -> str:
     image = {"data_type": "TYPE_STRING", "dims": [1], "input_data_file": WARMUP_IMAGE}
+    outputs = [_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])]
+    if spec.class_map is not None:
+        outputs.append(CROP)
     return _text(
         name="preprocess",
         backend="python",
         max_batch_size=MAX_BATCH_SIZE,
         input=[_tensor("image", "STRING", [1])],
-        output=[_tensor("pixels", "UINT8", [spec.image_size, spec.image_size, 3])],
+        output=outputs,
         instance_group=[{"kind": "KIND_CPU", "count": PREPROCESS_INSTANCES}],
         dynamic_batching=_bounded_queue(),
         parameters=_parameters(
@@ -178,7 +184,7 @@ def _ensemble(name: str, spec: ServingSpec, class_map: tuple[int, int] | None) -
 
     outputs = [{**_tensor("probabilities", "FP32", [spec.num_classes]), "label_filename": "labels.txt"}]
     if class_map is not None:
-        outputs.append(_tensor("class_map", "FP32", list(class_map)))
+        outputs += [_tensor("class_map", "FP32", list(class_map)), CROP]
     return _text(
         name=name,
         platform="ensemble",
@@ -187,7 +193,7 @@ def _ensemble(name: str, spec: ServingSpec, class_map: tuple[int, int] | None) -
         output=outputs,
         ensemble_scheduling={
             "step": [
-                step("preprocess", "image", "pixels"),
+                step("preprocess", "image", "pixels", *(["crop"] if class_map else [])),
                 step("backbone", "pixels", "logits", *(["class_map"] if class_map else [])),
                 step("softmax", "logits", "probabilities"),
             ]
@@ -203,7 +209,7 @@ def configs(spec: ServingSpec) -> dict[str, str]:
         "softmax": softmax_config(spec),
         "classifier": _ensemble("classifier", spec, None),
     }
-    if spec.class_map is not None:  # the same steps, and the backbone's second output: nobody else pays for it
+    if spec.class_map is not None:  # the same steps, and their second outputs: nobody else pays for them
         texts["classifier_explained"] = _ensemble("classifier_explained", spec, spec.class_map)
     return texts
 

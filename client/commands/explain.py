@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from client._classifier import Classifier
 from client._errors import EXPLAINED
-from client._overlay import CROP_MODES, overlay
+from client._overlay import overlay
 from client._prediction import Prediction
 from client._sources import STDIN, expand
 from client.commands._many import answer_all
@@ -25,7 +25,6 @@ from client.commands._options import (
     add_image_options,
     add_server_options,
     open_classifier,
-    positive,
 )
 from client.commands._progress import progress
 from client.commands._results import open_results
@@ -40,21 +39,11 @@ CONTINUED = bytes(range(0x80, 0xC0))  # what may not begin a character of UTF-8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
     parser.add_argument("--output", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
-    parser.add_argument(
-        "--crop-pct",
-        type=positive,
-        default=1.0,
-        metavar="SHARE",
-        help="of the shorter side that the server keeps, as in its build (default: 1)",
-    )
-    parser.add_argument("--crop-mode", choices=CROP_MODES, default="center", help="as in the server's build")
     add_format_options(parser)
     add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.crop_pct > 1:
-        raise UsageError(f"--crop-pct {options.crop_pct}: a share, at most 1")
     if importlib.util.find_spec("PIL") is None:  # before anything is sent
         print("the overlays are drawn with Pillow, which is not installed: pip install pillow", file=sys.stderr)
         return 1
@@ -69,8 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
         def explain(name: str, image: "bytes | str") -> list[Prediction]:
             explained = classifier.explain(image, options.top)
-            picture = overlay(image, explained.class_map, options.crop_pct, crop_mode=options.crop_mode)
-            _save(picture, pictures[name])
+            _save(overlay(image, explained), pictures[name])
             return explained.predictions
 
         shown = progress(found, "explaining", options.format != "table")

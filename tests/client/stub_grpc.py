@@ -15,7 +15,7 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self) -> None:
         self.names = ["probabilities"]
-        self.shape = [1, 1]
+        self.shapes = [[1, 1]]
         self.raw = [struct.pack("<I", 10) + "0.9:1:cät".encode()]
         self.act: Callable[[grpc.ServicerContext], object] = lambda context: None
         self.ready = True
@@ -25,7 +25,8 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.requests.append(request)
         self.act(context)
-        outputs = [service_pb2.ModelInferResponse.InferOutputTensor(name=name, shape=self.shape) for name in self.names]
+        tensor = service_pb2.ModelInferResponse.InferOutputTensor
+        outputs = [tensor(name=name, shape=shape) for name, shape in zip(self.names, self.shapes, strict=True)]
         return service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=self.raw)
 
     def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802

@@ -11,20 +11,18 @@ import pytest
 from commands_fakes import CAT
 from PIL import Image
 
-from client import (
-    Answer,
-    ModelNotFoundError,
-    overlay,
-)
+from client import Answer, Crop, Explanation, ModelNotFoundError, overlay
 from client.commands import main
 from client.testing import FakeTransport
 from tests.full_disk import files_up_to
+
+MAP = np.array([[0.0, 4.0], [-3.0, 2.0]], np.float32)
 
 
 def gradient(request: Any) -> Any:
     assert request.class_map
     assert request.model == "classifier_explained"
-    return Answer(CAT, np.array([[0.0, 4.0], [-3.0, 2.0]], np.float32))
+    return Answer(CAT, MAP, Crop(3 / 8, 1 / 4, 5 / 8, 3 / 4))
 
 
 def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
@@ -33,12 +31,12 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
         Path(folder).mkdir()
         Image.new("RGB", (64, 32), (10, 20, 30)).save(f"{folder}/a.png")
     Path("bad.png").write_bytes(b"text")
-    assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out", "--crop-pct", "0.5"]) == 1
+    assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out"]) == 1
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.png.explained.2.png", "a.png.explained.png"]
     picture = np.asarray(Image.open("out/a.png.explained.png"))
     assert picture.shape == (32, 64, 3)
     inside = np.zeros((32, 64), bool)
-    inside[8:24, 24:40] = True  # half of the shorter side, in the middle
+    inside[8:24, 24:40] = True
     assert (picture[~inside] == (10, 20, 30)).all()
     assert (picture[inside] != (10, 20, 30)).any(axis=1).all()
     assert picture[9, 38, 0] > 120 > picture[22, 25, 0]  # warm where the evidence is, cold where it speaks against
@@ -49,20 +47,17 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop_mode", "covered"),
+    ("crop", "covered"),
     [
-        ("center", (slice(8, 24), slice(24, 40))),
-        ("squash", (slice(8, 24), slice(16, 48))),
-        ("border", (slice(0, 32), slice(16, 48))),
+        (Crop(), (slice(0, 32), slice(0, 64))),
+        (Crop(0, -0.5, 1, 1.5), (slice(0, 32), slice(0, 64))),  # padded
+        (Crop(0.25, 0.5, 0.25001, 0.50001), (slice(16, 17), slice(16, 17))),
     ],
 )
-def test_the_map_lies_where_the_model_looked(
-    served: FakeTransport, crop_mode: str, covered: tuple[slice, slice]
-) -> None:
-    served.reply = gradient
-    Image.new("RGB", (64, 32), (10, 20, 30)).save("a.png")
-    assert main(["explain", "a.png", "--crop-pct", "0.5", "--crop-mode", crop_mode]) == 0
-    picture = np.asarray(Image.open("explained/a.png.explained.png"))
+def test_the_map_lies_where_the_model_looked(crop: Crop, covered: tuple[slice, slice]) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (64, 32), (10, 20, 30)).save(data, "PNG")
+    picture = np.asarray(overlay(data.getvalue(), Explanation(CAT, MAP, crop)))
     inside = np.zeros((32, 64), bool)
     inside[covered] = True
     np.testing.assert_array_equal((picture != (10, 20, 30)).any(axis=2), inside)
@@ -76,7 +71,6 @@ def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.Captu
     served.reply = CAT
     assert main(["explain", "a.png"]) == 1
     assert "no class map" in capsys.readouterr().err
-    assert main(["explain", "a.png", "--crop-pct", "1.5"]) == 2
 
 
 def test_a_missing_class_map_ends_it_at_once(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
@@ -144,11 +138,9 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
     exif[0x0112] = 6
     data = io.BytesIO()
     Image.new("RGB", (40, 20)).save(data, "JPEG", exif=exif)
-    assert overlay(data.getvalue(), np.zeros((2, 2), np.float32)).size == (20, 40)
-    with pytest.raises(ValueError, match="crop_mode is 'middle': choose one of center"):
-        overlay(data.getvalue(), np.zeros((2, 2)), crop_mode="middle")
+    assert overlay(data.getvalue(), Explanation(CAT, MAP)).size == (20, 40)
     with pytest.raises(ValueError, match="strength is 2"):
-        overlay(data.getvalue(), np.zeros((2, 2)), strength=2)
+        overlay(data.getvalue(), Explanation(CAT, MAP), strength=2)
 
 
 def test_wrong_usage_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -34,6 +34,7 @@ def test_public_names() -> None:
         "Classifier",
         "ClassifierError",
         "ConnectionFailedError",
+        "Crop",
         "DeadlineExceededError",
         "Explanation",
         "ImageLike",

@@ -239,6 +239,9 @@ def test_class_map(classifier: Classifier, picture: Callable[..., bytes]) -> Non
     explained = classifier.explain(half, top=4)
     assert explained.predictions == classifier.classify(half, top=4)
     np.testing.assert_allclose(explained.class_map, [[0, 0, 1, 1]] * 2)
+    assert explained.crop == (0, 0, 1, 1)
+    wide = np.zeros((32, 64, 3), np.uint8)
+    assert classifier.explain(wide).crop == (0.25, 0, 0.75, 1)
 
 
 def test_status(classifier: Classifier, picture: Callable[..., bytes]) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,13 +80,14 @@ class Server:
                 "/v2/models/stats": (200, json.dumps(statistics).encode()),
             }
 
-    def explain(self) -> None:
+    def explain(self, crop: Sequence[float], shape: Sequence[int] = (2, 3)) -> None:
         if self.protocol == "grpc":
-            self.grpc.names, self.grpc.shape = ["class_map", "probabilities"], [1, 2, 3]
-            self.grpc.raw.insert(0, MAP.tobytes())
+            self.grpc.names, self.grpc.shapes = ["class_map", "crop", "probabilities"], [[1, *shape], [1, 4], [1, 1]]
+            self.grpc.raw[:0] = [MAP.tobytes(), np.array(crop, np.float32).tobytes()]
         else:
             outputs = [
-                {"name": "class_map", "shape": [1, 2, 3], "data": MAP.reshape(-1).tolist()},
+                {"name": "class_map", "shape": [1, *shape], "data": MAP.reshape(-1).tolist()},
+                {"name": "crop", "shape": [1, 4], "data": crop},
                 {"name": "probabilities", "data": ["0.9:1:cät"]},
             ]
             self.http.body = json.dumps({"outputs": outputs}).encode()
@@ -132,8 +134,9 @@ def test_status_of_nobody(server: Server, call: Callable[..., Any]) -> None:
 
 
 def test_class_map(server: Server, call: Callable[..., Any]) -> None:
-    server.explain()
+    server.explain((0.25, 0, 0.75, 1))
     explained = call(server.url, "explain", b"x")
+    assert explained.crop == (0.25, 0, 0.75, 1)
     assert explained.predictions == CAT
     assert explained.class_map.dtype == np.float32
     np.testing.assert_array_equal(explained.class_map, MAP)
@@ -141,7 +144,16 @@ def test_class_map(server: Server, call: Callable[..., Any]) -> None:
 
 
 def test_no_class_map_in_the_answer(server: Server, call: Callable[..., Any]) -> None:
-    with pytest.raises(ProtocolError, match="no probabilities and class_map"):
+    with pytest.raises(ProtocolError, match="no probabilities, class_map and crop"):
+        call(server.url, "explain", b"x")
+
+
+@pytest.mark.parametrize(
+    ("crop", "shape"), [((0.5, 0, 0.5, 1), (2, 3)), ((0, 0, 1, math.inf), (2, 3)), ((0, 0, 1, 1), (6,))]
+)
+def test_an_impossible_class_map(server: Server, call: Callable[..., Any], crop: Any, shape: Any) -> None:
+    server.explain(crop, shape)
+    with pytest.raises(ProtocolError, match="no probabilities, class_map and crop"):
         call(server.url, "explain", b"x")
 
 

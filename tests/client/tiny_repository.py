@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 PREPROCESS = """
 name: "preprocess" backend: "python" max_batch_size: 16
 input [{ name: "image" data_type: TYPE_STRING dims: [1] }]
-output [{ name: "pixels" data_type: TYPE_UINT8 dims: [32, 32, 3] }]
+output [{ name: "pixels" data_type: TYPE_UINT8 dims: [32, 32, 3] },
+  { name: "crop" data_type: TYPE_FP32 dims: [4] }]
 instance_group [{ kind: KIND_CPU count: 1 }]
 parameters { key: "image_size" value { string_value: "32" } }
 parameters { key: "resize_size" value { string_value: "32" } }
@@ -41,7 +42,12 @@ ensemble_scheduling { step [
 """
 CLASSIFIER_EXPLAINED = (
     CLASSIFIER.replace('"classifier"', '"classifier_explained"')
-    .replace('"labels.txt" }]', '"labels.txt" }, { name: "class_map" data_type: TYPE_FP32 dims: [2, 4] }]')
+    .replace(
+        '"labels.txt" }]',
+        '"labels.txt" }, { name: "class_map" data_type: TYPE_FP32 dims: [2, 4] },'
+        ' { name: "crop" data_type: TYPE_FP32 dims: [4] }]',
+    )
+    .replace('output_map { key: "pix', 'output_map { key: "crop" value: "crop" } output_map { key: "pix')
     .replace('output_map { key: "prob', 'output_map { key: "class_map__1" value: "class_map" } output_map { key: "prob')
 )
 # One request at a time, one more may wait, no label file: for deadlines, a full queue, failures.

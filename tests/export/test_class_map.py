@@ -65,7 +65,7 @@ def test_both_formats_have_the_map(repository: Path, checkpoint: Path) -> None:
 def test_config_is_complete_and_the_ensemble_as_it_was(repository: Path) -> None:
     configs = {
         name: text_format.Parse((repository / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-        for name in ("backbone", "classifier", "classifier_explained")
+        for name in ("preprocess", "backbone", "classifier", "classifier_explained")
     }
     outputs = [(o.name, o.data_type, list(o.dims)) for o in configs["backbone"].output]
     assert outputs == [
@@ -74,7 +74,8 @@ def test_config_is_complete_and_the_ensemble_as_it_was(repository: Path) -> None
     ]
     assert [o.name for o in configs["classifier"].output] == ["probabilities"]
     assert "class_map" not in str(configs["classifier"])
-    assert [o.name for o in configs["classifier_explained"].output] == ["probabilities", "class_map"]
+    assert [o.name for o in configs["classifier_explained"].output] == ["probabilities", "class_map", "crop"]
+    assert [o.name for o in configs["preprocess"].output] == ["pixels", "crop"]
     assert list(configs["classifier_explained"].output[1].dims) == [MAP, MAP]
 
 
@@ -156,10 +157,11 @@ def test_served_by_the_ensemble_that_maps_it_and_not_by_the_other(
         np.testing.assert_allclose(
             answer.as_numpy("probabilities"), logits[:1].softmax(1).numpy(), rtol=1e-3, atol=1e-3
         )
-        assert answer.as_numpy("class_map") is None
+        assert [output.name for output in answer.get_response().outputs] == ["probabilities"]
         explained = client.infer("classifier_explained", [image])
         np.testing.assert_array_equal(explained.as_numpy("probabilities"), answer.as_numpy("probabilities"))
         np.testing.assert_allclose(explained.as_numpy("class_map"), maps[:1].numpy(), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(explained.as_numpy("crop"), [[0, 0, 1, 1]])
         wanted = [tritonclient.grpc.InferRequestedOutput("probabilities", class_count=1)]
         (best,) = client.infer("classifier_explained", [image], outputs=wanted).as_numpy("probabilities").reshape(-1)
         assert best.decode().split(":")[2] == str(int(logits[0].argmax()))

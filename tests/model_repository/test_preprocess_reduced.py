@@ -112,7 +112,7 @@ def model_of(step, monkeypatch, cores, instances):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
     values = {"image_size": "8", "resize_size": "10", "interpolation": "bicubic"}
     parameters = {key: {"string_value": value} for key, value in values.items()}
-    config = {"parameters": parameters, "instance_group": [{"count": instances}]}
+    config = {"parameters": parameters, "output": [{"name": "pixels"}], "instance_group": [{"count": instances}]}
     model = step.TritonPythonModel()
     model.initialize({"model_config": json.dumps(config)})
     return model

@@ -18,7 +18,8 @@ def encode(colour):
 
 
 def config(**parameters):
-    return {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    values = {key: {"string_value": value} for key, value in parameters.items()}
+    return {"parameters": values, "output": [{"name": "pixels"}]}
 
 
 @pytest.fixture
@@ -26,6 +27,17 @@ def model(step):
     model = step.TritonPythonModel()
     model.initialize({"model_config": json.dumps(config(**PARAMETERS))})
     return model
+
+
+def test_the_crop_goes_to_who_has_an_output_for_it(step, request_of):
+    model = step.TritonPythonModel()
+    outputs = [{"name": name} for name in ("pixels", "crop")]
+    model.initialize({"model_config": json.dumps(config(**PARAMETERS) | {"output": outputs})})
+    (answer,) = model.execute([request_of(encode("red"), encode("blue"))])
+    pixels, crop = answer.tensors
+    assert (pixels.name, pixels.array.shape) == ("pixels", (2, 8, 8, 3))
+    assert crop.name == "crop"
+    np.testing.assert_allclose(crop.array, [[0.1, 0.1, 0.9, 0.9]] * 2)
 
 
 @pytest.fixture

@@ -63,22 +63,23 @@ def write_colours_repository(root: Path, explained: bool = True) -> Path:
     """`classifier`, its three steps, and, if `explained`, `classifier_explained`."""
     image, pixels = tensor("image", "STRING", 1), tensor("pixels", "UINT8", SIDE, SIDE, 3)
     logits, class_map = tensor("logits", "FP32", len(COLOURS)), tensor("class_map", "FP32", MAP, MAP)
+    crop = tensor("crop", "FP32", 4)
     probabilities = tensor("probabilities", "FP32", len(COLOURS))
     labelled = tensor("probabilities", "FP32", len(COLOURS), more='label_filename: "labels.txt"')
     settings = {"image_size": SIDE, "resize_size": SIDE, "interpolation": "bicubic"}
     preprocess = "".join(f'parameters {{ key: "{k}" value {{ string_value: "{v}" }} }}\n' for k, v in settings.items())
     configs = {
-        "preprocess": model("preprocess", "python", image, pixels, CPU + preprocess),
+        "preprocess": model("preprocess", "python", image, f"{pixels}, {crop}", CPU + preprocess),
         "backbone": model("backbone", "pytorch", pixels, f"{logits}, {class_map}", CPU + ONE_THREAD),
         "softmax": model("softmax", "pytorch", logits, probabilities, CPU + ONE_THREAD),
     }
-    for name, results in {"classifier": (), "classifier_explained": ("class_map",)}.items():
-        steps = [step("preprocess", "image", "pixels"), step("backbone", "pixels", "logits", *results)]
+    for name, more in {"classifier": (), "classifier_explained": ("crop", "class_map")}.items():
+        steps = [step("preprocess", "image", "pixels", *more[:1]), step("backbone", "pixels", "logits", *more[1:])]
         scheduling = (
             f"ensemble_scheduling {{ step [{', '.join([*steps, step('softmax', 'logits', 'probabilities')])}] }}"
         )
-        outputs = ", ".join([labelled, *([class_map] if results else [])])
-        if explained or not results:
+        outputs = ", ".join([labelled, *([class_map, crop] if more else [])])
+        if explained or not more:
             configs[name] = model(name, "ensemble", image, outputs, scheduling)
     for name, text in configs.items():
         (root / name / "1").mkdir(parents=True)

@@ -14,6 +14,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ CROP_MODES = ("center", "squash", "border")
 MARGIN = 2.25  # below it the bicubic filter sees libjpeg's coarser one: 1.0 grey level on average at 2, 1.5 at 1.5
 COUNTED = re.compile(r"(\d+) pixels")  # in Pillow's own refusal
 EXIF_ORIENTATION = 0x0112
+Prepared: TypeAlias = tuple[np.ndarray, np.ndarray]
 UPRIGHT = {  # stored orientation -> what turns it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -68,8 +70,15 @@ class Settings:
 
 
 def preprocess(data: bytes, settings: Settings) -> np.ndarray:
-    """Encoded bytes -> pixels [S,S,3] uint8. Raises `ImageError`, whatever is wrong with the bytes, and
-    `MemoryError`, which is not the sender's mistake."""
+    """The pixels of `prepare` alone."""
+    return prepare(data, settings)[0]
+
+
+def prepare(data: bytes, settings: Settings) -> Prepared:
+    """Encoded bytes -> pixels [S,S,3] uint8, and their `crop_shares` [4].
+
+    Raises `ImageError`, whatever is wrong with the bytes, and `MemoryError`, which is not the sender's mistake.
+    """
     if not data:
         raise ImageError(f"the image is empty (0 bytes): send the bytes of a {READABLE} file")
     if len(data) > settings.max_file_bytes:
@@ -80,12 +89,12 @@ def preprocess(data: bytes, settings: Settings) -> np.ndarray:
             box = decode(image, settings)
             rgb = to_rgb(image)
             turn = UPRIGHT.get(read_orientation(image))
-            if turn is None:
-                return resize_and_crop(rgb, size, box, settings)
-            if box is not None:
-                rgb = rgb.resize(size, FILTERS[settings.interpolation], box)
-            upright = rgb.transpose(turn)
-            return resize_and_crop(upright, resized_size(upright.size, settings), None, settings)
+            if turn is not None:
+                if box is not None:
+                    rgb, box = rgb.resize(size, FILTERS[settings.interpolation], box), None
+                rgb = rgb.transpose(turn)
+                size = resized_size(rgb.size, settings)
+            return resize_and_crop(rgb, size, box, settings), crop_shares(size, settings.image_size)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -181,6 +190,14 @@ def resized_size(size: tuple[int, int], settings: Settings) -> tuple[int, int]:
     if resized != size:
         check_pixels(resized, settings.max_pixels, f"a {width} x {height} image, resized for the network, is")
     return resized
+
+
+def crop_shares(size: tuple[int, int], crop: int) -> np.ndarray:
+    """Left, upper, right, lower [4] float32 of the centre crop, as shares of the resized image's width and height;
+    below 0 and above 1 where it is padded."""
+    starts = [crop_start(length, crop) / length for length in size]
+    ends = [start + crop / length for start, length in zip(starts, size, strict=True)]
+    return np.array(starts + ends, np.float32)
 
 
 def crop_start(length: int, crop: int) -> int:

@@ -1,6 +1,7 @@
 """The first step of the `classifier` ensemble: encoded images -> pixels [B,S,S,3] uint8, RGB.
 
-What becomes of an image: evaluation_transform.py beside this file. A bad image fails its own request and no other.
+Where the config has an output `crop` [B,4] float32: also what part of each picture that is, for who draws over it. What
+becomes of an image: evaluation_transform.py beside this file. A bad image fails its own request and no other.
 """
 
 import contextlib
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from evaluation_transform import ImageError, Settings, preprocess
+from evaluation_transform import ImageError, Prepared, Settings, prepare
 from PIL import Image
 
 CGROUP = Path("/sys/fs/cgroup")
 WARMUP = Path(__file__).resolve().parent.parent / "warmup"
 COLOUR = re.compile(r"(\d+),(\d+),(\d+)")
 NICENESS = 13  # about the share of a busy core that decoding needs: what it has beyond that is decoded in vain
+OUTPUTS = ("pixels", "crop")
 LINES_A_SECOND, LONGEST_ID = 10, 128  # of failures in the log: nobody fills a disk with bad images
 
 
@@ -64,7 +66,7 @@ def check_warmup(config: dict[str, Any], settings: Settings) -> None:
         if not name:
             continue
         try:
-            preprocess((WARMUP / name).read_bytes()[4:], settings)  # after the length of a string element
+            prepare((WARMUP / name).read_bytes()[4:], settings)  # after the length of a string element
         except ImageError as error:
             raise ValueError(
                 f"the parameters of config.pbtxt refuse the warm-up's own picture, warmup/{name}: raise the limit "
@@ -100,6 +102,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.settings = read_settings(config)
+        self.outputs = [output["name"] for output in config["output"]]
         self.thread = 0  # that executes
         threads = threads_of(config)
         # Pillow decodes outside the interpreter's lock.
@@ -130,9 +133,9 @@ class TritonPythonModel:
         except Exception as error:
             return error
 
-    def _outcome(self, data: bytes) -> np.ndarray | Exception:
+    def _outcome(self, data: bytes) -> Prepared | Exception:
         try:
-            return preprocess(data, self.settings)
+            return prepare(data, self.settings)
         except Exception as error:
             return error
 
@@ -140,8 +143,10 @@ class TritonPythonModel:
         try:
             if isinstance(batch, Exception):
                 raise batch
-            pixels = stack(list(itertools.islice(outcomes, len(batch))))
-            return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
+            prepared = stack(list(itertools.islice(outcomes, len(batch))))
+            named = zip(OUTPUTS, prepared, strict=True)
+            tensors = [pb_utils.Tensor(name, array) for name, array in named if name in self.outputs]
+            return pb_utils.InferenceResponse(output_tensors=tensors)
         except ImageError as error:
             failure, code = str(error), pb_utils.TritonError.INVALID_ARG
         except Exception as error:
@@ -159,11 +164,11 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"[request id: {name}] {failure[:500]}")
 
 
-def stack(outcomes: list[np.ndarray | Exception]) -> np.ndarray:
-    """Pixels [S,S,3] each -> [B,S,S,3]. Raises the first error, an `ImageError` with its place."""
+def stack(outcomes: list[Prepared | Exception]) -> list[np.ndarray]:
+    """Pixels [S,S,3] and crop [4] each -> [B,S,S,3], [B,4]. Raises the first error, an `ImageError` with its place."""
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, ImageError) and len(outcomes) > 1:
             raise ImageError(f"image {index} of {len(outcomes)}: {outcome}")
         if isinstance(outcome, Exception):
             raise outcome
-    return outcomes[0][None] if len(outcomes) == 1 else np.stack(outcomes)
+    return [each[0][None] if len(each) == 1 else np.stack(each) for each in zip(*outcomes, strict=True)]
