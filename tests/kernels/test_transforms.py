@@ -41,23 +41,33 @@ def test_transforms_of_the_convolution(derivative):
     expected = derivative(reference)
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(derivative(ours), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(derivative)(ours), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_tangents_without_a_transform():
-    with forward_ad.dual_level():
-        tangent = forward_ad.unpack_dual(ours(forward_ad.make_dual(X, X), W)).tangent
-    torch.testing.assert_close(tangent, jvp(lambda x: reference(x, W), (X,), (X,))[1], rtol=1e-4, atol=1e-4)
+def compiled(function):
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
+@pytest.mark.parametrize("around", [lambda f: f, compiled], ids=["eager", "compiled"])
+def test_tangents_without_a_transform(around):
+    def tangent(x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(ours(forward_ad.make_dual(x, x), W)).tangent
+
+    expected = jvp(lambda x: reference(x, W), (X,), (X,))[1]
+    torch.testing.assert_close(around(tangent)(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, compiled], ids=["eager", "compiled"])
 @pytest.mark.parametrize("target_norm", ["none", "window", "patch"])
-def test_transforms_of_the_loss(target_norm):
+def test_transforms_of_the_loss(target_norm, around):
     prediction, image = torch.randn(2, 12, 4, 4), torch.randn(2, 3, 8, 8)
     mask = torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]]])
 
     def loss(f):
         return jvp(lambda p: f(p, image, mask, "l2", target_norm, 3), (prediction,), (prediction,))
 
-    value, tangent = loss(masked_patch_loss)
+    value, tangent = around(loss)(masked_patch_loss)
     torch.testing.assert_close((value, tangent), loss(masked_patch_loss_reference), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(value, masked_patch_loss(prediction, image, mask, "l2", target_norm, 3))
 
