@@ -59,9 +59,11 @@ class TilesError(RuntimeError):
 
 @cache
 def read(path: Path) -> dict[str, Any]:
-    """The ways of a file by key; empty where there is none. Raises `TilesError`."""
+    """The ways of a file by key; empty where there is none, or in a folder that is closed. Raises `TilesError`."""
     try:
-        ways = json.loads(path.read_text()) if path.is_file() else {}
+        ways = json.loads(path.read_text()) if os.path.isfile(path) else {}  # pathlib's raises where it may not look
+    except OSError as error:
+        raise TilesError(path, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise TilesError(path, f"is damaged ({error})") from error
     if not isinstance(ways, dict):

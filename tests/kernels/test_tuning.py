@@ -1,5 +1,6 @@
 """What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
 
+import errno
 import itertools
 import json
 import os
@@ -283,6 +284,25 @@ def test_a_damaged_or_foreign_file_is_named(taken, content, reason):
     if content.endswith("]"):
         with pytest.raises(RuntimeError, match="holds a list"):
             tuning.remember(SHIPPED, "taps")
+
+
+def refuse(*arguments, **options):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def test_in_a_closed_folder_there_is_no_file(taken, monkeypatch):
+    """As in the home of another user, which $HOME may name in a container."""
+    x, w = torch.zeros(2, 8, 9, 9), torch.zeros(8, 1, 5, 5)
+    monkeypatch.setattr(os, "stat", refuse)
+    op._cuda(x, w)
+    assert [launch[0] for launch in taken] == ["toeplitz"]
+
+
+def test_a_file_of_another_user_is_named(taken, monkeypatch):
+    tuning.cache_file().write_text("{}")
+    monkeypatch.setattr(tuning.Path, "read_text", refuse)
+    with pytest.raises(tuning.TilesError, match=r"tiles\.json cannot be read \(Permission denied\): remove it"):
+        tuning.read(tuning.cache_file())
 
 
 def test_a_call_is_timed_after_the_one_that_compiles(monkeypatch):
