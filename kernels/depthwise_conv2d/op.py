@@ -40,10 +40,8 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         if has_torch_function_variadic(input, weight, bias):  # such as torch.fx's proxies
             arguments = (input, weight, bias, activation)
             return handle_torch_function(depthwise_conv2d, (input, weight, bias), *arguments)
-        dtype = autocast_dtype(input)
-        if dtype is not None:
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        input, weight = autocast(input), autocast(weight)
+        bias = None if bias is None else autocast(bias)
         if not torch.jit.is_tracing():  # a trace would bake the comparisons in
             check_arguments(input, weight, bias, activation)
         if is_transformed():
@@ -51,12 +49,13 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
 
 
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """What autocast casts a convolution of `input` to; None where it is off or leaves the type alone."""
-    device = input.device.type
-    if device in ("cpu", "cuda") and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+def autocast(t: Tensor) -> Tensor:
+    """As autocast gives it to a convolution: floating-point numbers below float64 in its type, where it is on."""
+    device = t.device.type
+    narrow = t.dtype.is_floating_point and t.dtype != torch.float64
+    if device in ("cpu", "cuda") and narrow and torch.is_autocast_enabled(device):
+        return t.to(torch.get_autocast_dtype(device))
+    return t
 
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:

@@ -240,6 +240,11 @@ def test_autocast_computes_as_convolution_does():
         output = depthwise_conv2d(x, w)
         assert output.dtype == F.conv2d(x, w, padding=3, groups=8).dtype == torch.bfloat16
         assert depthwise_conv2d(x.double(), w.double()).dtype == torch.float64
+        for image, filter in ((x.to(torch.uint8), w), (x, w.double())):
+            with pytest.raises(RuntimeError):
+                F.conv2d(image, filter, padding=3, groups=8)
+            with pytest.raises(ValueError, match="weight is torch"):
+                depthwise_conv2d(image, filter)
 
 
 X, W = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
