@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.commands import command_parser
-from benchmarks.harness import gpu, load_average_warning, name_on, run_as_served, versions, write_results
+from benchmarks.harness import gpu, load_average_warning, name_on, publish, run_as_served, versions, write_results
 from benchmarks.kernels import cpu, cuda, variants
 from benchmarks.kernels.goals import goal_rows, goal_table
 from benchmarks.kernels.layers import replknet_31b, sweep
@@ -94,11 +94,11 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
             content["tuned"] = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
             print(f"tuned: {len(content['tuned'])} shapes", flush=True)
         first = [(layer, True) for layer in replknet_31b(64)]
-        _, left_out = cuda.run_layers(first, device, ceilings, deadline, save)
+        left_out = cuda.run_layers(first, device, ceilings, deadline, save)
         content["losses"], failure = losses(device)
         skipped = variants.run_variants(list(variants.variants()), device, deadline, save_variant)
         rest = [(layer, False) for layer in sweep()]
-        _, later = cuda.run_layers(rest, device, ceilings, deadline, save)
+        later = cuda.run_layers(rest, device, ceilings, deadline, save)
     content |= {"complete": True, "left_out": left_out + skipped + later, "loss_failure": failure}
     content["goals"] = goal_rows(content["rows"], content["losses"])
     path = write_results(name, **content)
@@ -133,10 +133,9 @@ def run_cpu(batches: list[int], rounds: int) -> int:
         rows.append(cpu.measure_layer(layer, rounds, threads))
         print(cpu.line(rows[-1]), flush=True)
     found = versions("torch", "openvino", "onnxruntime")
-    path = write_results("kernels_cpu", threads=threads, versions=found, warning=warning, rows=rows)
     slower = [row for row in rows if row.get("ratio_to_best_peer", 0) > 1.05]
     print(f"more than 5 % slower than the best peer on {len(slower)} of {len(rows)} layers")
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
+    publish("kernels_cpu", warning=warning, threads=threads, versions=found, rows=rows)
     return 1 if any("wrong" in row for row in rows) else 0
 
 

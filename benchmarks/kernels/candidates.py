@@ -35,8 +35,9 @@ class Candidate:
     suits: Callable[[Layer], bool] = lambda layer: True
 
 
-def pytorch(input: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(input, weight, padding=weight.shape[2] // 2, groups=weight.shape[0])
+def pytorch(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
 
 
 def cudnn_directly(input: Tensor, weight: Tensor) -> Tensor:

@@ -25,10 +25,13 @@ SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin f
 Row = dict[str, Any]
 
 
-def layers(batches: list[int]) -> list[Layer]:
+def dtypes() -> list[str]:
     """bfloat16 only where oneDNN computes in it."""
-    dtypes = TOLERANCE if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]
-    cases = [(dtype, batch) for dtype in dtypes for batch in batches]
+    return list(TOLERANCE) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]
+
+
+def layers(batches: list[int]) -> list[Layer]:
+    cases = [(dtype, batch) for dtype in dtypes() for batch in batches]
     return [layer for dtype, batch in cases for layer in replknet_31b(batch, dtype) + small_kernels(batch, dtype)]
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from benchmarks.commands import command_parser
 from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
-from benchmarks.harness import interleaved, load_average_warning, run_as_served, versions, write_results
-from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
+from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
+from benchmarks.kernels.cpu import dtypes, layers
+from benchmarks.kernels.layers import Layer
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d.pytorch import convolution_backward
 from models import create_model
@@ -29,12 +30,6 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest number
 SECONDS = 2.0  # of a candidate and layer
 
 Row = dict[str, Any]
-
-
-def layers(batch: int) -> list[Layer]:
-    """bfloat16 only where oneDNN computes in it."""
-    dtypes = TOLERANCE if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]
-    return [layer for dtype in dtypes for layer in replknet_31b(batch, dtype) + small_kernels(batch, dtype)]
 
 
 def candidates(layer: Layer) -> dict[str, dict[str, Callable[[], Tensor]]]:
@@ -92,7 +87,7 @@ def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> lis
     images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 1000
     rows = []
-    for dtype in TOLERANCE if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]:
+    for dtype in dtypes():
 
         def step(convolve: Callable[..., Tensor], precise: bool = dtype == "float32") -> None:
             with depthwise_by(model, convolve):
@@ -126,16 +121,15 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
     training = measure_training(arch, batch, image_size, rounds)
     print(*map(line, training), sep="\n", flush=True)
     capability = torch.backends.cpu.get_cpu_capability()
-    path = write_results(
+    publish(
         "gradients_cpu" if capability == "AVX512" else f"gradients_cpu_{capability.lower()}",
+        warning=warning,
         capability=capability,
         threads=threads,
         versions=versions("torch"),
-        warning=warning,
         rows=rows,
         training=training,
     )
-    print(f"wrote {path}" + (f"; {warning}" if warning else ""))
     return 1 if any("wrong" in row for row in rows) else 0
 
 
@@ -145,7 +139,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of interleaved calls")
     options = parser.parse_args()
     run_as_served("benchmarks.kernels.cpu_gradients")
-    return measure(layers(options.batch), "replknet_small", options.batch, 224, options.rounds)
+    return measure(layers([options.batch]), "replknet_small", options.batch, 224, options.rounds)
 
 
 if __name__ == "__main__":

@@ -120,17 +120,14 @@ def run_layers(
     ceilings: Ceilings,
     deadline: float,
     report: Callable[[list[Row]], None],
-) -> tuple[list[Row], list[str]]:
-    """Rows of as many layers (with all candidates, or the brief ones) as begin before `deadline`, and the others'
-    names. `report` is given the rows of each layer."""
-    rows: list[Row] = []
+) -> list[str]:
+    """Reports the rows of each layer (with all candidates, or the brief ones) begun before `deadline`; the names of the
+    others."""
     left_out = []
     for layer, everything in layers:
         if time.monotonic() > deadline:
             left_out.append(str(layer))
             continue
         ways = candidates() if everything else (way for way in candidates(compiled=False) if way.brief)
-        new = measure_layer(layer, ways, device, ceilings)
-        rows += new
-        report(new)
-    return rows, left_out
+        report(measure_layer(layer, ways, device, ceilings))
+    return left_out

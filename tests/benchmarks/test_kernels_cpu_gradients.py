@@ -63,9 +63,3 @@ def test_a_wrong_answer_gets_no_speed(run, monkeypatch, capsys, gradient, place)
     assert "ms" not in result["rows"][place]
     assert "ms" in result["rows"][1 - place]
     assert "WRONG" in capsys.readouterr().out
-
-
-def test_layers_are_both_kernels_of_each_stage():
-    layers = cpu_gradients.layers(8)
-    assert {layer.kernel for layer in layers} == {31, 29, 27, 13, 5}
-    assert len(layers) == len(set(layers)) == 8 * len({layer.dtype for layer in layers})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import tune, variants
-from benchmarks.kernels.candidates import NATIVE, OURS
+from benchmarks.kernels.candidates import NATIVE, OURS, pytorch
 from benchmarks.kernels.layers import Layer
 from kernels.depthwise_conv2d import dispatch
 
@@ -21,7 +21,7 @@ def test_every_variant_is_right_each_way(monkeypatch):
 
     def forward_by(way, input, weight, bias, activation, precision):
         went.append(way)
-        return variants.convolve(input, weight)
+        return pytorch(input, weight)
 
     monkeypatch.setattr(dispatch, "forward_by", forward_by)
     rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
@@ -41,17 +41,17 @@ def test_every_variant_is_right_each_way(monkeypatch):
 @pytest.mark.usefixtures("fake_gpu")
 def test_a_wrong_answer_of_ours_makes_the_row_wrong_and_a_peers_does_not():
     def wrong(*arguments):
-        return variants.convolve(*arguments) + 1
+        return pytorch(*arguments) + 1
 
     def make(ours, native):
         ways = {OURS: ours, NATIVE: native}
         return variants.measure_variant(variants.Variant("strip", SMALL[0], (7, 5), ways), "cpu")
 
-    row = make(wrong, variants.convolve)
+    row = make(wrong, pytorch)
     assert "times the bound" in row["wrong"]
     assert "fastest" not in row
     assert "WRONG" in variants.line(row)
-    assert make(variants.convolve, wrong)["fastest"] == OURS
+    assert make(pytorch, wrong)["fastest"] == OURS
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def budgets(monkeypatch):
 
     def convolve(input, weight):
         seen.append((weight.shape[2], float(os.environ["WIDEFIELD_AUTOTUNE_SECONDS"])))
-        return variants.convolve(input, weight)
+        return pytorch(input, weight)
 
     monkeypatch.setattr(tune, "depthwise_conv2d", convolve)
     return seen
