@@ -65,7 +65,7 @@ def source_key(source: str) -> str:
 
 
 def compile_one(variant: Variant, path: Path) -> None:
-    """Writes the cubin and, last, what its launch needs beside it.
+    """Writes the cubin and, last and in one step, what its launch needs beside it.
 
     Raises `RuntimeError` when the kernel wants scratch memory, which the launch does not give.
     """
@@ -84,7 +84,9 @@ def compile_one(variant: Variant, path: Path) -> None:
             raise RuntimeError(f"{variant}: {scratch} is {getattr(metadata, scratch)}, 0 is expected")
     path.write_bytes(compiled.asm["cubin"])
     needed = {"name": metadata.name, "shared_bytes": metadata.shared, "warps": metadata.num_warps}
-    path.with_suffix(".json").write_text(json.dumps(needed))
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(needed))
+    draft.replace(path.with_suffix(".json"))
 
 
 def cubin_table(kernels: list[CompiledKernel]) -> str:

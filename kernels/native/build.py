@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -117,9 +118,8 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
     """One object a source, side by side; the finished library replaces the old one in one step."""
     from kernels.native.aot import cubin_table
 
-    work = output.parent / f"build-{os.getpid()}"
-    work.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix="build-", dir=output.parent) as folder:
+        work = Path(folder)
         (work / "cubins.cpp").write_text(cubin_table(kernels))
         sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
         include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
@@ -131,8 +131,6 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         link += ["-ltorch_cpu", "-Wl,--as-needed", "-ldl", "-pthread"]
         run_all([link])
         library.replace(output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 # From here to `end` as in server/backends/build.py: neither may import the other, and each is run by its path.

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -108,18 +109,15 @@ def build(library: Library) -> str:
         raise BuildError("g++ is missing: sudo apt-get install g++")
     include, link = torch_options() if library.torch else ([], [])
     started = time.perf_counter()
-    work = output.parent / f"build-{os.getpid()}"
-    work.mkdir(parents=True)
-    try:
-        objects = [str(work / f"{Path(name).stem}.o") for name in library.sources]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=output.parent) as work:
+        objects = [f"{work}/{Path(name).stem}.o" for name in library.sources]
         run_all(
             [compiler, *library.flags, *include, "-c", str(library.folder / name), "-o", target]
             for name, target in zip(library.sources, objects, strict=True)
         )
-        run_all([[compiler, "-shared", "-o", str(work / output.name), *objects, *link]])
-        (work / output.name).replace(output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        run_all([[compiler, "-shared", "-o", f"{work}/{output.name}", *objects, *link]])
+        Path(work, output.name).replace(output)
     library.stamp.write_text(fingerprint(library))
     return f"built {output.name} in {time.perf_counter() - started:.0f} s"
 
