@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 OUTPUT = HERE / "lib" / "libwidefield.so"
 SOURCES = (
     "ops.cpp",
+    "ops_cuda.cpp",
     "cuda_launch.cpp",
     "cuda_driver.cpp",
     "depthwise_conv2d_cpu.cpp",
@@ -36,6 +37,7 @@ HEADERS = (
     "depthwise_conv2d_cpu.h",
     "float32_forward.h",
     "float32_grad_weight.h",
+    "operands.h",
     "simd_avx2.h",
     "simd_avx512.h",
     "simd_blocks.h",

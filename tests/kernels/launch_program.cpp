@@ -1,4 +1,4 @@
-// Launches what stdin asks for as ops.cpp does, without libtorch; a line of numbers each:
+// Launches what stdin asks for as ops_cuda.cpp does, without libtorch; a line of numbers each:
 //   dtype channels_last batch channels height width kernel_height kernel_width activation has_bias input output stream
 // The first argument is the device, each further one the context of a thread that does all of it (0: none).
 #include <dlfcn.h>
