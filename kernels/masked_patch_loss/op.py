@@ -52,7 +52,7 @@ def masked_patch_loss(
         ValueError: naming the argument, its value and what is expected.
         RuntimeError: when it is differentiated twice.
     """
-    if image.requires_grad:
+    if image.requires_grad and torch.is_grad_enabled():
         raise ValueError("image requires a gradient, which the loss does not give: pass image.detach()")
     if is_transformed():
         check_arguments(prediction, image, mask, loss, target_norm, window)

@@ -269,3 +269,8 @@ def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=r".") as raised:
         masked_patch_loss(*arguments)
     assert message in str(raised.value)
+
+
+def test_an_image_that_is_learned_is_evaluated_without_gradients():
+    with torch.no_grad():
+        assert masked_patch_loss(P + 1, X.clone().requires_grad_(), M).item() == pytest.approx(1)
