@@ -20,11 +20,16 @@ URL_BYTES = 50_000_000
 def find_images(folder: Path, unread: list[OSError] | None = None) -> list[Path]:
     """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
 
-    `unread`: to it is added why a folder could not be read.
+    Links to folders are followed; each folder is read once. `unread`: to it is added why a folder could not be read.
     """
-    found = []
-    for root, folders, names in os.walk(folder, onerror=None if unread is None else unread.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=None if unread is None else unread.append, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a parent would lead there again and again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 

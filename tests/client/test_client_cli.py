@@ -90,6 +90,14 @@ def test_find_images(photos: Path) -> None:
     assert [str(path) for path in find_images(photos)] == ALL
 
 
+def test_find_images_follows_links_as_training_does(photos: Path) -> None:
+    Path("elsewhere").mkdir()
+    Path("elsewhere/e.png").touch()
+    Path("photos/label").symlink_to(Path("elsewhere").resolve())
+    Path("photos/sub/up").symlink_to(photos.resolve())  # a loop
+    assert [str(path) for path in find_images(photos)] == [*ALL[:2], "photos/label/e.png", *ALL[2:]]
+
+
 def test_json(photos: Path, fake: Any, opened: list, capsys: pytest.CaptureFixture) -> None:
     arguments = ["classify", "photos", "--json", "--url", "box:1", "--protocol", "http", "--model", "m", "--top", "2"]
     assert main([*arguments, "--timeout", "3.5"]) == 0
