@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -165,13 +166,19 @@ def json_object(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raises `SettingsError` at the first setting that would make the resumed run another run."""
-    for name in sorted(before.keys() | now.keys()):
-        if name not in FREE_TO_CHANGE and before.get(name) != now.get(name):
-            raise SettingsError(
-                f"the run in {folder} has {name} {before.get(name)!r}, this one {now.get(name)!r}: "
-                "repeat its settings, name another --output, or start over with --resume never"
-            )
+    """Raises `SettingsError` at the first setting, or else fact of the data, that would make it another run."""
+    for name in {**now, **before}:  # settings come before what follows from them and the data, such as class_counts
+        was, is_now = before.get(name), now.get(name)
+        if name in FREE_TO_CHANGE or was == is_now:
+            continue
+        if isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now):  # a thousand classes
+            index = next(i for i, (a, b) in enumerate(zip(was, is_now, strict=True)) if a != b)
+            name, was, is_now = f"{name}[{index}]", was[index], is_now[index]
+        shown = reprlib.repr if isinstance(is_now, list) else repr
+        raise SettingsError(
+            f"the run in {folder} has {name} {shown(was)}, this one {shown(is_now)}: "
+            "repeat its settings, name another --output, or start over with --resume never"
+        )
 
 
 def one_line(error: BaseException) -> str:
