@@ -28,6 +28,7 @@ ALL = {
     "serviceAccountName": "models-reader",
     "networkPolicy": {"egress": [{"ports": [{"protocol": "TCP", "port": 443}, {"protocol": "UDP", "port": 53}]}]},
     "nodeSelector": {"zone": "a"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
     "affinity": {"nodeAffinity": {}},
     "topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
@@ -37,6 +38,7 @@ ALL = {
     "podLabels": {"team": "vision", "app.kubernetes.io/name": "another"},
     "priorityClassName": "serving",
     "runtimeClassName": "nvidia",
+    "sharedMemory": "2Gi",
     "extraArgs": ["--log-verbose=1"],
     "extraEnv": [
         {"name": "WIDEFIELD_HOST", "value": "::"},
@@ -144,12 +146,23 @@ def test_the_grace_period_holds_the_whole_shutdown():
 
 
 def test_probes_are_inferences():
-    server = container(render())
+    values = {"startupSeconds": 301, "readinessPeriodSeconds": 7, "livenessPeriodSeconds": 13, "timeoutSeconds": 16}
+    manifests = render({"probes": values})
+    server = container(manifests)
     for name, question in (("startupProbe", "ready"), ("readinessProbe", "ready"), ("livenessProbe", "alive")):
         assert server[name]["exec"]["command"] == ["/opt/widefield/probe.py", question]
-    startup, liveness = server["startupProbe"], server["livenessProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+        assert server[name]["timeoutSeconds"] == 16
+    startup, readiness, liveness = (server[f"{name}Probe"] for name in ("startup", "readiness", "liveness"))
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 310
+    assert (readiness["periodSeconds"], liveness["periodSeconds"]) == (7, 13)
     assert liveness["failureThreshold"] >= 3
+    assert one(manifests, "Deployment")["spec"]["progressDeadlineSeconds"] == 601  # a start is no failed roll-out
+
+
+def test_a_rollout_takes_no_pod_away_before_another_is_ready():
+    manifests = render()
+    assert one(manifests, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert one(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
 @pytest.mark.parametrize("values", [CASES["default"], CASES["gpu"], CASES["everything"]], ids=["cpu", "gpu", "all"])
@@ -158,6 +171,7 @@ def test_security_defaults(values):
     pod = one(manifests, "Deployment")["spec"]["template"]["spec"]
     server = container(manifests)
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {10001}  # the image's
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
     assert server["securityContext"] == {
@@ -249,13 +263,22 @@ def test_everything_selects_the_pods():
 
 
 def test_what_is_added_to_the_pod():
-    pod = one(render(ALL), "Deployment")["spec"]["template"]
+    manifests = render(ALL)
+    pod, server = one(manifests, "Deployment")["spec"]["template"], container(manifests)
     assert pod["metadata"]["annotations"] == ALL["podAnnotations"]
     without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
-    assert container(render(ALL))["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
+    assert server["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
+    (token,) = [each["valueFrom"] for each in server["env"] if each["name"] == "WIDEFIELD_MANAGEMENT_TOKEN"]
+    assert token == {"secretKeyRef": {"name": "widefield-management", "key": "token"}}
+    assert server["args"] == ALL["extraArgs"]
     assert pod["spec"]["volumes"][-2:] == ALL["extraVolumes"]
-    assert container(render(ALL))["volumeMounts"][-1:] == ALL["extraVolumeMounts"]
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["spec"]["volumes"]
+    assert server["volumeMounts"][-1:] == ALL["extraVolumeMounts"]
+    (models,) = [each for each in server["volumeMounts"] if each["name"] == "models"]
+    assert models["subPath"] == "2026-11-24"
+    for name in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity", "priorityClassName", "runtimeClassName"):
+        assert pod["spec"][name] == ALL[name]
 
 
 def test_models_may_be_fetched_when_a_pod_starts():
@@ -274,12 +297,11 @@ def test_ports_exist():
     used = {
         port["targetPort"] for (kind, _), d in manifests.items() if kind == "Service" for port in d["spec"]["ports"]
     }
-    used |= {port["port"] for rule in one(manifests, "NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]}
-    assert used == names
-
-
-def test_grpc_clients_see_every_pod():
-    assert render()["Service", "demo-widefield-grpc"]["spec"]["clusterIP"] == "None"
+    policy = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]
+    ingress = one(manifests, "NetworkPolicy")["spec"]["ingress"]
+    allowed = {port["port"]: rule["from"] for rule in ingress for port in rule["ports"]}
+    assert allowed == {"http": policy["clients"], "grpc": policy["clients"], "metrics": policy["monitoring"]}
+    assert used | allowed.keys() == names
 
 
 def test_autoscaler():
@@ -309,6 +331,9 @@ def test_rules_and_dashboard_are_the_files():
     manifests = render(ALL)
     assert one(manifests, "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
     assert one(manifests, "ConfigMap")["data"]["widefield.json"].strip() == DASHBOARD.read_text().strip()
+    assert one(manifests, "ConfigMap")["metadata"]["labels"]["grafana_dashboard"] == "1"  # Grafana's sidecar selects it
+    for kind in ("ServiceMonitor", "PrometheusRule"):  # Prometheus selects by what is given
+        assert one(manifests, kind)["metadata"]["labels"]["release"] == "stack"
 
 
 def test_client_certificates_without_a_secret_are_refused():
@@ -365,4 +390,4 @@ def test_tls():
         (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["name"] == "tls"]
         assert mount == {"name": "tls", "mountPath": "/tls", "readOnly": True}
         (volume,) = [each for each in spec["volumes"] if each["name"] == "tls"]
-        assert volume["secret"]["secretName"] == "mine"
+        assert volume["secret"] == {"secretName": "mine", "defaultMode": 0o440}
