@@ -277,8 +277,9 @@ def test_what_is_added_to_the_pod():
     assert server["volumeMounts"][-1:] == ALL["extraVolumeMounts"]
     (models,) = [each for each in server["volumeMounts"] if each["name"] == "models"]
     assert models["subPath"] == "2026-11-24"
-    for name in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity", "priorityClassName", "runtimeClassName"):
+    for name in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity"):
         assert pod["spec"][name] == ALL[name]
+    assert (pod["spec"]["priorityClassName"], pod["spec"]["runtimeClassName"]) == ("serving", "nvidia")
 
 
 def test_models_may_be_fetched_when_a_pod_starts():
