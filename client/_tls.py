@@ -49,7 +49,7 @@ def ssl_context(tls: TLS) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=tls.root)
         if tls.certificate is not None:
             context.load_cert_chain(tls.certificate, tls.key)
-    except (ssl.SSLError, OSError) as error:
+    except OSError as error:  # ssl.SSLError is one
         raise ValueError(f"TLS: {error}: give PEM files [{tls}]") from error
     return context
 
