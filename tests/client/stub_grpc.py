@@ -1,6 +1,7 @@
 """A gRPC server in this process that does as it is told."""
 
 import struct
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.raw = [struct.pack("<I", 10) + "0.9:1:cät".encode()]
         self.act: Callable[[grpc.ServicerContext], object] = lambda context: None
         self.ready = True
+        self.pause = 0.0  # seconds before each answer to a status
         self.statistics: dict[str, Any] = {}
         self.requests: list[Any] = []
 
@@ -30,13 +32,15 @@ class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelInferResponse(outputs=outputs, raw_output_contents=self.raw)
 
     def ServerMetadata(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        time.sleep(self.pause)
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
 
     def ServerReady(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        time.sleep(self.pause)
         return service_pb2.ServerReadyResponse(ready=self.ready)
 
     def ModelStatistics(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
-        self.act(context)
+        time.sleep(self.pause)
         return json_format.ParseDict(self.statistics, service_pb2.ModelStatisticsResponse())
 
 

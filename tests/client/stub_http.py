@@ -25,6 +25,7 @@ class HttpStub(ThreadingHTTPServer):
         self.act: Callable[[Handler], bool] = lambda handler: False
         self.requests: list[tuple[str, bytes]] = []
         self.pages: dict[str, tuple[int, bytes]] = {}
+        self.pause = 0.0  # seconds before each of them
         self.connections = 0
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -59,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, body = self.server.pages[self.path]
+        time.sleep(self.server.pause)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -166,6 +166,7 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, boo
         ("box:port", "http", "box:port"),
         ("box:99999", "http", "box:99999"),
         ("box:1/v2/models", "http", "not an address"),
+        ("box:1?model=classifier", "http", "not an address"),
         ("user:secret@box:1", "http", "not an address"),
     ],
 )

@@ -1,8 +1,10 @@
 """``python -m client``: what it prints, and its exit status."""
 
+import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 from client import _classifier
 from client._sources import expand, find_images
-from client.commands import main
+from client.commands import bench, classify, explain, main, watch
+from client.commands import status as status_command
 
 
 @pytest.fixture
@@ -58,6 +61,7 @@ ALL = ["photos/a.png", "photos/b.JPG", "photos/sub/c.webp", "photos/sub/d.gif"]
         (["photos/notes.txt"], ["photos/notes.txt"]),  # named, so meant
         (["photos/*.png"], ["photos/a.png"]),
         (["photos/**/*.gif"], ["photos/sub/d.gif"]),
+        (["photos/**/*.png"], ["photos/a.png"]),
         (["phot*"], ALL),  # a pattern may match a folder
         (["missing.png"], ["missing.png"]),
     ],
@@ -118,6 +122,16 @@ def test_defaults(photos: Path, fake: Any, opened: list) -> None:
     assert main(["classify", "photos/a.png"]) == 0
     assert opened == [(None, "grpc")]
     assert fake.calls == [("classifier", b"a", 5)]
+
+
+@pytest.mark.parametrize("command", [bench, classify, explain, status_command, watch])
+def test_the_help_tells_the_defaults(command: Any) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    told = [(each, re.search(r"default: ([\w.]+)\)?$", each.help or "")) for each in parser._actions]
+    defaults = [(str(each.default).removesuffix(".0"), found.group(1)) for each, found in told if found]
+    assert len(defaults) >= 4
+    assert all(default == said for default, said in defaults)
 
 
 def test_json_errors_are_in_their_place(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:

@@ -11,6 +11,7 @@ from asking import CAT, ask, resolve_to
 from stub_http import HttpStub
 
 from client import TLS, ClassifierError, ConnectionFailedError, DeadlineExceededError
+from client._transport import CONNECT_SECONDS, addresses
 from client._transport_http import HttpTransport
 
 
@@ -24,6 +25,8 @@ def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> 
     for _ in range(5):
         ask(blocking)
     assert stub.connections == 1
+    (kept,) = blocking._idle
+    assert kept.sock._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else a delayed ACK may hold a body up
     threads = [threading.Thread(target=ask, args=(blocking,)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -72,6 +75,8 @@ def test_a_silent_address_leaves_time_for_the_next(
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
     """Where another server is left."""
+    assert [each[3] for each in addresses("box", "http", None)] == [None]
+    assert [each[3] for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
         ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))

@@ -14,6 +14,7 @@ from stub_grpc import GrpcStub, serve
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client import (
+    TLS,
     ClassifierError,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -199,13 +200,15 @@ def test_close_ends_a_request_in_flight(stub: GrpcStub, transport: GrpcTransport
         ask(transport)
 
 
-def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tls", [None, TLS()])
+def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch, tls: TLS | None) -> None:
     """Naming one channel option drops tritonclient's defaults, so all that matter are named."""
     seen = {}
-    real = grpc.insecure_channel
-    monkeypatch.setattr(grpc, "insecure_channel", lambda target, options: seen.update(options) or real(target, options))
-    transport = GrpcTransport("::1", 1)
-    assert transport.url == "grpc://[::1]:1"
+    name = "insecure_channel" if tls is None else "secure_channel"
+    real = getattr(grpc, name)
+    monkeypatch.setattr(grpc, name, lambda *where, options: seen.update(options) or real(*where, options))
+    transport = GrpcTransport("::1", 1, tls)
+    assert transport.url == f"{'grpc' if tls is None else 'grpcs'}://[::1]:1"
     assert seen["grpc.max_send_message_length"] == seen["grpc.max_receive_message_length"] == -1
     assert seen["grpc.max_reconnect_backoff_ms"] <= 5_000  # gRPC's own 2 minutes would refuse a server that is back
     assert seen["grpc.keepalive_time_ms"] >= 30_000  # servers hang up on those who ask more often

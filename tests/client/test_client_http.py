@@ -240,6 +240,12 @@ def test_cut_answer(stub: HttpStub, transport: Any) -> None:
         ask(transport)
 
 
+def test_a_redirect_is_not_followed(stub: HttpStub, transport: Any) -> None:
+    stub.act = answer(b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(ProtocolError, match="HTTP 307"):
+        ask(transport)
+
+
 def test_other_protocol(stub: HttpStub, transport: Any) -> None:
     stub.act = answer(b"\x00\x00\x18\x04\x00\x00\x00\x00\x00" + b"\x00" * 200 + b"\r\n")
     with pytest.raises(ProtocolError, match="does not speak HTTP") as caught:

@@ -10,6 +10,7 @@ import pytest
 
 from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, ModelNotFoundError, _classifier
 from client.commands import _patience, main
+from client.commands._results import JsonResults
 from client.testing import FakeTransport
 
 COUNT = 12
@@ -120,6 +121,31 @@ def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monk
     assert classify(monkeypatch, reply, "--wait", "0.05", "--concurrency", "2") == 1
     assert rows("error") == ["photos/03.png", "photos/09.png"]
     assert len(rows("predictions")) == COUNT - 2
+
+
+def test_a_run_that_ends_with_an_error_ends_the_wait_at_once(folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    """As does Ctrl-C."""
+    waiting = threading.Event()
+
+    def full(results: Any, image: str, outcome: Any) -> None:
+        waiting.wait(5)
+        time.sleep(0.1)
+        raise OSError(28, "No space left on device")
+
+    def reply(request: Any) -> Any:
+        if request.image == b"00":
+            return [("cat", 0, 0.75)]
+        waiting.set()
+        return GONE
+
+    monkeypatch.setattr(_patience, "PAUSE", 30.0)
+    monkeypatch.setattr(JsonResults, "write", full)
+    before = set(threading.enumerate())
+    assert classify(monkeypatch, reply, "--concurrency", "1") == 1
+    assert "No space left" in capsys.readouterr().err
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 class Clock:

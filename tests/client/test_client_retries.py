@@ -229,6 +229,12 @@ def test_two_of_three_hang() -> None:
     assert [round(fake.requests[0].timeout, 1) for fake in fakes] == [0.2, 0.1, 0.1]
 
 
+def test_all_hang() -> None:
+    fakes = [FakeTransport(hanging), FakeTransport(hanging)]
+    with pytest.raises(DeadlineExceededError, match=r", 2 attempts in 0\.2 s$"):
+        Classifier(transport=fakes, timeout=0.2, retries=1).classify(b"x")
+
+
 def test_a_wait_in_a_queue_is_an_eighth_of_all_that_is_left() -> None:
     """Not of one attempt's half: a batch's time may be that long."""
     fakes = [FakeTransport(hanging), FakeTransport(CAT)]
@@ -270,6 +276,20 @@ def test_a_foreign_error_says_nothing_about_the_server() -> None:
             classifier.classify(b"x")
         assert classifier.classify(b"x")
     assert len(fine.requests) == 2
+
+
+def test_a_trial_that_is_cancelled_is_made_again() -> None:
+    """Else a server that was gone once is never asked again."""
+    now = 100.0
+    servers = Servers(2, lambda: now)
+    servers.report(0, ConnectionFailedError("refused"))
+    now += 2
+    request = Request("classifier", b"x", top=1, timeout=1.0, id="1")
+    steps = policy.attempts(request, servers, 2, policy.RetryBudget())
+    assert next(steps).server == 0  # type: ignore[union-attr]
+    assert not servers.has_other({1})
+    steps.close()
+    assert servers.has_other({1})
 
 
 def test_request_ids_differ(fake: FakeTransport) -> None:

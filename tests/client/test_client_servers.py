@@ -78,6 +78,13 @@ def test_a_server_that_hangs_is_left_out() -> None:
     assert {servers.take(), servers.take()} == {1}
 
 
+def test_one_that_was_not_tried_comes_first_though_it_is_not_its_turn() -> None:
+    servers = Servers(2, Clock())
+    assert servers.take() == 0
+    assert servers.take() == 1  # another request's
+    assert servers.take({0}) == 1
+
+
 def test_one_that_is_alive_comes_before_one_that_rests_though_it_was_just_asked() -> None:
     servers = Servers(2, Clock())
     servers.report(0, ConnectionFailedError("refused"))

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,6 +91,12 @@ class Server:
             ]
             self.http.body = json.dumps({"outputs": outputs}).encode()
 
+    def asked_for(self) -> list[str]:
+        """The outputs that the last request names."""
+        if self.protocol == "grpc":
+            return [output.name for output in self.grpc.requests[-1].outputs]
+        return [output["name"] for output in json.loads(self.http.requests[-1][1])["outputs"]]
+
     def stop(self) -> None:
         if self.protocol == "grpc":
             self.server.stop(0).wait()
@@ -137,6 +142,7 @@ def test_class_map(server: Server, call: Callable[..., Any]) -> None:
     server.explain((0.25, 0, 0.75, 1))
     explained = call(server.url, "explain", b"x")
     assert explained.crop == (0.25, 0, 0.75, 1)
+    assert server.asked_for() == ["probabilities", "class_map", "crop"]
     assert explained.predictions == CAT
     assert explained.class_map.dtype == np.float32
     np.testing.assert_array_equal(explained.class_map, MAP)
@@ -172,13 +178,11 @@ def test_odd_http_answers() -> None:
     server.stop()
 
 
-def test_status_has_one_deadline() -> None:
-    server = Server("grpc")
-    server.grpc.act = lambda context: time.sleep(1)
-    with Classifier(server.url) as classifier:
-        (error,) = classifier.status(0.3)
+def test_status_has_one_deadline(server: Server, protocol: str, call: Callable[..., Any]) -> None:
+    """For all of its questions: each is answered within it."""
+    (server.grpc if protocol == "grpc" else server.http).pause = 0.25
+    (error,) = call(server.url, "status", 0.6)
     assert isinstance(error, DeadlineExceededError)
-    server.stop()
 
 
 def test_all_servers_are_asked_at_once() -> None:

@@ -63,7 +63,7 @@ def test_a_source_that_fails_costs_nothing_before_it(fake: Any) -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_leaving_early_leaves_nothing_running(fake: Any, waits: bool) -> None:
-    """Neither where the source is ahead nor, once it goes on, where it was waited for."""
+    """Neither where the source is ahead nor, once it goes on, where it was waited for. What waits is dropped."""
     go_on, taken = threading.Event(), []
 
     def images() -> Iterator[bytes]:
@@ -71,18 +71,24 @@ def test_leaving_early_leaves_nothing_running(fake: Any, waits: bool) -> None:
             taken.append(number)
             if waits and number == 1:
                 go_on.wait(5)
-            yield b"x"
+            yield str(number).encode()
 
+    fake.before = lambda image: image == b"0" or go_on.wait(5)
     before = set(threading.enumerate())
     stream = Classifier(transport=fake).classify_stream(images(), concurrency=2)
-    assert next(stream) == answer("x")
+    assert next(stream) == answer("0")
+    until = time.monotonic() + 5
+    while len(taken) < (2 if waits else 5) and time.monotonic() < until:
+        time.sleep(0.05)
+    started = set(threading.enumerate()) - before
+    assert [thread.daemon for thread in started if thread.name == "classify-source"] == [True]  # a program may end
     stream.close()
     go_on.set()
-    for thread in set(threading.enumerate()) - before:
+    for thread in started:
         thread.join(5)
         assert not thread.is_alive()
-    assert len(taken) <= 5
-    assert len(fake.requests) == 1 if waits else len(fake.requests) <= 5
+    assert len(taken) == (2 if waits else 5)
+    assert len(fake.requests) <= (1 if waits else 3)
 
 
 def test_asyncio_stream_ends_early_and_cancels() -> None:
