@@ -47,6 +47,12 @@ def test_phases_and_workers_add_up() -> None:
     found = {key[1]: cell for key, cell in master.cells.items() if key[0] == "phase"}
     assert {index: cell.latency.total() for index, cell in found.items()} == {0: 1, 1: 1, 2: 1}
     assert found[2].errors == {"refused": 1}
+    assert [(cell.total_ms, cell.max_ms, cell.sent, cell.finished) for cell in found.values()] == [
+        (5, 5, 1, 1),
+        (5, 5, 1, 1),
+        (10, 10, 2, 1),
+    ]
+    assert [cell.late.total() for cell in found.values()] == [1, 1, 2]
     assert {key[1] for key in master.cells if key[0] == "window"} == {1, 2, 7}
 
 

@@ -84,6 +84,8 @@ def test_bad_answers(status, body, message):
         (403, b'{"error": "restricted"}', "refuses the token"),
         (400, b'{"error": "the store answered HTTP 403"}', "says: the store answered HTTP 403"),
         (500, b"HTTP 401 upstream", "says: .*HTTP 500: HTTP 401 upstream"),
+        (500, b'{"error": "' + b"x" * 600 + b'"}', "says: .*HTTP 500: .*xxx$"),  # it is cut off
+        (500, b'{"reason": "no memory"}', "says: .*no memory"),
     ],
 )
 def test_a_token_is_refused_by_the_status_alone(status, body, message):
@@ -135,7 +137,7 @@ FAILED = (
             "/x/bin/tritonserver: unrecognized option '--sing'\nUsage: x\n\tDefault is 0.",
             ["unrecognized option '--sing'"],
         ),
-        ("| table |\nI1123 fine\nbash: tritonserver: killed\n", ["bash: tritonserver: killed"]),
+        ("bash: tritonserver: killed\n| table |\nI1123 fine\n\n", ["bash: tritonserver: killed"]),
         ("", []),
     ],
 )

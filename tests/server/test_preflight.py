@@ -141,7 +141,9 @@ def test_named_tritonserver(monkeypatch, tmp_path):
     assert found.native_libtorch == backend
 
 
-def test_named_tritonserver_is_missing(monkeypatch, tmp_path):
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.touch(0o644), Path.mkdir])
+def test_named_tritonserver_cannot_be_run(monkeypatch, tmp_path, make):
+    make(tmp_path / "none")
     monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
     with pytest.raises(InstallationError, match=r"none, which is not an executable file.*pip install nvidia-pytriton"):
         find_tritonserver()

@@ -77,7 +77,7 @@ def test_what_a_killed_command_left_is_removed_at_its_next_start(tmp_path, monke
     assert (version / "model.pt").exists()
 
 
-@pytest.mark.parametrize("kind", ["new", "another's", "unmarked", "another name", "a link", "a file"])
+@pytest.mark.parametrize("kind", ["new", "another's", "unmarked", "another name", "a link", "a pipe"])
 def test_what_may_not_be_ours_stays(tmp_path, monkeypatch, kind):
     path = killed(PrivateFolder(str(tmp_path)))
     if kind == "new":
@@ -95,7 +95,7 @@ def test_what_may_not_be_ours_stays(tmp_path, monkeypatch, kind):
         path = link
     else:
         path = tmp_path / f"{PREFIX}abcd_123"
-        path.touch()
+        os.mkfifo(path)  # to open it for reading would be to wait for a writer
     PrivateFolder(str(tmp_path)).remove()
     assert path.exists()
 

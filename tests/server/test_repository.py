@@ -92,8 +92,8 @@ def test_versions_without_checksums_are_told(tmp_path):
 
 @pytest.mark.parametrize("name", ["010", "\u00b2", "\u0661\u0662"])
 def test_the_newest_is_the_one_that_tritonserver_serves(tmp_path, name):
-    """It passes over a folder whose name begins with 0 or is no number."""
-    write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt", "9/model.pt", f"{name}/README")
+    """It passes over a folder whose name begins with 0 or is no number, and over a file."""
+    write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt", "9/model.pt", f"{name}/README", "11")
     (tmp_path / "backbone/9/build.json").write_text('{"files_sha256": {"model.pt": "0"}}')
     with pytest.raises(RepositoryError, match=r"9/model\.pt is not what was built"):
         verify_newest(tmp_path)
@@ -186,7 +186,7 @@ def test_damaged_weights(tmp_path):
         read_repository(tmp_path)
 
 
-@pytest.mark.parametrize("harm", ["cut off", "changed", "gone", "record"])
+@pytest.mark.parametrize("harm", ["cut off", "changed", "gone", "{}", "[]", '{"files_sha256": []}', "{"])
 def test_what_was_built_is_verified(repository, tmp_path, harm):
     root = shutil.copytree(repository, tmp_path / "models")
     version = root / "backbone" / "1"
@@ -203,7 +203,7 @@ def test_what_was_built_is_verified(repository, tmp_path, harm):
         record["files_sha256"]["model.onnx"] = "0" * 64
         (version / "build.json").write_text(json.dumps(record))
     else:
-        (version / "build.json").write_text("{}")
+        (version / "build.json").write_text(harm)
     with pytest.raises(RepositoryError, match="build it again"):
         read_repository(root)
 

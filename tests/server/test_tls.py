@@ -98,8 +98,9 @@ def test_files_that_cannot_be_used(files, authority, harm, message):
         Tls(files / "crt", files / "key", files / "ca").check()
 
 
-def test_half_of_a_pair(capsys):
-    assert main(["--tls-certificate", "server.crt"]) == 2
+@pytest.mark.parametrize("option", ["certificate", "key", "client-ca"])
+def test_half_of_a_pair(capsys, option):
+    assert main([f"--tls-{option}", "file.pem"]) == 2
     assert "error: TLS needs both --tls-certificate and --tls-key" in capsys.readouterr().err
 
 
