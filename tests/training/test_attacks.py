@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import create_model
-from training.attacks import PixelModel, apgd_ce, apgd_checkpoints, fgsm, losses_and_gradient, pgd
+from training import attacks
+from training.attacks import Attack, PixelModel, apgd_ce, apgd_checkpoints, fgsm, losses_and_gradient, pgd
 from training.settings import SettingsError
 
 MEAN, STD = [0.1, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -102,15 +103,30 @@ def test_stronger_attacks_are_stronger(model: PixelModel, batch: tuple[Tensor, T
     assert mean["pgd"] >= mean["fgsm"]
 
 
-def test_restarts_keep_the_best_of_each_image(model: PixelModel, batch: tuple[Tensor, Tensor]) -> None:
-    """A restart that misclassifies is kept whatever the loss of the others."""
-    torch.manual_seed(3)
-    one = cross_entropy(model, pgd(model, *batch, 2 / 255, steps=1), batch[1])
-    torch.manual_seed(3)
-    adversarial = pgd(model, *batch, 2 / 255, steps=1, restarts=4)
-    several = cross_entropy(model, adversarial, batch[1])
-    wrong = model(adversarial).argmax(1) != batch[1]
-    assert ((several >= one - 1e-6) | wrong).all()
+class TwoPixels(nn.Module):
+    """Class 0 unless one of two pixels is above 1/2."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        evidence = 4 * pixels[:, :2, 0, 0] - 2  # [B,2]
+        return torch.cat([torch.zeros(len(pixels), 1), evidence], 1)
+
+
+def test_restarts_keep_the_best_of_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart that misclassifies is kept whatever the loss of the others. Each starts at a point and stays there."""
+    points = {"low": (0.1, 0.1, 0.0), "mid": (0.3, 0.3, 0.0), "high": (0.49, 0.49, 0.0), "wrong": (0.55, 0.0, 0.0)}
+    restarts = [  # a column an image, the last row what is to be kept
+        ("low", "high", "high", "wrong", "low"),
+        ("high", "low", "wrong", "high", "wrong"),
+        ("mid", "mid", "high", "high", "high"),
+        ("high", "high", "wrong", "wrong", "wrong"),
+    ]
+    *starts, expected = (torch.tensor([points[name] for name in row]).view(-1, 3, 1, 1) for row in restarts)
+    targets, model, left = torch.zeros(5, dtype=torch.int64), TwoPixels(), iter(starts)
+    high, wrong = cross_entropy(model, starts[0][[1, 3]], targets[:2])
+    assert high > wrong
+    monkeypatch.setattr(attacks, "random_start", lambda *_: next(left))
+    kept = pgd(model, torch.zeros(5, 3, 1, 1), targets, 1.0, steps=1, step=0.0, restarts=3)
+    assert torch.equal(kept, expected)
 
 
 def test_apgd_looks_back_where_the_paper_does() -> None:
@@ -191,7 +207,10 @@ def test_apgd_keeps_a_misclassified_point_of_lower_loss(restarts: int) -> None:
     assert (model(adversarial).argmax(1) == 1).all()
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((1.5,), r"epsilon 1\.5"), ((0.1, 0), "steps 0")])
-def test_impossible_attacks(arguments: tuple, message: str, model: PixelModel, batch: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(SettingsError, match=message):
-        pgd(model, *batch, *arguments)
+@pytest.mark.parametrize("attack", [pgd, apgd_ce])
+@pytest.mark.parametrize(("name", "value"), [("epsilon", 1.5), ("steps", 0), ("restarts", 0)])
+def test_impossible_attacks(
+    attack: Attack, name: str, value: float, model: PixelModel, batch: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(SettingsError, match=f"{name} {value}"):
+        attack(model, *batch, **{"epsilon": 0.1, name: value})
