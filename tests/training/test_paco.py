@@ -106,11 +106,48 @@ def test_learner(generalized: bool) -> None:
         assert learner.key_model is None
         return
     assert all(parameter.grad is None for parameter in learner.key_model.parameters())
-    before, name = learner.key_model.head.weight.clone(), model.head.weight
+    pairs = [(learner.key_model.head, model.head), (learner.key_projection[0], learner.projection[0])]
+    before = [key.weight.clone() for key, _ in pairs]
     with torch.no_grad():
-        name.add_(1.0)
+        for _, query in pairs:
+            query.weight.add_(1.0)
     learner.after_step()
-    torch.testing.assert_close(learner.key_model.head.weight, 0.9 * before + 0.1 * name)
+    for (key, query), old in zip(pairs, before, strict=True):
+        torch.testing.assert_close(key.weight, 0.9 * old + 0.1 * query.weight)
+
+
+@pytest.mark.parametrize("generalized", [False, True])
+def test_the_learners_loss_is_the_papers(generalized: bool) -> None:
+    """Of both views, each by its own encoder, and of the keys that the queue has kept."""
+    torch.manual_seed(0)
+    settings = {"temperature": 0.3, "alpha": 0.4, "smoothing": 0.2}
+    model = create_model("replknet_nano", 3)
+    learner = PaCo(model, COUNTS, generalized=generalized, queue_size=4, dim=6, **settings).train()
+    for network in (learner.key_model, learner.key_projection):
+        for parameter in () if network is None else network.parameters():
+            parameter.mul_(1.1)
+    key_model, key_projection = (
+        (model, learner.projection) if generalized else (learner.key_model, learner.key_projection)
+    )
+    kept, kept_targets = torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)
+    for targets in (torch.tensor([0, 2]), torch.tensor([1, 0])):
+        images = torch.randn(2, 2, 3, 64, 64)
+        with torch.no_grad():
+            loss = learner(images, targets)
+            logits, queries = PaCo._encode(model, learner.projection, images[:, 0])
+            key_logits, keys = PaCo._encode(key_model, key_projection, images[:, 1])
+        anchors = torch.cat([queries, keys]) if generalized else queries
+        expected = from_the_paper(
+            torch.cat([logits, key_logits])[: len(anchors)],
+            anchors,
+            torch.cat([queries, keys, kept]),
+            torch.cat([targets, targets])[: len(anchors)],
+            torch.cat([targets, targets, kept_targets]),
+            **settings,
+        )
+        assert (queries - keys).abs().max() > 0.01
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        kept, kept_targets = torch.cat([kept, keys]), torch.cat([kept_targets, targets])
 
 
 def test_similarities_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
