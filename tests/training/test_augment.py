@@ -132,9 +132,10 @@ def test_bad_policies_are_named(policy: str) -> None:
 
 
 def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
-    everything = AugmentConfig("crop", rand_augment="n2-m9", random_erasing=1.0)
-    names = [type(step).__name__ for step in train_transform(CONFIG, everything).transforms]
-    assert names == [
+    everything = AugmentConfig("crop", min_crop_area=0.5, rand_augment="n2-m9", random_erasing=1.0)
+    steps = train_transform(CONFIG, everything).transforms
+    assert (tuple(steps[0].scale), steps[0].interpolation) == ((0.5, 1.0), v2.InterpolationMode.BICUBIC)
+    assert [type(step).__name__ for step in steps] == [
         "RandomResizedCrop",
         "RandomHorizontalFlip",
         "RandAugment",

@@ -5,12 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from models import ModelConfig, create_model
 from tests.training.runs import QUIET, Tiny
+from training import finetune
 from training.config import Config
 from training.finetune import train
+from training.long_tail import class_weights, log_prior
 from training.methods import check_method, make_learner
+from training.samplers import class_sampling
 from training.settings import SettingsError
 
 NANO = ModelConfig("replknet_nano", 3, image_size=32)
@@ -21,14 +25,55 @@ def learner_of(config: Config, counts: tuple[int, ...] = (32, 32, 32)) -> object
 
 
 @pytest.mark.parametrize(
-    ("method", "asked", "epsilon"),
-    [("fast_at", None, 8.0), ("advprop", None, 4.0), ("advprop", 2.0, 2.0), ("fast_at", 0.0, 0.0)],
+    ("method", "asked", "epsilon", "steps"),
+    [
+        ("fast_at", None, 8.0, None),
+        ("fast_at", 0.0, 0.0, None),
+        ("advprop", None, 4.0, 5),
+        ("advprop", 2.0, 2.0, 3),
+        ("advprop", 1.0, 1.0, 1),
+    ],
 )
-def test_epsilon_is_the_papers_unless_asked(method: str, asked: float | None, epsilon: float) -> None:
+def test_epsilon_is_the_papers_unless_asked(
+    method: str, asked: float | None, epsilon: float, steps: int | None
+) -> None:
     learner = learner_of(Config(adversarial=method, epsilon=asked))
     assert learner.epsilon == epsilon / 255
-    if method == "advprop":
-        assert learner.steps == epsilon + 1
+    assert getattr(learner, "steps", None) == steps
+
+
+def test_settings_reach_the_learner() -> None:
+    counts = (8, 4, 4)
+    for loss, tau in (("logit_adjustment", 2.0), ("balanced_softmax", 1.0)):
+        shift = learner_of(Config(loss=loss, logit_tau=tau), counts).criterion.shift
+        torch.testing.assert_close(shift, tau * log_prior(counts))
+    focal = learner_of(Config(loss="focal", focal_gamma=1.0, class_weights="inverse"), counts).criterion
+    assert focal.gamma == 1.0
+    assert torch.equal(focal.weight, class_weights(counts, "inverse"))
+    assert learner_of(Config(loss="ldam", drw_start=0.5)).criterion.drw_start == 0.5
+    sizes = {"paco_queue": 16, "paco_dim": 4}
+    paco = learner_of(Config(loss="paco", paco_alpha=0.1, paco_temperature=0.3, paco_momentum=0.9, **sizes))
+    assert (paco.alpha, paco.temperature, paco.momentum, paco.generalized) == (0.1, 0.3, 0.9, False)
+    assert paco.queue.features.shape == (16, 4)
+    assert learner_of(Config(loss="gpaco", **sizes)).generalized
+
+
+def test_settings_reach_what_is_trained(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+
+    def fit(*arguments: object, **_: object) -> dict[str, float]:
+        handed.extend(arguments)
+        return {"top1": 0.0}
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    changes = {"sampler": "progressive", "imbalance": 8.0, "drop_path": 0.3, "class_weights": "inverse"}
+    train(tiny(tmp_path, **changes, augmentation="crop", min_crop_area=0.5), QUIET)
+    learner, loader, *_ = handed
+    assert torch.equal(learner.criterion.weight, class_weights((32, 11, 4), "inverse"))
+    assert learner.model.stages[3].blocks[-1].drop_path.rate == 0.3
+    drawn = class_sampling("progressive", [0] * 32 + [1] * 11 + [2] * 4, epochs=2)
+    assert torch.equal(loader.batch_sampler.weights(1), drawn(1))
+    assert tuple(loader.dataset.dataset.dataset.transform.transforms[0].scale) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(

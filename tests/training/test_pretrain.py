@@ -132,6 +132,24 @@ def test_pre_training_goes_on_from_weights(run: tuple[Path, float]) -> None:
     assert (config.arch, config.image_size, config.mean) == ("replknet_nano", 64, [0.1, 0.2, 0.3])
 
 
+def test_settings_reach_what_is_trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed = []
+
+    def fit(*arguments: object, **_: object) -> dict[str, float]:
+        handed.extend(arguments)
+        return {"val_loss": 0.0}
+
+    monkeypatch.setattr(pretrain, "fit", fit)
+    target = {"loss": "l2", "target_norm": "window", "window": 5}
+    train(tiny(data, tmp_path, **target, drop_path=0.3, mask_ratio=0.25, min_crop_area=0.5, flip=True), QUIET)
+    model, images = handed[0].model, handed[1].dataset.dataset
+    assert {name: getattr(model, name) for name in target} == target
+    assert model.encoder.stages[3].blocks[-1].drop_path.rate == 0.3
+    assert (images.masks.side, images.masks.count, images.seed) == (4, 4, None)
+    crop, mirror, *_ = images.transform.transforms
+    assert (tuple(crop.scale), type(mirror).__name__) == ((0.5, 1.0), "RandomHorizontalFlip")
+
+
 def test_preset_is_the_published_recipe() -> None:
     config = parse_arguments(["--preset", "simmim", "--mask-mode", "sparse"])
     assert config.mask_mode == "sparse"
