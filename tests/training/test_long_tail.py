@@ -51,6 +51,9 @@ def test_exponential_counts_and_subset() -> None:
     counts = long_tail_counts(500, 10, 100)
     assert counts == [int(500 * 0.01 ** (i / 9) + 1e-9) for i in range(10)]
     assert (counts[0], counts[-1]) == (500, 5)
+    assert long_tail_counts(98, 2, 49) == [98, 2], "98 / 49 rounds to just below 2"
+    assert long_tail_counts(10, 3, 100) == [10, 1, 1]
+    assert long_tail_counts(4, 2, 1) == [4, 4]
     targets = [0] * 60 + [1] * 50 + [2] * 70
     kept = long_tail_subset(targets, 3, 25)
     assert class_counts([targets[i] for i in kept], 3) == [50, 10, 2]
@@ -140,16 +143,25 @@ def test_focal_refuses_a_gamma_that_prefers_the_easy(gamma: float) -> None:
 
 def test_ldam_margins_and_deferred_weights(batch: tuple[Tensor, Tensor]) -> None:
     cosines, targets = batch[0].tanh(), batch[1]
-    loss = LDAM(COUNTS, drw_start=0.8)
+    loss = LDAM(COUNTS, drw_start=0.7)
     raw = [n**-0.25 for n in COUNTS]
     margins = [value * 0.5 / max(raw) for value in raw]
-    for epoch, weights in ((7, [1.0] * 3), (8, class_weights(COUNTS, "effective").tolist())):
+    for epoch, weights in ((6, [1.0] * 3), (7, class_weights(COUNTS, "effective").tolist())):
         loss.start_epoch(epoch, 10)
         expected = 0.0
         for row, target in zip(cosines.tolist(), targets.tolist(), strict=True):
             scaled = [30 * (value - margins[target] * (index == target)) for index, value in enumerate(row)]
             expected -= weights[target] * log_softmax(scaled, target) / 6
         close(loss(cosines, targets), expected)
+
+
+def test_ldam_weighs_classes_from_its_place_in_the_run_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weighted, forward = [], LDAM.forward
+    monkeypatch.setattr(LDAM, "forward", lambda self, *batch: weighted.append(self.weighted) or forward(self, *batch))
+    train(tiny(tmp_path, loss="ldam", drw_start=0.5, batch_size=48), QUIET)
+    assert weighted == [False] * 2 + [True] * 2
 
 
 def test_cosine_learner_is_deployed_as_a_plain_head() -> None:
@@ -204,10 +216,12 @@ def test_sampler_weights_are_the_papers() -> None:
 
 
 def test_report_is_by_training_images() -> None:
-    confusion = torch.tensor([[8, 2, 0, 0], [5, 5, 0, 0], [9, 0, 1, 0], [0, 0, 0, 0]])
-    report = shot_report(confusion, [101, 100, 19, 19])
-    assert report == pytest.approx({"balanced": (0.8 + 0.5 + 0.1) / 3, "many": 0.8, "medium": 0.5, "few": 0.1})
-    assert "medium" not in shot_report(confusion, [101, 101, 19, 19])
+    """At 100 and at 20 a class is medium; one without test images is in no group."""
+    confusion = torch.tensor([[8, 2, 0, 0, 0], [5, 5, 0, 0, 0], [9, 0, 1, 0, 0], [7, 0, 0, 3, 0], [0, 0, 0, 0, 0]])
+    report = shot_report(confusion, [101, 100, 20, 19, 19])
+    groups = {"many": 0.8, "medium": (0.5 + 0.1) / 2, "few": 0.3}
+    assert report == pytest.approx({"balanced": (0.8 + 0.5 + 0.1 + 0.3) / 4, **groups})
+    assert "medium" not in shot_report(confusion, [101, 101, 19, 19, 19])
 
 
 def test_head_only_keeps_the_backbone(tiny: Tiny, tmp_path: Path) -> None:
