@@ -108,7 +108,8 @@ def test_schedule_warms_up_and_falls() -> None:
     assert max(rates) == rates[20] == pytest.approx(0.1)
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[-1] == pytest.approx(0.001, rel=0.1)
-    assert isinstance(make_optimizer(model, model, LoopConfig(optimizer="sgd")), torch.optim.SGD)
+    sgd = make_optimizer(model, model, LoopConfig(optimizer="sgd"))
+    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.9, True)
 
 
 def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
