@@ -193,16 +193,20 @@ def test_a_change_of_any_file_is_seen(repository: Path, tmp_path: Path) -> None:
 def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:
     arch, folder, output = "timm/test_convnext.r160_in1k", tmp_path / "checkpoint", tmp_path / "models"
     for mode, fill in (("squash", "0,0,0"), ("border", "128,64,0")):
-        preparation = {"image_size": SIZE, "crop_mode": mode, "mean": [0.5, 0.25, 0.001]}
+        preparation = {"image_size": SIZE, "crop_mode": mode, "interpolation": "bilinear", "mean": [0.5, 0.25, 0.001]}
         save_checkpoint(folder, create_model(arch, 5, SIZE), ModelConfig(arch, 5, **preparation))
         build(BuildOptions(weights=folder, output=output, threads=1))
         parameters = config(output, "preprocess").parameters
         assert parameters["crop_mode"].string_value == mode
         assert parameters["fill"].string_value == fill
+        assert parameters["interpolation"].string_value == "bilinear"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_builds_and_answers_float32(precision: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_half_precision_is_half_as_large_and_answers_float32(
+    precision: str, repository: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
-    logits = torch.jit.load(str(tmp_path / "models/backbone/1/model.pt"))(real_pixels(None, SIZE, count=2))
-    assert logits.dtype == torch.float32
+    model = tmp_path / "models/backbone/1/model.pt"
+    assert torch.jit.load(str(model))(real_pixels(None, SIZE, count=2)).dtype == torch.float32
+    assert model.stat().st_size < 0.6 * (repository / "backbone/1/model.pt").stat().st_size

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,9 +88,18 @@ def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path:
     assert "; removed version 2: crop_mode squash (was center), " in build(replace(options, crop_mode="squash"))
 
 
+@pytest.mark.parametrize(
+    ("step", "part", "formats"),
+    [
+        ("reparameterize", "the re-parameterised model", ("torchscript",)),
+        ("load_torchscript", "TorchScript", ("torchscript",)),
+        ("_OnnxBackbone", "ONNX Runtime", ("onnx",)),
+    ],
+)
 def test_failed_build_leaves_the_repository(
-    repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    step: str, part: str, formats: tuple[str, ...], repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each form is compared as it lies in its file."""
     before = digest(repository)
 
     def wrong(model: torch.nn.Module) -> torch.nn.Module:
@@ -98,9 +108,12 @@ def test_failed_build_leaves_the_repository(
             next(deploy.parameters()).add_(0.1)
         return deploy
 
-    monkeypatch.setattr(build_module, "reparameterize", wrong)
-    with pytest.raises(ParityError, match="left as it was"):
-        build(BuildOptions(weights=checkpoint, output=repository))
+    def zeros(_: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda pixels: torch.zeros(len(pixels), 5)
+
+    monkeypatch.setattr(build_module, step, wrong if step == "reparameterize" else zeros)
+    with pytest.raises(ParityError, match=f"^{part} differs from .* left as it was"):
+        build(BuildOptions(weights=checkpoint, output=repository, formats=formats))
     assert digest(repository) == before
     assert not [p for p in repository.parent.iterdir() if p != repository]
 
