@@ -92,6 +92,7 @@ def test_the_papers_fourteen_at_their_magnitudes(image: Image.Image, monkeypatch
 
 
 def test_number_and_magnitude_are_the_policys(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rand_augment("n3-m30", CONFIG).fill == [124, 116, 104], "the mean colour"
     calls = applied("n3-m30", image, monkeypatch, 20)
     assert len(calls) == 60
     assert {round(abs(m), 3) for name, m in calls if name == "Rotate"} == {30.0}
@@ -134,6 +135,7 @@ def test_bad_policies_are_named(policy: str) -> None:
 def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
     everything = AugmentConfig("crop", min_crop_area=0.5, rand_augment="n2-m9", random_erasing=1.0)
     steps = train_transform(CONFIG, everything).transforms
+    assert (steps[-1].probability, steps[-1].per_pixel) == (1.0, True)
     assert (tuple(steps[0].scale), steps[0].interpolation) == ((0.5, 1.0), v2.InterpolationMode.BICUBIC)
     assert [type(step).__name__ for step in steps] == [
         "RandomResizedCrop",
@@ -179,8 +181,15 @@ def test_mixing() -> None:
     mixed, soft = MixBatch(AugmentConfig(mixup=0.8), 0.1, 3, 4)(images, targets)
     assert torch.equal(images, before)
     torch.testing.assert_close(soft.sum(1), torch.ones(4))
-    share = (mixed[0] - images[3]).flatten() @ (images[0] - images[3]).flatten()
-    share = share / (images[0] - images[3]).square().sum()
-    torch.testing.assert_close(mixed[0], share * images[0] + (1 - share) * images[3])
+    share = (mixed[1] - images[2]).flatten() @ (images[1] - images[2]).flatten()
+    share = share / (images[1] - images[2]).square().sum()
+    torch.testing.assert_close(mixed[1], share * images[1] + (1 - share) * images[2])
+    torch.testing.assert_close(soft[1], 0.1 / 3 + 0.9 * torch.tensor([0.0, share, 1 - share]))
+    cut, soft = MixBatch(AugmentConfig(cutmix=1.0), 0.0, 3, 4)(images, targets)
+    own = (cut[1] == images[1]).all(0)  # [8,8]
+    assert torch.equal(cut[1], torch.where(own, images[1], images[2]))
+    share = own.float().mean()
+    assert 0 < share < 1
+    torch.testing.assert_close(soft[1], torch.tensor([0.0, share, 1 - share]))
     with pytest.raises(SettingsError, match="--batch-size 5"):
         MixBatch(AugmentConfig(mixup=0.8), 0.1, 3, 5)

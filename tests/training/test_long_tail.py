@@ -210,6 +210,7 @@ def test_sampler_weights_are_the_papers() -> None:
     assert progressive(0)[90:].sum().item() == pytest.approx(0.1)
     assert progressive(2)[90:].sum().item() == pytest.approx(0.5 * 0.1 + 0.5 / 3)
     assert progressive(4)[90:].sum().item() == pytest.approx(1 / 3)
+    assert class_sampling("progressive", targets, 1)(0)[90:].sum().item() == pytest.approx(0.1)
     assert class_sampling("instance", targets, 5) is None
     with pytest.raises(SettingsError, match="--sampler none"):
         class_sampling("none", targets, 5)

@@ -93,9 +93,10 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_have_it(tiny: Tiny,
         training.loop._loss(wrong, [])
 
 
-def test_schedule_warms_up_and_falls() -> None:
+@pytest.mark.parametrize(("min_lr", "least"), [(None, 0.001), (0.01, 0.01)])
+def test_schedule_warms_up_and_falls(min_lr: float | None, least: float) -> None:
     model = create_model("replknet_nano", 3)
-    config = LoopConfig(epochs=10, lr=0.1, min_lr=0.001, warmup_epochs=2, layer_decay=0.5)
+    config = LoopConfig(epochs=10, lr=0.1, min_lr=min_lr, warmup_epochs=2.5, layer_decay=0.5)
     optimizer = make_optimizer(model, model, config)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
     rates = []
@@ -104,10 +105,10 @@ def test_schedule_warms_up_and_falls() -> None:
         rates.append(optimizer.param_groups[-1]["lr"])
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rates[-1] * 0.5**5)
     assert rates[0] == pytest.approx(0.001)
-    assert rates[10] == pytest.approx(0.001 + 0.5 * 0.099)
-    assert max(rates) == rates[20] == pytest.approx(0.1)
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert rates[-1] == pytest.approx(0.001, rel=0.1)
+    assert rates[10] == pytest.approx(0.001 + 0.4 * 0.099)
+    assert max(rates) == rates[25] == pytest.approx(0.1)
+    assert rates[25:] == sorted(rates[25:], reverse=True)
+    assert rates[-1] == pytest.approx(least, rel=0.1)
     sgd = make_optimizer(model, model, LoopConfig(optimizer="sgd"))
     assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.9, True)
 

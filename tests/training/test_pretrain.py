@@ -132,6 +132,18 @@ def test_pre_training_goes_on_from_weights(run: tuple[Path, float]) -> None:
     assert (config.arch, config.image_size, config.mean) == ("replknet_nano", 64, [0.1, 0.2, 0.3])
 
 
+def test_the_held_out_loss_is_the_mean_over_the_images() -> None:
+    """The last batch may be smaller."""
+
+    class Mean(torch.nn.Module):
+        def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return images.mean()
+
+    batches = [(value * torch.ones(count, 3, 4, 4), torch.ones(count, 1, 1)) for value, count in ((1, 3), (5, 1))]
+    assert pretrain.evaluation_loss(Mean().train(), batches, "cpu") == 2.0
+
+
 def test_settings_reach_what_is_trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handed = []
 
