@@ -67,10 +67,9 @@ class LDAM(ScheduledCriterion):
         self, counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0, drw_start: float = 0.8
     ) -> None:
         super().__init__()
-        log_prior(counts)  # refuses an empty class
+        self.register_buffer("deferred", class_weights(counts, "effective"))  # refuses an empty class
         margins = torch.tensor(counts, dtype=torch.float64) ** -0.25
         self.register_buffer("margins", (margins * (max_margin / margins.max())).float())
-        self.register_buffer("deferred", class_weights(counts, "effective"))
         self.scale, self.drw_start, self.weighted = scale, drw_start, False
 
     def start_epoch(self, epoch: int, epochs: int) -> None:

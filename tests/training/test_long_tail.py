@@ -153,6 +153,8 @@ def test_ldam_margins_and_deferred_weights(batch: tuple[Tensor, Tensor]) -> None
             scaled = [30 * (value - margins[target] * (index == target)) for index, value in enumerate(row)]
             expected -= weights[target] * log_softmax(scaled, target) / 6
         close(loss(cosines, targets), expected)
+    with pytest.raises(SettingsError, match="class index 1 has no training image"):
+        LDAM([3, 0])
 
 
 def test_ldam_weighs_classes_from_its_place_in_the_run_on(
