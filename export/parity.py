@@ -1,5 +1,6 @@
 """An exported graph must answer as the eager model does, on real photographs; a build that does not is refused."""
 
+import glob
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -52,8 +53,9 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     else:
         if not folder.is_dir():
             raise FileNotFoundError(f"--parity-images {folder} is not a folder")
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        paths = sorted(path for path in found if not path.name.startswith("."))  # ._a.png: macOS's, not an image
+        # Links are followed; hidden files, such as macOS's ._a.png, are not seen.
+        found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**", recursive=True))
+        paths = sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     paths = [paths[i * len(paths) // count] for i in range(count)] if len(paths) >= count else paths

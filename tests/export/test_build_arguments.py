@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from built_repository import SIZE
+from PIL import Image
 
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
@@ -89,6 +91,15 @@ def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
         real_pixels(tmp_path, SIZE)
     with pytest.raises(FileNotFoundError, match=r"--parity-images .*nope is not a folder"):
         real_pixels(tmp_path / "nope", SIZE)
+
+
+def test_parity_images_behind_a_link(tmp_path: Path) -> None:
+    for folder in ("data", "[parity]"):  # no pattern, but a name
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "data/a.png")
+    (tmp_path / "[parity]/label").symlink_to("../data")
+    (tmp_path / "[parity]/again").symlink_to(".")
+    assert (real_pixels(tmp_path / "[parity]", SIZE, count=1) == torch.tensor([255, 0, 0])).all()
 
 
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
