@@ -1,6 +1,7 @@
 """A new version that is refused, before it is live or as soon as it is, on a real server under load."""
 
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import psutil
@@ -8,6 +9,7 @@ import pytest
 
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
+from server.canary import PERHAPS_BUSY, CanaryError
 from server.compatibility import check_compatible
 from server.management import Management
 from server.release import release, rollback
@@ -209,3 +211,30 @@ def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository,
         pytest.raises(ReleaseError, match="another build, release or rollback"),
     ):
         rollback(served.folder, served.management)
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ([0.25, 0.75], None),
+        ([0.25, 0.7], "got values that are not probabilities: \\[0.25, 0.7\\]"),
+        ([float("nan"), 1.0], "not probabilities"),
+        (["NaN", 1.0], "not probabilities"),
+        (CanaryError("it is grey"), "was not classified: it is grey"),
+        (PERHAPS_BUSY[0]("busy"), None),
+    ],
+)
+def test_the_canary_images_answer(monkeypatch, values, refused):
+    """A server that is busy is asked again."""
+    answers = [values, [0.25, 0.75]]
+
+    def classify_canary(*arguments):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return [{"name": "probabilities", "data": answer}]
+
+    monkeypatch.setattr(release_module, "classify_canary", classify_canary)
+    with nullcontext() if refused is None else pytest.raises(ReleaseError, match=refused):
+        release_module.check_answers("127.0.0.1:1")
+    assert len(answers) == (0 if isinstance(values, PERHAPS_BUSY) else 1)
