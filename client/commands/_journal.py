@@ -40,21 +40,31 @@ class Journal:
             raise UsageError(f"--output {path} exists already: continue it with --resume, or remove it")
         try:
             self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"--output {path}: another process is writing it") from None
         except OSError as error:
             raise UsageError(f"--output {path}: {error.strerror}") from None
+        try:
+            self._continue(kind == "json", top)
+        except BaseException:
+            self.__exit__()  # it would stay locked for as long as the error lives
+            raise
+
+    def _continue(self, is_json: bool, top: int) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"--output {self._path}: another process is writing it") from None
+        except OSError as error:
+            raise UsageError(f"--output {self._path}: {error.strerror}") from None
         self._file.seek(0)
         try:
-            read = _read_json if kind == "json" else _read_csv
+            read = _read_json if is_json else _read_csv
             self.done, kept, self._classes = read(self._file.read())  # of each answer in the file; 0: it has none
         except UsageError as error:
-            raise UsageError(f"--output {path}: {error}") from None
+            raise UsageError(f"--output {self._path}: {error}") from None
         self._check_classes(min(top, self._classes))
         with self._named():
-            self._replace(path, kept)
-            is_json, file = kind == "json", self._file
+            self._replace(kept)
+            file = self._file
             self._results: Results = JsonResults(file) if is_json else CsvResults(file, header=not kept)
 
     def write(self, image: str, outcome: Outcome) -> None:
@@ -89,21 +99,23 @@ class Journal:
         except OSError as error:
             raise OSError(f"--output {self._path}: {error.strerror}: make room, then go on with --resume") from error
 
-    def _replace(self, path: Path, kept: str) -> None:
+    def _replace(self, kept: str) -> None:
         """The lines that stay, moved in whole: a crash meanwhile loses none of them."""
         self._file.seek(0)
         if self._file.read() == kept:
             return
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         file = draft.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
         try:
             file.write(kept)
             file.flush()
         except OSError:
             draft.unlink()
+            with contextlib.suppress(OSError):  # the same once more
+                file.close()
             raise
         fcntl.flock(file, fcntl.LOCK_EX)
-        draft.replace(path)
+        draft.replace(self._path)
         self._file.close()
         self._file = file
 

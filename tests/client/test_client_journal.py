@@ -16,6 +16,8 @@ from stub_grpc import GrpcStub, serve
 
 from client import InvalidImageError, QueueFullError, _classifier
 from client.commands import main
+from client.commands._journal import Journal
+from client.commands._options import UsageError
 from client.testing import FakeTransport
 from tests.full_disk import files_up_to
 
@@ -241,3 +243,12 @@ def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport,
     fake.reply = QueueFullError("full")
     assert classify("out.jsonl") == 1
     assert capsys.readouterr().err == "12 not answered: see out.jsonl\n"
+
+
+def test_a_refused_file_is_not_kept_locked(folder: Path) -> None:
+    Path("other.jsonl").write_text("mine\n")
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(UsageError, match="line 1 was not written by classify") as refused:
+            Journal(Path("other.jsonl"), "json", resume=True, top=5)
+        refusals.append(refused.value)  # with what it came through
