@@ -36,12 +36,15 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -
         picture = ImageOps.exif_transpose(module.open(io.BytesIO(encode(image)))).convert("RGB")
     except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
         raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
-    sides = zip(explanation.crop, picture.size * 2, strict=True)
-    left, upper, right, lower = (round(share * side) for share, side in sides)
-    size = (max(1, right - left), max(1, lower - upper))
-    box = (left, upper, left + size[0], upper + size[1])  # of a padded picture it reaches beyond it
     evidence = np.maximum(explanation.class_map, 0).astype(np.float32)
-    heat = module.fromarray(evidence / (evidence.max() or 1.0)).resize(size, module.Resampling.BICUBIC)
+    heat = module.fromarray(evidence / (evidence.max() or 1.0))
+    sides, cells = np.array(picture.size), np.array(heat.size)
+    first, last = np.reshape(explanation.crop, (2, 2))  # shares of width and height, each
+    start = np.round(first * sides).clip(0, sides - 1).astype(int)  # of a padded picture the crop reaches beyond it
+    end = np.round(last * sides).clip(start + 1, sides).astype(int)
+    seen = (((edge / sides - first) / (last - first) * cells).clip(0, cells) for edge in (start, end))
+    heat = heat.resize(tuple(end - start), module.Resampling.BICUBIC, tuple(np.concatenate([*seen])))
+    box = (*start.tolist(), *end.tolist())
     values = np.asarray(heat).clip(0, 1)  # [height,width]; bicubic overshoots
     channels = [np.interp(values, (0, 0.5, 1), levels) for levels in zip(COLD, WARM, HOT, strict=True)]
     colours = module.fromarray(np.stack(channels, -1).astype(np.uint8))

@@ -63,6 +63,16 @@ def test_the_map_lies_where_the_model_looked(crop: Crop, covered: tuple[slice, s
     np.testing.assert_array_equal((picture != (10, 20, 30)).any(axis=2), inside)
 
 
+def test_what_lies_beyond_the_picture_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a padded panorama the crop is a square of its longer side."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 4)
+    above, below = np.array([[9.0], [0.0]], np.float32), np.array([[0.0], [9.0]], np.float32)
+    crop = Crop(0, 0, 1, 16)  # its upper end alone is in the picture
+    hot, cold = (np.asarray(overlay(Image.new("RGB", (64, 4)), Explanation(CAT, of, crop))) for of in (above, below))
+    assert (hot[..., 0] > 120).all()
+    assert (cold == (0, 0, 64)).all()
+
+
 def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     Path("a.png").write_bytes(b"a")
     served.reply = ModelNotFoundError("the server has no model 'classifier_explained'")
