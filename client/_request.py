@@ -69,11 +69,13 @@ class Answer:
 def answer_of(
     predictions: Sequence[Prediction], class_map: np.ndarray | None = None, crop: np.ndarray | None = None
 ) -> Answer:
-    """Of the arrays as they came. Raises `ValueError` where a map has not two dimensions, or its crop no extent."""
+    """Of the arrays as they came. Raises `ValueError` where a map has not two dimensions, or its crop shows nothing."""
     if class_map is None or crop is None:
         return Answer(predictions)
+    if class_map.ndim != 2 or crop.shape != (4,) or not np.isfinite(crop).all():
+        raise ValueError
     left, upper, right, lower = map(float, crop)
-    if class_map.ndim != 2 or not (np.isfinite(crop).all() and left < right and upper < lower):
+    if max(left, 0) >= min(right, 1) or max(upper, 0) >= min(lower, 1):
         raise ValueError
     return Answer(predictions, class_map, Crop(left, upper, right, lower))
 

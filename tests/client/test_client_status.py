@@ -80,13 +80,17 @@ class Server:
             }
 
     def explain(self, crop: Sequence[float], shape: Sequence[int] = (2, 3)) -> None:
+        sides = [1, *np.shape(crop)]
         if self.protocol == "grpc":
-            self.grpc.names, self.grpc.shapes = ["class_map", "crop", "probabilities"], [[1, *shape], [1, 4], [1, 1]]
+            self.grpc.names, self.grpc.shapes = (
+                ["class_map", "crop", "probabilities"],
+                [[1, *shape], sides, [1, 1]],
+            )
             self.grpc.raw[:0] = [MAP.tobytes(), np.array(crop, np.float32).tobytes()]
         else:
             outputs = [
                 {"name": "class_map", "shape": [1, *shape], "data": MAP.reshape(-1).tolist()},
-                {"name": "crop", "shape": [1, 4], "data": crop},
+                {"name": "crop", "shape": sides, "data": np.ravel(crop).tolist()},
                 {"name": "probabilities", "data": ["0.9:1:cät"]},
             ]
             self.http.body = json.dumps({"outputs": outputs}).encode()
@@ -155,7 +159,15 @@ def test_no_class_map_in_the_answer(server: Server, call: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("crop", "shape"), [((0.5, 0, 0.5, 1), (2, 3)), ((0, 0, 1, math.inf), (2, 3)), ((0, 0, 1, 1), (6,))]
+    ("crop", "shape"),
+    [
+        ((0.5, 0, 0.5, 1), (2, 3)),
+        ((0, 0, 1, math.inf), (2, 3)),
+        ((0, 0, 1, 1), (6,)),
+        ((0, 1, 1, 2), (2, 3)),  # below the picture
+        ([[0], [0], [1], [1]], (2, 3)),
+        (0.5, (2, 3)),
+    ],
 )
 def test_an_impossible_class_map(server: Server, call: Callable[..., Any], crop: Any, shape: Any) -> None:
     server.explain(crop, shape)
