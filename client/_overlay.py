@@ -40,8 +40,9 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -
     heat = module.fromarray(evidence / (evidence.max() or 1.0))
     sides, cells = np.array(picture.size), np.array(heat.size)
     first, last = np.reshape(explanation.crop, (2, 2))  # shares of width and height, each
-    start = np.round(first * sides).clip(0, sides - 1).astype(int)  # of a padded picture the crop reaches beyond it
-    end = np.round(last * sides).clip(start + 1, sides).astype(int)
+    # Whole pixels, but for float32's rounding; of a padded picture the crop reaches beyond it.
+    start = np.floor(first * sides + 1e-3).clip(0, sides - 1).astype(int)
+    end = np.ceil(last * sides - 1e-3).clip(start + 1, sides).astype(int)
     seen = (((edge / sides - first) / (last - first) * cells).clip(0, cells) for edge in (start, end))
     heat = heat.resize(tuple(end - start), module.Resampling.BICUBIC, tuple(np.concatenate([*seen])))
     box = (*start.tolist(), *end.tolist())

@@ -1,7 +1,6 @@
 """An exported graph must answer as the eager model does, on real photographs; a build that does not is refused."""
 
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from models.files import files_below
 
 # The largest |logit difference| allowed, relative to the largest |logit|; half precisions keep 11 and 8 bits.
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
@@ -43,21 +44,6 @@ def sample_photographs() -> list[Path]:
     return sorted((Path(spec.origin).parent / "datasets" / "images").glob("*.jpg"))
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Links to folders are followed, each folder is read once; hidden ones and files, such as ._a.png, are left out."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link to a parent would lead there again and again
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
 def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     """Crops of real images, [count,S,S,3] uint8: from `folder`, or from scikit-learn's photographs.
 
@@ -68,7 +54,7 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     else:
         if not folder.is_dir():
             raise FileNotFoundError(f"--parity-images {folder} is not a folder")
-        paths = images_below(folder)
+        paths = sorted(path for path in map(Path, files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     paths = [paths[i * len(paths) // count] for i in range(count)] if len(paths) >= count else paths

@@ -10,6 +10,22 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 
+def files_below(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[str]:
+    """Paths of files at any depth, in no order; links to folders are followed, each folder is read once.
+
+    What is hidden is left out, as is what macOS puts into archives. `on_error`: told of a folder that cannot be read.
+    """
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link to a parent would lead there again and again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

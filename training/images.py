@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from models.files import files_below
+
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
 HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
 BITS_PER_SAMPLE = 258  # TIFF's tag
@@ -34,20 +36,11 @@ def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = Non
 
 
 def image_files(folder: Path, passed_over: Counter[str]) -> list[Path]:
-    """Every image at any depth, in order; links to folders are followed, each folder is read once.
+    """Every image of `files_below`, in order.
 
     Raises `OSError` for a folder that cannot be read.
     """
-    found: list[str] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        real = os.path.realpath(root)
-        if real in seen:  # a link to a parent would lead there again and again
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
-        found += (path for name in names if is_image(path := os.path.join(root, name), str(folder), passed_over))
+    found = (path for path in files_below(folder, _raise) if is_image(path, str(folder), passed_over))
     return [Path(path) for path in sorted(found)]
 
 

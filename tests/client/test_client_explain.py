@@ -52,6 +52,7 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
         (Crop(), (slice(0, 32), slice(0, 64))),
         (Crop(0, -0.5, 1, 1.5), (slice(0, 32), slice(0, 64))),  # padded
         (Crop(0.25, 0.5, 0.25001, 0.50001), (slice(16, 17), slice(16, 17))),
+        (Crop(0.2584, 0.5, 0.2586, 0.54), (slice(16, 18), slice(16, 17))),  # within a pixel, and a part of one
     ],
 )
 def test_the_map_lies_where_the_model_looked(crop: Crop, covered: tuple[slice, slice]) -> None:
