@@ -14,6 +14,11 @@ TILES = [Case(batch, 2, size, size, kernel, kernel) for batch in (1, 8, 20, 33, 
 TILES += [Case(33, 2, 27, 28, 29, 29), Case(5, 3, 14, 9, 27, 27)]  # rows aligned where images are not
 
 
+def check_alone() -> None:
+    """`kernels` would put its own kernels in the place of the library's."""
+    assert "kernels" not in sys.modules
+
+
 def check_capture() -> None:
     """The first call of a form is in a graph's capture: its modules are loaded there; replays read the new input."""
     problem = make_problem(Case(2, 8, 24, 24, 23, 23), torch.float16, "gelu", device="cuda")
@@ -58,6 +63,7 @@ def check_threads() -> None:
 
 def main() -> None:
     torch.ops.load_library(sys.argv[1])
+    check_alone()
     check_capture()
     check_threads()
     check_not_finite()

@@ -13,6 +13,7 @@ from device_stand_ins import interpreted
 from kernels import depthwise_conv2d
 
 ROOT = Path(__file__).parents[2]
+NATIVE_GPU = ROOT / "tests/kernels/native_gpu.py"
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
@@ -35,14 +36,23 @@ def test_compiled_on_the_gpu(problem, case, dtype, layout):
     assert torch.equal(output, depthwise_conv2d(source, p.weight, p.bias, "gelu"))
 
 
+def run_with_the_library(*program):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{NATIVE_GPU.parent}"}
+    library = ROOT / "kernels/native/lib/libwidefield.so"
+    return subprocess.run([sys.executable, *program, str(library)], env=environment, capture_output=True, text=True)
+
+
+def test_the_native_cubins_are_not_replaced_by_python_s():
+    code = "import sys, native_gpu as it; it.torch.ops.load_library(sys.argv[1]); it.check_alone(); print('alone')"
+    done = run_with_the_library("-c", code)
+    assert done.stdout == "alone\n", done.stderr
+
+
 @gpu
 @pytest.mark.gpu
 def test_native_cubins_on_the_gpu():
     """A process with the library alone: the ahead-of-time path of every type, layout and activation, on two streams."""
-    script = ROOT / "tests/kernels/native_gpu.py"
-    library = ROOT / "kernels/native/lib/libwidefield.so"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{script.parent}"}
-    done = subprocess.run([sys.executable, str(script), str(library)], env=environment, capture_output=True, text=True)
+    done = run_with_the_library(str(NATIVE_GPU))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "problems right" in done.stdout
     assert "no kernel is compiled" not in done.stderr
