@@ -14,6 +14,7 @@ from benchmarks.cuda_timing import Step
 from benchmarks.kernels.accuracy import Tensors
 from benchmarks.kernels.layers import PASSES, Layer
 from kernels import depthwise_conv2d
+from kernels.depthwise_conv2d.pytorch import convolution
 
 OURS, NATIVE = "widefield", "pytorch nchw"
 TOEPLITZ_SIZE = 14  # from here on its [C,HW,HW] matrices outgrow the images
@@ -33,11 +34,6 @@ class Candidate:
     passes: tuple[str, ...] = PASSES
     brief: bool = False
     suits: Callable[[Layer], bool] = lambda layer: True
-
-
-def pytorch(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
 
 
 def cudnn_directly(input: Tensor, weight: Tensor) -> Tensor:
@@ -94,22 +90,22 @@ def candidates(compiled: bool = True) -> Iterator[Candidate]:
     last = torch.channels_last
     yield Candidate(OURS, depthwise_conv2d, "ours", brief=True)
     yield Candidate(f"{OURS} channels_last", depthwise_conv2d, "ours", last)
-    yield Candidate(NATIVE, pytorch, "native", brief=True)
+    yield Candidate(NATIVE, convolution, "native", brief=True)
     for benchmark in (False, True):
         suffix, brief = (" benchmark", True) if benchmark else ("", False)
         settings = partial(cudnn_settings, benchmark)
-        yield Candidate(f"cudnn channels_last{suffix}", pytorch, "cudnn", last, settings, brief=brief)
+        yield Candidate(f"cudnn channels_last{suffix}", convolution, "cudnn", last, settings, brief=brief)
         if hasattr(torch.backends.cudnn, "depthwise_kernel"):
             for choice, kind in (("cudnn", "cudnn"), ("native", "native")):
                 chosen = partial(cudnn_settings, benchmark, choice)
                 for layout, name in ((torch.contiguous_format, "nchw"), (last, "channels_last")):
-                    yield Candidate(f"depthwise_kernel={choice} {name}{suffix}", pytorch, kind, layout, chosen)
+                    yield Candidate(f"depthwise_kernel={choice} {name}{suffix}", convolution, kind, layout, chosen)
         else:  # its gradients go where PyTorch sends them: those are measured above
             yield Candidate(f"cudnn nchw{suffix}", cudnn_directly, "cudnn", settings=settings, passes=("forward",))
     if compiled:
         compiler = partial(torch.compile, dynamic=False, fullgraph=True)
-        yield Candidate("torch.compile nchw", compiler(pytorch))
-        yield Candidate("torch.compile channels_last", compiler(pytorch), layout=last)
+        yield Candidate("torch.compile nchw", compiler(convolution))
+        yield Candidate("torch.compile channels_last", compiler(convolution), layout=last)
     yield Candidate(
         "toeplitz bmm",
         toeplitz_bmm,

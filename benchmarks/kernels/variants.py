@@ -15,10 +15,11 @@ from torch import Tensor
 
 from benchmarks.cuda_timing import sets_that_exceed_the_cache, time_calls
 from benchmarks.kernels.accuracy import EPS
-from benchmarks.kernels.candidates import NATIVE, OURS, pytorch
+from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer, replknet_31b
 from kernels import depthwise_conv2d, float32_precision
 from kernels.depthwise_conv2d import dispatch
+from kernels.depthwise_conv2d.pytorch import convolution
 
 Row = dict[str, Any]
 Arguments = tuple[Tensor, ...]  # input [N,C,H,W], filter [C,1,Kh,Kw], perhaps a bias [C]
@@ -58,7 +59,7 @@ def with_precision(precision: str) -> Compute:
 
 
 def activated(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.gelu(pytorch(input, weight, bias))
+    return F.gelu(convolution(input, weight, bias))
 
 
 def by_way(way: str) -> Compute:
@@ -71,18 +72,18 @@ def variants(batch: int = 64) -> Iterator[Variant]:
     for layer in (stages[0], stages[2]):
         square = (layer.kernel, layer.kernel)
         for strip in ((layer.kernel, 5), (5, layer.kernel)):
-            yield Variant("strip", layer, strip, {OURS: depthwise_conv2d, NATIVE: pytorch})
+            yield Variant("strip", layer, strip, {OURS: depthwise_conv2d, NATIVE: convolution})
         ways: dict[str, Compute] = {f"{OURS} fused": partial(depthwise_conv2d, activation="gelu"), NATIVE: activated}
         ways[f"{OURS} and gelu"] = lambda *arguments: F.gelu(depthwise_conv2d(*arguments))
         yield Variant("bias and gelu", layer, square, ways, "gelu")
         for precision in ("tf32x3", "tf32"):
             ways = {f"{OURS} {precision}": with_precision(precision), f"{OURS} ieee": depthwise_conv2d}
-            ways[NATIVE] = pytorch
+            ways[NATIVE] = convolution
             factor = TF32_FACTOR if precision == "tf32" else 4.0
             yield Variant(precision, replace(layer, dtype="float32"), square, ways, factor=factor)
     for layer in stages[2:]:
         ways = {f"{OURS} whole image": by_way("toeplitz"), f"{OURS} packed image": by_way("packed image")}
-        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: pytorch})
+        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: convolution})
 
 
 class Exact:
@@ -90,7 +91,7 @@ class Exact:
 
     def __init__(self, variant: Variant, arguments: Arguments) -> None:
         wide = [t.double() for t in arguments]
-        before, sums = pytorch(*wide), pytorch(*(t.abs() for t in wide))
+        before, sums = convolution(*wide), convolution(*(t.abs() for t in wide))
         eps = EPS[arguments[0].dtype]
         self.answer = before if variant.activation == "none" else F.gelu(before)
         self.bound = 4 * variant.factor * (EPS[torch.float32] * sums + eps * before.abs()) + 1e-30

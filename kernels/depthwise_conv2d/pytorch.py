@@ -25,7 +25,7 @@ def activate(output: Tensor, activation: str) -> Tensor:
     return {"none": lambda t: t, "relu": F.relu, "gelu": F.gelu}[activation](output)
 
 
-def convolution(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
 

@@ -85,7 +85,7 @@ def test_layouts_and_which_tensor_requires_a_gradient():
 
     def spy(input, weight):
         seen.append((input.is_contiguous(memory_format=torch.channels_last), input.requires_grad, weight.requires_grad))
-        return c.pytorch(input, weight)
+        return c.convolution(input, weight)
 
     way = c.Candidate("spy", spy, layout=torch.channels_last, settings=nullcontext)
     for which in PASSES:

@@ -14,13 +14,13 @@ from benchmarks.kernels import cuda, goals, roofline, variants
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
 from kernels import depthwise_conv2d
 
-STRIP = {c.OURS: depthwise_conv2d, c.NATIVE: c.pytorch}
+STRIP = {c.OURS: depthwise_conv2d, c.NATIVE: c.convolution}
 LAYER = Layer(2, 4, 7, 9, "float32")
 CEILINGS = Ceilings(1e9, {"float32": 1e9, "bfloat16": 1e9})
 
 
 def broken(input, weight):
-    output = c.pytorch(input, weight)
+    output = c.convolution(input, weight)
     return output + (torch.arange(output.numel()).view(output.shape) == 5) * 1.0
 
 
@@ -36,7 +36,7 @@ class Moving:
 
     def __call__(self, input, weight):
         self.calls += 1
-        return c.pytorch(input, weight) * (1 + 1e-7 * min(self.calls, 3))
+        return c.convolution(input, weight) * (1 + 1e-7 * min(self.calls, 3))
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -85,7 +85,7 @@ def test_a_layer_with_every_candidate():
     ("ours", "why"), [(broken, "times the bound"), (raising, "ValueError: no such layer"), (Moving(), "went from")]
 )
 def test_our_wrong_answer_gets_no_speed(ours, why):
-    ways = [c.Candidate(c.OURS, ours, "ours"), c.Candidate(c.NATIVE, c.pytorch, "native")]
+    ways = [c.Candidate(c.OURS, ours, "ours"), c.Candidate(c.NATIVE, c.convolution, "native")]
     rows = cuda.measure_layer(LAYER, ways, "cpu", CEILINGS)
     assert why in rows[0]["wrong"]
     assert rows[0]["errors"].keys() == {c.OURS, c.NATIVE}
@@ -96,7 +96,7 @@ def test_our_wrong_answer_gets_no_speed(ours, why):
 @pytest.mark.usefixtures("fake_gpu")
 def test_a_peer_that_is_wrong_or_fails_is_no_peer():
     ways = [
-        c.Candidate(c.OURS, c.pytorch, "ours"),
+        c.Candidate(c.OURS, c.convolution, "ours"),
         c.Candidate("wrong", broken, "cudnn"),
         c.Candidate("failing", raising, "native"),
     ]

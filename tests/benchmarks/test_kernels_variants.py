@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.kernels import tune, variants
-from benchmarks.kernels.candidates import NATIVE, OURS, pytorch
+from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer
 from kernels.depthwise_conv2d import dispatch
+from kernels.depthwise_conv2d.pytorch import convolution
 
 SMALL = [Layer(2, 4, size, kernel) for size, kernel in ((9, 7), (7, 9), (6, 11), (5, 9))]
 
@@ -21,7 +22,7 @@ def test_every_variant_is_right_each_way(monkeypatch):
 
     def forward_by(way, input, weight, bias, activation, precision):
         went.append(way)
-        return pytorch(input, weight)
+        return convolution(input, weight)
 
     monkeypatch.setattr(dispatch, "forward_by", forward_by)
     rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
@@ -41,17 +42,17 @@ def test_every_variant_is_right_each_way(monkeypatch):
 @pytest.mark.usefixtures("fake_gpu")
 def test_a_wrong_answer_of_ours_makes_the_row_wrong_and_a_peers_does_not():
     def wrong(*arguments):
-        return pytorch(*arguments) + 1
+        return convolution(*arguments) + 1
 
     def make(ours, native):
         ways = {OURS: ours, NATIVE: native}
         return variants.measure_variant(variants.Variant("strip", SMALL[0], (7, 5), ways), "cpu")
 
-    row = make(wrong, pytorch)
+    row = make(wrong, convolution)
     assert "times the bound" in row["wrong"]
     assert "fastest" not in row
     assert "WRONG" in variants.line(row)
-    assert make(pytorch, wrong)["fastest"] == OURS
+    assert make(convolution, wrong)["fastest"] == OURS
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def budgets(monkeypatch):
 
     def convolve(input, weight):
         seen.append((weight.shape[2], float(os.environ["WIDEFIELD_AUTOTUNE_SECONDS"])))
-        return pytorch(input, weight)
+        return convolution(input, weight)
 
     monkeypatch.setattr(tune, "depthwise_conv2d", convolve)
     return seen
