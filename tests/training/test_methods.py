@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -59,16 +60,11 @@ def test_settings_reach_the_learner() -> None:
 
 
 def test_settings_reach_what_is_trained(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed = []
-
-    def fit(*arguments: object, **_: object) -> dict[str, float]:
-        handed.extend(arguments)
-        return {"top1": 0.0}
-
+    fit = Mock(return_value={"top1": 0.0})
     monkeypatch.setattr(finetune, "fit", fit)
     changes = {"sampler": "progressive", "imbalance": 8.0, "drop_path": 0.3, "class_weights": "inverse"}
     train(tiny(tmp_path, **changes, augmentation="crop", min_crop_area=0.5), QUIET)
-    learner, loader, *_ = handed
+    learner, loader, *_ = fit.call_args.args
     assert torch.equal(learner.criterion.weight, class_weights((32, 11, 4), "inverse"))
     assert learner.model.stages[3].blocks[-1].drop_path.rate == 0.3
     drawn = class_sampling("progressive", [0] * 32 + [1] * 11 + [2] * 4, epochs=2)

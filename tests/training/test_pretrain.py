@@ -8,6 +8,7 @@ import sys
 import tarfile
 from io import StringIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -145,16 +146,12 @@ def test_the_held_out_loss_is_the_mean_over_the_images() -> None:
 
 
 def test_settings_reach_what_is_trained(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed = []
-
-    def fit(*arguments: object, **_: object) -> dict[str, float]:
-        handed.extend(arguments)
-        return {"val_loss": 0.0}
-
+    fit = Mock(return_value={"val_loss": 0.0})
     monkeypatch.setattr(pretrain, "fit", fit)
     target = {"loss": "l2", "target_norm": "window", "window": 5}
     train(tiny(data, tmp_path, **target, drop_path=0.3, mask_ratio=0.25, min_crop_area=0.5, flip=True), QUIET)
-    model, images = handed[0].model, handed[1].dataset.dataset
+    learner, loader, *_ = fit.call_args.args
+    model, images = learner.model, loader.dataset.dataset
     assert {name: getattr(model, name) for name in target} == target
     assert model.encoder.stages[3].blocks[-1].drop_path.rate == 0.3
     assert (images.masks.side, images.masks.count, images.seed) == (4, 4, None)
