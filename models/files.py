@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
+
 
 def files_below(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[str]:
     """Paths of files at any depth, in no order; links to folders are followed, each folder is read once.
 
-    What is hidden is left out, as is what macOS puts into archives. `on_error`: told of a folder that cannot be read.
+    What is `HIDDEN` is left out. `on_error`: told of a folder that cannot be read.
     """
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
@@ -22,8 +25,8 @@ def files_below(folder: Path, on_error: Callable[[OSError], object] | None = Non
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        yield from (os.path.join(root, name) for name in names if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not HIDDEN.match(name))
+        yield from (os.path.join(root, name) for name in names if not HIDDEN.match(name))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,8 +9,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
+from models.files import HIDDEN
 from training.augment import Transform
-from training.images import HIDDEN, IMAGE_SUFFIXES, DataError, image_files, is_image, load_image
+from training.images import IMAGE_SUFFIXES, DataError, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
 from training.shards import Shards, shard_files
 

@@ -1,7 +1,6 @@
 """Files of images: which are read, and how."""
 
 import os
-import re
 from collections import Counter
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from models.files import files_below
+from models.files import HIDDEN, files_below
 
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
-HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
 BITS_PER_SAMPLE = 258  # TIFF's tag
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch.utils.data import Dataset
 
-from training.images import HIDDEN, IMAGE_SUFFIXES, DataError, load_image
+from models.files import HIDDEN
+from training.images import IMAGE_SUFFIXES, DataError, load_image
 
 LABELS_FILE = "labels.txt"
 NO_CLASS = -1

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from models.files import HIDDEN
 from training.data import Images, LabelledFolder, Unlabelled, image_folder, open_images
-from training.images import HIDDEN, DataError
+from training.images import DataError
 from training.settings import SettingsError
 from training.shards import shard_files
 
