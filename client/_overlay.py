@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 COLD, WARM, HOT = (0, 0, 128), (255, 80, 0), (255, 255, 160)
+CHANNELS = [np.interp(range(256), (0, 127.5, 255), levels) for levels in zip(COLD, WARM, HOT, strict=True)]
+PALETTE = np.stack(CHANNELS, -1).astype(np.uint8).tobytes()
 
 
 def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -> "Image":
@@ -37,17 +39,15 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -
     except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
         raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
     evidence = np.maximum(explanation.class_map, 0).astype(np.float32)
-    heat = module.fromarray(evidence / (evidence.max() or 1.0))
+    heat = module.fromarray(255 * evidence / (evidence.max() or 1.0))
     sides, cells = np.array(picture.size), np.array(heat.size)
     first, last = np.reshape(explanation.crop, (2, 2))  # shares of width and height, each
     # Whole pixels, but for float32's rounding; of a padded picture the crop reaches beyond it.
     start = np.floor(first * sides + 1e-3).clip(0, sides - 1).astype(int)
     end = np.ceil(last * sides - 1e-3).clip(start + 1, sides).astype(int)
     seen = (((edge / sides - first) / (last - first) * cells).clip(0, cells) for edge in (start, end))
-    heat = heat.resize(tuple(end - start), module.Resampling.BICUBIC, tuple(np.concatenate([*seen])))
+    colours = heat.resize(tuple(end - start), module.Resampling.BICUBIC, tuple(np.concatenate([*seen]))).convert("L")
+    colours.putpalette(PALETTE)
     box = (*start.tolist(), *end.tolist())
-    values = np.asarray(heat).clip(0, 1)  # [height,width]; bicubic overshoots
-    channels = [np.interp(values, (0, 0.5, 1), levels) for levels in zip(COLD, WARM, HOT, strict=True)]
-    colours = module.fromarray(np.stack(channels, -1).astype(np.uint8))
-    picture.paste(module.blend(picture.crop(box), colours, strength), box)
+    picture.paste(module.blend(picture.crop(box), colours.convert("RGB"), strength), box)
     return picture
