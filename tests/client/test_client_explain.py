@@ -74,6 +74,15 @@ def test_what_lies_beyond_the_picture_is_not_drawn(monkeypatch: pytest.MonkeyPat
     assert (cold == (0, 0, 64)).all()
 
 
+def test_colours() -> None:
+    """Blue without evidence, orange at half of the most, pale yellow at the most."""
+    rising = np.linspace(-1, 2, 97, dtype=np.float32)[None]
+    colours = np.asarray(overlay(Image.new("RGB", (97, 1)), Explanation(CAT, rising), strength=1))[0]
+    expected = {0: (0, 0, 128), 32: (0, 0, 128), 64: (255, 80, 0), 96: (255, 255, 160)}
+    for column, colour in expected.items():
+        np.testing.assert_allclose(colours[column], colour, atol=8)
+
+
 def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     Path("a.png").write_bytes(b"a")
     served.reply = ModelNotFoundError("the server has no model 'classifier_explained'")

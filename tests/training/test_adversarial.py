@@ -170,10 +170,12 @@ def test_the_watch_sees_the_same_images_of_all_classes(
     """val/ lies class by class: its first batch would be of one. In each epoch, in a resumed one, and whatever the
     batch size."""
     seen: list[int] = []
+    strengths: set[float] = set()
     attack = adversarial.pgd
 
     def remember(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, steps: int) -> Tensor:
         seen.extend(targets.tolist())
+        strengths.add(epsilon)
         return attack(model, pixels, targets, epsilon, steps)
 
     monkeypatch.setattr(adversarial, "pgd", remember)
@@ -181,13 +183,14 @@ def test_the_watch_sees_the_same_images_of_all_classes(
     assert seen == [0] * 8 + [1] * 8 + [2] * 8, "all that there are"
     seen.clear()
     monkeypatch.setattr(adversarial, "WATCHED", 6)
-    config = tiny(tmp_path / "run", batch_size=4, adversarial="fast_at")
+    config = tiny(tmp_path / "run", batch_size=4, adversarial="fast_at", epsilon=2.0)
     with monkeypatch.context() as patch:
         before_step(30, die, patch)
         with pytest.raises(Killed):
             train(config, QUIET)
     train(config, QUIET)
     assert seen == [0, 0, 1, 1, 2, 2] * 2
+    assert strengths == {8 / 255, 2 / 255}
 
 
 def test_an_answer_that_is_always_the_same_is_no_robustness() -> None:
@@ -219,9 +222,12 @@ def test_catastrophic_overfitting_stops_the_run(tiny: Tiny, tmp_path: Path, monk
         watch.check(accuracy)
     with pytest.raises(StopTraining, match=r"fell from 50\.0% to 29\.0% \(catastrophic overfitting\)"):
         watch.check(0.29)
-    fallen = iter([0.6, 0.1, 0.6])
+    fallen = iter([0.6, 0.1, 0.6, 0.6, 0.1])
     monkeypatch.setattr(OverfittingWatch, "__call__", lambda self, *_: self.check(value := next(fallen)) or value)
     train(tiny(tmp_path / "run", epochs=3, adversarial="fast_at"), QUIET)
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["robust"] for line in log] == [0.6], "the second epoch is not kept"
     load_checkpoint(tmp_path / "run")
+    next(fallen)
+    train(tiny(tmp_path / "allowed", adversarial="fast_at", overfitting_drop=0.55), QUIET)
+    assert not list(fallen)

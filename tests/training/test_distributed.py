@@ -62,6 +62,13 @@ def test_a_run_of_two_processes_is_one_with_twice_the_batch(tiny: Tiny, folder: 
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-4)
 
 
+def test_statistics_of_their_own_are_averaged(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    """Without --sync-bn: the mean over both processes' images, in the first batch norm, before which all is alike."""
+    train(tiny(tmp_path, **{**RUN, "sync_bn": False}), QUIET)
+    ours, theirs = (load_checkpoint(output)[0].stem[0].bn.running_mean for output in (tmp_path, folder / "apart"))
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+
+
 def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
     assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
 

@@ -100,6 +100,7 @@ def main() -> None:
     changes |= {"data": Path(changes["data"]), "output": Path(changes["output"])}
     config = dataclasses.replace(PRESETS["digits"], **changes)
     train(config, QUIET)
+    train(dataclasses.replace(config, sync_bn=False, output=folder / "apart"), QUIET)
     results["told"] = cut_and_resumed(dataclasses.replace(config, output=folder))
     torch.save(results, folder / f"results{distributed.rank()}.pt")
     distributed.shutdown()

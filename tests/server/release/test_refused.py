@@ -238,3 +238,10 @@ def test_the_canary_images_answer(monkeypatch, values, refused):
     with nullcontext() if refused is None else pytest.raises(ReleaseError, match=refused):
         release_module.check_answers("127.0.0.1:1")
     assert len(answers) == (0 if isinstance(values, PERHAPS_BUSY) else 1)
+
+
+def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
+    monkeypatch.setattr(release_module, "AGAIN_SECONDS", 0.1)
+    state = release_module.restore(Management("127.0.0.1:1", "token", 5), 3)
+    assert state.startswith("version 3 is in place again, but is not served: ")
+    assert "Connection refused" in state
