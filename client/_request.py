@@ -6,7 +6,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from client._errors import ProtocolError
 from client._prediction import Prediction
+
+INPUT, OUTPUT = "image", "probabilities"
+EVIDENCE = ("class_map", "crop")  # further outputs, where a map is asked for
+SHARED_MEMORY_HEADER = "widefield-shared-memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,11 @@ def answer_of(
     if max(left, 0) >= min(right, 1) or max(upper, 0) >= min(lower, 1):
         raise ValueError
     return Answer(predictions, class_map, Crop(left, upper, right, lower))
+
+
+def incomplete(request: Request, url: str) -> ProtocolError:
+    wanted = f"{OUTPUT}, {' and '.join(EVIDENCE)}" if request.class_map else OUTPUT
+    return ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from client._errors import ProtocolError
 from client._request import Answer, Request
 from client._tls import TLS, TLSLike, as_tls
 
 if TYPE_CHECKING:
     from client._status import ServerStatus
 
-INPUT, OUTPUT = "image", "probabilities"
-EVIDENCE = ("class_map", "crop")  # further outputs, where a map is asked for
-SHARED_MEMORY_HEADER = "widefield-shared-memory"
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
 CONNECT_SECONDS = 2.0  # where another server is left: one that never answers must not take the whole deadline
@@ -44,11 +40,6 @@ class AsyncTransport(Protocol):
     async def status(self, timeout: float) -> "ServerStatus": ...
 
     async def close(self) -> None: ...
-
-
-def incomplete(request: Request, url: str) -> ProtocolError:
-    wanted = f"{OUTPUT}, {' and '.join(EVIDENCE)}" if request.class_map else OUTPUT
-    return ProtocolError(f"the answer holds no {wanted}: check the model [{request.model} at {url}]")
 
 
 def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:

@@ -10,10 +10,20 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from client._errors import ClassifierError, error_from_status
 from client._prediction import parse_predictions
-from client._request import Answer, Request, Share, answer_of, microseconds
+from client._request import (
+    EVIDENCE,
+    INPUT,
+    OUTPUT,
+    SHARED_MEMORY_HEADER,
+    Answer,
+    Request,
+    Share,
+    answer_of,
+    incomplete,
+    microseconds,
+)
 from client._status import ServerStatus, parse_status
 from client._tls import TLS, grpc_credentials
-from client._transport import EVIDENCE, INPUT, OUTPUT, SHARED_MEMORY_HEADER, incomplete
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STATUS_CALLS: tuple[tuple[str, Any], ...] = (  # in the order of `decode_status`

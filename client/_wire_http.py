@@ -19,9 +19,19 @@ from client._errors import (
     shorten,
 )
 from client._prediction import parse_predictions
-from client._request import Answer, Request, Share, answer_of, microseconds
+from client._request import (
+    EVIDENCE,
+    INPUT,
+    OUTPUT,
+    SHARED_MEMORY_HEADER,
+    Answer,
+    Request,
+    Share,
+    answer_of,
+    incomplete,
+    microseconds,
+)
 from client._status import ServerStatus, parse_status
-from client._transport import EVIDENCE, INPUT, OUTPUT, SHARED_MEMORY_HEADER, incomplete
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
