@@ -19,20 +19,25 @@ from training.shards import Shards, shard_files
 class LabelledFolder(ImageFolder):
     """torchvision's ImageFolder without hidden files and folders; a class may have no images.
 
-    `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them.
+    `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them;
+    `hidden`: folders that would be classes but for their names.
     """
 
     def __init__(self, folder: Path, transform: Transform | None) -> None:
         self.folder = str(folder)
         self.passed_over: Counter[str] = Counter()
         self.outside = 0
+        self.hidden: list[str] = []
         super().__init__(self.folder, transform, loader=load_image)
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         with os.scandir(directory) as entries:
-            shown = [entry for entry in entries if not HIDDEN.match(entry.name)]
-        names = sorted(entry.name for entry in shown if entry.is_dir())
-        self.outside = sum(is_image(entry.name) for entry in shown if not entry.is_dir())
+            is_folder = {entry.name: entry.is_dir() for entry in entries}
+        hidden = {name for name in is_folder if HIDDEN.match(name)}
+        folders = (Path(directory, name) for name in sorted(hidden) if is_folder[name])
+        self.hidden = [folder.name for folder in folders if any(is_image(path.name) for path in folder.glob("*"))]
+        names = sorted(name for name in is_folder.keys() - hidden if is_folder[name])
+        self.outside = sum(is_image(name) for name in is_folder if not is_folder[name])
         if not names:
             found = f", only {self.outside} images" if self.outside else ""
             raise DataError(f"{directory} holds no folder{found}: images are expected in {directory}/LABEL/FILE")

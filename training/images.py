@@ -51,7 +51,7 @@ def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
     try:
         return read_image(file, name)
     except DataError as error:
-        what = "replace it, since removing it makes another data set (python -m training.check DATA lists all of them)"
+        what = "replace it, or remove it and begin a new run (python -m training.check DATA lists all such files)"
         raise DataError(f"{error}: {what}") from error
 
 

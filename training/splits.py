@@ -77,14 +77,16 @@ def ignored(*datasets: Images | Unlabelled) -> str:
 
 
 def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
-    """Files that are not read, by suffix, and images outside class folders."""
+    """Files that are not read, by suffix, and images outside class folders or in hidden ones."""
     if not isinstance(dataset, LabelledFolder | Unlabelled):
         return []
     name = f"{Path(dataset.root).name}/"
     suffixes = ", ".join(f"{count} {suffix}" for suffix, count in dataset.passed_over.most_common())
     lines = [f"{suffixes} in {name}"] if suffixes else []
-    if isinstance(dataset, LabelledFolder) and dataset.outside:
-        lines.append(f"{dataset.outside} images outside the class folders of {name}")
+    if isinstance(dataset, LabelledFolder):
+        if dataset.outside:
+            lines.append(f"{dataset.outside} images outside the class folders of {name}")
+        lines += [f"images in the hidden folder {name}{hidden}" for hidden in dataset.hidden]
     return lines
 
 

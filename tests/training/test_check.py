@@ -32,6 +32,7 @@ def test_everything_that_is_wrong_is_listed(
     Path("data/train/bee/0.png").write_bytes(Path("data/train/bee/0.png").read_bytes()[:45])
     Path("data/val/ant/none.jpg").touch()
     Image.fromarray(np.ones((3, 3), np.float32)).save("data/train/Ant/f.tif")
+    fill(Path("data/train"), **{".net": 1, ".empty": 0})
     for name in ("train/ant/a.gif", "train/ant/b.heic", "train/bee/c.gif", "val/d.png"):
         (Path("data") / name).touch()
     status, lines = run(monkeypatch, capsys, "data", "--workers", workers)
@@ -43,9 +44,10 @@ def test_everything_that_is_wrong_is_listed(
     assert lines[4].startswith("error: data/val/ant/none.jpg cannot be decoded (")
     assert lines[5:] == [
         "note: 2 .gif, 1 .heic in train/",
+        "note: images in the hidden folder train/.net",
         "note: data/train: 2 labels are alike: 'Ant', 'ant'",
         "note: 1 images outside the class folders of val/",
-        "45 images of 3 classes in data/train; 3 images of 2 classes in data/val: 5 errors, 3 notes",
+        "45 images of 3 classes in data/train; 3 images of 2 classes in data/val: 5 errors, 4 notes",
     ]
 
 

@@ -170,7 +170,9 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "half.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match=r"half\.png cannot be decoded .*: replace it, since .*training\.check DATA"):
+    with pytest.raises(
+        DataError, match=r"half\.png cannot be decoded .*: replace it, or remove it and begin .*training\.check DATA"
+    ):
         load_image(str(path))
 
 
