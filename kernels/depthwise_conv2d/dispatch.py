@@ -61,7 +61,7 @@ def forward_cuda(
 def forward_by(
     way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
 ) -> Tensor:
-    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, another of `tuning.WORDS`, or
+    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, another of `tile_files.WORDS`, or
     "packed image", which benchmarks/kernels measures and nothing takes."""
     if flip and (way == "taps" or way in pytorch.WAYS):
         weight, flip = weight.flip(2, 3), False

@@ -7,122 +7,34 @@ ways, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is t
 shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
 """
 
-import fcntl
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
+from kernels.depthwise_conv2d import grad_weight, pytorch, tile_files, toeplitz
+from kernels.depthwise_conv2d.tile_files import Way, key
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
 SLOWER = 2.0  # than the least single call: such a way is not measured further
-TABLE = Path(__file__).with_name("tiles.json")
-WORDS = ("toeplitz", "taps", *pytorch.WAYS)
-Way = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of WORDS
 Run = Callable[[Way], Any]
-
-
-def cache_file() -> Path:
-    return _cache_file(*map(os.environ.get, ("WIDEFIELD_TILES", "XDG_CACHE_HOME", "HOME")))
-
-
-@cache
-def _cache_file(tiles: str | None, cache_home: str | None, home: str | None) -> Path:
-    """Made once: every call of the operator asks for it, and making it takes longer than a small layer."""
-    if tiles:
-        return Path(tiles)
-    return Path(cache_home or os.path.expanduser("~/.cache"), "widefield", "tiles.json")  # a user may have no home
-
-
-def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> str:
-    major, minor = torch.cuda.get_device_capability(input.device)
-    kind = str(input.dtype).removeprefix("torch.") + ("" if precision == "ieee" else f"-{precision}")
-    shape = "x".join(str(size) for size in input.shape)
-    return f"{operation} sm_{major}{minor} {kind} {shape} {kernel_size[0]}x{kernel_size[1]}"
-
-
-class TilesError(RuntimeError):
-    """A file of tiles cannot be used."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} {reason}: remove it, or name another file in WIDEFIELD_TILES")
-
-
-@cache
-def read(path: Path) -> dict[str, Any]:
-    """The ways of a file by key; empty where there is none, or in a folder that is closed. Raises `TilesError`."""
-    try:
-        ways = json.loads(path.read_text()) if os.path.isfile(path) else {}  # pathlib's raises where it may not look
-    except OSError as error:
-        raise TilesError(path, f"cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise TilesError(path, f"is damaged ({error})") from error
-    if not isinstance(ways, dict):
-        raise TilesError(path, f"holds a {type(ways).__name__} in place of tiles by shape")
-    return ways
-
-
-def way_in(path: Path, name: str, kind: type) -> Way:
-    """The tile or the word that a file has for a shape. Raises `TilesError`."""
-    way = read(path)[name]
-    if way in WORDS:
-        return way
-    try:
-        return kind(**way)
-    except TypeError as error:
-        raise TilesError(path, f"has {way!r} for {name!r}, which is not a tile of this version") from error
-
-
-def remember(name: str, way: Way) -> None:
-    """Written whole and moved in place: another process sees the old file or the new one, and adds to the newest."""
-    path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:  # beside it: the file itself is replaced
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        read.cache_clear()
-        ways = read(path) | {name: way if isinstance(way, str) else asdict(way)}
-        draft = path.with_name(f".{path.name}.{os.getpid()}")  # the lock's holder is its only writer
-        draft.write_text(json.dumps(ways, indent=1, sort_keys=True))  # as readable as the umask has files: it is shared
-        os.replace(draft, path)
-        read.cache_clear()
-
-
-@cache
-def shipped(table: Path, name: str) -> dict[str, Any] | None:
-    """The `table`'s tile for the key `name`, else that of the largest batch below: more programs of the same kind.
-
-    Tiles of bfloat16 serve float16, whose bytes and tensor-core instructions are the same.
-    """
-
-    def parts(key: str) -> tuple[int, list[str]]:
-        *kind, shape, kernel = key.split()  # "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
-        batch, _, image = shape.partition("x")
-        return int(batch), ["bfloat16" if word == "float16" else word for word in (*kind, image, kernel)]
-
-    most, layer = parts(name)
-    tiles = {parts(key)[0]: tile for key, tile in read(table).items() if parts(key)[1] == layer}
-    return tiles.get(max((batch for batch in tiles if batch <= most), default=0))
 
 
 def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Way]], run: Run) -> Way | None:
     """The way to go; None leaves it to the rule. A tile found for `plain` serves what differs from it in `details`."""
-    path, name, table = cache_file(), plain + details, shipped(TABLE, plain)
+    path, name, table = tile_files.cache_file(), plain + details, tile_files.shipped(tile_files.TABLE, plain)
     tile = kind(**table) if table else None
     tunes = os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing()
-    if tunes and name not in read(path):
-        remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
-    if name in read(path):
-        return way_in(path, name, kind)
-    return way_in(path, plain, kind) if isinstance(read(path).get(plain), dict) else tile
+    if tunes and name not in tile_files.read(path):
+        tile_files.remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
+    if name in tile_files.read(path):
+        return tile_files.way_in(path, name, kind)
+    return tile_files.way_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
 
 
 def one_call_ms(run: Callable[[], Any]) -> float:

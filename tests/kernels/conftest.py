@@ -26,7 +26,7 @@ def cudnn_conv():
 @pytest.fixture
 def taken(monkeypatch, tmp_path):
     """The launches that were made, on a device of capability 9.0; outputs are filled with 3."""
-    from kernels.depthwise_conv2d import grad_weight, kernel, packed_image, toeplitz, transpose, tuning, whole_image
+    from kernels.depthwise_conv2d import grad_weight, kernel, packed_image, tile_files, toeplitz, transpose, whole_image
 
     seen = []
 
@@ -70,6 +70,6 @@ def taken(monkeypatch, tmp_path):
     monkeypatch.setattr(transpose, "launch", transposed)
     monkeypatch.setattr(grad_weight, "launch", of_the_weight)
     monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
-    tuning.read.cache_clear()
+    tile_files.read.cache_clear()
     yield seen
-    tuning.read.cache_clear()
+    tile_files.read.cache_clear()

@@ -1,11 +1,7 @@
 """What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
 
-import errno
 import itertools
 import json
-import os
-import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -13,7 +9,7 @@ import pytest
 import torch
 
 from kernels import float32_precision
-from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, pytorch, toeplitz, tuning
+from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, pytorch, tile_files, toeplitz, tuning
 
 SHIPPED = "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
 KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
@@ -24,7 +20,7 @@ def test_a_shipped_tile_is_taken(taken):
     x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
     op._cuda(x, w)
     op._cuda(x.to(memory_format=torch.channels_last), w, None, "relu")
-    tile = toeplitz.Tile(**tuning.read(tuning.TABLE)["toeplitz sm_90 bfloat16 64x128x56x56 31x31"])
+    tile = toeplitz.Tile(**tile_files.read(tile_files.TABLE)["toeplitz sm_90 bfloat16 64x128x56x56 31x31"])
     assert [launch[3] for launch in taken] == [tile] * 2
 
 
@@ -33,38 +29,11 @@ def test_float32s_precision_leaves_the_others_their_tiles(taken):
     with float32_precision("tf32"):
         op._cuda(x, w)
         gradients._grad_weight_cuda(x, x, [31, 31])
-    tiles = [tuning.read(tuning.TABLE)[f"{operation} {SHIPPED.partition(' ')[2]}"] for operation in KINDS]
+    tiles = [tile_files.read(tile_files.TABLE)[f"{operation} {SHIPPED.partition(' ')[2]}"] for operation in KINDS]
     assert taken == [
         ("toeplitz", True, "ieee", toeplitz.Tile(**tiles[0])),
         ("grad_weight", (128, 1, 31, 31), "ieee", grad_weight.GradWeightTile(**tiles[1])),
     ]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "batch", "channels", "found"),
-    [
-        (torch.float16, 64, 128, True),
-        (torch.bfloat16, 256, 128, True),
-        (torch.bfloat16, 63, 128, False),
-        (torch.bfloat16, 64, 127, False),
-        (torch.float32, 64, 128, False),
-    ],
-)
-@pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
-def test_a_shipped_tile_serves_larger_batches_and_float16(taken, operation, dtype, batch, channels, found):
-    like = torch.empty(batch, channels, 56, 56, dtype=dtype, device="meta")
-    assert tuning.shipped(tuning.TABLE, tuning.key(operation, like, (31, 31), "tf32x3")) is None
-    name = tuning.key(operation, like, (31, 31), "ieee")
-    table = tuning.read(tuning.TABLE)[f"{operation} sm_90 bfloat16 64x128x56x56 31x31"]
-    assert tuning.shipped(tuning.TABLE, name) == (table if found else None)
-
-
-def test_the_nearest_batch_below_is_taken(tmp_path):
-    table = tmp_path / "table.json"
-    tiles = {f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5": {"rows": batch} for batch in (8, 64, 16)}
-    table.write_text(json.dumps(tiles))
-    rows = [tuning.shipped(table, f"toeplitz sm_90 bfloat16 {batch}x8x9x9 5x5") for batch in (7, 8, 17, 640)]
-    assert rows == [None, {"rows": 8}, {"rows": 16}, {"rows": 64}]
 
 
 @pytest.fixture
@@ -131,7 +100,7 @@ def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
     ]
     assert {way for way in clock.called if isinstance(way, str)} == set(pytorch.WAYS)
     assert len(clock.called) == len(set(clock.called)) + 2  # PyTorch's two ways for each of the operations
-    tuning.read.cache_clear()  # as a new process, which does not tune
+    tile_files.read.cache_clear()  # as a new process, which does not tune
     monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
     op._cuda(x, w)
     assert taken[-1][3] == tiles[0]
@@ -149,7 +118,7 @@ def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch,
         grad = gradients._grad_weight_cuda(output, x, [size, size])
         assert taken == [way, way]
         taken.clear()
-        tuning.read.cache_clear()
+        tile_files.read.cache_clear()
         monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
     assert output.stride() == x.stride()
     exact = torch.nn.functional.conv2d(x, w, b, padding=size // 2, groups=4).relu()
@@ -213,10 +182,10 @@ def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_lon
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
     kind = KINDS[operation]
     name = SHIPPED.replace("toeplitz", operation)
-    table = kind(**tuning.read(tuning.TABLE)[name])
+    table = kind(**tile_files.read(tile_files.TABLE)[name])
     shipped = replace(table, stages=2)  # not the rule's
-    monkeypatch.setattr(tuning, "TABLE", tuning.cache_file().with_name("table.json"))
-    tuning.TABLE.write_text(json.dumps({name: asdict(shipped)}))
+    monkeypatch.setattr(tile_files, "TABLE", tile_files.cache_file().with_name("table.json"))
+    tile_files.TABLE.write_text(json.dumps({name: asdict(shipped)}))
 
     def seconds(way):
         now[0] += 1.0
@@ -232,77 +201,7 @@ def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_lon
         rule = grad_weight.choose_tile(56, 56, 31, 31, 2)
     assert clock.called == [shipped, rule, *pytorch.WAYS]
     assert clock.ways == ([shipped] if isinstance(rule, str) else [shipped, rule])
-    assert tuning.read(tuning.cache_file()) == {name: asdict(shipped)}
-
-
-def test_what_several_processes_measure_is_all_kept(taken):
-    """As the ranks of a training run do, one file for all; a lock tells threads apart as it does processes."""
-    names = [f"shape {number}" for number in range(64)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: tuning.remember(name, "taps"), names))
-    assert tuning.read(tuning.cache_file()) == dict.fromkeys(names, "taps")
-
-
-def test_the_file_is_as_readable_as_the_umask_says(taken):
-    """Several users share it."""
-    before = os.umask(0o027)
-    try:
-        tuning.remember("shape", "taps")
-    finally:
-        os.umask(before)
-    assert tuning.cache_file().stat().st_mode & 0o777 == 0o640
-    assert {path.suffix for path in tuning.cache_file().parent.glob("*tiles*")} == {".json", ".lock"}, (
-        "no draft is left"
-    )
-
-
-def test_a_user_without_a_home_has_a_file(monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(tuning.Path, "home", no_home)
-    assert tuning._cache_file("/shared/tiles.json", None, None) == tuning.Path("/shared/tiles.json")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it leaves what it cannot find
-    assert tuning._cache_file(None, None, "") == tuning.Path("~/.cache/widefield/tiles.json")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('{"cut off', "is damaged (Unterminated string"),
-        ("[1, 2]", "holds a list"),
-        (json.dumps({SHIPPED: {"rows": 4, "depth": 2}}), f"has {{'rows': 4, 'depth': 2}} for '{SHIPPED}', which is no"),
-        (json.dumps({SHIPPED: "cutlass"}), f"has 'cutlass' for '{SHIPPED}', which is not a tile of this version"),
-    ],
-    ids=["damaged", "a list", "another tile", "another word"],
-)
-def test_a_damaged_or_foreign_file_is_named(taken, content, reason):
-    tuning.cache_file().write_text(content)
-    x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
-    with pytest.raises(RuntimeError, match=re.escape(f"{tuning.cache_file()} {reason}") + ".*: remove it, or name"):
-        op._cuda(x, w)
-    if content.endswith("]"):
-        with pytest.raises(RuntimeError, match="holds a list"):
-            tuning.remember(SHIPPED, "taps")
-
-
-def refuse(*arguments, **options):
-    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-
-def test_in_a_closed_folder_there_is_no_file(taken, monkeypatch):
-    """As in the home of another user, which $HOME may name in a container."""
-    x, w = torch.zeros(2, 8, 9, 9), torch.zeros(8, 1, 5, 5)
-    monkeypatch.setattr(os, "stat", refuse)
-    op._cuda(x, w)
-    assert [launch[0] for launch in taken] == ["toeplitz"]
-
-
-def test_a_file_of_another_user_is_named(taken, monkeypatch):
-    tuning.cache_file().write_text("{}")
-    monkeypatch.setattr(tuning.Path, "read_text", refuse)
-    with pytest.raises(tuning.TilesError, match=r"tiles\.json cannot be read \(Permission denied\): remove it"):
-        tuning.read(tuning.cache_file())
+    assert tile_files.read(tile_files.cache_file()) == {name: asdict(shipped)}
 
 
 def test_a_call_is_timed_after_the_one_that_compiles(monkeypatch):
