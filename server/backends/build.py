@@ -41,9 +41,9 @@ SHARED = ("../backend.h", "../tritonbackend.h")
 PYTORCH = Library(
     HERE / "pytorch",
     HERE / "pytorch" / "lib" / "libtriton_pytorch.so",
-    sources=("backend.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
+    sources=("backend.cpp", "configure.cpp", "lone.cpp", "model.cpp", "request.cpp", "settings.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-fopenmp"),
-    headers=(*SHARED, "json.h", "lone.h", "model.h", "request.h", "settings.h"),
+    headers=(*SHARED, "configure.h", "json.h", "lone.h", "model.h", "request.h", "settings.h"),
     torch=True,
 )
 PYTHON_IN_PROCESS = Library(

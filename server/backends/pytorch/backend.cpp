@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 
+#include "configure.h"
 #include "lone.h"
 #include "model.h"
 #include "request.h"

@@ -2,6 +2,8 @@
 
 #include <future>
 
+#include "configure.h"
+
 namespace widefield {
 
 LoneModel::LoneModel(const Settings& settings, ModuleLoader& loader, std::vector<int64_t> sizes)

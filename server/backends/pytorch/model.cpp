@@ -1,25 +1,17 @@
 #include "model.h"
 
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
-#include <sched.h>
 #include <torch/csrc/jit/codegen/onednn/interface.h>
-#include <torch/csrc/jit/passes/tensorexpr_fuser.h>
 #include <torch/csrc/jit/passes/utils/subgraph_utils.h>
-#include <torch/csrc/jit/python/update_graph_executor_opt.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
 #include <filesystem>
-#include <optional>
 #include <stdexcept>
 
-// Of the OpenMP that libtorch brings, whatever the file is called.
-extern "C" void omp_set_num_threads(int count) __attribute__((weak));
+#include "configure.h"
 
 namespace widefield {
 namespace {
@@ -72,23 +64,6 @@ std::vector<at::Tensor> flatten(const c10::IValue& result) {
       throw std::invalid_argument("forward() returned a scalar: outputs need a batch dimension");
   }
   return outputs;
-}
-
-// A model that computes with every core gets one thread a core. Left to the scheduler, two that wait for each other at
-// an operator's end may share a core while the other core idles: under load that costs most of the throughput.
-void spread_over_cores() {
-  cpu_set_t allowed;
-  const int count = at::get_num_threads();
-  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || count < 2 || count != CPU_COUNT(&allowed)) return;
-  std::vector<int> cores;
-  for (int core = 0; core < CPU_SETSIZE; ++core)
-    if (CPU_ISSET(core, &allowed)) cores.push_back(core);
-  at::parallel_for(0, count, 1, [&](int64_t, int64_t) {
-    cpu_set_t own;
-    CPU_ZERO(&own);
-    CPU_SET(cores[at::get_thread_num()], &own);
-    sched_setaffinity(0, sizeof(own), &own);
-  });
 }
 
 }  // namespace
@@ -238,33 +213,6 @@ void TorchModel::check(const std::vector<at::Tensor>& outputs, int64_t batch) co
                                   std::to_string(outputs[i].size(0)) + " for a batch of " + std::to_string(batch) +
                                   ": the model bakes in a batch size");
   }
-}
-
-void configure_process(const Settings& settings) {
-  static std::once_flag inter_op;
-  if (settings.inter_op_threads)
-    std::call_once(inter_op, [&] { at::set_num_interop_threads(*settings.inter_op_threads); });
-  if (settings.disable_cudnn) at::globalContext().setUserEnabledCuDNN(false);
-  if (settings.jit_executor) torch::jit::getExecutorMode() = *settings.jit_executor;
-  if (settings.jit_profiling) torch::jit::getProfilingMode() = *settings.jit_profiling;
-  if (settings.tensor_fuser) torch::jit::setTensorExprFuserEnabled(*settings.tensor_fuser);
-}
-
-void set_thread_count(int count) {
-  if (!omp_set_num_threads) return;
-  // PyTorch sets a thread's number from the environment at its first use, once in its library and once in what is
-  // inlined here: neither may come after this.
-  at::internal::lazy_init_num_threads();
-  at::get_num_threads();
-  omp_set_num_threads(count);
-}
-
-void configure_thread(const Settings& settings, std::optional<int> threads) {
-  torch::jit::setGraphExecutorOptimize(settings.optimized_execution);
-  if (threads) set_thread_count(*threads);
-  static thread_local bool spread = false;
-  if (!spread) spread_over_cores();
-  spread = true;
 }
 
 }  // namespace widefield
