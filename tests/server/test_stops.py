@@ -1,0 +1,195 @@
+"""Drains, signals and kills: requests in flight are answered, and nothing is left of a server."""
+
+import concurrent.futures
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from server_models import in_process
+from server_processes import assert_nothing_left, commands_of, folder_of, processes_of, shm_of, wait_until
+
+from benchmarks.resilience.footprint import tritonserver_of
+from server import TritonServer
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def cli(repository):
+    """Starts `python -m server` on free ports, returns the process once it is ready; kills what is left."""
+    started = []
+
+    def start(*arguments, wait=True, models=repository):
+        command = [sys.executable, "-m", "server", "--model-repository", str(models)]
+        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        if wait:
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert lines[0].startswith("  HTTP     http://127.0.0.1:"), process.stderr.read()
+            assert "python -m client classify IMAGE --url 127.0.0.1:" in lines[3]
+            process.grpc_url = lines[1].split()[1]
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def hanging_repository(light_repository, tmp_path):
+    """Its first inference takes as long as the test lets it: until the file `hang` beside it is gone."""
+    root = shutil.copytree(light_repository, tmp_path / "models")
+    model = (root / "sleepy").rename(root / "classifier")
+    text = (model / "config.pbtxt").read_text().replace('"sleepy"', '"classifier"').replace('"seconds"', '"image"')
+    (model / "config.pbtxt").write_text(text.replace("TYPE_FP32", "TYPE_STRING", 1))
+    in_process(model)
+    (tmp_path / "hang").touch()
+    (model / "1" / "model.py").write_text(f"""
+import os, time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        while os.path.exists({str(tmp_path / "hang")!r}):
+            open({str(tmp_path / "hangs")!r}, "w").close()
+            time.sleep(0.1)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", np.ones((1, 1), np.float32))]) for _ in requests]
+""")
+    return root
+
+
+def assert_ends(process, number, seconds):
+    """At the signal, with all that it has started."""
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.send_signal(number)
+    process.communicate(timeout=seconds)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
+def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep):
+    with TritonServer(light_repository) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        request = pool.submit(sleep, server.grpc_url, 2.5)
+        time.sleep(0.7)
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun > 1.0
+        assert request.result(0.1) == 2.5
+
+
+def test_a_drain_ends_after_its_time(light_repository, sleep):
+    with TritonServer(light_repository, drain_seconds=1) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        request = pool.submit(sleep, server.grpc_url, 60)
+        time.sleep(0.7)
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 12
+        assert request.exception(10) is not None
+
+
+def test_sigterm_leaves_nothing(cli, repository_of_processes):
+    process = cli(models=repository_of_processes)
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    assert len(processes) == 4  # guard, tritonserver, two backend processes
+    assert shm_of(folder.name)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0
+    assert errors.splitlines()[-1] == "server: stopped"
+    assert "NVML" not in errors
+    assert_nothing_left(processes, folder)
+
+
+HANGUP = pytest.param(
+    signal.SIGHUP,
+    marks=pytest.mark.skipif(
+        signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="the tests were started by nohup"
+    ),
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
+def test_a_signal_waits_for_requests_in_flight(cli, light_repository, sleep, number):
+    process = cli(models=light_repository)
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        request = pool.submit(sleep, process.grpc_url, 3)
+        time.sleep(0.7)
+        process.send_signal(number)
+        assert request.result(20) == 3
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert_nothing_left(processes, folder)
+
+
+def test_kill_9_of_the_supervisor_leaves_nothing(cli, light_repository):
+    process = cli(models=light_repository)
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    process.kill()
+    process.wait()
+    assert_nothing_left(processes, folder)
+
+
+def test_ctrl_c_while_starting_and_twice(cli):
+    process = cli(wait=False)
+    wait_until(lambda: "/widefield-" in commands_of(processes_of(process.pid)), 20, "tritonserver started")
+    assert_ends(process, signal.SIGINT, 30)
+
+
+def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
+    process = cli(models=light_repository)
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        request = pool.submit(sleep, process.grpc_url, 60)
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert request.exception(5) is not None
+    assert_nothing_left(processes, folder)
+
+
+def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, tmp_path):
+    process = cli(wait=False, models=hanging_repository)
+    wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+    assert_ends(process, signal.SIGTERM, 20)
+
+
+def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_repository, tmp_path):
+    (tmp_path / "hang").unlink()
+    with TritonServer(hanging_repository) as server:
+        tritonserver_of(server._process.guard.pid).kill()
+        (tmp_path / "hang").touch()
+        wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun < 20
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp_path):
+    (tmp_path / "hang").unlink()
+    process = cli("--probe-interval", "0.1", "--probe-timeout", "60", models=hanging_repository)
+    (tmp_path / "hang").touch()
+    wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
