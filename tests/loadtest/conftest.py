@@ -1,5 +1,6 @@
 """The servers that the load goes to, and the command that sends it."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tiny_repository import write_tiny_repository
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,32 @@ def loadtest() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
     return run
+
+
+@pytest.fixture
+def locust() -> Callable[..., subprocess.CompletedProcess]:
+    """locust("-u", "2", cwd=...) -> what locust itself did with loadtest/locustfile.py."""
+
+    def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+        locust = [str(Path(sys.executable).parent / "locust"), "-f", str(ROOT / "loadtest/locustfile.py"), "--headless"]
+        return subprocess.run([*locust, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60)
+
+    return run
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for number in range(5):
+        Image.new("RGB", (64, 48), (50 * number, 80, 120)).save(tmp_path / f"{number}.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address that refuses."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 class CountingServer(ThreadingHTTPServer):

@@ -1,0 +1,124 @@
+"""What is refused before any load is sent, and how that is said."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Loadtest = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--users", "1"],
+        ["--seconds", "0"],
+        ["--protocol", "smtp"],
+        ["--users", "4", "--rate", "3"],
+        ["--levels", "1,2"],
+        ["--shape", "step", "--users", "4"],
+        ["--shape", "step", "--levels", "1,4"],
+        ["--shape", "step", "--levels", "0.4", "--protocol", "http"],
+        ["--shape", "spike", "--peak", "0.2"],
+        ["--shape", "step", "--levels", "1,x"],
+        ["--no-such-option"],
+        ["foo"],
+        ["--csv"],
+        ["--top", "0"],
+        ["--top", "x"],
+        ["--seconds", "x"],
+        ["--results", "tests"],
+        ["report", "README.md", "report.html"],
+        ["--sizes", "4000"],
+        ["--images", "none"],
+        ["null", "--images", "none"],
+        ["null", "--sizes", "4000"],
+        ["--report", "no/such/folder/report.html"],
+        ["capacity", "--repeats", "0", "--slo", "x"],
+        ["capacity", "--processes", "-1", "--slo", "x"],
+        ["null", "--processes", "0"],
+        ["--processes", "-5"],
+        ["run", "--processes", "0"],
+        ["--slo", "no/such/slo.toml"],
+        ["capacity", "--slo", "no/such/slo.toml"],
+        ["report", "no/such/results.json", "report.html"],
+    ],
+)
+def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
+    """Before the load generator is measured."""
+    done = loadtest(*arguments)
+    assert done.returncode == 2
+    assert "go to a server that does nothing" not in done.stderr
+    assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
+
+
+def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
+    assert loadtest("--url", "box:8001").stderr == "loadtest: --url: not an option of loadtest or locust; see --help\n"
+
+
+def test_no_images_is_said(locust: Loadtest, loadtest: Loadtest, tmp_path: Path) -> None:
+    for done in (
+        locust("-t", "1s", "--images", str(tmp_path)),
+        loadtest("--null-check", "off", "--images", str(tmp_path)),
+    ):
+        assert done.returncode == 2
+        assert f"loadtest: no image below {tmp_path}: name another folder with --images" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--seconds=1", "--warm-up=1", "--levels=1,2", "--peak=2"])
+def test_options_of_a_shape_need_one(locust: Loadtest, option: str) -> None:
+    done = locust("-t", "1s", option, "--images", "none")
+    assert done.returncode == 2
+    assert f"loadtest: {option.partition('=')[0]} is for --shape or --rate: give one, or leave it out" in done.stderr
+
+
+def test_steps_of_locust_need_users(locust: Loadtest, pictures: Path) -> None:
+    done = locust("-t", "1s", "--shape", "step", "--images", str(pictures))
+    assert done.returncode == 2
+    assert "loadtest: warm-up has 0 users: give at least 2, one for each protocol" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["--report", "--results"])
+def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path, file: str) -> None:
+    (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
+    done = loadtest("capacity", "--slo", str(tmp_path / "slo.toml"), file, "none/r.html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "loadtest: none/r.html cannot be written: no folder none\n"
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"runs": []}', "1"])
+def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) -> None:
+    (tmp_path / "saved.json").write_text(text)
+    done = loadtest("report", str(tmp_path / "saved.json"), str(tmp_path / "report.html"))
+    assert done.returncode == 2
+    assert "saved.json holds no results: name a file that --results has written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        ([], "locust"),
+        (["capacity"], "locust"),
+        (["null"], "locust"),
+        (["--help"], "locust"),
+        (["report", "a.json", "a.html"], "locust, matplotlib"),
+        (["capacity", "--report=a.html"], "locust, matplotlib"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path: Path, arguments: list[str], needed: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules.update(locust=None, matplotlib=None)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"loadtest needs {needed}: pip install '.[loadtest]' in the checkout\n"
