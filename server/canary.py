@@ -18,6 +18,10 @@ class CanaryError(Exception):
         self.status = status
 
 
+class CanaryUnreachedError(CanaryError):
+    """No connection, or what listens there does not speak HTTP."""
+
+
 class CanaryTimeoutError(CanaryError):
     """No answer in time: the server hangs, or is busy with others."""
 
@@ -92,7 +96,7 @@ def ask(
     except TimeoutError as error:
         raise CanaryTimeoutError(f"no answer to {path} in {timeout:g} s") from error
     except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: of a host like a..b
-        raise CanaryError(f"{path}: {type(error).__name__}: {error}") from error
+        raise CanaryUnreachedError(f"{path}: {error!r}") from error  # repr: another protocol's answer is no text
     if response.status != 200:
         kind = CanaryRefusedError if response.status == 503 else CanaryError
         said = text[:500].decode(errors="replace")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.canary import CanaryError, ask
+from server.canary import CanaryError, CanaryUnreachedError, ask
 from server.errors import OptionError, ReleaseError
 
 MANAGEMENT_HEADER = "widefield-management"
@@ -47,6 +47,10 @@ class Management:
     def _ask(self, path: str, timeout: float, method: str = "POST") -> Any:
         try:
             return ask(self.address, method, path, timeout, b"{}" if method == "POST" else None, self._headers)
+        except CanaryUnreachedError as error:
+            raise ReleaseError(
+                f"no server answers over HTTP at {self.address} ({error}): start it, or correct --url"
+            ) from None
         except CanaryError as error:
             if error.status in (401, 403):
                 raise ReleaseError(f"the server at {self.address} refuses the token: {HOW_TO_GIVE_IT}") from None

@@ -21,7 +21,7 @@ from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
 from server.command_line import add_repository_option, add_token_options, interrupt_on_signals, positive_seconds
 from server.compatibility import check_compatible, check_running
-from server.errors import ReleaseError, ServerError, exit_code
+from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
 from server.private_folder import PrivateFolder
 from server.repository import CANARY_MODEL, read_repository, verify
@@ -183,7 +183,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
 def management_of(options: argparse.Namespace) -> Management:
     token = read_token(options.management_token, options.management_token_file)
     if token is None:
-        raise ReleaseError(f"no management token: {HOW_TO_GIVE_IT}")
+        raise OptionError(f"no management token: {HOW_TO_GIVE_IT}")
     return Management(options.url.removeprefix("http://").rstrip("/"), token, options.timeout)
 
 

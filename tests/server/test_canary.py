@@ -157,5 +157,5 @@ def test_read_from(tmp_path):
 
 @pytest.mark.parametrize("address", ["localhost:8000/v2", "a..b:8000"])
 def test_what_is_no_address_is_one_line(address):
-    with pytest.raises(ReleaseError, match=f"the server at {address} says: "):
+    with pytest.raises(ReleaseError, match=rf"no server answers over HTTP at {address} \(.*\): start it, or correct"):
         Management(address, "token", 1).load("backbone")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from server import rollback
 from server.__main__ import main
+from server.management import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +48,12 @@ def test_one_repository_alone(capsys):
     assert main(["--model-repository", "a", "--model-repository", "b"]) == 2
     expected = "server: error: --model-repository is given twice (a, b): one server serves one folder\n"
     assert capsys.readouterr().err == expected
+
+
+def test_a_rollback_without_a_token_is_wrong_usage(monkeypatch, capsys):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert rollback.main([]) == 2
+    assert "no management token: give the server and this command the same" in capsys.readouterr().err
 
 
 def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
