@@ -91,6 +91,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.error("give --users (closed loop) or --rate (open loop), not both")
     if options.levels and options.shape != "step":
         parser.error("--levels belong to --shape step")
+    if options.peak and options.shape != "spike":
+        parser.error("--peak belongs to --shape spike")
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key belongs to --tls-certificate")
     if options.rate is None and options.users is None:

@@ -21,6 +21,7 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
         ["--protocol", "smtp"],
         ["--users", "4", "--rate", "3"],
         ["--levels", "1,2"],
+        ["--peak", "2"],
         ["--shape", "step", "--users", "4"],
         ["--shape", "step", "--levels", "1,4"],
         ["--shape", "step", "--levels", "0.4", "--protocol", "http"],
