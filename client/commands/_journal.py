@@ -41,7 +41,7 @@ class Journal:
         try:
             self._file = path.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
         except OSError as error:
-            raise UsageError(f"--output {path}: {error.strerror}") from None
+            raise UsageError(f"--output {path} cannot be written ({error.strerror}): name another file") from None
         try:
             self._continue(kind == "json", top)
         except BaseException:

@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from client._async_classifier import AsyncClassifier
-from client._errors import ClassifierError, ServerUnavailableError
+from client._errors import ClassifierError, InvalidImageError, ServerUnavailableError
 from client._sources import expand
 from client._status import step_times
 from client.commands._options import (
@@ -35,6 +35,7 @@ from client.commands._options import (
 from client.commands._progress import clock
 from client.commands._results import print_table
 
+Named: TypeAlias = tuple[str, bytes]  # an image's file, and what is in it
 PERCENTILES = (50, 90, 99)
 WORDS = {  # for people
     "load.concurrency": "requests in flight",
@@ -86,11 +87,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_table(report)
     for kind, met in first.items():
-        print(f"{report['errors'][kind]} not answered: {met.message}", file=sys.stderr)
+        words = met if isinstance(met, InvalidImageError) else met.message
+        print(f"{report['errors'][kind]} not answered: {words}", file=sys.stderr)
     return 1 if report["errors"] or not report["answered"] else 0
 
 
-async def closed_loop(classifier: AsyncClassifier, images: Sequence[bytes], top: int, callers: int, end: float) -> Run:
+async def closed_loop(classifier: AsyncClassifier, images: Sequence[Named], top: int, callers: int, end: float) -> Run:
     """`end`: monotonic seconds after which nothing more is sent."""
     result, numbers = Run(), iter(range(sys.maxsize))
 
@@ -104,7 +106,7 @@ async def closed_loop(classifier: AsyncClassifier, images: Sequence[bytes], top:
     return result
 
 
-async def open_loop(classifier: AsyncClassifier, images: Sequence[bytes], top: int, rate: float, end: float) -> Run:
+async def open_loop(classifier: AsyncClassifier, images: Sequence[Named], top: int, rate: float, end: float) -> Run:
     """Poisson arrivals, the same at every run."""
     result, generator, tasks = Run(), random.Random(0), set()
     started = due = time.monotonic()
@@ -121,10 +123,12 @@ async def open_loop(classifier: AsyncClassifier, images: Sequence[bytes], top: i
     return result
 
 
-async def _send(classifier: AsyncClassifier, image: bytes, top: int, due: float, result: Run) -> None:
+async def _send(classifier: AsyncClassifier, named: Named, top: int, due: float, result: Run) -> None:
+    name, image = named
     try:
         await classifier.classify(image, top)
     except ClassifierError as error:
+        error.image = name
         result.errors[type(error).__name__] += 1
         result.first.setdefault(type(error).__name__, error)
         await asyncio.sleep(0.01)  # a refused connection must not become a busy loop
@@ -133,7 +137,7 @@ async def _send(classifier: AsyncClassifier, image: bytes, top: int, due: float,
 
 
 async def _measure(
-    images: list[bytes], options: argparse.Namespace
+    images: list[Named], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, ClassifierError]]:
     """The report, and the first error of each kind. Raises `ServerUnavailableError`: none was there to warm up."""
     async with open_classifier(options, AsyncClassifier) as classifier:
@@ -177,13 +181,13 @@ def _percentiles(latencies: list[float]) -> dict[str, float | None]:
     return {name: None if value is None else round(1e3 * value, 2) for name, value in named.items()}
 
 
-def _read(paths: list[str]) -> list[bytes]:
+def _read(paths: list[str]) -> list[Named]:
     found = list(expand(paths))
     for name, problem in found:
         if problem is not None:
             raise UsageError(f"{name}: {problem}")
     try:
-        return [Path(name).read_bytes() for name, _ in found]
+        return [(name, Path(name).read_bytes()) for name, _ in found]
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
 

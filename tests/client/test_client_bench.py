@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 from commands_fakes import CAT, server_status
 
-from client import (
-    QueueFullError,
-    ServerStatus,
-)
+from client import InvalidImageError, QueueFullError, ServerStatus
 from client.commands import bench, main
 from client.testing import AsyncFakeTransport
 
@@ -100,6 +97,12 @@ def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert "not answered: QueueFullError" in out
     assert re.fullmatch(r"\d+ not answered: full\n", err)
+
+
+def test_bench_names_a_picture_that_is_none(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
+    async_served.reply = lambda request: InvalidImageError("no JPEG")
+    assert measured() == 1
+    assert re.fullmatch(r"\d+ not answered: a\.png: no JPEG\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("load", [["--json"], ["--rate", "100"]])

@@ -161,7 +161,7 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
         assert words in capsys.readouterr().err
 
     refused("name it .jsonl or .csv", "out.txt")
-    refused("No such file", "none/out.csv")
+    refused("none/out.csv cannot be written (No such file or directory): name another file", "none/out.csv")
     assert classify("out.txt", "--csv") == 0
     refused("continue it with --resume", "out.txt", "--csv")
     with open("out.csv", "w") as file:
