@@ -1,7 +1,8 @@
 """Show the servers, their models, and where the time goes.
 
-Times are milliseconds from the server's own statistics: means over the successful requests since its start. The
-compute time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
+Times are milliseconds from the server's own statistics: means over the successful requests since its start, those of
+its warm-up included, which can be most of a new server's: `bench` shows the times of its own run alone. The compute
+time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
 ensemble's failures twice.
 """
 

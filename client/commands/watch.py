@@ -2,7 +2,8 @@
 
 Each image gets a line once it is complete (its size and time unchanged between two looks): first those that are
 already there, and again one that is replaced. What the server did not answer is asked again at the next look. If the
-folder goes away, as with an unmounted disk, one line says so; when it is back, what was answered is not asked again.
+server or the folder goes away, as with an unmounted disk, one line says so; when the folder is back, what was answered
+is not asked again.
 """
 
 import argparse
@@ -89,19 +90,20 @@ def run(options: argparse.Namespace) -> int:
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:
         arrivals = Arrivals(options.folder, options.new_only)
-        there = True
+        said = ""
         while True:
             time.sleep(options.interval)
-            there, before = arrivals.are_there(), there
-            if there:
-                look(arrivals, classifier, options, results)
-            elif before:
-                print(f"{options.folder} is gone: waiting until it is back", file=sys.stderr, flush=True)
+            said, before = _look(arrivals, classifier, options, results), said
+            if said and said != before:  # a server that is away for an hour is one line
+                print(said, file=sys.stderr, flush=True)
 
 
-def look(
+def _look(
     arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
-) -> None:
+) -> str:
+    """Asks for what is ready; returns what keeps it from that, in words."""
+    if not arrivals.are_there():
+        return f"{options.folder} is gone: waiting until it is back"
     names = arrivals.ready()
     put_off: list[ClassifierError] = []
     outcomes = classifier.classify_stream(names, options.top, options.concurrency)
@@ -111,8 +113,7 @@ def look(
         else:
             results.write(name, outcome)
             arrivals.answered(name)
-    if put_off:
-        print(f"{len(put_off)} put off: {put_off[0].message}", file=sys.stderr, flush=True)
+    return f"{len(put_off)} put off: {put_off[0].message}" if put_off else ""
 
 
 def _states(folder: Path) -> Iterator[tuple[str, State]]:

@@ -113,7 +113,7 @@ def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, cap
     assert [request.image for request in served.requests].count(b"bad") == 1
     out, err = capsys.readouterr()
     assert out == "in/a.png\t[cat]\t90.00%\n"
-    assert err.splitlines() == ["in/bad.png: no picture", "1 put off: full", "1 put off: full"]
+    assert err.splitlines() == ["in/bad.png: no picture", "1 put off: full"]
 
 
 @pytest.mark.parametrize("unmounted", [False, True])
