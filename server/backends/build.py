@@ -84,7 +84,7 @@ def torch_folder() -> Path:
 
 def fingerprint(library: Library) -> str:
     """Changes when a source, the compiler's flags or the PyTorch that it needs does, or when that lies elsewhere."""
-    torch = torch_folder() if library.torch else None
+    torch = torch_folder().resolve() if library.torch else None  # by whatever link this environment was reached
     digest = hashlib.sha256(f"{library.flags} {torch}".encode())
     for path in [*(library.folder / name for name in (*library.sources, *library.headers)), HERE / "build.py"]:
         digest.update(path.read_bytes())

@@ -43,6 +43,13 @@ def test_no_pytorch(monkeypatch, backend, spec):
             function(backend)
 
 
+def test_a_linked_environment_is_the_same_one(monkeypatch, tmp_path):
+    found = build.fingerprint(build.PYTORCH)
+    (tmp_path / "torch").symlink_to(build.torch_folder())
+    monkeypatch.setattr(build, "torch_folder", lambda: tmp_path / "torch")
+    assert build.fingerprint(build.PYTORCH) == found
+
+
 @pytest.mark.parametrize(
     ("compiler", "message"),
     [
