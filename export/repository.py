@@ -141,11 +141,11 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
         raise RepositoryError(
             f"{output} is not a model repository, it holds {named}: give --output a folder of models, or a new one"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
     lock = _lock(backbone) if backbone.is_dir() else None
     making: int | None = None
     try:  # before there is a folder: SIGTERM may come at any time
+        output.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(output)
         stage.mkdir()
         with suppress(OSError):  # a file system without locks, on which nothing is removed either
@@ -161,6 +161,8 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
             _exchange(stage, output)
         else:
             stage.rename(output)
+    except OSError as error:
+        raise RepositoryError(f"{output} cannot be written ({error}): make room, or name another --output") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
         for handle in (making, lock):
