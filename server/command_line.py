@@ -33,7 +33,7 @@ def add_repository_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive_seconds(text: str) -> float:
+def positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

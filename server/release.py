@@ -19,7 +19,7 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
-from server.command_line import add_repository_option, add_token_options, interrupt_on_signals, positive_seconds
+from server.command_line import add_repository_option, add_token_options, interrupt_on_signals, positive
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -171,7 +171,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        type=positive_seconds,
+        type=positive,
         default=300.0,
         metavar="SECONDS",
         help="for loading a version (default: %(default)g)",

@@ -25,7 +25,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.canary import canary_png
-from server.command_line import add_repository_option, interrupt_on_signals, positive_seconds
+from server.command_line import add_repository_option, interrupt_on_signals, positive
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
@@ -176,10 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
     add_repository_option(parser)
     parser.add_argument("--image", type=Path, metavar="FILE", help="what is sent (default: the repository's own)")
     parser.add_argument("--callers", type=int, default=8, help="that ask at the same time (default: 8)")
-    parser.add_argument(
-        "--seconds", type=positive_seconds, default=6.0, help="of each measurement (default: %(default)g)"
-    )
-    parser.add_argument("--p99-ms", type=float, help="prefer what keeps the 99th percentile below this")
+    parser.add_argument("--seconds", type=positive, default=6.0, help="of each measurement (default: %(default)g)")
+    parser.add_argument("--p99-ms", type=positive, help="prefer what keeps the 99th percentile below this")
     parser.add_argument("--dry-run", action="store_true", help="measure, and write nothing")
     options = parser.parse_args(arguments)
     if options.callers < 1:

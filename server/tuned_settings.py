@@ -64,7 +64,9 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
     )
     threads = backbone.parameters[THREADS].string_value
     if not (threads.isascii() and threads.isdigit()):
-        raise TuneError(f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py")
+        raise TuneError(
+            f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py --format torchscript"
+        )
     return Settings(
         sum(group.count for group in preprocess.instance_group) or 1,
         sum(group.count for group in backbone.instance_group) or 1,

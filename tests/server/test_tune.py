@@ -223,7 +223,7 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "does not exist" in errors[0]
-    for word in ("--callers=0", "--seconds=0", "--seconds=nan", "--seconds=inf", "--seconds=x"):
+    for word in ("--callers=0", "--seconds=0", "--seconds=nan", "--seconds=inf", "--seconds=x", "--p99-ms=0"):
         with pytest.raises(SystemExit):
             tune.main([word])
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
