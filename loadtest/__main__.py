@@ -31,6 +31,7 @@ from loadtest.options import (
     add_load_options,
     add_target_options,
     as_words,
+    check_shape,
     check_writable,
     command_parser,
     image_options,
@@ -89,10 +90,7 @@ def run(arguments: Sequence[str]) -> int:
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:
         parser.error("give --users (closed loop) or --rate (open loop), not both")
-    if options.levels and options.shape != "step":
-        parser.error("--levels belong to --shape step")
-    if options.peak and options.shape != "spike":
-        parser.error("--peak belongs to --shape spike")
+    check_shape(options)
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key belongs to --tls-certificate")
     if options.rate is None and options.users is None:

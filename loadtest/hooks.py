@@ -26,6 +26,7 @@ from loadtest.options import (
     WARM_UP,
     add_load_options,
     add_target_options,
+    check_shape,
     check_writable,
     write_files,
 )
@@ -110,8 +111,9 @@ class LoadTest:
 
     def _plan(self) -> list[Phase]:
         options, environment = self.options, self.environment
+        check_shape(options)
         if options.shape is None and options.rate is None:
-            for name in ("seconds", "warm_up", "levels", "peak"):
+            for name in ("seconds", "warm_up"):
                 if getattr(options, name):
                     raise ValueError(f"--{name.replace('_', '-')} is for --shape or --rate: give one, or leave it out")
             return [Phase("run", options.num_users or 0, 0.0, math.inf)]

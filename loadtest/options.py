@@ -70,6 +70,13 @@ def check_writable(*files: str) -> None:
             raise ValueError(f"{path} cannot be written: permission denied")
 
 
+def check_shape(options: argparse.Namespace) -> None:
+    """Raises `ValueError` for what another shape would pass over."""
+    for name, shape in (("levels", "step"), ("peak", "spike")):
+        if getattr(options, name) and options.shape != shape:
+            raise ValueError(f"--{name} is for --shape {shape}: give that, or leave it out")
+
+
 def write_file(path: Path, text: str) -> None:
     """Raises `OSError` that names the file; no half of it stays."""
     try:

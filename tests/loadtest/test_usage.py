@@ -72,11 +72,19 @@ def test_no_images_is_said(locust: Loadtest, loadtest: Loadtest, tmp_path: Path)
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--seconds=1", "--warm-up=1", "--levels=1,2", "--peak=2"])
-def test_options_of_a_shape_need_one(locust: Loadtest, option: str) -> None:
-    done = locust("-t", "1s", option, "--images", "none")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seconds=1"], "--seconds is for --shape or --rate: give one"),
+        (["--warm-up=1"], "--warm-up is for --shape or --rate: give one"),
+        (["--levels=1,2"], "--levels is for --shape step: give that"),
+        (["--shape=step", "--peak=2"], "--peak is for --shape spike: give that"),
+    ],
+)
+def test_options_of_a_shape_need_it(locust: Loadtest, options: list[str], words: str) -> None:
+    done = locust("-t", "1s", *options, "--images", "none")
     assert done.returncode == 2
-    assert f"loadtest: {option.partition('=')[0]} is for --shape or --rate: give one, or leave it out" in done.stderr
+    assert f"loadtest: {words}, or leave it out" in done.stderr
 
 
 def test_steps_of_locust_need_users(locust: Loadtest, pictures: Path) -> None:
