@@ -28,6 +28,7 @@ from client import (
     overlay,
     step_times,
 )
+from client._overlay import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,10 +104,9 @@ def draw(image: str, explanation: Explanation) -> "Image":
     """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
     picture = overlay(image, explanation)
     if max(picture.size) < SMALL:
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
-        upright = ImageOps.exif_transpose(Image.open(image)).convert("RGB")
-        picture = overlay(ImageOps.contain(upright, (SMALL, SMALL)), explanation)
+        picture = overlay(ImageOps.contain(upright(image), (SMALL, SMALL)), explanation)
     picture.thumbnail((LARGE, LARGE))
     return picture
 

@@ -17,6 +17,20 @@ CHANNELS = [np.interp(range(256), (0, 127.5, 255), levels) for levels in zip(COL
 PALETTE = np.stack(CHANNELS, -1).astype(np.uint8).tobytes()
 
 
+def upright(image: ImageLike) -> "Image":
+    """In RGB, as the server decodes it: 16-bit grey keeps its high byte. Raises `InvalidImageError`."""
+    module = pillow()
+    from PIL import ImageOps
+
+    try:
+        picture = ImageOps.exif_transpose(module.open(io.BytesIO(encode(image))))
+        if picture.mode.startswith("I"):  # Pillow's own conversion makes all above 255 white
+            picture = module.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
+        raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
+
+
 def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -> "Image":
     """The upright picture with the class map over the part that the model sees.
 
@@ -31,13 +45,7 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}: give a share, more than 0 and at most 1")
-    module = pillow()
-    from PIL import ImageOps
-
-    try:
-        picture = ImageOps.exif_transpose(module.open(io.BytesIO(encode(image)))).convert("RGB")
-    except (OSError, SyntaxError, ValueError, module.DecompressionBombError) as error:
-        raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
+    module, picture = pillow(), upright(image)
     evidence = np.maximum(explanation.class_map, 0).astype(np.float32)
     heat = module.fromarray(255 * evidence / (evidence.max() or 1.0))
     sides, cells = np.array(picture.size), np.array(heat.size)

@@ -163,6 +163,11 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
         overlay(data.getvalue(), Explanation(CAT, MAP), strength=2)
 
 
+def test_16_bit_grey_keeps_its_high_byte_as_on_the_server() -> None:
+    picture = overlay(Image.fromarray(np.full((8, 8), 0x1234, np.uint16)), Explanation(CAT, MAP, Crop(0, 0, 0.5, 1)))
+    assert picture.getpixel((7, 7)) == (0x12, 0x12, 0x12)
+
+
 def test_wrong_usage_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", None)  # nor is it read
