@@ -54,7 +54,9 @@ class Journal:
         except BlockingIOError:
             raise UsageError(f"--output {self._path}: another process is writing it") from None
         except OSError as error:
-            raise UsageError(f"--output {self._path}: {error.strerror}") from None
+            raise UsageError(
+                f"--output {self._path} cannot be locked ({error.strerror}): name a file on another disk"
+            ) from None
         self._file.seek(0)
         try:
             read = _read_json if is_json else _read_csv

@@ -1,6 +1,7 @@
 """``classify --output --resume``: nothing twice, nothing lost."""
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from stub_grpc import GrpcStub, serve
@@ -155,7 +157,9 @@ def test_a_kill_in_the_middle(folder: Path) -> None:
     assert len(stub.requests) - sent == len(ALL) - len(kept)
 
 
-def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
+def test_refusals(
+    folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(words: str, *arguments: str) -> None:
         assert classify(*arguments) == 2
         assert words in capsys.readouterr().err
@@ -171,6 +175,8 @@ def test_refusals(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixtu
     assert "needs the --output" in capsys.readouterr().err
     assert main(["classify", "-", "--output", "new.csv", "--resume"]) == 2
     assert "may be another image each time" in capsys.readouterr().err
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    refused("new.csv cannot be locked (No locks available): name a file on another disk", "new.csv")
 
 
 @pytest.mark.parametrize(("before", "now", "sent"), [("2", "1", False), ("1", "2", True)])
