@@ -62,7 +62,12 @@ class Versions:
         copy = self.model / ".incoming"
         shutil.rmtree(copy, ignore_errors=True)  # of a release that was killed
         try:
-            yield Path(shutil.copytree(source, copy))
+            try:
+                shutil.copytree(source, copy)
+            except OSError as error:
+                reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of a list
+                raise ReleaseError(f"{source} cannot be copied into {self.model} ({reason}): make room there") from None
+            yield copy
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """A new version that is refused, before it is live or as soon as it is, on a real server under load."""
 
+import os
 import shutil
 from contextlib import nullcontext
 
@@ -14,6 +15,7 @@ from server.compatibility import check_compatible
 from server.management import Management
 from server.release import release, rollback
 from server.versions import Versions
+from tests.full_disk import files_up_to
 
 pytestmark = pytest.mark.server
 
@@ -192,6 +194,16 @@ def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, m
     monkeypatch.setattr(release_module, "read_repository", lambda path: None)
     with load(), pytest.raises(ReleaseError, match="load failed"):
         release(build("garbage"), served.folder, served.management, None, print)
+
+
+def test_a_copy_for_which_there_is_no_room_is_one_line(repository, tmp_path):
+    served = shutil.copytree(repository, tmp_path / "served")
+    source = repository / "backbone" / "1"
+    with files_up_to(100), pytest.raises(ReleaseError) as error, Versions(served).incoming(source):
+        pass
+    assert str(error.value).startswith(f"{source} cannot be copied into {served}/backbone ([Errno 27] File too large")
+    assert str(error.value).endswith("): make room there")
+    assert sorted(os.listdir(served / "backbone")) == sorted(os.listdir(repository / "backbone"))
 
 
 def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository, management_token):
