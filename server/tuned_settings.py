@@ -83,7 +83,7 @@ def largest_batch(repository: Path, embedded: bool = True) -> int:
 
 
 def write_settings(repository: Path, settings: Settings, embedded: bool = True) -> None:
-    """Each config is replaced in one step.
+    """Raises `TuneError`, and has written nothing.
 
     The batches are the same in every config, since no ensemble may take larger ones than its backbone; the backbone's
     instances and threads are this server's own: another one may have a GPU.
@@ -103,14 +103,26 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
             set_threads(config, settings, embedded)
             if file == EMBEDDED:
                 set_preferred(config, settings)
-    for file, config in changed.items():
-        path = repository / file
-        text = text_format.MessageToString(config)
-        if file.endswith(EMBEDDED):  # written after the config that it replaces
-            text = replaced((path.parents[1] / "config.pbtxt").read_bytes()) + text
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        os.replace(temporary, path)
+    texts = {file: text_format.MessageToString(config) for file, config in changed.items()}
+    for file in texts:
+        if file.endswith(EMBEDDED):
+            texts[file] = replaced(texts[file.replace(EMBEDDED, "config.pbtxt")].encode()) + texts[file]
+    replace_all({repository / file: text for file, text in texts.items()})
+
+
+def replace_all(texts: dict[Path, str]) -> None:
+    """None where there is no room for all. Raises `TuneError`."""
+    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    try:
+        for path, text in texts.items():
+            drafts[path].write_bytes(text.encode())
+        for path, draft in drafts.items():
+            os.replace(draft, path)
+    except OSError as error:
+        raise TuneError(f"{path} cannot be written ({error.strerror}): make room, or tune as its owner") from None
+    finally:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
 
 
 def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:

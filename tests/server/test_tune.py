@@ -24,6 +24,7 @@ from server.tuned_settings import (
     set_preferred,
     write_settings,
 )
+from tests.full_disk import files_up_to
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,6 +228,17 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
         with pytest.raises(SystemExit):
             tune.main([word])
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
+
+
+def test_a_full_disk_changes_nothing(own):
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    largest = max(len(text) for path, text in before.items() if path.suffix == ".pbtxt")
+    with (
+        files_up_to(largest // 2),
+        pytest.raises(TuneError, match=r"config\.pbtxt cannot be written \(File too large\)"),
+    ):
+        write_settings(own, Settings(3, 1, 5, 4, 7))
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "."])
