@@ -28,7 +28,6 @@ from client import (
     overlay,
     step_times,
 )
-from client._overlay import upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,11 +101,7 @@ def ask(classifier: Classifier, image: str | None) -> Shown:
 
 def draw(image: str, explanation: Explanation) -> "Image":
     """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
-    picture = overlay(image, explanation)
-    if max(picture.size) < SMALL:
-        from PIL import ImageOps
-
-        picture = overlay(ImageOps.contain(upright(image), (SMALL, SMALL)), explanation)
+    picture = overlay(image, explanation, least=SMALL)
     picture.thumbnail((LARGE, LARGE))
     return picture
 

@@ -17,7 +17,7 @@ CHANNELS = [np.interp(range(256), (0, 127.5, 255), levels) for levels in zip(COL
 PALETTE = np.stack(CHANNELS, -1).astype(np.uint8).tobytes()
 
 
-def upright(image: ImageLike) -> "Image":
+def _upright(image: ImageLike) -> "Image":
     """In RGB, as the server decodes it: 16-bit grey keeps its high byte. Raises `InvalidImageError`."""
     module = pillow()
     from PIL import ImageOps
@@ -31,13 +31,14 @@ def upright(image: ImageLike) -> "Image":
         raise InvalidImageError(f"the picture cannot be decoded here ({error})") from error
 
 
-def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -> "Image":
+def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5, least: int = 0) -> "Image":
     """The upright picture with the class map over the part that the model sees.
 
     Args:
         image: the one that was explained, at this or another size.
         explanation: its class map and crop. Evidence against the class counts as none.
         strength: of the map's colours, more than 0 and at most 1.
+        least: pixels of the longer side; a picture of fewer is enlarged under its map.
 
     Raises:
         InvalidImageError: no picture, or Pillow is not installed.
@@ -45,7 +46,11 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5) -
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}: give a share, more than 0 and at most 1")
-    module, picture = pillow(), upright(image)
+    module, picture = pillow(), _upright(image)
+    if max(picture.size) < least:
+        from PIL import ImageOps
+
+        picture = ImageOps.contain(picture, (least, least))
     evidence = np.maximum(explanation.class_map, 0).astype(np.float32)
     heat = module.fromarray(255 * evidence / (evidence.max() or 1.0))
     sides, cells = np.array(picture.size), np.array(heat.size)
