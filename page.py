@@ -7,6 +7,7 @@ Gradio is imported by `build` alone: it has an environment of its own (docs/page
 
 import argparse
 import html
+import math
 import os
 import signal
 import sys
@@ -208,8 +209,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--concurrency", type=int, default=2, metavar="N", help="pictures at a time (default: 2)")
     add("--max-megabytes", type=float, default=20.0, metavar="MB", help="of a picture (default: 20)")
     options = parser.parse_args(arguments)
-    if min(options.concurrency, options.max_megabytes) < 1:
-        parser.error("--concurrency and --max-megabytes: give 1 or more")
+    if options.concurrency < 1 or not 1 <= options.max_megabytes < math.inf:
+        parser.error("--concurrency and --max-megabytes: give a number, 1 or more")
     try:
         options.classifier = Classifier(options.server, options.protocol, options.model, options.timeout)
     except ValueError as error:

@@ -68,7 +68,10 @@ def read_token(
         try:
             token = (Path(file).read_text().splitlines() or [""])[0].strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"--{name}-token-file {file} cannot be read ({error})") from None
+            reason = getattr(error, "strerror", error)
+            raise OptionError(
+                f"--{name}-token-file {file} cannot be read ({reason}): name a file that holds the token"
+            ) from None
         if not token:
             raise OptionError(f"--{name}-token-file {file} is empty: write the token on its first line")
     token = token if token is not None else environment.get(VARIABLES[name]) or None

@@ -14,6 +14,7 @@ from server.repository import CANARY_MODEL
 
 TICK = 0.5  # seconds between looks at the backend processes
 POLL = 0.05  # seconds between questions while starting
+LONGER = "give it longer with --start-timeout, a release with --timeout"
 MISSES = 3  # failed canaries in a row that mean a restart
 
 
@@ -37,7 +38,7 @@ class Run:
                 raise StartError(self._explain(f"tritonserver ended with code {code}"))
             left = deadline - time.monotonic()
             if left <= 0:
-                raise StartError(self._explain(f"tritonserver is not ready after {timeout:g} s"))
+                raise StartError(self._explain(f"tritonserver is not ready after {timeout:g} s ({LONGER})"))
             if not is_ready(self.http, min(left, 1.0)):
                 continue
             try:

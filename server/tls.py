@@ -75,4 +75,4 @@ def _read(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise OptionError(f"{option} {path} cannot be read ({error.strerror})") from None
+        raise OptionError(f"{option} {path} cannot be read ({error.strerror}): name a PEM file") from None

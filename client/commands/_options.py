@@ -113,4 +113,7 @@ def _token(file: str | None) -> str | None:
     try:
         return Path(file).read_text().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--shared-memory-token-file {file} cannot be read ({error})") from None
+        reason = getattr(error, "strerror", error)
+        raise ValueError(
+            f"--shared-memory-token-file {file} cannot be read ({reason}): name a file that holds the token"
+        ) from None

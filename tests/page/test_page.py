@@ -199,8 +199,9 @@ def test_labels_are_text_in_the_table() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("--concurrency 0", "give 1 or more"),
-        ("--max-megabytes 0", "give 1 or more"),
+        ("--concurrency 0", "1 or more"),
+        ("--max-megabytes 0", "1 or more"),
+        ("--max-megabytes nan", "1 or more"),
         ("--server a:b:c", "a:b:c"),
         ("--timeout 0", "timeout"),
     ],

@@ -95,7 +95,7 @@ def test_ended_while_starting(make):
 
 
 def test_never_ready(make):
-    with pytest.raises(StartError, match=r"not ready after 0\.05 s$"):
+    with pytest.raises(StartError, match=r"not ready after 0\.05 s \(give it longer with --start-timeout, .*\)$"):
         make(ready=False).await_ready(0.05)
 
 
