@@ -1,5 +1,6 @@
 """A class map as a picture."""
 
+import contextlib
 import io
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,10 @@ def _upright(image: ImageLike) -> "Image":
     from PIL import ImageOps
 
     try:
-        picture = ImageOps.exif_transpose(module.open(io.BytesIO(encode(image))))
+        picture = module.open(io.BytesIO(encode(image)))
+        picture.load()
+        with contextlib.suppress(Exception):  # damaged EXIF data: Pillow turns the picture, and fails at its other tags
+            ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):  # Pillow's own conversion makes all above 255 white
             picture = module.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         return picture.convert("RGB")

@@ -1,6 +1,7 @@
 """``python -m client explain`` and `overlay`."""
 
 import io
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,10 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
     exif[0x0112] = 6
     data = io.BytesIO()
     Image.new("RGB", (40, 20)).save(data, "JPEG", exif=exif)
+    assert overlay(data.getvalue(), Explanation(CAT, MAP)).size == (20, 40)
+    tags = struct.pack("<HHII", 0x112, 3, 1, 6) + struct.pack("<HHI4s", 0x11A, 2, 4, b"300")  # a resolution in text
+    data = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(data, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + tags + b"\0" * 4)
     assert overlay(data.getvalue(), Explanation(CAT, MAP)).size == (20, 40)
     with pytest.raises(ValueError, match="strength is 2"):
         overlay(data.getvalue(), Explanation(CAT, MAP), strength=2)
