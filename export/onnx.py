@@ -1,7 +1,6 @@
 """The same backbone as ONNX: standard operators only, dynamic batch."""
 
 import logging
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
 
     if backbone.dtype == torch.bfloat16:
         raise ValueError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
-    path.parent.mkdir(parents=True, exist_ok=True)
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
@@ -63,10 +61,4 @@ def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str
     channels, _, kernel_height, kernel_width = weight.shape
     pads = [kernel_height // 2, kernel_width // 2] * 2
     output = op.Conv(input, weight, bias, group=int(channels), pads=pads)
-    if activation == "relu":
-        return op.Relu(output)
-    if activation == "gelu":
-        constants: Any = (op.CastLike(op.Constant(value_float=v), output) for v in (0.5, 1.0, math.sqrt(0.5)))  # type: ignore[type-var]
-        half, one, root = constants
-        return op.Mul(op.Mul(output, half), op.Add(op.Erf(op.Mul(output, root)), one))
-    return output
+    return op.Relu(output) if activation == "relu" else output

@@ -68,7 +68,7 @@ def write_repository(
         folder.mkdir(parents=True)
         record = write_backbone(folder)
         _write_record(folder, sorted(folder.iterdir()), **record)
-        for stale in sorted([*versions, number])[:-KEPT_VERSIONS]:
+        for stale in [*versions, number][:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, configs(config), embedded_texts(output, config, embedded), labels, warmup_image)
     return number, notes
@@ -150,7 +150,6 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
         stage.mkdir()
         with suppress(OSError):  # a file system without locks, on which nothing is removed either
             making = lock_folder(stage)
-        stage.chmod(0o755)
         if output.exists():
             ignore = shutil.ignore_patterns("__pycache__")
             shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from kernels import native_library
-from models import ModelConfig, check_arch, classifier_config, create_model, load_weights
+from models import ModelConfig, classifier_config, create_model, load_weights
 from models.timm_models import is_timm
 
 FORMATS = ("torchscript", "onnx")
@@ -38,8 +38,6 @@ def check_options(options: BuildOptions) -> None:
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown or not options.formats:
         raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
-    if options.arch is not None:
-        check_arch(options.arch)
     if options.weights is None and not options.random_weights:
         raise ValueError("name --weights, or ask for --random-weights (for measuring speed only)")
     if options.weights is not None and options.random_weights:

@@ -68,7 +68,6 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
 
 
 def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(traced.save_to_buffer())  # on a full disk `save` would end the process
 
 
