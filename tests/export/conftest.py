@@ -27,5 +27,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out") / "models"
-    build(BuildOptions(weights=checkpoint, output=output, formats=("torchscript", "onnx"), threads=2))
+    build(BuildOptions(weights=checkpoint, output=output, formats=("onnx", "torchscript"), threads=2))
     return output

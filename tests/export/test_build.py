@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks.served import load_transform
 from export.build import BuildOptions, build
 from export.parity import real_pixels
-from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from models import ModelConfig, create_model, load_checkpoint, load_config, save_checkpoint
 from server.checksums import ChecksumError, compare_newest
 from server.repository import read_repository
 
@@ -75,9 +77,13 @@ def test_where_the_embedded_servers_configs_differ(repository: Path) -> None:
     assert embedded == plain
 
 
-def test_onnx_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_onnx_alone(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the names that tritonserver's onnxruntime backend has for the numbers of threads."""
-    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", formats=("onnx",), threads=3))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
+    summary = build(BuildOptions(weights=checkpoint, output=tmp_path / "models", formats=("onnx",)))
+    named = f"{tmp_path}/models: replknet_nano, version 1, 5 classes, 64 px, fp32, onnx; equal to eager on 8 images; "
+    assert summary.startswith(named)
+    assert summary.endswith(" s; for the onnxruntime backend, which NVIDIA's container has")
     backbone = config(tmp_path / "models", "backbone")
     assert backbone.backend == "onnxruntime"
     threads = {key: value.string_value for key, value in backbone.parameters.items()}
@@ -105,16 +111,26 @@ def test_configs_agree(repository: Path) -> None:
     assert preprocess.output[0].data_type == backbone.input[0].data_type == model_config_pb2.TYPE_UINT8
     assert list(backbone.output[0].dims) == list(softmax.input[0].dims) == list(classifier.output[0].dims) == [5]
     assert [step.model_name for step in classifier.ensemble_scheduling.step] == ["preprocess", "backbone", "softmax"]
-    assert len({c.max_batch_size for c in (preprocess, backbone, softmax, classifier)}) == 1
-    assert backbone.parameters["INTRA_OP_THREAD_COUNT"].string_value == "2"
+    assert {c.max_batch_size for c in (preprocess, backbone, softmax, classifier)} == {16}
+    libtorch = {"INFERENCE_MODE": "true", "INTRA_OP_THREAD_COUNT": "2", "INTER_OP_THREAD_COUNT": "1"}
+    for each in (backbone, softmax):
+        assert {key: value.string_value for key, value in each.parameters.items()} == libtorch
+    assert preprocess.parameters["resize_size"].string_value == "73", "64 / 0.875, rounded down as in timm"
     assert all(not c.runtime for c in (backbone, softmax)), "runtime would tie the repository to one server"
-    assert all(c.model_warmup for c in (preprocess, backbone, softmax))
+    warmed = [[(each.batch_size, each.count) for each in c.model_warmup] for c in (preprocess, backbone, softmax)]
+    assert warmed == [[(1, 3)], [(4, 3), (1, 3)], [(1, 3)]], "the backbone's last one is of what most requests are"
+    for each in (preprocess, backbone):
+        queue = each.dynamic_batching.default_queue_policy
+        assert (queue.timeout_action, queue.default_timeout_microseconds) == (queue.REJECT, 5_000_000)
+        assert (queue.allow_timeout_override, queue.max_queue_size) == (True, 1024)
     assert (repository / "classifier" / "labels.txt").read_text() == "ant\nbee: honey\ncat\ndog\nélan\n"
 
 
 def test_warmed_up_with_a_picture_as_large_as_is_decoded_in_full(repository: Path) -> None:
     """Memory that the first request would have to fetch is there; one pixel more, and it were decoded at half."""
-    data = (repository / "preprocess/warmup/image").read_bytes()[4:]
+    element = (repository / "preprocess/warmup/image").read_bytes()
+    data = element[4:]
+    assert element[:4] == len(data).to_bytes(4, "little"), "as tritonserver has a string"
     transform = load_transform(repository / "preprocess/1")
     resize_size = int(config(repository, "preprocess").parameters["resize_size"].string_value)
     settings = transform.Settings(SIZE, resize_size, "bicubic")
@@ -137,7 +153,10 @@ def test_torchscript_equals_training_form_at_any_batch(repository: Path, checkpo
     with torch.inference_mode():
         expected = model.double().eval()((images - mean) / std)
         for batch in (1, 2, 7):
-            torch.testing.assert_close(loaded(pixels[:batch]).double(), expected[:batch], rtol=1e-4, atol=1e-4)
+            logits = loaded(pixels[:batch])
+            torch.testing.assert_close(logits.double(), expected[:batch], rtol=1e-4, atol=1e-4)
+    softmax = torch.jit.load(str(repository / "softmax/1/model.pt"))
+    torch.testing.assert_close(softmax(logits), logits.softmax(1))
 
 
 def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
@@ -154,7 +173,9 @@ def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
 
 def test_onnx_is_standard_and_dynamic(repository: Path) -> None:
     path = repository / "backbone/1/model.onnx"
-    graph = onnx.load(str(path)).graph
+    model = onnx.load(str(path))
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+    graph = model.graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     assert any(node.op_type == "Conv" for node in graph.node)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -167,6 +188,8 @@ def test_onnx_is_standard_and_dynamic(repository: Path) -> None:
 
 def test_build_record_names_what_was_built(repository: Path, checkpoint: Path) -> None:
     record = json.loads((repository / "backbone/1/build.json").read_text())
+    assert record["config"] == asdict(load_config(checkpoint))
+    assert (record["precision"], record["torch"]) == ("fp32", torch.__version__)
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     assert record["weights_sha256"] == weights
     assert record["files_sha256"]["model.pt"] == digest(repository)["backbone/1/model.pt"]
@@ -202,11 +225,13 @@ def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:
         assert parameters["interpolation"].string_value == "bilinear"
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.02)])
 def test_half_precision_is_half_as_large_and_answers_float32(
-    precision: str, repository: Path, checkpoint: Path, tmp_path: Path
+    precision: str, tolerance: float, repository: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
     model = tmp_path / "models/backbone/1/model.pt"
     assert torch.jit.load(str(model))(real_pixels(None, SIZE, count=2)).dtype == torch.float32
+    record = json.loads(model.with_name("build.json").read_text())
+    assert (record["precision"], {each["tolerance"] for each in record["parity"]}) == (precision, {tolerance})
     assert model.stat().st_size < 0.6 * (repository / "backbone/1/model.pt").stat().st_size

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
 from export.parity import real_pixels
-from export.source import load_model, read_labels
+from export.source import check_options, load_model, read_labels
 from models import ModelConfig, create_model, load_config, save_checkpoint
 
 
@@ -23,6 +24,11 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--arch", "replknet_31c", "--random-weights"], "replknet_31b"),
         (["--weights", "nowhere"], "nowhere does not exist"),
         (["--arch", "replknet_nano", "--random-weights", "--format", "tensorrt"], "torchscript, onnx"),
+        (
+            ["--arch", "replknet_nano", "--random-weights", "--format", ","],
+            "--format (empty): choose from torchscript",
+        ),
+        (["--weights", "tests", "--random-weights"], "--weights tests or --random-weights, not both"),
         (["--arch", "replknet_nano", "--random-weights", "--format", "onnx", "--precision", "bf16"], "bf16"),
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
@@ -30,8 +36,9 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "0.05"], "--crop-pct 0.05: it must be 0.1 to 1"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-mode", "middle"], "one of center, squash, border"),
         (["--random-weights"], "needs --arch"),
+        (["--arch", "replknet_nano", "--random-weights", "--parity-images", "no"], "-images no is not a folder"),
         (["--arch", "replknet_nano", "--random-weights", "--labels", "missing.txt"], "missing.txt"),
-        (["--arch", "replknet_nano", "--random-weights", "--threads", "-2"], "--threads -2"),
+        (["--arch", "replknet_nano", "--random-weights", "--threads", "-1"], "--threads -1"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(
@@ -82,7 +89,7 @@ def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
-def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
+def test_a_broken_parity_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"half\.png cannot be decoded"):
         real_pixels(tmp_path, SIZE)
@@ -91,6 +98,16 @@ def test_a_broken_parity_image_is_named(tmp_path: Path) -> None:
         real_pixels(tmp_path, SIZE)
     with pytest.raises(FileNotFoundError, match=r"--parity-images .*nope is not a folder"):
         real_pixels(tmp_path / "nope", SIZE)
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"large\.png cannot be decoded \(.* decompression bomb .*\): replace"):
+        real_pixels(tmp_path, SIZE)
+
+
+def test_parity_images_are_of_the_whole_folder(tmp_path: Path) -> None:
+    for index, suffix in reversed(list(enumerate(2 * ["jpg", "JPEG", "jfif", "png", "webp", "BMP"]))):
+        Image.new("L", (1 + index, 30), 16 * index + 8).save(tmp_path / f"{index:02}.{suffix}")
+    assert (real_pixels(tmp_path, SIZE, count=6).amax((1, 2, 3)) // 16).tolist() == [0, 2, 4, 6, 8, 10]
 
 
 def test_parity_images_behind_a_link(tmp_path: Path) -> None:
@@ -106,6 +123,14 @@ def test_parity_images_behind_a_link(tmp_path: Path) -> None:
 def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
     assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
+    options = BuildOptions(arch="replknet_nano", random_weights=True, labels=tmp_path / "labels.txt")
+    assert load_model(options)[1].num_classes == 2
+
+
+def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("\u00e9lan\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt is not UTF-8 text: "):
+        read_labels(tmp_path / "labels.txt")
 
 
 def test_an_empty_label_is_named(tmp_path: Path) -> None:
@@ -119,6 +144,17 @@ def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "labels.txt") == ["ant\u2028eater", "bee\x85"]
 
 
+def test_unknown_precision_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision 'fp8': choose one of fp32, fp16, bf16"):
+        build(BuildOptions(weights=checkpoint, precision="fp8", output=tmp_path / "models"))
+
+
+def test_packages_that_onnx_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.source.find_spec", lambda _: None)
+    with pytest.raises(RuntimeError, match=r"onnx needs onnx, onnxscript, onnxruntime: pip install '\.\[build\]'"):
+        check_options(BuildOptions(arch="replknet_nano", random_weights=True, formats=("onnx",)))
+
+
 def test_arch_must_be_the_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds replknet_nano"):
         build(BuildOptions(arch="replknet_31b", weights=checkpoint, output=tmp_path / "models"))
@@ -130,5 +166,20 @@ def test_help_says_what_no_threads_are(capsys: pytest.CaptureFixture) -> None:
     assert "(default: 0, all cores that this build may use)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_command_line_reads_lists() -> None:
-    assert parse_arguments(["--format", "torchscript, onnx"]).formats == ("torchscript", "onnx")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], BuildOptions()),
+        (["--format", "torchscript, onnx,"], BuildOptions(formats=("torchscript", "onnx"))),
+        (["--crop-pct", "1", "--parity-images", "x"], BuildOptions(crop_pct=1.0, parity_images=Path("x"))),
+    ],
+)
+def test_command_line(arguments: list[str], expected: BuildOptions) -> None:
+    assert parse_arguments(arguments) == expected
+
+
+def test_what_the_command_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr("sys.argv", ["build_models.py"])
+    monkeypatch.setattr("build_models.build", Mock(side_effect=["built", KeyboardInterrupt]))
+    assert (main(), *capsys.readouterr()) == (0, "built\n", "")
+    assert (main(), *capsys.readouterr()) == (130, "", "build_models: stopped, the repository is as it was\n")

@@ -174,11 +174,14 @@ def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_pat
     labels = (tmp_path / "models/classifier/labels.txt").open("rb")
     changed = tmp_path / "labels.txt"
     changed.write_text("a\nb\nc\nd\ne\n")
+    bytecode = tmp_path / "models/preprocess/1/__pycache__"  # a server's that has run
+    bytecode.mkdir()
     before = softmax.read()
     build(replace(options, labels=changed))
     softmax.seek(0)
     assert softmax.read() == before
     assert labels.read().startswith(b"ant")
+    assert not bytecode.exists()
 
 
 def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -> None:

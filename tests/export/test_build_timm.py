@@ -8,6 +8,7 @@ import torch
 
 from export import source
 from export.build import BuildOptions, _OnnxBackbone, build
+from export.onnx import export_onnx
 from export.parity import real_pixels
 from export.torchscript import ServedBackbone, trace_backbone
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
@@ -51,7 +52,8 @@ def test_the_native_library_is_asked_for_where_a_trace_holds_our_operator(
     arch: str, formats: tuple[str, ...], needed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(source, "native_library", lambda: None)
-    options = BuildOptions(arch=arch, random_weights=True, formats=formats, output=tmp_path / "models")
+    least = {"image_size": 32, "crop_pct": 0.1, "version": 1}
+    options = BuildOptions(arch=arch, random_weights=True, formats=formats, output=tmp_path / "models", **least)
     if needed:
         with pytest.raises(RuntimeError, match="the native library is not built: make native"):
             source.load_model(options)
@@ -75,6 +77,17 @@ class OnItsDevice(torch.nn.Module):
 class OfItsBatch(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean((2, 3)) + torch.zeros(len(images), 1)
+
+
+class Foreign(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        inputs = (images.mean((2, 3)),)
+        return torch.onnx.ops.symbolic("theirs::Op", inputs, dtype=torch.float32, shape=(images.shape[0], 3), version=1)
+
+
+def test_an_operator_outside_the_onnx_standard_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"model\.onnx: operators outside the ONNX standard: theirs"):
+        export_onnx(ServedBackbone(Foreign(), [0.5] * 3, [0.5] * 3), 32, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(

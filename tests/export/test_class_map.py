@@ -127,6 +127,9 @@ def test_parity_compares_the_maps_of_the_same_answer() -> None:
     assert check_parity("another answer", near_tie, other_answer, pixels, "fp32").largest_difference < 1e-5
     with pytest.raises(ParityError, match="value of logits"):
         check_parity("wrong logits", near_tie, candidate, pixels, "fp32")
+    with pytest.raises(ParityError, match="differs from the eager model by nan"):
+        check_parity("no numbers", eager, lambda batch: logits[: len(batch)] * torch.nan, pixels, "fp32")
+    assert check_parity("zeros", lambda batch: 0 * eager(batch)[0], lambda batch: 0 * eager(batch)[0], pixels, "fp32")
 
 
 @pytest.mark.server

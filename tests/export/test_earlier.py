@@ -14,7 +14,7 @@ from built_repository import digest
 
 from export import earlier
 from export.configs import EMBEDDED, ServingSpec
-from export.repository import RepositoryError, write_repository
+from export.repository import RepositoryError, _exchange, write_repository
 from server.compatibility import LIMITS, check_compatible
 from server.repository import read_repository
 from server.versions import KEPT, Versions
@@ -51,13 +51,13 @@ def set_limit(output: Path, value: object, *files: str, name: str = "max_pixels"
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    assert build(tmp_path / "models") == (1, [])
-    return tmp_path / "models"
+    assert build(tmp_path / "new" / "models") == (1, [])
+    return tmp_path / "new" / "models"
 
 
 def test_limits_stay_and_cost_no_version(output: Path) -> None:
     set_limit(output, 4_000_000, *FILES)
-    set_limit(output, 500_000, *FILES, name="max_file_bytes")
+    set_limit(output, " 500000 ", *FILES, name="max_file_bytes")
     for version in (2, 3):
         assert build(output) == (version, ["kept max_file_bytes 500000", "kept max_pixels 4000000"])
     assert versions(output) == {"1", "2", "3"}
@@ -66,8 +66,12 @@ def test_limits_stay_and_cost_no_version(output: Path) -> None:
     assert read_repository(output).overridden == ()
 
 
-def test_each_config_keeps_its_own_limit(output: Path) -> None:
+@pytest.mark.parametrize("first_line", [True, False])
+def test_each_config_keeps_its_own_limit(first_line: bool, output: Path) -> None:
     set_limit(output, 4_000_000, EMBEDDED)
+    if not first_line:
+        path = output / "preprocess" / EMBEDDED
+        path.write_text(path.read_text().partition("\n")[2])
     for version in (2, 3):
         said = f"kept max_pixels 89478485 in preprocess/config.pbtxt, 4000000 in preprocess/{EMBEDDED}"
         assert build(output) == (version, [said])
@@ -100,7 +104,7 @@ def test_a_limit_that_was_taken_out_is_the_default(output: Path) -> None:
     assert limit(output) == [SPEC.max_pixels, SPEC.max_pixels]
 
 
-@pytest.mark.parametrize("value", ["4e6", "0", "-1"])
+@pytest.mark.parametrize("value", ["4e6", "0", "-1", "\u00b2"])
 def test_a_limit_that_cannot_be_is_refused(output: Path, value: str) -> None:
     set_limit(output, value, EMBEDDED)
     before = digest(output)
@@ -111,8 +115,9 @@ def test_a_limit_that_cannot_be_is_refused(output: Path, value: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["backbone/config.pbtxt", "preprocess/config.pbtxt", f"preprocess/{EMBEDDED}"])
-def test_a_config_that_is_damaged_is_named(output: Path, file: str) -> None:
-    (output / file).write_text("name: {")
+@pytest.mark.parametrize("content", [b"name: {", b"\xff"])
+def test_a_config_that_is_damaged_is_named(output: Path, content: bytes, file: str) -> None:
+    (output / file).write_bytes(content)
     with pytest.raises(RepositoryError, match=rf"models/{file} cannot be read \(.*\): correct it, or remove it"):
         build(output)
 
@@ -140,6 +145,25 @@ def test_other_labels_are_a_reason(output: Path) -> None:
     assert build(output, labels=["dog", "cat"]) == (2, ["removed version 1: other labels"])
 
 
+@pytest.mark.parametrize("label", ["", " ", "dog\ncat"])
+def test_a_label_that_is_no_line_is_named(output: Path, label: str) -> None:
+    with pytest.raises(RepositoryError, match=re.escape(f"label 1 is {label!r}: a label is one line and not empty")):
+        build(output, labels=["cat", label])
+
+
+def test_a_link_to_a_repository_stays_a_link(output: Path) -> None:
+    link = output.with_name("link")
+    link.symlink_to(output.name)
+    assert build(link) == (2, [])
+    assert link.is_symlink()
+    assert versions(output) == {"1", "2"}
+
+
+def test_what_cannot_take_its_place_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"/b \(No such file or directory\): if it is a mount point, build"):
+        _exchange(tmp_path / "a", tmp_path / "b")
+
+
 def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
     """tritonserver parts them at newlines alone: what is built can be released."""
     build(output, labels=["caf\u00e9\u2028au lait", "th\u00e9\x85"])
@@ -162,7 +186,7 @@ def test_a_preparation_that_was_set_by_hand_is_named(output: Path) -> None:
     assert build(output) == (2, ["removed version 1: reduced_decoding true (was false)"])
 
 
-@pytest.mark.parametrize("file", ["backbone/config.pbtxt", "classifier/labels.txt"])
+@pytest.mark.parametrize("file", ["backbone/config.pbtxt", "preprocess/config.pbtxt", "classifier/labels.txt"])
 def test_versions_that_nothing_tells_about_go(output: Path, file: str) -> None:
     (output / file).unlink()
     said = f"removed version 1: {output}/{file}, which says how they were served, is missing"
