@@ -214,6 +214,6 @@ def _checked(
         if state[name].is_floating_point() != own.is_floating_point():
             raise WeightsError(f"{path}: {name!r} is {state[name].dtype}, the model's is {own.dtype}{hint}")
         checked[name] = state[name].to(own.dtype)
-        if not own.is_meta and not torch.isfinite(checked[name]).all():
+        if not torch.isfinite(checked[name]).all():
             raise WeightsError(f"{path}: {name!r} holds NaN or infinity: the run that wrote it diverged")
     return checked
