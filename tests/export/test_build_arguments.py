@@ -75,9 +75,10 @@ def test_a_weights_file_beside_its_config(checkpoint: Path, tmp_path: Path) -> N
         assert model.head.out_features == 5
     with pytest.raises(ValueError, match=r"--arch is needed: no config\.json that training has written"):
         load_model(BuildOptions(weights=copy))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        load_model(BuildOptions(arch="replknet_nano", weights=copy))
+    for content, message in (("{", "is not JSON"), ("[]", "holds a list: an object is needed")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_model(BuildOptions(arch="replknet_nano", weights=copy))
 
 
 def test_a_pre_trained_encoder_is_no_classifier(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from nano import State, nano, same
+from safetensors import safe_open
 
 from models import ARCHITECTURES, ModelConfig, WeightsError, load_checkpoint, load_config, save_checkpoint
 
@@ -31,6 +32,8 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     assert loaded_config == config
     assert same(loaded.state_dict(), model.state_dict())
     assert not loaded.training
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}, "which other libraries ask for"
     assert set(json.loads((folder / "config.json").read_text())) == {
         *("arch", "num_classes", "image_size", "crop_pct", "interpolation", "mean", "std", "labels", "crop_mode")
     }
@@ -82,16 +85,20 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         (lambda c: c.update(labels="abcde"), "labels 'abcde': a list of strings is needed"),
         (lambda c: c.update(std=[1, 0, 1]), "std above 0"),
         (lambda c: c.update(mean=[127.5] * 3, std=[58] * 3), "both are on the 0..1 scale; divide by 255"),
+        (lambda c: c.update(mean=0.5), "'float' object is not iterable"),
         (lambda c: c.update(mean=[0, 0, float("nan")]), "divide by 255"),
         (lambda c: c.update(mean=[0, 0, -0.1]), "divide by 255"),
         (lambda c: c.update(std=[1, 1, float("nan")]), "divide by 255"),
         (lambda c: c.update(std=[1, 1, 58.395]), "divide by 255"),
+        (lambda c: c.update(mean=[0.5] * 4), "three numbers each"),
+        (lambda c: c.update(std=[0.5] * 2), "three numbers each"),
+        (lambda c: c.update(crop_pct="large"), "crop_pct 'large': a number is needed"),
         (lambda c: c.update(crop_pct=1.5), "crop_pct 1.5"),
         (lambda c: c.update(crop_pct=0.01), "crop_pct 0.01: the share that is kept must be 0.1 to 1"),
         (lambda c: c.update(interpolation="nearest"), "'nearest'"),
         (lambda c: c.update(crop_mode="middle"), "crop_mode 'middle'"),
         (lambda c: c.update(image_size="large"), "image_size"),
-        (lambda c: c.update(image_size=16), "image_size 16"),
+        (lambda c: c.update(image_size=31), "image_size 31"),
         (lambda c: c.update(num_classes=0), "num_classes 0"),
     ],
 )
@@ -135,14 +142,17 @@ def test_config_defaults_are_the_architectures(arch: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "expected"),
+    ("arch", "expected", "mean", "std"),
     [
-        ("replknet_31b", (224, 224 / 256, "center")),
-        ("replknet_31l", (384, 1.0, "squash")),
-        ("replknet_xl", (320, 224 / 256, "center")),
+        ("replknet_31b", (224, 224 / 256, "center"), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("replknet_31l", (384, 1.0, "squash"), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("replknet_xl", (320, 224 / 256, "center"), [0.5] * 3, [0.5] * 3),
     ],
 )
-def test_published_weights_are_evaluated_as_their_authors_do(arch: str, expected: tuple[int, float, str]) -> None:
+def test_published_weights_are_evaluated_as_their_authors_do(
+    arch: str, expected: tuple[int, float, str], mean: list[float], std: list[float]
+) -> None:
     """Below 384 px the centre, from there on the whole image without its aspect."""
     config = ModelConfig(arch)
     assert (config.image_size, config.crop_pct, config.crop_mode) == expected
+    assert (config.mean, config.std, config.interpolation) == (mean, std, "bicubic")

@@ -23,6 +23,16 @@ def test_a_file_that_does_not_reach_the_disk_replaces_nothing(tmp_path: Path, mo
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_when_this_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (flush(handle), done.append((tmp_path / "x").exists())))
+    replace_file(tmp_path / "x", lambda place: place.write_text("all"))
+    assert done == [False, True]
+
+
 def test_a_folder_is_there_when_all_of_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "deeper" / "folder"
     with staged_folder(folder) as staging:

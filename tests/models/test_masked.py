@@ -1,6 +1,7 @@
 """The masked pre-training model: nothing of a masked patch is seen, batch norms count visible positions alone."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_loss_is_the_references_and_every_parameter_learns(mode, norm, batch):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     loss.backward()
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == name.startswith("encoder.head."), name
+        assert (parameter.grad is None) == name.startswith("encoder.head.") != parameter.requires_grad, name
         assert parameter.grad is None or parameter.grad.isfinite().all()
     assert (model.mask_token is not None) == (mode == "token")
 
@@ -86,9 +87,12 @@ def test_token_stands_where_the_stem_is_masked(batch, monkeypatch):
     images, masks = batch
     model = make("token").eval()
     seen = []
-    real = model.encoder.forward_stages
-    monkeypatch.setattr(model.encoder, "forward_stages", lambda x: seen.append(x) or real(x))
+    for name in ("forward_stages", "forward_stem"):
+        real = getattr(model.encoder, name)
+        monkeypatch.setattr(model.encoder, name, lambda x, real=real: seen.insert(0, x) or real(x))
     model.predict(images, masks)
+    hidden = masks.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
+    assert torch.equal(seen[1], torch.where(hidden, 0.0, images))
     hidden = masks.repeat_interleave(4, 1).repeat_interleave(4, 2)  # [B,16,16]: stride 4
     where = seen[0].permute(0, 2, 3, 1)
     assert torch.equal(where[hidden], model.mask_token.expand(int(hidden.sum()), -1))
@@ -114,13 +118,14 @@ def test_sparse_layers_are_zero_where_masked(training, batch):
         assert (tensor != 0).any()
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_batch_norm_is_that_of_the_visible_positions_in_a_row(dtype):
+def test_batch_norm_is_that_of_the_visible_positions_in_a_row(dtype, momentum):
     from models.masked import Visible
 
     torch.manual_seed(0)
     x, visible = torch.randn(2, 5, 8, 8).to(dtype), torch.rand(2, 1, 4, 4) < 0.4
-    masked, plain = MaskedBatchNorm2d(5), nn.BatchNorm2d(5)
+    masked, plain = MaskedBatchNorm2d(5, momentum=momentum), nn.BatchNorm2d(5, momentum=momentum)
     masked.visible = Visible()
     if dtype == torch.float64:
         masked, plain = masked.double(), plain.double()
@@ -137,6 +142,7 @@ def test_batch_norm_is_that_of_the_visible_positions_in_a_row(dtype):
         torch.testing.assert_close(output.permute(0, 2, 3, 1)[at], expected.to(dtype), **close)
         assert output.dtype == dtype
         assert not output.permute(0, 2, 3, 1)[~at].any()
+    assert masked.num_batches_tracked == plain.num_batches_tracked == 1
     torch.testing.assert_close(masked.running_mean, plain.running_mean, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(masked.running_var, plain.running_var, rtol=1e-5, atol=1e-6)
     wide = x.to(plain.weight.dtype)
@@ -161,6 +167,14 @@ def test_sparse_encoder_saves_as_a_plain_one(tmp_path, batch):
     assert not any(isinstance(module, MaskedBatchNorm2d) for module in plain.modules())
     with torch.no_grad():
         torch.testing.assert_close(plain.forward_features(images), model.encoder.eval().forward_features(images))
+
+
+def test_a_step_that_fails_leaves_no_mask(batch, monkeypatch):
+    model = make("sparse")
+    monkeypatch.setattr(model.encoder, "forward_features", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        model.predict(*batch)
+    assert model.visible.patches is None
 
 
 def test_a_copy_has_masks_of_its_own(batch):
@@ -198,6 +212,8 @@ def test_reconstruction_undoes_the_normalisation(norm, level, batch, monkeypatch
     ("size", "mask", "message"),
     [
         ((40, 64), (5, 8), "images of 40 x 64 pixels"),
+        ((64, 40), (8, 5), "images of 64 x 40 pixels"),
+        ((64, 96), (5, 8), r"mask \[5,8\] on images of 64 x 96"),
         ((64, 64), (32, 32), r"mask \[32,32\] on images of 64 x 64"),
         ((64, 64), (3, 3), r"mask \[3,3\]"),
         ((64, 64), (4, 2), r"mask \[4,2\]"),

@@ -10,6 +10,8 @@ PARAMETERS = {
     "replknet_31b": (79_864_168, 79_527_272),
     "replknet_31l": (172_671_016, 172_165_672),
     "replknet_xl": (335_435_752, 335_399_656),
+    "replknet_small": (25_409_032, 25_285_384),  # our own
+    "replknet_nano": (1_443_912, 1_426_888),
 }
 
 
@@ -38,7 +40,7 @@ def test_parameters_are_the_published_ones(arch: str) -> None:
     assert count_parameters(model) == PARAMETERS[arch][0]
     model.merge_branches()
     assert count_parameters(model) == PARAMETERS[arch][1]
-    assert "stages.3.blocks.2.large_kernel.lkb_reparam.bias" in model.state_dict()
+    assert "stages.3.blocks.0.large_kernel.lkb_reparam.bias" in model.state_dict()
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -68,6 +70,12 @@ def test_multiply_accumulates_are_the_published_ones(
     assert round(count_macs(model, image_size) / 1e9, 3) == deploy
     model.reparameterize()
     assert round(count_macs(model, image_size) / 1e9, 3) == deploy
+
+
+def test_a_last_map_of_one_position_is_counted_too() -> None:
+    """A batch norm in training would refuse it."""
+    grey, colour = (count_macs(on_meta("replknet_nano", in_channels=c).train(), 32, c) for c in (1, 3))
+    assert colour - grey == 2 * 9 * 32 * 16 * 16
 
 
 @pytest.mark.parametrize(("arch", "small_branch"), [("replknet_31b", True), ("replknet_xl", False)])
@@ -113,6 +121,7 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples() -> None:
     per_sample = out.flatten(1)
     assert ((per_sample == 0).all(1) | torch.isclose(per_sample, torch.tensor(4 / 3)).all(1)).all()
     assert (per_sample[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert layer(out.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(layer.eval()(out), out)
 
 
@@ -128,16 +137,26 @@ def test_any_image_size_runs(size: tuple[int, int], features: tuple[int, int]) -
     ("kwargs", "message"),
     [
         ({"kernel_sizes": (13, 12, 13, 7)}, "kernel size 12 is even"),
+        ({"kernel_sizes": (13, 13, -1, 7)}, "1 is the least"),
+        ({"small_kernel": 4}, "kernel size 4 is even"),
         ({"small_kernel": 9}, "small_kernel 9 is larger"),
+        ({"layers": (), "channels": (), "kernel_sizes": ()}, "one entry per stage"),
         ({"layers": (1, 1, 2)}, "one entry per stage"),
         ({"channels": (0, 1, 2, 3)}, "1 is the least"),
         ({"num_classes": -1}, "num_classes -1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate 1.0"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate -0.1"),
     ],
 )
 def test_impossible_sizes_are_named(kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model("replknet_nano", **kwargs)
+
+
+def test_sizes_of_ones_own() -> None:
+    model = on_meta("replknet_nano", ffn_ratio=2.5, small_kernel=7)
+    assert model.stages[0].blocks[1].pw1.conv.out_channels == 80
+    assert model.stages[3].blocks[0].large_kernel.small_conv.conv.kernel_size == (7, 7)
 
 
 def test_unknown_architecture_is_named() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from models import (
     ModelConfig,
     WeightsError,
+    WithClassMap,
     class_maps,
     count_classes,
     count_macs,
@@ -51,7 +52,8 @@ def test_config_is_that_of_the_named_weights() -> None:
     assert ModelConfig("timm/resnet18.tv_in1k").interpolation == "bilinear"
     assert ModelConfig("timm/resnet18.tv_in1k").crop_pct == 0.875
     assert ModelConfig("timm/resnet18").crop_mode == ModelConfig("replknet_31b").crop_mode == "center"
-    assert ModelConfig("timm/convnext_tiny.fb_in22k_ft_in1k_384").crop_mode == "squash"
+    config = ModelConfig("timm/convnext_tiny.fb_in22k_ft_in1k_384")
+    assert (config.image_size, config.crop_mode) == (384, "squash")
     assert ModelConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
@@ -110,6 +112,10 @@ def test_heads_that_are_more_than_a_layer_are_refused() -> None:
         linear_head(create_model("timm/repvit_m0_9", 5))
     with pytest.raises(ValueError, match="VisionTransformerDistilled ends in Linear and Linear: this method needs"):
         linear_head(create_model("timm/deit_tiny_distilled_patch16_224", 5, SIZE))
+    model = create_model("timm/resnet18", 5)
+    model.fc = nn.Linear(512, 5, bias=False)
+    with pytest.raises(ValueError, match="ResNet ends in Linear: this method needs a linear layer with a bias"):
+        linear_head(model)
 
 
 def test_both_heads_of_a_distilled_model(tmp_path: Path) -> None:
@@ -205,13 +211,19 @@ def test_class_map_only_where_it_is_exact() -> None:
     other = warmed("timm/mobilenetv3_small_100")
     with pytest.raises(ValueError, match=r"more than a mean and a linear layer .* gradcam"):
         class_maps(other, other.forward_features(images))
+    other = warmed("timm/convnext_atto")  # a norm after the mean
+    with pytest.raises(ValueError, match=r"more than a mean and a linear layer"):
+        class_maps(other, other.forward_features(images))
     swin = create_model("timm/swin_tiny_patch4_window7_224", 5, 224).eval()  # [B,h,w,C] inside
     nn.init.normal_(swin.head.fc.weight)
     with torch.no_grad():
-        features = swin.forward_features(torch.randn(1, 3, 224, 224))
+        one = torch.randn(1, 3, 224, 224)
+        features = swin.forward_features(one)
         maps = class_maps(swin, features)
         assert maps.shape == (1, 5, 7, 7)
         torch.testing.assert_close(maps.mean((2, 3)), swin.forward_head(features), rtol=1e-3, atol=1e-3)
+        logits, answer = WithClassMap(swin)(one)
+        torch.testing.assert_close(answer[0], maps[0, logits.argmax()], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -227,4 +239,6 @@ def test_without_timm_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"'timm/resnet18' needs timm, which is not installed: pip install timm"):
         ModelConfig("timm/resnet18")
+    with pytest.raises(ValueError, match=r"'resnet18' is unknown: .*, or timm/NAME$"):
+        ModelConfig("resnet18")
     assert create_model("replknet_nano", 2) is not None

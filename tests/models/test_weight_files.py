@@ -16,7 +16,7 @@ import torch
 from nano import State, nano, refused, same, write
 from torch import nn
 
-from models import count_classes, create_model, load_weights
+from models import classifier_config, count_classes, create_model, load_weights
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_plain_state_dict(suffix: str, state: State, tmp_path: Path) -> None:
     [
         lambda s: {"model": s, "optimizer": {"lr": 1.0}, "epoch": 3},
         lambda s: {"state_dict": s},
+        lambda s: {"model": "replknet_nano", "state_dict": s},
         lambda s: {"model_state_dict": s, "epoch": 3},
         lambda s: {"model": s, "best": np.float64(3.0), "metrics": {"top1": np.float32(0.5), "seen": np.int64(7)}},
         lambda s: {"model": s, "history": np.arange(3.0), "rng": np.random.get_state()},
@@ -59,18 +60,27 @@ def test_what_trainers_write(wrap: Callable[[State], dict], state: State, tmp_pa
     assert same({name: model.state_dict()[name] for name in learned}, learned)
 
 
-def test_numpys_numbers_under_the_other_versions_names(state: State, tmp_path: Path) -> None:
-    """NumPy 1 calls the module numpy.core.multiarray, NumPy 2 numpy._core.multiarray."""
+@pytest.mark.parametrize(
+    "names",
+    [
+        (b"numpy.core.multiarray\n", b"numpy._core.multiarray\n"),  # of NumPy 1 and 2
+        tuple(f"pathlib{m}\n{s}Path\n".encode() for m in ("", "._local") for s in ("Posix", "Windows")),
+    ],
+)
+def test_numbers_and_paths_under_another_versions_or_systems_names(
+    names: tuple[bytes, ...], state: State, tmp_path: Path
+) -> None:
     path = tmp_path / "weights.pth"
-    torch.save({"model": state, "best": np.float64(3.0)}, path, _use_new_zipfile_serialization=False)
+    content = {"model": state, "best": np.float64(3.0), "log": Path("log")}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    here, there = b"numpy.core.multiarray\n", b"numpy._core.multiarray\n"
-    here, there = (here, there) if here in data else (there, here)
+    (here,) = (name for name in names if name in data)
     assert data.count(here) == 1
-    path.write_bytes(data.replace(here, there))
-    model = nano(0)
-    load_weights(model, path)
-    assert same(model.state_dict(), state)
+    for there in names:
+        path.write_bytes(data.replace(here, there))
+        model = nano(0)
+        load_weights(model, path)
+        assert same(model.state_dict(), state)
 
 
 def test_an_encoder_in_anothers_checkpoint(state: State, tmp_path: Path) -> None:
@@ -85,6 +95,7 @@ def test_an_encoder_in_anothers_checkpoint(state: State, tmp_path: Path) -> None
     assert torch.equal(model.head.weight, head)
     assert torch.equal(model.norm.running_mean, state["norm.running_mean"])
     assert count_classes("replknet_nano", path) is None
+    assert classifier_config(path, "replknet_nano").num_classes == 1000
 
 
 def test_a_prefix_that_the_model_has_itself_stays(state: State, tmp_path: Path) -> None:
@@ -154,6 +165,7 @@ def zipped() -> bytes:
         (b"junk", "is not a checkpoint: it begins with b'junk'"),
         (b"\x89HDF\r\n\x1a\n" + bytes(64), "is not a checkpoint"),
         (b"\x80\x02junk", "cannot be read .*truncated or damaged"),
+        (b"\x80\x02", r"cannot be read \(EOFError\): it is truncated or damaged"),
         (b"PK\x03\x04junk", "cannot be read .*truncated or damaged"),
         (zipped(), "cannot be read .*truncated or damaged"),
         (pickle.dumps({"a": 1.0}, protocol=4), "cannot be read .*not written by torch.save"),
@@ -174,6 +186,11 @@ def test_other_content_is_refused(state: State, tmp_path: Path) -> None:
     refused(write(tmp_path / "list.pth", [1, 2]), "holds a list")
     refused(write(tmp_path / "mixed.pth", state | {"epoch": 3}), "'epoch' is a int")
     refused(write(tmp_path / "empty.pth", {}), "has no 'stem.0.conv.weight'")
+    refused(write(tmp_path / "numbered.pth", {0: torch.zeros(1)}), "has no 'stem.0.conv.weight'")
+    refused(write(tmp_path / "head.pth", state | {"head.weight": torch.tensor(1.0)}), "'head.weight' is []")
+    assert count_classes("replknet_nano", tmp_path / "head.pth") is None
+    (tmp_path / "model.safetensors").mkdir()
+    refused(tmp_path, "model.safetensors cannot be read (Is a directory)")
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
     refused(tmp_path / "script.pt", "cannot be read: it is a TorchScript program")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):

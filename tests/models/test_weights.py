@@ -41,6 +41,8 @@ def test_a_head_that_the_model_has_not_is_named(state: State, tmp_path: Path) ->
     path = write(tmp_path / "weights.pth", state)
     with pytest.raises(WeightsError, match=r"the model has no head, skip_head=True leaves it out"):
         load_weights(features, path)
+    with pytest.raises(WeightsError, match=r"which the model does not have: it belongs to another model"):
+        load_weights(features, write(tmp_path / "more.pth", {"extra": torch.zeros(1)} | state))
     load_weights(features, path, skip_head=True)
     assert same(features.state_dict(), {name: tensor for name, tensor in state.items() if "head" not in name})
 
@@ -73,6 +75,13 @@ def test_position_embeddings_of_another_image_size_are_called_so(tmp_path: Path)
     why = r"'pos_embed' is \[1, 17, 192\], the model's is \[1, 37, 192\]: it was made for another image size .*--image"
     with pytest.raises(WeightsError, match=why):
         load_weights(at_96, path)
+    for arch, options in (
+        ("timm/beit_base_patch16_224", {"depth": 1, "embed_dim": 24, "num_heads": 2}),  # relative_position_bias_table
+        ("timm/levit_128s", {}),  # attention_biases
+    ):
+        write(path, create_model(arch, 2, 64, **options).state_dict())
+        with pytest.raises(WeightsError, match="was made for another image size"):
+            load_weights(create_model(arch, 2, 96, **options), path)
     wider = {name: value for name, value in vit.state_dict().items()}
     wider |= {"pos_embed": torch.zeros(1, 17, 384), "norm.weight": torch.zeros(384)}
     with pytest.raises(WeightsError, match=r"'pos_embed' is \[1, 17, 384\], .*: it belongs to another model"):
@@ -90,6 +99,13 @@ def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save the training form"):
         save_checkpoint(tmp_path / "folder", deploy, ModelConfig("replknet_nano", 5))
     assert not (tmp_path / "folder").exists()
+
+
+def test_half_precision_is_widened(state: State, tmp_path: Path) -> None:
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    model = nano(0)
+    load_weights(model, write(tmp_path / "half.safetensors", half))
+    assert same(model.state_dict(), {name: value.to(state[name].dtype) for name, value in half.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
