@@ -18,13 +18,10 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
 
     Of a `models.WithClassMap` also class_map [batch,h,w].
 
-    Raises `ValueError` for bf16 (ONNX Runtime's CPU provider has no bf16 convolution) and `RuntimeError` when an
-    operator outside the ONNX standard is left in the graph.
+    Raises `RuntimeError` when an operator outside the ONNX standard is left in the graph.
     """
     import onnx
 
-    if backbone.dtype == torch.bfloat16:
-        raise ValueError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
     pixels = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():

@@ -55,6 +55,8 @@ def check_options(options: BuildOptions) -> None:
         raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
     if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
         raise ValueError(f"--crop-pct {options.crop_pct}: it must be 0.1 to 1")
+    if "onnx" in options.formats and options.precision == "bf16":
+        raise ValueError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
     needed = ("onnx", "onnxscript", "onnxruntime") if "onnx" in options.formats else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f"--format onnx needs {', '.join(missing)}: pip install '.[build]' brings all of it")

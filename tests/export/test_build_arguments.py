@@ -29,7 +29,6 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
             "--format (empty): choose from torchscript",
         ),
         (["--weights", "tests", "--random-weights"], "--weights tests or --random-weights, not both"),
-        (["--arch", "replknet_nano", "--random-weights", "--format", "onnx", "--precision", "bf16"], "bf16"),
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
@@ -148,6 +147,11 @@ def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
 def test_unknown_precision_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="precision 'fp8': choose one of fp32, fp16, bf16"):
         build(BuildOptions(weights=checkpoint, precision="fp8", output=tmp_path / "models"))
+
+
+def test_onnx_in_bf16_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16"):
+        check_options(BuildOptions(arch="replknet_31b", random_weights=True, formats=("onnx",), precision="bf16"))
 
 
 def test_packages_that_onnx_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
