@@ -12,7 +12,15 @@ import torch
 from nano import State, nano, same
 from safetensors import safe_open
 
-from models import ARCHITECTURES, ModelConfig, WeightsError, load_checkpoint, load_config, save_checkpoint
+from models import (
+    ARCHITECTURES,
+    ModelConfig,
+    WeightsError,
+    classifier_config,
+    load_checkpoint,
+    load_config,
+    save_checkpoint,
+)
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
@@ -127,6 +135,8 @@ def test_the_file_in_a_checkpoint_folder(tmp_path: Path) -> None:
 def test_config_that_is_no_json_or_absent(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist"):
+        classifier_config(tmp_path / "nowhere", "")
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(WeightsError, match=r"config\.json"):

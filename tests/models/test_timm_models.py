@@ -200,6 +200,10 @@ def test_sizes_and_drop_path_that_cannot_be_are_refused() -> None:
     create_model("timm/densenet121", 5, drop_path_rate=0.0)
     model = create_model("timm/vit_tiny_patch16_224", 5, 96, drop_path_rate=0.1)
     assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+    with pytest.raises(ValueError, match="nest_tiny cannot be made for 50 px: `patch_size` must divide `img_size`"):
+        create_model("timm/nest_tiny", 5, 50)
+    with pytest.raises(TypeError, match="an unexpected keyword argument 'depths'"):
+        create_model("timm/densenet121", 5, depths=(1, 2))
     with pytest.raises(ValueError, match="is not a RepLKNet"):
         create_replknet("timm/resnet18")
 
