@@ -106,8 +106,8 @@ def test_a_broken_parity_image_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_parity_images_are_of_the_whole_folder(tmp_path: Path) -> None:
     for index, suffix in reversed(list(enumerate(2 * ["jpg", "JPEG", "jfif", "png", "webp", "BMP"]))):
-        Image.new("L", (1 + index, 30), 16 * index + 8).save(tmp_path / f"{index:02}.{suffix}")
-    assert (real_pixels(tmp_path, SIZE, count=6).amax((1, 2, 3)) // 16).tolist() == [0, 2, 4, 6, 8, 10]
+        Image.new("L", (1 + index, 30), 248 - 16 * index).save(tmp_path / f"{index:02}.{suffix}")
+    assert (real_pixels(tmp_path, SIZE, count=6).amax((1, 2, 3)) // 16).tolist() == [15, 13, 11, 9, 7, 5]
 
 
 def test_parity_images_behind_a_link(tmp_path: Path) -> None:
