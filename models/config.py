@@ -30,6 +30,10 @@ class ModelConfig:
         for name, kind in (("num_classes", int), ("image_size", int), ("crop_pct", (int, float))):
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} {getattr(self, name)!r}: a number is needed")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(each, (int, float)) for each in value):
+                raise ValueError(f"{name} {value!r:.80}: three numbers are needed")
         own = input_defaults(self.arch)
         for name in ("image_size", "crop_pct", "interpolation", "crop_mode", "mean", "std"):
             value = getattr(self, name) or getattr(own, name)
