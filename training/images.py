@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from models.files import HIDDEN, files_below
 
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
 BITS_PER_SAMPLE = 258  # TIFF's tag
+UPRIGHT = {  # EXIF's orientation -> what turns it upright
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 class DataError(ValueError):
@@ -64,10 +75,22 @@ def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
         with Image.open(file) as image:
             unsaid = bits_without_a_range(image)
             if not unsaid:
-                return to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                image.load()
+                turn = UPRIGHT.get(orientation(image))
+                return to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly everything on damaged bytes
         raise DataError(f"{name or file} cannot be decoded ({error})") from error
     raise DataError(f"{name or file} has {unsaid}, whose range is not known (scale it to 8 or 16 bits)")
+
+
+def orientation(image: Image.Image) -> int:
+    """1 to 8 of a loaded image, as the served `preprocess` has it: damaged EXIF data does not make the picture so."""
+    try:
+        return int(image.getexif().get(Base.Orientation, 1))
+    except Exception:
+        return 1
 
 
 def bits_without_a_range(image: Image.Image) -> str:

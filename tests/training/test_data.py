@@ -222,6 +222,14 @@ def test_images_are_rgb_and_upright(tmp_path: Path) -> None:
     assert (loaded.mode, loaded.size) == ("RGB", (20, 10))
 
 
+def test_damaged_exif_data_is_no_reason_to_refuse_or_to_lie_on_the_side() -> None:
+    """A resolution in text: Pillow's exif_transpose, which writes the rest back, raises TypeError."""
+    tags = struct.pack("<HHII", 0x112, 3, 1, 6) + struct.pack("<HHI4s", 0x11A, 2, 4, b"300")
+    file = io.BytesIO()
+    Image.new("RGB", (10, 20)).save(file, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + tags + b"\0" * 4)
+    assert load_image(file).size == (20, 10)
+
+
 def test_loader_shuffles_by_seed_and_keeps_small_sets(tmp_path: Path) -> None:
     folder = fill(tmp_path / "images", a=5, b=5)
     dataset = image_folder(folder, eval_transform(CONFIG))
