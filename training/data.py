@@ -53,7 +53,8 @@ class LabelledFolder(ImageFolder):
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
-    """Why a folder cannot be trained on, or evaluated with `labels`: labels that are unknown or have no images."""
+    """Why a folder cannot be trained on, or evaluated with `labels`: labels that no checkpoint can hold, that are
+    unknown or have no images."""
     folder, errors, used = dataset.root, [], set(dataset.targets)
     if labels is not None and set(labels).isdisjoint(dataset.classes):
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
@@ -61,7 +62,9 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
         if parts := [path for path in parts if path.name != "train"] or parts:
             return [f"{folder} holds no label, but has folders that do: give {' or '.join(map(str, parts[:4]))}"]
     for index, name in enumerate(dataset.classes):
-        if labels is not None and name not in labels:
+        if name.encode(errors="replace").decode() != name:
+            errors.append(f"{folder} has the label {os.fsencode(name)!r}, which is not UTF-8: rename that folder")
+        elif labels is not None and name not in labels:
             known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
             errors.append(f"{folder}/{name} is not one of the {len(labels)} labels ({known}): rename or remove it")
         elif index not in used:

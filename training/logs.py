@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,12 @@ UNWRAPPED = 10_000  # columns, more than any line has
 
 
 def standard_output() -> Console:
-    """As wide as the terminal; in a file or a pipe no line is wrapped: to a program it would be two."""
+    """As wide as the terminal; in a file or a pipe no line is wrapped: to a program it would be two.
+
+    What the terminal cannot show, such as a file's name that is not UTF-8, is escaped, as on standard error.
+    """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console() if sys.stdout.isatty() else Console(width=UNWRAPPED)
 
 

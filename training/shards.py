@@ -56,8 +56,11 @@ class Shards(Dataset[tuple[Any, int]]):
         self.loader, self.transform, self.labelled = load_image, transform, labelled
         names = Path(folder) / LABELS_FILE
         if labelled and labels is None and names.exists():
-            with names.open(encoding="utf-8-sig") as file:  # lines as build_models.py --labels reads them
-                labels = [line.removesuffix("\n") for line in file]
+            try:
+                with names.open(encoding="utf-8-sig") as file:  # lines as build_models.py --labels reads them
+                    labels = [line.removesuffix("\n") for line in file]
+            except UnicodeDecodeError as error:
+                raise DataError(f"{names} is not UTF-8 ({error}): convert it") from error
         self.samples: list[Member] = []
         self.targets: list[int] = []
         self.sizes: list[int] = []

@@ -1,5 +1,6 @@
 """Everything that is wrong with a data set, at once and before a run."""
 
+import os
 import re
 from pathlib import Path
 
@@ -114,6 +115,17 @@ def test_shards_are_decoded_too(tmp_path: Path) -> None:
     assert findings.notes[0] == f"{tmp_path}: 2 labels are alike: 'ant', 'ant'"
     assert "has no train/: to train on it, put some shards into it" in findings.notes[1]
     assert findings.parts == [f"3 images of 3 classes in 1 shards of {tmp_path}"]
+
+
+def test_labels_that_are_not_utf8_are_errors(tmp_path: Path) -> None:
+    """No checkpoint could hold them: a run would end in its first epoch."""
+    fill(tmp_path / "folder", ant=1, **{os.fsdecode(b"caf\xe9"): 1})
+    (error,) = check_data(Config(tmp_path / "folder", workers=0)).errors
+    assert error.endswith(r"folder has the label b'caf\xe9', which is not UTF-8: rename that folder")
+    write_shard(tmp_path / "0.tar", {"a.png": png(0), "a.cls": b"0"})
+    (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
+    (error,) = check_data(Config(tmp_path, workers=0)).errors
+    assert re.search(r"labels\.txt is not UTF-8 \(.*\): convert it$", error)
 
 
 def test_labels_that_are_alike() -> None:

@@ -1,5 +1,6 @@
 """What a run prints, and where."""
 
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,10 @@ def test_lines_in_a_file_are_not_wrapped(
     assert "  top-1 " in epoch
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert standard_output().width == 40
+
+
+def test_a_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = BytesIO()
+    monkeypatch.setattr("sys.stdout", TextIOWrapper(written, "utf-8", errors="strict"))
+    standard_output().print("caf\udce9.png")
+    assert written.getvalue() == b"caf\\udce9.png\n"
