@@ -26,6 +26,17 @@ def shard_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.tar") if not HIDDEN.search(path.name))
 
 
+def _own_labels(path: Path) -> list[str] | None:
+    """Lines as build_models.py --labels reads them; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return [line.removesuffix("\n") for line in file]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}): convert it") from error
+
+
 class Member(NamedTuple):
     """One image: its shard, where it lies there, and what to call it in an error."""
 
@@ -39,9 +50,10 @@ class Shards(Dataset[tuple[Any, int]]):
     """(image, class index) of FOLDER/*.tar.
 
     A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
-    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes; without them they are numbered. Not
-    `labelled`: classes are not read, there are none, and every index is `NO_CLASS`. `sizes`: images of each shard.
-    `transform`, if any, is applied to what `loader(file, name)` gives. Raises `DataError` naming the shard and key.
+    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes, and both where there are both; without
+    them they are numbered. Not `labelled`: classes are not read, there are none, and every index is `NO_CLASS`.
+    `sizes`: images of each shard. `transform`, if any, is applied to what `loader(file, name)` gives. Raises
+    `DataError` naming the shard and key, or the labels that differ.
     """
 
     def __init__(
@@ -54,13 +66,14 @@ class Shards(Dataset[tuple[Any, int]]):
     ) -> None:
         self.paths = shard_files(folder)
         self.loader, self.transform, self.labelled = load_image, transform, labelled
-        names = Path(folder) / LABELS_FILE
-        if labelled and labels is None and names.exists():
-            try:
-                with names.open(encoding="utf-8-sig") as file:  # lines as build_models.py --labels reads them
-                    labels = [line.removesuffix("\n") for line in file]
-            except UnicodeDecodeError as error:
-                raise DataError(f"{names} is not UTF-8 ({error}): convert it") from error
+        own = _own_labels(Path(folder) / LABELS_FILE) if labelled else None
+        if labels is None:
+            labels = own
+        elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
+            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+            raise DataError(
+                f"{folder}/{LABELS_FILE} differs from the {len(labels)} labels ({known}): give it those, in this order"
+            )
         self.samples: list[Member] = []
         self.targets: list[int] = []
         self.sizes: list[int] = []

@@ -182,6 +182,13 @@ def test_a_shards_labels_are_lines_and_no_byte_order_mark(shards: Path) -> None:
     assert open_images(shards, None).classes == ["ant\u2028eater", "cat", "dog\x85"]
 
 
+def test_shards_of_other_labels_than_the_models_are_refused(shards: Path) -> None:
+    """Their indices would be taken for the model's: every image of two swapped classes counted as wrong."""
+    assert open_images(shards, None, ["ant", "cat", "dog", "eel"]).targets == [0, 1, 2, 1, 2]
+    with pytest.raises(DataError, match=r"labels\.txt differs from the 3 labels \(cat, ant, dog\): give it those, in"):
+        open_images(shards, None, ["cat", "ant", "dog"])
+
+
 def test_an_index_is_no_label(tmp_path: Path) -> None:
     """Labels that are numbers: an integer is the index all the same, a text is the label."""
     members = {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1", "c.png": png(2), "c.cls": b"2\n"}
