@@ -109,7 +109,8 @@ class PaCo(Learner):
     ) -> None:
         super().__init__()
         if queue_size < 1 or dim < 1 or temperature <= 0:
-            raise SettingsError(f"queue {queue_size}, dim {dim}, temperature {temperature}: all must be above 0")
+            sizes = f"--paco-queue {queue_size}, --paco-dim {dim}, --paco-temperature {temperature}"
+            raise SettingsError(f"{sizes}: all must be above 0")
         width = linear_head(model).in_features
         hidden = [layer for _ in range(2 if generalized else 1) for layer in (nn.Linear(width, width), nn.ReLU())]
         self.model = model

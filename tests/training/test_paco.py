@@ -165,7 +165,7 @@ def test_similarities_are_float32_under_autocast(monkeypatch: pytest.MonkeyPatch
 
 
 def test_impossible_sizes() -> None:
-    with pytest.raises(SettingsError, match="queue 0"):
+    with pytest.raises(SettingsError, match="--paco-queue 0, --paco-dim"):
         PaCo(create_model("replknet_nano", 3), COUNTS, queue_size=0)
     with pytest.raises(SettingsError, match="class index 2 has no training image"):
         PaCo(create_model("replknet_nano", 3), [3, 2, 0])
