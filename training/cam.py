@@ -14,6 +14,7 @@ from models.modes import evaluating
 from training.settings import SettingsError
 
 Method = Literal["cam", "gradcam", "hirescam", "layercam"]
+AT_ONCE = 16  # images whose activations are kept: half a gigabyte each of RepLKNet-31B at 224 px
 ALWAYS_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d)  # in networks with [B,h,w,C] inside too
 
 
@@ -91,10 +92,13 @@ def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, l
 
     Raises `SettingsError` where the layer has a single position, which shows nothing.
     """
-    if method == "cam":
-        raw = cam(model, images, targets)
-    else:
-        raw = gradient_cam(model, images, targets, layer or last_layer(model), method)
+    layer = layer or last_layer(model)
+    raw = torch.cat(
+        [
+            cam(model, *part) if method == "cam" else gradient_cam(model, *part, layer, method)
+            for part in zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+        ]
+    )
     if raw.shape[1:].numel() == 1:
         raise SettingsError(
             f"at {images.shape[-1]} px the map of {method} is 1 x 1: take a gradient method on an earlier layer, such "

@@ -87,6 +87,19 @@ def test_maps_are_scaled_to_the_image() -> None:
     assert not maps[1].any(), "a flat map shows nothing"
 
 
+@pytest.mark.parametrize("method", ["cam", "layercam"])
+def test_a_few_images_at_a_time(method: str, model: RepLKNet, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred, the activations would fill a machine's memory."""
+    targets = torch.arange(len(images))
+    expected = explain(model, images, targets, method)
+    monkeypatch.setattr("training.cam.AT_ONCE", 2)
+    sizes: list[int] = []
+    hook = model.stem[0].register_forward_hook(lambda _module, _inputs, output: sizes.append(len(output)))
+    torch.testing.assert_close(explain(model, images, targets, method), expected, rtol=0, atol=1e-3)
+    hook.remove()
+    assert sizes == [2, 1]
+
+
 def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
     targets = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(SettingsError, match=r"'stage' is not a module of the model: name one such as stem\.0, "):
