@@ -59,6 +59,8 @@ def load_config(folder: str | Path) -> ModelConfig:
     """config.json of a checkpoint folder. Raises `WeightsError` for what it should not hold, `FileNotFoundError`."""
     path = Path(folder) / CONFIG_FILE
     if not path.exists():
+        if path.with_name("last").is_dir():
+            raise FileNotFoundError(f"{path} does not exist: the run has not finished, its command again resumes it")
         raise FileNotFoundError(f"{path} does not exist: a checkpoint folder holds {WEIGHTS_FILE} and {CONFIG_FILE}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

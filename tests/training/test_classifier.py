@@ -65,6 +65,9 @@ def test_what_a_file_is_must_be_said(published: Path, tmp_path: Path) -> None:
         load_classifier(published)
     with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist: a checkpoint folder holds"):
         load_classifier(tmp_path / "nowhere")
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"run/config\.json does not exist: the run has not finished"):
+        load_classifier(tmp_path / "run")
     save_checkpoint(tmp_path / "ours", create_model("replknet_nano", 3), ModelConfig("replknet_nano", 3))
     with pytest.raises(FileNotFoundError, match="ema"):
         load_classifier(tmp_path / "ours/ema.safetensors")
