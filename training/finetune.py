@@ -113,7 +113,7 @@ def train(config: Config, console: Console | None = None) -> float:
         learner,
         train_loader,
         config,
-        as_json(config, class_counts=counts, **holds),
+        as_json(config, class_counts=counts, labels=labels, **holds),
         evaluate=evaluate,
         save=save,
         console=console,

@@ -174,6 +174,11 @@ def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatc
     with pytest.raises(SettingsError, match=r"has class_counts\[0\] 32, this one 31: "):
         train(moved, QUIET)
     removed.write_bytes(content)
+    other = dataclasses.replace(config, data=shutil.copytree(moved.data, tmp_path / "other"))
+    for part in ("train", "val"):  # as many images each, and 1 would go on as what was 0
+        (other.data / part / "0").rename(other.data / part / "zero")
+    with pytest.raises(SettingsError, match=r"has labels\[0\] '0', this one '1': "):
+        train(other, QUIET)
     train(moved, QUIET)
     train(tiny(tmp_path / "whole"), QUIET)
     assert_same(tmp_path / "whole", config.output)
