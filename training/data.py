@@ -13,6 +13,7 @@ from models.files import HIDDEN
 from training.augment import Transform
 from training.images import IMAGE_SUFFIXES, DataError, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
+from training.settings import first_of
 from training.shards import Shards, shard_files
 
 
@@ -65,8 +66,9 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
         if name.encode(errors="replace").decode() != name:
             errors.append(f"{folder} has the label {os.fsencode(name)!r}, which is not UTF-8: rename that folder")
         elif labels is not None and name not in labels:
-            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-            errors.append(f"{folder}/{name} is not one of the {len(labels)} labels ({known}): rename or remove it")
+            errors.append(
+                f"{folder}/{name} is not one of the {len(labels)} labels ({first_of(labels)}): rename or remove it"
+            )
         elif index not in used:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             errors.append(f"{folder}/{name} holds no image: fill or remove it. Images are {suffixes}")

@@ -29,7 +29,7 @@ from training.outputs import check_folder
 from training.road import road
 from training.samplers import evenly
 from training.script import exit_code, parse
-from training.settings import SettingsError
+from training.settings import SettingsError, first_of
 
 TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
 BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
@@ -101,9 +101,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     model, model_config, labels = load_classifier(config.checkpoint, config.arch)
     model = model.to(config.device)
     if config.target and config.target not in labels:
-        raise SettingsError(
-            f"--target {config.target} is not one of the {len(labels)} labels: {', '.join(labels[:20])}"
-        )
+        raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {first_of(labels)}")
     names, pictures = zip(*find_images(config.images, config.count, eval_transform(model_config)), strict=True)
     images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
     with torch.no_grad():

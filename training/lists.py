@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from models.files import replace_file
 from training.images import DataError, load_image
+from training.settings import first_of
 
 VAL_LIST = "val.csv"
 COLUMNS = ("file", "label")
@@ -82,9 +83,7 @@ class Listed(Dataset[tuple[Any, int]]):
         index = {label: number for number, label in enumerate(self.classes)}
         for _, label in found:
             if label not in index:
-                raise DataError(
-                    f"{path}: {label} is not one of the {len(index)} labels: {', '.join(self.classes[:20])}"
-                )
+                raise DataError(f"{path}: {label} is not one of the {len(index)} labels: {first_of(self.classes)}")
         self.samples = [(name, index[label]) for name, label in found]
         self.targets = [target for _, target in self.samples]
 

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -179,6 +179,11 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
             f"the run in {folder} has {name} {shown(was)}, this one {shown(is_now)}: "
             "repeat its settings, name another --output, or start over with --resume never"
         )
+
+
+def first_of(names: Sequence[str]) -> str:
+    """For a message: twenty of them, and dots where there are more."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from models.files import HIDDEN
 from training.images import IMAGE_SUFFIXES, DataError, load_image
+from training.settings import first_of
 
 LABELS_FILE = "labels.txt"
 NO_CLASS = -1
@@ -70,10 +71,8 @@ class Shards(Dataset[tuple[Any, int]]):
         if labels is None:
             labels = own
         elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
-            known = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
-            raise DataError(
-                f"{folder}/{LABELS_FILE} differs from the {len(labels)} labels ({known}): give it those, in this order"
-            )
+            known = f"the {len(labels)} labels ({first_of(labels)})"
+            raise DataError(f"{folder}/{LABELS_FILE} differs from {known}: give it those, in this order")
         self.samples: list[Member] = []
         self.targets: list[int] = []
         self.sizes: list[int] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 from models.files import HIDDEN
 from training.data import Images, LabelledFolder, Unlabelled, image_folder, open_images
 from training.images import DataError
-from training.settings import SettingsError
+from training.settings import SettingsError, first_of
 from training.shards import shard_files
 
 
@@ -131,7 +131,7 @@ def two_folders(config: SplitConfig) -> tuple[Path, Path]:
         )
     if not val.is_dir():
         others = [f"{name}/" for name in _folders(data) if name != "train"]
-        found = f"--val-folder names another ({', '.join(others[:20])}), or " if others else ""
+        found = f"--val-folder names another ({first_of(others)}), or " if others else ""
         share = f"--data {train} --val-share 0.2 holds out a fifth of every class"
         raise DataError(f"{val} is not a folder: {found}{share}")
     if val.samefile(train):
