@@ -1,4 +1,4 @@
-"""Looks at a data set before a run: decodes every image and lists all that would stop training.
+"""Looks at a data set before a run: decodes every image and lists all that would stop training, and what is twice.
 
 Examples:
     python -m training.check my_images
@@ -11,6 +11,8 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import tyro
@@ -22,7 +24,7 @@ from training.images import DataError, read_image
 from training.logs import standard_output
 from training.script import exit_code, parse
 from training.settings import SettingsError
-from training.shards import Shards, shard_files
+from training.shards import Member, Shards, shard_files
 from training.splits import SplitConfig, passed_over_lines, two_folders
 
 
@@ -40,15 +42,19 @@ class Config:
 
 @dataclass
 class Findings:
-    """`errors` stop a training, `notes` do not; `parts`: what was read, in words."""
+    """`errors` stop a training, `notes` do not; `parts`: what was read, in words.
+
+    `seen`: by a digest of its pixels, an image's folder, label and name.
+    """
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
+    seen: dict[bytes, tuple[str, str, str]] = field(default_factory=dict)
 
 
-class Decoded(Dataset[str]):
-    """Why an image cannot be read, empty if it can."""
+class Decoded(Dataset[tuple[str, bytes]]):
+    """Why an image cannot be read, empty if it can; and a digest of its pixels."""
 
     def __init__(self, dataset: Images) -> None:
         dataset.loader = read_image
@@ -57,12 +63,12 @@ class Decoded(Dataset[str]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> tuple[str, bytes]:
         try:
-            self.dataset[index]
+            image, _ = self.dataset[index]
         except DataError as error:
-            return str(error)
-        return ""
+            return str(error), b""
+        return "", blake2b(image.tobytes(), key=repr(image.size).encode(), digest_size=16).digest()
 
 
 def check_data(config: Config) -> Findings:
@@ -117,9 +123,29 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
     findings.parts.append(
         f"{what} in {len(dataset.paths)} shards of {folder}" if isinstance(dataset, Shards) else f"{what} in {folder}"
     )
-    for batch in DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list):
-        findings.errors += filter(None, batch)
+    decoded = chain.from_iterable(DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list))
+    look_through(dataset, str(folder), decoded, findings)
     return dataset.classes
+
+
+def look_through(dataset: Images, folder: str, decoded: Iterable[tuple[str, bytes]], findings: Findings) -> None:
+    """Errors of images that cannot be decoded, notes of those whose pixels were seen before."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for index, (error, digest) in enumerate(decoded):
+        if error:
+            findings.errors.append(error)
+            continue
+        sample = dataset.samples[index]
+        name = sample.key if isinstance(sample, Member) else sample[0]
+        label = dataset.classes[dataset.targets[index]]
+        where, other_label, other = findings.seen.setdefault(digest, (folder, label, name))
+        if where != folder:
+            found[f"are in {where} too: what they say of a model is worth little"].append(f"{name} = {other}")
+        elif label != other_label:
+            found["have two labels"].append(f"{name} = {other}")
+        elif name != other:
+            found["are there twice"].append(f"{name} = {other}")
+    findings.notes += [f"{len(pairs)} images of {folder} {what} ({pairs[0]})" for what, pairs in found.items()]
 
 
 def label_notes(labels: Iterable[str]) -> list[str]:

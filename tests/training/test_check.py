@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,32 @@ def test_shards_are_decoded_too(tmp_path: Path) -> None:
     assert findings.notes[0] == f"{tmp_path}: 2 labels are alike: 'ant', 'ant'"
     assert "has no train/: to train on it, put some shards into it" in findings.notes[1]
     assert findings.parts == [f"3 images of 3 classes in 1 shards of {tmp_path}"]
+
+
+def test_images_that_are_there_twice(tmp_path: Path) -> None:
+    """In training's and in what is held out, which flatters a model; under two labels; in one class."""
+    fill(tmp_path / "train", ant=3, bee=2)
+    fill(tmp_path / "val", ant=1, bee=1)
+    Image.open(tmp_path / "train/ant/0.png").save(tmp_path / "val/bee/0.bmp")  # other bytes
+    for copy, of in (("val/ant/1.png", "train/ant/1.png"), ("train/bee/9.png", "train/ant/2.png")):
+        shutil.copy(tmp_path / of, tmp_path / copy)
+    for number in (7, 8):
+        shutil.copy(tmp_path / "train/bee/0.png", tmp_path / f"train/bee/{number}.png")
+    train, val = tmp_path / "train", tmp_path / "val"
+    findings = check_data(Config(tmp_path, workers=0))
+    assert findings.errors == []
+    assert findings.notes == [
+        f"2 images of {train} are there twice ({train}/bee/7.png = {train}/bee/0.png)",
+        f"1 images of {train} have two labels ({train}/bee/9.png = {train}/ant/2.png)",
+        f"2 images of {val} are in {train} too: what they say of a model is worth little "
+        f"({val}/ant/1.png = {train}/ant/1.png)",
+    ]
+    members = {"a.png": png(0), "a.cls": b"0", "b.png": png(0), "b.cls": b"1"}
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards/0.tar", members)
+    shard = tmp_path / "shards/0.tar"
+    (note,) = (note for note in check_data(Config(tmp_path / "shards", workers=0)).notes if "two labels" in note)
+    assert note == f"1 images of {tmp_path}/shards have two labels ({shard}:b.png = {shard}:a.png)"
 
 
 def test_labels_that_are_not_utf8_are_errors(tmp_path: Path) -> None:
