@@ -142,15 +142,7 @@ def fit(
             while step < last_step:
                 seed_everything(config.seed, STEP, step, distributed.rank())
                 scheduler.step_update(step)
-                loss = torch.zeros((), device=device)
-                for micro in range(accumulate):
-                    batch = [_move(tensor, device) for tensor in next(loading)]
-                    hold = network.no_sync() if world > 1 and micro + 1 < accumulate else nullcontext()
-                    with hold:
-                        with autocast(config.device, config.amp):
-                            part = _loss(network, batch) / accumulate
-                        scaler.scale(part).backward()
-                    loss += part.detach().float()
+                loss = _backward(network, loading, accumulate, config, scaler)
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
                 signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(stop_asked())])
@@ -189,6 +181,22 @@ def fit(
                 save(last, deployed)
             save_run()
     return metrics
+
+
+def _backward(
+    network: Any, loading: Iterator[Any], accumulate: int, config: LoopConfig, scaler: torch.amp.GradScaler
+) -> Tensor:
+    """Adds the gradients of a step's `accumulate` batches; returns the mean of this process's losses."""
+    device = torch.device(config.device)
+    loss = torch.zeros((), device=device)
+    for last in [False] * (accumulate - 1) + [True]:
+        batch = [_move(tensor, device) for tensor in next(loading)]
+        with nullcontext() if last or distributed.world_size() == 1 else network.no_sync():
+            with autocast(config.device, config.amp):
+                part = _loss(network, batch) / accumulate
+            scaler.scale(part).backward()
+        loss += part.detach().float()
+    return loss
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
