@@ -43,6 +43,7 @@ CSS = """
 #note:not(:has(.note)) {display: none}
 #note .note {padding: .6em .9em; border-left: 4px solid #d97706; background: rgba(217, 119, 6, .12)}
 #note .error {border-color: #dc2626; background: rgba(220, 38, 38, .12)}
+#picture .upload-container {width: 100% !important}
 #picture img, #overlay img {width: 100%; height: 100%; object-fit: contain}
 #classes {overflow: hidden !important}
 #times table {width: 100%; margin: 1.2em 0 0; font-variant-numeric: tabular-nums}
@@ -184,8 +185,9 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
             picture = gradio.Image(label="Picture", type="filepath", sources=sources, height=400, elem_id="picture")
             evidence = gradio.Image(label="Evidence for the best class", buttons=buttons, height=400, elem_id="overlay")
         with gradio.Row(equal_height=True):
-            classes = gradio.Label(label="Top 5", num_top_classes=TOP, show_heading=False, elem_id="classes")
-            times = gradio.HTML(label="Time by step", show_label=True, container=True, elem_id="times")
+            narrow = {"min_width": 320}  # below twice that they stand one under the other
+            classes = gradio.Label(label="Top 5", num_top_classes=TOP, show_heading=False, elem_id="classes", **narrow)
+            times = gradio.HTML(label="Time by step", show_label=True, container=True, elem_id="times", **narrow)
         # The file as it was sent: Gradio would decode it, and fail, where the server is to be asked.
         picture.preprocess = lambda payload: payload and payload.path
         event = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}

@@ -128,6 +128,24 @@ def test_behind_a_prefix(
     assert [error for error in errors if not re.search(r"/(manifest\.json|favicon\.ico)", error)] == []
 
 
+def test_a_narrow_window_cuts_nothing_off(
+    start_page: Callable[..., str],
+    chromium: Any,
+    colours_server: "TritonServer",  # noqa: F821
+    flower: Path,
+) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    try:
+        shown = Page(chromium, start_page(colours_server.grpc_url))
+        shown.give(flower)
+        shown.wait("#times td")
+        edge = shown.wait("#times").rect["x"] + shown.wait("#times").rect["width"]
+        assert all(each.rect["x"] + each.rect["width"] <= edge < 390 for each in shown.found("#times td"))
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_bad_pictures_and_a_model_without_a_map(
     start_page: Callable[..., str],
     chromium: Any,
@@ -147,6 +165,7 @@ def test_bad_pictures_and_a_model_without_a_map(
     shown = Page(chromium, address)
     shown.give(tmp_path / "broken.jpg")
     assert shown.wait("#note .error[role=alert]").text.startswith("The server refuses the image: ")
+    assert shown.wait("#picture img").size["width"] > 300  # not a strip as wide as the browser's sign for it
     assert not shown.found("#classes dt, #overlay img, #times td")
 
     (tmp_path / "large.jpg").write_bytes(flower.read_bytes() + bytes(2**20))
