@@ -41,7 +41,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="until the first image must be classified (default: 120)",
     )
     parser.add_argument(
-        "--drain-seconds", type=int, default=30, metavar="SECONDS", help="for requests in flight (default: 30)"
+        "--drain-seconds",
+        type=int,
+        default=30,
+        metavar="SECONDS",
+        help="for requests in flight and open HTTP connections (default: 30)",
     )
     parser.add_argument(
         "--probe-interval", type=float, default=10.0, metavar="SECONDS", help="between canary images (default: 10)"
@@ -91,7 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
                 server.wait()
             except KeyboardInterrupt:
                 notify("STOPPING=1")
-                say("stopping: waiting for requests in flight (again to end at once)")
+                what = f"requests in flight and open HTTP connections, {server.drain_seconds} s at most"
+                say(f"stopping: waiting for {what} (again to end at once)")
     except KeyboardInterrupt:
         if server is not None:
             server.stop(at_once=True)

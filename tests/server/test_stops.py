@@ -3,6 +3,7 @@
 import concurrent.futures
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,18 @@ def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep)
         assert request.result(0.1) == 2.5
 
 
+def test_an_idle_http_connection_is_waited_for(light_repository):
+    with (
+        TritonServer(light_repository, drain_seconds=4) as server,
+        socket.create_connection(server.http_url.split(":")) as idle,
+    ):
+        idle.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert idle.recv(100).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begun > 3
+
+
 def test_a_drain_ends_after_its_time(light_repository, sleep):
     with TritonServer(light_repository, drain_seconds=1) as server, concurrent.futures.ThreadPoolExecutor(2) as pool:
         request = pool.submit(sleep, server.grpc_url, 60)
@@ -106,6 +119,7 @@ def test_sigterm_leaves_nothing(cli, repository_of_processes):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=40)
     assert process.returncode == 0
+    assert "waiting for requests in flight and open HTTP connections, 30 s at most" in errors
     assert errors.splitlines()[-1] == "server: stopped"
     assert "NVML" not in errors
     assert_nothing_left(processes, folder)
