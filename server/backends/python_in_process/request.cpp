@@ -5,9 +5,11 @@ namespace {
 
 // The request is released before its answer is sent: whoever has the answer may take back the memory that the request
 // lay in, and this thread, of low priority, may be long in coming to it.
-void send(Work& work, TRITONBACKEND_Response* response, TRITONSERVER_Error* error, uint64_t computed) {
-  log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
-      work.instance, work.request, !error, work.start, work.compute_start, computed, now_ns()));
+void send(
+    Work& work, TRITONBACKEND_Response* response, TRITONSERVER_Error* error, uint64_t computed, bool counts = true) {
+  if (counts)
+    log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
+        work.instance, work.request, !error, work.start, work.compute_start, computed, now_ns()));
   log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
   work.request = nullptr;
   log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
@@ -46,7 +48,7 @@ void fail(Work& work, TRITONSERVER_ErrorCode code, const char* message) {
     return;
   }
   auto* error = TRITONSERVER_ErrorNew(code, message);
-  send(work, response, error, now_ns());
+  send(work, response, error, now_ns(), code != ERROR_CANCELLED);  // it would be counted as the backend's failure
   TRITONSERVER_ErrorDelete(error);
 }
 

@@ -136,8 +136,9 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
   const uint64_t exec_end = now_ns();
   for (Work& work : works) {
     work.inputs.clear();  // they may lie in the request
-    log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
-        instance.handle, work.request, work.ready(), exec_start, compute_start, compute_end, exec_end));
+    if (work.code != ERROR_CANCELLED)  // it would be counted as the backend's failure
+      log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
+          instance.handle, work.request, work.ready(), exec_start, compute_start, compute_end, exec_end));
     log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
   }
   if (samples > 0)
