@@ -139,7 +139,7 @@ def test_a_refusal_names_the_value_and_the_remedy(proxy):
     host, port = proxy.split(":")
     for headers, path, said in (
         ({"Content-Encoding": 'br"'}, INFER, 'Content-Encoding br" is not taken: send the body as it is'),
-        ({}, INFER, f"{LENGTH} is , not one number up to 9999: send tensors as binary data"),
+        ({}, INFER, f'{LENGTH} is "", not one number up to 9999: send tensors as binary data'),
         ({}, "/v2/logging", "/v2/logging is not an inference: ask a server itself"),
     ):
         connection = http.client.HTTPConnection(host, int(port), timeout=10)
