@@ -46,7 +46,7 @@ def encode(image: Any) -> bytes:
         name = type(image).__name__
         raise InvalidImageError(f"{name} is not an image: give a path, bytes, a PIL image or a uint8 array")
     if not data:
-        raise InvalidImageError("the image is empty (0 bytes)")
+        raise InvalidImageError("the image is empty (0 bytes): save it again, or send another")
     _check_size(len(data))
     return data
 
@@ -61,7 +61,7 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             raise InvalidImageError("this is a folder: give its files one by one")
         if path.exists() and not path.is_file():
-            raise InvalidImageError("this is not a regular file")
+            raise InvalidImageError("this is not a regular file: give one, or its bytes")
         _check_size(path.stat().st_size)  # before it is read
         return path.read_bytes()
     except FileNotFoundError:

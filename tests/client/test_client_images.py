@@ -62,7 +62,7 @@ def test_pil_image_keeps_its_orientation() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (b"", "empty (0 bytes)"),
+        (b"", "empty (0 bytes): save it again"),
         (noise(4, 4, 3).astype(np.float32), "float32"),
         (noise(3, 8, 9), "[3, 8, 9]: give [H,W,3], RGB; this looks like [3,H,W]"),
         (noise(8, 9), "[8, 9]"),
