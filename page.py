@@ -213,6 +213,10 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.concurrency < 1 or not 1 <= options.max_megabytes < math.inf:
         parser.error("--concurrency and --max-megabytes: give a number, 1 or more")
+    if not 1 <= options.port < 2**16:
+        parser.error(f"--port {options.port}: give a number, 1 to 65535")
+    if options.root_path and not options.root_path.startswith(("/", "http://", "https://")):
+        parser.error(f"--root-path {options.root_path!r}: it begins with /, such as /try")
     try:
         options.classifier = Classifier(options.server, options.protocol, options.model, options.timeout)
     except ValueError as error:

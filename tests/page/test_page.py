@@ -204,6 +204,9 @@ def test_labels_are_text_in_the_table() -> None:
         ("--max-megabytes nan", "1 or more"),
         ("--server a:b:c", "a:b:c"),
         ("--timeout 0", "timeout"),
+        ("--port 99999", "--port 99999: give a number, 1 to 65535"),
+        ("--port 0", "1 to 65535"),
+        ("--root-path try", "it begins with /, such as /try"),
     ],
 )
 def test_wrong_options(wrong: str, words: str, capsys: pytest.CaptureFixture) -> None:
