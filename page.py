@@ -226,6 +226,9 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
+    # Gradio asks itself whether it answers: not through a proxy.
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{others},{options.host},127.0.0.1,localhost".lstrip(",")
     with options.classifier as classifier:
         try:
             page, theme = build(lambda image: ask(classifier, image), options.concurrency)

@@ -52,7 +52,7 @@ def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Ite
     """start_page(server, *options) -> the page's address. It ends with the test, and well."""
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
     proxies = {name: proxy for each in ("http_proxy", "https_proxy", "all_proxy") for name in (each, each.upper())}
-    local = {"no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost", "GRADIO_TEMP_DIR": str(tmp_path)}
+    local = {"no_proxy": "", "NO_PROXY": "", "GRADIO_TEMP_DIR": str(tmp_path)}
     with ExitStack() as stack:
 
         def start(server: str, *options: str) -> str:

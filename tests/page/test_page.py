@@ -1,5 +1,6 @@
 """What the page shows, from a transport without a server; Gradio is not needed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,8 +225,11 @@ def test_options() -> None:
 
 
 def test_no_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("no_proxy", "elsewhere")
+    monkeypatch.setenv("NO_PROXY", "")
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert page.main(["--server", "127.0.0.1:1"]) == 1
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "elsewhere,127.0.0.1,127.0.0.1,localhost"
     assert "make page has the environment for it" in capsys.readouterr().err
 
 
