@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.recorder import Cell, percentile
-from loadtest.server_statistics import difference
+from loadtest.server_statistics import difference, of_others
 from loadtest.slo import judge
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def warnings(result: dict[str, Any]) -> list[str]:
                 f"phase {phase['name']}: {rate:.0f} answers/s are more than half of what this load generator sends "
                 f"to a null model ({result['null_rate']:.0f}/s): it may be the limit"
             )
+    texts += filter(None, (of_others(phase, result["model"]) for phase in measured(result)))
     texts += too_few(result)
     if not result["null_rate"]:
         texts.append("not measured: what this load generator can send (python -m loadtest null)")

@@ -31,3 +31,16 @@ def difference(before: ServerStatus | ClassifierError, after: ServerStatus | Cla
         for model in after.since(before)
         if model.success.count
     ]
+
+
+def of_others(phase: dict[str, Any], model: str) -> str:
+    """A line where the server counted far more or fewer answers than this run had; empty where it did not."""
+    rows = phase["protocols"].values()
+    asked, answered = (sum(row[name] for row in rows) for name in ("requests", "answered"))
+    counted = sum(row["requests"] for row in phase["server"] if row["model"] == model)
+    if not phase["server"] or 0.5 * answered - 50 <= counted <= 1.5 * asked + 50:
+        return ""
+    return (
+        f"phase {phase['name']}: the server counted {counted} answers, this run sent {asked} requests: its times are "
+        "of other callers too, or of another server behind a balancer (--host takes a server's own address)"
+    )

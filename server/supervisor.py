@@ -40,8 +40,8 @@ class TritonServer:
         shared_memory_token: lets clients on this host that have it send images through shared memory.
         tls: for gRPC; tritonserver's HTTP has none, and then listens on 127.0.0.1 only.
         tritonserver_args: passed on as they are; what is an argument here is refused.
-        on_event: called with one line at every restart, and for what works but not as it should; None logs it as a
-            warning of the logger `server`.
+        on_event: called with one line at every restart and after it, and for what works but not as it should; None
+            logs it as a warning of the logger `server`.
 
     Raises:
         ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
@@ -253,6 +253,8 @@ class TritonServer:
             run.await_ready(self.start_timeout)
             if self._stopping.is_set():
                 return "stopped"
+            if self.restarts:
+                self._tell("the server answers again")
             self._ready.set()
             self._settled.set()
             reason = run.watch(self.probe_interval, self.probe_timeout)

@@ -24,13 +24,14 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository_of_pro
         backends_of(server)[0].kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
         assert "died; restarting" in events[0]
+        assert events[1] == "the server answers again"
         assert (server.http_url, server.grpc_url) == addresses
         assert classify(server, [encode("blue")]).argmax() == 2
 
         for backend in backends_of(server):
             backend.suspend()
         wait_until(lambda: server.restarts == 2 and server.ready, 40, "restarted")
-        assert "canary inference failed 3 times" in events[1]
+        assert "canary inference failed 3 times" in events[2]
         assert classify(server, [encode("red")], "http").argmax() == 0
         folder = server._runtime.folder
         assert shm_of(folder.name)

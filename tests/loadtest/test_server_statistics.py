@@ -1,0 +1,25 @@
+"""What the server says of a run, and when it says it of others."""
+
+import pytest
+
+from loadtest.server_statistics import of_others
+
+
+@pytest.mark.parametrize(
+    ("counted", "answered", "failed", "told"),
+    [
+        (419, 419, 0, False),
+        (430, 400, 30, False),  # the server answered them too late
+        (60, 20, 0, False),  # those in flight before
+        (8086, 419, 0, True),
+        (12, 419, 0, True),
+    ],
+)
+def test_counts_of_others_are_told(counted: int, answered: int, failed: int, told: bool) -> None:
+    protocols = {"gRPC": {"requests": answered + failed, "answered": answered}}
+    server = [{"model": "classifier", "requests": counted}, {"model": "softmax", "requests": 9}]
+    phase = {"name": "steady", "protocols": protocols, "server": server}
+    line = of_others(phase, "classifier")
+    assert line.startswith(f"phase steady: the server counted {counted} answers, this run sent {answered}") == told
+    assert bool(line) == told
+    assert of_others({**phase, "server": []}, "classifier") == "", "nobody counts at a null server"
