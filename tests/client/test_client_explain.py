@@ -164,6 +164,8 @@ def test_overlay_turns_the_picture_as_the_server_does() -> None:
     data = io.BytesIO()
     Image.new("RGB", (40, 20)).save(data, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + tags + b"\0" * 4)
     assert overlay(data.getvalue(), Explanation(CAT, MAP)).size == (20, 40)
+    assert overlay(data.getvalue(), Explanation(CAT, MAP), least=40).size == (20, 40)
+    assert overlay(data.getvalue(), Explanation(CAT, MAP), least=80).size == (40, 80)
     with pytest.raises(ValueError, match="strength is 2"):
         overlay(data.getvalue(), Explanation(CAT, MAP), strength=2)
 
