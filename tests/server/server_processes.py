@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,15 @@ def folder_of(processes):
     text = commands_of(processes)
     start = text.index("/widefield-")
     return Path(text[: text.index("/", start + 1)].split("=")[-1].split(" ")[-1])
+
+
+@contextmanager
+def nothing_left_of(process):
+    """What a running `python -m server` has started, and its private folder; at the end they are gone."""
+    processes = processes_of(process.pid)
+    folder = folder_of(processes)
+    yield processes, folder
+    assert_nothing_left(processes, folder)
 
 
 def assert_nothing_left(processes, folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from server_models import in_process
-from server_processes import assert_nothing_left, commands_of, folder_of, processes_of, shm_of, wait_until
+from server_processes import commands_of, nothing_left_of, processes_of, shm_of, wait_until
 
 from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
@@ -70,12 +70,19 @@ class TritonPythonModel:
 
 def assert_ends(process, number, seconds):
     """At the signal, with all that it has started."""
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    process.send_signal(number)
+    with nothing_left_of(process):
+        process.send_signal(number)
+        process.communicate(timeout=seconds)
+        assert process.returncode == 0
+
+
+def interrupt_twice(process, seconds):
+    """The first Ctrl-C waits, the second does not."""
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=seconds)
-    assert process.returncode == 0
-    assert_nothing_left(processes, folder)
 
 
 def test_requests_in_flight_are_answered_before_the_end(light_repository, sleep):
@@ -112,17 +119,15 @@ def test_a_drain_ends_after_its_time(light_repository, sleep):
 
 def test_sigterm_leaves_nothing(cli, repository_of_processes):
     process = cli(models=repository_of_processes)
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    assert len(processes) == 4  # guard, tritonserver, two backend processes
-    assert shm_of(folder.name)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=40)
-    assert process.returncode == 0
+    with nothing_left_of(process) as (processes, folder):
+        assert len(processes) == 4  # guard, tritonserver, two backend processes
+        assert shm_of(folder.name)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=40)
+        assert process.returncode == 0
     assert "waiting for requests in flight and open HTTP connections, 30 s at most" in errors
     assert errors.splitlines()[-1] == "server: stopped"
     assert "NVML" not in errors
-    assert_nothing_left(processes, folder)
 
 
 HANGUP = pytest.param(
@@ -136,25 +141,21 @@ HANGUP = pytest.param(
 @pytest.mark.parametrize("number", [signal.SIGTERM, HANGUP])
 def test_a_signal_waits_for_requests_in_flight(cli, light_repository, sleep, number):
     process = cli(models=light_repository)
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        request = pool.submit(sleep, process.grpc_url, 3)
-        time.sleep(0.7)
-        process.send_signal(number)
-        assert request.result(20) == 3
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert_nothing_left(processes, folder)
+    with nothing_left_of(process):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            request = pool.submit(sleep, process.grpc_url, 3)
+            time.sleep(0.7)
+            process.send_signal(number)
+            assert request.result(20) == 3
+        process.communicate(timeout=20)
+        assert process.returncode == 0
 
 
 def test_kill_9_of_the_supervisor_leaves_nothing(cli, light_repository):
     process = cli(models=light_repository)
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    process.kill()
-    process.wait()
-    assert_nothing_left(processes, folder)
+    with nothing_left_of(process):
+        process.kill()
+        process.wait()
 
 
 def test_ctrl_c_while_starting_and_twice(cli):
@@ -165,18 +166,11 @@ def test_ctrl_c_while_starting_and_twice(cli):
 
 def test_a_second_ctrl_c_does_not_wait(cli, light_repository, sleep):
     process = cli(models=light_repository)
-    processes = processes_of(process.pid)
-    folder = folder_of(processes)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    with nothing_left_of(process), concurrent.futures.ThreadPoolExecutor(1) as pool:
         request = pool.submit(sleep, process.grpc_url, 60)
         time.sleep(0.7)
-        process.send_signal(signal.SIGINT)
-        time.sleep(1.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        interrupt_twice(process, 10)
         assert request.exception(5) is not None
-    assert_nothing_left(processes, folder)
 
 
 def test_sigterm_does_not_wait_for_the_first_inference(cli, hanging_repository, tmp_path):
@@ -201,9 +195,5 @@ def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp
     process = cli("--probe-interval", "0.1", "--probe-timeout", "60", models=hanging_repository)
     (tmp_path / "hang").touch()
     wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    interrupt_twice(process, 20)
     assert process.returncode == 0
