@@ -92,13 +92,12 @@ def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, l
 
     Raises `SettingsError` where the layer has a single position, which shows nothing.
     """
-    layer = layer or last_layer(model)
-    raw = torch.cat(
-        [
-            cam(model, *part) if method == "cam" else gradient_cam(model, *part, layer, method)
-            for part in zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
-        ]
-    )
+    parts = zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
+    if method == "cam":
+        raw = torch.cat([cam(model, *part) for part in parts])
+    else:
+        layer = layer or last_layer(model)
+        raw = torch.cat([gradient_cam(model, *part, layer, method) for part in parts])
     if raw.shape[1:].numel() == 1:
         raise SettingsError(
             f"at {images.shape[-1]} px the map of {method} is 1 x 1: take a gradient method on an earlier layer, such "

@@ -189,9 +189,10 @@ def _backward(
     """Adds the gradients of a step's `accumulate` batches; returns the mean of this process's losses."""
     device = torch.device(config.device)
     loss = torch.zeros((), device=device)
-    for last in [False] * (accumulate - 1) + [True]:
+    for micro in range(accumulate):
         batch = [_move(tensor, device) for tensor in next(loading)]
-        with nullcontext() if last or distributed.world_size() == 1 else network.no_sync():
+        hold = distributed.world_size() > 1 and micro + 1 < accumulate
+        with network.no_sync() if hold else nullcontext():
             with autocast(config.device, config.amp):
                 part = _loss(network, batch) / accumulate
             scaler.scale(part).backward()
