@@ -132,8 +132,10 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
   const uint64_t compute_start = now_ns();
   run(instance, ready);
   const uint64_t compute_end = now_ns();
-  for (Work& work : works) respond(work, instance.settings);
+  for (Work& work : works) answer(work, instance.settings);
   const uint64_t exec_end = now_ns();
+  // Counted and released before it is sent: whoever has the answer finds it in the statistics, and may take back the
+  // memory that the request lay in.
   for (Work& work : works) {
     work.inputs.clear();  // they may lie in the request
     if (work.code != ERROR_CANCELLED)  // it would be counted as the backend's failure
@@ -144,6 +146,7 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
   if (samples > 0)
     log_failure(TRITONBACKEND_ModelInstanceReportBatchStatistics(
         instance.handle, samples, exec_start, compute_start, compute_end, exec_end));
+  for (Work& work : works) send(work);
 }
 
 void refuse(TRITONBACKEND_Request* request, TRITONSERVER_Error* error) {

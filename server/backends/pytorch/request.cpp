@@ -77,12 +77,15 @@ void read_inputs(Work& work, const Settings& settings) {
   for (const auto& setting : settings.inputs) work.inputs.push_back(read_input(work.request, setting));
 }
 
-void respond(Work& work, const Settings& settings) {
-  TRITONBACKEND_Response* response = nullptr;
-  if (auto* error = TRITONBACKEND_ResponseNew(&response, work.request)) return log_failure(error);
-  if (work.ready()) attempt(work, [&] { write_outputs(response, work, settings); });
+void answer(Work& work, const Settings& settings) {
+  if (auto* error = TRITONBACKEND_ResponseNew(&work.response, work.request)) return log_failure(error);
+  if (work.ready()) attempt(work, [&] { write_outputs(work.response, work, settings); });
+}
+
+void send(Work& work) {
+  if (!work.response) return;
   auto* error = work.ready() ? nullptr : TRITONSERVER_ErrorNew(work.code, work.error.c_str());
-  log_failure(TRITONBACKEND_ResponseSend(response, kResponseFinal, error));
+  log_failure(TRITONBACKEND_ResponseSend(work.response, kResponseFinal, error));
   if (error) TRITONSERVER_ErrorDelete(error);
 }
 

@@ -19,6 +19,7 @@ struct RequestError : std::invalid_argument {
 // One request of an execute call, from its tensors to its answer.
 struct Work {
   TRITONBACKEND_Request* request;
+  TRITONBACKEND_Response* response = nullptr;
   std::vector<at::Tensor> inputs, outputs;  // in config order
   std::string error;
   TRITONSERVER_ErrorCode code = ERROR_INTERNAL;
@@ -43,6 +44,7 @@ void attempt(Work& work, Body body) {
 }
 
 void read_inputs(Work& work, const Settings& settings);
-void respond(Work& work, const Settings& settings);
+void answer(Work& work, const Settings& settings);
+void send(Work& work);
 
 }  // namespace widefield
