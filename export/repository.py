@@ -1,6 +1,7 @@
 """Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -152,7 +153,7 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
             making = lock_folder(stage)
         if output.exists():
             ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(output, stage, copy_function=os.link, dirs_exist_ok=True, ignore=ignore)
+            shutil.copytree(output, stage, copy_function=_link, dirs_exist_ok=True, ignore=ignore)
         yield stage
         if lock is None and backbone.exists():
             raise RepositoryError(f"another build wrote {output} in the meantime: build again")
@@ -161,12 +162,29 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
         else:
             stage.rename(output)
     except OSError as error:
+        if not _of_output(error, output, stage):
+            raise
         raise RepositoryError(f"{output} cannot be written ({error}): make room, or name another --output") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)  # the unfinished build, or the repository it replaced
         for handle in (making, lock):
             if handle is not None:
                 os.close(handle)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _of_output(error: OSError, output: Path, stage: Path) -> bool:
+    """Whether the disk is full or a file of the repository is meant, and not one that the build reads."""
+    paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ours = any(path.is_relative_to(folder) for path in paths for folder in (output, stage))
+    return full or not paths or ours or any(output.is_relative_to(path) for path in paths)
 
 
 def _remove_abandoned(output: Path) -> None:
@@ -203,6 +221,7 @@ def _exchange(a: Path, b: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) != 0:
         code = ctypes.get_errno()
-        raise RepositoryError(
-            f"cannot move the new repository to {b} ({os.strerror(code)}): if it is a mount point, build beside it"
-        )
+        remedy = "if it is a mount point, build beside it"
+        if code == errno.EINVAL:
+            remedy = "its file system cannot swap two folders, build on another disk and copy it there"
+        raise RepositoryError(f"cannot move the new repository to {b} ({os.strerror(code)}): {remedy}")

@@ -64,13 +64,13 @@ def train(config: Config, console: Console | None = None) -> float:
     check(config)
     config, console = begin(config, PRESETS, console)
 
+    train_images, val_images = open_unlabelled_split(config)
+    if passed_over := ignored(train_images, val_images):
+        console.print(passed_over, highlight=False, markup=False)
     model, model_config = make_model(config)
     config = replace(config, arch=model_config.arch)
     masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
     vary = pretrain_transform(model_config, config.min_crop_area, config.flip)
-    train_images, val_images = open_unlabelled_split(config)
-    if passed_over := ignored(train_images, val_images):
-        console.print(passed_over, highlight=False, markup=False)
     train_set = MaskedImages(train_images, vary, masks)
     val_set = MaskedImages(val_images, eval_transform(model_config), masks, config.seed)
     train_loader, val_loader = make_loaders(train_set, val_set, config)

@@ -85,13 +85,14 @@ SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "ov
 FROM_ZERO = (
     *("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "imbalance"),
     *("logit_tau", "focal_gamma", "paco_alpha", "tau_norm", "logit_adjustment", "step"),
-    *("global_batch_size", "save_every", "workers", "threads", "pictures", "images"),
+    *("global_batch_size", "save_every", "pictures", "images"),
 )
 FROM_ONE = ("epochs", "batch_size", "steps", "restarts")
 RANGES = {
     **dict.fromkeys(FROM_ZERO, (0, math.inf)),
     **dict.fromkeys(FROM_ONE, (1, math.inf)),
     **dict.fromkeys(SHARES, (0, 1)),
+    **dict.fromkeys(("workers", "threads"), (0, 1024)),  # many more, and the system refuses to start them
     "epsilon": (0, 255),
     "seed": (0, 2**63 - 1),
 }

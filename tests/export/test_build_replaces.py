@@ -207,6 +207,32 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_a_build_cannot_read_is_not_told_of_as_the_disk(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/libwidefield.so")
+
+    monkeypatch.setattr(build_module, "trace_backbone", unreadable)
+    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: '/elsewhere/libwidefield.so'$"):
+        build(BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_hard_links_has_its_files_copied(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    build(options)
+    before = digest(tmp_path / "models/backbone/1")
+    monkeypatch.setattr(os, "link", no_links)
+    assert ", version 2, " in build(options)
+    assert digest(tmp_path / "models/backbone/1") == before
+
+
 def test_a_first_build_needs_no_locks(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

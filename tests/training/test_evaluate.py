@@ -62,7 +62,7 @@ def test_logits_that_are_no_numbers_are_no_answers(bad: float) -> None:
         ({"logit_adjustment": float("nan")}, "--logit-adjustment nan: a finite"),
         ({"logit_adjustment": -0.5}, r"--logit-adjustment -0\.5: it must be at least 0"),
         ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
-        ({"workers": -1}, "--workers -1: it must be at least 0"),
+        ({"workers": -1}, "--workers -1: it must be 0 to 1024"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:

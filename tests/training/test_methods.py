@@ -126,6 +126,7 @@ def test_a_setting_that_nothing_looks_at_is_refused(changes: dict, message: str)
         ({"mixup": -1.0}, "--mixup"),
         ({"seed": -1}, "--seed -1"),
         ({"threads": -1}, "--threads -1"),
+        ({"threads": 100_000}, "--threads 100000: it must be 0 to 1024"),
         ({"global_batch_size": -8}, "--global-batch-size -8"),
         ({"seed": 2**63}, "--seed 9223372036854775808: it must be 0 to 9223372036854775807"),
         ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
