@@ -28,7 +28,7 @@ from client.commands._options import (
 )
 from client.commands._results import Results, open_results
 
-State: TypeAlias = tuple[int, int]  # modification time in nanoseconds, size
+State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
 
 
 class Arrivals:
@@ -122,4 +122,4 @@ def _states(folder: Path) -> Iterator[tuple[str, State]]:
             found = path.stat()
         except OSError:  # gone meanwhile
             continue
-        yield str(path), (found.st_mtime_ns, found.st_size)
+        yield str(path), (found.st_mtime_ns, found.st_size, os.access(path, os.R_OK))

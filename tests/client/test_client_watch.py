@@ -141,6 +141,29 @@ def test_watch_of_a_folder_that_goes_and_comes_back(
     assert capsys.readouterr().err.splitlines() == ["in is gone: waiting until it is back"] * 2
 
 
+def test_watch_asks_what_may_be_read_at_last(
+    served: FakeTransport, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As after a chmod, which leaves the time and the size; not by the file's mode: these tests may run as root."""
+    locked = {"in/a.png": True}
+    read = Path.read_bytes
+
+    def denied(path: Path) -> bytes:
+        if locked.get(str(path)):
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr("os.access", lambda path, mode: not locked.get(str(path)))
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    Path("in").mkdir()
+    write("in/a.png", b"a")()
+    assert watched(served, Path("in"), looks=[nothing, nothing, locked.clear, nothing, nothing]) == 130
+    assert [request.image for request in served.requests] == [b"a"]
+    out, err = capsys.readouterr()
+    assert out == "in/a.png\t[cat]\t90.00%\n"
+    assert err.count("\n") == 1
+
+
 def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "find_images", lambda folder: [Path("gone.png")])
     assert watch.Arrivals(Path(), False).ready() == []
