@@ -17,13 +17,14 @@ CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 ADDRESSES = [f"192.0.2.{number}:80" for number in range(1, 5)]
 
 
-def check(addresses):
+def check(addresses, without=""):
     program = find_program("haproxy")
     if program is None:
         pytest.skip(missing("haproxy"))
+    variables = environment(addresses, addresses)
     return subprocess.run(
         [program, "-c", "-f", str(CONFIG)],
-        env={**os.environ, **environment(addresses, addresses)},
+        env={name: value for name, value in {**os.environ, **variables}.items() if name != without},
         capture_output=True,
         text=True,
         check=False,
@@ -35,6 +36,13 @@ def test_haproxy_takes_it(count):
     result = check(ADDRESSES[:count])
     assert result.returncode == 0, result.stderr
     assert "WARNING" not in result.stderr
+
+
+@pytest.mark.parametrize("without", ["WIDEFIELD_GRPC_2", "WIDEFIELD_HTTP_2", "WIDEFIELD_GRPC_4", "WIDEFIELD_HTTP_1"])
+def test_a_server_with_one_address_of_two_is_refused(without):
+    result = check(ADDRESSES, without)
+    assert result.returncode != 0
+    assert "'server' expects <name> and <addr>" in result.stderr
 
 
 def test_without_a_server_it_is_refused():
