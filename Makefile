@@ -56,8 +56,8 @@ $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
 	@$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-page.txt -e '.[page]'
 	@touch $@
 
-# Two processes, a thread each: the tests that meet a server mostly wait, the others compute.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Three processes, a thread each, for two cores: the tests that meet a server mostly wait, the others compute.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 test: native
 	$(PYTEST) -m "not gpu and not slow"

@@ -15,8 +15,11 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
-SERVED = {"client", "deploy", "end_to_end", "loadtest", "page", "server"}  # share servers, count the processes
-SERVED_FILES = {"tests/benchmarks/test_fuzz.py"}
+# Those of a line share servers, and run one after another: they mostly wait.
+SERVED = (
+    ("tests/server/", "tests/benchmarks/test_fuzz.py"),
+    ("tests/client/", "tests/deploy/", "tests/end_to_end/", "tests/loadtest/", "tests/page/"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What meets a server runs one after another in one process, the rest by files in others; single tests, whatever
+    """What meets a server runs one after another in two processes, the rest by files in others; single tests, whatever
     file they are of, with --dist worksteal, which is for tests that meet none."""
     if config.getoption("dist") == "worksteal":
         return None  # xdist's own
@@ -36,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "served" if file.split("/")[1] in SERVED or file in SERVED_FILES else file
+            return next((folders[0] for folders in SERVED if file.startswith(folders)), file)
 
     return Scheduling(config, log)
 

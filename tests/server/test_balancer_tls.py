@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.skipif(find_program("haproxy") is None, reason=missing("haproxy")),
 ]
-PATIENCE = 2  # seconds, in the place of the configuration's
+PATIENCE = 3  # seconds, in the place of the configuration's
 LIMIT = 500  # connections of one address
 SLOW = 60  # clients of each kind
 SLOW_ADDRESS = ("127.0.0.2", 0)
