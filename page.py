@@ -238,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except ImportError as error:
             print(f"page: {error}: make page has the environment for it", file=sys.stderr)
             return 1
-        except OSError:
-            print(f"page: {options.host}:{options.port} is taken, or not this machine's: see --port", file=sys.stderr)
+        except OSError as error:
+            taken = f"{options.host}:{options.port} is taken, or not this machine's"
+            print(f"page: {taken}: see --port ({error})", file=sys.stderr)
             return 1
         print(f"the page is at {page.local_url}, its server at {', '.join(classifier.urls)}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

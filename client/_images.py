@@ -1,5 +1,6 @@
 """Whatever a caller calls an image -> encoded bytes, checked as far as is possible without decoding."""
 
+import contextlib
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview 
 
 MAX_BYTES = 2**31 - 2**20  # a protobuf message ends at 2 GiB
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
+ORIENTATION = 0x0112  # EXIF's tag
 
 
 def describe(image: Any) -> str:
@@ -83,7 +85,7 @@ def _encode_pil(image: Any) -> bytes:
     if image.mode not in PNG_MODES and image.mode.startswith(("I", "F")):  # RGB would clip what is above 255
         raise InvalidImageError(f"the PIL image's mode is {image.mode}: scale it to 8 bits (mode L), or give I;16")
     try:
-        exif = image.getexif()  # its orientation: the answer is the same as for the file
+        exif = _orientation(image)  # the answer is the same as for the file
         if image.mode not in PNG_MODES:
             image = image.convert("RGB")
         buffer = io.BytesIO()
@@ -91,6 +93,15 @@ def _encode_pil(image: Any) -> bytes:
         return buffer.getvalue()
     except (OSError, SyntaxError, ValueError) as error:  # decoded only now, and the file is damaged or closed
         raise InvalidImageError(f"the PIL image cannot be encoded ({error})") from error
+
+
+def _orientation(image: Any) -> Any:
+    """EXIF data of this alone: Pillow cannot write all that it has read, and the server needs no more."""
+    kept = pillow().Exif()
+    with contextlib.suppress(Exception):  # none, or damaged: no reason to refuse a picture
+        if (turn := int(image.getexif()[ORIENTATION])) in range(2, 9):
+            kept[ORIENTATION] = turn
+    return kept
 
 
 def _is_pil(image: Any) -> bool:

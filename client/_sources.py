@@ -80,8 +80,8 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
         for match in map(Path, sorted(glob.glob(argument, recursive=True))):
             files += find_images(match, unread) if os.path.isdir(match) else [match]
         problem = "the pattern matches no file"
-    else:
-        return [str(path)], None  # a missing file too: it is reported like every other bad image
+    else:  # a missing file too: it is reported like every other bad image; `./-` is a file's name, `-` is not
+        return [argument if str(path) == STDIN else str(path)], None
     if unread:
         problem = f"{unread[0].filename} cannot be read ({unread[0].strerror}): its images are left out"
     return list(map(str, files)), problem if unread or not files else None
@@ -89,6 +89,8 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
 
 def _download(url: str, timeout: float) -> bytes:
     opener = urllib.request.OpenerDirector()  # no file:, ftp: or data:, not even by a redirect
+    proxies = {scheme: url for scheme, url in urllib.request.getproxies().items() if scheme in ("http", "https")}
+    opener.add_handler(urllib.request.ProxyHandler(proxies))
     for handler in (
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,

@@ -16,5 +16,5 @@ USER 10001:10001
 EXPOSE 7860
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=60s --interval=30s --timeout=5s --retries=3 \
-  CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:7860/', timeout=4)"]
+  CMD ["python", "-c", "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:7860/', timeout=4)"]
 ENTRYPOINT ["python", "-m", "page", "--host", "0.0.0.0"]

@@ -43,7 +43,7 @@ def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 
 def _named(named: str | Path, what: str, remedy: str) -> Path:
-    path = Path(named).expanduser().absolute()
+    path = Path(os.path.expanduser(named)).absolute()
     try:
         with path.open("rb") as file:
             found = file.read(len(ELF))

@@ -59,9 +59,13 @@ class ServerProcess:
                 return f"backend process {backend.pid} died"
         return None
 
+    def drain(self) -> None:
+        """From now on no request is taken; the end comes when those in flight are answered."""
+        self._say("stop\n")
+
     def stop(self, at_once: threading.Event) -> None:
         """Drains and waits for the end; `at_once`, when it is set meanwhile, ends the wait for requests in flight."""
-        self._say("stop\n")
+        self.drain()
         deadline = time.monotonic() + self.grace + SPARE_SECONDS
         while self.exit_code() is None:
             if at_once.wait(0.05) or time.monotonic() > deadline:

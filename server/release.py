@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
     try:
         management = management_of(options)
         try:
-            print(action(management, say))
+            said = action(management, say)
         except KeyboardInterrupt:
             live = ", ".join(map(str, management.ready_versions(BACKBONE))) or "none"
             say(f"stopped: version {live} is live")
@@ -206,6 +206,8 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
     except (ServerError, OSError) as error:
         say(f"not {done}: {error}")
         return exit_code(error)
+    with suppress(OSError):  # nobody reads it; it is done all the same
+        print(said, flush=True)
     return 0
 
 

@@ -1,6 +1,7 @@
 """What the launcher must know of a model repository before tritonserver reads it."""
 
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -64,7 +65,7 @@ def _as_repository_error() -> Iterator[None]:
 def read_repository(path: str | Path) -> Repository:
     """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds something else than models; a
     model without versions or weights."""
-    root = Path(path).expanduser().absolute()
+    root = Path(os.path.expanduser(path)).absolute()
     if root.is_file():
         raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
     if not root.is_dir():

@@ -62,7 +62,8 @@ class Runtime:
         self.shm_prefix = f"{self.folder.name}-"
         try:
             self._write_preload_guard()
-            self.batcher = self._link_batcher()
+            self.batcher = self._link(backends.BATCHER.output) if backends.is_current(backends.BATCHER) else None
+            self.operators = self._link(self.library) if self.library and installation.native_libtorch else None
             if installation.embedded:
                 self._assemble_backends()
         except BaseException:
@@ -101,9 +102,8 @@ class Runtime:
             values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
-        preloaded = (self.batcher, self.library if native is not None else None)
-        if preload := [str(library) for library in preloaded if library is not None]:
-            values["LD_PRELOAD"] = ":".join(preload)
+        if preload := [str(library) for library in (self.batcher, self.operators) if library is not None]:
+            values["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
             values["BASH_ENV"] = str(self.folder / MARK)
         return values
 
@@ -194,12 +194,10 @@ class Runtime:
             if model:
                 raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
 
-    def _link_batcher(self) -> Path | None:
-        """A link whose path has no spaces and colons, which separate LD_PRELOAD's; None where it is not built."""
-        if not backends.is_current(backends.BATCHER):
-            return None
-        link = self.folder / backends.BATCHER.output.name
-        link.symlink_to(backends.BATCHER.output)
+    def _link(self, library: Path) -> Path:
+        """Its path has no spaces and colons, which separate LD_PRELOAD's."""
+        link = self.folder / library.name
+        link.symlink_to(library)
         return link
 
     def _link_libpython(self) -> None:

@@ -161,8 +161,11 @@ class TritonServer:
         self._stopping.set()
         if self._thread is None:
             return
-        if self._process is not None and (at_once or not self._ready.is_set()):
-            self._process.kill()  # the thread may wait for a canary's answer
+        if self._process is not None:  # the thread may wait for a canary's answer
+            if at_once or not self._ready.is_set():
+                self._process.kill()
+            else:
+                self._process.drain()
         while not self._finished.wait(1.0):
             pass
         self._runtime.remove()

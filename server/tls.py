@@ -51,7 +51,7 @@ def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> T
         return None
     if certificate is None or key is None:
         raise OptionError("TLS needs both --tls-certificate and --tls-key")
-    return Tls(Path(certificate), Path(key), Path(client_ca) if client_ca else None)
+    return Tls(Path(certificate), Path(key), None if client_ca is None else Path(client_ca))
 
 
 def _certificates(path: Path, option: str) -> list[x509.Certificate]:

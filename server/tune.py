@@ -79,6 +79,9 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
     return Score(len(taken) / passed, statistics.quantiles(taken, n=100, method="inclusive")[98] * 1e3)
 
 
+CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # to this machine
+
+
 def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> list[float]:
     """Each caller sends the next image when it has its answer; the seconds that each took."""
     request = service_pb2.ModelInferRequest(model_name=ENSEMBLE)
@@ -88,7 +91,7 @@ def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> lis
     def call(_: int) -> list[float]:
         """Raises `TuneError` with the server's reason."""
         taken: list[float] = []
-        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(address, options=CHANNEL) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             passed = 0.0
             while len(taken) < 2 or passed < seconds:

@@ -1,6 +1,7 @@
 """What `server.tune` reads from the configs of a repository and writes to them."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def replace_all(texts: dict[Path, str]) -> None:
     try:
         for path, text in texts.items():
             drafts[path].write_bytes(text.encode())
+            shutil.copymode(path, drafts[path])
         for path, draft in drafts.items():
             os.replace(draft, path)
     except OSError as error:

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from client.commands import bench, classify, explain, status, watch
 from client.commands._options import UsageError
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=command)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: print would take the other one
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  as long as the process
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8: it is printed as it is
@@ -35,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.print_usage(sys.stderr)
         print(f"{options.parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        lacks = f"{error.encoding} has no {error.object[error.start : error.end]!a}"
+        print(f"{options.parser.prog}: {lacks}: set PYTHONIOENCODING=utf-8", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

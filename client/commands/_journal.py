@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ class Journal:
         self._file.seek(0)
         if self._file.read() == kept:
             return
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        path = Path(os.path.realpath(self._path))  # a link stays one
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
         file = draft.open("a+", encoding="utf-8", errors="surrogateescape", newline="")
         try:
             file.write(kept)
@@ -117,7 +119,8 @@ class Journal:
                 file.close()
             raise
         fcntl.flock(file, fcntl.LOCK_EX)
-        draft.replace(self._path)
+        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+        draft.replace(path)
         self._file.close()
         self._file = file
 

@@ -84,7 +84,7 @@ def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
 
 def whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or not least <= int(text) < 2**31:
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
         return int(text)
 
@@ -103,7 +103,7 @@ def positive(text: str) -> float:
 
 def _tls(options: argparse.Namespace) -> TLSLike:
     files: tuple[Any, ...] = (options.tls_root, options.tls_certificate, options.tls_key)
-    return TLS(*files) if any(files) else options.tls
+    return options.tls if files == (None, None, None) else TLS(*files)
 
 
 def _token(file: str | None) -> str | None:

@@ -46,7 +46,11 @@ class Arrivals:
     def ready(self) -> list[str]:
         """Those that have not changed since the last look and are not answered as they are."""
         before, self._seen = self._seen, self._look()
-        self._answered = {name: state for name, state in self._answered.items() if name in self._seen}
+        self._answered = {
+            name: state
+            for name, state in self._answered.items()
+            if name in self._seen or not os.path.isdir(os.path.dirname(name))  # a folder may come back
+        }
         return [
             name
             for name, state in self._seen.items()

@@ -78,4 +78,4 @@ gpu=${WIDEFIELD_GPU:-$([[ -e /dev/nvidiactl ]] && echo true || echo false)}
 [[ $gpu == true ]] || options+=(--allow-gpu-metrics=false --pinned-memory-pool-byte-size=0)
 
 # bash starts the Python processes and reads unload.sh first.
-LD_PRELOAD=$batcher:$library BASH_ENV=$here/unload.sh exec "$server" "${options[@]}" "$@"
+LD_PRELOAD=$batcher:$library${LD_PRELOAD:+:$LD_PRELOAD} BASH_ENV=$here/unload.sh exec "$server" "${options[@]}" "$@"

@@ -186,6 +186,33 @@ def test_a_long_path_is_folded_for_a_terminal_alone(
     assert (name in capsys.readouterr().out) is not terminal
 
 
+@pytest.mark.parametrize("arguments", [["classify", "--csv"], ["watch", "--interval", "0.01"]])
+def test_a_name_that_standard_output_cannot_say(
+    tmp_path: Path,
+    opened: list,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+) -> None:
+    (tmp_path / "größe.png").write_bytes(b"a")
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert main([*arguments, str(tmp_path)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"python -m client {arguments[0]}: ascii has no '\\xf6\\xdf': set PYTHONIOENCODING=utf-8"
+
+
+@pytest.mark.parametrize(("options", "said"), [("--json 2>&-", 1), ("2>&-", 0), ("--json >&-", 0), (">&-", 1)])
+def test_a_closed_output(photos: Path, options: str, said: int) -> None:
+    """Nothing of the closed one goes to the other."""
+    command = f"{sys.executable} -m client classify {photos}/empty.png {options}"
+    (photos / "empty.png").write_bytes(b"")  # an error without a server
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).count("empty (0 bytes)") == said
+    assert "Traceback" not in done.stderr
+
+
 def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.CaptureFixture) -> None:
     assert main(["classify", "no.png"]) == 1
     assert capsys.readouterr().out == ""
@@ -198,6 +225,8 @@ def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.Ca
         (["classify"], "PATH"),
         (["classify", "a.png", "--top", "0"], "--top"),
         (["classify", "a.png", "--top", "many"], "--top"),
+        (["classify", "a.png", "--top", "99999999999999999999"], "--top"),
+        (["classify", "a.png", "--tls-root", ""], "no such file"),
         (["classify", "a.png", "--timeout", "0"], "--timeout"),
         (["classify", "a.png", "--concurrency", "0"], "--concurrency"),
         (["classify", "a.png", "--protocol", "smtp"], "smtp"),

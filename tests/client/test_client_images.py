@@ -1,6 +1,7 @@
 """What may be called an image, and how a caller learns that it is none."""
 
 import io
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,20 @@ def test_pil_image_keeps_its_orientation() -> None:
     file = io.BytesIO()
     Image.fromarray(noise(4, 6, 3)).save(file, "JPEG", exif=exif)
     assert Image.open(io.BytesIO(encode(Image.open(file)))).getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize("tag", [0x011A, 0x0112])
+def test_pil_image_with_damaged_exif(tag: int) -> None:
+    """A resolution that is text, which Pillow reads and cannot write; an orientation that is text."""
+    entry = struct.pack("<HHII", tag, 2, 4, int.from_bytes(b"odd\0", "little"))
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    file = io.BytesIO()
+    Image.fromarray(noise(4, 6, 3)).save(file, "JPEG", exif=exif)
+    image = Image.open(file)
+    assert image.getexif()[tag] == "odd"
+    encoded = Image.open(io.BytesIO(encode(image)))
+    assert encoded.size == image.size
+    assert dict(encoded.getexif()) == {}
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,18 @@ def test_a_full_disk(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFi
     assert sorted(images("out.jsonl")) == ALL
 
 
+def test_a_link_stays_one_and_the_mode_too(folder: Path, fake: FakeTransport) -> None:
+    (folder / "big").mkdir()
+    answers = folder / "big" / "out.jsonl"
+    answers.write_text('{"image": "photos/other.png", "error": {"type": "ServerError", "message": "x"}}\n')
+    answers.chmod(0o600)
+    (folder / "out.jsonl").symlink_to(answers)
+    assert classify("out.jsonl", "--resume") == 0
+    assert (folder / "out.jsonl").is_symlink()
+    assert sorted(images(str(answers))) == ALL
+    assert answers.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_kill_in_the_middle(folder: Path) -> None:
     """A real process, a real SIGKILL, a real server that counts."""
     stub = GrpcStub()

@@ -42,6 +42,13 @@ def test_a_closed_standard_input_is_said(
     assert "standard input is closed: give it an image, or name a file" in "".join(capsys.readouterr())
 
 
+def test_a_file_that_is_called_like_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("-").write_bytes(b"a file")
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["classify", "./-"]) == 0
+    assert [request.image for request in served.requests] == [b"a file"]
+
+
 @pytest.mark.parametrize("command", ["classify", "explain"])
 def test_ctrl_c_while_standard_input_is_awaited(command: str, tmp_path: Path) -> None:
     code = "from client.commands import main; print(flush=True); raise SystemExit(main())"
@@ -124,6 +131,19 @@ def test_urls(served: FakeTransport, web: str, capsys: pytest.CaptureFixture, mo
     monkeypatch.setattr(sources, "URL_BYTES", 6)
     assert main(["classify", f"{web}/a.png", "--allow-urls"]) == 1
     assert "more than 6 bytes" in capsys.readouterr().err
+
+
+def test_urls_go_through_the_proxy(served: FakeTransport, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But none of another kind than http: and https:."""
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "ftp_proxy"):
+        monkeypatch.setenv(variable, web)
+    assert main(["classify", "http://unknown.invalid/a.png", "--allow-urls"]) == 0
+    assert [request.image for request in served.requests] == [b"fetched"]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert main(["classify", f"{web}/to-ftp", "--allow-urls"]) == 1
+    assert len(served.requests) == 1
 
 
 @pytest.mark.parametrize(

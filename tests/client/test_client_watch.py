@@ -164,6 +164,14 @@ def test_watch_asks_what_may_be_read_at_last(
     assert err.count("\n") == 1
 
 
+def test_watch_of_a_folder_within_that_goes_and_comes_back(served: FakeTransport) -> None:
+    Path("in/sub").mkdir(parents=True)
+    write("in/sub/a.png", b"a")()
+    looks = [nothing, nothing, lambda: Path("in/sub").rename("away"), lambda: Path("away").rename("in/sub"), nothing]
+    assert watched(served, Path("in"), looks=[*looks, nothing]) == 130
+    assert [request.image for request in served.requests] == [b"a"]
+
+
 def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "find_images", lambda folder: [Path("gone.png")])
     assert watch.Arrivals(Path(), False).ready() == []

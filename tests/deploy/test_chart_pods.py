@@ -93,13 +93,21 @@ def test_ports_exist():
     assert used | allowed.keys() == names
 
 
+def test_a_variable_of_the_chart_is_replaced():
+    """Kubernetes refuses a name that stands twice."""
+    given = [{"name": "WIDEFIELD_GPU", "value": "true"}]
+    names = [each["name"] for each in container(render({"extraEnv": given}))["env"]]
+    assert sorted(names) == sorted(each["name"] for each in container(render())["env"])
+    assert container(render({"extraEnv": given}))["env"][-1] == given[0]
+
+
 def test_what_is_added_to_the_pod():
     manifests = render(ALL)
     pod, server = one(manifests, "Deployment")["spec"]["template"], container(manifests)
     assert pod["metadata"]["annotations"] == ALL["podAnnotations"]
     without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
-    assert server["env"][-2:] == ALL["extraEnv"]  # the last of a name counts
+    assert server["env"][-2:] == ALL["extraEnv"]
     (token,) = [each["valueFrom"] for each in server["env"] if each["name"] == "WIDEFIELD_MANAGEMENT_TOKEN"]
     assert token == {"secretKeyRef": {"name": "widefield-management", "key": "token"}}
     assert server["args"] == ALL["extraArgs"]

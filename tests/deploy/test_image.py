@@ -129,9 +129,12 @@ def test_tritonserver_is_preloaded(tmp_path):
         "TRITONSERVER": program,
         "WIDEFIELD_MODELS": str(tmp_path / "models"),
     }
-    done = subprocess.run([tmp_path / "serve.sh"], env=environment, capture_output=True, text=True, check=True)
     libraries = f"{tmp_path / 'libwidefield_batcher.so'}:{tmp_path / 'libwidefield.so'}"
-    assert done.stdout.splitlines() == [libraries, str(tmp_path / "unload.sh")]
+    for own, expected in (({}, libraries), ({"LD_PRELOAD": "libm.so.6"}, f"{libraries}:libm.so.6")):
+        done = subprocess.run(
+            [tmp_path / "serve.sh"], env=environment | own, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines() == [expected, str(tmp_path / "unload.sh")]
 
 
 def test_the_same_settings_as_the_launcher(serve):

@@ -115,13 +115,17 @@ def test_gpu_options(runtime, monkeypatch):
     assert has_gpu() == (Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia/version").exists())
 
 
-def test_the_container_preloads_for_tritonserver_alone(native, tmp_path):
-    library = tmp_path / "libwidefield.so"
+def test_the_container_preloads_for_tritonserver_alone(native, tmp_path, monkeypatch):
+    """Beside what its user preloads, such as an allocator; no path of LD_PRELOAD may have a space."""
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so.4")
+    library = tmp_path / "a folder" / "libwidefield.so"
+    library.parent.mkdir()
     library.write_bytes(b"\x7fELF")
     runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)
     try:
         environment = runtime.environment()
-        assert environment["LD_PRELOAD"] == f"{runtime.batcher}:{library}"
+        assert environment["LD_PRELOAD"] == f"{runtime.batcher}:{runtime.operators}:libtcmalloc.so.4"
+        assert runtime.operators.samefile(library)
         assert environment["LD_LIBRARY_PATH"].startswith(str(native.backends / "pytorch"))
         own = ("--backend-directory", "--model-config-name")
         assert not any(each.startswith(own) for each in runtime.command(ENDPOINTS, 7))

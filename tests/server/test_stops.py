@@ -190,6 +190,14 @@ def test_a_stop_does_not_wait_for_the_first_inference_after_a_restart(hanging_re
         assert time.monotonic() - begun < 20
 
 
+def test_a_stop_is_told_to_a_server_whose_canary_waits(cli, hanging_repository, tmp_path):
+    (tmp_path / "hang").unlink()
+    process = cli("--probe-interval", "0.1", "--probe-timeout", "60", "--drain-seconds", "1", models=hanging_repository)
+    (tmp_path / "hang").touch()
+    wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
+    assert_ends(process, signal.SIGTERM, 30)
+
+
 def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp_path):
     (tmp_path / "hang").unlink()
     process = cli("--probe-interval", "0.1", "--probe-timeout", "60", models=hanging_repository)

@@ -104,6 +104,13 @@ def test_half_of_a_pair(capsys, option):
     assert "error: TLS needs both --tls-certificate and --tls-key" in capsys.readouterr().err
 
 
+def test_an_empty_path_is_no_path(capsys, light_repository, files):
+    """Of an empty shell variable: without the authorities everybody would be let in."""
+    given = ["--tls-certificate", str(files / "crt"), "--tls-key", str(files / "key"), "--tls-client-ca", ""]
+    assert main(["--model-repository", str(light_repository), "--http-port", "0", "--grpc-port", "0", *given]) == 2
+    assert "error: --tls-client-ca . cannot be read (Is a directory): name a PEM file" in capsys.readouterr().err
+
+
 def test_the_command_line_checks_the_files(capsys, light_repository, files):
     (files / "key").unlink()
     arguments = ["--model-repository", str(light_repository), "--http-port", "0", "--grpc-port", "0"]

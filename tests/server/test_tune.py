@@ -196,6 +196,9 @@ def one_step(usable, largest):
 
 @pytest.mark.server
 def test_a_run_writes_what_served_most(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # it is not asked for this machine's server
+    for variable in ("no_proxy", "NO_PROXY", "grpc_proxy", "https_proxy"):
+        monkeypatch.delenv(variable, raising=False)
     (tmp_path / "cpu.max").write_text("50000 100000\n")  # half a core
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
     monkeypatch.setattr(tune, "candidates", one_step)
@@ -228,6 +231,15 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
         with pytest.raises(SystemExit):
             tune.main([word])
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
+
+
+def test_who_may_read_a_config_stays(own):
+    file = own / "backbone" / "config.pbtxt"
+    file.chmod(0o640)
+    before = file.read_bytes()
+    write_settings(own, Settings(3, 1, 5, 4, 7))
+    assert file.read_bytes() != before
+    assert file.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_full_disk_changes_nothing(own):

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM in a release or a rollback: what is live is said, and stays so."""
 
+import errno
+import io
 import os
 import signal
 import threading
@@ -103,3 +105,16 @@ def test_an_error_of_the_file_system_does_not_hide_what_is_live(served, build, o
     assert "Directory not empty" in said
     assert said.endswith(f"; version {live[0]} is live")
     assert served.management.ready_versions("backbone") == live
+
+
+def test_what_is_done_is_done_though_nobody_reads_it(options, monkeypatch, capsys):
+    """A script that was told "not released" would do it once more."""
+
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    parsed = release_module.parser_of("server.release", None).parse_args(options)
+    assert release_module.run(parsed, "release", "released", lambda management, say: "version 2 is live") == 0
+    assert capsys.readouterr().err == ""

@@ -31,3 +31,30 @@ exec:
   command: [/opt/widefield/probe.py, {{ .question }}]
 timeoutSeconds: {{ .timeout }}
 {{- end }}
+
+{{/* A list; extraEnv may say otherwise, and no name may stand twice. */}}
+{{- define "widefield.env" -}}
+- {name: WIDEFIELD_DRAIN_SECONDS, value: {{ .Values.shutdown.drainSeconds | quote }}}
+- {name: WIDEFIELD_GPU, value: {{ gt (int .Values.gpu.count) 0 | quote }}}
+{{- if not (include "widefield.http" .) }}
+- {name: WIDEFIELD_HTTP_HOST, value: 127.0.0.1}
+{{- end }}
+{{- with .Values.managementToken }}
+{{- if .secretName }}
+- name: WIDEFIELD_MANAGEMENT_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ quote .secretName }}, key: {{ quote .key }}}}
+{{- end }}
+{{- end }}
+{{- with .Values.tls }}
+{{- if and .clientCertificates (not .secretName) }}
+{{- fail "tls.clientCertificates is true, but tls.secretName is empty: name the secret, or nothing is encrypted" }}
+{{- end }}
+{{- if .secretName }}
+- {name: WIDEFIELD_TLS_CERT, value: /tls/tls.crt}
+- {name: WIDEFIELD_TLS_KEY, value: /tls/tls.key}
+{{- if .clientCertificates }}
+- {name: WIDEFIELD_TLS_CLIENT_CA, value: /tls/ca.crt}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
