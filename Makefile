@@ -106,7 +106,7 @@ constraints: setup
 	$(COMPILE) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config --extra page -o constraints-page.txt
 
-# runs/ holds trained checkpoints, data/ what was downloaded: distclean takes them too.
+# runs/ holds trained checkpoints, data/ the images of the presets: distclean takes them too.
 clean:
 	rm -rf build kernels/native/lib server/backends/*/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json

@@ -69,12 +69,18 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
     rows = []
     for row in result["rows"]:
         published = row["published"] or {}
-        accuracy = [f"{published['top1']}"] if "top1" in published else ["none"]
-        accuracy += [f"{published['top1_from_22k']} from ImageNet-22K"] if "top1_from_22k" in published else []
+        top1, from_22k = published.get("top1"), published.get("top1_from_22k")
+        accuracy = [*([f"{top1}"] if top1 else []), *([f"{from_22k} from ImageNet-22K"] if from_22k else [])]
+        same_size = published.get("image_size") == row["image_size"]
+        gmacs = published.get("gmacs") if same_size else None
         cells = [row["arch"], str(row["image_size"])]
-        for mine, theirs in ((f"{row['parameters'] / 1e6:.2f}", "parameters_m"), (f"{row['macs'] / 1e9:.3f}", "gmacs")):
-            cells.append(mine + (f" ({published[theirs]})" if theirs in published else ""))
-        rows.append([*cells, f"{row['latency_ms']['cpu']:.0f}", ", ".join(accuracy)])
+        for mine, theirs in (
+            (f"{row['parameters'] / 1e6:.2f}", published.get("parameters_m")),
+            (f"{row['macs'] / 1e9:.3f}", gmacs),
+        ):
+            cells.append(mine + (f" ({theirs})" if theirs else ""))
+        milliseconds = row["latency_ms"].get("cpu")
+        rows.append([*cells, f"{milliseconds:.0f}" if milliseconds else "-", ", ".join(accuracy) or "none"])
     return lines + table(header, rows)
 
 

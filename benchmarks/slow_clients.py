@@ -2,8 +2,8 @@
 
     python -m benchmarks.slow_clients [--repository model_repository] [--clients 500] [--seconds 20]
 
-Each kind opens its connections straight to the server, without the proxies of deploy/, and says a byte a second or
-nothing. Meanwhile the canary image is classified again and again.
+Each kind opens its connections straight to the server, without the proxies of deploy/, and says a byte every second
+or so, or nothing. Meanwhile the canary image is classified again and again.
 """
 
 import contextlib

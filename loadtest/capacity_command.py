@@ -11,9 +11,11 @@ from loadtest.options import (
     USERS,
     add_target_options,
     as_words,
+    at_least_one,
     check_writable,
     command_parser,
     image_options,
+    not_negative,
     positive,
     write_files,
 )
@@ -29,8 +31,8 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
     parser.add_argument("--slo", required=True, metavar="FILE", help="objectives (TOML)")
     parser.add_argument("--seconds", type=positive, default=20.0, help="of each run, or more (default: 20)")
-    parser.add_argument("--warm-up", type=positive, default=3.0, help="seconds before them (default: 3)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs at each rate; most of them decide (default: 3)")
+    parser.add_argument("--warm-up", type=not_negative, default=3.0, help="seconds before them (default: 3)")
+    parser.add_argument("--repeats", type=at_least_one, default=3, help="runs at each rate; most decide (default: 3)")
     parser.add_argument("--precision", type=positive, default=0.05, help="share of the answer (default: 0.05)")
     parser.add_argument("--from-rate", type=positive, help="first rate (default: what 8 users of a closed loop get)")
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
@@ -39,8 +41,6 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
-    if options.repeats < 1:
-        parser.error("--repeats: 1 or more")
     slo, protocols = load_slo(options.slo), len(USERS[options.protocol])
     percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * protocols

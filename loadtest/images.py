@@ -40,8 +40,11 @@ def photographs() -> list[Path]:
     return find_images(Path(package.submodule_search_locations[0], "datasets", "images"))
 
 
-def load_images(folder: Path | None = None, sizes: str = "", limit: int = 500) -> list[bytes]:
-    """Encoded images: up to `limit` of `folder`, evenly picked, as they are; else photographs in the mix of `sizes`.
+LIMIT = 500
+
+
+def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:
+    """Encoded images: up to 500 of `folder`, evenly picked, as they are; else photographs in the mix of `sizes`.
 
     With both, the folder's images are resized in turn. Raises `FileNotFoundError`, `ValueError`.
     """
@@ -50,8 +53,8 @@ def load_images(folder: Path | None = None, sizes: str = "", limit: int = 500) -
     paths = find_below(folder)
     if sizes:
         return resized(paths, parse_sizes(sizes))
-    step = max(1.0, len(paths) / limit)
-    return [paths[int(number * step)].read_bytes() for number in range(min(limit, len(paths)))]
+    step = max(1.0, len(paths) / LIMIT)
+    return [paths[int(number * step)].read_bytes() for number in range(min(LIMIT, len(paths)))]
 
 
 def resized(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[bytes]:

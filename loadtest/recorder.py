@@ -77,7 +77,7 @@ class Cell:
 
 def percentile(counts: "Counter[int]", part: float) -> float | None:
     """Milliseconds that `part` of the counted times do not exceed (nearest rank). None where nothing was counted."""
-    rank, passed = math.ceil(part * counts.total()), 0
+    rank, passed = math.ceil(round(part * counts.total(), 6)), 0  # 0.999 x 1000 is 999
     for index in sorted(counts):
         passed += counts[index]
         if passed >= rank:

@@ -23,7 +23,7 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
     options, kinds = test.options, test.kinds
     names = sorted(kind.request_type for kind in kinds)
     elapsed = test.ended or 0.0
-    phases = []
+    phases: list[dict[str, Any]] = []
     for index, phase in enumerate(test.phases):
         if phase.start >= elapsed and index:
             break  # interrupted
@@ -55,7 +55,9 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
                 "slo": [dict(zip(LINE, line, strict=True)) for line in lines],
             }
         )
-    windows = sorted((key for key in test.recorder.cells if key[0] == "window"), key=lambda key: key[1:])
+    length = test.recorder.window
+    passed = sum(phase["seconds"] for phase in phases)
+    windows = range(math.ceil(passed / length) if passed > 0 else 0)  # also those in which nothing was answered
     return {
         "open_loop": options.rate is not None,
         "shape": options.shape or ("steady" if options.rate else "locust"),
@@ -71,10 +73,12 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
         "complete": math.isinf(test.phases[-1].end) or elapsed >= test.phases[-1].end - 0.1,
         "slo": test.slo,
         "phases": phases,
-        "window_s": test.recorder.window,
+        "window_s": length,
         "windows": [
-            {"from_s": key[1] * test.recorder.window, "protocol": key[2], **brief(test.recorder.cells[key])}
-            for key in windows
+            {"from_s": number * length, "protocol": name, **brief(cell)}
+            for number in windows
+            for name in names
+            for cell in [test.recorder.cells.get(("window", number, name), Cell())]
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
-_missing = [name for name in ("torch", "torchvision", "timm", "safetensors", "PIL", "tyro") if find_spec(name) is None]
+_needed = ("torch", "torchvision", "timm", "safetensors", "PIL", "tyro", "scipy", "sklearn")
+_missing = [name for name in _needed if find_spec(name) is None]
 if _missing:  # `name`: of an error in this package `python -m` says one line
     raise ImportError(f"training needs {', '.join(_missing)}: pip install '.[train]' brings all of it", name=__name__)

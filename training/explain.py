@@ -61,12 +61,12 @@ class Config:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def overlay(picture: np.ndarray, heat: Tensor, strength: float = 0.5) -> Image.Image:
+def overlay(picture: np.ndarray, heat: Tensor) -> Image.Image:
     """uint8 [H,W,3] and a map [H,W] in 0..1 -> the picture beside its blend with the map's colours."""
     stops = np.linspace(0, 1, len(COLOURS))
     values = heat.cpu().numpy()
     colour = np.stack([np.interp(values, stops, channel) for channel in zip(*COLOURS, strict=True)], -1)
-    blend = ((1 - strength) * picture + strength * colour).round().astype(np.uint8)
+    blend = ((picture + colour) / 2).round().astype(np.uint8)
     return Image.fromarray(np.concatenate([picture, blend], 1))
 
 

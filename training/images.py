@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from models.files import HIDDEN, files_below
 
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
-BITS_PER_SAMPLE = 258  # TIFF's tag
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF's tags
 UPRIGHT = {  # EXIF's orientation -> what turns it upright
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -82,7 +82,7 @@ def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
         raise
     except Exception as error:  # decoders raise nearly everything on damaged bytes
         raise DataError(f"{name or file} cannot be decoded ({error})") from error
-    raise DataError(f"{name or file} has {unsaid}, whose range is not known (scale it to 8 or 16 bits)")
+    raise DataError(f"{name or file} has {unsaid} (scale it to 8 or 16 bits, of which 0 is black)")
 
 
 def orientation(image: Image.Image) -> int:
@@ -96,11 +96,14 @@ def orientation(image: Image.Image) -> int:
 def bits_without_a_range(image: Image.Image) -> str:
     """What the pixels are, if neither 8 nor 16 bits without a sign: Pillow has 16-bit PNG as I or I;16 and PGM as I."""
     if image.mode == "F":
-        return "pixels in floating point"
+        return "pixels in floating point, whose range is not known"
     if image.format == "TIFF" and image.mode.startswith("I"):
-        bits = cast(Any, image).tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
+        tags = cast(Any, image).tag_v2
+        bits = tags.get(BITS_PER_SAMPLE, (1,))[0]
         if image.mode == "I" or bits != 16:
-            return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits"
+            return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits, whose range is not known"
+        if tags.get(PHOTOMETRIC) == 0:  # Pillow turns them round at 8 bits, not at 16
+            return "16-bit pixels of which 0 is white"
     return ""
 
 

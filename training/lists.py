@@ -18,6 +18,9 @@ COLUMNS = ("file", "label")
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a file's name is any bytes
 
 
+BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # as a spreadsheet's "CSV UTF-8" begins
+
+
 def is_list(path: str | Path) -> bool:
     """By its name, also where it is not there; a folder may be called so."""
     return Path(path).suffix == ".csv" and not Path(path).is_dir()
@@ -48,7 +51,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     """file and label of each line. Raises `DataError` for a list that is none, or of images that are not there."""
     if not path.exists():
         raise DataError(f"{path} does not exist: name a list of images, or a folder")
-    with path.open(**TEXT) as file:
+    with path.open(**BOM) as file:
         lines = csv.DictReader(file)
         found: list[tuple[str, str]] = []
         try:

@@ -14,7 +14,6 @@ from training import distributed
 from training.randomness import IMAGE, seeded
 from training.samplers import EpochBatches, Weights
 from training.settings import LoopConfig
-from training.shards import Shards
 
 
 class Numbered(Dataset[Any]):
@@ -55,7 +54,7 @@ def make_loader(
     }
     if not train:
         return DataLoader(dataset, batch_size, sampler=range(rank, size, world), **common)
-    windows = dataset.sizes if isinstance(dataset, Shards) else None
+    windows = getattr(dataset, "sizes", None)  # of shards
     batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
 

@@ -43,11 +43,14 @@ def class_counts(targets: Sequence[int], classes: int) -> list[int]:
     return np.bincount(np.asarray(targets), minlength=classes).tolist()
 
 
-def class_weights(counts: Sequence[int], rule: ClassWeights, beta: float = 0.9999) -> Tensor | None:
+BETA = 0.9999
+
+
+def class_weights(counts: Sequence[int], rule: ClassWeights) -> Tensor | None:
     """[classes] loss weights of mean 1, or None.
 
     inverse: 1/n. inverse_sqrt: 1/sqrt(n). effective: (1 - beta)/(1 - beta^n), the inverse of the effective number of
-    samples (Cui et al., CVPR 2019). Raises `SettingsError` for an empty class and an unknown rule.
+    samples, beta 0.9999 (Cui et al., CVPR 2019). Raises `SettingsError` for an empty class and an unknown rule.
     """
     if rule == "none":
         return None
@@ -58,7 +61,7 @@ def class_weights(counts: Sequence[int], rule: ClassWeights, beta: float = 0.999
     elif rule == "inverse_sqrt":
         weights = n.rsqrt()
     elif rule == "effective":
-        weights = (1 - beta) / (1 - beta**n)
+        weights = (1 - BETA) / (1 - BETA**n)
     else:
         raise SettingsError(f"--class-weights {rule}: choose none, inverse, inverse_sqrt or effective")
     return (weights / weights.mean()).float()

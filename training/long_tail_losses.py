@@ -28,6 +28,9 @@ class LogitAdjusted(nn.Module):
         return self.cross_entropy(logits + self.shift, targets)
 
 
+MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, as its authors' code has them
+
+
 class Focal(nn.Module):
     """-(1 - p)^gamma log p of the true class (Lin et al., ICCV 2017, for a softmax), with class weights of mean 1.
 
@@ -44,7 +47,8 @@ class Focal(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        log_p = F.log_softmax(logits, 1).gather(1, targets[:, None]).squeeze(1)  # [B]
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # which autocast on a CPU would not do
+        log_p = F.log_softmax(logits, 1, dtype=dtype).gather(1, targets[:, None]).squeeze(1)  # [B]
         missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)  # [B] 1 - p; at 0 a root has no slope
         loss = -(missing**self.gamma) * log_p
         if self.weight is not None:
@@ -55,7 +59,7 @@ class Focal(nn.Module):
 class LDAM(ScheduledCriterion):
     """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019), on cosines.
 
-    Cross entropy of scale * (cosine - margin of the true class); margins ~ n^(-1/4), the largest `max_margin`. From
+    Cross entropy of 30 * (cosine - margin of the true class); margins ~ n^(-1/4), the largest 0.5. From
     `drw_start` of the run on (1: never) classes weigh by their effective number, beta 0.9999; the mean stays that of
     the batch, where the authors' code divides by the sum of its weights.
     """
@@ -63,14 +67,12 @@ class LDAM(ScheduledCriterion):
     margins: Tensor
     deferred: Tensor
 
-    def __init__(
-        self, counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0, drw_start: float = 0.8
-    ) -> None:
+    def __init__(self, counts: Sequence[int], drw_start: float = 0.8) -> None:
         super().__init__()
         self.register_buffer("deferred", class_weights(counts, "effective"))  # refuses an empty class
         margins = torch.tensor(counts, dtype=torch.float64) ** -0.25
-        self.register_buffer("margins", (margins * (max_margin / margins.max())).float())
-        self.scale, self.drw_start, self.weighted = scale, drw_start, False
+        self.register_buffer("margins", (margins * (MAX_MARGIN / margins.max())).float())
+        self.drw_start, self.weighted = drw_start, False
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         self.weighted = epoch >= self.drw_start * epochs
@@ -78,4 +80,4 @@ class LDAM(ScheduledCriterion):
     def forward(self, cosines: Tensor, targets: Tensor) -> Tensor:
         margin = F.one_hot(targets, cosines.shape[1]) * self.margins.to(cosines.dtype)  # [B,classes]
         weight = self.deferred.to(cosines.dtype) if self.weighted else None
-        return F.cross_entropy(self.scale * (cosines - margin), targets, weight, reduction="none").mean()
+        return F.cross_entropy(SCALE * (cosines - margin), targets, weight, reduction="none").mean()

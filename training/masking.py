@@ -58,6 +58,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, images: Unlabelled, transform: Transform, masks: MaskGenerator, seed: int | None = None) -> None:
         self.images, self.transform, self.masks, self.seed = images, transform, masks, seed
+        self.sizes = images.shards.sizes if images.shards else None
 
     def __len__(self) -> int:
         return len(self.images)

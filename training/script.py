@@ -81,9 +81,23 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
     except (ValueError, OSError, DivergenceError) as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if not (remedy := _remedy(error)):
+            raise
+        print(f"{name}: {one_line(error)}: {remedy}", file=sys.stderr)
+        return 1
     finally:
         distributed.shutdown()
     return 0
+
+
+def _remedy(error: RuntimeError) -> str:
+    """Of what a machine that is too small ends in."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
+    if str(error).startswith("DataLoader worker"):
+        return "take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
+    return ""
 
 
 def _saved(last: Path) -> str:

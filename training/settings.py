@@ -16,6 +16,7 @@ ARGUMENTS_FILE = "args.json"
 FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has, and of which class, is compared
     (
         *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
+        *("global_batch_size",),  # images_per_step is compared
         *("grad_checkpointing", "torch", "timm"),
     )
 )

@@ -29,6 +29,7 @@ def rows_of(arms: list[Arm], results: dict[str, dict[str, Any]]) -> list[dict[st
         seeds = [
             {
                 "seed": run.seed,
+                "runs": [each.name for each in run.chain()],
                 **results[run.name]["metrics"],
                 **{unit: results[run.name][unit] for unit in TIMES},
                 **{f"{unit}_before": total(results, run.chain()[:-1], unit) for unit in TIMES},

@@ -22,7 +22,7 @@ from training.logs import LOG_FILE
 from training.long_tail import shot_report
 
 ALONE = {"workers": 0, "threads": 1, "device": "cpu"}  # a run is one process with one thread
-RESULT, RUN = "result.json", "run.json"
+RESULT = "result.json"
 PACKAGES = ("torch", "torchvision", "timm", "scikit-learn", "scikit-image")
 SOURCES = (
     "training",
@@ -46,24 +46,21 @@ def finished(run: Run, root: Path) -> dict[str, Any] | None:
 
 
 def execute(run: Run, root: Path) -> dict[str, Any]:
-    """Do `run`, or go on with it where it was cut off; its data and the run that it starts from are there.
+    """Do `run`; its data and the run that it starts from are there.
 
-    What a folder holds of a run with other settings or by other code is removed. Raises what the training code raises.
+    What a folder holds of a run that was cut off, has other settings or is by other code is removed: the times are
+    those of a whole run. Raises what the training code raises.
     """
     if result := finished(run, root):
         return result
     torch.set_num_threads(1)
     folder = folder_of(run, root)
-    marker = folder / RUN
-    if folder.exists() and (not marker.exists() or json.loads(marker.read_text()) != as_kept(run)):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(as_kept(run)))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     wall, processor = time.perf_counter(), time.process_time()
-    metrics, seconds = DO[run.kind](run, root, folder)
     result = {
-        "metrics": metrics,
-        "seconds": round(seconds or time.perf_counter() - wall, 2),
+        "metrics": DO[run.kind](run, root, folder),
+        "seconds": round(time.perf_counter() - wall, 2),
         "processor_seconds": round(time.process_time() - processor, 2),
     }
     text = json.dumps({"run": as_kept(run), "result": result}, indent=2) + "\n"
@@ -81,19 +78,19 @@ def made_by() -> str:
     return fingerprint(*SOURCES, versions=versions(*PACKAGES))
 
 
-def last_epoch(folder: Path) -> tuple[dict[str, float], float]:
-    """The log's last line, the number of its lines, and the seconds of all epochs, of earlier sittings too."""
+def last_epoch(folder: Path) -> dict[str, float]:
+    """The log's last line, and the number of its lines."""
     records = [json.loads(line) for line in (folder / LOG_FILE).read_text().splitlines()]
     kept = ("loss", "val_loss", "top1", "balanced", "many", "medium", "few", "robust")
     metrics = {name: records[-1][name] for name in kept if name in records[-1]}
-    return {**metrics, "epochs": len(records)}, sum(record["seconds"] for record in records)
+    return {**metrics, "epochs": len(records)}
 
 
 def start_of(run: Run, root: Path) -> Path | None:
     return folder_of(run.start, root) if run.start else None
 
 
-def do_finetune(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+def do_finetune(run: Run, root: Path, folder: Path) -> dict[str, float]:
     config = replace(
         finetune.PRESETS["digits"], data=root / run.data.name, output=folder, seed=run.seed, weights=start_of(run, root)
     )
@@ -101,28 +98,28 @@ def do_finetune(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], f
     return last_epoch(folder)
 
 
-def do_pretrain(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+def do_pretrain(run: Run, root: Path, folder: Path) -> dict[str, float]:
     config = replace(pretrain.PRESETS["digits"], data=root / run.data.name, output=folder, seed=run.seed)
     pretrain.train(replace(config, **{**ALONE, **run.settings}), Console(quiet=True))
     return last_epoch(folder)
 
 
-def do_evaluate(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+def do_evaluate(run: Run, root: Path, folder: Path) -> dict[str, float]:
     checkpoint = _checkpoint(run, root)
     values: dict[str, Any] = {"checkpoint": checkpoint, "data": root / run.data.name / "val", "device": "cpu"}
     confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
     counts = evaluate.training_counts(checkpoint) or []
-    return {"top1": top1(confusion), **shot_report(confusion, counts)}, 0.0
+    return {"top1": top1(confusion), **shot_report(confusion, counts)}
 
 
-def do_attack(run: Run, root: Path, folder: Path) -> tuple[dict[str, float], float]:
+def do_attack(run: Run, root: Path, folder: Path) -> dict[str, float]:
     values: dict[str, Any] = {"checkpoint": _checkpoint(run, root), "data": root / run.data.name / "val"}
     results = attack.attack_checkpoint(attack.Config(**values, seed=run.seed, device="cpu", **run.settings))
-    return {result.attack: result.accuracy for result in results}, 0.0
+    return {result.attack: result.accuracy for result in results}
 
 
-def do_kernels(run: Run, root: Path, folder: Path) -> tuple[dict[str, Any], float]:
-    return compare(root / run.data.name, folder, run.seed, **run.settings), 0.0
+def do_kernels(run: Run, root: Path, folder: Path) -> dict[str, Any]:
+    return compare(root / run.data.name, folder, run.seed, **run.settings)
 
 
 def _checkpoint(run: Run, root: Path) -> Path:
@@ -131,7 +128,7 @@ def _checkpoint(run: Run, root: Path) -> Path:
     return folder_of(run.start, root)
 
 
-DO: dict[str, Callable[[Run, Path, Path], tuple[dict[str, Any], float]]] = {
+DO: dict[str, Callable[[Run, Path, Path], dict[str, Any]]] = {
     "pretrain": do_pretrain,
     "finetune": do_finetune,
     "evaluate": do_evaluate,

@@ -11,7 +11,6 @@ SHARES = {"1 % (1 a class)": 1, "10 % (14 a class)": 14, "100 % (1,438 images)":
 
 # A short run of the preset `digits`; the number of epochs was set so that plain training of all digits reaches 98 %.
 SHORT: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}
-FEW_LABELS: dict[str, Any] = {"epochs": 12, "warmup_epochs": 1.0}  # of 700 listed images
 PRETRAIN: dict[str, Any] = {"epochs": 20, "pictures": 0}
 PRETRAIN_PHOTOS: dict[str, Any] = {"epochs": 60, "pictures": 0, "flip": True}
 LONG_TAIL: dict[str, Any] = {"epochs": 20, "warmup_epochs": 2.0, "batch_size": 32, "label_smoothing": 0.0}
@@ -38,7 +37,7 @@ AFTERWARDS: dict[str, dict[str, Any]] = {
     "tau-norm, tau 0.7": {"tau_norm": 0.7},
     "tau-norm, tau 1": {"tau_norm": 1.0},
 }
-CRT: dict[str, Any] = {"head_only": True, "sampler": "class_balanced", "epochs": 10, "label_smoothing": 0.0}
+CRT: dict[str, Any] = {"head_only": True, "sampler": "class_balanced", "epochs": 10}
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "nothing": {"augmentation": "none"},
     "RandAugment": {"augmentation": "none", "rand_augment": "n2-m9"},
@@ -75,8 +74,7 @@ def _on_labels(
     name: str, size: int, seed: int, settings: dict[str, Any] | None = None, start: Run | None = None
 ) -> Run:
     data = Data("labels", size, seed) if size else DIGITS
-    common = FEW_LABELS if size else SHORT
-    return finetune(f"{name}-labels{size or 'all'}", data, seed, {**common, **(settings or {})}, start)
+    return finetune(f"{name}-labels{size or 'all'}", data, seed, {**SHORT, **(settings or {})}, start)
 
 
 def simmim(seeds: Iterable[int]) -> list[Arm]:

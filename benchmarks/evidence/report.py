@@ -43,11 +43,12 @@ def points(value: Spread) -> str:
 
 
 def seconds(row: dict[str, Any]) -> str:
-    """Wall time of a run and, behind a slash, of its thread alone; what it starts from comes on top."""
+    """Wall time of a run and, behind a slash, of its thread alone, the seeds' median: a seed may have been stopped, or
+    cut off and gone on with. What it starts from comes on top."""
     cells = []
     for unit in ("seconds", "processor_seconds"):
-        before = Spread.of(values_of(row, f"{unit}_before")).mean
-        cells.append(f"{spread(row, unit).mean:.0f}" + (f" + {before:.0f}" if before else ""))
+        before = median(values_of(row, f"{unit}_before"))
+        cells.append(f"{median(values_of(row, unit)):.0f}" + (f" + {before:.0f}" if before else ""))
     return " / ".join(cells)
 
 
@@ -181,10 +182,17 @@ def summaries(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def minutes_in_all(loaded: dict[str, dict[str, Any]], unit: str) -> float:
-    """Of all runs, two at a time; what several runs start from counts once."""
-    seeds = [seed for result in loaded.values() for row in result["rows"] for seed in row["seeds"]]
-    before = {(seed["seed"], seed[f"{unit}_before"]) for seed in seeds}
-    return (sum(seed[unit] for seed in seeds) + sum(value for _, value in before)) / 2 / 60
+    """Of all runs, two at a time; one that stands in several tables, or that others start from, counts once."""
+    passed: dict[tuple[str, ...], float] = {(): 0.0}  # runs, each begun from the one before -> seconds of them all
+    for seed in (seed for result in loaded.values() for row in result["rows"] for seed in row["seeds"]):
+        runs = tuple(seed["runs"])
+        passed |= {runs[:-1]: seed[f"{unit}_before"], runs: seed[f"{unit}_before"] + seed[unit]}
+    before = {
+        runs: next(runs[:end] for end in range(len(runs) - 1, -1, -1) if runs[:end] in passed)
+        for runs in passed
+        if runs
+    }
+    return sum(passed[runs] - passed[start] for runs, start in before.items()) / 2 / 60
 
 
 def whole(results: Path, figures: Path) -> str:

@@ -14,10 +14,10 @@ Written by `python -m benchmarks.evidence.report` from benchmarks/results/eviden
 - **Seeds**: {seeds}. A seed decides the initial weights, the order, the augmentation, and which images a subset holds.
   Cells are mean ± standard deviation (least to largest), differences are taken seed by seed. "gains" and "costs":
   the 95 % interval of the mean difference (Student's t) leaves out 0; of many arms one in twenty does by chance alone.
-- **Seconds** of one run, training and its evaluations: wall time / processor time of its one thread; "+": what it
-  starts from. Two runs at a time on two cores; other work shared these and at times stopped the runs, so the wall
-  times are upper bounds. All runs of this page, two at a time: {seconds} minutes by the clock, {processor_seconds} of
-  computing.
+- **Seconds** of one run, training and its evaluations, the seeds' median: wall time / processor time of its one thread;
+  "+": what it starts from. Two runs at a time on two cores; other work shared these and at times stopped the runs, so
+  the wall times are upper bounds. All runs of this page, two at a time: {seconds} minutes by the clock,
+  {processor_seconds} of computing.
 - {conditions}
 
 Small data and short runs: these figures say what the methods do here, not what they do on ImageNet.

@@ -118,7 +118,7 @@ def _call(protocol: str, url: str, expected: list[Picture], tally: Tally) -> Non
 
 
 def _sample(done: int) -> list[Sample]:
-    """None while tritonserver is restarted."""
+    """Empty while tritonserver is restarted."""
     with contextlib.suppress(psutil.Error):
         if (server := tritonserver_of(os.getpid())) is not None:
             there = [server, *backends_of(os.getpid())]

@@ -3,6 +3,8 @@
 import statistics
 from typing import Any
 
+from benchmarks.markdown import table
+
 OURS = "widefield"
 FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 
@@ -74,10 +76,7 @@ def lines(result: dict[str, Any], conditions: str, title: str = "Against other s
     measured = f"medians of {repeats} repeats of {result['seconds']:g} s a load"
     text = [f"**{title}**, JPEG in, labels out, images/s (p50, p99 in ms), {measured} ({conditions})", ""]
     names = list(result["rows"][0]["loads"])
-    text += [
-        f"| model | server | {' | '.join(names)} | errors | MiB | cold start, s |",
-        "|---" * (len(names) + 5) + "|",
-    ]
+    rows = []
     for row in result["rows"]:
         cells = [
             f"{load['images_per_s']:.1f} ({load['p50_ms']:.0f}, {load['p99_ms']:.0f})" if load["p99_ms"] else "none"
@@ -85,8 +84,8 @@ def lines(result: dict[str, Any], conditions: str, title: str = "Against other s
         ]
         errors = sum(load["errors"] for load in row["loads"].values())
         cells = [row["model"], row["server"], *cells, str(errors), f"{row['memory_mib']:.0f}"]
-        text.append(f"| {' | '.join(cells)} | {row['cold_start_s']:.1f} |")
-    text.append("")
+        rows.append([*cells, f"{row['cold_start_s']:.1f}"])
+    text += [*table(["model", "server", *names, "errors", "MiB", "cold start, s"], rows), ""]
     late = max(
         load["sender_late_ms"] for row in result["rows"] for load in row["loads"].values() if "sender_late_ms" in load
     )

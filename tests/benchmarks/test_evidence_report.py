@@ -31,7 +31,15 @@ def seed_values(arm: Arm, place: int, seed: int) -> dict[str, Any]:
     """A later arm is better, by 1 % each; seeds differ by a tenth of that."""
     values = {name: value - 0.2 + 0.01 * place + 0.001 * seed * (place % 3) for name, value in METRICS.items()}
     curves = {name: [2.3, 1.0 + shift] for name, shift in (("reference", 0.0), ("operator", 1.5e-6), ("pytorch", 2e-6))}
-    return {"seed": seed, **values, **TIMES, "losses": curves, "largest": {"operator": 1e-6, "pytorch": 2e-6}}
+    runs = [run.name for run in arm.runs[seed].chain()]
+    return {
+        "seed": seed,
+        "runs": runs,
+        **values,
+        **TIMES,
+        "losses": curves,
+        "largest": {"operator": 1e-6, "pytorch": 2e-6},
+    }
 
 
 def document(name: str) -> dict[str, Any]:
@@ -50,6 +58,16 @@ def results(tmp_path: Path) -> Path:
     for name in EXPERIMENTS:
         (folder / f"evidence_{name}.json").write_text(json.dumps(document(name)))
     return folder
+
+
+def test_a_run_counts_once_whatever_tables_it_stands_in() -> None:
+    def row(runs: str, seconds: float, before: float = 0.0) -> dict[str, Any]:
+        return {"seeds": [{"runs": list(runs), "seconds": seconds, "seconds_before": before}]}
+
+    one = {"rows": [row("p", 60), row("pf", 30, 60), row("pfa", 5, 90), row("xyz", 10, 50)]}
+    other = {"rows": [row("pg", 20, 60), row("pf", 30, 60)]}
+    minutes = report.minutes_in_all({"one": one, "other": other}, "seconds")
+    assert minutes == pytest.approx((60 + 30 + 5 + 50 + 10 + 20) / 2 / 60)
 
 
 def test_spread_and_verdict() -> None:

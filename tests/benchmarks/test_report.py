@@ -31,6 +31,19 @@ def test_the_readme_counts_the_requests_that_met_faults() -> None:
     assert f"{answered:,} of {sent:,}" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
+def test_what_is_not_published_or_not_timed_has_no_figure() -> None:
+    result = json.loads((report.RESULTS / "compare.json").read_text())
+    row = next(row for row in result["rows"] if row["published"])
+    other = {**row, "image_size": row["image_size"] + 32, "latency_ms": {}}
+    unknown = {**row, "published": {**row["published"], "top1": None, "top1_from_22k": None, "gmacs": None}}
+    *_, second, third = report.comparison_table({**result, "rows": [row, other, unknown]})
+    cells = [cell.strip() for cell in second.split("|")[1:-1]]
+    assert cells[3] == f"{row['macs'] / 1e9:.3f}"  # at another size
+    assert cells[4] == "-"
+    cells = [cell.strip() for cell in third.split("|")[1:-1]]
+    assert (cells[3], cells[5]) == (f"{row['macs'] / 1e9:.3f}", "none")
+
+
 def test_a_busy_host_is_told_beside_the_machine() -> None:
     result = json.loads((report.RESULTS / "serving_overhead.json").read_text())
     assert report.conditions({**result, "warning": None}).endswith(f"; {result['date']}")

@@ -3,11 +3,13 @@
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from loadtest.recorder import Cell, Recorder, bucket, count_within, middle, percentile
+from loadtest.results import summarise
 from loadtest.shapes import plan
 
 
@@ -23,6 +25,15 @@ def test_percentiles_are_within_half_a_per_cent() -> None:
     assert cell.max_ms == max(times)
     assert cell.total_ms == pytest.approx(sum(times))
     assert count_within(cell.latency, 20) == pytest.approx(sum(time <= 20 for time in times), rel=0.02)
+
+
+def test_of_a_thousand_the_999th() -> None:
+    """99.9 / 100 is a little more than 0.999, as an objective has it."""
+    cell = Cell()
+    for milliseconds in [10.0] * 999 + [5000.0]:
+        cell.add(milliseconds, 0.1, None)
+    for part in (0.999, float("99.9") / 100):
+        assert cell.percentile(part) == pytest.approx(10, rel=0.005)
 
 
 def test_nothing_counted() -> None:
@@ -74,3 +85,23 @@ def test_what_falls_behind_counts_when_it_happens() -> None:
     assert [cell.latency.total() for cell in cells] == [3, 0, 0]
     assert [cell.sent for cell in cells] == [2, 1, 0]
     assert [cell.finished for cell in cells] == [1, 1, 0]
+
+
+def test_a_stall_is_in_the_windows_of_the_result() -> None:
+    """Answers from 0 to 3 s and from 8 to 10 s: a chart would draw on what was before them through those that lack."""
+    recorder = Recorder(plan("steady", 2, 10))
+    for due in (0.1, 1.2, 2.9, 8.0, 9.5):
+        recorder.record(due, "HTTP", 5.0, 0.1, None)
+    options = SimpleNamespace(rate=None, shape=None, model="classifier", images=None, null_rate=None)
+    kind = SimpleNamespace(request_type="HTTP", images=[b"a"])
+    test = SimpleNamespace(
+        options=options, kinds=[kind], phases=recorder.phases, recorder=recorder, server=[], slo=None
+    )
+    test.ended, test.address = 10.3, lambda: "box"
+    result = summarise(test)  # type: ignore[arg-type]
+    assert result["window_s"] == 1
+    assert [window["from_s"] for window in result["windows"]] == list(range(10))
+    assert [window["finished"] for window in result["windows"]] == [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
+    assert result["windows"][4]["p50_ms"] is None
+    test.ended = None
+    assert summarise(test)["windows"] == []  # type: ignore[arg-type]

@@ -176,11 +176,11 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
         load_image(str(path))
 
 
-def tiff(*, bits: int, kind: int, pixels: np.ndarray) -> bytes:
-    """Grey, uncompressed, one strip; `kind`: 1 unsigned, 2 signed, 3 floating point (TIFF 6.0)."""
+def tiff(*, bits: int, kind: int, pixels: np.ndarray, white: int = 1) -> bytes:
+    """Grey, uncompressed, one strip; `kind`: 1 unsigned, 2 signed, 3 float; `white` 0: 0 is white (TIFF 6.0)."""
     height, width = pixels.shape
     content = pixels.tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(content)}
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: white, 273: 8, 277: 1, 278: height, 279: len(content)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in {**tags, 339: kind}.items())
     header = b"II*\0" + struct.pack("<I", 8 + len(content))
     return header + content + struct.pack("<H", len(tags) + 1) + entries + b"\0" * 4
@@ -199,7 +199,17 @@ def tiff(*, bits: int, kind: int, pixels: np.ndarray) -> bytes:
 def test_grey_of_unknown_range_is_no_black_image(bits: int, kind: int, dtype: str, message: str) -> None:
     """A float of 0..1 or an integer of 32 bits has nothing in the high byte of 16 bits."""
     content = tiff(bits=bits, kind=kind, pixels=np.ones((4, 6), dtype))
-    with pytest.raises(DataError, match=rf"^x\.tif has {message}, .*\(scale it to 8 or 16 bits\): replace it"):
+    with pytest.raises(DataError, match=rf"^x\.tif has {message}, whose range is not known \(scale it.*\): replace it"):
+        load_image(io.BytesIO(content), "x.tif")
+
+
+def test_sixteen_bits_of_which_0_is_white_are_not_turned_round() -> None:
+    """Pillow does it at 8 bits alone."""
+    pixels = np.array([[0x10, 0xF0]])
+    content = tiff(bits=8, kind=1, pixels=pixels.astype(np.uint8), white=0)
+    assert np.asarray(load_image(io.BytesIO(content)))[0, :, 0].tolist() == [0xEF, 0x0F]
+    content = tiff(bits=16, kind=1, pixels=(pixels << 8).astype(np.uint16), white=0)
+    with pytest.raises(DataError, match=r"^x\.tif has 16-bit pixels of which 0 is white \(scale it .*\): replace it"):
         load_image(io.BytesIO(content), "x.tif")
 
 

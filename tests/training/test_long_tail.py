@@ -135,6 +135,16 @@ def test_focal_has_a_gradient_where_p_rounds_to_1(gamma: float) -> None:
     assert logits.grad[1].all()
 
 
+def test_focal_is_float32_under_autocast() -> None:
+    """As cross entropy is; on a CPU autocast would compute its logarithms in bfloat16."""
+    logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
+    targets = torch.arange(64) % 10
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = Focal(2.0)(logits, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, Focal(2.0)(logits.float(), targets))
+
+
 @pytest.mark.parametrize("gamma", [-0.5, math.nan])
 def test_focal_refuses_a_gamma_that_prefers_the_easy(gamma: float) -> None:
     with pytest.raises(SettingsError, match=f"--focal-gamma {gamma}: at least 0"):

@@ -21,7 +21,7 @@ from training.finetune import parse_arguments, train
 from training.methods import check_method
 from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
 from training.presets import PRESETS
-from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation
+from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation, check_same
 
 
 def test_layer_decay_groups_are_the_authors() -> None:
@@ -127,6 +127,14 @@ def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
         SettingsError, match="--global-batch-size 100 is no multiple of --batch-size 16 x 2 processes = 32"
     ):
         accumulation(LoopConfig(global_batch_size=100), 16, 2, 9)
+
+
+def test_fewer_processes_may_go_on_with_the_same_steps() -> None:
+    """8 x 64 images as they come, or 4 x 64 in two parts."""
+    before = {"global_batch_size": 0, "images_per_step": 512}
+    check_same(before, {"global_batch_size": 512, "images_per_step": 512}, Path("run/last"))
+    with pytest.raises(SettingsError, match="the run in run/last has images_per_step 512, this one 256"):
+        check_same(before, {"global_batch_size": 256, "images_per_step": 256}, Path("run/last"))
 
 
 def test_presets_are_command_lines() -> None:

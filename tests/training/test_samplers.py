@@ -18,6 +18,7 @@ from training.data import Unlabelled, open_images
 from training.explain import find_images
 from training.images import DataError, load_image
 from training.loaders import make_loader
+from training.masking import MaskedImages, MaskGenerator
 from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
 from training.samplers import EpochBatches
 from training.settings import SettingsError
@@ -134,6 +135,11 @@ def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
     assert sorted(values.tolist()) == [0, 1, 2, 3, 4]
     assert [dataset.targets[value] for value in values.tolist()] == targets.tolist()
     assert dataset[0][0] == 0
+
+
+def test_pretraining_keeps_shards_together(shards: Path) -> None:
+    masked = MaskedImages(Unlabelled(shards), lambda image: image, MaskGenerator(32, 16, 0.5))
+    assert make_loader(masked, 2, train=True, workers=0).batch_sampler.windows == [3, 2]
 
 
 def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.images import DataError
 from training.script import exit_code
@@ -26,6 +27,29 @@ def test_torchrun_is_told_what_ended_a_process(
     assert exit_code("finetune", fails) == 1
     assert "DataError: data/train is not a folder" in json.loads(told.read_text())["message"]["message"]
     assert capsys.readouterr().err == 2 * "finetune: data/train is not a folder\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory.: take a smaller --batch-size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Killed.: take fewer --workers"),
+    ],
+)
+def test_a_machine_that_is_too_small(error: RuntimeError, said: str, capsys: pytest.CaptureFixture) -> None:
+    def fails() -> None:
+        raise error
+
+    assert exit_code("finetune", fails) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_has_its_traceback() -> None:
+    def fails() -> None:
+        raise RuntimeError("unforeseen")
+
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        exit_code("finetune", fails)
 
 
 def test_the_line_of_an_error() -> None:

@@ -20,6 +20,7 @@ from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
 from training.images import DataError
+from training.lists import read_list
 from training.settings import SettingsError
 from training.splits import SplitConfig, held_out_of, open_split, open_unlabelled_split
 
@@ -145,6 +146,13 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
         train(tiny(tmp_path / "run", data=Path("flat"), val_share=0.21, epochs=1), QUIET)
     train(tiny(tmp_path / "run", epochs=1, resume="never"), QUIET)
     assert not listed.exists(), "another run held out other images"
+
+
+def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
+    """With a byte order mark."""
+    path = tmp_path / "val.csv"
+    path.write_bytes(b"\xef\xbb\xbffile,label\r\n%s,ant\r\n" % bytes(path))
+    assert read_list(path) == [(str(path), "ant")]
 
 
 def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
