@@ -72,7 +72,7 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
         if (value := getattr(options, name)) is not None:
             config = replace(config, **{name: value})
     if "torchscript" in options.formats and not is_timm(config.arch) and native_library() is None:
-        raise RuntimeError("the native library is not built: make native (or python -m kernels.native.build)")
+        raise RuntimeError("the native library is not built: make native (or python kernels/native/build.py)")
     model = create_model(config.arch, config.num_classes, config.image_size)
     if options.weights is not None:
         load_weights(model, options.weights)

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
+@torch.compiler.disable  # it cannot trace what computes a block again
 def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """block(x); without a gradient to compute, nothing is computed again."""
     if not torch.is_grad_enabled():

@@ -15,6 +15,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kernels import masked_patch_loss
 from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
@@ -30,7 +31,7 @@ class MaskedPretrainer(nn.Module):
 
     `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
     parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
-    keys, so its state dict is that of a plain RepLKNet.
+    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for batch norms of another kind.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class MaskedPretrainer(nn.Module):
         else:
             self.visible = Visible()
             for module in encoder.modules():
-                if type(module) is nn.BatchNorm2d:
+                if type(module) in (nn.BatchNorm2d, MaskedBatchNorm2d):  # also one that another pretrainer had
                     module.__class__ = MaskedBatchNorm2d
                     module.visible = self.visible  # type: ignore[assignment]
+                elif isinstance(module, _BatchNorm):
+                    raise ValueError(f"the encoder has {type(module).__name__}: sparse mode needs nn.BatchNorm2d")
             self.fill = FillEmpty(features)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:

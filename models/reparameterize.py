@@ -41,6 +41,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
         reparameterize_timm(deploy)
     else:
         deploy.reparameterize()  # type: ignore[operator]
+    deploy.deploy_form = True  # type: ignore[assignment]  # save_checkpoint refuses it
     return deploy.to(dtype).eval().requires_grad_(False)
 
 

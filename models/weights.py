@@ -28,13 +28,16 @@ POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of par
 def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
     """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
 
-    Raises `ValueError` for a model whose batch norms are folded away: it could not be trained or loaded again;
-    `OSError` for a file that cannot be written, such as on a full disk.
+    Raises `ValueError` for a model that could not be loaded again: one whose batch norms are folded away, or whose head
+    is not of `config.num_classes`; `OSError` for a file that cannot be written, such as on a full disk.
     """
     model = bare_model(model)
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
-    if any(isinstance(module.bn, nn.Identity) for module in convolutions):
+    if getattr(model, "deploy_form", False) or any(isinstance(module.bn, nn.Identity) for module in convolutions):
         raise ValueError("a re-parameterised model has no batch norms left: save the training form it was made from")
+    classes = getattr(model, "num_classes", config.num_classes)
+    if classes != config.num_classes:
+        raise ValueError(f"the model has {classes} classes, config.num_classes is {config.num_classes}: make them one")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

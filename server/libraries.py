@@ -21,13 +21,13 @@ def find_library(
     """
     named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
     if named is not None:
-        return _named(named, "native library", "run python -m kernels.native.build")
+        return _named(named, "native library", "run python kernels/native/build.py")
     if DEFAULT_LIBRARY.is_file():
         return DEFAULT_LIBRARY
     if repository.needs_library:
         raise InstallationError(
             f"model {repository.needs_library} needs {DEFAULT_LIBRARY.name}, not built yet: "
-            "run python -m kernels.native.build"
+            "run python kernels/native/build.py"
         )
     return None
 

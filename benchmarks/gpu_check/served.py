@@ -1,4 +1,4 @@
-"""The ensemble on a GPU, where this machine has a tritonserver: built, served, and held to eager PyTorch."""
+"""The ensemble on a GPU, where there is a tritonserver: built, served, and held to the same file in one process."""
 
 import importlib.util
 import sys
@@ -27,7 +27,7 @@ def missing() -> str | None:
 
 
 def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
-    """(largest difference of a probability from eager's, classes compared), over gRPC."""
+    """(largest difference of a probability from the file's in one process, classes compared), over gRPC."""
     from benchmarks.photographs import photograph
     from benchmarks.served import bare_pipeline
     from client import Classifier

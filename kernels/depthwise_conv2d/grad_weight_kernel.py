@@ -41,7 +41,7 @@ def grad_weight_kernel(
     steps,  # of BLOCK_K a program takes
     H: tl.constexpr,  # the image's sides are constants: divisions by them are a third of the loop otherwise
     W: tl.constexpr,
-    PAD: tl.constexpr,  # KH//2
+    PAD: tl.constexpr,  # min(KH, 2H-1)//2
     OFFSET: tl.constexpr,  # columns that a window begins left of its pixels
     STEP_Y: tl.constexpr,
     STEP_X: tl.constexpr,

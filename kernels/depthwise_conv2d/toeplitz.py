@@ -31,20 +31,16 @@ class Tile:
 
 
 @lru_cache(1024)
-def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int, forms=()) -> Tile:
-    """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md).
-
-    `forms`: the (rows, block_m) to choose from; all, unless the native library is to choose from those it has.
-    """
+def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int) -> Tile:
+    """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md)."""
     pad = kernel_width // 2
     if width <= 64:  # whole rows
         columns, window, offset = max(8, triton.next_power_of_2(width)), width, 0
     else:
         columns, offset = 32, triton.cdiv(pad, 8) * 8  # windows begin at whole vectors
         window = 16 * triton.cdiv(offset + columns + pad, 16)
-    if not forms:
-        blocks = (16, 32, 64) if element_bytes == 4 else (16, 32, 64, 128)
-        forms = [(rows, block_m) for rows in (1, 2, 4, 8) if rows * columns <= 128 for block_m in blocks]
+    blocks = (16, 32, 64) if element_bytes == 4 else (16, 32, 64, 128)
+    forms = [(rows, block_m) for rows in (1, 2, 4, 8) if rows * columns <= 128 for block_m in blocks]
     rows, block_m = choose_form(batch, height, forms)
     block_k = 128 // element_bytes
     return Tile(rows, columns, window, offset, block_m, block_k, warps_for(block_m * rows * columns, element_bytes), 3)

@@ -14,8 +14,8 @@ SCHEMA = (
     "int window=47, bool gradient=True) -> (Tensor loss, Tensor direction, Tensor scale)"
 )
 BACKWARD_SCHEMA = (
-    "masked_patch_loss_backward(Tensor grad_loss, Tensor loss, Tensor direction, Tensor scale, "
-    "ScalarType dtype, SymInt? channels=None) -> Tensor"
+    "masked_patch_loss_backward(Tensor grad_loss, Tensor direction, Tensor scale, ScalarType dtype, "
+    "SymInt? channels=None) -> Tensor"
 )
 NAME = "widefield::masked_patch_loss"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -162,26 +162,26 @@ def _fake(
 
 
 def _backward_cpu(
-    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
     return backward_vectorized(direction, grad_loss * scale, dtype)
 
 
 def _backward_cuda(
-    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
     if dtype not in TRITON_DTYPES or scale.dtype not in TRITON_DTYPES:
         return backward_vectorized(direction, grad_loss * scale, dtype)
     from kernels.masked_patch_loss.launch import launch_backward
 
-    grad = _backward_fake(grad_loss, loss, direction, scale, dtype, channels)
+    grad = _backward_fake(grad_loss, direction, scale, dtype, channels)
     with torch.cuda.device(direction.device):
         launch_backward(direction, grad_loss, scale, grad)
     return grad
 
 
 def _backward_fake(
-    grad_loss: Tensor, loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
     """Room for the gradient; `channels` of the prediction where `direction` holds four in a byte."""
     if direction.dtype != torch.uint8 or channels is None:
@@ -192,19 +192,21 @@ def _backward_fake(
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    loss, direction, scale = output
-    ctx.mark_non_differentiable(direction, scale)
-    # The loss is kept for its place in the graph alone: through it a second differentiation finds its error.
-    ctx.save_for_backward(loss, direction, scale)
+    _, direction, scale = output
+    ctx.mark_non_differentiable(direction)  # scale stands in the graph: by it a second differentiation finds its error
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(direction, scale)  # not the loss, which may be divided in place
     ctx.dtype, ctx.channels, ctx.gradient = inputs[0].dtype, inputs[0].shape[1], inputs[6]  # type: ignore[attr-defined]
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grads[0] is None:  # the loss has no part in what is differentiated
+        return (None,) * 7
     if not ctx.gradient:  # type: ignore[attr-defined]
         raise RuntimeError("masked_patch_loss was called with gradient=False: call it with gradient=True to train")
-    loss, direction, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    direction, scale = ctx.saved_tensors  # type: ignore[attr-defined]
     backward = torch.ops.widefield.masked_patch_loss_backward
-    grad = backward(grads[0], loss, direction, scale, ctx.dtype, ctx.channels)  # type: ignore[attr-defined]
+    grad = backward(grads[0], direction, scale, ctx.dtype, ctx.channels)  # type: ignore[attr-defined]
     return grad, *[None] * 6
 
 

@@ -55,7 +55,7 @@ def masked_patch_loss_vectorized(
 
 
 def backward_vectorized(direction: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """direction * factor, rounded once, laid out as `direction`."""
+    """direction * factor, rounded to `dtype`, laid out as `direction`."""
     return (direction.to(factor.dtype) * factor).to(dtype)
 
 

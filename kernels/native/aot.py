@@ -82,9 +82,10 @@ def compile_one(variant: Variant, path: Path) -> None:
     for scratch in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, scratch, 0):
             raise RuntimeError(f"{variant}: {scratch} is {getattr(metadata, scratch)}, 0 is expected")
-    path.write_bytes(compiled.asm["cubin"])
+    draft = path.with_suffix(f".{os.getpid()}")  # another build may be reading what is there
+    draft.write_bytes(compiled.asm["cubin"])
+    draft.replace(path)
     needed = {"name": metadata.name, "shared_bytes": metadata.shared, "warps": metadata.num_warps}
-    draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(needed))
     draft.replace(path.with_suffix(".json"))
 

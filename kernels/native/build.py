@@ -1,4 +1,4 @@
-"""Builds kernels/native/lib/libwidefield.so with g++ alone: `python -m kernels.native.build`.
+"""Builds kernels/native/lib/libwidefield.so with g++ alone: `python kernels/native/build.py`.
 
 No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only, and says so. Run by its path it does
 not import PyTorch unless there is something to build, nor load an older library that may not fit.

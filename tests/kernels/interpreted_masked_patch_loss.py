@@ -66,7 +66,7 @@ def combinations(dtype: torch.dtype) -> int:
         assert not prediction.is_contiguous()
         assert not image.is_contiguous()
         result, direction, scale = op._cuda(prediction, image, problem.mask, *problem.settings)
-        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype, prediction.shape[1])
+        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, dtype, prediction.shape[1])
         problem.check(result, grad)
         if empty:
             assert result.item() == 0.0
@@ -106,17 +106,17 @@ def paths(dtype: torch.dtype) -> int:
 def answered(problem, prediction, image, mask, check: bool = True) -> int:
     """The operator's answers; where the mask is not the problem's, the vectorized implementation's."""
     result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
-    grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, prediction.dtype, prediction.shape[1])
+    grad = op._backward_cuda(torch.tensor(64.0), direction, scale, prediction.dtype, prediction.shape[1])
     assert grad.stride() == prediction.stride()
     if check:
         problem.check(result, grad)
     else:
         prediction, image = (tensor.nan_to_num() for tensor in (prediction, image))
         result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
-        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, prediction.dtype, prediction.shape[1])
+        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, prediction.dtype, prediction.shape[1])
         expected, signs, scale = op._cpu(prediction, image, mask, *problem.settings)
         torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(grad, op._backward_cpu(torch.tensor(64.0), result, signs, scale, prediction.dtype))
+        torch.testing.assert_close(grad, op._backward_cpu(torch.tensor(64.0), signs, scale, prediction.dtype))
     return 1
 
 
@@ -130,7 +130,7 @@ def dispatched(dtype: torch.dtype) -> int:
         result, direction, scale = op._cuda(
             prediction, image, problem.mask.mT.contiguous().mT.float(), *problem.settings
         )
-        grad = op._backward_cuda(torch.tensor(64.0), result, direction, scale, dtype, prediction.shape[1])
+        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, dtype, prediction.shape[1])
         problem.check(result, grad)
         loss, direction, _ = op._cuda(prediction, image, problem.mask, *problem.settings, gradient=False)
         assert torch.equal(loss, result)

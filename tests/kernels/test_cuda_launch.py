@@ -7,7 +7,7 @@ from launch_stand_in import DTYPES, LAYERS, STAGES, Call, python_launches
 
 from kernels.depthwise_conv2d.dispatch import TOEPLITZ_TAPS
 from kernels.depthwise_conv2d.packing import PACK_GROUP
-from kernels.depthwise_conv2d.toeplitz import choose_tile
+from kernels.depthwise_conv2d.toeplitz import choose_form, choose_tile, warps_for
 from kernels.native import variants
 
 FALLBACK = "widefield: no kernel is compiled for this GPU; PyTorch's convolution is used instead\n"
@@ -27,7 +27,8 @@ def python_s_tile(call, architecture=90):
     elif flat and call.activation == variants.RELU:
         cubins = 80 if architecture < 90 else architecture
         forms += tuple((r, m) for shipped, r, m in variants.shipped_forms(cubins) if shipped == columns)
-    return choose_tile(call.batch, *call.size, call.kernel[1], element_bytes, forms)
+    rows, block_m = choose_form(call.batch, call.size[0], forms)
+    return replace(tile, rows=rows, block_m=block_m, warps=warps_for(block_m * rows * columns, element_bytes))
 
 
 def check_toeplitz(launches, call, tile):

@@ -292,6 +292,26 @@ def test_the_native_library_checks_too(arguments, message):
         torch.ops.widefield.depthwise_conv2d(*arguments)
 
 
+@pytest.mark.parametrize("implementation", [op._cpu, op._cuda])
+def test_what_scripted_code_calls_checks_too(implementation):
+    """A GPU would read beyond the filter."""
+    with pytest.raises(ValueError, match=r"weight has shape \[2, 1, 3, 3\]: \[4,1,Kh,Kw\] is expected"):
+        implementation(torch.zeros(1, 4, 3, 3), torch.zeros(2, 1, 3, 3))
+    with pytest.raises(ValueError, match="the kernel is 2 x 2"):
+        implementation(torch.zeros(1, 4, 3, 3), torch.zeros(4, 1, 2, 2))
+
+
+def test_a_bias_that_no_gradient_needs_may_change():
+    x, w, b = torch.randn(1, 4, 6, 6), torch.randn(4, 1, 5, 5), torch.zeros(4)
+    for tensor in (x, w, b):
+        tensor.requires_grad_()
+    y = depthwise_conv2d(x, w, b)
+    with torch.no_grad():
+        b.add_(1)
+    y.sum().backward()
+    assert b.grad.tolist() == [36.0] * 4
+
+
 def test_works_without_the_native_library():
     code = (
         "import torch; from kernels import depthwise_conv2d as d; x = torch.randn(2, 4, 6, 6, requires_grad=True);"

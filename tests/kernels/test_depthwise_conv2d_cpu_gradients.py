@@ -47,6 +47,8 @@ def channels_last(t):
         Case(2, 80, 19, 21, 51, 51),
         *(Case(2, c, 12, 12, 13, 13) for c in (17, 24)),  # no whole blocks of channels: by PyTorch
         *(Case(2, 16, 9, 8, k, k) for k in range(1, 31, 2)),  # every width of a tile
+        *(Case(2, 1, 13, 6, k, 3) for k in (25, 31)),  # one channel: oneDNN's own gradient ends the process
+        Case(3, 1, 13, 15, 31, 13),
     ],
     ids=str,
 )

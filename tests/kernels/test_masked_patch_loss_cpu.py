@@ -200,6 +200,17 @@ def test_gradcheck(loss, norm):
     assert torch.autograd.gradcheck(lambda p: masked_patch_loss(p, image, mask, loss, norm, 3), (prediction,))
 
 
+def test_the_loss_may_be_divided_in_place():
+    """As where gradients are accumulated."""
+    problem = make_loss_problem(CASES[0])
+    prediction = problem.prediction.clone().requires_grad_()
+    grads = []
+    for divide in (lambda loss: loss / 4, lambda loss: loss.div_(4)):
+        loss = masked_patch_loss(prediction, problem.image, problem.mask, *problem.settings)
+        grads += torch.autograd.grad(divide(loss), prediction)
+    assert torch.equal(*grads)
+
+
 def test_differentiating_twice_is_refused():
     prediction = torch.randn(1, 4, 2, 2, requires_grad=True)
     loss = masked_patch_loss(prediction, torch.randn(1, 1, 4, 4), torch.ones(1, 2, 2), "l2")
@@ -216,9 +227,9 @@ def test_opcheck(loss, layout):
     operator = torch.ops.widefield.masked_patch_loss
     opcheck(operator.default, (prediction.clone().requires_grad_(), image, mask, loss, "window", 3))
     opcheck(operator.default, (prediction, image, mask), {"gradient": False})
-    total, direction, scale = operator(prediction, image, mask, loss)
+    _, direction, scale = operator(prediction, image, mask, loss)
     backward = torch.ops.widefield.masked_patch_loss_backward
-    opcheck(backward.default, (torch.tensor(2.0), total, direction, scale, torch.float32))
+    opcheck(backward.default, (torch.tensor(2.0), direction, scale, torch.float32))
 
 
 def test_autocast_keeps_float32_arithmetic():

@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -279,3 +282,18 @@ def test_pytorch_computes_as_ours_does(monkeypatch, cudnn_conv, precision, users
         fail()
     assert seen == [(True, "tf32" if precision == "tf32" else "ieee")]
     assert (cudnn.deterministic, cudnn.conv.fp32_precision) == before
+
+
+def test_a_setting_that_is_inherited_goes_on_to_be():
+    """In a process of its own: what is once written is never inherited again."""
+    code = """
+import torch
+from kernels.depthwise_conv2d import pytorch
+torch.backends.fp32_precision = "ieee"
+with pytorch.as_ours(torch.float32, "ieee"):
+    pass
+torch.backends.fp32_precision = "tf32"
+print(torch.backends.cudnn.conv.fp32_precision)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.stdout.strip() == "tf32", done.stderr

@@ -169,6 +169,21 @@ def test_sparse_encoder_saves_as_a_plain_one(tmp_path, batch):
         torch.testing.assert_close(plain.forward_features(images), model.encoder.eval().forward_features(images))
 
 
+def test_an_encoder_may_have_been_in_another_pretrainer(batch):
+    images, masks = batch
+    encoder = create_model("replknet_nano", 1)
+    first, second = (MaskedPretrainer(encoder, "sparse") for _ in range(2))
+    assert first.visible is not second.visible
+    assert encoder.norm.visible is second.visible
+    second(images, masks)
+
+
+def test_batch_norms_that_cannot_count_visible_positions_are_named():
+    encoder = torch.nn.SyncBatchNorm.convert_sync_batchnorm(create_model("replknet_nano", 1))
+    with pytest.raises(ValueError, match=r"the encoder has SyncBatchNorm: sparse mode needs nn\.BatchNorm2d"):
+        MaskedPretrainer(encoder, "sparse")
+
+
 def test_a_step_that_fails_leaves_no_mask(batch, monkeypatch):
     model = make("sparse")
     monkeypatch.setattr(model.encoder, "forward_features", Mock(side_effect=MemoryError))

@@ -98,6 +98,17 @@ def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
     refused(write(tmp_path / "deploy.pth", deploy.state_dict()), "load the training form")
     with pytest.raises(ValueError, match="save the training form"):
         save_checkpoint(tmp_path / "folder", deploy, ModelConfig("replknet_nano", 5))
+    of_timm = reparameterize(create_model("timm/repvit_m0_9", 5))
+    with pytest.raises(ValueError, match="save the training form"):
+        save_checkpoint(tmp_path / "folder", of_timm, ModelConfig("timm/repvit_m0_9", 5))
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_model_of_other_classes_than_its_config_is_not_saved(tmp_path: Path) -> None:
+    for classes in (0, 4):
+        model = create_model("replknet_nano", classes)
+        with pytest.raises(ValueError, match=rf"the model has {classes} classes, config\.num_classes is 5"):
+            save_checkpoint(tmp_path / "folder", model, ModelConfig("replknet_nano", 5))
     assert not (tmp_path / "folder").exists()
 
 

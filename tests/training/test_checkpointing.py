@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import ModelConfig, create_model
+from models import ModelConfig, checkpointing, create_model
 from models.layers import DepthwiseConv2d
 from tests.training.runs import QUIET, Tiny, assert_same, records
 from training import pretrain
@@ -49,6 +49,14 @@ def test_a_step_is_the_same_bit_for_bit(name: str) -> None:
     assert tensors.keys() == expected.keys()
     different = [key for key, tensor in expected.items() if not torch.equal(tensors[key], tensor)]
     assert not different
+
+
+def test_with_compile_the_gradient_is_the_same() -> None:
+    block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    compiled = torch.compile(lambda x: checkpointing.checkpointed(block, x), backend="eager")
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    expected, grad = (torch.autograd.grad(run(x).square().sum(), x)[0] for run in (block, compiled))
+    assert torch.equal(grad, expected)
 
 
 def test_what_is_kept_is_less_and_blocks_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
