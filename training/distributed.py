@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from models.layers import DepthwiseConv2d
 from models.weight_files import first_line
 from training.settings import SettingsError
 
@@ -79,6 +80,10 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
     """`module` with its gradients averaged over all processes; buffers are made equal here, and no more after that."""
+    for each in module.modules():
+        if isinstance(each, DepthwiseConv2d) and each.weight.is_contiguous():  # [C,1,Kh,Kw], also where it was
+            # channels_last: a sum of two gradients has these strides of the axis of 1, and the buckets the weight's.
+            each.weight.data = each.weight.data.view(-1).view(each.weight.shape)
     network = DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
     network.broadcast_buffers = False  # the argument of this name warns from torch 2.13 on; 2.11 has no other
     return network

@@ -44,7 +44,7 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
     images, targets = torch.randn(8, 3, 64, 64).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
     learner = make_learner(model, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2])
-    learner = learner.double().train()
+    learner = learner.double().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = distributed.data_parallel(learner, torch.device("cpu")) if world > 1 else learner
     loss = network(images, targets)
     loss.backward()
@@ -91,6 +91,7 @@ def cut_and_resumed(config: Config) -> str:
 
 def main() -> None:
     warnings.simplefilter("error", FutureWarning)
+    warnings.filterwarnings("error", "Grad strides do not match")
     folder, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
     faulthandler.dump_traceback_later(150, exit=True)  # says where a process waits for the other
     torch.set_num_threads(1)
