@@ -85,6 +85,7 @@ def _encode_pil(image: Any) -> bytes:
     if image.mode not in PNG_MODES and image.mode.startswith(("I", "F")):  # RGB would clip what is above 255
         raise InvalidImageError(f"the PIL image's mode is {image.mode}: scale it to 8 bits (mode L), or give I;16")
     try:
+        image.load()  # which turns a TIFF upright
         exif = _orientation(image)  # the answer is the same as for the file
         if image.mode not in PNG_MODES:
             image = image.convert("RGB")

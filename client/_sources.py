@@ -80,11 +80,11 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
         for match in map(Path, sorted(glob.glob(argument, recursive=True))):
             files += find_images(match, unread) if os.path.isdir(match) else [match]
         problem = "the pattern matches no file"
-    else:  # a missing file too: it is reported like every other bad image; `./-` is a file's name, `-` is not
-        return [argument if str(path) == STDIN else str(path)], None
+    else:  # a missing file too: it is reported like every other bad image
+        files, problem = [path], ""
     if unread:
         problem = f"{unread[0].filename} cannot be read ({unread[0].strerror}): its images are left out"
-    return list(map(str, files)), problem if unread or not files else None
+    return ["./-" if str(file) == STDIN else str(file) for file in files], problem if unread or not files else None
 
 
 def _download(url: str, timeout: float) -> bytes:

@@ -57,7 +57,8 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
         )
     length = test.recorder.window
     passed = sum(phase["seconds"] for phase in phases)
-    windows = range(math.ceil(passed / length) if passed > 0 else 0)  # also those in which nothing was answered
+    # Also those in which nothing was answered.
+    windows = range(math.ceil(round(passed / length, 6)) if passed > 0 else 0)
     return {
         "open_loop": options.rate is not None,
         "shape": options.shape or ("steady" if options.rate else "locust"),

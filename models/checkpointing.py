@@ -13,12 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-@torch.compiler.disable  # it cannot trace what computes a block again
 def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """block(x); without a gradient to compute, nothing is computed again."""
     if not torch.is_grad_enabled():
         return block(x)
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+    untraced = torch.compiler.disable(checkpoint)  # here and not above: it imports what takes a second
+    return untraced(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def reparameterize(model: nn.Module) -> nn.Module:
         reparameterize_timm(deploy)
     else:
         deploy.reparameterize()  # type: ignore[operator]
-    deploy.deploy_form = True  # type: ignore[assignment]  # save_checkpoint refuses it
+    merged = deploy.state_dict().keys() != model.state_dict().keys()
+    deploy.deploy_form = merged  # type: ignore[assignment]  # save_checkpoint refuses it
     return deploy.to(dtype).eval().requires_grad_(False)
 
 

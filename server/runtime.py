@@ -62,8 +62,9 @@ class Runtime:
         self.shm_prefix = f"{self.folder.name}-"
         try:
             self._write_preload_guard()
-            self.batcher = self._link(backends.BATCHER.output) if backends.is_current(backends.BATCHER) else None
-            self.operators = self._link(self.library) if self.library and installation.native_libtorch else None
+            batcher = backends.BATCHER.output if backends.is_current(backends.BATCHER) else None
+            self.batcher = self._link("libwidefield_batcher.so", batcher)
+            self.operators = self._link("libwidefield.so", self.library if installation.native_libtorch else None)
             if installation.embedded:
                 self._assemble_backends()
         except BaseException:
@@ -194,9 +195,11 @@ class Runtime:
             if model:
                 raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
 
-    def _link(self, library: Path) -> Path:
-        """Its path has no spaces and colons, which separate LD_PRELOAD's."""
-        link = self.folder / library.name
+    def _link(self, name: str, library: Path | None) -> Path | None:
+        """A path without spaces and colons, which separate LD_PRELOAD's."""
+        if library is None:
+            return None
+        link = self.folder / name
         link.symlink_to(library)
         return link
 

@@ -1,5 +1,6 @@
 """What `server.tune` reads from the configs of a repository and writes to them."""
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -117,7 +118,8 @@ def replace_all(texts: dict[Path, str]) -> None:
     try:
         for path, text in texts.items():
             drafts[path].write_bytes(text.encode())
-            shutil.copymode(path, drafts[path])
+            with contextlib.suppress(OSError):  # a file system without modes
+                shutil.copymode(path, drafts[path])
         for path, draft in drafts.items():
             os.replace(draft, path)
     except OSError as error:

@@ -82,7 +82,7 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not (remedy := _remedy(error)):
+        if not (remedy := _remedy(error, trains=output is not None)):
             raise
         print(f"{name}: {one_line(error)}: {remedy}", file=sys.stderr)
         return 1
@@ -91,11 +91,13 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
     return 0
 
 
-def _remedy(error: RuntimeError) -> str:
+def _remedy(error: RuntimeError, trains: bool) -> str:
     """Of what a machine that is too small ends in."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) and trains:
         return "take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
-    if str(error).startswith("DataLoader worker"):
+    if isinstance(error, torch.OutOfMemoryError):
+        return "take another --device, or a smaller --batch-size or --count where there is one"
+    if str(error).startswith("DataLoader worker") and "Segmentation fault" not in str(error):
         return "take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
     return ""
 

@@ -119,7 +119,8 @@ class Journal:
                 file.close()
             raise
         fcntl.flock(file, fcntl.LOCK_EX)
-        os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+        with contextlib.suppress(OSError):  # a file system without modes
+            os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
         draft.replace(path)
         self._file.close()
         self._file = file

@@ -84,8 +84,10 @@ def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
 
 def whole(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) < 2**31:
+        if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
+        if int(text) >= 2**31:
+            raise argparse.ArgumentTypeError(f"{text!r}: give a whole number below {2**31}")
         return int(text)
 
     return parse

@@ -31,6 +31,9 @@ from client.commands._results import Results, open_results
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
 
 
+REMEMBERED = 100_000  # answered images of folders that have gone
+
+
 class Arrivals:
     """New and changed images below `folder`."""
 
@@ -46,11 +49,10 @@ class Arrivals:
     def ready(self) -> list[str]:
         """Those that have not changed since the last look and are not answered as they are."""
         before, self._seen = self._seen, self._look()
-        self._answered = {
-            name: state
-            for name, state in self._answered.items()
-            if name in self._seen or not os.path.isdir(os.path.dirname(name))  # a folder may come back
-        }
+        gone = {folder for folder in map(os.path.dirname, self._answered) if not os.path.isdir(folder)}
+        away = [name for name in self._answered if os.path.dirname(name) in gone]  # it may come back
+        kept = self._seen.keys() | set(away[-REMEMBERED:])
+        self._answered = {name: state for name, state in self._answered.items() if name in kept}
         return [
             name
             for name, state in self._seen.items()

@@ -40,7 +40,7 @@ def convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list
 
 def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
     """[N,C,H,W] twice -> [C,1,Kh,Kw] contiguous."""
-    if input.device.type == "cpu" and input.shape[1] == 1:  # oneDNN's gradient writes beyond its memory for one channel
+    if input.device.type == "cpu" and input.shape[1] == 1 and len(input):  # oneDNN's own writes beyond its memory
         padding = (kernel_size[0] // 2, kernel_size[1] // 2)
         return F.conv2d(input.transpose(0, 1), grad.transpose(0, 1), padding=padding)  # the images are the channels
     result = input.new_empty(input.shape[1], 1, *kernel_size)

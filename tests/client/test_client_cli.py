@@ -225,7 +225,7 @@ def test_only_errors_make_no_table(photos: Path, opened: list, capsys: pytest.Ca
         (["classify"], "PATH"),
         (["classify", "a.png", "--top", "0"], "--top"),
         (["classify", "a.png", "--top", "many"], "--top"),
-        (["classify", "a.png", "--top", "99999999999999999999"], "--top"),
+        (["classify", "a.png", "--top", "99999999999999999999"], "below 2147483648"),
         (["classify", "a.png", "--tls-root", ""], "no such file"),
         (["classify", "a.png", "--timeout", "0"], "--timeout"),
         (["classify", "a.png", "--concurrency", "0"], "--concurrency"),

@@ -52,12 +52,16 @@ def test_wider_greys_are_not_clipped(mode: str) -> None:
         encode(Image.new(mode, (6, 4), 1000))
 
 
-def test_pil_image_keeps_its_orientation() -> None:
+@pytest.mark.parametrize(("kind", "turned"), [("JPEG", False), ("PNG", False), ("TIFF", True)])
+def test_pil_image_keeps_its_orientation(kind: str, turned: bool) -> None:
+    """Pillow itself turns a TIFF when it is loaded."""
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
-    Image.fromarray(noise(4, 6, 3)).save(file, "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(encode(Image.open(file)))).getexif()[0x0112] == 6
+    Image.fromarray(noise(4, 6, 3)).save(file, kind, exif=exif)
+    encoded = Image.open(io.BytesIO(encode(Image.open(file))))
+    assert encoded.getexif().get(0x0112) == (None if turned else 6)
+    assert encoded.size == ((4, 6) if turned else (6, 4))
 
 
 @pytest.mark.parametrize("tag", [0x011A, 0x0112])

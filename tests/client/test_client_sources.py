@@ -45,8 +45,9 @@ def test_a_closed_standard_input_is_said(
 def test_a_file_that_is_called_like_standard_input(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("-").write_bytes(b"a file")
     monkeypatch.setattr("sys.stdin", None)
-    assert main(["classify", "./-"]) == 0
-    assert [request.image for request in served.requests] == [b"a file"]
+    for path in ("./-", "./*", "*"):
+        assert main(["classify", path]) == 0
+    assert [request.image for request in served.requests] == [b"a file"] * 3
 
 
 @pytest.mark.parametrize("command", ["classify", "explain"])

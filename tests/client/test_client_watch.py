@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,6 +171,18 @@ def test_watch_of_a_folder_within_that_goes_and_comes_back(served: FakeTransport
     looks = [nothing, nothing, lambda: Path("in/sub").rename("away"), lambda: Path("away").rename("in/sub"), nothing]
     assert watched(served, Path("in"), looks=[*looks, nothing]) == 130
     assert [request.image for request in served.requests] == [b"a"]
+
+
+def test_watch_forgets_folders_that_are_many(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "REMEMBERED", 1)
+    looks: list[Callable[[], object]] = [nothing, nothing]
+    for name in ("first", "second"):
+        Path("in", name).mkdir(parents=True)
+        write(f"in/{name}/a.png", name.encode())()
+        looks.append(partial(Path("in", name).rename, name))
+    looks += [nothing, *(partial(Path(name).rename, f"in/{name}") for name in ("first", "second")), nothing, nothing]
+    assert watched(served, Path("in"), looks=looks) == 130
+    assert sorted(request.image for request in served.requests) == [b"first", b"first", b"second"]
 
 
 def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,10 @@ def test_the_filters_gradient_has_its_strides(layout, size):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_an_empty_batch_has_a_gradient_of_zero():
-    x, w = torch.empty(0, 16, 8, 8, requires_grad=True), torch.randn(16, 1, 5, 5, requires_grad=True)
+@pytest.mark.parametrize("channels", [16, 1])
+def test_an_empty_batch_has_a_gradient_of_zero(channels):
+    x = torch.empty(0, channels, 8, 8, requires_grad=True)
+    w = torch.randn(channels, 1, 5, 5, requires_grad=True)
     depthwise_conv2d(x, w).sum().backward()
     assert x.grad.shape == x.shape
     assert torch.equal(w.grad, torch.zeros_like(w))

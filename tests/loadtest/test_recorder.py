@@ -103,5 +103,7 @@ def test_a_stall_is_in_the_windows_of_the_result() -> None:
     assert [window["from_s"] for window in result["windows"]] == list(range(10))
     assert [window["finished"] for window in result["windows"]] == [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
     assert result["windows"][4]["p50_ms"] is None
+    test.phases = plan("spike", 2, 6)  # 2.4, 1.2 and 2.4 s are a little more than 6
+    assert len(summarise(test)["windows"]) == 6  # type: ignore[arg-type]
     test.ended = None
     assert summarise(test)["windows"] == []  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from models import (
     RepLKNet,
     WeightsError,
     create_model,
+    load_checkpoint,
     load_weights,
     reparameterize,
     save_checkpoint,
@@ -102,6 +103,9 @@ def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="save the training form"):
         save_checkpoint(tmp_path / "folder", of_timm, ModelConfig("timm/repvit_m0_9", 5))
     assert not (tmp_path / "folder").exists()
+    nothing_to_merge = reparameterize(create_model("timm/resnet18", 5))
+    save_checkpoint(tmp_path / "folder", nothing_to_merge, ModelConfig("timm/resnet18", 5))
+    load_checkpoint(tmp_path / "folder")
 
 
 def test_a_model_of_other_classes_than_its_config_is_not_saved(tmp_path: Path) -> None:

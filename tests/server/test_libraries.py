@@ -31,9 +31,9 @@ def test_a_named_library(library: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("none.so", r"native library \S+none\.so cannot be read \(No such file or directory\): run python -m kernels"),
+        ("none.so", r"native library \S+none\.so cannot be read \(No such file or directory\): run python kernels"),
         ("", r"cannot be read \(Is a directory\)"),
-        ("notes.txt", r"notes\.txt is not a shared library: run python -m kernels\.native\.build"),
+        ("notes.txt", r"notes\.txt is not a shared library: run python kernels/native/build\.py"),
     ],
 )
 def test_a_named_library_that_is_none(tmp_path: Path, name: str, expected: str) -> None:

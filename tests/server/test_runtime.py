@@ -118,7 +118,7 @@ def test_gpu_options(runtime, monkeypatch):
 def test_the_container_preloads_for_tritonserver_alone(native, tmp_path, monkeypatch):
     """Beside what its user preloads, such as an allocator; no path of LD_PRELOAD may have a space."""
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so.4")
-    library = tmp_path / "a folder" / "libwidefield.so"
+    library = tmp_path / "a folder" / "lib widefield:2.so"
     library.parent.mkdir()
     library.write_bytes(b"\x7fELF")
     runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)

@@ -32,7 +32,7 @@ def test_torchrun_is_told_what_ended_a_process(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory.: take a smaller --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA out of memory.: take a smaller --batch-size (with"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "Killed.: take fewer --workers"),
     ],
 )
@@ -40,15 +40,22 @@ def test_a_machine_that_is_too_small(error: RuntimeError, said: str, capsys: pyt
     def fails() -> None:
         raise error
 
-    assert exit_code("finetune", fails) == 1
+    assert exit_code("finetune", fails, Path("run")) == 1
+    if isinstance(error, torch.OutOfMemoryError):
+        assert exit_code("explain", fails) == 1  # it has no such options
+        assert "explain: CUDA out of memory.: take another --device" in capsys.readouterr().err
+        assert exit_code("finetune", fails, Path("run")) == 1
     assert said in capsys.readouterr().err
 
 
-def test_what_nobody_foresaw_has_its_traceback() -> None:
+@pytest.mark.parametrize(
+    "words", ["unforeseen", "DataLoader worker (pid 7) is killed by signal: Segmentation fault."], ids=["any", "crash"]
+)
+def test_what_nobody_foresaw_has_its_traceback(words: str) -> None:
     def fails() -> None:
-        raise RuntimeError("unforeseen")
+        raise RuntimeError(words)
 
-    with pytest.raises(RuntimeError, match="unforeseen"):
+    with pytest.raises(RuntimeError, match=words.partition(" ")[0]):
         exit_code("finetune", fails)
 
 
