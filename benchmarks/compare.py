@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.harness import Timing, gpu, interleaved, load_average_warning, versions, write_document
+from benchmarks.markdown import beside
 from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
 from training.logs import standard_output
@@ -142,8 +143,8 @@ def figures_table(rows: list[Row]) -> Table:
         table.add_row(
             row.arch,
             str(row.image_size),
-            f"{row.parameters / 1e6:.2f}" + _beside(figures.get("parameters_m")),
-            f"{row.macs / 1e9:.3f}" + _beside(figures.get("gmacs") if same_size else None),
+            f"{row.parameters / 1e6:.2f}" + beside(figures.get("parameters_m")),
+            f"{row.macs / 1e9:.3f}" + beside(figures.get("gmacs") if same_size else None),
             "\n".join(f"{device} {value:.1f}" for device, value in row.latency_ms.items()) or "-",
             ("-" if figures.get("top1") is None else f"{figures['top1']:g}") + from_22k,
         )
@@ -162,10 +163,6 @@ def recommendation_table(recommendations: list[Recommendation]) -> Table:
     for entry in recommendations:
         table.add_row(entry.use, entry.arch or "-", entry.reason)
     return table
-
-
-def _beside(published: float | None) -> str:
-    return "" if published is None else f" ({published:g})"
 
 
 def report(config: Config) -> None:

@@ -11,6 +11,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
+def beside(published: float | None) -> str:
+    """What stands behind a figure of our own."""
+    return "" if published is None else f" ({published:g})"
+
+
 def conditions(result: dict[str, Any]) -> str:
     """The machine, the versions and the day of one results file; and whether the host was busy."""
     machine = result["machine"]

@@ -89,7 +89,8 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
         all_done.release()
 
     lag, count = 0.0, 0
-    with grpc.insecure_channel(url, options=[("grpc.max_send_message_length", -1)]) as channel:
+    options = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(url, options=options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         started = time.perf_counter()
         for offset in arrivals([Phase("open loop", rate, 0.0, seconds)], 1.0, random.Random(0)):  # alike at every run

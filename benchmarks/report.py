@@ -10,7 +10,7 @@ from benchmarks import served_tables as served
 from benchmarks.commands import no_options
 from benchmarks.harness import RESULTS
 from benchmarks.kernels import tables as kernels
-from benchmarks.markdown import conditions, table
+from benchmarks.markdown import beside, conditions, table
 from benchmarks.serving import table as serving
 
 ROOT = Path(__file__).parents[1]
@@ -69,18 +69,19 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
     rows = []
     for row in result["rows"]:
         published = row["published"] or {}
-        top1, from_22k = published.get("top1"), published.get("top1_from_22k")
-        accuracy = [*([f"{top1}"] if top1 else []), *([f"{from_22k} from ImageNet-22K"] if from_22k else [])]
         same_size = published.get("image_size") == row["image_size"]
-        gmacs = published.get("gmacs") if same_size else None
-        cells = [row["arch"], str(row["image_size"])]
-        for mine, theirs in (
-            (f"{row['parameters'] / 1e6:.2f}", published.get("parameters_m")),
-            (f"{row['macs'] / 1e9:.3f}", gmacs),
-        ):
-            cells.append(mine + (f" ({theirs})" if theirs else ""))
-        milliseconds = row["latency_ms"].get("cpu")
-        rows.append([*cells, f"{milliseconds:.0f}" if milliseconds else "-", ", ".join(accuracy) or "none"])
+        accuracy = [str(published["top1"])] if published.get("top1") else []
+        if published.get("top1_from_22k"):
+            accuracy.append(f"{published['top1_from_22k']} from ImageNet-22K")
+        cells = [
+            row["arch"],
+            str(row["image_size"]),
+            f"{row['parameters'] / 1e6:.2f}" + beside(published.get("parameters_m")),
+            f"{row['macs'] / 1e9:.3f}" + beside(published.get("gmacs") if same_size else None),
+            f"{row['latency_ms']['cpu']:.0f}" if "cpu" in row["latency_ms"] else "-",
+            ", ".join(accuracy) or "none",
+        ]
+        rows.append(cells)
     return lines + table(header, rows)
 
 

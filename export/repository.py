@@ -182,9 +182,10 @@ def _link(source: str, target: str) -> None:
 def _of_output(error: OSError, output: Path, stage: Path) -> bool:
     """Whether the disk is full or a file of the repository is meant, and not one that the build reads."""
     paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ours = any(path.is_relative_to(folder) for path in paths for folder in (output, stage))
-    return full or not paths or ours or any(output.is_relative_to(path) for path in paths)
+    if not paths or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    within = any(path.is_relative_to(folder) for path in paths for folder in (output, stage))
+    return within or any(output.is_relative_to(path) for path in paths)
 
 
 def _remove_abandoned(output: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from client import find_images
 
 # Longer side in pixels : images of that size in 20. Thumbnails, pages, phone screens, cameras of 1 and 12 megapixels.
+LIMIT = 500  # images of a folder
 SIZES = "320:6,640:7,1280:4,1920:2,4000:1"
 QUALITIES = (75, 85, 92)
 GRAIN = 6.0  # grey levels, standard deviation: an enlarged picture has as many bytes a pixel as a camera's
@@ -38,9 +39,6 @@ def photographs() -> list[Path]:
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError("no photographs (scikit-learn is not installed): name a folder with --images")
     return find_images(Path(package.submodule_search_locations[0], "datasets", "images"))
-
-
-LIMIT = 500
 
 
 def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:

@@ -5,8 +5,7 @@
 
 `--host` is the HTTP address; `--grpc-host` the gRPC one where it is not port 8001 of the same host. One protocol only:
 write GrpcClassifierUser or HttpClassifierUser after the options. Without --shape and --rate the load is locust's own
-(-u, -r, -t, or its web page). Exit status: 1 where a request failed; with --slo, where an objective
-was missed.
+(-u, -r, -t, or its web page). Exit status: 1 where a request failed; with --slo, where an objective was missed.
 """
 
 import sys

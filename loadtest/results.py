@@ -76,10 +76,13 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
         "phases": phases,
         "window_s": length,
         "windows": [
-            {"from_s": number * length, "protocol": name, **brief(cell)}
+            {
+                "from_s": number * length,
+                "protocol": name,
+                **brief(test.recorder.cells.get(("window", number, name), Cell())),
+            }
             for number in windows
             for name in names
-            for cell in [test.recorder.cells.get(("window", number, name), Cell())]
         ],
     }
 

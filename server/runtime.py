@@ -93,9 +93,8 @@ class Runtime:
         native = self.installation.native_libtorch
         if native is not None:
             libraries.append(str(native))
-        inherited = os.environ.get("LD_LIBRARY_PATH")
         if libraries:
-            values["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
+            values["LD_LIBRARY_PATH"] = before_inherited("LD_LIBRARY_PATH", libraries)
         if self.installation.embedded:
             values["PATH"] = f"{python_folder()}:{os.environ.get('PATH', os.defpath)}"
             values["WIDEFIELD_LIBPYTHON"] = LIBPYTHON
@@ -104,7 +103,7 @@ class Runtime:
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
         if preload := [str(library) for library in (self.batcher, self.operators) if library is not None]:
-            values["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
+            values["LD_PRELOAD"] = before_inherited("LD_PRELOAD", preload)
             values["BASH_ENV"] = str(self.folder / MARK)
         return values
 
@@ -234,6 +233,10 @@ def python_folder() -> Path:
 
 def is_shell_safe(path: str) -> bool:
     return SHELL_SAFE.fullmatch(path) is not None
+
+
+def before_inherited(variable: str, paths: Sequence[str]) -> str:
+    return ":".join(filter(None, [*paths, os.environ.get(variable)]))
 
 
 def has_gpu() -> bool:

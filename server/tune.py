@@ -44,6 +44,7 @@ from server.tuned_settings import (
 
 LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
 TURNS = 3  # of each, at the end: of a dozen that were tried once, one is ahead by luck
+CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # to this machine
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,6 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
             taken = closed_loop(server.grpc_url, image, callers, seconds)
             passed = time.perf_counter() - begun
     return Score(len(taken) / passed, statistics.quantiles(taken, n=100, method="inclusive")[98] * 1e3)
-
-
-CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # to this machine
 
 
 def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> list[float]:

@@ -16,8 +16,6 @@ from training.settings import first_of
 VAL_LIST = "val.csv"
 COLUMNS = ("file", "label")
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a file's name is any bytes
-
-
 BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # as a spreadsheet's "CSV UTF-8" begins
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from training.settings import SettingsError
 
 MANY, FEW = 100, 20  # training images: above MANY, below FEW, and medium from FEW to MANY (Liu et al., CVPR 2019)
+BETA = 0.9999  # of the effective number of samples
 ClassWeights = Literal["none", "inverse", "inverse_sqrt", "effective"]
 
 
@@ -41,9 +42,6 @@ def long_tail_subset(targets: Sequence[int], classes: int, imbalance: float, see
 def class_counts(targets: Sequence[int], classes: int) -> list[int]:
     """Training images of each class."""
     return np.bincount(np.asarray(targets), minlength=classes).tolist()
-
-
-BETA = 0.9999
 
 
 def class_weights(counts: Sequence[int], rule: ClassWeights) -> Tensor | None:

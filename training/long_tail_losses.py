@@ -10,6 +10,8 @@ from training.learners import CrossEntropy, ScheduledCriterion
 from training.long_tail import class_weights, log_prior
 from training.settings import SettingsError
 
+MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, as its authors' code has them
+
 
 class LogitAdjusted(nn.Module):
     """Cross entropy of logits + tau * log prior (Menon et al., ICLR 2021), soft targets too.
@@ -26,9 +28,6 @@ class LogitAdjusted(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         return self.cross_entropy(logits + self.shift, targets)
-
-
-MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, as its authors' code has them
 
 
 class Focal(nn.Module):

@@ -13,11 +13,10 @@ import timm
 import torch
 
 ARGUMENTS_FILE = "args.json"
-FREE_TO_CHANGE = frozenset(  # "data": it may have moved; how many images it has, and of which class, is compared
+FREE_TO_CHANGE = frozenset(  # of the data what is in it is compared, of both batch sizes images_per_step
     (
         *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
-        *("global_batch_size",),  # images_per_step is compared
-        *("grad_checkpointing", "torch", "timm"),
+        *("global_batch_size", "grad_checkpointing", "torch", "timm"),
     )
 )
 

@@ -87,6 +87,7 @@ def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
 
 def open_channel(server: TritonServer) -> grpc.Channel:
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    options.append(("grpc.enable_http_proxy", 0))
     return grpc.insecure_channel(server.grpc_url, options=options)
 
 

@@ -29,8 +29,6 @@ from client.commands._options import (
 from client.commands._results import Results, open_results
 
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
-
-
 REMEMBERED = 100_000  # answered images of folders that have gone
 
 
@@ -49,8 +47,9 @@ class Arrivals:
     def ready(self) -> list[str]:
         """Those that have not changed since the last look and are not answered as they are."""
         before, self._seen = self._seen, self._look()
-        gone = {folder for folder in map(os.path.dirname, self._answered) if not os.path.isdir(folder)}
-        away = [name for name in self._answered if os.path.dirname(name) in gone]  # it may come back
+        missing = [name for name in self._answered if name not in self._seen]
+        there = {folder for folder in map(os.path.dirname, missing) if os.path.isdir(folder)}
+        away = [name for name in missing if os.path.dirname(name) not in there]  # their folder may come back
         kept = self._seen.keys() | set(away[-REMEMBERED:])
         self._answered = {name: state for name, state in self._answered.items() if name in kept}
         return [

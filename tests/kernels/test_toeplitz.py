@@ -26,9 +26,9 @@ def test_interpreted(dtype):
     """Half a minute each. float32's products are also test_precision.py's."""
     for lines in interpreted("toeplitz_interpreted.py", (dtype,)).values():
         assert lines == [
-            "every_case 12",
+            "every_case 24",
             "largest_filters 3",
-            "turned 12",
+            "turned 13",
             "other_tiles 8",
             "whole_images 30",
             "what_is_not_finite 10",
