@@ -36,7 +36,7 @@ from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code, parse
 from training.settings import SettingsError, as_json, check_rates
-from training.splits import ignored, open_split
+from training.splits import ignored, names_digest, open_split
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -113,7 +113,7 @@ def train(config: Config, console: Console | None = None) -> float:
         learner,
         train_loader,
         config,
-        as_json(config, class_counts=counts, labels=labels, **holds),
+        as_json(config, class_counts=counts, labels=labels, image_names=names_digest(train_images, val_set), **holds),
         evaluate=evaluate,
         save=save,
         console=console,

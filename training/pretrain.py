@@ -35,7 +35,7 @@ from training.pretrain_config import PRESETS, Config, check
 from training.samplers import evenly
 from training.script import begin, exit_code, parse
 from training.settings import SettingsError, as_json
-from training.splits import ignored, open_unlabelled_split
+from training.splits import ignored, names_digest, open_unlabelled_split
 from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -97,7 +97,7 @@ def train(config: Config, console: Console | None = None) -> float:
         learner,
         train_loader,
         config,
-        as_json(config),
+        as_json(config, image_names=names_digest(train_images, val_images)),
         evaluate=evaluate,
         save=lambda folder, finished: save_checkpoint(folder, finished.encoder, model_config),  # type: ignore[arg-type]
         console=console,

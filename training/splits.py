@@ -12,7 +12,7 @@ from models.files import HIDDEN
 from training.data import Images, LabelledFolder, Unlabelled, image_folder, open_images
 from training.images import DataError
 from training.settings import SettingsError, first_of
-from training.shards import shard_files
+from training.shards import Member, shard_files
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,14 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
     return sorted(chosen)
 
 
+def names_digest(*datasets: Images | Unlabelled) -> list[str]:
+    """Of each, the number of images and the SHA-256 of their names below the folder they share, and of their classes.
+
+    What a run is compared by when it goes on, so data may move.
+    """
+    return [_names_digest(dataset) for dataset in datasets]
+
+
 def ignored(*datasets: Images | Unlabelled) -> str:
     """One line about the files that are passed over; empty where there are none."""
     # Two parts of one folder have the same lines.
@@ -88,6 +96,17 @@ def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
             lines.append(f"{dataset.outside} images outside the class folders of {name}")
         lines += [f"images in the hidden folder {name}{hidden}" for hidden in dataset.hidden]
     return lines
+
+
+def _names_digest(dataset: Images | Unlabelled) -> str:
+    if isinstance(dataset, Unlabelled):
+        names, targets = dataset.names, []
+    else:
+        names = [sample.key if isinstance(sample, Member) else sample[0] for sample in dataset.samples]
+        targets = dataset.targets
+    shared = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071 (a list may mix relative and absolute)
+    content = "\0".join([*(name[shared:] for name in names), *map(str, targets)])
+    return f"{len(names)} images, sha256 {sha256(os.fsencode(content)).hexdigest()}"
 
 
 def _divide(config: SplitConfig, paths: Sequence[str]) -> tuple[list[int], list[int]]:

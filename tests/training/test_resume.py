@@ -179,6 +179,11 @@ def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatc
         (other.data / part / "0").rename(other.data / part / "zero")
     with pytest.raises(SettingsError, match=r"has labels\[0\] '0', this one '1': "):
         train(other, QUIET)
+    held_out = next((moved.data / "val/0").iterdir())
+    renamed = held_out.rename(held_out.with_stem("zz"))  # as many images of the same classes, in another order
+    with pytest.raises(SettingsError, match=r"has image_names\[1\] '(\d+ images), sha256 .*', this one '\1, sha256 "):
+        train(moved, QUIET)
+    renamed.rename(held_out)
     train(moved, QUIET)
     train(tiny(tmp_path / "whole"), QUIET)
     assert_same(tmp_path / "whole", config.output)
@@ -194,6 +199,11 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     assert "is finished already: --resume never trains it again" in console.file.getvalue()
     with pytest.raises(SettingsError, match=r"has lr 0\.004, this one 0\.1: .*--resume never"):
         train(dataclasses.replace(config, lr=0.1), QUIET)
+    other = shutil.copytree(config.data, tmp_path / "other")
+    first = next((other / "val/0").iterdir())
+    first.rename(first.with_stem("zz"))
+    with pytest.raises(SettingsError, match=r"has image_names\[1\] .*: .*name another --output"):
+        train(dataclasses.replace(config, data=other), QUIET)  # its accuracy would be that of the first data
     (config.output / "args.json").unlink()
     with pytest.raises(SettingsError, match=r"holds a checkpoint: name another --output, or .*--resume never"):
         train(config, QUIET)
