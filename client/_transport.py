@@ -54,7 +54,7 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
     try:
         parts = urlsplit(url if "://" in url else f"{protocol}://{url}")
         encrypted = parts.scheme in ENCRYPTED
-        host, port = parts.hostname or "", parts.port or (443 if encrypted else port)
+        host, port = parts.hostname or "", (443 if encrypted else port) if parts.port is None else parts.port
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}; {remedy}") from None
     spoken = ENCRYPTED.get(parts.scheme, parts.scheme)
@@ -63,7 +63,7 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
             other = f"{protocol}s" if encrypted else protocol
             remedy = f"give --protocol {spoken} (in Python protocol={spoken!r}), or write {other}://"
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
-    if not host or parts.path.strip("/") or parts.query or parts.username:
+    if not host or not port or parts.path.strip("/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
     return host, port, encrypted
 
@@ -118,7 +118,7 @@ def open_async_transports(
     """As `open_transports`."""
     found = addresses(url, protocol, tls)
     if protocol == "grpc":
-        from client._async_grpc import AsyncGrpcTransport
+        from client._transport_grpc import AsyncGrpcTransport
 
         kind: Any = AsyncGrpcTransport
     else:

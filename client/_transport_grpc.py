@@ -1,10 +1,12 @@
-"""KServe v2 over gRPC: one channel, safe from every thread."""
+"""KServe v2 over gRPC: one channel, for threads or for asyncio."""
 
+import asyncio
 import time
 from typing import Any
 
 import grpc
 
+from client._errors import ClassifierError, error_from_status
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS
@@ -23,6 +25,8 @@ from client._wire_grpc import (
 
 
 class GrpcTransport:
+    """Safe from every thread."""
+
     def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
         target, credentials, options = channel_arguments(host, port, tls, connect_timeout)
         self.url = f"grpc://{target}" if credentials is None else f"grpcs://{target}"
@@ -51,3 +55,51 @@ class GrpcTransport:
             return getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:  # ValueError: of a channel that another thread has closed
             raise error_from_rpc(error, self.url, model, timeout) from error
+
+
+class AsyncGrpcTransport:
+    """For asyncio: the channel is made in the event loop of the first request."""
+
+    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+        self._target, self._credentials, self._options = channel_arguments(host, port, tls, connect_timeout)
+        self.url = f"grpc://{self._target}" if tls is None else f"grpcs://{self._target}"
+        self._channel: grpc.aio.Channel | None = None
+        self._stub: Any = None
+        self._closed = False
+
+    async def infer(self, request: Request) -> Answer:
+        response = await self._call("ModelInfer", encode_request(request), request.model, request.timeout)
+        return decode_answer(response, request, self.url)
+
+    async def share(self, share: Share) -> list[str]:
+        """As `GrpcTransport.share`."""
+        name, message, metadata = encode_share(share)
+        return decode_regions(await self._call(name, message, "shared memory", share.timeout, metadata))
+
+    async def status(self, timeout: float) -> ServerStatus:
+        deadline = time.monotonic() + timeout
+        answers = [await self._call(*call, "status", deadline - time.monotonic()) for call in STATUS_CALLS]
+        return decode_status(self.url, *answers)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _call(self, name: str, message: Any, model: str, timeout: float, metadata: Any = ()) -> Any:
+        if self._closed:
+            raise self._cut_off(model, timeout)
+        if self._channel is None:
+            self._channel = open_channel(grpc.aio, self._target, self._credentials, self._options)
+            self._stub = make_stub(self._channel)
+        try:
+            return await getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, self.url, model, timeout) from error
+        except asyncio.CancelledError:
+            if self._closed:  # so grpc tells those who wait; a task that is cancelled meets it unchanged
+                raise self._cut_off(model, timeout) from None
+            raise
+
+    def _cut_off(self, model: str, timeout: float) -> ClassifierError:
+        return error_from_status("CANCELLED", "channel closed", url=self.url, model=model, timeout=timeout)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from client import find_images
 
-# Longer side in pixels : images of that size in 20. Thumbnails, pages, phone screens, cameras of 1 and 12 megapixels.
 LIMIT = 500  # images of a folder
+# Longer side in pixels : images of that size in 20. Thumbnails, pages, phone screens, cameras of 1 and 12 megapixels.
 SIZES = "320:6,640:7,1280:4,1920:2,4000:1"
 QUALITIES = (75, 85, 92)
 GRAIN = 6.0  # grey levels, standard deviation: an enlarged picture has as many bytes a pixel as a camera's

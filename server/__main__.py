@@ -59,12 +59,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in VARIABLES:
         add_token_options(parser, name)
     tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP is then for this machine only (deploy/haproxy)")
-    tls.add_argument(
-        "--tls-certificate",
-        "--tls-cert",
-        metavar="FILE",
-        help="the server's certificate, and any intermediate ones",
-    )
+    tls.add_argument("--tls-certificate", metavar="FILE", help="the server's certificate, and any intermediate ones")
     tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
     tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show certificates signed by it")
     parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")

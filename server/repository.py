@@ -95,7 +95,7 @@ def read_repository(path: str | Path) -> Repository:
         backend = _backend(embedded.read_text(errors="replace") if embedded.is_file() else config)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
-        if needs_library is None and weights.suffix == ".pt" and _calls_operator(weights):
+        if needs_library is None and _backend(config) == "pytorch" and _calls_operator(weights):
             needs_library = folder.name
     models = tuple(folder.name for folder in folders)
     return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden))
@@ -128,8 +128,9 @@ def _backend(config: str) -> str:
 
 def _value(name: str, config: str) -> str:
     """The first such field outside comments and strings; empty where there is none."""
-    found = re.search(rf"""^(?:[^#"\n]|"[^"\n]*")*?\b(?:{name})\s*:\s*"([^"]+)\"""", config, re.MULTILINE)
-    return found.group(1) if found else ""
+    string = r""" "[^"\n]*" | '[^'\n]*' """
+    found = re.search(rf"^(?:[^#\"'\n]|{string})*?\b(?:{name})\s*:\s*({string})", config, re.MULTILINE | re.VERBOSE)
+    return found.group(1).strip()[1:-1] if found else ""
 
 
 def replaced(config: bytes) -> str:

@@ -23,8 +23,8 @@ from client import (
     QueueFullError,
     ServerNotReadyError,
 )
-from client._async_grpc import AsyncGrpcTransport
 from client._async_http import AsyncHttpTransport
+from client._transport_grpc import AsyncGrpcTransport
 
 KINDS = {"grpc": AsyncGrpcTransport, "http": AsyncHttpTransport}
 

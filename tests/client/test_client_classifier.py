@@ -167,6 +167,8 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, boo
         ("box:99999", "http", "box:99999"),
         ("box:1/v2/models", "http", "not an address"),
         ("box:1?model=classifier", "http", "not an address"),
+        ("box:1#top", "http", "not an address"),
+        ("box:0", "grpc", "not an address"),
         ("user:secret@box:1", "http", "not an address"),
     ],
 )

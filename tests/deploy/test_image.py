@@ -180,8 +180,9 @@ def test_what_the_user_sets_stays(serve):
 @pytest.mark.parametrize("http_host", ["", "127.0.0.1", "::1"])
 def test_addresses_are_written_as_the_launcher_writes_them(serve, host, http_host):
     arguments, _, _ = serve(WIDEFIELD_HOST=host, WIDEFIELD_HTTP_HOST=http_host)
-    endpoints = Endpoints(host or "0.0.0.0", host or "0.0.0.0", 8000, 8001, 8002, http_host=http_host or None)
-    for service in ("http", "grpc", "metrics"):
+    host = host or "0.0.0.0"
+    endpoints = Endpoints({"http": http_host or host, "grpc": host, "metrics": host}, {})
+    for service in endpoints.hosts:
         assert f"--{service}-address={endpoints.listen_address(service)}" in arguments
 
 

@@ -111,6 +111,8 @@ def test_no_version(tmp_path):
         ('backend: "pytorch"', "model.pt"),
         ('  backend : "pytorch"\n', "model.pt"),
         ('platform: "pytorch_libtorch"', "model.pt"),
+        ("backend: 'python'", "model.py"),
+        ("name: 'it is a \"backend: ' backend: 'pytorch' default_model_filename: 'other.bin'", "other.bin"),
         ('backend: "python"', "model.py"),
         ('backend: "onnxruntime"', "model.onnx"),
         ('platform: "onnxruntime_onnx"', "model.onnx"),
@@ -170,6 +172,10 @@ def test_a_model_with_our_operator(tmp_path):
     code = b"  _0 = ops.widefield.depthwise_conv2d(x, weight, bias)"
     write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "1" / "model.pt", code)
     assert read_repository(tmp_path).needs_library == "backbone"
+    write_torchscript(
+        write(tmp_path, "a", "backend: 'pytorch' default_model_filename: 'net.ts'") / "1" / "net.ts", code
+    )
+    assert read_repository(tmp_path).needs_library == "a"
 
 
 def test_a_model_that_resizes(tmp_path):

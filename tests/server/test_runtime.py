@@ -18,7 +18,13 @@ from server.locate import Installation, find_tritonserver
 from server.repository import Repository
 from server.runtime import Runtime, has_gpu, is_shell_safe
 
-ENDPOINTS = Endpoints("127.0.0.1", "127.0.0.1", 1, 2, 3)
+
+def endpoints(host, metrics_host="127.0.0.1"):
+    hosts = {"http": host, "grpc": host, "metrics": metrics_host}
+    return Endpoints(hosts, {"http": 1, "grpc": 2, "metrics": 3})
+
+
+ENDPOINTS = endpoints("127.0.0.1")
 
 
 @pytest.fixture
@@ -205,16 +211,16 @@ def test_shell_unsafe(path):
     [("127.0.0.1", "127.0.0.1:1"), ("0.0.0.0", "127.0.0.1:1"), ("::", "[::1]:1"), ("::1", "[::1]:1")],
 )
 def test_addresses_are_ones_to_connect_to(host, expected):
-    assert Endpoints(host, "127.0.0.1", 1, 2, 3).address("http") == expected
-    assert Endpoints(host, "127.0.0.1", 1, 2, 3).address("metrics") == "127.0.0.1:3"
+    assert endpoints(host).address("http") == expected
+    assert endpoints(host).address("metrics") == "127.0.0.1:3"
 
 
 def test_addresses_as_tritonserver_wants_them():
-    def listen(endpoints):
-        return [endpoints.listen_address(service) for service in ("http", "grpc", "metrics")]
+    def listen(chosen):
+        return [chosen.listen_address(service) for service in ("http", "grpc", "metrics")]
 
-    assert listen(Endpoints("0.0.0.0", "127.0.0.1", 1, 2, 3)) == ["0.0.0.0", "0.0.0.0", "127.0.0.1"]
-    assert listen(Endpoints("::1", "::", 1, 2, 3)) == ["ipv6:::1", "[::1]", "ipv6:::"]
+    assert listen(endpoints("0.0.0.0")) == ["0.0.0.0", "0.0.0.0", "127.0.0.1"]
+    assert listen(endpoints("::1", "::")) == ["ipv6:::1", "[::1]", "ipv6:::"]
 
 
 def test_arguments():
