@@ -78,21 +78,23 @@ class RetryBudget:
     Every refusal costs a token, every answer earns a tenth; one may try again while more than half are left.
     """
 
-    def __init__(self, tokens: float = 10.0) -> None:
-        self._tokens = self._most = tokens
+    MOST = 10.0
+
+    def __init__(self) -> None:
+        self._tokens = self.MOST
         self._lock = threading.Lock()
 
     def earn(self) -> None:
         with self._lock:
-            self._tokens = min(self._most, self._tokens + 0.1)
+            self._tokens = min(self.MOST, self._tokens + 0.1)
 
     def spend(self) -> bool:
         with self._lock:
             self._tokens = max(0.0, self._tokens - 1)
-            return self._tokens > self._most / 2
+            return self._tokens > self.MOST / 2
 
     def has_more(self) -> bool:
-        return self._tokens > self._most / 2
+        return self._tokens > self.MOST / 2
 
 
 def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudget) -> Steps:

@@ -11,7 +11,7 @@ from typing import TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-AHEAD = 2  # arguments taken and not handed out, a request in flight: a slow first one does not stop the rest
+AHEAD = 2  # arguments read ahead of the oldest open result, per request in flight: a slow one does not stop the rest
 
 
 def in_order(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.configs import EMBEDDED, ENSEMBLES, WARMUP_IMAGE, ServingSpec, configs
-from export.earlier import (
+from export.existing import (
     KEPT_VERSIONS,
     RepositoryError,
     embedded_texts,

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.capacity_command import capacity
-from loadtest.null_check import NULL_EXPLAINED, null_rate
+from loadtest.null_check import NULL_SERVER, null_rate
 from loadtest.options import (
     PEAK,
     SECONDS,
@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         "--null-check",
         choices=("refuse", "warn", "off"),
         default="refuse",
-        help=f"measures first what this machine can send to {NULL_EXPLAINED}, which must be twice an open loop's rate "
+        help=f"measures first what this machine can send to {NULL_SERVER}, which must be twice an open loop's rate "
         "(default: refuse)",
     )
     add_target_options(parser)
@@ -108,11 +108,11 @@ def run(arguments: Sequence[str]) -> int:
     images = image_options(options)
     if options.null_check != "off" and "--worker" not in of_locust:
         options.null_rate = null_rate(options.protocol, options.processes, images)
-        print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_EXPLAINED}", file=sys.stderr)
+        print(f"loadtest: {options.null_rate:.0f} requests/s go to {NULL_SERVER}", file=sys.stderr)
         if options.rate is not None and peak > options.null_rate / 2:
             print(
                 f"loadtest: {peak:g} requests/s are more than half of the {options.null_rate:.0f} that this load "
-                f"generator sends to {NULL_EXPLAINED}: use --processes, send from more machines, or --null-check warn",
+                f"generator sends to {NULL_SERVER}: use --processes, send from more machines, or --null-check warn",
                 file=sys.stderr,
             )
             if options.null_check == "refuse":
@@ -156,12 +156,12 @@ def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
 
 
 def null(arguments: Sequence[str]) -> int:
-    parser = command_parser("null", f"What this machine can send, shown against {NULL_EXPLAINED}.")
+    parser = command_parser("null", f"What this machine can send, shown against {NULL_SERVER}.")
     parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
     parser.add_argument("--sizes", default="", metavar="PIXELS:COUNT,...", help="as of run")
     options = parser.parse_args(arguments)
     rate = null_rate(options.protocol, options.processes, image_options(options))
-    print(f"{rate:.0f} requests/s to {NULL_EXPLAINED}; up to {math.floor(rate / 2)}/s can be trusted")
+    print(f"{rate:.0f} requests/s to {NULL_SERVER}; up to {math.floor(rate / 2)}/s can be trusted")
     return 0
 
 

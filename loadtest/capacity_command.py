@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadtest.capacity import find_capacity
-from loadtest.null_check import NULL_EXPLAINED, null_rate, run_load
+from loadtest.null_check import NULL_SERVER, null_rate, run_load
 from loadtest.options import (
     USERS,
     add_target_options,
@@ -51,7 +51,7 @@ def capacity(arguments: Sequence[str]) -> int:
     if options.processes > 1:
         target += ["--processes", str(options.processes)]
     null = null_rate(options.protocol, options.processes, image_options(options))
-    print(f"load generator: {null:.0f} requests/s to {NULL_EXPLAINED}; rates up to half of it are tried", flush=True)
+    print(f"load generator: {null:.0f} requests/s to {NULL_SERVER}; rates up to half of it are tried", flush=True)
 
     alone = ["--users", str(protocols), "--seconds", "5", "--warm-up", "0"]
 

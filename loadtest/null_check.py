@@ -19,7 +19,7 @@ USERS = 8  # for each protocol and process
 SECONDS, WARM_UP = 3, 1
 PATIENCE = 30.0  # seconds for the null server's start, and for its end
 
-NULL_EXPLAINED = "a server that does nothing, in a process of its own on this machine"
+NULL_SERVER = "a server that does nothing, in a process of its own on this machine"
 
 
 @contextmanager

@@ -42,10 +42,8 @@ def check_compatible(built: Path, served: Path) -> None:
 
 
 def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) -> None:
-    """`running`: model -> the config that it was loaded with, as JSON. Loading one reads its config anew: where that
-    has changed since the start, the models around it would not fit any more.
-
-    Raises `ReleaseError`.
+    """Raises `ReleaseError` where a config file was changed since the start: a load reads it anew, and the model might
+    no longer fit those around it. `running`: model -> the config that it was loaded with, as JSON.
     """
     for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
         there = [read(repository, folder.name, file) for file in config_files(repository, folder.name)]

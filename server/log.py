@@ -20,15 +20,15 @@ def read_from(path: Path, offset: int) -> str:
         return ""
 
 
-def failure_reasons(text: str, limit: int = 3) -> list[str]:
-    """At most `limit` lines: each model that failed and why, else the first errors, else tritonserver's last word."""
+def failure_reasons(text: str) -> list[str]:
+    """At most three lines: each model that failed and why, else the first errors, else tritonserver's last word."""
     lines = [line for line in text.splitlines() if not any(noise in line for noise in NOISE)]
     reasons: list[str] = []
     for pattern in (USAGE, FAILED_LOAD, ERROR_LINE, CREATING):
         matches = [match for match in (pattern.search(line) for line in lines) if match]
         reasons = reasons or [": ".join(_first_line(group) for group in match.groups()) for match in matches]
     last_words = [line.strip() for line in lines if line.strip() and not INFORMATION.match(line)][-1:]
-    return list(dict.fromkeys(reasons or last_words))[:limit]
+    return list(dict.fromkeys(reasons or last_words))[:3]
 
 
 def _first_line(message: str) -> str:

@@ -18,7 +18,7 @@ NEW_SECONDS = 60.0  # one that is younger may be about to be locked
 class PrivateFolder:
     """Locked until `remove`, so that systemd-tmpfiles, which cleans /tmp by age, and the next start pass it over.
 
-    `mark`: the name of the first thing made in it, without which the next start leaves a folder with `prefix` alone.
+    `mark`: what its owner creates in it first. The next start removes an abandoned folder only if it holds this.
     """
 
     def __init__(self, base: str, prefix: str = PREFIX, mark: str = MARK) -> None:

@@ -49,7 +49,8 @@ class ServerProcess:
         self.backends = self._descendants()[1:]
 
     def dead_backend(self) -> str | None:
-        """The first backend process that has died, as words; None while as many live: a model may be loaded anew."""
+        """Names a backend process that has died, else None. Where as many live as before, a model was loaded anew, and
+        the new ones are remembered."""
         for backend in self.backends:
             if not is_alive(backend):
                 now = [each for each in self._descendants()[1:] if is_alive(each)]

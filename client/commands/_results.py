@@ -106,8 +106,8 @@ def print_table(table: "Table") -> None:
     Console(width=None if sys.stdout.isatty() else 10**6).print(table)
 
 
-def open_results(kind: str, stream: TextIO | None = None) -> Results:
-    """`kind`: table, json or csv; to standard output without a `stream`."""
+def open_results(kind: str) -> Results:
+    """`kind`: table, json or csv; to standard output."""
     if kind == "table":
         return TableResults()
-    return (JsonResults if kind == "json" else CsvResults)(stream or sys.stdout)
+    return (JsonResults if kind == "json" else CsvResults)(sys.stdout)

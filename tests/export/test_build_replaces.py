@@ -18,7 +18,7 @@ from built_repository import digest
 
 import export.build as build_module
 from export.build import BuildOptions, build
-from export.earlier import RepositoryError
+from export.existing import RepositoryError
 from export.parity import ParityError
 from models import reparameterize
 from server.errors import ReleaseError

@@ -62,9 +62,8 @@ def labels_file(labels: list[str]) -> bytes:
 
 
 def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, ServingSpec, list[str]]:
-    """`spec` with the limits of preprocess's config.pbtxt, and with those that the embedded server reads instead: both
-    are the repository's own. And a line about each that differs from a build's. Raises `RepositoryError` for an
-    impossible one.
+    """(spec for config.pbtxt, spec for the config of the embedded server, notes). A limit that the repository has wins
+    over the build's, and is noted. Raises `RepositoryError` for an impossible one.
     """
     config = _with_limits(spec, repository / "preprocess" / "config.pbtxt")
     embedded = _with_limits(config, repository / "preprocess" / EMBEDDED)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from built_repository import digest
 
-from export import earlier
+from export import existing
 from export.configs import EMBEDDED, ServingSpec
 from export.repository import RepositoryError, _exchange, write_repository
 from server.compatibility import LIMITS, check_compatible
@@ -173,7 +173,7 @@ def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
 def test_equal_labels_are_equal_in_any_locale(output: Path) -> None:
     labels = ["caf\u00e9", "th\u00e9"]
     build(output, labels=labels)
-    code = f"from test_earlier import *; print(earlier.misfit(Path({str(output)!r}), SPEC, {labels!a}))"
+    code = f"from test_earlier import *; print(existing.misfit(Path({str(output)!r}), SPEC, {labels!a}))"
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     path = {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | locale | path, capture_output=True, text=True)
@@ -200,7 +200,7 @@ def test_the_server_counts_versions_and_limits_alike(tmp_path: Path) -> None:
     (tmp_path / "backbone" / "14").touch()
     served = Versions(tmp_path)
     served.withdraw(10)
-    assert earlier.version_numbers(served.model) == served.numbers() == [1, 3]
-    assert earlier.unused_number(served.model) == served.unused_number() == 11
-    assert earlier.KEPT_VERSIONS == KEPT
-    assert earlier.LIMITS == LIMITS
+    assert existing.version_numbers(served.model) == served.numbers() == [1, 3]
+    assert existing.unused_number(served.model) == served.unused_number() == 11
+    assert existing.KEPT_VERSIONS == KEPT
+    assert existing.LIMITS == LIMITS
