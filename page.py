@@ -239,8 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"page: {error}: make page has the environment for it", file=sys.stderr)
             return 1
         except OSError as error:
-            taken = f"{options.host}:{options.port} is taken, or not this machine's"
-            print(f"page: {taken}: see --port ({error})", file=sys.stderr)
+            busy = f"{options.host}:{options.port} is taken, or not this machine's: see --port"
+            print(f"page: {error if error.errno else busy}", file=sys.stderr)  # gradio's own has no number
             return 1
         print(f"the page is at {page.local_url}, its server at {', '.join(classifier.urls)}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

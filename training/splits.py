@@ -70,10 +70,8 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
 
 
 def names_digest(*datasets: Images | Unlabelled) -> list[str]:
-    """Of each, the number of images and the SHA-256 of their names below the folder they share, and of their classes.
-
-    What a run is compared by when it goes on, so data may move.
-    """
+    """Of each, the number of images and a SHA-256 of their relative names and classes: compared when a run goes on, so
+    that the folder may move."""
     return [_names_digest(dataset) for dataset in datasets]
 
 
@@ -99,13 +97,14 @@ def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
 
 
 def _names_digest(dataset: Images | Unlabelled) -> str:
+    targets: list[int] = []
     if isinstance(dataset, Unlabelled):
-        names, targets = dataset.names, []
+        names = dataset.names
     else:
         names = [sample.key if isinstance(sample, Member) else sample[0] for sample in dataset.samples]
         targets = dataset.targets
     shared = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071 (a list may mix relative and absolute)
-    content = "\0".join([*(name[shared:] for name in names), *map(str, targets)])
+    content = "\0".join([*(name[shared:].lstrip("/") for name in names), *map(str, targets)])
     return f"{len(names)} images, sha256 {sha256(os.fsencode(content)).hexdigest()}"
 
 

@@ -20,9 +20,9 @@ from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
 from training.images import DataError
-from training.lists import read_list
+from training.lists import read_list, write_list
 from training.settings import SettingsError
-from training.splits import SplitConfig, held_out_of, open_split, open_unlabelled_split
+from training.splits import SplitConfig, held_out_of, names_digest, open_split, open_unlabelled_split
 
 
 def fill(root: Path, **labels: int) -> Path:
@@ -189,3 +189,24 @@ def test_bad_lists_are_named(content: str, message: str, tmp_path: Path) -> None
     if "bee" not in content:
         with pytest.raises(DataError, match=message):
             Unlabelled(path)
+
+
+def test_names_are_compared_and_not_where_the_data_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, other = fill(tmp_path / "data", ant=4, bee=4), fill(tmp_path / "moved/other", ant=4, bee=4)
+    monkeypatch.chdir(data)
+    found = [names_digest(*open_split(SplitConfig(root, val_share=0.5))) for root in (Path(), data, other)]
+    assert found[0] == found[1] == found[2]
+    assert all(each.startswith("4 images, sha256 ") for each in found[0])
+    assert names_digest(*open_unlabelled_split(SplitConfig(other, val_share=0.5))) != found[0], "no classes"
+    before = names_digest(open_images(other, None))
+    assert before == names_digest(open_images(data, None))
+    shutil.move(other / "ant/0.png", other / "bee/9.png")
+    shutil.move(other / "bee/0.png", other / "ant/9.png")
+    assert names_digest(open_images(other, None)) != before
+    listed = [write_list_of(tmp_path / name, labels) for name, labels in {"a.csv": "ab", "b.csv": "ba"}.items()]
+    assert names_digest(open_images(listed[0], None)) != names_digest(open_images(listed[1], None)), "the same names"
+
+
+def write_list_of(path: Path, labels: str) -> Path:
+    write_list(path, [(f"{path.parent}/data/bee/{index}.png", index) for index in range(2)], list(labels))
+    return path
