@@ -119,9 +119,9 @@ def launch(grad, input, grad_weight, precision="ieee", tile=None):
         BLOCK_K=tile.block_k,
         PRECISION=precision,
         INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
-        INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,
         maxnreg=most_registers(input.element_size()),
     )
     reduce_kernel[(channels, triton.cdiv(kernel_height * kernel_width, BLOCK_TAPS))](
@@ -144,4 +144,5 @@ def launch(grad, input, grad_weight, precision="ieee", tile=None):
         BLOCK_PIXELS=1024,
         SUM=tl.float64 if grad_weight.dtype == torch.float32 else tl.float32,
         num_warps=4,
+        enable_fp_fusion=True,
     )

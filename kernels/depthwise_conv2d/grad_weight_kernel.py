@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from kernels.depthwise_conv2d.product import product
+
 
 @triton.jit
 def load_windows(
@@ -51,7 +53,6 @@ def grad_weight_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     INDEX: tl.constexpr,  # int32 where it can count the elements
-    INTERPRETED: tl.constexpr,
 ):
     """One channel's product over a share of the (image, row block, column block) triples, in float32.
 
@@ -88,15 +89,10 @@ def grad_weight_kernel(
         image = (row // BLOCKS_Y).to(INDEX) * C * (H * W)
         g = tl.load(grad_ptr + (image[None, :] + y * W + x), mask=inside, other=0.0)
         v = load_windows(input_ptr, k, N, C, H, W, -OFFSET, STEP_Y, STEP_X, WINDOW, INDEX)
-        if INTERPRETED:  # which multiplies bfloat16 as the integers that it keeps it in
-            g = g.to(tl.float32)
-            v = v.to(tl.float32)
-        acc = tl.dot(g, v, acc, input_precision=PRECISION)
+        acc = product(g, v, acc, PRECISION)
         if EXTRA:
             v = load_windows(input_ptr, k, N, C, H, W, WINDOW - OFFSET, STEP_Y, STEP_X, EXTRA, INDEX)
-            if INTERPRETED:
-                v = v.to(tl.float32)
-            acc_extra = tl.dot(g, v, acc_extra, input_precision=PRECISION)
+            acc_extra = product(g, v, acc_extra, PRECISION)
         if SHORT:  # noqa: SIM102 - the compiler knows it
             if step % 4 == 3:
                 total += acc

@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels.depthwise_conv2d import pytorch
-from kernels.layout import dense
+from kernels.depthwise_conv2d import dispatch, pytorch
+from kernels.layout import dense, laid_out_as
 
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
-
-LEAST_TAPS = 9  # with fewer the native library leaves the forward pass to oneDNN
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -22,20 +20,13 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
 
 
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
+    """The forward pass with the filter turned by 180 degrees."""
     source = grad.contiguous(memory_format=torch.channels_last)
-    if _has_kernel(source) and weight[0].numel() >= LEAST_TAPS:  # the forward pass, the filter turned by 180 degrees
-        result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
-    else:  # of the input only the shape counts
-        wide, exact = (_summed_in_float32(t) for t in (source, weight))
-        result = pytorch.convolution_backward(wide, wide, exact, [True, False, False])[0].to(grad.dtype)
-    expected = _grad_input_layout(grad)
-    return result if result.stride() == expected.stride() else expected.copy_(result)
+    result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
+    return laid_out_as(result, _grad_input_layout(grad))
 
 
 def _grad_input_cuda(grad: Tensor, weight: Tensor) -> Tensor:
-    """The forward pass with the filter turned by 180 degrees."""
-    from kernels.depthwise_conv2d import dispatch
-
     return dispatch.forward_cuda(grad, weight, None, flip=True)
 
 
@@ -43,13 +34,9 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
     grad, input = (t.contiguous(memory_format=torch.channels_last) for t in (grad, input))
     if _has_kernel(input):
         return torch.ops.widefield.depthwise_conv2d_grad_weight_kernel(grad, input, *kernel_size)
-    grad, wide = (_summed_in_float32(t) for t in (grad, input))
-    return pytorch.grad_weight(grad, wide, tuple(kernel_size)).to(input.dtype)
-
-
-def _summed_in_float32(t: Tensor) -> Tensor:
-    """PyTorch's gradients of float16 are summed in float16 on the CPU."""
-    return t.float() if t.dtype == torch.float16 else t
+    if (dtype := input.dtype) == torch.float16:  # PyTorch would sum in float16
+        grad, input = grad.float(), input.float()
+    return pytorch.grad_weight(grad, input, tuple(kernel_size)).to(dtype)
 
 
 def _has_kernel(input: Tensor) -> bool:
@@ -64,8 +51,6 @@ def _has_kernel(input: Tensor) -> bool:
 
 
 def _grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Tensor:
-    from kernels.depthwise_conv2d import dispatch
-
     return dispatch.grad_weight_cuda(grad, input, (kernel_size[0], kernel_size[1]))
 
 

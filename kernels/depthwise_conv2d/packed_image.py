@@ -8,6 +8,7 @@ import triton.language as tl
 
 from kernels.depthwise_conv2d import whole_image
 from kernels.depthwise_conv2d.activation import activate
+from kernels.depthwise_conv2d.product import product
 from kernels.depthwise_conv2d.whole_image import load_image, rows_of
 
 PACK_BLOCK = 512  # taps that a program writes at once
@@ -64,7 +65,6 @@ def packed_image_kernel(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements
-    INTERPRETED: tl.constexpr,
 ):
     """All pixels of BLOCK_N images of one channel, in float32; KH >= 2H-1, KW >= 2W-1. Outputs: y = H-1-oy, x = ox.
 
@@ -92,10 +92,7 @@ def packed_image_kernel(
         taps += BLOCK_K  # as many rows further down
         next_a = load_image(input_ptr, image, real, begin, H, W, ROW, BLOCK_K)
         next_b = tl.load(taps, mask=(begin + p < H * ROW)[:, None], other=0.0)
-        if INTERPRETED:  # which multiplies bfloat16 as the integers that it keeps it in
-            acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = product(a, b, acc, PRECISION)
         a = next_a
         b = next_b
 

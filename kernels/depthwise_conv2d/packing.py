@@ -73,5 +73,6 @@ def pack_filter(weight, tile, flip=False):
         BLOCK=PACK_BLOCK,
         GROUP=PACK_GROUP,
         FLIP=flip,
+        enable_fp_fusion=True,
     )
     return packed

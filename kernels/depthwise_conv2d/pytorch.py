@@ -44,8 +44,7 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Te
         padding = (kernel_size[0] // 2, kernel_size[1] // 2)
         return F.conv2d(input.transpose(0, 1), grad.transpose(0, 1), padding=padding)  # the images are the channels
     result = input.new_empty(input.shape[1], 1, *kernel_size)
-    answer = convolution_backward(grad, input, result, [False, True, False])[1]
-    return answer if answer.stride() == result.stride() else result.copy_(answer)
+    return laid_out_as(convolution_backward(grad, input, result, [False, True, False])[1], result)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None,
         PRECISION=precision,
         ACTIVATION=ACTIVATIONS[activation],
         INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
-        INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,
     )

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.depthwise_conv2d.activation import activate
+from kernels.depthwise_conv2d.product import product
 
 
 @triton.jit
@@ -43,7 +44,6 @@ def toeplitz_kernel(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements: half the registers
-    INTERPRETED: tl.constexpr,
 ):
     """Output tiles of ROWS x COLUMNS pixels of BLOCK_M (row block, image) pairs of one channel, in float32.
 
@@ -110,10 +110,7 @@ def toeplitz_kernel(
             f = r * WINDOW + u
         a = tl.load(input_ptr + (image[:, None] + at), mask=mask, other=0.0)
         b = tl.load(packed + (f * COLUMNS)[:, None], mask=((f >= 0) & (f < r_end * WINDOW))[:, None], other=0.0)
-        if INTERPRETED:  # which multiplies bfloat16 as the integers that it keeps it in
-            acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = product(a, b, acc, PRECISION)
 
     bias = tl.load(bias_ptr + c, mask=has_bias != 0, other=0.0).to(tl.float32)
     broken = tl.sum((acc != acc).to(tl.int32))

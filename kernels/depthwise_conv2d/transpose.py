@@ -36,7 +36,7 @@ def transpose_kernel(
 def launch(source, target, rows, columns):
     """target [N,columns,rows] := source [N,rows,columns]; an image has less than 2**31 elements."""
     grid = (source.shape[0] * triton.cdiv(rows, BLOCK) * triton.cdiv(columns, BLOCK),)
-    transpose_kernel[grid](source, target, rows, columns, BLOCK=BLOCK, num_warps=4)
+    transpose_kernel[grid](source, target, rows, columns, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=True)
 
 
 def contiguous(input):

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
+from kernels.depthwise_conv2d.product import product
 
 LARGEST = 256  # outputs of a program: all of a channel, in rows of a power of 2
 STAGES = 1  # the kernel loads a step ahead itself
@@ -61,7 +62,6 @@ def whole_image_kernel(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 where it can count the elements
-    INTERPRETED: tl.constexpr,
 ):
     """All pixels o of BLOCK_N images of one channel, in float32; KH >= 2H-1 and KW >= 2W-1.
 
@@ -88,10 +88,7 @@ def whole_image_kernel(
         next_a = load_image(input_ptr, image, real, begin, H, W, ROW, BLOCK_K)
         next_even, next_odd = load_taps(taps, begin, H, W, KW, STEP, ROW, BLOCK_K)
         b = tl.join(even, odd).permute(0, 2, 1).reshape(BLOCK_K, OUTPUTS)
-        if INTERPRETED:  # which multiplies bfloat16 as the integers that it keeps it in
-            acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
-        else:
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        acc = product(a, b, acc, PRECISION)
         a = next_a
         even = next_even
         odd = next_odd
@@ -136,9 +133,9 @@ def constants_for(input, weight, activation, precision, flip):
         "PRECISION": precision,
         "ACTIVATION": ACTIVATIONS[activation],
         "INDEX": tl.int32 if input.numel() < 2**31 else tl.int64,
-        "INTERPRETED": triton.knobs.runtime.interpret,
         "num_warps": warps_for(block_n),
         "num_stages": STAGES,
+        "enable_fp_fusion": True,
     }
 
 

@@ -157,14 +157,32 @@ def launch_normalization(image, mask, target, target_norm, window):
     if target_norm == "patch":
         size = min(1024, triton.next_power_of_2(channels * patch * patch))
         patch_kernel[(mask.numel(),)](
-            image, mask, target, *sizes, *grid_size, *image.stride(), P=patch, BLOCK=size, num_warps=NUM_WARPS
+            image,
+            mask,
+            target,
+            *sizes,
+            *grid_size,
+            *image.stride(),
+            P=patch,
+            BLOCK=size,
+            num_warps=NUM_WARPS,
+            enable_fp_fusion=True,
         )
         return
     sums, squares = (torch.empty(image.shape, dtype=torch.float64, device=image.device) for _ in range(2))
     block_x = triton.next_power_of_2(width)
     block_y, rows = max(1, PREFIX_TILE // block_x), batch * channels * height
     prefix_kernel[(triton.cdiv(rows, block_y),)](
-        image, sums, squares, rows, *sizes, *image.stride(), BLOCK_Y=block_y, BLOCK_X=block_x, num_warps=NUM_WARPS
+        image,
+        sums,
+        squares,
+        rows,
+        *sizes,
+        *image.stride(),
+        BLOCK_Y=block_y,
+        BLOCK_X=block_x,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     grid = (batch * channels, triton.cdiv(width, COLUMNS), triton.cdiv(height, ROWS))
     window_kernel[grid](
@@ -181,4 +199,5 @@ def launch_normalization(image, mask, target, target_norm, window):
         BLOCK_Y=ROWS,
         BLOCK_X=COLUMNS,
         num_warps=COLUMN_WARPS,
+        enable_fp_fusion=True,
     )

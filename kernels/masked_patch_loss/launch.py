@@ -69,10 +69,20 @@ def launch(prediction, target, mask, direction, result, scale, loss):
         BLOCK_Q=block_q,
         STEPS=steps,
         num_warps=NUM_WARPS[last and target.stride(3) == 1],
+        enable_fp_fusion=True,
     )
     size = min(LARGEST_FINISH, max(256, triton.next_power_of_2(number)))
     finish_kernel[(1,)](
-        sums, counts, result, scale, number, blocks, channels, BLOCK=size, num_warps=max(4, size // 256)
+        sums,
+        counts,
+        result,
+        scale,
+        number,
+        blocks,
+        channels,
+        BLOCK=size,
+        num_warps=max(4, size // 256),
+        enable_fp_fusion=True,
     )
 
 
@@ -80,7 +90,9 @@ def launch_backward(direction, grad_loss, scale, grad):
     """grad := direction * grad_loss * scale, dense and in direction's memory format; bytes are four signs each."""
     if direction.dtype != torch.uint8:
         grid = (triton.cdiv(grad.numel(), 1024),)
-        backward_kernel[grid](direction, grad_loss, scale, grad, grad.numel(), BLOCK=1024, num_warps=BACKWARD_WARPS)
+        backward_kernel[grid](
+            direction, grad_loss, scale, grad, grad.numel(), BLOCK=1024, num_warps=BACKWARD_WARPS, enable_fp_fusion=True
+        )
         return
     batch, channels, h, w = grad.shape
     last = is_channels_last(grad)
@@ -99,6 +111,7 @@ def launch_backward(direction, grad_loss, scale, grad):
         BLOCK_O=block_o,
         BLOCK_I=block_i,
         num_warps=BACKWARD_WARPS,
+        enable_fp_fusion=True,
     )
 
 

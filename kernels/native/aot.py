@@ -1,4 +1,4 @@
-"""The Triton-language kernels compiled ahead of time, with no GPU, and the table of them that the C++ launch searches.
+"""The Triton-language kernels compiled ahead of time, with no GPU.
 
 What is compiled is variants.py's choice; a cubin is compiled once for a kernel's source, its warps and stages and
 Triton's version.
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from kernels.native.variants import FOLDER, Pack, Taps, Toeplitz, Variant, WholeImage, all_variants
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-KINDS = (Taps, Pack, Toeplitz, WholeImage)
+from kernels.native.variants import FOLDER, Variant, all_variants
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class CompiledKernel:
 def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[CompiledKernel]:
     """Compile what `cache` does not hold yet, in as many processes as there are cores."""
     variants = all_variants() if variants is None else variants
-    folders = {source: cache / source_key(source) for source in {kind.source for kind in KINDS}}
+    folders = {source: cache / source_key(source) for source in {variant.source for variant in variants}}
     for old in cache.iterdir() if cache.is_dir() else []:  # what an older kernel or Triton left
         if old not in folders.values():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -41,8 +43,6 @@ def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[Comp
     paths = [folders[v.source] / f"{v}_w{v.warps}_s{v.stages}.cubin" for v in variants]
     missing = [(v, path) for v, path in zip(variants, paths, strict=True) if not path.with_suffix(".json").exists()]
     if missing:
-        import triton  # noqa: F401 - imported once, before the processes part
-
         os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # or the listing in each cubin is larger than its code
         workers = min(len(missing), len(os.sched_getaffinity(0)))
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
@@ -55,10 +55,8 @@ def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[Comp
 
 def source_key(source: str) -> str:
     """Changes when the kernel, how it is compiled or Triton does."""
-    import triton
-
     digest = hashlib.sha256(triton.__version__.encode())
-    kernel = (FOLDER / source, FOLDER / "activation.py")  # which all but one call
+    kernel = (FOLDER / name for name in (source, "activation.py", "product.py"))  # which most call
     for path in (*kernel, Path(__file__), Path(__file__).with_name("variants.py")):
         digest.update(path.read_bytes())
     return f"{Path(source).stem}-{digest.hexdigest()[:16]}"
@@ -69,10 +67,6 @@ def compile_one(variant: Variant, path: Path) -> None:
 
     Raises `RuntimeError` when the kernel wants scratch memory, which the launch does not give.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     kernel, signature, constants, divisible = variant.specialisation()
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", n]] for name, n in divisible.items()}
     source = ASTSource(kernel, signature, constants, attributes)
@@ -88,22 +82,3 @@ def compile_one(variant: Variant, path: Path) -> None:
     needed = {"name": metadata.name, "shared_bytes": metadata.shared, "warps": metadata.num_warps}
     draft.write_text(json.dumps(needed))
     draft.replace(path.with_suffix(".json"))
-
-
-def cubin_table(kernels: list[CompiledKernel]) -> str:
-    """C++ source with every cubin in the library's read-only data and the tables that cuda_launch.cpp searches."""
-    lines = ['#include "cuda_launch.h"', ""]
-    rows: dict[type, list[str]] = {kind: [] for kind in KINDS}
-    for index, kernel in enumerate(kernels):
-        symbol = f"widefield_cubin_{index}"
-        data = f'.section .rodata\\n.balign 64\\n{symbol}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n'
-        lines += [f'asm("{data}");', f'extern const unsigned char cubin_{index}[] asm("{symbol}");']
-        what = f'{kernel.variant.architecture}, cubin_{index}, "{kernel.name}", {kernel.shared_bytes}, {kernel.warps}'
-        rows[type(kernel.variant)].append(f"    {{{{{what}}}, {kernel.variant.row()}}},")
-    lines += ["", "namespace widefield {"]
-    for kind, table in rows.items():
-        name = kind.__name__
-        # an array of no elements is not C++
-        lines += [f"const {name}Kernel k{name}Kernels[] = {{", *(table or ["    {}"]), "};"]
-        lines += [f"const int k{name}KernelCount = {len(table)};"]
-    return "\n".join([*lines, "}  // namespace widefield", ""])

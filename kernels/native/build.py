@@ -21,37 +21,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "lib" / "libwidefield.so"
-SOURCES = (
-    "ops.cpp",
-    "ops_cuda.cpp",
-    "cuda_launch.cpp",
-    "cuda_driver.cpp",
-    "depthwise_conv2d_cpu.cpp",
-    "depthwise_conv2d_avx2.cpp",
-    "depthwise_conv2d_avx512.cpp",
-    "depthwise_conv2d_avx512_bf16.cpp",
-)
-HEADERS = (
-    "cuda_launch.h",
-    "cuda_driver.h",
-    "depthwise_conv2d_cpu.h",
-    "float32_forward.h",
-    "float32_grad_weight.h",
-    "operands.h",
-    "simd_avx2.h",
-    "simd_avx512.h",
-    "simd_blocks.h",
-    "simd_convolve.h",
-)
 KERNELS = (  # and what chooses their forms
     "kernel.py",
     "activation.py",
+    "product.py",
     "toeplitz.py",
     "toeplitz_kernel.py",
     "packing.py",
     "whole_image.py",
     "tiles.json",
 )
+KINDS = ("Taps", "Pack", "Toeplitz", "WholeImage")  # of variants.py, as cuda_launch.h has them
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)
@@ -72,7 +52,7 @@ def torch_folder() -> Path:
 def fingerprint(torch: Path) -> str:
     """Changes when a source, the compiler's flags, PyTorch or Triton does."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    inputs = [HERE / name for name in (*SOURCES, *HEADERS, "aot.py", "variants.py", "build.py")]
+    inputs = sorted(path for suffix in ("cpp", "h", "py") for path in HERE.glob(f"*.{suffix}"))
     inputs += [HERE.parent / "depthwise_conv2d" / name for name in KERNELS]
     for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())
@@ -118,12 +98,10 @@ def compile_kernels(cache: Path) -> list:
 
 def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> None:
     """One object a source, side by side; the finished library replaces the old one in one step."""
-    from kernels.native.aot import cubin_table
-
     with tempfile.TemporaryDirectory(prefix="build-", dir=output.parent) as folder:
         work = Path(folder)
         (work / "cubins.cpp").write_text(cubin_table(kernels))
-        sources = [HERE / name for name in SOURCES] + [work / "cubins.cpp"]
+        sources = [*sorted(HERE.glob("*.cpp")), work / "cubins.cpp"]
         include = [f"-I{HERE}", f"-isystem{torch / 'include'}"]
         objects = [work / f"{source.stem}.o" for source in sources]
         run_all([compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True))
@@ -133,6 +111,24 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         link += ["-ltorch_cpu", "-Wl,--as-needed", "-ldl", "-pthread"]
         run_all([link])
         library.replace(output)
+
+
+def cubin_table(kernels: list) -> str:
+    """C++ source with every cubin in the library's read-only data and the tables that cuda_launch.cpp searches."""
+    lines = ['#include "cuda_launch.h"', ""]
+    rows: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for index, kernel in enumerate(kernels):
+        symbol = f"widefield_cubin_{index}"
+        data = f'.section .rodata\\n.balign 64\\n{symbol}:\\n.incbin \\"{kernel.file}\\"\\n.previous\\n'
+        lines += [f'asm("{data}");', f'extern const unsigned char cubin_{index}[] asm("{symbol}");']
+        what = f'{kernel.variant.architecture}, cubin_{index}, "{kernel.name}", {kernel.shared_bytes}, {kernel.warps}'
+        rows[type(kernel.variant).__name__].append(f"    {{{{{what}}}, {kernel.variant.row()}}},")
+    lines += ["", "namespace widefield {"]
+    for name, table in rows.items():
+        # an array of no elements is not C++
+        lines += [f"const {name}Kernel k{name}Kernels[] = {{", *(table or ["    {}"]), "};"]
+        lines += [f"const int k{name}KernelCount = {len(table)};"]
+    return "\n".join([*lines, "}  // namespace widefield", ""])
 
 
 # From here to `end` as in server/backends/build.py: neither may import the other, and each is run by its path.

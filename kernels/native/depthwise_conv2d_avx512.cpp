@@ -1,14 +1,4 @@
 // The CPU kernels compiled for AVX-512.
-// Before the target: what the standard library defines must run on any processor.
-#include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-
 #include "depthwise_conv2d_cpu.h"
 
 #pragma GCC push_options

@@ -9,16 +9,6 @@
 // What the missing taps would see is masked: a NaN there is none of that row's. The row beside the image is multiplied as zeros
 // where the other of its pair is inside. Numbers below 2^-126 count as zero.
 
-// Before the target: what the standard library defines must run on any processor.
-#include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <type_traits>
-#include <utility>
-
 #include "depthwise_conv2d_cpu.h"
 
 #pragma GCC push_options

@@ -1,8 +1,18 @@
 // The depthwise convolution and its filter's gradient on channels_last memory, for CPUs with AVX2 or AVX-512.
 #pragma once
 
+// All of the standard library that the kernels use: before their target, since what it defines must run on any processor.
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <utility>
 
 namespace widefield {
 

@@ -1,14 +1,6 @@
 // Blocks of kLanes channels out of channels_last memory: image rows in a ring, filters one tap after the other.
 #pragma once
 
-#include <algorithm>
-#include <bit>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <utility>
-
 #include "depthwise_conv2d_cpu.h"
 
 namespace widefield {

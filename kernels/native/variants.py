@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import triton.language as tl
+
+from kernels.depthwise_conv2d import kernel as taps
+from kernels.depthwise_conv2d import packing, toeplitz, whole_image
+from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
+
 FOLDER = Path(__file__).parents[1] / "depthwise_conv2d"
 POINTER = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 Specialisation = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]  # kernel, signature, constants, divisible
@@ -39,28 +45,20 @@ class Taps:
     dtype: str
     layout: str
     source: ClassVar[str] = "kernel.py"
+    warps: ClassVar[int] = taps.NUM_WARPS
     stages: ClassVar[int] = 3
 
     @property
-    def warps(self) -> int:
-        from kernels.depthwise_conv2d.kernel import NUM_WARPS
-
-        return NUM_WARPS
-
-    @property
     def blocks(self) -> tuple[int, int]:
-        from kernels.depthwise_conv2d.kernel import BLOCKS
-
-        return BLOCKS[self.layout]
+        return taps.BLOCKS[self.layout]
 
     def __str__(self) -> str:
         return f"sm_{self.architecture}_{self.dtype}_{self.layout}"
 
     def specialisation(self) -> Specialisation:
-        from kernels.depthwise_conv2d.kernel import depthwise_conv2d_kernel as kernel
-
         constants = dict(zip(("BLOCK_P", "BLOCK_C"), self.blocks, strict=True))
         wide = ("stride_n", "stride_c", "stride_h", "stride_w")
+        kernel = taps.depthwise_conv2d_kernel
         return kernel, signature(kernel, POINTER[self.dtype], constants, wide), constants, {}
 
     def row(self) -> str:
@@ -82,10 +80,8 @@ class Pack:
         return f"sm_{self.architecture}_pack_{self.element_bytes}"
 
     def specialisation(self) -> Specialisation:
-        from kernels.depthwise_conv2d.packing import PACK_BLOCK, PACK_GROUP
-        from kernels.depthwise_conv2d.packing import pack_filter_kernel as kernel
-
-        constants = {"BLOCK": PACK_BLOCK, "GROUP": PACK_GROUP, "FLIP": False}
+        kernel = packing.pack_filter_kernel
+        constants = {"BLOCK": packing.PACK_BLOCK, "GROUP": packing.PACK_GROUP, "FLIP": False}
         types = signature(kernel, f"*i{8 * self.element_bytes}", constants)
         return kernel, types, constants, {"packed_ptr": 16}
 
@@ -110,12 +106,10 @@ class Toeplitz:
 
     @property
     def warps(self) -> int:
-        from kernels.depthwise_conv2d.toeplitz import warps_for
-
         sums = self.block_m * self.rows * self.columns
         if self.row_alignment == 1 and sums >= 8192:
             return 8  # single elements take more registers than 4 warps have
-        return warps_for(sums, self.element_bytes)
+        return toeplitz.warps_for(sums, self.element_bytes)
 
     @property
     def element_bytes(self) -> int:
@@ -132,20 +126,16 @@ class Toeplitz:
         return f"sm_{self.architecture}_{self.dtype}_{tile}{'_relu' if self.activation == RELU else ''}"
 
     def specialisation(self) -> Specialisation:
-        import triton.language as tl
-
-        from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel as kernel
-
         constants: dict[str, Any] = {}
         constants |= {"ROWS": self.rows, "COLUMNS": self.columns, "BLOCK_M": self.block_m, "FLAT": self.flat}
         constants |= {"BLOCK_K": 128 // self.element_bytes}
         constants |= {"ALIGNMENT": self.alignment, "ROW_ALIGNMENT": self.row_alignment}
-        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32}
         if self.activation != ANY_ACTIVATION:
             constants["ACTIVATION"] = self.activation
         bytes_known = min(16, self.alignment * self.element_bytes)
         divisible = {"packed_ptr": 16, "input_ptr": bytes_known, "output_ptr": bytes_known}
-        return kernel, signature(kernel, POINTER[self.dtype], constants), constants, divisible
+        return toeplitz_kernel, signature(toeplitz_kernel, POINTER[self.dtype], constants), constants, divisible
 
     def row(self) -> str:
         flat = "true" if self.flat else "false"
@@ -163,18 +153,11 @@ class WholeImage:
     kernel: int
     block_n: int
     source: ClassVar[str] = "whole_image.py"
-
-    @property
-    def stages(self) -> int:
-        from kernels.depthwise_conv2d.whole_image import STAGES
-
-        return STAGES
+    stages: ClassVar[int] = whole_image.STAGES
 
     @property
     def warps(self) -> int:
-        from kernels.depthwise_conv2d.whole_image import warps_for
-
-        return warps_for(self.block_n)
+        return whole_image.warps_for(self.block_n)
 
     @property
     def alignment(self) -> int:
@@ -184,13 +167,9 @@ class WholeImage:
         return f"sm_{self.architecture}_{self.dtype}_whole_{self.size}_k{self.kernel}_n{self.block_n}"
 
     def specialisation(self) -> Specialisation:
-        import triton.language as tl
-
-        from kernels.depthwise_conv2d.whole_image import sizes
-        from kernels.depthwise_conv2d.whole_image import whole_image_kernel as kernel
-
-        constants = sizes(self.size, self.size, self.kernel, self.kernel, self.block_n)
-        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "INTERPRETED": False}
+        kernel = whole_image.whole_image_kernel
+        constants = whole_image.sizes(self.size, self.size, self.kernel, self.kernel, self.block_n)
+        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32}
         divisible = dict.fromkeys(("input_ptr", "output_ptr"), 2 * self.alignment)
         return kernel, signature(kernel, POINTER[self.dtype], constants), constants, divisible
 
@@ -239,7 +218,7 @@ def shipped_forms(architecture: int) -> list[tuple[int, int, int]]:
 
 
 def all_variants() -> list[Variant]:
-    taps = [Taps(a, d, m) for a in ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
+    few_taps = [Taps(a, d, m) for a in ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
     pack = [Pack(a, size) for a in TENSOR_CORE_ARCHITECTURES for size in (2, 4)]
     toeplitz = [v for a in TENSOR_CORE_ARCHITECTURES for d in POINTER for v in toeplitz_variants(a, d)]
     whole = [
@@ -249,4 +228,4 @@ def all_variants() -> list[Variant]:
         for size, kernel in WHOLE_IMAGES
         for block_n in WHOLE_BLOCKS
     ]
-    return [*taps, *pack, *toeplitz, *whole]
+    return [*few_taps, *pack, *toeplitz, *whole]

@@ -26,7 +26,7 @@ def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0
     aligned = math.gcd(run, 8)
     constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": aligned, "ROW_ALIGNMENT": math.gcd(width, aligned)}
     constants |= {"FLAT": flat, "FLIP": False}
-    constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32, "INTERPRETED": False}
+    constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32}
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
 
@@ -48,6 +48,7 @@ def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: P
     with mock.patch.object(module, f"{name}_kernel", Launch()):
         module.launch(input, weight, None, input, "gelu")
     warps, stages = launched.pop("num_warps"), launched.pop("num_stages")
+    assert launched.pop("enable_fp_fusion")
     kernel = getattr(module, f"{name}_kernel")
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, launched, warps, stages, folder)
@@ -64,7 +65,7 @@ def compile_grad_weight(architecture, size, kernel_size, dtype, folder: Path, pr
     constants = {"H": size, "W": size, "PAD": kernel_size // 2, "STEP_Y": tile.step_y, "STEP_X": tile.step_x}
     constants |= {"TAPS": tile.taps, "WINDOW": tile.window, "EXTRA": tile.extra, "BLOCK_K": tile.block_k}
     constants |= {"OFFSET": window_offset(kernel_size, tile.step_x, tile.window + tile.extra)}
-    constants |= {"PRECISION": precision, "INDEX": tl.int32, "INTERPRETED": False} | more
+    constants |= {"PRECISION": precision, "INDEX": tl.int32} | more
     pointers = {"grad_ptr": POINTER[dtype], "input_ptr": POINTER[dtype], "partial_ptr": "*fp32"}
     registers = most_registers(dtype.itemsize)
     code = machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder, registers=registers)

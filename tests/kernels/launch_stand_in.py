@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 
-from kernels.native import aot, variants
+from kernels.native import aot, build, variants
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "kernels/native"
@@ -128,7 +128,7 @@ def run_launches(tmp_path_factory):
         image.write_bytes(str(variant).encode() + b"\0")
         shared = 65552 if isinstance(variant, variants.Toeplitz) and variant.block_m == 128 else 20480
         kernels.append(aot.CompiledKernel(variant, str(image), name(variant), shared, variant.warps))
-    (folder / "cubins.cpp").write_text(aot.cubin_table(kernels))
+    (folder / "cubins.cpp").write_text(build.cubin_table(kernels))
     compile = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
     sources = [NATIVE / "cuda_launch.cpp", NATIVE / "cuda_driver.cpp"]
     sources += [HERE / "launch_program.cpp", folder / "cubins.cpp"]

@@ -93,13 +93,13 @@ def test_no_compiler_runs_on_after_one_failed(tmp_path, monkeypatch):
     compiler = tmp_path / "g++"
     compiler.write_text(
         "#!/bin/sh\n"
-        f'case "$*" in *ops.cpp*) while [ ! -e {tmp_path}/started ]; do sleep 0.01; done; exit 1;; esac\n'
+        f'case "$*" in *cuda_driver.cpp*) while [ ! -e {tmp_path}/started ]; do sleep 0.01; done; exit 1;; esac\n'
         f"touch {tmp_path}/started; (sleep 1; touch {tmp_path}/ran-on) & wait\n"
     )
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setattr(build, "compile_kernels", lambda cache: [])
-    with pytest.raises(build.BuildError, match=r"ops\.cpp"):
+    with pytest.raises(build.BuildError, match=r"cuda_driver\.cpp"):
         build.build(tmp_path / "lib" / "libwidefield.so")
     time.sleep(1.2)
     assert not (tmp_path / "ran-on").exists()
