@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.commands import no_options
+from benchmarks.kernels.accuracy import EPS, bound, share
 
 ROOT = Path(__file__).parents[2]
 CASES = ((8, 56, 31), (16, 28, 29), (64, 14, 27), (64, 7, 13), (32, 9, 5))  # channels, height = width, kernel
-EPS = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 FELL_BACK = "no kernel is compiled for this GPU"
 
 
@@ -51,18 +51,17 @@ def load(folder: Path, index: int, dtype: torch.dtype, device: str) -> tuple[Any
 
 
 def check_answer(module: Any, case: dict[str, Any], input: Tensor) -> None:
-    """Within 4 (eps_float32 sum |x||w| + eps |answer|) of float64. Raises `RuntimeError`."""
+    """Within its bound of float64. Raises `RuntimeError`."""
     dtype = input.dtype
     weight, bias = (case[name].to(input.device, dtype).double() for name in ("weight", "bias"))
     settings: dict[str, Any] = {"padding": weight.shape[2] // 2, "groups": weight.shape[0]}
     exact = F.conv2d(input.double(), weight, bias, **settings)
     sums = F.conv2d(input.double().abs(), weight.abs(), bias.abs(), **settings)
-    bound = 4 * (EPS[torch.float32] * sums + EPS[dtype] * exact.abs())
     output = module(input)
-    share = ((output.double() - exact.relu()).abs() / bound).nan_to_num(nan=float("inf")).max().item()
+    found = share(output, exact.relu(), bound(sums, exact, dtype))
     where = f"{list(input.shape)} {dtype} strides {input.stride()}"
-    if output.dtype != dtype or not share <= 1:
-        raise RuntimeError(f"{where}: the error is {share:.3g} times its bound, in {output.dtype}")
+    if output.dtype != dtype or not found <= 1:
+        raise RuntimeError(f"{where}: the error is {found:.3g} times its bound, in {output.dtype}")
 
 
 def check_graph(module: Any, input: Tensor) -> None:

@@ -28,25 +28,29 @@ def passes(tensors: Tensors) -> dict[str, Tensor]:
     return dict(zip(PASSES, (output.detach(), *gradients), strict=True))
 
 
-class Reference:
-    """The float64 answers on the rounded inputs, with a bound at each element: accumulated in float32, rounded once.
+def bound(sums: Tensor, answer: Tensor, dtype: torch.dtype) -> Tensor:
+    """4 (eps_float32 sum |x||w| + eps |answer|) at each element, as the tests demand: accumulated in float32, rounded
+    once to `dtype`. `sums`, `answer`: of float64, without an activation."""
+    return 4 * (EPS[torch.float32] * sums + EPS[dtype] * answer.abs()) + 1e-30
 
-    |error| <= 4 (eps_float32 sum |x||w| + eps |answer|), as the tests demand.
-    """
+
+def share(answer: Tensor, exact: Tensor, limit: Tensor) -> float:
+    """The largest error over its bound `limit`, of all elements: right up to 1. Infinite where one is no number."""
+    return float(((answer.detach().double() - exact).abs() / limit).nan_to_num(nan=float("inf")).max())
+
+
+class Reference:
+    """The float64 answers on the rounded inputs, with the bound of the error at each element."""
 
     def __init__(self, tensors: Tensors) -> None:
         parts = (tensors.input, tensors.weight, tensors.grad)
         exact = Tensors(*(t.detach().double() for t in parts))
         self.expected = passes(exact)
         sums = passes(Tensors(*(t.abs() for t in (exact.input, exact.weight, exact.grad))))
-        eps = EPS[tensors.input.dtype]
-        self.bound = {
-            name: 4 * (EPS[torch.float32] * sums[name] + eps * self.expected[name].abs()) + 1e-30 for name in PASSES
-        }
+        self.bound = {name: bound(sums[name], self.expected[name], tensors.input.dtype) for name in PASSES}
 
     def error(self, name: str, answer: Tensor) -> float:
-        """The largest error over its bound, over all elements: right up to 1. Infinite where an answer is no number."""
+        """The share of the bound; infinite where the answer has another shape."""
         if answer.shape != self.expected[name].shape:
             return float("inf")
-        share = (answer.detach().double() - self.expected[name]).abs() / self.bound[name]
-        return float(share.nan_to_num(nan=float("inf")).max())
+        return share(answer, self.expected[name], self.bound[name])

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.cuda_timing import elapsed_ms, sets_that_exceed_the_cache, time_calls
+from benchmarks.cuda_timing import Step, elapsed_ms, sets_that_exceed_the_cache, time_calls
 from benchmarks.harness import Timing
 from benchmarks.kernels.accuracy import Reference, Tensors
 from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
@@ -47,7 +50,7 @@ def measure_ceilings(device: str, bandwidth: float, sizes: dict[str, int] = MATM
 
 
 def random_sets(layer: Layer, device: str) -> list[Tensors]:
-    def random(*shape: int) -> torch.Tensor:
+    def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device).to(layer.torch_dtype)
 
     image = (layer.batch, layer.channels, layer.size, layer.size)
@@ -63,25 +66,38 @@ def measure_layer(layer: Layer, ways: Iterable[Candidate], device: str, ceilings
     reference = Reference(sets[0])
     chosen = [way for way in ways if way.suits(layer)]
     torch.compiler.reset()  # a compiled candidate keeps eight shapes at most
+    kinds = {way.name: way.kind for way in chosen}
     rows = []
     for which in PASSES:
-        results = {way.name: measure(way, which, sets, reference) for way in chosen if which in way.passes}
-        kinds = {way.name: way.kind for way in chosen}
+        error_of = partial(reference.error, which)
+        results = {
+            way.name: measure(way.kind == "ours", partial(steps, way, which, sets), error_of, way.settings)
+            for way in chosen
+            if which in way.passes
+        }
         rows.append(asdict(layer) | {"pass": which} | judge(layer, results, kinds, ceilings))
     return rows
 
 
-def measure(way: Candidate, which: str, sets: list[Tensors], reference: Reference) -> Row:
-    """{"error": of the bound, "ms": Timing, "timer"}; without a speed {"error", "wrong"} or {"failed"}."""
+def measure(
+    ours: bool,
+    make_calls: Callable[[], list[Step]],
+    error_of: Callable[[Tensor], float],
+    settings: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Row:
+    """{"error": of the bound, "ms": Timing, "timer"}; without a speed {"error", "wrong"} or {"failed"}.
+
+    `error_of`: the share of the bound, of an answer of the first call. Inside `settings` all is made and called.
+    """
     try:
-        with way.settings():
-            calls = steps(way, which, sets)
-            error = reference.error(which, calls[0]())
-            if not error <= (1.0 if way.kind == "ours" else PEER_TOLERANCE):
+        with settings():
+            calls = make_calls()
+            error = error_of(calls[0]())
+            if not error <= (1.0 if ours else PEER_TOLERANCE):
                 return {"error": f"{error:.3g}", "wrong": f"{error:.3g} times the bound of its error"}
             timing, timer = time_calls(calls)
-            again = reference.error(which, calls[0]())  # after thousands of calls on this stream
-            if again != error and way.kind == "ours":
+            again = error_of(calls[0]())  # after thousands of calls on this stream
+            if again != error and ours:
                 why = f"its error went from {error:.3g} to {again:.3g} of the bound"
                 return {"error": f"{again:.3g}", "wrong": why}
             return {"error": round(error, 3), "ms": timing, "timer": timer}

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cuda_timing import sets_that_exceed_the_cache, time_calls
-from benchmarks.kernels.accuracy import EPS
+from benchmarks.cuda_timing import Step, sets_that_exceed_the_cache
+from benchmarks.kernels.accuracy import bound, share
 from benchmarks.kernels.candidates import NATIVE, OURS
+from benchmarks.kernels.cuda import measure
 from benchmarks.kernels.layers import Layer, replknet_31b
 from kernels import depthwise_conv2d, float32_precision
 from kernels.depthwise_conv2d import dispatch
@@ -66,9 +67,9 @@ def by_way(way: str) -> Compute:
     return lambda input, weight: dispatch.forward_by(way, input, weight, None, "none", "ieee")
 
 
-def variants(batch: int = 64) -> Iterator[Variant]:
+def variants() -> Iterator[Variant]:
     """Of RepLKNet-31B's stages the one that is largest and the one where the model spends its time."""
-    stages = replknet_31b(batch)
+    stages = replknet_31b(64)
     for layer in (stages[0], stages[2]):
         square = (layer.kernel, layer.kernel)
         for strip in ((layer.kernel, 5), (5, layer.kernel)):
@@ -86,39 +87,31 @@ def variants(batch: int = 64) -> Iterator[Variant]:
         yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: convolution})
 
 
-class Exact:
-    """The float64 answer with the bound of accuracy.Reference at each element."""
+def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[Tensor], float]:
+    """Of an answer to `arguments` the largest error over its bound: right up to 1."""
+    wide = [t.double() for t in arguments]
+    before, sums = convolution(*wide), convolution(*(t.abs() for t in wide))
+    exact = before if variant.activation == "none" else F.gelu(before)
+    limit = variant.factor * bound(sums, before, arguments[0].dtype)
+    return lambda answer: share(answer, exact, limit)
 
-    def __init__(self, variant: Variant, arguments: Arguments) -> None:
-        wide = [t.double() for t in arguments]
-        before, sums = convolution(*wide), convolution(*(t.abs() for t in wide))
-        eps = EPS[arguments[0].dtype]
-        self.answer = before if variant.activation == "none" else F.gelu(before)
-        self.bound = 4 * variant.factor * (EPS[torch.float32] * sums + eps * before.abs()) + 1e-30
 
-    def error(self, answer: Tensor) -> float:
-        """The largest error over its bound: right up to 1."""
-        share = (answer.double() - self.answer).abs() / self.bound
-        return share.nan_to_num(nan=float("inf")).max().item()
+def calls(compute: Compute, sets: list[Arguments]) -> list[Step]:
+    """One for each set of inputs."""
+    return [partial(compute, *arguments) for arguments in sets]
 
 
 @torch.no_grad()
 def measure_variant(variant: Variant, device: str) -> Row:
-    """{"ways": {name: {"error", "ms"} or {"wrong"} or {"failed"}}, "fastest"}; ours wrong: {"wrong"} and no fastest."""
+    """{"ways": {name: what `measure` finds}, "fastest"}; where one of ours is wrong {"wrong"} and no fastest."""
     layer = variant.layer
     sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(layer.bytes))]
-    exact = Exact(variant, sets[0])
-    ways: dict[str, Row] = {}
-    for name, compute in (*variant.ways.items(), (f"{NATIVE} channels_last", channels_last(variant.ways[NATIVE]))):
-        try:
-            error = exact.error(compute(*sets[0]))
-            if not error <= (1.0 if name.startswith(OURS) else 16.0):
-                ways[name] = {"wrong": f"{error:.3g} times the bound of its error"}
-                continue
-            timing, timer = time_calls([partial(compute, *arguments) for arguments in sets])
-            ways[name] = {"error": round(error, 3), "ms": timing, "timer": timer}
-        except Exception as failure:  # the others are still measured
-            ways[name] = {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
+    error_of = error_against_float64(variant, sets[0])
+    chosen = variant.ways | {f"{NATIVE} channels_last": channels_last(variant.ways[NATIVE])}
+    ways = {
+        name: measure(name.startswith(OURS), partial(calls, compute, sets), error_of)
+        for name, compute in chosen.items()
+    }
     row: Row = {"variant": variant.name, "batch": layer.batch, "channels": layer.channels, "size": layer.size}
     row |= {"filter": list(variant.filter), "dtype": layer.dtype, "ways": ways}
     bad = {name: way for name, way in ways.items() if name.startswith(OURS) and "ms" not in way}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_check import native
+from benchmarks.kernels.accuracy import EPS
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ class Replayed:
 
 
 @pytest.mark.usefixtures("fake_gpu")
-@pytest.mark.parametrize("dtype", list(native.EPS), ids=str)
+@pytest.mark.parametrize("dtype", list(EPS), ids=str)
 def test_native_checks_pass_on_what_is_right(small_case, monkeypatch, dtype):
     module, case = native.load(small_case, 0, dtype, "cpu")
     native.check_answer(module, case, torch.randn(2, 16, 9, 9).to(dtype))
