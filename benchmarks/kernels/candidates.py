@@ -1,7 +1,7 @@
 """What is compared on a GPU: the operator, PyTorch's depthwise convolutions, a whole-image Toeplitz product."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,28 +61,18 @@ def toeplitz_bmm(input: Tensor, matrix: Tensor) -> Tensor:
     return torch.bmm(rows, matrix).transpose(0, 1).unflatten(2, input.shape[2:])
 
 
-def cudnn_settings(benchmark: bool, kernel: str | None = None) -> AbstractContextManager[Any]:
+@contextmanager
+def cudnn_settings(**values: Any) -> Iterator[None]:
+    """torch.backends.cudnn with these, such as benchmark=True."""
     backend = torch.backends.cudnn
-    choice = {} if kernel is None else {"depthwise_kernel": kernel}
-    return _Settings(backend, {"benchmark": benchmark, **choice})
-
-
-class _Settings:
-    """Attributes set for a while."""
-
-    def __init__(self, owner: Any, values: dict[str, Any]) -> None:
-        self.owner, self.values = owner, values
-
-    def __enter__(self) -> None:
-        self.before = {name: getattr(self.owner, name) for name in self.values}
-        self._set(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        self._set(self.before)
-
-    def _set(self, values: dict[str, Any]) -> None:
+    before = {name: getattr(backend, name) for name in values}
+    try:
         for name, value in values.items():
-            setattr(self.owner, name, value)
+            setattr(backend, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(backend, name, value)
 
 
 def candidates(compiled: bool = True) -> Iterator[Candidate]:
@@ -93,11 +83,11 @@ def candidates(compiled: bool = True) -> Iterator[Candidate]:
     yield Candidate(NATIVE, convolution, "native", brief=True)
     for benchmark in (False, True):
         suffix, brief = (" benchmark", True) if benchmark else ("", False)
-        settings = partial(cudnn_settings, benchmark)
+        settings = partial(cudnn_settings, benchmark=benchmark)
         yield Candidate(f"cudnn channels_last{suffix}", convolution, "cudnn", last, settings, brief=brief)
         if hasattr(torch.backends.cudnn, "depthwise_kernel"):
             for choice, kind in (("cudnn", "cudnn"), ("native", "native")):
-                chosen = partial(cudnn_settings, benchmark, choice)
+                chosen = partial(cudnn_settings, benchmark=benchmark, depthwise_kernel=choice)
                 for layout, name in ((torch.contiguous_format, "nchw"), (last, "channels_last")):
                     yield Candidate(f"depthwise_kernel={choice} {name}{suffix}", convolution, kind, layout, chosen)
         else:  # its gradients go where PyTorch sends them: those are measured above

@@ -68,16 +68,17 @@ def test_what_each_pytorch_offers(monkeypatch):
 def test_cudnn_directly_asks_for_this_convolution(monkeypatch):
     seen = []
     monkeypatch.setattr(torch.ops.aten, "cudnn_convolution", lambda *arguments: seen.append(arguments[2:]))
-    with c.cudnn_settings(True):
+    with c.cudnn_settings(benchmark=True):
         c.cudnn_directly(torch.zeros(1, 4, 7, 7), torch.zeros(4, 1, 9, 9))
     assert seen == [([4, 4], [1, 1], [1, 1], 4, True, False, False)]
 
 
-def test_settings_are_put_back_after_a_failure():
-    owner = SimpleNamespace(benchmark=False)
-    with pytest.raises(ZeroDivisionError), c._Settings(owner, {"benchmark": True}):
+def test_settings_are_put_back_after_a_failure(monkeypatch):
+    backend = SimpleNamespace(benchmark=False)
+    monkeypatch.setattr(torch.backends, "cudnn", backend)
+    with pytest.raises(ZeroDivisionError), c.cudnn_settings(benchmark=True):
         raise ZeroDivisionError
-    assert not owner.benchmark
+    assert not backend.benchmark
 
 
 def test_layouts_and_which_tensor_requires_a_gradient():
