@@ -6,7 +6,7 @@ first, which keep what they captured; then Python's, and both are replayed in tu
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,12 +78,10 @@ def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dic
     rows = []
     for problem, graph in zip(problems, native, strict=True):
         times = in_turn({"native": graph, "python": problem.graph()}, len(problem.inputs))
-        layer = problem.layer
-        row = {"batch": layer.batch, "channels": layer.channels, "size": layer.size, "kernel": layer.kernel}
         ratio = round(times["native"].median / times["python"].median, 3)
-        rows.append(row | {"dtype": layer.dtype, "ms": times, "native_over_python": ratio})
+        rows.append(asdict(problem.layer) | {"ms": times, "native_over_python": ratio})
         words = ", ".join(f"{name} {1000 * timing.median:.1f} us" for name, timing in times.items())
-        print(f"{layer}: {words}, ratio {ratio}", flush=True)
+        print(f"{problem.layer}: {words}, ratio {ratio}", flush=True)
     return rows
 
 

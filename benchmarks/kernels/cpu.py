@@ -7,13 +7,14 @@ for a CPU.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import interleaved, openvino_core
+from benchmarks.harness import Timing, interleaved, openvino_core
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
 from kernels import depthwise_conv2d
 
@@ -126,22 +127,20 @@ def measure_layer(layer: Layer, rounds: int, threads: int, seconds: float = SECO
     """{"ms": {name: Timing}, "best_peer", "ratio_to_best_peer" (ours over theirs, below 1 is faster), ...}; where an
     answer differs from oneDNN's {"wrong": why} and no speed."""
     calls = candidates(layer, threads)
-    fields = {name: getattr(layer, name) for name in ("batch", "channels", "size", "kernel", "dtype")}
     expected = calls["oneDNN channels_last"]().float()
     for name, call in calls.items():
         error = float((call().float() - expected).abs().max() / expected.abs().max())
         if not error < TOLERANCE[layer.dtype]:
-            return fields | {"wrong": f"{name} differs from oneDNN by {error:.2g} of the largest output"}
+            return asdict(layer) | {"wrong": f"{name} differs from oneDNN by {error:.2g} of the largest output"}
     timings = interleaved(calls, rounds, burst=6, seconds=seconds, settle=SETTLE)
-    ours = timings[OURS].median
+    gflops = round(layer.flops / timings[OURS].median / 1e6)
+    return asdict(layer) | compared(timings) | {"gflops_on_valid_taps": gflops}
+
+
+def compared(timings: dict[str, Timing]) -> Row:
     peers = {name: timing.median for name, timing in timings.items() if name != OURS}
     best = min(peers, key=peers.__getitem__)
-    return fields | {
-        "ms": timings,
-        "best_peer": best,
-        "ratio_to_best_peer": round(ours / peers[best], 3),
-        "gflops_on_valid_taps": round(layer.flops / ours / 1e6),
-    }
+    return {"ms": timings, "best_peer": best, "ratio_to_best_peer": round(timings[OURS].median / peers[best], 3)}
 
 
 def line(row: Row) -> str:

@@ -9,6 +9,7 @@ With ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 both sides are held to AVX
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,12 @@ from torch import Tensor
 from benchmarks.commands import command_parser
 from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
 from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
-from benchmarks.kernels.cpu import dtypes, layers
+from benchmarks.kernels.cpu import OURS, compared, dtypes, layers
 from benchmarks.kernels.layers import Layer
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d.pytorch import convolution_backward
 from models import create_model
 
-OURS = "widefield"
 PEERS = {"oneDNN channels_last": torch.channels_last, "oneDNN nchw": torch.contiguous_format}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest number
 SECONDS = 2.0  # of a candidate and layer
@@ -61,8 +61,7 @@ def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[R
     """A row for each gradient, {"ms", "best_peer", "ratio_to_best_peer"}; of a wrong answer {"wrong"} and no speed."""
     rows = []
     for gradient, calls in candidates(layer).items():
-        fields = {name: getattr(layer, name) for name in ("batch", "channels", "size", "kernel", "dtype")}
-        fields["gradient"] = gradient
+        fields = asdict(layer) | {"gradient": gradient}
         expected = calls["oneDNN channels_last"]().float()
         error = float((calls[OURS]().float() - expected).abs().max() / expected.abs().max())
         if not error < TOLERANCE[layer.dtype]:
@@ -70,12 +69,6 @@ def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[R
             continue
         rows.append(fields | compared(interleaved(calls, rounds, seconds=seconds)))
     return rows
-
-
-def compared(timings: dict[str, Any]) -> Row:
-    peers = {name: timing.median for name, timing in timings.items() if name != OURS}
-    best = min(peers, key=peers.__getitem__)
-    return {"ms": timings, "best_peer": best, "ratio_to_best_peer": round(timings[OURS].median / peers[best], 3)}
 
 
 def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> list[Row]:

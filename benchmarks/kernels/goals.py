@@ -24,11 +24,9 @@ class Goal:
     def verdict(self, value: float | None) -> str:
         if value is None:
             return "not measured"
-        met = [limit is not None and (value <= limit if self.most else value >= limit) for limit in self._limits()]
+        limits = (self.goal, self.stretch)
+        met = [limit is not None and (value <= limit if self.most else value >= limit) for limit in limits]
         return "stretch met" if met[1] else "met" if met[0] else "NOT MET"
-
-    def _limits(self) -> tuple[float, float | None]:
-        return self.goal, self.stretch
 
 
 def stage_rows(layers: Rows, which: str, batch: int = 64) -> Rows | None:
