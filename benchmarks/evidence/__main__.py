@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def carry_out(arms: dict[str, list[Arm]], cache: Path, jobs: int) -> int:
     """Do what is not done of `arms` by experiment, and write the results of the experiments that are whole."""
-    runs = by_seed(runs_of([arm for group in arms.values() for arm in group]))
+    runs = runs_of([arm for group in arms.values() for arm in group])
+    runs.sort(key=lambda run: run.seed)  # all of the first seed before the second: a fault of any method shows early
     for data in {run.data for run in runs}:
         prepare(data, cache)
     results, failed = run_all(runs, cache, jobs, lambda line: print(line, flush=True))
@@ -80,11 +81,6 @@ def carry_out(arms: dict[str, list[Arm]], cache: Path, jobs: int) -> int:
     for name, error in failed.items():
         print(f"{name}: {error}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def by_seed(runs: list[Run]) -> list[Run]:
-    """All runs of the first seed before those of the second: a fault of any method shows early."""
-    return sorted(runs, key=lambda run: run.seed)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,47 @@
 """The charts of docs/results.md: a mean and a dot for each seed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.statistics import spread, values_of
+from benchmarks.evidence.spread import spread, values_of
 
 DOT = {"s": 10, "color": "black", "zorder": 3, "alpha": 0.6}
 
 
 def draw_simmim(result: dict[str, Any], path: Path) -> None:
     """Held-out accuracy by arm, a panel for each share of the labels."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shares = list(dict.fromkeys(row["group"] for row in result["rows"]))
-    figure, panels = plt.subplots(1, len(shares), figsize=(11, 2.6), squeeze=False)
     arms = list(dict.fromkeys(row["arm"] for row in result["rows"]))
-    for axes, share in zip(panels[0], shares, strict=True):
-        _bars(axes, [row for row in result["rows"] if row["group"] == share], "top1", share, arms)
-        if axes is not panels[0][0]:
-            axes.set_yticklabels([])
-    figure.suptitle("Held-out top-1, % (bars: mean; dots: seeds; axes begin above 0)", fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    with _chart(path, "Held-out top-1", len(shares), 2.6) as panels:
+        for axes, share in zip(panels, shares, strict=True):
+            _bars(axes, [row for row in result["rows"] if row["group"] == share], "top1", share, arms)
+            if axes is not panels[0]:
+                axes.set_yticklabels([])
 
 
 def draw_long_tail(result: dict[str, Any], path: Path) -> None:
     """Accuracy on the few-shot classes and of all classes, by method."""
+    baseline, *methods = result["rows"]
+    rows = [baseline, *sorted(methods, key=lambda row: -spread(row, "few").mean)]
+    titles = {"few": "classes of fewer than 20 images", "balanced": "all classes, balanced"}
+    with _chart(path, "Held-out accuracy", len(titles), 0.6 + 0.27 * len(rows), sharey=True) as panels:
+        for axes, (metric, title) in zip(panels, titles.items(), strict=True):
+            _bars(axes, rows, metric, title, [row["arm"] for row in rows])
+
+
+@contextmanager
+def _chart(path: Path, what: str, count: int, height: float, sharey: bool = False) -> Iterator[Any]:
+    """`count` panels side by side, 11 x `height` inches; written when they are drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    baseline, *methods = result["rows"]
-    rows = [baseline, *sorted(methods, key=lambda row: -spread(row, "few").mean)]
-    figure, panels = plt.subplots(1, 2, figsize=(11, 0.6 + 0.27 * len(rows)), sharey=True)
-    for axes, metric, title in zip(
-        panels, ("few", "balanced"), ("classes of fewer than 20 images", "all classes, balanced"), strict=True
-    ):
-        _bars(axes, rows, metric, title, [row["arm"] for row in rows])
-    figure.suptitle("Held-out accuracy, % (bars: mean; dots: seeds; axes begin above 0)", fontsize=10)
+    figure, panels = plt.subplots(1, count, figsize=(11, height), sharey=sharey, squeeze=False)
+    yield panels[0]
+    figure.suptitle(f"{what}, % (bars: mean; dots: seeds; axes begin above 0)", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -105,27 +105,21 @@ def do_pretrain(run: Run, root: Path, folder: Path) -> dict[str, float]:
 
 
 def do_evaluate(run: Run, root: Path, folder: Path) -> dict[str, float]:
-    checkpoint = _checkpoint(run, root)
-    values: dict[str, Any] = {"checkpoint": checkpoint, "data": root / run.data.name / "val", "device": "cpu"}
+    data = root / run.data.name / "val"
+    values: dict[str, Any] = {"checkpoint": start_of(run, root), "data": data, "device": "cpu"}
     confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
-    counts = evaluate.training_counts(checkpoint) or []
+    counts = evaluate.training_counts(values["checkpoint"]) or []
     return {"top1": top1(confusion), **shot_report(confusion, counts)}
 
 
 def do_attack(run: Run, root: Path, folder: Path) -> dict[str, float]:
-    values: dict[str, Any] = {"checkpoint": _checkpoint(run, root), "data": root / run.data.name / "val"}
+    values: dict[str, Any] = {"checkpoint": start_of(run, root), "data": root / run.data.name / "val"}
     results = attack.attack_checkpoint(attack.Config(**values, seed=run.seed, device="cpu", **run.settings))
     return {result.attack: result.accuracy for result in results}
 
 
 def do_kernels(run: Run, root: Path, folder: Path) -> dict[str, Any]:
     return compare(root / run.data.name, folder, run.seed, **run.settings)
-
-
-def _checkpoint(run: Run, root: Path) -> Path:
-    if run.start is None:
-        raise ValueError(f"{run.name}: {run.kind} needs the run whose checkpoint it is about")
-    return folder_of(run.start, root)
 
 
 DO: dict[str, Callable[[Run, Path, Path], dict[str, Any]]] = {

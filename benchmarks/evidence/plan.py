@@ -91,7 +91,7 @@ def simmim(seeds: Iterable[int]) -> list[Arm]:
         return _on_labels(f"from-pretrain-{data.kind}-{mode}", size, seed, None, pretrain(mode, data, seed))
 
     return [
-        Arm("simmim", share, name, tuple(run(name, size, seed) for seed in seeds))
+        Arm(share, name, tuple(run(name, size, seed) for seed in seeds))
         for share, size in SHARES.items()
         for name in ("from scratch", *starts)
         if size == 14 or not name.endswith("photographs")
@@ -107,28 +107,29 @@ def randaugment(seeds: Iterable[int]) -> list[Arm]:
     few, every = list(SHARES)[1:]
     tables = [(few, ON_AND_OFF[0]), (few, ON_AND_OFF[1]), (every, ON_AND_OFF[1])]
     return [
-        Arm("randaugment", f"{share}, {names[0]}", name, tuple(run(name, SHARES[share], seed) for seed in seeds))
+        Arm(f"{share}, {names[0]}", name, tuple(run(name, SHARES[share], seed) for seed in seeds))
         for share, names in tables
         for name in names
     ]
 
 
 def long_tail(seeds: Iterable[int]) -> list[Arm]:
+    def short(name: str) -> str:
+        return "".join(letter if letter.isalnum() else "-" for letter in name)
+
     def train(name: str, settings: dict[str, Any], seed: int, start: Run | None = None) -> Run:
         data = Data("long_tail", IMBALANCE, seed)
-        short = "".join(letter if letter.isalnum() else "-" for letter in name)
-        return finetune(f"long_tail-{short}", data, seed, {**LONG_TAIL, **settings}, start)
+        return finetune(f"long_tail-{short(name)}", data, seed, {**LONG_TAIL, **settings}, start)
 
     def correct(name: str, settings: dict[str, Any], seed: int) -> Run:
         plain = train("plain", {}, seed)
-        short = "".join(letter if letter.isalnum() else "-" for letter in name)
-        return Run(f"long_tail-{short}-seed{seed}", "evaluate", plain.data, seed, settings, plain, 1.0)
+        return Run(f"long_tail-{short(name)}-seed{seed}", "evaluate", plain.data, seed, settings, plain, 1.0)
 
     arms = {"plain cross-entropy": [train("plain", {}, seed) for seed in seeds]}
     arms |= {name: [train(name, settings, seed) for seed in seeds] for name, settings in LONG_TAIL_METHODS.items()}
     arms["cRT (10 epochs more)"] = [train("crt", CRT, seed, train("plain", {}, seed)) for seed in seeds]
     arms |= {name: [correct(name, settings, seed) for seed in seeds] for name, settings in AFTERWARDS.items()}
-    return [Arm("long_tail", f"imbalance {IMBALANCE}", name, tuple(runs)) for name, runs in arms.items()]
+    return [Arm(f"imbalance {IMBALANCE}", name, tuple(runs)) for name, runs in arms.items()]
 
 
 def robustness(seeds: Iterable[int]) -> list[Arm]:
@@ -141,7 +142,7 @@ def robustness(seeds: Iterable[int]) -> list[Arm]:
         return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run, 40.0)
 
     return [
-        Arm("robustness", f"epsilon {epsilon}/255", name, tuple(attacked(epsilon, trained(*how, s)) for s in seeds))
+        Arm(f"epsilon {epsilon}/255", name, tuple(attacked(epsilon, trained(*how, s)) for s in seeds))
         for epsilon in EPSILONS
         for name, how in DEFENCES.items()
     ]
@@ -159,7 +160,7 @@ def kernels(seeds: Iterable[int]) -> list[Arm]:
         return Run(name, "kernels", Data("labels", 14, seed), seed, settings, None, 30.0)
 
     return [
-        Arm("kernels", task, arm, tuple(run(task, arm, seed) for seed in seeds))
+        Arm(task, arm, tuple(run(task, arm, seed) for seed in seeds))
         for task in ("finetune", "pretrain")
         for arm in ("float32, small steps", "float32", "float64")
     ]

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks import markdown
 from benchmarks.commands import no_options
 from benchmarks.evidence.charts import draw_long_tail, draw_simmim
-from benchmarks.evidence.statistics import Spread, difference, spread, values_of
+from benchmarks.evidence.spread import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
 from benchmarks.harness import RESULTS
 from benchmarks.markdown import conditions, wrapped
@@ -59,12 +59,13 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def compared(rows: list[dict[str, Any]], metric: str) -> list[list[str]]:
     """[arm, accuracy, difference from the first arm, verdict, seconds] of each arm."""
-    cells = []
-    for row in rows:
-        change = difference(row, rows[0], metric)
-        against = ["", "baseline"] if row is rows[0] else [points(change), change.verdict()]
-        cells.append([row["arm"], percent(spread(row, metric)), *against, seconds(row)])
-    return cells
+    return [[row["arm"], percent(spread(row, metric)), *gained(row, rows[0], metric), seconds(row)] for row in rows]
+
+
+def gained(row: dict[str, Any], baseline: dict[str, Any], metric: str) -> list[str]:
+    """[difference from the baseline, verdict]."""
+    change = difference(row, baseline, metric)
+    return ["", "baseline"] if row is baseline else [points(change), change.verdict()]
 
 
 def top1_tables(result: dict[str, Any]) -> list[str]:
@@ -79,11 +80,9 @@ def long_tail_table(result: dict[str, Any]) -> list[str]:
     rows = result["rows"]
     cells = []
     for row in rows:
-        gained = difference(row, rows[0], "few")
-        against = ["", "baseline"] if row is rows[0] else [points(gained), gained.verdict()]
         means = [f"{100 * spread(row, metric).mean:.1f} ± {100 * spread(row, metric).std:.1f}" for metric in SHOTS[1:3]]
         cells.append([row["arm"], *(percent(spread(row, m)) for m in ("top1", "balanced")), *means])
-        cells[-1] += [percent(spread(row, "few")), *against, seconds(row)]
+        cells[-1] += [percent(spread(row, "few")), *gained(row, rows[0], "few"), seconds(row)]
     header = ["", "overall, %", "balanced, %", "many, %", "medium, %", "few, %", "few gained, points", "", "seconds"]
     return table(header, cells)
 
@@ -102,12 +101,12 @@ def robustness_tables(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def agreeing_steps(row: dict[str, Any], tolerance: float = 1e-6) -> int:
-    """How many first steps' losses with the operators are those with the references; the fewest of any seed."""
+def agreeing_steps(row: dict[str, Any]) -> int:
+    """How many first steps' losses agree to 1e-6, the operators' with the references'; the fewest of any seed."""
     fewest = []
     for curves in (seed["losses"] for seed in row["seeds"]):
         pairs = zip(curves["operator"], curves["reference"], strict=True)
-        agrees = [abs(a - b) <= tolerance for a, b in pairs]
+        agrees = [abs(a - b) <= 1e-6 for a, b in pairs]
         fewest.append(agrees.index(False) if False in agrees else len(agrees))
     return min(fewest)
 

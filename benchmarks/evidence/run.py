@@ -56,7 +56,6 @@ class Run:
 class Arm:
     """A row of a table: one method, a run for each seed. `group` is the table, such as a share of the labels."""
 
-    experiment: str
     group: str
     name: str
     runs: tuple[Run, ...]

@@ -10,7 +10,7 @@ from PIL import Image
 from benchmarks.evidence import report
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm
-from benchmarks.evidence.statistics import Spread, difference, spread
+from benchmarks.evidence.spread import Spread, difference, spread
 from benchmarks.markdown import wrapped
 
 METRICS = {
