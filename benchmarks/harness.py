@@ -47,10 +47,12 @@ def interleaved(
     seconds: float = math.inf,
     settle: float = 0.0,
 ) -> dict[str, Timing]:
-    """Time every candidate in turn, `rounds` times: in each a burst of calls of which the first, which pays for the
-    other candidates' caches and spinning threads, is not counted; nor are calls for `settle` seconds where the threads
-    of another runtime spin longer than one call takes. All are warmed up before. A candidate that has taken `seconds`
-    is left out of further rounds: one that is forty times slower must not stretch the run."""
+    """Times all candidates in turn, `rounds` times; all are warmed up before.
+
+    Each turn is a burst of calls whose first is not counted: it pays for the others' caches and spinning threads.
+    `settle`: seconds from a turn's start that are not counted either, where another runtime's threads spin for longer.
+    `seconds`: a candidate whose counted calls took more is dropped, so that a slow one does not stretch the run.
+    """
     for call in candidates.values():
         for _ in range(3):
             call()

@@ -166,8 +166,8 @@ def one_turn(url: str, jpeg: bytes, peak: float, seconds: float, deadline: float
 
 
 def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
-    """One load's turn of the median goodput, as a share of what a closed loop answered around it; and of every turn the
-    share and the outcomes."""
+    """Of one load's turns the one with the median share of the closed loops' rate around it; beside it every turn's
+    share and outcomes."""
     shares = [round(row["goodput_per_s"] / peak, 3) for row, peak in zip(rows, peaks, strict=True)]
     middle = statistics.median_low(shares)
     each = {"goodput_of_peak_each": shares, "outcomes_each": [row["outcomes"] for row in rows]}

@@ -1,7 +1,6 @@
 """The pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +84,6 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
     return lines + table(header, rows)
 
 
-def measured(name: str, lines: Callable[[dict[str, Any]], list[str]]) -> list[list[str]]:
-    """No table of what has not been measured on this machine yet."""
-    return [lines(load(name))] if (RESULTS / f"{name}.json").exists() else []
-
-
 def gpu_tables(newest: dict[str, Any], before: dict[str, Any]) -> list[list[str]]:
     """`before` reached batch 1 and all variants; its kernels find a NaN and add the bias in another way, no more."""
     return [
@@ -110,7 +104,7 @@ def pages() -> dict[Path, list[list[str]]]:
             kernels.stage_table(h200),
             inference_table(load("cpu_inference_replknet_31b")),
             served.serving_table(load("serving_overhead")),
-            *measured("demo", served.demo_line),
+            served.demo_line(load("demo")),
         ],
         ROOT / "docs" / "kernels.md": [
             depthwise_table(load("kernels_cpu")),
@@ -125,9 +119,9 @@ def pages() -> dict[Path, list[list[str]]]:
             served.steps_table(load("overload"), f"in a closed loop of {load('overload')['rows'][0]['peak_callers']}"),
             served.first_request_table(load("first_request")),
             served.instances_table(load("instances")),
-            *measured("preprocess", served.preprocess_table),
-            *measured("serving", lambda result: serving.lines(result, conditions(result))),
-            *measured("serving_plain", lambda result: serving.lines(result, conditions(result), WITHOUT)),
+            served.preprocess_table(load("preprocess")),
+            serving.lines(load("serving"), conditions(load("serving"))),
+            serving.lines(load("serving_plain"), conditions(load("serving_plain")), WITHOUT),
         ],
         ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
     }

@@ -85,7 +85,7 @@ def _shape(rng: random.Random, request: Any, images: list[bytes]) -> None:
 
 def _type(rng: random.Random, request: Any, images: list[bytes]) -> None:
     for each in request.inputs:
-        each.datatype = rng.choice(TYPES).encode("utf-8", "replace").decode()
+        each.datatype = rng.choice(TYPES)
 
 
 def _name(rng: random.Random, request: Any, images: list[bytes]) -> None:

@@ -66,8 +66,8 @@ class Watch:
                 answer = ask(self.server, image, protocol)
                 if not np.array_equal(answer, self.answers[name]):
                     raise AssertionError(f"{name} over {protocol} is answered otherwise than at the start")
-        if shared_memory_files(self.server) - self.files:
-            raise AssertionError(f"new shared-memory files: {shared_memory_files(self.server) - self.files}")
+        if new := shared_memory_files(self.server) - self.files:
+            raise AssertionError(f"new shared-memory files: {new}")
         self.resident.append(resident_mib(self.server))
 
     def left_over(self) -> list[str]:

@@ -39,7 +39,7 @@ def not_held(part: str, content: dict[str, Any]) -> list[str]:
         ]
     if part == "restarts":
         left = content["growth"], content["left_after_stop"]
-        return [f"{what}" for what in left if any(what.values())]
+        return [str(what) for what in left if any(what.values())]
     right = ("answered", "broken and refused")
     wrong = {kind: count for kind, count in content["outcomes"].items() if kind not in right}
     found = [f"the soak's outcomes: {wrong}"] if wrong else []

@@ -17,7 +17,6 @@ ANSWERED = "answered"
 
 @dataclass(frozen=True)
 class Record:
-    due: float
     seconds: float
     outcome: str
     detail: str = ""
@@ -79,4 +78,4 @@ class Load:
         seconds = time.perf_counter() - due
         if outcome == ANSWERED and seconds > self.deadline:
             outcome = "Late"
-        self.records.append(Record(due, seconds, outcome, detail))
+        self.records.append(Record(seconds, outcome, detail))

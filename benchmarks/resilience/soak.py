@@ -35,7 +35,7 @@ class Sample:
 
 
 class Tally:
-    """Counts of all callers; `take` gives out the requests' numbers."""
+    """Counts of all callers; `numbers` gives out the requests' numbers."""
 
     def __init__(self, requests: int) -> None:
         self.requests = requests
