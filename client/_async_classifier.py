@@ -36,6 +36,7 @@ class AsyncClassifier(Session):
     ) -> None:
         transports = open_async_transports(url, protocol, tls, shared_memory_token) if transport is None else transport
         super().__init__(transports, model, timeout, retries)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
@@ -68,6 +69,7 @@ class AsyncClassifier(Session):
     async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
         """As `Classifier.status`."""
         self._check(1, timeout)
+        self._check_loop()
         asked = (self._status(transport, timeout or self.timeout) for transport in self._transports)
         return list(await asyncio.gather(*asked))
 
@@ -87,12 +89,20 @@ class AsyncClassifier(Session):
         self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool
     ) -> Answer:
         self._check(top, timeout)
+        self._check_loop()
         try:
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
             return await drive_async(self._steps(data, top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
             self._name(error, image)
             raise
+
+    def _check_loop(self) -> None:
+        """Its connections live in the loop of the first request."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if loop is not self._loop:
+            raise RuntimeError("this AsyncClassifier belongs to another event loop: make one in each")
 
     async def _act(self, step: Send | Pause) -> Answer | None:
         self._check_open()

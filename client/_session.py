@@ -4,6 +4,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 from client._attempts import RetryBudget, Steps, attempts
@@ -22,8 +23,8 @@ class Session:
 
     def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
         """`transports`: one, or one a server."""
-        if retries < 0:
-            raise ValueError(f"retries is {retries}: give 0 or more")
+        if not _is_count(retries, 0):
+            raise ValueError(f"retries is {retries!r}: give 0 or more")
         self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
         if not self._transports:
             raise ValueError("transport is an empty list: give one or more, or leave it out and give a URL")
@@ -58,22 +59,26 @@ class Session:
         error.image = describe(image)
 
     def _check(self, top: int, timeout: float | None = None) -> None:
-        if top < 1:
-            raise ValueError(f"top is {top}: ask for 1 class or more")
+        if not _is_count(top, 1):
+            raise ValueError(f"top is {top!r}: ask for 1 class or more")
         if timeout is not None:
             check_timeout(timeout)
         self._check_open()
 
     def _check_many(self, images: Any, top: int, concurrency: int) -> None:
         self._check(top)
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}: give 1 or more")
+        if not _is_count(concurrency, 1):
+            raise ValueError(f"concurrency is {concurrency!r}: give 1 or more")
         if isinstance(images, (str, bytes, bytearray, os.PathLike)):
             raise TypeError(f"{describe(images)} is one image: use classify, or give a list")
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError(f"this {type(self).__name__} is closed: make a new one")
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= least
 
 
 def explanation(answer: Answer) -> Explanation:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -69,8 +70,8 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
 
 
 def check_timeout(timeout: float) -> float:
-    if not (timeout > 0 and math.isfinite(timeout)):
-        raise ValueError(f"timeout is {timeout}: give the seconds to wait, more than 0")
+    if not isinstance(timeout, Real) or not (timeout > 0 and math.isfinite(timeout)):
+        raise ValueError(f"timeout is {timeout!r}: give the seconds to wait, more than 0")
     return timeout
 
 

@@ -143,6 +143,14 @@ def test_closed_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
+def test_another_event_loop_is_refused() -> None:
+    classifier = AsyncClassifier(transport=AsyncFakeTransport(CAT))
+    asyncio.run(classifier.classify(b"x"))
+    for ask in (lambda: classifier.classify(b"x"), classifier.status, lambda: classifier.classify_many([b"x"])):
+        with pytest.raises(RuntimeError, match="this AsyncClassifier belongs to another event loop: make one in each"):
+            asyncio.run(ask())
+
+
 def test_wrong_arguments_and_files() -> None:
     async def main() -> None:
         classifier = AsyncClassifier(transport=AsyncFakeTransport(CAT))

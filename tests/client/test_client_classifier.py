@@ -103,6 +103,11 @@ def test_one_image_is_not_many(fake: Any, one: Any) -> None:
     ("call", "words"),
     [
         (lambda c: c.classify(b"x", top=0), "top is 0"),
+        (lambda c: c.classify(b"x", top="3"), "top is '3': ask for 1 class or more"),
+        (lambda c: c.classify(b"x", timeout="5"), "timeout is '5': give the seconds"),
+        (lambda c: c.classify_many([b"x"], concurrency=2.5), "concurrency is 2.5: give 1 or more"),
+        (lambda c: Classifier(retries="2"), "retries is '2': give 0 or more"),
+        (lambda c: Classifier(timeout=None), "timeout is None: give the seconds to wait, more than 0"),
         (lambda c: c.classify_many([b"x"], top=-1), "top is -1"),
         (lambda c: c.classify_stream([b"x"], concurrency=0), "concurrency is 0"),  # at once, not at the first next()
         (lambda c: c.classify(b"x", timeout=-1), "timeout is -1"),

@@ -33,7 +33,11 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
         Image.new("RGB", (64, 32), (10, 20, 30)).save(f"{folder}/a.png")
     Path("bad.png").write_bytes(b"text")
     assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out"]) == 1
-    assert sorted(path.name for path in Path("out").iterdir()) == ["a.png.explained.2.png", "a.png.explained.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "a.png.explained.2.png",
+        "a.png.explained.png",
+        "explained.csv",
+    ]
     picture = np.asarray(Image.open("out/a.png.explained.png"))
     assert picture.shape == (32, 64, 3)
     inside = np.zeros((32, 64), bool)
@@ -44,7 +48,7 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     out, err = capsys.readouterr()
     assert "[cat]" in out
     assert "cannot be decoded here" in err
-    assert "2 overlays in out" in err
+    assert "2 overlays in out, which explained.csv there lists" in err
 
 
 @pytest.mark.parametrize(
@@ -182,16 +186,8 @@ def test_wrong_usage_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_the_name_of_a_picture_of_a_long_url_is_cut(served: FakeTransport) -> None:
-    from client.commands.explain import _pictures
-
-    names = [f"http://host/a?token={'x' * 300}{end}" for end in "yz"]
-    pictures = _pictures(Path("out"), names)
-    assert [path.name for path in pictures.values()] == [f"{'x' * 199}{end}.explained.png" for end in "yz"]
-
-
 def test_the_name_of_a_picture_is_cut_by_bytes(served: FakeTransport) -> None:
     served.reply = gradient
     Image.new("L", (8, 8)).save(f"{'字' * 82}.png")
     assert main(["explain", f"{'字' * 82}.png"]) == 0
-    assert [path.name for path in Path("explained").iterdir()] == [f"{'字' * 65}.png.explained.png"]
+    assert Path("explained", f"{'字' * 65}.png.explained.png").exists()
