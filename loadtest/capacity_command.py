@@ -1,5 +1,6 @@
 """`python -m loadtest capacity`: the search for the capacity, over real runs."""
 
+import argparse
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from loadtest.options import (
     image_options,
     not_negative,
     positive,
+    server_address,
     write_files,
 )
 from loadtest.results import met, rate_to_offer, requests_needed, silent
@@ -68,15 +70,14 @@ def capacity(arguments: Sequence[str]) -> int:
         print(f"  {phase['level']:8.1f}/s: {outcome}{again}{_failures(phase)}", flush=True)
         # Too high a rate may leave all unanswered; a server that is gone says nothing about its capacity.
         if silent(result) and (gone := silent(run_load([*target, *alone]))):
-            over = " and ".join(gone)
-            raise RuntimeError(f"no request over {over} is answered any more: is the server at {options.host} there?")
+            raise RuntimeError(_unanswered(gone, options))
 
     first = options.from_rate
     if first is None:
         closed = run_load([*target, "--users", "8", "--seconds", "5", "--warm-up", "2"])
         first = sum(row["answered_per_s"] for row in closed["phases"][-1]["protocols"].values())
-        if not first:
-            raise RuntimeError(f"no request was answered at {options.host}: is the server there?")
+        if never := silent(closed):
+            raise RuntimeError(_unanswered(never, options))
         print(f"closed loop, 8 users: {first:.1f} answers/s", flush=True)
     first = max(first, protocols * rate_to_offer(per_s, options.seconds))
     search = find_capacity(at_rate, first, null / 2, options.repeats, options.precision, protocols * per_s, tell)
@@ -89,6 +90,16 @@ def capacity(arguments: Sequence[str]) -> int:
 
         files[options.report] = render(search.results, found)
     return 0 if write_files(files) and search.capacity else 1
+
+
+def _unanswered(names: Sequence[str], options: argparse.Namespace) -> str:
+    """`names`: of protocols, as the results have them."""
+    places = [
+        f"over {name} at {server_address(name.lower(), options.host, options.grpc_host)} "
+        f"(--{'grpc-host' if name == 'gRPC' else 'host'})"
+        for name in names
+    ]
+    return f"no request is answered {' and '.join(places)}: is the server there?"
 
 
 def _failures(phase: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,14 @@ USERS = {
     "http": ["HttpClassifierUser"],
     "both": ["GrpcClassifierUser", "HttpClassifierUser"],
 }
+
+
+def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
+    """Of --host, which is HTTP's, and of --grpc-host, without which gRPC is on port 8001 there."""
+    host = host.removeprefix("http://").rstrip("/")
+    if protocol == "http":
+        return host
+    return grpc_host or re.sub(r":\d+$", "", host.replace("https://", "grpcs://")) + ":8001"
 
 
 def positive(text: str) -> float:

@@ -1,7 +1,6 @@
 """Locust users that send real images to a running server, through `client`, over gRPC and over HTTP."""
 
 import random
-import re
 import time
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from locust.env import Environment
 from locust.user.users import LOCUST_STATE_STOPPING
 
 from client import TLS, Classifier, ClassifierError
+from loadtest.options import server_address
 from loadtest.recorder import Recorder
 from loadtest.shapes import Phase, arrivals
 
@@ -34,11 +34,8 @@ class Clock:
 
 
 def address(protocol: str, environment: Environment) -> str:
-    host = (environment.host or "127.0.0.1:8000").removeprefix("http://").rstrip("/")
-    if protocol == "http":
-        return host
     options: Any = environment.parsed_options
-    return options.grpc_host or re.sub(r":\d+$", "", host.replace("https://", "grpcs://")) + ":8001"
+    return server_address(protocol, environment.host or "127.0.0.1:8000", options.grpc_host)
 
 
 def open_classifier(protocol: str, environment: Environment) -> Classifier:

@@ -107,4 +107,16 @@ def test_a_server_that_goes_has_no_capacity(pictures: Path, counting_server: Cal
     assert process.returncode == 1
     assert "capacity:" not in rest
     assert "failed: the server cannot be reached" in rest
-    assert error == f"loadtest: no request over HTTP is answered any more: is the server at {server.address} there?\n"
+    assert error == f"loadtest: no request is answered over HTTP at {server.address} (--host): is the server there?\n"
+
+
+def test_a_protocol_that_is_not_there_is_named(pictures: Path, counting_server: Callable, tmp_path: Path) -> None:
+    server = counting_server()
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np90 = 1000\n")
+    command = [sys.executable, "-m", "loadtest", "capacity", "--images", str(pictures)]
+    command += ["--slo", str(tmp_path / "slo.toml"), "--host", server.address, "--grpc-host", "127.0.0.1:1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    expected = "loadtest: no request is answered over gRPC at 127.0.0.1:1 (--grpc-host): is the server there?\n"
+    assert done.stderr == expected
+    assert "/s: " not in done.stdout, "no rate was tried"
