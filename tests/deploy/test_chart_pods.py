@@ -101,6 +101,26 @@ def test_a_variable_of_the_chart_is_replaced():
     assert container(render({"extraEnv": given}))["env"][-1] == given[0]
 
 
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"extraEnv": [{"name": "WIDEFIELD_GRPC_PORT", "value": "9"}]}, "extraEnv has WIDEFIELD_GRPC_PORT, but"),
+        ({"extraArgs": ["--log-verbose=1", "--http-port=9"]}, "extraArgs has --http-port=9, but"),
+    ],
+)
+def test_another_port_would_be_reached_by_nobody(values, named):
+    with pytest.raises(helm_call.ValuesError, match=rf"{named} the services and policies lead to 8000, 8001 and 8002"):
+        render(values)
+
+
+def test_requests_are_the_limits_unless_given():
+    """Kubernetes takes the limits; defaults of both would refuse lower limits."""
+    assert container(render({"resources": {"limits": {"cpu": "2"}}}))["resources"] == {
+        "limits": {"cpu": "2", "memory": "6Gi"},
+        "requests": {},
+    }
+
+
 def test_what_is_added_to_the_pod():
     manifests = render(ALL)
     pod, server = one(manifests, "Deployment")["spec"]["template"], container(manifests)
