@@ -34,10 +34,9 @@ from training.loop import fit
 from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
-from training.script import begin, exit_code, parse
+from training.script import begin, exit_code, parse_run, starting_config
 from training.settings import SettingsError, as_json, check_rates
 from training.splits import ignored, names_digest, open_split
-from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -154,9 +153,7 @@ def keeps_head(config: Config, labels: list[str]) -> bool:
 
 
 def parse_arguments(command_line: list[str] | None = None) -> Config:
-    """The preset's values, overridden by the command line."""
-    default = preset_of(PRESETS, "folder", command_line)
-    return parse(Config, "training.finetune", __doc__, command_line, default)
+    return parse_run(PRESETS, "folder", "training.finetune", __doc__, command_line)
 
 
 def main() -> int:

@@ -33,10 +33,9 @@ from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 from training.pictures import write_reconstructions
 from training.pretrain_config import PRESETS, Config, check
 from training.samplers import evenly
-from training.script import begin, exit_code, parse
+from training.script import begin, exit_code, parse_run, starting_config
 from training.settings import SettingsError, as_json
 from training.splits import ignored, names_digest, open_unlabelled_split
-from training.starting import preset_of, starting_config
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -140,9 +139,7 @@ def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: st
 
 
 def parse_arguments(command_line: list[str] | None = None) -> Config:
-    """The preset's values, overridden by the command line."""
-    default = preset_of(PRESETS, "simmim", command_line)
-    return parse(Config, "training.pretrain", __doc__, command_line, default)
+    return parse_run(PRESETS, "simmim", "training.pretrain", __doc__, command_line)
 
 
 def main() -> int:

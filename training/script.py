@@ -1,5 +1,7 @@
-"""How a run begins, and how a training script ends: one line on standard error and an exit code, whatever stops it."""
+"""How a run begins: its settings and what it starts from; and how a training script ends, one line on standard error
+and an exit code, whatever stops it."""
 
+import argparse
 import functools
 import os
 import sys
@@ -13,15 +15,44 @@ import tyro
 from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from models import ModelConfig, checkpoint_config
+from models.weights import checkpoint_folder
 from training import distributed
+from training.config import Config as FinetuneConfig
 from training.logs import standard_output
 from training.loop import DivergenceError, Terminated
+from training.pretrain_config import Config as PretrainConfig
 from training.samples import WRITERS
 from training.settings import one_line
-from training.starting import AnyConfig
 from training.state import STATE_FILE
 
+DEFAULT_ARCH = "replknet_small"
 Settings = TypeVar("Settings")
+AnyConfig = TypeVar("AnyConfig", FinetuneConfig, PretrainConfig)
+
+
+def parse_run(
+    presets: Mapping[str, AnyConfig],
+    usual: str,
+    module: str,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+) -> AnyConfig:
+    """The preset's values, overridden by the command line. A checkpoint folder's architecture stands above the
+    preset's."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", nargs="?")  # of a value that is left out `parse` tells
+    first.add_argument("--weights", nargs="?", type=Path)
+    options = first.parse_known_args(arguments)[0]
+    preset = presets.get(options.preset, presets[usual])
+    if checkpoint_folder(options.weights):
+        preset = replace(preset, arch="")
+    return parse(type(preset), module, description, arguments, preset)
+
+
+def starting_config(arch: str, weights: Path | None) -> ModelConfig:
+    """`checkpoint_config`, else that of the architecture. Raises `WeightsError` as it does."""
+    return checkpoint_config(weights, arch) or ModelConfig(arch or DEFAULT_ARCH)
 
 
 def begin(

@@ -14,8 +14,8 @@ from rich.console import Console
 from models import ModelConfig, WeightsError, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import QUIET, Tiny
 from training import finetune, pretrain
+from training.script import starting_config
 from training.settings import SettingsError
-from training.starting import starting_config
 
 SCRIPTS = pytest.mark.parametrize("script", [finetune, pretrain])
 
@@ -85,6 +85,16 @@ def test_without_a_folder_the_preset_and_the_default_hold(script: ModuleType, tm
     assert config.arch == "replknet_nano"
     made = script.make_model(script.Config(), ["a", "b"]) if script is finetune else script.make_model(script.Config())
     assert made[1].arch == "replknet_small"
+
+
+@SCRIPTS
+@pytest.mark.parametrize("option", ["--weights", "--preset"])
+def test_an_option_without_its_value_is_named(script: ModuleType, option: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        script.parse_arguments(["--epochs", "1", option])
+    error = capsys.readouterr().err
+    assert f"Missing value for argument '{option}'" in error
+    assert f"python -m {script.__name__} --help" in error
 
 
 def test_only_replknets_are_pre_trained_on(tiny_vit: Path) -> None:
