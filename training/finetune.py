@@ -17,13 +17,12 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from models import ModelConfig, count_classes, create_model, load_weights, save_checkpoint
+from models import ModelConfig, RepLKNet, count_classes, create_model, load_weights, save_checkpoint
 from training import distributed
 from training.accuracy import accuracies, count_answers
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
-from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.data import LabelledFolder
 from training.images import DataError
@@ -80,7 +79,10 @@ def train(config: Config, console: Console | None = None) -> float:
     if config.sync_bn and distributed.world_size() > 1:
         model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
-        checkpoint_blocks(model, config)
+        if not isinstance(model, RepLKNet):
+            kind = type(model).__name__
+            raise SettingsError(f"--grad-checkpointing: it is for RepLKNets, not for {kind}; leave it out")
+        model.set_grad_checkpointing()
     learner = make_learner(model, config, model_config, counts)
     learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     watch = None

@@ -26,7 +26,6 @@ from models import (
 from models.modes import evaluating
 from training import distributed
 from training.augment import eval_transform
-from training.checkpointing import checkpoint_blocks
 from training.loaders import make_loaders
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
@@ -76,7 +75,7 @@ def train(config: Config, console: Console | None = None) -> float:
     if config.sync_bn and distributed.world_size() > 1:
         model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
-        checkpoint_blocks(model.encoder, config)
+        model.encoder.set_grad_checkpointing()
     learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def evaluate(finished: nn.Module) -> dict[str, float]:

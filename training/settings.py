@@ -98,6 +98,10 @@ RANGES = {
 }
 
 
+# The last two have a context around the forward pass, which is gone when the backward pass computes a block again.
+NOT_CHECKPOINTED = (("compile", True), ("head_only", True), ("adversarial", "advprop"), ("mask_mode", "sparse"))
+
+
 def check_ranges(config: Any) -> None:
     """Raises `SettingsError` for a number in a script's settings that would be passed over in silence or fail
     somewhere in the run; the least and the most of each name are the same in every script."""
@@ -113,7 +117,7 @@ def check_ranges(config: Any) -> None:
 
 
 def check_rates(config: LoopConfig) -> None:
-    """`check_ranges`, and what only a run has: the rates, the average, the crops."""
+    """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing."""
     check_ranges(config)
     if config.lr <= 0:
         raise SettingsError(f"--lr {config.lr}: it must be above 0")
@@ -123,6 +127,10 @@ def check_rates(config: LoopConfig) -> None:
         raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
         raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
+    for name, value in NOT_CHECKPOINTED if config.grad_checkpointing else ():
+        if getattr(config, name, None) == value:
+            option = f"--{name.replace('_', '-')}" + (f" {value}" if isinstance(value, str) else "")
+            raise SettingsError(f"--grad-checkpointing does not go with {option}: leave one of them out")
 
 
 def autocast(device: str, amp: Amp) -> torch.autocast:

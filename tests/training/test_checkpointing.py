@@ -1,5 +1,6 @@
 """Activation checkpointing: the same run, in less memory."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,8 @@ from torch import nn
 from models import ModelConfig, checkpointing, create_model
 from models.layers import DepthwiseConv2d
 from tests.training.runs import QUIET, Tiny, assert_same, records
-from training import pretrain
-from training.checkpointing import checkpoint_blocks
+from training import finetune, pretrain
 from training.config import Config
-from training.finetune import train
 from training.methods import make_learner
 from training.settings import LoopConfig, SettingsError
 
@@ -29,7 +28,7 @@ def step(method: dict, checkpointed: bool, amp: bool = False) -> tuple[float, di
     torch.manual_seed(0)
     config, model = Config(**method), create_model("replknet_nano", 3, drop_path_rate=0.5)
     if checkpointed:
-        checkpoint_blocks(model, config)
+        model.set_grad_checkpointing()
     learner = make_learner(model, config, ModelConfig("replknet_nano", 3), [5, 3, 2]).train()
     views = (4, 2) if "paco" in method.get("loss", "") else (4,)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
@@ -72,7 +71,7 @@ def test_what_is_kept_is_less_and_blocks_are_computed_again(monkeypatch: pytest.
         sizes: list[int] = []
         model = create_model("replknet_nano", 3)
         if checkpointed:
-            checkpoint_blocks(model, LoopConfig())
+            model.set_grad_checkpointing()
         calls.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.numel()) or x, lambda x: x):
             loss = model(torch.randn(2, 3, 64, 64)).sum()
@@ -89,10 +88,10 @@ def test_what_is_kept_is_less_and_blocks_are_computed_again(monkeypatch: pytest.
 
 def test_a_run_is_the_same_and_may_be_resumed_with_it(tiny: Tiny, tmp_path: Path) -> None:
     for name, checkpointed in (("plain", False), ("checkpointed", True)):
-        train(tiny(tmp_path / name, grad_checkpointing=checkpointed, drop_path=0.2), QUIET)
+        finetune.train(tiny(tmp_path / name, grad_checkpointing=checkpointed, drop_path=0.2), QUIET)
     assert_same(tmp_path / "plain", tmp_path / "checkpointed")
     assert records(tmp_path / "plain") == records(tmp_path / "checkpointed")
-    train(tiny(tmp_path / "plain", grad_checkpointing=True, drop_path=0.2), QUIET)
+    finetune.train(tiny(tmp_path / "plain", grad_checkpointing=True, drop_path=0.2), QUIET)
 
 
 def test_pretraining_is_the_same_run(small_digits: Path, tmp_path: Path) -> None:
@@ -113,8 +112,15 @@ def test_pretraining_is_the_same_run(small_digits: Path, tmp_path: Path) -> None
         (pretrain.Config(mask_mode="sparse"), "--mask-mode sparse"),
     ],
 )
-def test_what_it_does_not_go_with_is_refused(config: LoopConfig, option: str) -> None:
+def test_what_it_does_not_go_with_is_refused_before_the_data_are_opened(
+    config: LoopConfig, option: str, tmp_path: Path
+) -> None:
+    script = finetune if isinstance(config, Config) else pretrain
+    config = dataclasses.replace(config, grad_checkpointing=True, data=tmp_path / "nowhere", output=tmp_path)
     with pytest.raises(SettingsError, match=f"--grad-checkpointing does not go with {option}: leave one of them out"):
-        checkpoint_blocks(create_model("replknet_nano", 3), config)
-    with pytest.raises(SettingsError, match="it is for RepLKNets, not for Linear"):
-        checkpoint_blocks(nn.Linear(2, 2), LoopConfig())
+        script.train(config, QUIET)
+
+
+def test_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="it is for RepLKNets, not for ResNet; leave it out"):
+        finetune.train(tiny(tmp_path, arch="timm/resnet10t", drop_path=0.0, grad_checkpointing=True), QUIET)

@@ -16,7 +16,6 @@ from tests.training.runs import QUIET, Killed, before_step, die
 from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
-from training.checkpointing import checkpoint_blocks
 from training.config import Config
 from training.distributed import convert_sync_batchnorm
 from training.finetune import train
@@ -40,7 +39,7 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
     config = dataclasses.replace(PRESETS["digits"], **changes)
     model = convert_sync_batchnorm(create_model("replknet_nano", 3), "cpu")
     if config.grad_checkpointing:
-        checkpoint_blocks(model, config)
+        model.set_grad_checkpointing()
     images, targets = torch.randn(8, 3, 64, 64).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
     learner = make_learner(model, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2])
