@@ -8,7 +8,8 @@ Deploy form (`reparameterize()`): every batch norm is folded as well, and
     ffn(x)   = x + pw2(gelu(pw1(x)))
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.checkpointing import checkpointed
+from models.layer_groups import layer_group
 from models.layers import ConvBN, DropPath, ReparamLargeKernelConv
 from models.reparameterize import fold_before
 
@@ -194,6 +196,10 @@ class RepLKNet(nn.Module):
         """
         for stage in self.stages:
             cast(RepLKNetStage, stage).grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layer-decay group of a parameter by its name; `coarse` is timm's, and there is one grouping."""
+        return partial(layer_group, layers=[len(cast(RepLKNetStage, stage).blocks) // 2 for stage in self.stages])
 
     def merge_branches(self) -> None:
         """Published deploy form, in place: only the K x K and the small branch, with their batch norms, become one."""

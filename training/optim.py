@@ -1,48 +1,14 @@
 """The optimiser, its parameter groups and the learning rate of every step."""
 
-import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
-from timm.models import group_parameters
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from models import RepLKNet
 from training.settings import LoopConfig, SettingsError
-
-PAIRS_A_GROUP = 2  # RepLKNet's published layer decay: two RepLKBlocks and two ConvFFNs share a learning rate
-
-
-def layer_index(name: str, layers: Iterable[int]) -> int:
-    """The layer-decay group of a RepLKNet parameter: 0 the stem, the largest the norm and the head.
-
-    A transition goes with the blocks before it. For 2,2,18,2 layers these are the 14 groups of the authors' code.
-    """
-    groups = [-(-depth // PAIRS_A_GROUP) for depth in layers]
-    if name.startswith("stem."):
-        return 0
-    if found := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
-        stage, block = int(found[1]), int(found[2])
-        return 1 + sum(groups[:stage]) + block // (2 * PAIRS_A_GROUP)
-    if found := re.match(r"transitions\.(\d+)\.", name):
-        return sum(groups[: int(found[1]) + 1])
-    return 1 + sum(groups)
-
-
-def layer_indices(model: nn.Module) -> dict[str, int]:
-    """The layer-decay group of every parameter by name: RepLKNet's as published, timm's as timm has them.
-
-    Raises `SettingsError` for a model whose layers are not known.
-    """
-    if isinstance(model, RepLKNet):
-        layers = [len(stage.blocks) // 2 for stage in model.stages]  # type: ignore[arg-type]
-        return {name: layer_index(name, layers) for name, _ in model.named_parameters()}
-    if not hasattr(model, "group_matcher"):
-        raise SettingsError(f"--layer-decay: the layers of {type(model).__name__} are not known; use 1")
-    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
@@ -55,7 +21,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
-    """Groups with `weight_decay` (none for biases, norms and other vectors) and, under layer decay, `lr_scale`.
+    """Groups with `weight_decay` (none for biases, norms and other vectors) and, under layer decay, timm's `lr_scale`.
 
     What `learner` holds besides `model` (projections, tokens) learns at the full rate. Raises `SettingsError` for a
     layer decay outside 0..1, or on a model whose layers are not known.
@@ -65,18 +31,13 @@ def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, 
     free = undecayed_names(model)
     if layer_decay == 1.0:
         return param_groups_weight_decay(learner, weight_decay, no_weight_decay_list=[f"model.{name}" for name in free])
-    by_name = layer_indices(model)
-    index = {parameter: by_name[name] for name, parameter in model.named_parameters()}
-    undecayed = {parameter for name, parameter in model.named_parameters() if name in free}
-    top = max(by_name.values())
-    groups: dict[tuple[int, bool], dict] = {}
-    for parameter in learner.parameters():
-        if not parameter.requires_grad:
-            continue
-        layer, decays = index.get(parameter, top), parameter.dim() > 1 and parameter not in undecayed
-        entry = {"params": [], "weight_decay": weight_decay * decays, "lr_scale": layer_decay ** (top - layer)}
-        groups.setdefault((layer, decays), entry)["params"].append(parameter)
-    return list(groups.values())
+    if not hasattr(model, "group_matcher"):
+        raise SettingsError(f"--layer-decay: the layers of {type(model).__name__} are not known; use 1")
+    rest = nn.ParameterList(each for name, each in learner.named_parameters() if not name.startswith("model."))
+    return [
+        *param_groups_layer_decay(model, weight_decay, free, layer_decay=layer_decay),
+        *param_groups_weight_decay(rest, weight_decay),
+    ]
 
 
 def make_optimizer(learner: nn.Module, model: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:

@@ -34,6 +34,26 @@ def test_checkpointing_is_set_and_taken_back() -> None:
     assert blocks_run(model) == once
 
 
+def test_layer_decay_groups_are_the_authors() -> None:
+    with torch.device("meta"):
+        matcher = create_model("replknet_31b", 3).group_matcher()
+    expected = {
+        "stem.3.conv.weight": 0,
+        "stages.0.blocks.3.pw1.conv.weight": 1,
+        "transitions.0.0.conv.weight": 1,
+        "stages.1.blocks.0.prelkb_bn.weight": 2,
+        "transitions.1.1.bn.bias": 2,
+        "stages.2.blocks.0.pw1.conv.weight": 3,
+        "stages.2.blocks.7.pw1.conv.weight": 4,
+        "stages.2.blocks.35.pw2.conv.weight": 11,
+        "transitions.2.0.conv.weight": 11,
+        "stages.3.blocks.2.large_kernel.lkb_origin.conv.weight": 12,
+        "norm.weight": 13,
+        "head.bias": 13,
+    }
+    assert {name: matcher(name) for name in expected} == expected
+
+
 @pytest.mark.parametrize("arch", ["replknet_nano", "timm/resnet18"])
 def test_without_classes_the_answer_is_the_pooled_features(arch: str) -> None:
     model = create_model(arch, 0).eval()

@@ -19,39 +19,22 @@ from tests.training.runs import QUIET, Tiny
 from training import finetune
 from training.finetune import parse_arguments, train
 from training.methods import check_method
-from training.optim import layer_index, make_optimizer, make_scheduler, parameter_groups
+from training.optim import make_optimizer, make_scheduler, parameter_groups
 from training.presets import PRESETS
 from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation, check_same
-
-
-def test_layer_decay_groups_are_the_authors() -> None:
-    layers = (2, 2, 18, 2)
-    expected = {
-        "stem.3.conv.weight": 0,
-        "stages.0.blocks.3.pw1.conv.weight": 1,
-        "transitions.0.0.conv.weight": 1,
-        "stages.1.blocks.0.prelkb_bn.weight": 2,
-        "transitions.1.1.bn.bias": 2,
-        "stages.2.blocks.0.pw1.conv.weight": 3,
-        "stages.2.blocks.7.pw1.conv.weight": 4,
-        "stages.2.blocks.35.pw2.conv.weight": 11,
-        "transitions.2.0.conv.weight": 11,
-        "stages.3.blocks.2.large_kernel.lkb_origin.conv.weight": 12,
-        "norm.weight": 13,
-        "head.bias": 13,
-    }
-    assert {name: layer_index(name, layers) for name in expected} == expected
 
 
 def test_parameter_groups() -> None:
     model = create_model("replknet_nano", 3)
     learner = nn.ModuleDict({"model": model, "projection": nn.Linear(2, 2)})
+    learner.register_parameter("token", nn.Parameter(torch.zeros(2)))
     model.stem.requires_grad_(False)
     groups = parameter_groups(learner, model, 0.05, 0.5)
-    scale = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    scale = {id(p): (g.get("lr_scale", 1.0), g["weight_decay"]) for g in groups for p in g["params"]}
     assert scale[id(model.head.weight)] == (1.0, 0.05)
     assert scale[id(model.head.bias)] == (1.0, 0.0)
     assert scale[id(learner["projection"].weight)] == (1.0, 0.05)
+    assert scale[id(learner.token)] == (1.0, 0.0)
     assert scale[id(model.stages[3].blocks[0].pw1.conv.weight)] == (0.5, 0.05)
     assert scale[id(model.stages[0].blocks[0].pw1.bn.weight)] == (0.5**4, 0.0)
     assert id(model.stem[0].conv.weight) not in scale
@@ -95,9 +78,9 @@ def test_a_batch_of_one_is_refused_where_a_batch_norm_cannot_have_it(tiny: Tiny,
 
 @pytest.mark.parametrize(("min_lr", "least"), [(None, 0.001), (0.01, 0.01)])
 def test_schedule_warms_up_and_falls(min_lr: float | None, least: float) -> None:
-    model = create_model("replknet_nano", 3)
+    learner = nn.ModuleDict({"model": create_model("replknet_nano", 3)})
     config = LoopConfig(epochs=10, lr=0.1, min_lr=min_lr, warmup_epochs=2.5, layer_decay=0.5)
-    optimizer = make_optimizer(model, model, config)
+    optimizer = make_optimizer(learner, learner["model"], config)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
     rates = []
     for step in range(100):
@@ -109,7 +92,7 @@ def test_schedule_warms_up_and_falls(min_lr: float | None, least: float) -> None
     assert max(rates) == rates[25] == pytest.approx(0.1)
     assert rates[25:] == sorted(rates[25:], reverse=True)
     assert rates[-1] == pytest.approx(least, rel=0.1)
-    sgd = make_optimizer(model, model, LoopConfig(optimizer="sgd"))
+    sgd = make_optimizer(learner, learner["model"], LoopConfig(optimizer="sgd"))
     assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.9, True)
 
 
