@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 
 from models.modes import evaluating
 from training.attacks import PixelModel, losses_and_gradient, pgd, project, random_start
-from training.data import Images
 from training.distributed import all_sum
+from training.images import Labelled
 from training.learners import Supervised
 from training.loaders import make_loader
 from training.loop import StopTraining
@@ -58,7 +58,9 @@ class OverfittingWatch:
     compares with the epoch before, on one batch of the training images.)
     """
 
-    def __init__(self, learner: nn.Module, images: Images, batch_size: int, epsilon: float, drop: float = 0.2) -> None:
+    def __init__(
+        self, learner: nn.Module, images: Labelled, batch_size: int, epsilon: float, drop: float = 0.2
+    ) -> None:
         learner.register_buffer("best_robust", torch.zeros(()))
         self.learner, self.epsilon, self.drop = learner, epsilon, drop
         places = evenly(len(images), WATCHED)

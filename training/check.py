@@ -19,12 +19,12 @@ import tyro
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from training.data import Images, LabelledFolder, folder_errors, open_images
-from training.images import DataError, read_image
+from training.data import LabelledFolder, folder_errors, open_images
+from training.images import DataError, Labelled, read_image
 from training.logs import standard_output
 from training.script import exit_code, parse
 from training.settings import SettingsError
-from training.shards import Member, Shards, shard_files
+from training.shards import Shards, shard_files
 from training.splits import SplitConfig, passed_over_lines, two_folders
 
 
@@ -56,7 +56,7 @@ class Findings:
 class Decoded(Dataset[tuple[str, bytes]]):
     """Why an image cannot be read, empty if it can; and a digest of its pixels."""
 
-    def __init__(self, dataset: Images) -> None:
+    def __init__(self, dataset: Labelled) -> None:
         dataset.loader = read_image
         self.dataset = dataset
 
@@ -106,7 +106,7 @@ def data_below(folder: Path) -> list[str]:
 
 def check_part(folder: Path, labels: list[str] | None, workers: int, findings: Findings) -> list[str] | None:
     """Its labels, None where it cannot be opened."""
-    dataset: Images
+    dataset: Labelled
     try:
         if shard_files(folder) or not folder.is_dir():
             dataset = open_images(folder, None, labels)
@@ -128,16 +128,14 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
     return dataset.classes
 
 
-def look_through(dataset: Images, folder: str, decoded: Iterable[tuple[str, bytes]], findings: Findings) -> None:
+def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, bytes]], findings: Findings) -> None:
     """Errors of images that cannot be decoded, notes of those whose pixels were seen before."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for index, (error, digest) in enumerate(decoded):
         if error:
             findings.errors.append(error)
             continue
-        sample = dataset.samples[index]
-        name = sample.key if isinstance(sample, Member) else sample[0]
-        label = dataset.classes[dataset.targets[index]]
+        name, label = dataset.names[index], dataset.classes[dataset.targets[index]]
         where, other_label, other = findings.seen.setdefault(digest, (folder, label, name))
         if where != folder:
             found[f"are in {where} too: what they say of a model is worth little"].append(f"{name} = {other}")

@@ -3,54 +3,44 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
 from models.files import HIDDEN
 from training.augment import Transform
-from training.images import IMAGE_SUFFIXES, DataError, image_files, is_image, load_image
+from training.images import IMAGE_SUFFIXES, DataError, Labelled, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
 from training.settings import first_of
 from training.shards import Shards, shard_files
 
 
-class LabelledFolder(ImageFolder):
-    """torchvision's ImageFolder without hidden files and folders; a class may have no images.
+class LabelledFolder(Labelled):
+    """Images of FOLDER/LABEL/*, at any depth, without hidden files and folders; a class may have no images.
 
     `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them;
-    `hidden`: folders that would be classes but for their names.
+    `hidden`: folders that would be classes but for their names. Raises `DataError` where there is no class.
     """
 
     def __init__(self, folder: Path, transform: Transform | None) -> None:
-        self.folder = str(folder)
+        super().__init__(transform)
+        self.root = str(folder)
         self.passed_over: Counter[str] = Counter()
-        self.outside = 0
-        self.hidden: list[str] = []
-        super().__init__(self.folder, transform, loader=load_image)
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        with os.scandir(directory) as entries:
+        with os.scandir(folder) as entries:
             is_folder = {entry.name: entry.is_dir() for entry in entries}
         hidden = {name for name in is_folder if HIDDEN.match(name)}
-        folders = (Path(directory, name) for name in sorted(hidden) if is_folder[name])
-        self.hidden = [folder.name for folder in folders if any(is_image(path.name) for path in folder.glob("*"))]
-        names = sorted(name for name in is_folder.keys() - hidden if is_folder[name])
+        folders = (folder / name for name in sorted(hidden) if is_folder[name])
+        self.hidden = [path.name for path in folders if any(is_image(file.name) for file in path.glob("*"))]
         self.outside = sum(is_image(name) for name in is_folder if not is_folder[name])
-        if not names:
+        self.classes = sorted(name for name in is_folder.keys() - hidden if is_folder[name])
+        if not self.classes:
             found = f", only {self.outside} images" if self.outside else ""
-            raise DataError(f"{directory} holds no folder{found}: images are expected in {directory}/LABEL/FILE")
-        return names, {name: index for index, name in enumerate(names)}
-
-    def make_dataset(self, directory: str, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:
-        """(path, class index), folder by folder as torchvision has them."""
-        found: list[tuple[str, int]] = []
-        for name, index in sorted(class_to_idx.items()):
-            files = image_files(Path(directory, name), self.passed_over)
-            found += [(str(path), index) for path in sorted(files, key=lambda path: (str(path.parent), path.name))]
-        return found
+            raise DataError(f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE")
+        for index, name in enumerate(self.classes):
+            files = image_files(folder / name, self.passed_over)
+            files.sort(key=lambda path: (str(path.parent), path.name))  # folder by folder, as torchvision has them
+            self.names += map(str, files)
+            self.targets += [index] * len(files)
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
@@ -87,16 +77,12 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
         raise DataError(error)
     if labels is not None:
         index = [labels.index(name) for name in dataset.classes]
-        dataset.samples = dataset.imgs = [(path, index[target]) for path, target in dataset.samples]
-        dataset.targets = [target for _, target in dataset.samples]
-        dataset.classes, dataset.class_to_idx = labels, {name: i for i, name in enumerate(labels)}
+        dataset.targets = [index[target] for target in dataset.targets]
+        dataset.classes = labels
     return dataset
 
 
-Images: TypeAlias = LabelledFolder | Shards | Listed
-
-
-def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Images:
+def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Labelled:
     """(image, class index) of a folder of folders, of the WebDataset shards (*.tar) that it holds, or of a list (.csv).
 
     Raises `DataError` as `image_folder`, for a shard that is damaged or holds a class out of range or none at all, and
@@ -131,7 +117,7 @@ class Unlabelled(Dataset[Image.Image]):
             raise DataError(f"{folder} is not a folder: images or shards are expected in it")
         if shard_files(folder):
             self.shards = Shards(folder, None, labelled=False)
-            self.names = [member.key for member in self.shards.samples]
+            self.names = self.shards.names
         else:
             self.names = [str(path) for path in image_files(folder, self.passed_over)]
         if not self.names:

@@ -21,8 +21,9 @@ from models.files import replace_file
 from training.accuracy import accuracies, count_answers, top1
 from training.augment import eval_transform
 from training.classifier import load_classifier
-from training.data import Images, open_images
+from training.data import open_images
 from training.distributed import check_device
+from training.images import Labelled
 from training.lists import write_csv
 from training.loaders import make_loader
 from training.logs import standard_output
@@ -30,7 +31,6 @@ from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
 from training.settings import ARGUMENTS_FILE, Amp, SettingsError, autocast, check_ranges, json_object
-from training.shards import Member
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,13 @@ def prediction_header(num_classes: int) -> list[str]:
 
 
 def prediction_rows(
-    dataset: Images, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
+    dataset: Labelled, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[object, ...]]:
     """The file (SHARD:MEMBER), its label and what `count_answers` has ranked, in the dataset's order."""
     found = (
         (order, share) for batch in ranked for order, share in zip(*(part.tolist() for part in batch), strict=True)
     )
-    for sample, target, (order, share) in zip(dataset.samples, dataset.targets, found, strict=True):
-        name = sample.key if isinstance(sample, Member) else sample[0]
+    for name, target, (order, share) in zip(dataset.names, dataset.targets, found, strict=True):
         answer, *others = (labels[index] for index in order)
         yield name, labels[target], answer, f"{share:.6f}", *others
 

@@ -24,7 +24,6 @@ from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.config import Config
-from training.data import LabelledFolder
 from training.images import DataError
 from training.lists import VAL_LIST, write_list
 from training.loaders import make_loaders
@@ -102,8 +101,7 @@ def train(config: Config, console: Console | None = None) -> float:
 
     def save(folder: Path, finished: nn.Module) -> None:
         if config.val_share:
-            assert isinstance(val_set, LabelledFolder)
-            write_list(folder / VAL_LIST, val_set.samples, labels)
+            write_list(folder / VAL_LIST, val_set)
         save_checkpoint(folder, finished, model_config)
 
     console.print(

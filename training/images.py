@@ -1,7 +1,8 @@
-"""Files of images: which are read, and how."""
+"""Images: which files are read, and how; and a data set of labelled ones."""
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.Image import Transpose
+from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from models.files import HIDDEN, files_below
@@ -112,3 +114,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
+
+
+class Labelled(Dataset[tuple[Any, int]]):
+    """(image, class index). `names`: the file of each image, or SHARD:MEMBER.
+
+    `transform`, if any, is applied to what `loader(source, name)` gives.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Any] | None) -> None:
+        self.transform, self.loader = transform, load_image
+        self.names: list[str] = []
+        self.targets: list[int] = []
+        self.classes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def source(self, index: int) -> str | BytesIO:
+        """What the image is read from."""
+        return self.names[index]
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.loader(self.source(index), self.names[index])
+        return (self.transform(image) if self.transform else image), self.targets[index]

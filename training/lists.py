@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from models.files import replace_file
-from training.images import DataError, load_image
+from training.images import DataError, Labelled
 from training.settings import first_of
 
 VAL_LIST = "val.csv"
@@ -40,9 +39,10 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]
         replace_file(path, write)
 
 
-def write_list(path: Path, samples: Iterable[tuple[str, int]], labels: list[str]) -> None:
-    """The images with their whole paths, so that every script finds them from anywhere."""
-    write_csv(path, COLUMNS, ((os.path.abspath(file), labels[target]) for file, target in samples))
+def write_list(path: Path, images: Labelled) -> None:
+    """Files with their whole paths, so that every script finds them from anywhere."""
+    labels = (images.classes[target] for target in images.targets)
+    write_csv(path, COLUMNS, zip(map(os.path.abspath, images.names), labels, strict=True))
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
@@ -69,8 +69,8 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-class Listed(Dataset[tuple[Any, int]]):
-    """(image, class index) of a list, in its order. Raises `DataError` as `read_list`, and for an unknown label."""
+class Listed(Labelled):
+    """The images of a list, in its order. Raises `DataError` as `read_list`, and for an unknown label."""
 
     def __init__(
         self,
@@ -78,20 +78,12 @@ class Listed(Dataset[tuple[Any, int]]):
         transform: Callable[[Image.Image], Any] | None,
         labels: list[str] | None = None,
     ) -> None:
+        super().__init__(transform)
         found = read_list(path)
-        self.loader, self.transform = load_image, transform
         self.classes = labels or sorted({label for _, label in found})
         index = {label: number for number, label in enumerate(self.classes)}
         for _, label in found:
             if label not in index:
                 raise DataError(f"{path}: {label} is not one of the {len(index)} labels: {first_of(self.classes)}")
-        self.samples = [(name, index[label]) for name, label in found]
-        self.targets = [target for _, target in self.samples]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        name, target = self.samples[index]
-        image = self.loader(name)
-        return (self.transform(image) if self.transform else image), target
+        self.names = [name for name, _ in found]
+        self.targets = [index[label] for _, label in found]

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from models.files import HIDDEN
-from training.images import IMAGE_SUFFIXES, DataError, load_image
+from training.images import IMAGE_SUFFIXES, DataError, Labelled
 from training.settings import first_of
 
 LABELS_FILE = "labels.txt"
@@ -39,22 +38,20 @@ def _own_labels(path: Path) -> list[str] | None:
 
 
 class Member(NamedTuple):
-    """One image: its shard, where it lies there, and what to call it in an error."""
+    """One image: its shard, and where it lies there."""
 
     shard: int
     offset: int
     size: int
-    key: str
 
 
-class Shards(Dataset[tuple[Any, int]]):
-    """(image, class index) of FOLDER/*.tar.
+class Shards(Labelled):
+    """The images of FOLDER/*.tar.
 
     A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
     the labels. FOLDER/labels.txt, one a line, or `labels` names the classes, and both where there are both; without
     them they are numbered. Not `labelled`: classes are not read, there are none, and every index is `NO_CLASS`.
-    `sizes`: images of each shard. `transform`, if any, is applied to what `loader(file, name)` gives. Raises
-    `DataError` naming the shard and key, or the labels that differ.
+    `sizes`: images of each shard. Raises `DataError` naming the shard and key, or the labels that differ.
     """
 
     def __init__(
@@ -65,29 +62,28 @@ class Shards(Dataset[tuple[Any, int]]):
         *,
         labelled: bool = True,
     ) -> None:
-        self.paths = shard_files(folder)
-        self.loader, self.transform, self.labelled = load_image, transform, labelled
+        super().__init__(transform)
+        self.paths, self.labelled = shard_files(folder), labelled
         own = _own_labels(Path(folder) / LABELS_FILE) if labelled else None
         if labels is None:
             labels = own
         elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
             known = f"the {len(labels)} labels ({first_of(labels)})"
             raise DataError(f"{folder}/{LABELS_FILE} differs from {known}: give it those, in this order")
-        self.samples: list[Member] = []
-        self.targets: list[int] = []
+        self.members: list[Member] = []
         self.sizes: list[int] = []
         for number, path in enumerate(self.paths):
-            before = len(self.samples)
+            before = len(self.names)
             self._index(number, path, labels)
-            self.sizes.append(len(self.samples) - before)
-        if not self.samples:
+            self.sizes.append(len(self.names) - before)
+        if not self.names:
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
         self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
 
     def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
         """Append the images of one shard. Members of a key are neighbours, as the format asks."""
-        image: Member | None = None
+        image: tuple[str, Member] | None = None  # and its name
         said: dict[str, tuple[str, str]] = {}  # by suffix, what a member says of the class, and the member's name
         key = None
         try:
@@ -102,8 +98,8 @@ class Shards(Dataset[tuple[Any, int]]):
                         key, image, said = stem, None, {}
                     if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                         if image is not None:
-                            raise DataError(f"{image.key} and {name} are two images of one key: keep one")
-                        image = Member(number, member.offset_data, member.size, f"{path}:{member.name}")
+                            raise DataError(f"{image[0]} and {name} are two images of one key: keep one")
+                        image = f"{path}:{member.name}", Member(number, member.offset_data, member.size)
                     elif self.labelled and suffix in ("cls", "json"):
                         content = shard.extractfile(member)
                         said[suffix] = (content.read().decode() if content else "", f"{path}:{member.name}")
@@ -114,7 +110,7 @@ class Shards(Dataset[tuple[Any, int]]):
     def _add(
         self,
         path: Path,
-        image: Member | None,
+        image: tuple[str, Member] | None,
         said: dict[str, tuple[str, str]],
         key: str | None,
         labels: list[str] | None,
@@ -127,7 +123,8 @@ class Shards(Dataset[tuple[Any, int]]):
         if image is not None and target is None and self.labelled:
             raise DataError(f"{path}: {key} has an image and no .cls or .json with its class")
         if image is not None:
-            self.samples.append(image)
+            self.names.append(image[0])
+            self.members.append(image[1])
             self.targets.append(NO_CLASS if target is None else target)
 
     @staticmethod
@@ -154,15 +151,10 @@ class Shards(Dataset[tuple[Any, int]]):
             raise DataError(f"{name}: class {index} is out of range: {known}")
         return index
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        member = self.samples[index]
+    def source(self, index: int) -> BytesIO:
+        member = self.members[index]
         shard = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)  # kept open, thousands would be too many
         try:
-            content = os.pread(shard, member.size, member.offset)
+            return BytesIO(os.pread(shard, member.size, member.offset))
         finally:
             os.close(shard)
-        image = self.loader(BytesIO(content), member.key)
-        return (self.transform(image) if self.transform else image), self.targets[index]

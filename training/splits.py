@@ -9,10 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 
 from models.files import HIDDEN
-from training.data import Images, LabelledFolder, Unlabelled, image_folder, open_images
-from training.images import DataError
+from training.data import LabelledFolder, Unlabelled, image_folder, open_images
+from training.images import DataError, Labelled
 from training.settings import SettingsError, first_of
-from training.shards import Member, shard_files
+from training.shards import shard_files
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class SplitConfig:
     """What is held out lies beside train/ in this folder, such as valid or test."""
 
 
-def open_split(config: SplitConfig) -> tuple[Images, Images]:
+def open_split(config: SplitConfig) -> tuple[Labelled, Labelled]:
     """The images to train on and those held out, without a transform. Raises `DataError`, `SettingsError`."""
     if config.val_share:
         whole = image_folder(_flat(config), None)
-        kept, held_out = _divide(config, [path for path, _ in whole.samples])
+        kept, held_out = _divide(config, whole.names)
         return _part(whole, kept), _part(whole, held_out)
     train, val = two_folders(config)
     images = open_images(train, None)
@@ -69,20 +69,20 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
     return sorted(chosen)
 
 
-def names_digest(*datasets: Images | Unlabelled) -> list[str]:
+def names_digest(*datasets: Labelled | Unlabelled) -> list[str]:
     """Of each, the number of images and a SHA-256 of their relative names and classes: compared when a run goes on, so
     that the folder may move."""
     return [_names_digest(dataset) for dataset in datasets]
 
 
-def ignored(*datasets: Images | Unlabelled) -> str:
+def ignored(*datasets: Labelled | Unlabelled) -> str:
     """One line about the files that are passed over; empty where there are none."""
     # Two parts of one folder have the same lines.
     lines = dict.fromkeys(line for dataset in datasets for line in passed_over_lines(dataset))
     return f"ignored: {'; '.join(lines)}" if lines else ""
 
 
-def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
+def passed_over_lines(dataset: Labelled | Unlabelled) -> list[str]:
     """Files that are not read, by suffix, and images outside class folders or in hidden ones."""
     if not isinstance(dataset, LabelledFolder | Unlabelled):
         return []
@@ -96,13 +96,8 @@ def passed_over_lines(dataset: Images | Unlabelled) -> list[str]:
     return lines
 
 
-def _names_digest(dataset: Images | Unlabelled) -> str:
-    targets: list[int] = []
-    if isinstance(dataset, Unlabelled):
-        names = dataset.names
-    else:
-        names = [sample.key if isinstance(sample, Member) else sample[0] for sample in dataset.samples]
-        targets = dataset.targets
+def _names_digest(dataset: Labelled | Unlabelled) -> str:
+    names, targets = dataset.names, [] if isinstance(dataset, Unlabelled) else dataset.targets
     shared = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071 (a list may mix relative and absolute)
     content = "\0".join([*(name[shared:].lstrip("/") for name in names), *map(str, targets)])
     return f"{len(names)} images, sha256 {sha256(os.fsencode(content)).hexdigest()}"
@@ -118,7 +113,7 @@ def _divide(config: SplitConfig, paths: Sequence[str]) -> tuple[list[int], list[
 
 def _part(whole: LabelledFolder, indices: list[int]) -> LabelledFolder:
     part = copy(whole)
-    part.samples = part.imgs = [whole.samples[index] for index in indices]
+    part.names = [whole.names[index] for index in indices]
     part.targets = [whole.targets[index] for index in indices]
     return part
 

@@ -88,16 +88,16 @@ def test_same_seed_same_weights(run: tuple[Path, float], small_digits: Path, tmp
 def test_held_out_images_are_never_trained_on(
     small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import training.data
+    import training.images
 
     opened: dict[str, int] = {}
-    original = training.data.load_image
+    original = training.images.load_image
 
-    def spy(path: str) -> Image.Image:
+    def spy(path: str, name: str) -> Image.Image:
         opened[path] = opened.get(path, 0) + 1
-        return original(path)
+        return original(path, name)
 
-    monkeypatch.setattr(training.data, "load_image", spy)
+    monkeypatch.setattr(training.images, "load_image", spy)
     monkeypatch.setattr(finetune, "count_answers", lambda *_: (torch.eye(3), torch.tensor(3)))  # no evaluation
     train(tiny(small_digits, tmp_path / "run", epochs=1), QUIET)
     assert len(opened) == 96
