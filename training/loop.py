@@ -8,9 +8,8 @@ an interruption (centres, queues, momentum encoders) in its parameters and buffe
 import json
 import math
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +26,7 @@ from training.optim import make_optimizer, make_scheduler
 from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
 from training.settings import LoopConfig, SettingsError, accumulation, autocast, check_same
-from training.state import check_same_step, is_finished, load_state, metrics_of, open_run, save_state
+from training.state import check_same_step, is_finished, load_state, metrics_of, open_run, save_state, signal_noted
 
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
 
@@ -130,7 +129,7 @@ def fit(
     with (
         open_run(config.output, arguments, afresh=config.resume == "never") if main else nullcontext(),
         RunLog(config, last, console, total_steps, step, evaluated, main) as log,
-        _watch_for_sigterm() as stop_asked,
+        signal_noted(signal.SIGTERM) as stop_asked,
     ):
         for epoch in range(evaluated, config.epochs):
             last_step = (epoch + 1) * steps_per_epoch
@@ -225,17 +224,3 @@ def _check_finite(
         raise DivergenceError(f"the loss is {loss} {where}")
     if not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() > LEAST_SCALE):
         raise DivergenceError(f"the gradient's norm is {norm} {where}")  # with fp16 the scaler skips the step
-
-
-@contextmanager
-def _watch_for_sigterm() -> Iterator[Callable[[], bool]]:
-    """SIGTERM is noted, and acted on between two steps."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked.is_set
-    finally:
-        signal.signal(signal.SIGTERM, before)

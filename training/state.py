@@ -6,7 +6,7 @@ import pickle
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,34 +33,34 @@ class StateError(OSError):
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write `folder`/state.pt, Ctrl-C held back until it is whole. Raises `StateError`, the earlier state in place."""
     path = folder / STATE_FILE
-    temporary = folder / f".{STATE_FILE}.{os.getpid()}.tmp"
-    try:
-        with _interrupt_after(), temporary.open("wb") as file:
+
+    def write(to: Path) -> None:
+        with to.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
+
+    try:
+        with signal_noted(signal.SIGINT) as interrupted:  # torch's writer would make it an error about the file
+            replace_file(path, write)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         kept = "the state before it is kept" if path.exists() else "nothing is saved yet"
-        raise StateError(f"{path} cannot be written ({first_line(error)}): {kept}; make room and resume") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        reason = first_line(error.__cause__ or error)
+        raise StateError(f"{path} cannot be written ({reason}): {kept}; make room and resume") from error
+    if interrupted():
+        raise KeyboardInterrupt
 
 
 @contextmanager
-def _interrupt_after() -> Iterator[None]:
-    """Ctrl-C inside raises at the end: torch's writer would turn it into an error about the file."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
+    """Inside, the signal is only noted; what this gives says whether it has come. Python's main thread alone can."""
     asked = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(number, lambda *_: asked.set())
     try:
-        yield
+        yield asked.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
-    if asked.is_set():
-        raise KeyboardInterrupt
+        signal.signal(number, before)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
