@@ -1,4 +1,4 @@
-"""The supervised `training.loop.Learner`s: a model, its loss and what the method adds; and the plain loss."""
+"""The supervised `training.loop.Learner`s: a model, its loss and what the method adds."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models import linear_head, pooled_features
 from training.loop import Learner
+from training.losses import LDAM
 
 
 class Supervised(Learner):
@@ -29,17 +30,6 @@ class Supervised(Learner):
             images, targets = self.mix(images, targets)
         return self.criterion(self.model(images), targets)
 
-    def start_epoch(self, epoch: int, epochs: int) -> None:
-        if isinstance(self.criterion, ScheduledCriterion):
-            self.criterion.start_epoch(epoch, epochs)
-
-
-class ScheduledCriterion(nn.Module):
-    """A criterion that changes over the run."""
-
-    def start_epoch(self, epoch: int, epochs: int) -> None:
-        raise NotImplementedError
-
 
 class CosineSupervised(Supervised):
     """Logits are cosines of the pooled feature and the rows of the head's weight, as LDAM's margins need.
@@ -53,6 +43,10 @@ class CosineSupervised(Supervised):
         with torch.autocast(images.device.type, enabled=False):  # LDAM's scale of 30 would make bf16's error 0.1
             cosines = F.linear(F.normalize(features.to(head.weight.dtype)), F.normalize(head.weight))  # [B,classes]
         return self.criterion(cosines + 0.0 * head.bias, targets)
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        if isinstance(self.criterion, LDAM):
+            self.criterion.start_epoch(epoch, epochs)
 
     @torch.no_grad()
     def deployed(self, model: nn.Module) -> nn.Module:
@@ -86,22 +80,3 @@ class HeadOnly(Supervised):
         with torch.no_grad():
             features = pooled_features(self.model, images)  # [B,C]
         return self.criterion(linear_head(self.model)(features), targets)
-
-
-class CrossEntropy(nn.Module):
-    """Cross entropy of targets [B] (label smoothing, class weights of mean 1) or of soft targets [B,classes].
-
-    The mean is over the batch, so that weights change the share of a class and not only its scale.
-    """
-
-    weight: Tensor | None
-
-    def __init__(self, label_smoothing: float = 0.0, weight: Tensor | None = None) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-        self.register_buffer("weight", weight)
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # a mixed batch is smoothed already
-        weight = None if self.weight is None else self.weight.to(logits.dtype)
-        return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none").mean()

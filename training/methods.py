@@ -8,10 +8,10 @@ from models import ModelConfig
 from training.adversarial import AdvProp, FastAT
 from training.augment import AugmentConfig, MixBatch
 from training.config import Config, MethodConfig
-from training.learners import CosineSupervised, CrossEntropy, HeadOnly, Supervised
+from training.learners import CosineSupervised, HeadOnly, Supervised
 from training.long_tail import class_weights
-from training.long_tail_losses import LDAM, Focal, LogitAdjusted
 from training.loop import Learner
+from training.losses import LDAM, CrossEntropy, Focal, LogitAdjusted
 from training.paco import PaCo
 from training.settings import SettingsError
 

@@ -16,8 +16,8 @@ from training import adversarial
 from training.adversarial import AdvProp, FastAT, OverfittingWatch, add_auxiliary, strip_auxiliary, use_auxiliary
 from training.attacks import PixelModel
 from training.finetune import train
-from training.learners import CrossEntropy
 from training.loop import StopTraining
+from training.losses import CrossEntropy
 from training.settings import SettingsError
 
 MEAN, STD = [0.1, 0.5, 0.6], [0.2, 0.3, 0.4]

@@ -15,7 +15,7 @@ from training.accuracy import top1
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
-from training.learners import CosineSupervised, CrossEntropy, HeadOnly
+from training.learners import CosineSupervised, HeadOnly
 from training.long_tail import (
     adjust_logits,
     class_counts,
@@ -26,7 +26,7 @@ from training.long_tail import (
     shot_report,
     tau_normalize,
 )
-from training.long_tail_losses import LDAM, Focal, LogitAdjusted
+from training.losses import LDAM, CrossEntropy, Focal, LogitAdjusted
 from training.samplers import class_sampling
 from training.settings import SettingsError
 

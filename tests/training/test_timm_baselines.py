@@ -21,7 +21,8 @@ from training.evaluate import evaluate
 from training.explain import Config as ExplainConfig
 from training.explain import explain_images
 from training.finetune import train
-from training.learners import CosineSupervised, CrossEntropy, HeadOnly
+from training.learners import CosineSupervised, HeadOnly
+from training.losses import CrossEntropy
 from training.optim import parameter_groups
 from training.paco import PaCo
 from training.settings import SettingsError

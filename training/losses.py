@@ -1,4 +1,4 @@
-"""Losses for long-tailed data, on logits [B,classes]. Targets are [B]; where it is said, soft ones [B,classes] too."""
+"""Losses on logits [B,classes], most for long tails. Targets are [B]; where it is said, soft ones [B,classes] too."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.learners import CrossEntropy, ScheduledCriterion
 from training.long_tail import class_weights, log_prior
 from training.settings import SettingsError
 
 MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, as its authors' code has them
+
+
+class CrossEntropy(nn.Module):
+    """Cross entropy of targets [B] (label smoothing, class weights of mean 1) or of soft targets [B,classes].
+
+    The mean is over the batch, so that weights change the share of a class and not only its scale.
+    """
+
+    weight: Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.label_smoothing if targets.dim() == 1 else 0.0  # a mixed batch is smoothed already
+        weight = None if self.weight is None else self.weight.to(logits.dtype)
+        return F.cross_entropy(logits, targets, weight, label_smoothing=smoothing, reduction="none").mean()
 
 
 class LogitAdjusted(nn.Module):
@@ -55,7 +73,7 @@ class Focal(nn.Module):
         return loss.mean()
 
 
-class LDAM(ScheduledCriterion):
+class LDAM(nn.Module):
     """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019), on cosines.
 
     Cross entropy of 30 * (cosine - margin of the true class); margins ~ n^(-1/4), the largest 0.5. From
