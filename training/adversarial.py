@@ -153,30 +153,23 @@ class AdvProp(Supervised):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        mean: list[float],
-        std: list[float],
-        epsilon: float,
-        steps: int | None = None,
-        step: float = 1 / 255,
+        self, model: nn.Module, criterion: nn.Module, mean: list[float], std: list[float], epsilon: float
     ) -> None:
         super().__init__(model, criterion)
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise SettingsError(f"AdvProp needs batch norms, {type(model).__name__} has none")
         add_auxiliary(model)
         self.pixel_model = _pixel_view(mean, std)
-        self.epsilon, self.step = epsilon, step
+        self.epsilon = epsilon
         pixel_values = round(255 * epsilon)
-        self.steps = steps or (1 if pixel_values <= 1 else pixel_values + 1)  # the paper's rule
+        self.steps = 1 if pixel_values <= 1 else pixel_values + 1  # the paper's rule
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         pixels = self.pixel_model.pixels(images)
         attacked = _through(self.model, self.pixel_model)
         with use_auxiliary(self.model):
             with evaluating(self.model):
-                adversarial = pgd(attacked, pixels, targets, self.epsilon, self.steps, self.step)
+                adversarial = pgd(attacked, pixels, targets, self.epsilon, self.steps, 1 / 255)
             adversarial_loss = self.criterion(self.model(self.pixel_model.normalize(adversarial)), targets)
         return self.criterion(self.model(images), targets) + adversarial_loss
 

@@ -77,7 +77,7 @@ def make_attack(name: str, config: Config) -> tuple[Attack, dict[str, Any]]:
     epsilon = config.epsilon / 255
     if name == "autoattack":
         return auto_attack(config, epsilon), {"epsilon": epsilon, "version": "standard", "seed": config.seed}
-    step = config.step / 255 or 2.5 * epsilon / max(1, config.steps)
+    step = config.step / 255 or 2.5 * epsilon / config.steps
     attacks: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
         "fgsm": (fgsm, {}),
         "pgd": (pgd, {"steps": config.steps, "step": step, "restarts": config.restarts}),

@@ -23,7 +23,7 @@ from training.data import LabelledFolder, folder_errors, open_images
 from training.images import DataError, Labelled, read_image
 from training.logs import standard_output
 from training.script import exit_code, parse
-from training.settings import SettingsError
+from training.settings import SettingsError, check_ranges
 from training.shards import Shards, shard_files
 from training.splits import SplitConfig, passed_over_lines, two_folders
 
@@ -73,8 +73,7 @@ class Decoded(Dataset[tuple[str, bytes]]):
 
 def check_data(config: Config) -> Findings:
     """All that is wrong with the data. Raises `SettingsError`."""
-    if config.workers < 0:
-        raise SettingsError(f"--workers {config.workers}: it must be at least 0")
+    check_ranges(config)
     findings = Findings()
     if not (config.data / "train").is_dir():
         labels = check_part(config.data, None, config.workers, findings)

@@ -189,8 +189,7 @@ def report(config: Config) -> None:
     if "top5" in (share := accuracies(confusion, in_top5)):
         console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
     counts = training_counts(config.checkpoint)
-    if counts is not None and max(counts) > 1.5 * min(counts):
-        shares = shot_report(confusion, counts)
+    if counts is not None and (shares := shot_report(confusion, counts)):
         console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
     if written:

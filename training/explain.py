@@ -29,7 +29,7 @@ from training.outputs import check_folder
 from training.road import road
 from training.samplers import evenly
 from training.script import exit_code, parse
-from training.settings import SettingsError, first_of
+from training.settings import SettingsError, check_ranges, first_of
 
 TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
 BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
@@ -75,8 +75,6 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
 
     Raises `SettingsError` for a path that is not there, `DataError` where there is no image in it.
     """
-    if count < 1:
-        raise SettingsError(f"--count {count}: at least 1")
     if not path.exists():
         raise SettingsError(
             f"--images {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
@@ -92,6 +90,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
+    check_ranges(config)
     check_device(config.device)
     if config.layer and config.method == "cam":
         raise SettingsError(

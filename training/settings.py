@@ -87,7 +87,7 @@ FROM_ZERO = (
     *("logit_tau", "focal_gamma", "paco_alpha", "tau_norm", "logit_adjustment", "step"),
     *("global_batch_size", "save_every", "pictures", "images"),
 )
-FROM_ONE = ("epochs", "batch_size", "steps", "restarts")
+FROM_ONE = ("epochs", "batch_size", "steps", "restarts", "count")
 RANGES = {
     **dict.fromkeys(FROM_ZERO, (0, math.inf)),
     **dict.fromkeys(FROM_ONE, (1, math.inf)),

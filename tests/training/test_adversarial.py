@@ -55,7 +55,7 @@ def test_auxiliary_norms_are_apart_and_stripped_for_serving() -> None:
 def test_advprop_loss_is_the_sum_of_both_paths() -> None:
     torch.manual_seed(0)
     network = create_model("replknet_nano", 4).eval()
-    learner = AdvProp(network, CrossEntropy(), MEAN, STD, epsilon=0.0, steps=1, step=0.0).eval()
+    learner = AdvProp(network, CrossEntropy(), MEAN, STD, epsilon=0.0).eval()
     pixels = torch.rand(3, 3, 32, 32)
     images, targets = learner.pixel_model.normalize(pixels), torch.tensor([0, 1, 2])
     torch.testing.assert_close(learner(images, targets), 2 * F.cross_entropy(network(images), targets))
@@ -65,7 +65,7 @@ def test_advprop_loss_is_the_sum_of_both_paths() -> None:
 
 def test_advprop_is_the_papers_step_on_two_models() -> None:
     """Against two plain models that share all but their batch norms; float64, statistics and weights apart."""
-    epsilon, steps = 4 / 255, 3
+    epsilon, steps = 2 / 255, 3
     torch.manual_seed(0)
     main = create_model("replknet_nano", 4).double()
     auxiliary = deepcopy(main)
@@ -76,7 +76,7 @@ def test_advprop_is_the_papers_step_on_two_models() -> None:
                 nn.init.uniform_(norm.running_var, 0.5, 2.0)
                 nn.init.normal_(norm.weight, mean=1.0, std=0.3)
                 nn.init.normal_(norm.bias, std=0.3)
-    learner = AdvProp(deepcopy(main), CrossEntropy(), MEAN, STD, epsilon, steps).double()
+    learner = AdvProp(deepcopy(main), CrossEntropy(), MEAN, STD, epsilon).double()
     norms = dict(auxiliary.named_modules())
     for name, module in learner.model.named_modules():
         if hasattr(module, "auxiliary"):

@@ -15,6 +15,7 @@ from training import check
 from training.check import Config, check_data, label_notes
 from training.data import open_images
 from training.lists import write_list
+from training.settings import SettingsError
 
 
 def run(patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *options: object) -> tuple[int, list[str]]:
@@ -153,6 +154,11 @@ def test_labels_that_are_not_utf8_are_errors(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
     (error,) = check_data(Config(tmp_path, workers=0)).errors
     assert re.search(r"labels\.txt is not UTF-8 \(.*\): convert it$", error)
+
+
+def test_workers_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--workers -1: it must be 0 to 1024"):
+        check_data(Config(tmp_path, workers=-1))
 
 
 def test_labels_that_are_alike() -> None:

@@ -106,8 +106,8 @@ def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
 
 
 def test_counts_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--count 0"):
-        script.find_images(tmp_path / "images", 0, as_it_is)
+    with pytest.raises(SettingsError, match="--count 0: it must be at least 1"):
+        script.explain_images(script.Config(tmp_path, tmp_path, count=0))
 
 
 def test_a_broken_image_that_was_named_gets_no_data_sets_advice(tmp_path: Path) -> None:
