@@ -1,14 +1,1 @@
-"""One thread: the models are small, and a second one spins while the machine is busy with other tests."""
-
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.one_thread import _one_thread  # noqa: F401 (a fixture)

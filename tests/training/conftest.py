@@ -1,7 +1,7 @@
-"""One thread: the models are small, and a second one spins while the machine is busy with other tests."""
+"""Fixtures of the training tests: a few digits, a small model, a short run."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,17 +9,10 @@ import torch
 
 from models import create_model
 from models.replknet import RepLKNet
+from tests.one_thread import _one_thread  # noqa: F401 (a fixture)
 from tests.training.runs import few_digits
 from training.config import Config
 from training.presets import PRESETS
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
