@@ -77,17 +77,17 @@ def _begin_worker(_: int) -> None:
     The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-    sys.excepthook = _but_for_an_ended_run
+    threading.Thread(target=_exit_on_parents_sigterm, args=(os.getppid(),), daemon=True).start()
+    sys.excepthook = _hide_connection_errors
 
 
-def _but_for_an_ended_run(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _hide_connection_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Batches that an ended main process never fetched are a worker's ConnectionError: no news after Ctrl-C."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
-def _obey(parent: int) -> None:
+def _exit_on_parents_sigterm(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

@@ -16,7 +16,7 @@ from benchmarks import compare
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, before_step, start, wait_for
 from training import attack, evaluate, explain
 from training.finetune import train
-from training.loaders import _but_for_an_ended_run
+from training.loaders import _hide_connection_errors
 from training.state import load_state, save_state
 
 
@@ -128,7 +128,7 @@ def test_ctrl_c_waits_for_the_state_to_be_whole(tmp_path: Path, monkeypatch: pyt
 def test_a_batch_that_nobody_fetches_is_no_news(capsys: pytest.CaptureFixture) -> None:
     """What a worker's thread meets when Ctrl-C ends the main process between a batch's message and its memory."""
     for error in (ConnectionResetError("Connection reset by peer"), BrokenPipeError("Broken pipe")):
-        _but_for_an_ended_run(type(error), error, None)
+        _hide_connection_errors(type(error), error, None)
     assert capsys.readouterr().err == ""
-    _but_for_an_ended_run(ValueError, ValueError("what"), None)
+    _hide_connection_errors(ValueError, ValueError("what"), None)
     assert "ValueError: what" in capsys.readouterr().err
