@@ -75,7 +75,7 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
         raise RuntimeError("the native library is not built: make native (or python kernels/native/build.py)")
     model = create_model(config.arch, config.num_classes, config.image_size)
     if options.weights is not None:
-        load_weights(model, options.weights)
+        load_weights(model, options.weights, arch=config.arch)
     return model.eval(), config
 
 

@@ -105,7 +105,7 @@ def classifier_config(weights: Path, arch: str) -> ModelConfig:
         if not weights.is_file():
             return load_config(weights)  # which says what is not there
         if not arch:
-            raise WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
+            raise arch_is_needed(weights)
         config = ModelConfig(arch, count_classes(arch, weights) or 1000)
     if config.num_classes == 1:
         raise WeightsError(
@@ -132,14 +132,19 @@ def _is_own_config(path: Path) -> bool:
     return not isinstance(values, dict) or "arch" in values
 
 
-def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False) -> None:
+def arch_is_needed(weights: Path) -> WeightsError:
+    return WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
+
+
+def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False, arch: str = "") -> None:
     """Load a file of safetensors or torch.save, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
     Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict", or else
     under "model_ema" or "state_dict_ema". Keys may begin with "module." (DDP), "_orig_mod." (torch.compile), "model."
     (Lightning) or "backbone." (OpenMMLab): those without it are then left out, unless they fit the model. A file in the
     published deploy form turns `model` into that form. A timm model takes what timm publishes as a file and, where timm
-    can translate them, its authors' files. `skip_head` keeps the model's own classifier. Code in a pickle is never run.
+    can translate them, its authors' files. `skip_head` keeps the model's own classifier. Code in a pickle is
+    never run. `arch` is what an error calls the model.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity.
@@ -159,7 +164,8 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False)
     for name in expected.keys() - state.keys():
         if name.endswith(".num_batches_tracked"):  # a counter that evaluation and momentum 0.1 never read
             state[name] = expected[name]
-    state = _checked(state, expected, path, heads)
+    other = f"it belongs to another model{f', not to {arch}' if arch else ''}"
+    state = _checked(state, expected, path, heads, other)
     if isinstance(model, RepLKNet) and target is not model:
         model.merge_branches()
     model.load_state_dict(state)
@@ -190,7 +196,7 @@ def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
 
 
 def _checked(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, heads: tuple[str, ...]
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, heads: tuple[str, ...], other: str
 ) -> dict[str, Tensor]:
     """`state` in the model's dtypes, or `WeightsError` at the first key, in the model's order, that does not fit."""
     head = f"{heads[0]}weight"
@@ -200,7 +206,7 @@ def _checked(
             f"create the model with num_classes={len(state[head])}, or skip the head to train a new one"
         )
     folded = "stem.0.conv.bias" in state and "stem.0.conv.bias" not in expected
-    hint = ": it is a re-parameterised model, load the training form" if folded else ": it belongs to another model"
+    hint = ": it is a re-parameterised model, load the training form" if folded else f": {other}"
     for name in expected:
         if name not in state:
             raise WeightsError(f"{path} has no {name!r}{hint}")

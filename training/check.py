@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from training.data import LabelledFolder, folder_errors, open_images
+from training.data import LabelledFolder, folder_errors, label_errors, open_images
 from training.images import DataError, Labelled, read_image
 from training.logs import standard_output
 from training.script import exit_code, parse
@@ -36,7 +36,7 @@ class Config:
     """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself."""
     val_folder: str = "val"
     """What is held out, beside train/."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=lambda: min(1024, len(os.sched_getaffinity(0))))
     """Processes that decode."""
 
 
@@ -117,6 +117,7 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
         findings.errors.append(str(error))
         return None
     if labels is None:
+        findings.errors += [f"{folder}: {error}" for error in label_errors(dataset.classes)]
         findings.notes += [f"{folder}: {note}" for note in label_notes(dataset.classes)]
     what = f"{len(dataset)} images of {len(set(dataset.targets))} classes"
     findings.parts.append(
@@ -146,12 +147,11 @@ def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, by
 
 
 def label_notes(labels: Iterable[str]) -> list[str]:
-    """Labels that people would take for one, and one that is empty."""
+    """Labels that people would take for one."""
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
         alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
-    notes = [f"{len(same)} labels are alike: {', '.join(map(repr, same))}" for same in alike.values() if len(same) > 1]
-    return notes + (["a label is empty"] if "" in alike else [])
+    return [f"{len(same)} labels are alike: {', '.join(map(repr, same))}" for same in alike.values() if len(same) > 1]
 
 
 def report(config: Config, console: Console) -> bool:
@@ -161,7 +161,7 @@ def report(config: Config, console: Console) -> bool:
     lines = [f"error: {error}" for error in findings.errors] + [f"note: {note}" for note in findings.notes]
     summary = f"{'; '.join(findings.parts) or config.data}: {len(findings.errors)} errors, {len(findings.notes)} notes"
     for line in [*lines, summary]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
     return not findings.errors
 
 

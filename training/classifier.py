@@ -21,7 +21,7 @@ def load_classifier(
     """
     config = classifier_config(checkpoint, arch)
     model = create_model(config.arch, config.num_classes, config.image_size)
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, arch=config.arch)
     return model.eval(), config, config.labels or _labels(checkpoint, config.num_classes, data)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -63,6 +64,12 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             errors.append(f"{folder}/{name} holds no image: fill or remove it. Images are {suffixes}")
     return errors
+
+
+def label_errors(labels: Sequence[str]) -> list[str]:
+    """Of those that no served model can have: labels.txt has one a line."""
+    wrong = [label for label in labels if not label.strip() or "\n" in label]
+    return [f"the label {label!r} is empty or has a line break, and cannot be served: rename it" for label in wrong]
 
 
 def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> LabelledFolder:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
@@ -171,7 +171,7 @@ def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int,
 def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
     table = Table("label", "images", "right", "top-1", "most often taken for")
     for label, total, right, share, mistaken in per_class_rows(confusion, labels):
-        table.add_row(escape(label), str(total), str(right), f"{share:.2%}", escape(mistaken))
+        table.add_row(Text(label), str(total), str(right), f"{share:.2%}", Text(mistaken))
     return table
 
 
@@ -193,7 +193,7 @@ def report(config: Config) -> None:
         console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
     if written:
-        console.print(f"written: {', '.join(map(str, written))}", highlight=False, markup=False)
+        console.print(f"written: {', '.join(map(str, written))}", highlight=False)
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from training.accuracy import answers
@@ -120,7 +120,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     write_csv(config.output / TABLE_FILE, ("file", "label", "answer", "probability", "picture"), rows)
     table = Table("image", "explained", "probability", "answer", "picture")
     for source, label, answer, probability, name in rows:
-        table.add_row(escape(source), escape(label), f"{probability:.1%}", escape(answer), escape(name))
+        table.add_row(Text(source), Text(label), f"{probability:.1%}", Text(answer), Text(name))
     return table, scores_of(model, images, maps, targets, config) if config.scores else {}
 
 

@@ -24,6 +24,7 @@ from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
 from training.config import Config
+from training.data import label_errors
 from training.images import DataError
 from training.lists import VAL_LIST, write_list
 from training.loaders import make_loaders
@@ -34,7 +35,7 @@ from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code, parse_run, starting_config
 from training.settings import SettingsError, as_json, check_rates
-from training.splits import ignored, names_digest, open_split
+from training.splits import check_output, ignored, names_digest, open_split
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -50,14 +51,17 @@ def train(config: Config, console: Console | None = None) -> float:
     check_rates(config)
     check_method(config)
     holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
+    check_output(config, config.output)
     config, console = begin(config, PRESETS, console)
 
     train_images, val_set = open_split(config)  # their transforms are the model's, and that needs the labels
     labels, targets = train_images.classes, train_images.targets
     if passed_over := ignored(train_images, val_set):
-        console.print(passed_over, highlight=False, markup=False)
+        console.print(passed_over, highlight=False)
     if len(labels) < 2:
         raise DataError(f"{config.data} has 1 class to train on, {labels[0]}: a classifier needs 2")
+    for error in label_errors(labels):
+        raise DataError(f"{config.data}: {error}")
     model, model_config = make_model(config, labels)
     if config.weights is not None:
         head = "the head is kept" if keeps_head(config, labels) else f"a new head for {len(labels)} classes"
@@ -140,7 +144,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
             if found != len(labels):
                 what = f"{config.weights} has {found or 'no'} classes, {config.data} has {len(labels)}"
                 raise SettingsError(f"--keep-head: {what}: train a new head (--no-keep-head)")
-        load_weights(model, config.weights, skip_head=not keeps_head(config, labels))
+        load_weights(model, config.weights, skip_head=not keeps_head(config, labels), arch=model_config.arch)
     return model, model_config
 
 

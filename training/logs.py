@@ -25,7 +25,8 @@ def standard_output() -> Console:
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console() if sys.stdout.isatty() else Console(width=UNWRAPPED)
+    plain: dict[str, Any] = {"markup": False, "emoji": False}  # a path or a label is shown as it is
+    return Console(**plain) if sys.stdout.isatty() else Console(width=UNWRAPPED, **plain)
 
 
 class RunLog:

@@ -34,7 +34,7 @@ from training.pretrain_config import PRESETS, Config, check
 from training.samplers import evenly
 from training.script import begin, exit_code, parse_run, starting_config
 from training.settings import SettingsError, as_json
-from training.splits import ignored, names_digest, open_unlabelled_split
+from training.splits import check_output, ignored, names_digest, open_unlabelled_split
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
@@ -60,11 +60,12 @@ def train(config: Config, console: Console | None = None) -> float:
     SIGTERM.
     """
     check(config)
+    check_output(config, config.output)
     config, console = begin(config, PRESETS, console)
 
     train_images, val_images = open_unlabelled_split(config)
     if passed_over := ignored(train_images, val_images):
-        console.print(passed_over, highlight=False, markup=False)
+        console.print(passed_over, highlight=False)
     model, model_config = make_model(config)
     config = replace(config, arch=model_config.arch)
     masks = MaskGenerator(config.image_size, config.mask_patch, config.mask_ratio)
@@ -121,7 +122,7 @@ def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
     )
     encoder = create_replknet(model_config.arch, 1, drop_path_rate=config.drop_path)
     if config.weights is not None:
-        load_weights(encoder, config.weights, skip_head=True)
+        load_weights(encoder, config.weights, skip_head=True, arch=model_config.arch)
     return MaskedPretrainer(encoder, config.mask_mode, config.loss, config.target_norm, config.window), model_config
 
 

@@ -52,6 +52,14 @@ def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
     return Unlabelled(train), Unlabelled(val)
 
 
+def check_output(config: SplitConfig, output: Path) -> None:
+    """Raises `SettingsError` for one among the images: it would be a class, or its pictures trained on."""
+    parts = [config.data] if config.val_share else [config.data / "train", config.data / config.val_folder]
+    for part in parts:
+        if output.resolve().is_relative_to(part.resolve()):
+            raise SettingsError(f"--output {output} lies among the images of {part}: name a folder outside it")
+
+
 def held_out_of(files: Sequence[str], share: float) -> list[int]:
     """Places of `share` of the paths in each first folder, in order: those whose SHA-256 is least.
 

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.training.runs import QUIET
 from tests.training.test_samplers import png, write_shard
 from tests.training.test_splits import fill
 from training import check
 from training.check import Config, check_data, label_notes
+from training.config import Config as FinetuneConfig
 from training.data import open_images
+from training.finetune import train
+from training.images import DataError
 from training.lists import write_list
 from training.settings import SettingsError
 
@@ -166,5 +170,15 @@ def test_labels_that_are_alike() -> None:
     assert label_notes(["caf\u00e9", "cafe\u0301", "a  b", "A b ", " "]) == [
         "2 labels are alike: 'caf\u00e9', 'cafe\u0301'",
         "2 labels are alike: 'a  b', 'A b '",
-        "a label is empty",
     ]
+
+
+def test_a_label_that_cannot_be_served_is_an_error(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        fill(tmp_path / "data" / part, **{"ant": 2, "new\nline": 2, " ": 2})
+    errors = check_data(Config(tmp_path / "data", workers=0)).errors
+    what = "is empty or has a line break, and cannot be served: rename it"
+    assert errors == [f"{tmp_path}/data/train: the label {label!r} {what}" for label in (" ", "new\nline")]
+    with pytest.raises(DataError, match=re.escape(f"data: the label ' ' {what}")):
+        train(FinetuneConfig(data=tmp_path / "data", output=tmp_path / "run", device="cpu"), QUIET)
+    assert not (tmp_path / "run").exists()

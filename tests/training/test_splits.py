@@ -7,13 +7,14 @@ from collections import Counter
 from hashlib import shake_128
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from tests.training.runs import QUIET, Tiny, records
-from training import attack, explain
+from training import attack, explain, finetune, pretrain
 from training.accuracy import top1
 from training.data import Unlabelled, open_images
 from training.evaluate import Config as EvaluateConfig
@@ -205,6 +206,17 @@ def test_names_are_compared_and_not_where_the_data_lies(tmp_path: Path, monkeypa
     assert names_digest(open_images(other, None)) != before
     listed = [write_list_of(tmp_path / name, labels) for name, labels in {"a.csv": "ab", "b.csv": "ba"}.items()]
     assert names_digest(open_images(listed[0], None)) != names_digest(open_images(listed[1], None)), "the same names"
+
+
+@pytest.mark.parametrize(("options", "output"), [({"val_share": 0.2}, "run"), ({}, "train/run"), ({}, "val")])
+@pytest.mark.parametrize("script", [finetune, pretrain])
+def test_an_output_among_the_images_is_refused(
+    script: ModuleType, options: dict[str, float], output: str, tmp_path: Path
+) -> None:
+    """It would be a class, or its pictures be trained on, when the run goes on."""
+    config = script.Config(data=tmp_path, output=tmp_path / output, device="cpu", **options)
+    with pytest.raises(SettingsError, match=rf"--output {tmp_path}/{output} lies among the images of {tmp_path}"):
+        script.train(config, QUIET)
 
 
 def write_list_of(path: Path, labels: str) -> Path:

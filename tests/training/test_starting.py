@@ -70,7 +70,14 @@ def test_a_file_in_a_folder_brings_what_the_folder_brings(script: ModuleType, na
     with pytest.raises(WeightsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
         starting_config("replknet_small", nano / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    assert starting_config("replknet_31b", tmp_path / "published.safetensors").arch == "replknet_31b"
+    published = tmp_path / "published.safetensors"
+    shutil.copy(nano / "model.safetensors", published)
+    assert starting_config("replknet_31b", published).arch == "replknet_31b"
+    with pytest.raises(WeightsError, match=rf"--arch is needed: no config\.json .* beside {published}"):
+        starting_config("", published)
+    config = dataclasses.replace(config, weights=published, arch="replknet_small")
+    with pytest.raises(WeightsError, match="it belongs to another model, not to replknet_small"):
+        script.make_model(config, ["a", "b"]) if script is finetune else script.make_model(config)
 
 
 def test_a_head_in_a_file_is_kept_if_the_labels_are_the_same(tiny: Tiny, trained: Path, tmp_path: Path) -> None:
