@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kernels import depthwise_conv2d
-from models.reparameterize import fold_after, merge_branches
+from models.reparameterize import FORWARDS, fold_after, is_batch_norm, merge_branches
 
 
 class ConvBN(nn.Module):
@@ -31,7 +30,7 @@ class ConvBN(nn.Module):
         return self.activation(self.bn(self.conv(x)))
 
     def reparameterize(self) -> None:
-        if isinstance(self.bn, _BatchNorm):
+        if is_batch_norm(self.bn):
             fold_after(self.conv, self.bn)
             self.bn = nn.Identity()
 
@@ -41,6 +40,9 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise_conv2d(x, self.weight, self.bias)
+
+
+FORWARDS.add(DepthwiseConv2d.forward)
 
 
 class DropPath(nn.Module):
@@ -83,9 +85,12 @@ class ReparamLargeKernelConv(nn.Module):
         if self.lkb_reparam is not None:
             return
         assert self.lkb_origin is not None
-        self.lkb_origin.reparameterize()
-        if self.small_conv is not None:
-            self.small_conv.reparameterize()
+        for branch in (self.lkb_origin, self.small_conv):
+            if branch is not None:
+                branch.reparameterize()
+                if not isinstance(branch.bn, nn.Identity):
+                    what = f"{type(branch.bn).__name__} after a large kernel"
+                    raise ValueError(f"{what} cannot be folded, so its branches cannot be merged: batch norms can")
         small = None if self.small_conv is None else self.small_conv.conv
         self.lkb_reparam = merge_branches(self.lkb_origin.conv, small)
         self.lkb_origin = self.small_conv = None

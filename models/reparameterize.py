@@ -7,16 +7,18 @@ works in float64 and rounds to the model's own type once, at the end.
 """
 
 from copy import deepcopy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from models.timm_models import of_timm, reparameterize_timm
 from models.wrappers import bare_model
 
 Foldable = nn.Conv2d | nn.Linear
+FORWARDS = {nn.Conv2d.forward, nn.Linear.forward}  # of layers that are their weight and bias alone
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
@@ -28,8 +30,11 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     In a timm model the blocks that timm can merge are merged; it may keep batch norms, which tracing then folds.
 
+    Parametrisations (weight norm, ...) become plain weights; what somebody put in a batch norm's or DropPath's place
+    stays.
+
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
-    running statistics.
+    running statistics, and for what is beside one and is no plain convolution or linear layer.
     """
     model = bare_model(model)
     convert = getattr(model, "reparameterize", None)
@@ -37,6 +42,9 @@ def reparameterize(model: nn.Module) -> nn.Module:
         raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")
     dtype = next(model.parameters()).dtype
     deploy = deepcopy(model).double()
+    for module in [*deploy.modules()]:
+        if is_parametrized(module):
+            _make_plain(module)
     if of_timm(deploy):
         reparameterize_timm(deploy)
     else:
@@ -46,7 +54,12 @@ def reparameterize(model: nn.Module) -> nn.Module:
     return deploy.to(dtype).eval().requires_grad_(False)
 
 
-def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
+def is_batch_norm(module: nn.Module) -> bool:
+    """Also torchvision's and timm's frozen ones."""
+    return isinstance(module, _BatchNorm) or type(module).__name__ == "FrozenBatchNorm2d"
+
+
+def batch_norm_affine(bn: Any) -> tuple[Tensor, Tensor]:
     """scale [C] and shift [C], float64, of a batch norm of any kind (SyncBatchNorm too) in evaluation mode."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
@@ -63,19 +76,22 @@ def batch_norm_affine(bn: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def fold_after(conv: nn.Conv2d, bn: _BatchNorm) -> None:
-    """conv := bn(conv(.)), in place."""
+def fold_after(conv: nn.Conv2d, bn: nn.Module) -> None:
+    """conv := bn(conv(.)), in place. Raises `ValueError` for a `conv` with a forward of its own."""
+    _check_plain(conv)
     scale, shift = batch_norm_affine(bn)
     bias = shift if conv.bias is None else conv.bias.double() * scale + shift  # [C_out]
     _assign(conv, conv.weight.double() * scale.view(-1, 1, 1, 1), bias)
 
 
 @torch.no_grad()
-def fold_before(bn: _BatchNorm, layer: Foldable) -> None:
+def fold_before(bn: nn.Module, layer: Foldable) -> None:
     """layer := layer(bn(.)), in place; exact for a linear layer and for a 1 x 1 convolution without padding.
 
-    Raises `ValueError` for any other convolution: its zero padding would have to become -shift / scale.
+    Raises `ValueError` for any other convolution, whose zero padding would have to become -shift / scale, and for a
+    `layer` with a forward of its own.
     """
+    _check_plain(layer)
     if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or layer.padding != (0, 0) or layer.groups != 1):
         raise ValueError(f"a batch norm before {layer} cannot be folded: only 1x1, unpadded and ungrouped is exact")
     scale, shift = batch_norm_affine(bn)
@@ -96,6 +112,25 @@ def merge_branches(large: nn.Conv2d, small: nn.Conv2d | None) -> nn.Conv2d:
         bias = bias + cast(Tensor, small.bias).double()
     _assign(large, weight, bias)
     return large
+
+
+def _make_plain(module: nn.Module) -> None:
+    """What is parametrised becomes parameters. (remove_parametrizations would break what the copy was made of: they
+    share a class, from which it takes the attribute.)"""
+    names = module.parametrizations.keys()  # type: ignore[operator, union-attr]
+    values = {name: nn.Parameter(getattr(module, name).detach()) for name in names}
+    del module.parametrizations
+    module.__class__ = type_before_parametrizations(module)
+    for name, value in values.items():
+        module.register_parameter(name, value)
+
+
+def _check_plain(layer: nn.Module) -> None:
+    if type(layer).forward not in FORWARDS:
+        raise ValueError(
+            f"{type(layer).__name__} has a forward of its own and cannot be folded with the batch norm beside it: "
+            "merge it into a plain layer first"
+        )
 
 
 def _assign(layer: Foldable, weight: Tensor, bias: Tensor) -> None:

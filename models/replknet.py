@@ -14,12 +14,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.checkpointing import checkpointed
 from models.layer_groups import layer_group
 from models.layers import ConvBN, DropPath, ReparamLargeKernelConv
-from models.reparameterize import fold_before
+from models.reparameterize import fold_before, is_batch_norm
 
 
 class RepLKBlock(nn.Module):
@@ -43,9 +42,11 @@ class RepLKBlock(nn.Module):
     def reparameterize(self) -> None:
         for part in (self.pw1, self.large_kernel, self.pw2):
             part.reparameterize()
-        if isinstance(self.prelkb_bn, _BatchNorm):
+        if is_batch_norm(self.prelkb_bn):
             fold_before(self.prelkb_bn, self.pw1.conv)
-        self.prelkb_bn = self.drop_path = nn.Identity()
+            self.prelkb_bn = nn.Identity()
+        if isinstance(self.drop_path, DropPath):
+            self.drop_path = nn.Identity()
 
 
 class ConvFFN(nn.Module):
@@ -64,9 +65,11 @@ class ConvFFN(nn.Module):
     def reparameterize(self) -> None:
         self.pw1.reparameterize()
         self.pw2.reparameterize()
-        if isinstance(self.preffn_bn, _BatchNorm):
+        if is_batch_norm(self.preffn_bn):
             fold_before(self.preffn_bn, self.pw1.conv)
-        self.preffn_bn = self.drop_path = nn.Identity()
+            self.preffn_bn = nn.Identity()
+        if isinstance(self.drop_path, DropPath):
+            self.drop_path = nn.Identity()
 
 
 class RepLKNetStage(nn.Module):
@@ -215,7 +218,7 @@ class RepLKNet(nn.Module):
         for module in list(self.modules()):
             if isinstance(module, ConvBN | RepLKBlock | ConvFFN):
                 module.reparameterize()
-        if isinstance(self.norm, _BatchNorm) and isinstance(self.head, nn.Linear):
+        if is_batch_norm(self.norm) and isinstance(self.head, nn.Linear):
             fold_before(self.norm, self.head)  # the mean over positions commutes with an affine map
             self.norm = nn.Identity()
         self.set_grad_checkpointing(False)

@@ -173,7 +173,7 @@ def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
 def test_equal_labels_are_equal_in_any_locale(output: Path) -> None:
     labels = ["caf\u00e9", "th\u00e9"]
     build(output, labels=labels)
-    code = f"from test_earlier import *; print(existing.misfit(Path({str(output)!r}), SPEC, {labels!a}))"
+    code = f"from test_existing import *; print(existing.misfit(Path({str(output)!r}), SPEC, {labels!a}))"
     locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     path = {"PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | locale | path, capture_output=True, text=True)

@@ -1,11 +1,14 @@
 """Deploy form against training form, with batch norms that are nothing like the identity."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torchvision.ops import FrozenBatchNorm2d
 
 from models import ARCHITECTURES, RepLKNet, create_model, reparameterize
 from models.layers import ConvBN, ReparamLargeKernelConv
@@ -200,3 +203,89 @@ def test_the_small_kernel_is_centred() -> None:
     layer.reparameterize()
     taps = layer.lkb_reparam.weight[0, 0].nonzero().tolist()
     assert taps == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
+
+
+def changed(change: Callable[[RepLKNet], None]) -> RepLKNet:
+    model = reduced("replknet_31b")
+    change(model)
+    return model.double().eval()
+
+
+def pre_norms(model: RepLKNet, norm: Callable[[int], nn.Module]) -> None:
+    for module in model.modules():
+        for name in ("prelkb_bn", "preffn_bn"):
+            if hasattr(module, name):
+                setattr(module, name, norm(getattr(module, name).num_features))
+
+
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x
+
+
+def scaled_branches(model: RepLKNet) -> None:
+    for module in model.modules():
+        if hasattr(module, "drop_path"):
+            module.drop_path = Scale()
+
+
+def frozen(model: RepLKNet) -> None:
+    """As timm's freeze_batch_norm_2d."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                norm = FrozenBatchNorm2d(child.num_features, child.eps)
+                norm.load_state_dict(child.state_dict(), strict=False)
+                setattr(module, name, norm)
+
+
+def parametrised(model: RepLKNet) -> None:
+    weight_norm(model.head)
+    spectral_norm(model.stages[0].blocks[1].pw1.conv)
+    weight_norm(model.stages[0].blocks[0].large_kernel.lkb_origin.conv)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: pre_norms(model, lambda width: nn.GroupNorm(4, width)), scaled_branches, frozen, parametrised],
+    ids=["norms", "drop_path", "frozen", "parametrised"],
+)
+def test_what_somebody_changed_is_kept(change: Callable[[RepLKNet], None]) -> None:
+    model = changed(change)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = model(images)
+    torch.testing.assert_close(reparameterize(model)(images), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+
+
+class Adapted(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def adapted(model: RepLKNet) -> None:
+    block = model.stages[0].blocks[1]
+    block.pw1.conv = Adapted(block.pw1.conv.in_channels, block.pw1.conv.out_channels, 1, bias=False)
+
+
+def wrapped(model: RepLKNet) -> None:
+    block = model.stages[0].blocks[1]
+    block.pw1.conv = nn.Sequential(block.pw1.conv, nn.ReLU())
+
+
+def group_norm_after_a_large_kernel(model: RepLKNet) -> None:
+    branch = model.stages[0].blocks[0].large_kernel.lkb_origin
+    branch.bn = nn.GroupNorm(1, branch.bn.num_features)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (adapted, "Adapted has a forward of its own and cannot be folded"),
+        (wrapped, "Sequential has a forward of its own"),
+        (group_norm_after_a_large_kernel, "GroupNorm after a large kernel cannot be folded"),
+    ],
+)
+def test_what_cannot_be_merged_is_named(change: Callable[[RepLKNet], None], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        reparameterize(changed(change))
