@@ -1,6 +1,7 @@
 """A re-parameterised model as a TorchScript file that any libtorch >= 2.10 with the native library loads."""
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ class ServedBackbone(nn.Module):
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.dtype = PRECISIONS[precision]
-        self.model = model.eval().to(self.dtype).to(memory_format=torch.channels_last)
+        self.model = deepcopy(model).eval().to(self.dtype).to(memory_format=torch.channels_last)
         scale = 1.0 / (255.0 * torch.tensor(std, dtype=torch.float64))
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         self.register_buffer("scale", scale.to(torch.float32).view(1, 3, 1, 1))

@@ -31,7 +31,8 @@ class MaskedPretrainer(nn.Module):
 
     `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
     parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
-    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for batch norms of another kind.
+    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for batch norms of another kind, and
+    for an encoder of other than four stages or in deploy form.
     """
 
     def __init__(
@@ -45,10 +46,13 @@ class MaskedPretrainer(nn.Module):
         super().__init__()
         if mask_mode not in ("token", "sparse"):
             raise ValueError(f"mask_mode {mask_mode!r}: choose token or sparse")
+        if len(encoder.stages) != 4 or getattr(encoder, "deploy_form", False):
+            raise ValueError("the encoder has other than 4 stages, or is in deploy form: its training form is needed")
         self.encoder, self.loss, self.target_norm, self.window = encoder, loss, target_norm, window
         encoder.head.requires_grad_(False)
-        width, features = cast(ConvBN, encoder.stem[0]).conv.out_channels, encoder.num_features
-        self.decoder = nn.Conv2d(features, STRIDE**2 * 3, 1)
+        first, features = cast(ConvBN, encoder.stem[0]).conv, encoder.num_features
+        width = first.out_channels
+        self.decoder = nn.Conv2d(features, STRIDE**2 * first.in_channels, 1)
         self.fill: FillEmpty | None = None
         self.mask_token: nn.Parameter | None = None
         self.visible: Visible | None = None
@@ -60,9 +64,14 @@ class MaskedPretrainer(nn.Module):
                 if type(module) in (nn.BatchNorm2d, MaskedBatchNorm2d):  # also one that another pretrainer had
                     module.__class__ = MaskedBatchNorm2d
                     module.visible = self.visible  # type: ignore[assignment]
-                elif isinstance(module, _BatchNorm):
-                    raise ValueError(f"the encoder has {type(module).__name__}: sparse mode needs nn.BatchNorm2d")
+            self._check_norms()
             self.fill = FillEmpty(features)
+
+    def _check_norms(self) -> None:
+        """Others than ours, also those of convert_sync_batchnorm later, would see what is masked."""
+        for module in self.encoder.modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, MaskedBatchNorm2d):
+                raise ValueError(f"the encoder has {type(module).__name__}: sparse mode needs nn.BatchNorm2d")
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """images [B,3,H,W] normalised, mask [B,h',w'] (1 = masked) -> loss []."""
@@ -89,6 +98,7 @@ class MaskedPretrainer(nn.Module):
         x = images.masked_fill(repeat_patches(masked, patch), 0.0)
         if self.visible is not None:
             assert self.fill is not None
+            self._check_norms()
             self.visible.patches = ~masked
             try:
                 features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]

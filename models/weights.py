@@ -150,6 +150,10 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
     of another shape, another number of classes, NaN or infinity.
     """
     path, model = weights_file(Path(path)), bare_model(model)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):  # PyTorch would load nothing, with warnings
+        raise WeightsError(
+            'the model is on the device "meta", without memory: model.to_empty(device="cpu") gives it some'
+        )
     state = read_state(path, model.state_dict().keys())
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
@@ -209,6 +213,8 @@ def _checked(
     hint = ": it is a re-parameterised model, load the training form" if folded else f": {other}"
     for name in expected:
         if name not in state:
+            if all(missing.startswith(heads) for missing in expected.keys() - state.keys()):
+                hint = ": it has no head, skip_head=True keeps the model's own"
             raise WeightsError(f"{path} has no {name!r}{hint}")
     if (surplus := state.keys() - expected.keys()) and all(name.startswith(heads) for name in surplus):
         hint = ": the model has no head, skip_head=True leaves it out"

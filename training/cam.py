@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models import RepLKNet, class_maps
 from models.class_map import channels_first
 from models.modes import evaluating
+from models.wrappers import bare_model
 from training.settings import SettingsError
 
 Method = Literal["cam", "gradcam", "hirescam", "layercam"]
@@ -92,6 +93,7 @@ def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, l
 
     Raises `SettingsError` where the layer has a single position, which shows nothing.
     """
+    model = bare_model(model)
     parts = zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
     if method == "cam":
         raw = torch.cat([cam(model, *part) for part in parts])

@@ -28,6 +28,7 @@ fi
 # The same as server/runtime.py sets; what the user has set stays.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_-2147483647}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
+ulimit -S -s 65536 2>/dev/null || true  # as server/guard.py
 export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX-1}
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-4000}

@@ -113,6 +113,18 @@ def test_another_port_would_be_reached_by_nobody(values, named):
         render(values)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"extraEnv": [{"name": "WIDEFIELD_DRAIN_SECONDS", "value": "300"}]},
+        {"extraArgs": ["--exit-timeout-secs=90"]},
+    ],
+)
+def test_another_drain_would_outlast_the_grace_period(values):
+    with pytest.raises(helm_call.ValuesError, match=r"which the grace period has to fit: set shutdown\.drainSeconds"):
+        render(values)
+
+
 def test_requests_are_the_limits_unless_given():
     """Kubernetes takes the limits; defaults of both would refuse lower limits."""
     assert container(render({"resources": {"limits": {"cpu": "2"}}}))["resources"] == {

@@ -96,3 +96,10 @@ def test_an_operator_outside_the_onnx_standard_is_named(tmp_path: Path) -> None:
 def test_a_trace_that_is_of_its_making_is_refused(network: torch.nn.Module, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         trace_backbone(ServedBackbone(network, [0.5] * 3, [0.5] * 3), 32)
+
+
+def test_a_served_backbone_leaves_its_model_alone() -> None:
+    model = torch.nn.Conv2d(3, 2, 1)
+    ServedBackbone(model, [0.5] * 3, [0.5] * 3, "bf16")
+    assert model.weight.dtype == torch.float32
+    assert model.training

@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
-from models import MaskedBatchNorm2d, MaskedPretrainer, ModelConfig, create_model, load_checkpoint, save_checkpoint
+from models import (
+    MaskedBatchNorm2d,
+    MaskedPretrainer,
+    ModelConfig,
+    RepLKNet,
+    create_model,
+    load_checkpoint,
+    reparameterize,
+    save_checkpoint,
+)
 
 SIZES = {"layers": (1, 1, 1, 1), "channels": (4, 8, 8, 8), "kernel_sizes": (7, 7, 5, 5), "small_kernel": 3}
 
@@ -265,3 +274,25 @@ def test_compiles_without_a_graph_break_and_under_autocast(mode, batch):
         half = model(*batch)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, expected, rtol=0.05, atol=0)
+
+
+def test_norms_that_were_converted_later_are_refused() -> None:
+    """They would see what is masked."""
+    model = MaskedPretrainer(create_model("replknet_nano", 1), "sparse")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    with pytest.raises(ValueError, match=r"the encoder has SyncBatchNorm: sparse mode needs nn\.BatchNorm2d"):
+        converted.eval()(torch.randn(1, 3, 64, 64), torch.ones(1, 2, 2))
+
+
+def test_images_of_other_channels() -> None:
+    model = MaskedPretrainer(create_model("replknet_nano", 1, in_channels=1))
+    images, mask = torch.randn(2, 1, 64, 64), torch.ones(2, 2, 2)
+    assert model.predict(images, mask).shape == (2, 1024, 2, 2)
+    assert model(images, mask).isfinite()
+
+
+def test_encoders_that_cannot_be_trained_are_refused() -> None:
+    three = RepLKNet((1, 1, 1), (8, 8, 8), (3, 3, 3), 3, num_classes=1)
+    for encoder in (three, reparameterize(create_model("replknet_nano", 1))):
+        with pytest.raises(ValueError, match="other than 4 stages, or is in deploy form: its training form is needed"):
+            MaskedPretrainer(encoder)

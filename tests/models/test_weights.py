@@ -165,3 +165,19 @@ def test_what_runs_a_model_is_no_part_of_it(name: str, state: State, tmp_path: P
     deploy = reparameterize(wrapped)
     assert isinstance(deploy, RepLKNet)
     torch.testing.assert_close(deploy(IMAGES), nano(1)(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pth", create_model("replknet_nano", 3).state_dict())
+    with torch.device("meta"):
+        model = create_model("replknet_nano", 3)
+    with pytest.raises(WeightsError, match=r'on the device "meta", without memory: model\.to_empty'):
+        load_weights(model, path)
+    load_weights(model.to_empty(device="cpu"), path)
+
+
+def test_a_file_without_a_head_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.pth", create_model("replknet_nano", 0).state_dict())
+    with pytest.raises(WeightsError, match=r"has no 'head\.weight': it has no head, skip_head=True keeps the model's"):
+        load_weights(create_model("replknet_nano", 3), path)
+    load_weights(create_model("replknet_nano", 3), path, skip_head=True)

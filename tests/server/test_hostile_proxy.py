@@ -55,6 +55,18 @@ def test_what_ends_tritonserver_is_refused(server, proxy, request_bytes):
     assert server.restarts == 0
 
 
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl and urllib have it unless told
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_form_of_a_photograph_s_size_ends_no_server(server, proxy, method):
+    """Its body lies twice on the stack of a thread of tritonserver's."""
+    request = message(b"\0" * 20_000_000, {**FORM, LENGTH: "100"}, method=method)
+    for address in (server.http_url, proxy):
+        assert re.match("HTTP [245]", send_http(address, request))  # and not a connection that broke
+    assert server.restarts == 0
+
+
 def test_a_body_too_large_is_refused_before_it_is_sent(proxy):
     assert send_http(proxy, message(b"", {"Content-Length": "200000000", LENGTH: "100"})) == "HTTP 413"
 
@@ -81,7 +93,7 @@ def test_grpc_takes_one_message_of_bounded_size(server, tmp_path):
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         request = service_pb2.ModelInferRequest(model_name="classifier", raw_input_contents=[b"\0" * 22_020_096])
-        with pytest.raises(grpc.RpcError, match="more than 22020096 bytes: send a smaller image"):
+        with pytest.raises(grpc.RpcError, match=r"larger than max \(22020096 bytes\): send a smaller image"):
             stub.ModelInfer(request, timeout=10)
         with pytest.raises(grpc.RpcError) as caught:
             next(stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), timeout=10))

@@ -100,6 +100,13 @@ def test_a_few_images_at_a_time(method: str, model: RepLKNet, images: Tensor, mo
     assert sizes == [2, 1]
 
 
+@pytest.mark.parametrize("method", ["cam", "gradcam"])
+def test_what_wraps_a_model_is_looked_through(method: str, model: RepLKNet, images: Tensor) -> None:
+    targets = torch.zeros(len(images), dtype=torch.long)
+    wrapped = torch.nn.DataParallel(model)
+    torch.testing.assert_close(explain(wrapped, images, targets, method), explain(model, images, targets, method))
+
+
 def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
     targets = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(SettingsError, match=r"'stage' is not a module of the model: name one such as stem\.0, "):
