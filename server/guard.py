@@ -43,7 +43,7 @@ def prepare() -> None:
     """In tritonserver's process, before it is one: it ends with the guard, and its threads have larger stacks."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft != resource.RLIM_INFINITY and soft < STACK:
+    if soft == resource.RLIM_INFINITY or soft < STACK:  # without a limit glibc gives a thread 2 MiB
         resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
 
 

@@ -25,10 +25,13 @@ if [[ -n ${WIDEFIELD_TLS_CERT:-}${WIDEFIELD_TLS_KEY:-}${WIDEFIELD_TLS_CLIENT_CA:
   WIDEFIELD_HTTP_HOST=${WIDEFIELD_HTTP_HOST:-127.0.0.1}
 fi
 
+# As server/guard.py: in KiB, as far as the hard limit goes.
+stack=$(ulimit -S -s)
+[[ $stack != unlimited && $stack -ge 65536 ]] || ulimit -S -s 65536 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"
+
 # The same as server/runtime.py sets; what the user has set stays.
 export MALLOC_MMAP_THRESHOLD_=${MALLOC_MMAP_THRESHOLD_-2147483647}
 export MALLOC_TRIM_THRESHOLD_=${MALLOC_TRIM_THRESHOLD_-2147483647}
-ulimit -S -s 65536 2>/dev/null || true  # as server/guard.py
 export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX-1}
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT-4000}

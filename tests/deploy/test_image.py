@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,33 @@ def serve(tmp_path):
         return (tmp_path / "arguments").read_text().splitlines(), read("environment"), read("stub")
 
     return run
+
+
+MIB = 2**20
+PREPARED = "from server.guard import prepare; import os; prepare(); os.execvp('bash', ['bash', '-c', 'ulimit -S -s'])"
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"), [(8, 256, 64), (128, 256, 128), (8, 16, 16), (-1, -1, 64)], ids=str
+)
+@pytest.mark.usefixtures("serve")
+def test_the_launcher_and_the_image_give_the_same_stacks(tmp_path, soft, hard, expected):
+    """Without a limit a thread would have 2 MiB."""
+    if hard == -1 != resource.getrlimit(resource.RLIMIT_STACK)[1]:
+        pytest.skip("the hard limit is lower here")
+    (tmp_path / "tritonserver").write_text("#!/bin/bash\nulimit -S -s\n")
+    environment = {"TRITONSERVER": str(tmp_path / "tritonserver"), "WIDEFIELD_MODELS": str(tmp_path / "models")}
+    limits = tuple(each if each == -1 else each * MIB for each in (soft, hard))
+    for command in ([str(tmp_path / "serve.sh")], [sys.executable, "-c", PREPARED]):
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, limits),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == f"{1024 * expected}\n", done.stderr
 
 
 def test_python_processes_are_not_preloaded(serve):
