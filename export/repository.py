@@ -25,6 +25,7 @@ from export.existing import (
     version_numbers,
 )
 from export.torchscript import save_torchscript, script_softmax
+from models.config import is_one_line
 from models.files import lock_folder
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
@@ -48,7 +49,7 @@ def write_repository(
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line per class is needed")
     for index, label in enumerate(labels):
-        if not label.strip() or "\n" in label:
+        if not is_one_line(label):
             raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
     with _moved_in_whole(output) as stage:
         unused = unused_number(stage / "backbone")

@@ -8,6 +8,11 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 CROP_MODES = ("center", "squash", "border")
 
 
+def is_one_line(label: str) -> bool:
+    """Not empty either: what a server's labels.txt can hold."""
+    return bool(label.strip()) and "\n" not in label
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a checkpoint is and how its images are prepared: config.json.

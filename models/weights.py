@@ -84,10 +84,13 @@ def load_config(folder: str | Path) -> ModelConfig:
 def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
     """The config in the checkpoint folder `weights`, or beside the file `weights`; None where there is none.
 
-    Raises `WeightsError` for an `arch` that it does not hold, and as `load_config`.
+    Raises `WeightsError` for an `arch` that it does not hold, for a file of which nothing says the architecture, and as
+    `load_config`.
     """
     folder = checkpoint_folder(weights)
     if folder is None:
+        if weights is not None and weights.is_file() and not arch:
+            raise WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
         return None
     config = load_config(folder)
     if arch not in ("", config.arch):
@@ -98,14 +101,12 @@ def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
 def classifier_config(weights: Path, arch: str) -> ModelConfig:
     """`checkpoint_config`, else that of a published file of `arch`: as many classes as its head has, else 1000.
 
-    Raises `WeightsError` for a pre-trained encoder and where nothing says the architecture, else as `load_config`.
+    Raises `WeightsError` for a pre-trained encoder, and as `checkpoint_config`.
     """
     config = checkpoint_config(weights, arch)
     if config is None:
         if not weights.is_file():
             return load_config(weights)  # which says what is not there
-        if not arch:
-            raise arch_is_needed(weights)
         config = ModelConfig(arch, count_classes(arch, weights) or 1000)
     if config.num_classes == 1:
         raise WeightsError(
@@ -130,10 +131,6 @@ def _is_own_config(path: Path) -> bool:
     except ValueError:
         return True  # damaged: `load_config` says so
     return not isinstance(values, dict) or "arch" in values
-
-
-def arch_is_needed(weights: Path) -> WeightsError:
-    return WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
 
 
 def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False, arch: str = "") -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
+from models.config import is_one_line
 from models.files import HIDDEN
 from training.augment import Transform
 from training.images import IMAGE_SUFFIXES, DataError, Labelled, image_files, is_image, load_image
@@ -67,8 +68,8 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
 
 
 def label_errors(labels: Sequence[str]) -> list[str]:
-    """Of those that no served model can have: labels.txt has one a line."""
-    wrong = [label for label in labels if not label.strip() or "\n" in label]
+    """Of those that no served model can have."""
+    wrong = [label for label in labels if not is_one_line(label)]
     return [f"the label {label!r} is empty or has a line break, and cannot be served: rename it" for label in wrong]
 
 

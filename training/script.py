@@ -16,7 +16,7 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import ModelConfig, checkpoint_config
-from models.weights import arch_is_needed, checkpoint_folder
+from models.weights import checkpoint_folder
 from training import distributed
 from training.config import Config as FinetuneConfig
 from training.logs import standard_output
@@ -51,11 +51,8 @@ def parse_run(
 
 
 def starting_config(arch: str, weights: Path | None) -> ModelConfig:
-    """`checkpoint_config`, else that of the architecture. Raises `WeightsError` as `classifier_config`."""
-    config = checkpoint_config(weights, arch)
-    if config is None and weights is not None and weights.is_file() and not arch:
-        raise arch_is_needed(weights)
-    return config or ModelConfig(arch or DEFAULT_ARCH)
+    """`checkpoint_config`, else that of the architecture. Raises `WeightsError` as it does."""
+    return checkpoint_config(weights, arch) or ModelConfig(arch or DEFAULT_ARCH)
 
 
 def begin(
