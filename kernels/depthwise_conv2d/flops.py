@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 
-@register_flop_formula(torch.ops.widefield.depthwise_conv2d)
+@register_flop_formula([torch.ops.widefield.depthwise_conv2d, torch.ops.widefield.depthwise_conv2d_before_activation])
 def forward_flops(input: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * torch.Size(input).numel() * weight[2] * weight[3]
 

@@ -1,4 +1,7 @@
-"""widefield::depthwise_conv2d_grad_input and _grad_weight: operators of their own, so that torch.compile sees them."""
+"""What widefield::depthwise_conv2d's gradient is made of: operators of their own, so that torch.compile sees them.
+
+Autocast, which may be on around a gradient alone, changes none of them.
+"""
 
 import torch
 from torch import Tensor
@@ -6,10 +9,24 @@ from torch import Tensor
 from kernels.depthwise_conv2d import dispatch, pytorch
 from kernels.layout import dense, laid_out_as
 
+BEFORE_ACTIVATION_SCHEMA = "depthwise_conv2d_before_activation(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
 
 _library = torch.library.Library("widefield", "FRAGMENT")
+
+
+def _before_activation_cpu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return torch.ops.widefield.depthwise_conv2d(input, weight, bias)
+
+
+def _before_activation_cuda(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return dispatch.forward_cuda(input, weight, bias)
+
+
+def _before_activation_fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.empty_like(dense(input))
 
 
 def _grad_input_layout(grad: Tensor) -> Tensor:
@@ -22,7 +39,7 @@ def _grad_input_layout(grad: Tensor) -> Tensor:
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:
     """The forward pass with the filter turned by 180 degrees."""
     source = grad.contiguous(memory_format=torch.channels_last)
-    result = torch.ops.widefield.depthwise_conv2d(source, weight.flip((2, 3)))
+    result = _before_activation_cpu(source, weight.flip((2, 3)), None)
     return laid_out_as(result, _grad_input_layout(grad))
 
 
@@ -70,6 +87,7 @@ def refuse_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: Ten
 
 
 for _schema, _cpu, _cuda, _fake in (
+    (BEFORE_ACTIVATION_SCHEMA, _before_activation_cpu, _before_activation_cuda, _before_activation_fake),
     (GRAD_INPUT_SCHEMA, _grad_input_cpu, _grad_input_cuda, _grad_input_fake),
     (GRAD_WEIGHT_SCHEMA, _grad_weight_cpu, _grad_weight_cuda, _grad_weight_fake),
 ):

@@ -15,6 +15,7 @@ from kernels.transforms import is_transformed
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
 ACTIVATIONS = ("none", "relu", "gelu")
+AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -41,22 +42,20 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         if has_torch_function_variadic(input, weight, bias):  # such as torch.fx's proxies
             arguments = (input, weight, bias, activation)
             return handle_torch_function(depthwise_conv2d, (input, weight, bias), *arguments)
-        input, weight = autocast(input), autocast(weight)
-        bias = None if bias is None else autocast(bias)
         if not torch.jit.is_tracing():  # a trace would bake the comparisons in
             check_arguments(input, weight, bias, activation)
         if is_transformed():
-            return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
+            return _transformed(input, weight, bias, activation)
     return torch.ops.widefield.depthwise_conv2d(input, weight, bias, activation)
 
 
-def autocast(t: Tensor) -> Tensor:
+def computed_dtype(t: Tensor) -> torch.dtype:
     """As autocast gives it to a convolution: floating-point numbers below float64 in its type, where it is on."""
     device = t.device.type
     narrow = t.dtype.is_floating_point and t.dtype != torch.float64
-    if device in ("cpu", "cuda") and narrow and torch.is_autocast_enabled(device):
-        return t.to(torch.get_autocast_dtype(device))
-    return t
+    if device in AUTOCAST and narrow and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return t.dtype
 
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
@@ -77,7 +76,9 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
     for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and (other.dtype != input.dtype or other.device != input.device):
+        if other is None:
+            continue
+        if computed_dtype(other) != computed_dtype(input) or other.device != input.device:
             raise ValueError(f"{name} is {other.dtype} on {other.device}, input is {input.dtype} on {input.device}")
     if not input.dtype.is_floating_point:
         raise ValueError(f"input is {input.dtype}: a floating-point type is expected")
@@ -90,17 +91,25 @@ def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: 
     channels_last = source.contiguous(memory_format=torch.channels_last)
     # Of float16, which oneDNN has not, PyTorch's own sums are inexact, and take 15 to 50 times as long as in float32.
     exact = torch.float32 if input.dtype == torch.float16 else input.dtype
-    with torch.autocast("cpu", enabled=False):  # it may be on around a gradient alone
-        convolved = pytorch.convolution(
-            channels_last.to(exact), weight.to(exact), None if bias is None else bias.to(exact)
-        )
-        output = pytorch.activate(convolved, activation).to(input.dtype)
-    return laid_out_as(output, source)
+    shift = None if bias is None else bias.to(exact)
+    convolved = pytorch.convolution(channels_last.to(exact), weight.to(exact), shift)
+    return laid_out_as(pytorch.activate(convolved, activation).to(input.dtype), source)
 
 
 def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     check_arguments(input, weight, bias, activation)  # scripted and traced code comes here unchecked
     return dispatch.forward_cuda(input, weight, bias, activation)
+
+
+def _transformed(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """PyTorch's own operations, which have derivatives of every order."""
+    return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    tensors = [None if t is None else t.to(computed_dtype(t)) for t in (input, weight, bias)]
+    with torch.autocast(input.device.type, enabled=False):
+        return torch.ops.widefield.depthwise_conv2d(*tensors, activation)
 
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -122,7 +131,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     if activation == "relu":
         grad = torch.where(kept <= 0, 0, grad)  # where it is not a number, as PyTorch's
     elif activation == "gelu":
-        before = torch.ops.widefield.depthwise_conv2d(input, weight, kept, "none")
+        before = torch.ops.widefield.depthwise_conv2d_before_activation(input, weight, kept)
         grad = torch.ops.aten.gelu_backward(grad, before)
     grad_input, grad_weight, grad_bias = None, None, None
     if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
@@ -138,7 +147,8 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 
 def _register() -> None:
     """The native library, where it is loaded, brings the schema and the CPU; on CUDA Python compiles just in time."""
-    if not load_native_library():
+    loaded = hasattr(torch.ops.widefield, "has_cpu_kernels")  # by torch.ops.load_library: a second ends the process
+    if not loaded and not load_native_library():
         _library.define(SCHEMA)
         _library.impl("depthwise_conv2d", _cpu, "CPU")
         _library.impl("depthwise_conv2d", _cuda, "CUDA")
@@ -146,6 +156,9 @@ def _register() -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel.*depthwise_conv2d\(")
             _library.impl("depthwise_conv2d", _cuda, "CUDA", allow_override=True)
+    for key in AUTOCAST.values():
+        _library.impl("depthwise_conv2d", _autocast, key)
+    _library.impl("depthwise_conv2d", _transformed, "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(NAME, _fake)
     torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 

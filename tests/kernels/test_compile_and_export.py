@@ -35,6 +35,13 @@ class Layer(nn.Module):
         return depthwise_conv2d(x, self.weight, self.bias, "relu")
 
 
+PROGRAMS = {
+    "scripted": lambda layer, x: torch.jit.script(layer),
+    "traced": torch.jit.trace,
+    "exported": lambda layer, x: export(layer, (x,)).module(),
+}
+
+
 class Loss(nn.Module):
     def forward(self, prediction, image, mask):
         return masked_patch_loss(prediction, image, mask, "smooth_l1", "patch")
@@ -81,6 +88,21 @@ def test_autocast_trains_in_one_graph(around):
     torch.testing.assert_close(answers[1], answers[0])
     if around:
         assert compiled(*arguments).dtype == torch.float32
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=PROGRAMS)
+def test_autocast_around_a_program_computes_as_around_the_layer(program):
+    layer, x = Layer(), torch.randn(2, 8, 9, 9)
+    run = PROGRAMS[program](layer, x)
+    answers = []
+    for function in (layer, run):
+        with torch.autocast("cpu", torch.bfloat16):
+            output = function(x)
+        (grad,) = torch.autograd.grad(output.float().square().sum(), [dict(function.named_parameters())["weight"]])
+        answers.append((output, grad))
+    assert [t.dtype for t in answers[0]] == [torch.bfloat16, torch.float32]
+    torch.testing.assert_close(answers[1], answers[0])
+    assert run(x).dtype == torch.float32
 
 
 def test_export_keeps_the_operator_and_any_batch_and_image():

@@ -219,6 +219,7 @@ def test_opcheck_of_the_gradients(layout):
     grad, x = (torch.randn(2, 16, 6, 5).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
     ops = torch.ops.widefield
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # their own gradients are an error
+    opcheck(ops.depthwise_conv2d_before_activation.default, (grad, torch.randn(16, 1, 13, 3), None), test_utils=tests)
     opcheck(ops.depthwise_conv2d_grad_input.default, (grad, torch.randn(16, 1, 13, 3)), test_utils=tests)
     opcheck(ops.depthwise_conv2d_grad_weight.default, (grad, x, [13, 3]), test_utils=tests)
 

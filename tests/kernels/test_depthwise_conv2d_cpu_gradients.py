@@ -176,12 +176,14 @@ def test_the_native_operator_checks_its_arguments(change, message):
 BACKWARD_UNDER_AUTOCAST = """
 import torch
 from kernels import depthwise_conv2d
-x, w = torch.randn(2, 16, 9, 9, requires_grad=True), torch.randn(16, 1, 5, 5)
-output = depthwise_conv2d(x, w)
-with torch.autocast("cpu", torch.bfloat16):
-    (found,) = torch.autograd.grad(output.sum(), x)
-(expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w, padding=2, groups=16).sum(), x)
-torch.testing.assert_close(found, expected)
+x, w, b = torch.randn(2, 16, 9, 9, requires_grad=True), torch.randn(16, 1, 5, 5), torch.randn(16)
+plain = torch.nn.functional.gelu(torch.nn.functional.conv2d(x, w, b, padding=2, groups=16))
+(expected,) = torch.autograd.grad(plain.sum(), x)
+for call in depthwise_conv2d, torch.compile(depthwise_conv2d, backend="aot_eager", fullgraph=True):
+    output = call(x, w, b, "gelu")
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(output.sum(), x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 """
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,17 @@ def test_cpu_only_build_without_triton(tmp_path, monkeypatch):
     code = "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.widefield.depthwise_conv2d)"
     done = subprocess.run([sys.executable, "-c", code, str(output)], capture_output=True, text=True)
     assert "widefield.depthwise_conv2d" in done.stdout, done.stderr
+
+
+def test_a_library_loaded_by_hand_is_the_one_that_counts(tmp_path):
+    copy = shutil.copy(LIBRARY, tmp_path)
+    code = (
+        "import sys, torch; torch.ops.load_library(sys.argv[1]); from kernels import depthwise_conv2d\n"
+        "x, w = torch.ones(1, 2, 3, 3, requires_grad=True), torch.ones(2, 1, 3, 3)\n"
+        "depthwise_conv2d(x, w).sum().backward(); print(x.grad.sum())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, copy], cwd=ROOT, capture_output=True, text=True)
+    assert "tensor(98.)" in done.stdout, done.stderr
 
 
 def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):

@@ -21,6 +21,11 @@ def ours(x, w):
     return depthwise_conv2d(x, w, B, "gelu")
 
 
+def in_a_program(x, w):
+    """As traced and exported programs call it."""
+    return torch.ops.widefield.depthwise_conv2d(x, w, B, "gelu")
+
+
 def reference(x, w):
     return F.gelu(F.conv2d(x, w, B, padding=(2, 1), groups=16))
 
@@ -42,6 +47,7 @@ def test_transforms_of_the_convolution(derivative):
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(derivative(ours), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(compiled(derivative)(ours), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(derivative(in_a_program), expected, rtol=1e-4, atol=1e-4)
 
 
 def compiled(function):
