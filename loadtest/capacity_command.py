@@ -28,7 +28,8 @@ from loadtest.slo import load_slo
 def capacity(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "capacity",
-        "The highest Poisson rate at which the objectives hold. Exit status: 0 found, 1 no rate holds, 2 wrong usage.",
+        "The highest Poisson rate at which the objectives hold.\n"
+        "Exit status: 0 found; 1 no rate holds, no answer came or a file was not written; 2 wrong usage; 130 stopped.",
     )
     parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
     parser.add_argument("--slo", required=True, metavar="FILE", help="objectives (TOML)")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from server.command_line import add_token_options, interrupt_on_signals
+from server.command_line import LIBRARY, add_token_options, interrupt_on_signals
 from server.errors import OptionError, ServerError, exit_code
 from server.management import VARIABLES, read_token
 from server.preflight import resolve
@@ -29,7 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--http-port", type=int, default=8000, help="default: 8000; 0 picks a free one")
     parser.add_argument("--grpc-port", type=int, default=8001, help="default: 8001; 0 picks a free one")
     parser.add_argument("--metrics-port", type=int, default=8002, help="default: 8002; 0 picks a free one")
-    parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
+    parser.add_argument("--library", metavar="FILE", help=LIBRARY)
     parser.add_argument(
         "--log-file", metavar="FILE", help="tritonserver's log; -: standard error (default: a private file, removed)"
     )

@@ -7,18 +7,21 @@ from pathlib import Path
 
 from server.management import MANAGEMENT_HEADER, VARIABLES
 
+LIBRARY = "native operator library (default: $WIDEFIELD_LIBRARY, else the built one)"
 
-def add_token_options(parser: argparse.ArgumentParser, name: str = "management") -> None:
-    """`name`: "management" or "shared-memory"."""
+
+def add_token_options(parser: argparse.ArgumentParser, name: str = "management", asks: bool = False) -> None:
+    """`name`: "management" or "shared-memory"; `asks`: of a command that asks a server, which has the token."""
     opens = {
-        "management": f"opens the management interfaces to the header {MANAGEMENT_HEADER}, and rolling changes",
+        "management": f"opens the management interfaces to the header {MANAGEMENT_HEADER}, for releases too",
         "shared-memory": "lets clients on this host that have it send images through memory",
     }[name]
+    says = "is the server's token" if asks else opens
     token = parser.add_mutually_exclusive_group()
     token.add_argument(
         f"--{name}-token-file",
         metavar="FILE",
-        help=f"its first line {opens} (default: ${VARIABLES[name]}, else closed)",
+        help=f"its first line {says} (default: ${VARIABLES[name]}{'' if asks else ', else closed'})",
     )
     token.add_argument(f"--{name}-token", metavar="TOKEN", help="the token; every user of this machine can read it")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION
-from server.command_line import add_repository_option, add_token_options, interrupt_on_signals, positive
+from server.command_line import LIBRARY, add_repository_option, add_token_options, interrupt_on_signals, positive
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -176,7 +176,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for loading a version (default: %(default)g)",
     )
-    add_token_options(parser)
+    add_token_options(parser, asks=True)
     return parser
 
 
@@ -214,7 +214,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
 def main(arguments: list[str] | None = None) -> int:
     parser = parser_of("python -m server.release", __doc__)
     parser.add_argument("built", type=Path, metavar="BUILT", help="a repository of build_models.py, not the served one")
-    parser.add_argument("--library", metavar="FILE", help="native operator library (default: the built one)")
+    parser.add_argument("--library", metavar="FILE", help=LIBRARY)
     options = parser.parse_args(arguments)
 
     def action(management: Management, say: Say) -> str:

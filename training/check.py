@@ -33,7 +33,7 @@ class Config:
     """Check a folder of images or shards. The exit status is 1 if something in it would stop training."""
 
     data: tyro.conf.Positional[Path]
-    """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself."""
+    """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself; or a run's val.csv."""
     val_folder: str = "val"
     """What is held out, beside train/."""
     workers: int = field(default_factory=lambda: min(1024, len(os.sched_getaffinity(0))))

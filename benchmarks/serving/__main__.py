@@ -1,6 +1,6 @@
 """Widefield's ensemble against FastAPI, LitServe, BentoML and Ray Serve: the same weights, JPEG in, labels out.
 
-    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--ways both|one|workers]
+    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--ways both|one|workers|plain]
         [--repeats 5] [--seconds 10]
 
 A quick answer, of all five servers and two models in about 25 minutes on two cores:
@@ -19,7 +19,7 @@ run goes on where it was. What was measured of other sources or versions, on ano
 other processes took more than a tenth of a core, is measured again; --fresh begins again. The peers run in build/peers
 (requirements.txt), made at the first run.
 
-What it costs: a run (one server, one repeat) takes about START_SECONDS to start, warm and stop, and six loads of
+What it costs: a run (one server, one repeat) takes about 20 s to start, warm and stop, and six loads of
 --seconds with a warm-up of as much, 3 s at most. There are models x repeats x (1 + peers) of them, with --ways both
 1 + 2 x peers. --seconds 1.5 leaves a repeat about a hundred answers a load: its p99 is then nearly its slowest one, and
 what counts is the median of the repeats; take 10 where the p99 matters. --ways workers leaves out each peer's setup

@@ -38,6 +38,14 @@ def test_every_option_is_described(module):
     assert {option for option in options if f"`{option}`" not in text and f"`{option} " not in text} == set()
 
 
+def test_a_release_is_told_of_the_servers_token(capsys):
+    with pytest.raises(SystemExit):
+        rollback.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"its first line is the server's token (default: ${VARIABLE})" in said
+    assert "closed" not in said
+
+
 def test_command_line_does_not_warn_of_a_host_that_is_none(tmp_path, capsys):
     assert main(["--model-repository", str(tmp_path / "none"), "--host", "300.1.1.1"]) == 2
     expected = "server: error: host '300.1.1.1' is not an address: use 127.0.0.1 or 0.0.0.0\n"
