@@ -38,7 +38,7 @@ def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
     Raises `OptionError` when the named one is not a library.
     """
     if named := environment.get("WIDEFIELD_RESIZE"):
-        return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python -m server.backends.build")
+        return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python server/backends/build.py resize")
     return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
 
 
