@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
-from server.checksums import VERSION
+from server.checksums import VERSION, newest_version
 from server.command_line import LIBRARY, add_repository_option, add_token_options, interrupt_on_signals, positive
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
@@ -57,7 +57,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
             ):
                 check_answers(candidate.http_url)
             folder = versions.folder(number)
-            switch(management, number, before, lambda: incoming.rename(folder), lambda: versions.withdraw(number))
+            switch(management, number, before, lambda: incoming.rename(folder), lambda: versions.withdraw(number), say)
         try:
             versions.remove_all_but(KEPT)
         except OSError as error:
@@ -65,7 +65,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
     return number
 
 
-def rollback(repository: Path, management: Management) -> tuple[int, int]:
+def rollback(repository: Path, management: Management, say: Say) -> tuple[int, int]:
     """Goes back to the version before; returns the numbers that were and are live. Raises `ServerError`."""
     with Versions(repository).locked() as versions:
         live = check_live(versions, management)
@@ -75,12 +75,12 @@ def rollback(repository: Path, management: Management) -> tuple[int, int]:
                 f"{repository}/{BACKBONE} holds no version before {live}: there is nothing to go back to"
             )
         verify(versions.folder(before[-1]))
-        switch(management, before[-1], live, lambda: versions.withdraw(live), lambda: versions.bring_back(live))
+        switch(management, before[-1], live, lambda: versions.withdraw(live), lambda: versions.bring_back(live), say)
     return live, before[-1]
 
 
 def switch(
-    management: Management, wanted: int, before: int, change: Callable[[], object], undo: Callable[[], object]
+    management: Management, wanted: int, before: int, change: Callable[[], object], undo: Callable[[], object], say: Say
 ) -> None:
     """`change` the repository so that `wanted` is its newest version, and load it; on any failure `undo`."""
     try:
@@ -94,15 +94,15 @@ def switch(
         check_answers(management.address)
     except BaseException as error:
         undo()
-        state = restore(management, before)
+        state = restore(management, before, say)
         if isinstance(error, ServerError | OSError):
             raise ReleaseError(f"{error}; {state}") from error
         raise
 
 
-def restore(management: Management, version: int) -> str:
+def restore(management: Management, version: int, say: Say) -> str:
     """Waits until the server, which may have been restarted, answers with `version`. Returns the outcome in words."""
-    deadline = time.monotonic() + AGAIN_SECONDS
+    deadline, waiting = time.monotonic() + AGAIN_SECONDS, False
     while True:
         try:
             management.load(BACKBONE)  # where it is live too: a load that nobody waits for any more is then behind it
@@ -111,7 +111,23 @@ def restore(management: Management, version: int) -> str:
         except ServerError as error:
             if time.monotonic() > deadline:
                 return f"version {version} is in place again, but is not served: {error}"
+            if not waiting:
+                say(
+                    f"waiting {AGAIN_SECONDS:g} s at most for the server to serve version {version} ({error}); "
+                    f"Ctrl-C leaves version {version} in place"
+                )
+                waiting = True
         time.sleep(0.5)
+
+
+def state_of(repository: Path, management: Management) -> str:
+    """What is live, or, where the server does not say, what it will serve, in words."""
+    try:
+        return f"version {', '.join(map(str, management.ready_versions(BACKBONE))) or 'none'} is live"
+    except (ServerError, KeyboardInterrupt) as error:
+        newest = newest_version(repository / BACKBONE)
+        number = newest.name if newest else "none"
+        return f"version {number} is in place; {str(error) or 'what the server serves was not asked'}"
 
 
 def check_live(versions: Versions, management: Management) -> int:
@@ -200,8 +216,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
         try:
             said = action(management, say)
         except KeyboardInterrupt:
-            live = ", ".join(map(str, management.ready_versions(BACKBONE))) or "none"
-            say(f"stopped: version {live} is live")
+            say(f"stopped: {state_of(options.model_repository, management)}")
             return 130
     except (ServerError, OSError) as error:
         say(f"not {done}: {error}")

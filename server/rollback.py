@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser_of("python -m server.rollback", __doc__).parse_args(arguments)
 
     def action(management: Management, say: Say) -> str:
-        was, now = rollback(options.model_repository, management)
+        was, now = rollback(options.model_repository, management, say)
         return f"version {now} is live, {was} was withdrawn"
 
     return run(options, "rollback", "rolled back", action)

@@ -84,7 +84,7 @@ def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(se
         with load() as asked:
             for change in (
                 lambda: release(build(), served.folder, served.management, None, print),
-                lambda: rollback(served.folder, served.management),
+                lambda: rollback(served.folder, served.management, print),
             ):
                 with pytest.raises(ReleaseError, match=r"changed since the server started \(max_batch_size\): restart"):
                     change()
@@ -222,7 +222,7 @@ def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository,
         Versions(served.folder).locked(),
         pytest.raises(ReleaseError, match="another build, release or rollback"),
     ):
-        rollback(served.folder, served.management)
+        rollback(served.folder, served.management, print)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,11 @@ def test_the_canary_images_answer(monkeypatch, values, refused):
 
 
 def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(release_module, "AGAIN_SECONDS", 0.1)
-    state = release_module.restore(Management("127.0.0.1:1", "token", 5), 3)
+    monkeypatch.setattr(release_module, "AGAIN_SECONDS", 0.7)
+    said = []
+    state = release_module.restore(Management("127.0.0.1:1", "token", 5), 3, said.append)
     assert state.startswith("version 3 is in place again, but is not served: ")
     assert "Connection refused" in state
+    (waiting,) = said
+    assert waiting.startswith("waiting 0.7 s at most for the server to serve version 3 (no server answers over HTTP at")
+    assert waiting.endswith("; Ctrl-C leaves version 3 in place")

@@ -29,7 +29,7 @@ def test_release_and_rollback_under_load(served, build, load, classify, image):
         new = classify(served, [image]).max()
         assert new > old + 0.05
         asked.wait()
-        assert rollback(served.folder, served.management) == (live + 1, live)
+        assert rollback(served.folder, served.management, print) == (live + 1, live)
         assert classify(served, [image]).max() == pytest.approx(old)
     assert set(asked.answers) == {round(float(old), 3), round(float(new), 3)}
     assert served.restarts == 0
@@ -45,7 +45,7 @@ def test_an_old_version_that_stays_is_no_failure(served, build, monkeypatch):
     assert served.management.ready_versions("backbone") == [new]
     expected = f"version {new} is live; an old one could not be removed ([Errno 13] Permission denied: 'backbone/1')"
     assert said[1:] == [expected]
-    rollback(served.folder, served.management)
+    rollback(served.folder, served.management, print)
 
 
 def test_a_request_in_flight_is_answered_by_the_version_that_took_it(
@@ -111,7 +111,7 @@ def test_nothing_to_go_back_to(served):
     for number in older:
         shutil.rmtree(versions.folder(number))
     with pytest.raises(ReleaseError, match="nothing to go back to"):
-        rollback(served.folder, served.management)
+        rollback(served.folder, served.management, print)
 
 
 def test_withdrawn_versions(tmp_path):

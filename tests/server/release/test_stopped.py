@@ -118,3 +118,24 @@ def test_what_is_done_is_done_though_nobody_reads_it(options, monkeypatch, capsy
     parsed = release_module.parser_of("server.release", None).parse_args(options)
     assert release_module.run(parsed, "release", "released", lambda management, say: "version 2 is live") == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_while_a_server_that_went_away_is_waited_for(tmp_path, monkeypatch, capsys, again):
+    """Or while it is asked what it serves."""
+    (tmp_path / "backbone" / "3").mkdir(parents=True)
+    if again:
+        monkeypatch.setattr(Management, "ready_versions", lambda management, model: os.kill(os.getpid(), signal.SIGINT))
+    options = ["--model-repository", str(tmp_path), "--url", "127.0.0.1:1", "--management-token", "token"]
+    parsed = release_module.parser_of("server.release", None).parse_args(options)
+
+    def action(management, say):
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return release_module.restore(management, 3, say)
+
+    assert release_module.run(parsed, "release", "released", action) == 130
+    waits, stopped = capsys.readouterr().err.splitlines()
+    assert waits.startswith("server.release: waiting 120 s at most for the server to serve version 3 (")
+    assert stopped.startswith("server.release: stopped: version 3 is in place; ")
+    expected = "what the server serves was not asked" if again else "no server answers over HTTP at 127.0.0.1:1 ("
+    assert expected in stopped
