@@ -57,7 +57,11 @@ def release(built: Path, repository: Path, management: Management, library: str 
             ):
                 check_answers(candidate.http_url)
             folder = versions.folder(number)
-            switch(management, number, before, lambda: incoming.rename(folder), lambda: versions.withdraw(number), say)
+
+            def undo() -> None:
+                versions.withdraw(number, keep=incoming.exists())  # then it is another's, built in place meanwhile
+
+            switch(management, number, before, lambda: incoming.rename(folder), undo, say)
         try:
             versions.remove_all_but(KEPT)
         except OSError as error:

@@ -17,7 +17,7 @@ WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
 
 
 class Versions:
-    """Folders N are versions, `.N.withdrawn` are those that were rolled back or failed."""
+    """Folders N are versions, `.N.withdrawn` are those that were rolled back, or failed and left an empty folder."""
 
     def __init__(self, repository: Path) -> None:
         self.model = repository / BACKBONE
@@ -39,11 +39,18 @@ class Versions:
         """Higher than all that are or were there, so that a number means one set of weights."""
         return max([*self.numbers(), *self._withdrawn()]) + 1
 
-    def withdraw(self, number: int) -> None:
-        """Hides it, in the place of an older one of this number. Nothing to do for one that is not there."""
+    def withdraw(self, number: int, keep: bool = True) -> None:
+        """Hides it, in the place of an older one of this number. Nothing to do for one that is not there.
+
+        Without `keep` the number alone is kept, so that no other weights get it.
+        """
         if self.folder(number).exists():
-            shutil.rmtree(self._hidden(number), ignore_errors=True)
-            self.folder(number).rename(self._hidden(number))
+            hidden = self._hidden(number)
+            shutil.rmtree(hidden, ignore_errors=True)
+            self.folder(number).rename(hidden)
+            if not keep:
+                shutil.rmtree(hidden, ignore_errors=True)
+                hidden.mkdir(exist_ok=True)
 
     def bring_back(self, number: int) -> None:
         if not self.folder(number).exists():
@@ -53,7 +60,9 @@ class Versions:
         """Keeps the newest versions, and of the withdrawn only the newest."""
         for number in self.numbers()[:-kept]:
             shutil.rmtree(self.folder(number))
-        for number in self._withdrawn()[:-1]:
+        withdrawn = self._withdrawn()
+        copies = [number for number in withdrawn if any(self._hidden(number).iterdir())]
+        for number in set(withdrawn) - set(copies[-1:]):
             shutil.rmtree(self._hidden(number))
 
     @contextmanager

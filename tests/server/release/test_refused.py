@@ -156,6 +156,9 @@ def test_the_old_version_comes_back_by_itself(served, build, monkeypatch, classi
     old = classify(served, [image])
     with pytest.raises(ReleaseError, match=message):
         release(build(kind), served.folder, served.management, None, print)
+    versions = Versions(served.folder)
+    left = versions.model / f".{versions.unused_number() - 1}.withdrawn"
+    assert os.listdir(left) == []  # its number stays taken
     assert served.management.ready_versions("backbone") == live
     np.testing.assert_array_equal(classify(served, [image]), old)
     assert served.restarts == 0

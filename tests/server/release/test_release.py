@@ -125,12 +125,18 @@ def test_withdrawn_versions(tmp_path):
     versions.withdraw(9)  # not there
     assert (versions.numbers(), versions.unused_number()) == ([1, 2, 3], 5)
     (model / "4").mkdir()  # another one, built in place
+    (model / "4" / "other").touch()
     versions.withdraw(4)
     assert not (model / ".4.withdrawn" / "file").exists()
     versions.withdraw(3)
     versions.bring_back(3)
     assert (model / "3" / "file").read_text() == "3"
     versions.withdraw(3)
+    (model / "5").mkdir()
+    (model / "5" / "file").touch()
+    versions.withdraw(5, keep=False)
+    assert list((model / ".5.withdrawn").iterdir()) == []
+    assert versions.unused_number() == 6
     versions.remove_all_but(1)
     assert sorted(each.name for each in model.iterdir()) == [".4.withdrawn", "2", "notes"]
 

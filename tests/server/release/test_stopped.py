@@ -104,6 +104,7 @@ def test_an_error_of_the_file_system_does_not_hide_what_is_live(served, build, o
     said = capsys.readouterr().err.splitlines()[-1]
     assert "Directory not empty" in said
     assert said.endswith(f"; version {live[0]} is live")
+    assert (folder.parent / f".{folder.name}.withdrawn" / "another").is_dir()
     assert served.management.ready_versions("backbone") == live
 
 
