@@ -1,5 +1,6 @@
 """The backbone's version folders in a repository: the newest is the live one, the withdrawn are hidden from it."""
 
+import errno
 import fcntl
 import os
 import re
@@ -13,6 +14,12 @@ from server.errors import ReleaseError
 from server.tuned_settings import BACKBONE
 
 KEPT = 3
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EROFS: "mount it writable",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+}
 WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
 
 
@@ -74,8 +81,12 @@ class Versions:
             try:
                 shutil.copytree(source, copy)
             except OSError as error:
-                reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error  # the first of a list
-                raise ReleaseError(f"{source} cannot be copied into {self.model} ({reason}): make room there") from None
+                reason = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)  # the first of a list
+                remedy = next(
+                    (words for code, words in REMEDIES.items() if os.strerror(code) in reason),
+                    "fix that, or release as a user who may read the one and write the other",
+                )
+                raise ReleaseError(f"{source} cannot be copied into {self.model} ({reason}): {remedy}") from None
             yield copy
         finally:
             shutil.rmtree(copy, ignore_errors=True)

@@ -1,5 +1,6 @@
 """A new version that is refused, before it is live or as soon as it is, on a real server under load."""
 
+import errno
 import os
 import shutil
 from contextlib import nullcontext
@@ -199,14 +200,36 @@ def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, m
         release(build("garbage"), served.folder, served.management, None, print)
 
 
-def test_a_copy_for_which_there_is_no_room_is_one_line(repository, tmp_path):
+def test_a_copy_that_fails_is_one_line(repository, tmp_path):
     served = shutil.copytree(repository, tmp_path / "served")
     source = repository / "backbone" / "1"
     with files_up_to(100), pytest.raises(ReleaseError) as error, Versions(served).incoming(source):
         pass
     assert str(error.value).startswith(f"{source} cannot be copied into {served}/backbone ([Errno 27] File too large")
-    assert str(error.value).endswith("): make room there")
+    assert str(error.value).endswith("): raise the limit on a file's size (ulimit -f)")
     assert sorted(os.listdir(served / "backbone")) == sorted(os.listdir(repository / "backbone"))
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "make room there"),
+        (errno.EDQUOT, "make room there, or have the quota raised"),
+        (errno.EROFS, "mount it writable"),
+        (errno.EACCES, "fix that, or release as a user who may read the one and write the other"),
+    ],
+)
+@pytest.mark.parametrize("where", [(os, "makedirs"), (shutil, "copyfile")])  # the folder, a file in it
+def test_the_remedy_for_a_copy_that_fails_is_the_reasons(repository, tmp_path, monkeypatch, where, code, remedy):
+    def refused(*arguments, **options):
+        raise OSError(code, os.strerror(code), "a path")
+
+    source = repository / "backbone" / "1"
+    (tmp_path / "backbone").mkdir()
+    monkeypatch.setattr(*where, refused)
+    with pytest.raises(ReleaseError) as error, Versions(tmp_path).incoming(source):
+        pass
+    assert str(error.value).endswith(f"([Errno {code}] {os.strerror(code)}: 'a path'): {remedy}")
 
 
 def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository, management_token):
