@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 RECORD = "build.json"
+READABLE = "fix that, or serve it as a user who may read it"
 VERSION = re.compile("[1-9][0-9]*")  # tritonserver ignores a folder of another name, such as 010
 
 
@@ -48,7 +49,7 @@ def compare_newest(repository: Path) -> None:
         for version in _newest_versions(repository):
             compare(version)
     except OSError as error:
-        raise ChecksumError(f"{repository} cannot be read: {error}") from error
+        raise ChecksumError(f"{repository} cannot be read ({error}): {READABLE}") from error
 
 
 def unchecked(repository: Path) -> str:
@@ -77,7 +78,8 @@ def compare(version: Path) -> None:
             with path.open("rb") as file:
                 found = _sha256(file)
         except OSError as error:
-            raise ChecksumError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+            how = remedy if isinstance(error, FileNotFoundError) else READABLE
+            raise ChecksumError(f"{path} cannot be read ({error.strerror}): {how}") from error
         if found != digest:
             differs = f"sha256 {found[:12]}..., not {digest[:12]}..."
             raise ChecksumError(f"{path} is not what was built ({differs}): {remedy}")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checksums import ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
+from server.checksums import READABLE, ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
 from server.errors import RepositoryError
 
 CANARY_MODEL = "classifier"
@@ -56,8 +56,7 @@ def _as_repository_error() -> Iterator[None]:
         raise RepositoryError(str(error)) from error
     except OSError as error:
         raise RepositoryError(
-            f"{error.filename or 'the model repository'} cannot be read ({error.strerror or error}): "
-            "fix that, or serve it as a user who may read it"
+            f"{error.filename or 'the model repository'} cannot be read ({error.strerror or error}): {READABLE}"
         ) from error
 
 

@@ -1,7 +1,9 @@
 """What the launcher reads of a repository, and its one line for each way in which one can be unfit."""
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -11,7 +13,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from server import RepositoryError
+from server import RepositoryError, checksums
 from server.repository import EMBEDDED, read_repository, replaced, verify_newest
 
 
@@ -225,6 +227,24 @@ def test_the_remedy_fits_what_is_there(repository, tmp_path):
     (root / "backbone" / "1").mkdir()
     with pytest.raises(RepositoryError, match=f"again, or remove {version} to go back to the version before; if"):
         read_repository(root)
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_is_not_told_to_be_built_again(repository, tmp_path, monkeypatch, code):
+    root = shutil.copytree(repository, tmp_path / "models")
+    version = root / "backbone" / "1"
+    (version / "build.json").write_text(json.dumps({"files_sha256": {"model.pt": "0"}}))
+
+    def refused(file):  # what tests run as may be root, whom no permission stops
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(checksums, "_sha256", refused)
+    remedy = "fix that, or serve it as a user who may read it"
+    with pytest.raises(RepositoryError) as error:
+        read_repository(root)
+    assert str(error.value) == f"{version / 'model.pt'} cannot be read ({os.strerror(code)}): {remedy}"
+    monkeypatch.setattr(checksums, "check_folders", refused)  # and the script that the image starts
+    assert checksums.main(str(root)) == f"{root} cannot be read ([Errno {code}] {os.strerror(code)}): {remedy}"
 
 
 @pytest.mark.parametrize("model", ["preprocess", "backbone", "softmax"])
