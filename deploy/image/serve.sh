@@ -14,14 +14,12 @@ models=${WIDEFIELD_MODELS:-/models}
 for file in "$library" "$batcher" "$checksums" "$models"; do
   [[ -e $file ]] || { echo "serve.sh: $file does not exist: mount the model repository, or build the image anew" >&2; exit 1; }
 done
+python3 "$here/check_settings.py"
 said=$(python3 "$checksums" "$models" 2>&1) || { echo "serve.sh: $said" >&2; exit 1; }  # a file is not what was built
 [[ -z $said ]] || echo "serve.sh: warning: $said" >&2
 
 # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
 if [[ -n ${WIDEFIELD_TLS_CERT:-}${WIDEFIELD_TLS_KEY:-}${WIDEFIELD_TLS_CLIENT_CA:-} ]]; then
-  for name in WIDEFIELD_TLS_CERT WIDEFIELD_TLS_KEY ${WIDEFIELD_TLS_CLIENT_CA:+WIDEFIELD_TLS_CLIENT_CA}; do
-    [[ -r ${!name:-} ]] || { echo "serve.sh: $name is ${!name:-not set}, which is not a readable file: mount it" >&2; exit 1; }
-  done
   WIDEFIELD_HTTP_HOST=${WIDEFIELD_HTTP_HOST:-127.0.0.1}
 fi
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from manifests import DEPLOY, IMAGE, ROOT
 
 from server.endpoints import Endpoints
@@ -35,7 +36,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 10), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 11), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -87,7 +88,7 @@ def serve(tmp_path):
     spy = tmp_path / "tritonserver"
     spy.write_text(SPY.format(out=tmp_path))
     spy.chmod(0o755)
-    for name in ("serve.sh", "unload.sh"):
+    for name in ("serve.sh", "check_settings.py", "unload.sh"):
         shutil.copy2(IMAGE / name, tmp_path)
     shutil.copy2(ROOT / "server" / "checksums.py", tmp_path)
     for name in ("libwidefield.so", "libwidefield_batcher.so"):
@@ -215,28 +216,28 @@ def test_addresses_are_written_as_the_launcher_writes_them(serve, host, http_hos
 
 
 def test_tls(serve, tmp_path):
-    files = {name: tmp_path / name for name in ("cert", "key", "ca")}
-    for file in files.values():
-        file.touch()
+    authority = Authority(tmp_path / "tls")
+    tls = Tls(*authority.issue("server"), authority.ca)
     variables = {
-        "WIDEFIELD_TLS_CERT": str(files["cert"]),
-        "WIDEFIELD_TLS_KEY": str(files["key"]),
-        "WIDEFIELD_TLS_CLIENT_CA": str(files["ca"]),
+        "WIDEFIELD_TLS_CERT": str(tls.certificate),
+        "WIDEFIELD_TLS_KEY": str(tls.key),
+        "WIDEFIELD_TLS_CLIENT_CA": str(tls.client_ca),
     }
-    tls = Tls(files["cert"], files["key"], files["ca"])
     arguments, _, _ = serve(**variables)
     assert {f"--{name}={value}" for name, value in tls.options().items()} < set(arguments)
     assert "--http-address=127.0.0.1" in arguments
     assert "--grpc-address=0.0.0.0" in arguments
     del variables["WIDEFIELD_TLS_CLIENT_CA"]
     arguments, _, _ = serve(**variables)
-    assert {f"--{name}={value}" for name, value in Tls(files["cert"], files["key"]).options().items()} < set(arguments)
+    assert {f"--{name}={value}" for name, value in Tls(tls.certificate, tls.key).options().items()} < set(arguments)
     assert not [each for each in arguments if "mutual" in each or "root-cert" in each]
     for name in variables:
         error, _, _ = serve(**(variables | {name: str(tmp_path / "none")}))
         assert f"{name} is {tmp_path / 'none'}, which is not a readable file" in error
         error, _, _ = serve(**{key: value for key, value in variables.items() if key != name})
         assert f"{name} is not set" in error
+    error, _, _ = serve(**(variables | {"WIDEFIELD_TLS_KEY": str(authority.issue("other")[1])}))
+    assert error.startswith("serve.sh: WIDEFIELD_TLS_KEY is ")
     assert not [each for each in serve()[0] if "ssl" in each]
 
 
