@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,26 @@ from export.torchscript import ServedBackbone
 from models import WithClassMap
 
 OPSET = 18
+
+
+def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
+    """widefield::depthwise_conv2d in ONNX's terms: Conv with a group a channel, then the activation."""
+    from onnxscript import opset18 as op
+
+    channels, _, kernel_height, kernel_width = weight.shape
+    pads = [kernel_height // 2, kernel_width // 2] * 2
+    output = op.Conv(input, weight, bias, group=int(channels), pads=pads)
+    if activation == "gelu":  # opset 18 has none
+        numbers: tuple[Any, ...] = (0.5, 0.5**0.5, 1.0)
+        half, root, one = (op.CastLike(number, input) for number in numbers)
+        return op.Mul(op.Mul(output, half), op.Add(op.Erf(op.Mul(output, root)), one))
+    return op.Relu(output) if activation == "relu" else output
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d
+}
+"""`custom_translation_table` of `torch.onnx.export`: a module of one's own that calls the operator."""
 
 
 def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
@@ -34,7 +55,7 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
             output_names=["logits", "class_map"] if isinstance(backbone.model, WithClassMap) else ["logits"],
             opset_version=OPSET,
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
-            custom_translation_table={torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d},
+            custom_translation_table=TRANSLATIONS,
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -49,14 +70,3 @@ def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
     }
     if foreign:
         raise RuntimeError(f"{path}: operators outside the ONNX standard: {', '.join(sorted(foreign))}")
-
-
-def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
-    """widefield::depthwise_conv2d in ONNX's terms: Conv with a group a channel, then the activation."""
-    from onnxscript import opset18 as op
-
-    channels, _, kernel_height, kernel_width = weight.shape
-    pads = [kernel_height // 2, kernel_width // 2] * 2
-    output = op.Conv(input, weight, bias, group=int(channels), pads=pads)
-    activate = {"none": lambda x: x, "relu": op.Relu}[activation]  # no network here fuses GELU
-    return activate(output)
