@@ -68,8 +68,8 @@ def value(d, LOSS: tl.constexpr):
 
 @triton.jit
 def put(direction_q, channel, valid, d, LOSS: tl.constexpr):
-    """Store the derivative of smooth_l1 or l2."""
-    direction = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else 2.0 * d
+    """Store the derivative of smooth_l1 or l2 (of this half, which float16 holds: the scale has the factor 2)."""
+    direction = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else d
     tl.store(direction_q + channel, direction.to(direction_q.dtype.element_ty), mask=valid)
 
 
@@ -191,8 +191,8 @@ def loss_kernel(
 
 
 @triton.jit
-def finish_kernel(sum_ptr, count_ptr, loss_ptr, scale_ptr, sums, counts, C, BLOCK: tl.constexpr):
-    """One program: loss = sum / (pixels + 1e-5) / C and scale = 1 / (pixels + 1e-5) / C, summed in float64."""
+def finish_kernel(sum_ptr, count_ptr, loss_ptr, scale_ptr, sums, counts, C, LOSS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: loss = sum / (pixels + 1e-5) / C, scale = (2 for l2, else 1) / (pixels + 1e-5) / C, in float64."""
     total = tl.zeros((BLOCK,), tl.float64)
     pixels = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, sums, BLOCK):
@@ -201,4 +201,4 @@ def finish_kernel(sum_ptr, count_ptr, loss_ptr, scale_ptr, sums, counts, C, BLOC
         pixels += tl.load(count_ptr + index, mask=index < counts, other=0).to(tl.int64)  # no more than sums
     scale = 1.0 / (tl.sum(pixels, 0).to(tl.float64) + 1e-5) / C
     tl.store(loss_ptr, (tl.sum(total, 0) * scale).to(tl.float32))
-    tl.store(scale_ptr, scale.to(tl.float32))
+    tl.store(scale_ptr, (2.0 * scale if LOSS == 2 else scale).to(tl.float32))

@@ -80,6 +80,7 @@ def launch(prediction, target, mask, direction, result, scale, loss):
         number,
         blocks,
         channels,
+        LOSS=LOSSES[loss],
         BLOCK=size,
         num_warps=max(4, size // 256),
         enable_fp_fusion=True,

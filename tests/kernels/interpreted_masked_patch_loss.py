@@ -86,6 +86,11 @@ def paths(dtype: torch.dtype) -> int:
         _, block_q, steps = tiles.tile(3, 20, case.batch * case.rows * case.columns, last)
         assert (block_q == 1, steps > 1) == (last, last)
         count += answered(problem, prediction, problem.image.contiguous(memory_format=layout), problem.mask)
+    prediction = torch.full((1, 12, 1, 1), 40000.0).to(dtype)  # twice that is above float16's largest number
+    _, direction, scale = op._cuda(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 1), "l2")
+    grad = op._backward_cuda(torch.tensor(1.0), direction, scale, dtype, 12)
+    torch.testing.assert_close(grad, prediction / 6, rtol=1e-2, atol=0)
+    count += 1
     problem = make_loss_problem(LossCase(9, 3, 3, 3, 2, 2), dtype, grad_loss=64.0)
     tiles.TILE[False], tiles.MOST_PROGRAMS, tiles.LARGEST_FINISH = 64, 4, 2  # type: ignore[assignment]
     block_k, block_q, steps = tiles.tile(3, 2, 81, False)

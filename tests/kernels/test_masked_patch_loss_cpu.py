@@ -157,6 +157,15 @@ def test_a_small_gradient_survives_float16():
     torch.testing.assert_close(prediction.grad.abs().float(), torch.full_like(prediction.grad, expected).float())
 
 
+@pytest.mark.parametrize("patch", [2, 1], ids=["gathered", "whole"])
+def test_a_far_prediction_has_l2s_gradient_in_float16(patch):
+    """Twice the difference is above float16's largest number, the gradient is not."""
+    prediction = torch.full((1, 12, 1, 1), 40000.0).half().requires_grad_()
+    image, mask = torch.zeros(1, 3, 2, 2), torch.ones(1, 2 // patch, 2 // patch)
+    masked_patch_loss(prediction, image, mask, "l2").backward()
+    torch.testing.assert_close(prediction.grad, prediction.detach() / 6)
+
+
 def test_backward_twice_over_a_kept_graph_does_no_damage():
     problem = make_loss_problem(CASES[0], loss="l2")
     prediction = problem.prediction.clone().requires_grad_()
