@@ -15,7 +15,7 @@ try:
     from export.build import build
     from export.source import FORMATS, BuildOptions
     from export.torchscript import PRECISIONS
-except ImportError as error:
+except (ImportError, RuntimeError) as error:  # the latter: a native library that does not load
     sys.exit(f"build_models: {error}")
 
 

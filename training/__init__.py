@@ -6,3 +6,7 @@ _needed = ("torch", "torchvision", "timm", "safetensors", "PIL", "tyro", "scipy"
 _missing = [name for name in _needed if find_spec(name) is None]
 if _missing:  # `name`: of an error in this package `python -m` says one line
     raise ImportError(f"training needs {', '.join(_missing)}: pip install '.[train]' brings all of it", name=__name__)
+try:
+    import kernels  # noqa: F401
+except RuntimeError as error:  # a native library that does not load
+    raise ImportError(str(error), name=__name__) from error

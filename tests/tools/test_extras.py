@@ -1,5 +1,6 @@
-"""Where an extra of pyproject.toml is not installed, one line names it."""
+"""Where an extra of pyproject.toml is not installed, or the native library does not load, one line names it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,16 @@ def test_what_is_missing_is_named_with_the_extra(command: list[str], extra: str)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert " needs torch, " in done.stderr
     assert f": pip install '.[{extra}]' brings all of it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["build_models.py", "--help"], ["-m", "training.finetune", "--help"]], ids=" ".join
+)
+def test_a_library_that_is_not_there_is_named(command: list[str]) -> None:
+    environment = {**os.environ, "WIDEFIELD_LIBRARY": "/nope", "WIDEFIELD_NATIVE": "1"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
+    assert "WIDEFIELD_LIBRARY=/nope is not a file: name a libwidefield.so, or unset it" in done.stderr
 
 
 def test_onnx_is_asked_for_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
