@@ -6,13 +6,14 @@ from torch import nn
 
 from models import ModelConfig
 from training.adversarial import AdvProp, FastAT
-from training.augment import AugmentConfig, MixBatch
+from training.augment import MixBatch
 from training.config import Config, MethodConfig
 from training.learners import CosineSupervised, HeadOnly, Supervised
 from training.long_tail import class_weights
 from training.loop import Learner
 from training.losses import LDAM, CrossEntropy, Focal, LogitAdjusted
 from training.paco import PaCo
+from training.presets import PRESETS
 from training.settings import SettingsError
 
 HARD_TARGETS = ("ldam", "focal", "paco", "gpaco")
@@ -27,19 +28,19 @@ USED_BY = {  # setting -> the choice that it belongs to, and those of its values
     "paco_momentum": ("loss", ("paco",)),
     "epsilon": ("adversarial", ("fast_at", "advprop")),
     "overfitting_drop": ("adversarial", ("fast_at",)),
+    "min_crop_area": ("augmentation", ("crop",)),
+    "affine_fill": ("augmentation", ("affine",)),
 }
 
 
 def check_method(config: Config) -> None:
-    """Raises `SettingsError` for settings that exclude each other, and for one that nothing would look at."""
+    """Raises `SettingsError` for settings that exclude each other, and for one that nothing would look at,
+    but for the preset's own."""
     for name, (choice, users) in USED_BY.items():
         value = getattr(config, name)
-        if value != getattr(MethodConfig, name) and getattr(config, choice) not in users:
+        if value != getattr(PRESETS[config.preset], name) and getattr(config, choice) not in users:
             option, needed = name.replace("_", "-"), f"--{choice} {' or '.join(users)}"
             raise SettingsError(f"--{option} {value} does nothing without {needed}: choose that, or leave it out")
-    if config.augmentation != "crop" and config.min_crop_area != (usual := AugmentConfig.min_crop_area):
-        what = f"--min-crop-area {config.min_crop_area} does nothing with --augmentation {config.augmentation}"
-        raise SettingsError(f"{what}: take crop, or leave it at {usual}")
     mixing = config.mixup > 0 or config.cutmix > 0
     special = config.loss in ("ldam", "paco", "gpaco")
     if mixing and (config.loss in HARD_TARGETS or config.head_only or config.adversarial != "none"):

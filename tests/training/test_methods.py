@@ -15,6 +15,7 @@ from training.config import Config
 from training.finetune import train
 from training.long_tail import class_weights, log_prior
 from training.methods import check_method, make_learner
+from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.settings import SettingsError
 
@@ -104,8 +105,10 @@ def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
         ({"loss": "focal", "drw_start": 0.5}, "--drw-start .* --loss ldam"),
         ({"paco_queue": 16}, "--paco-queue 16 .* --loss paco or gpaco"),
         ({"loss": "gpaco", "paco_momentum": 0.9}, r"--paco-momentum 0\.9 .* --loss paco: "),
-        ({"augmentation": "affine", "min_crop_area": 0.08}, r"--min-crop-area 0\.08 .* affine: .* leave it at 0\.25"),
-        ({"augmentation": "none", "min_crop_area": 0.5}, "--min-crop-area .* --augmentation none"),
+        ({"augmentation": "affine", "min_crop_area": 0.08}, r"--min-crop-area 0\.08 .* --augmentation crop"),
+        ({"augmentation": "none", "min_crop_area": 0.5}, "--min-crop-area .* --augmentation crop"),
+        ({"affine_fill": "black"}, "--affine-fill black does nothing without --augmentation affine: choose that, or"),
+        ({"preset": "digits", "augmentation": "none"}, "--affine-fill mean .* --augmentation affine"),
         ({"adversarial": "advprop", "overfitting_drop": 0.1}, "--overfitting-drop .* --adversarial fast_at"),
     ],
 )
@@ -113,6 +116,11 @@ def test_a_setting_that_nothing_looks_at_is_refused(changes: dict, message: str)
     config = Config(**changes)
     with pytest.raises(SettingsError, match=message):
         check_method(config)
+
+
+def test_a_presets_own_setting_is_not_refused() -> None:
+    check_method(dataclasses.replace(PRESETS["digits"], augmentation="none"))
+    check_method(dataclasses.replace(PRESETS["replknet_31b"], augmentation="affine"))
 
 
 @pytest.mark.parametrize(
