@@ -17,10 +17,11 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
+from training.images import Transform
 from training.settings import SettingsError
 
 Augmentation = Literal["affine", "crop", "none"]
-Transform = Callable[[Image.Image], Tensor]
+MARGIN = 2.25  # of a reduced JPEG over what is made of it, as in the served `preprocess`, which says why
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,25 @@ class AugmentConfig:
 def eval_transform(config: ModelConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
 
-    Large JPEGs differ slightly: by default it decodes them at a fraction of their size (`reduced_decoding`).
+    Large JPEGs are decoded at a fraction of their size, as there; those that a fraction does not divide are not, and
+    differ slightly.
 
     timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
     or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.
     """
     side = math.floor(config.image_size / config.crop_pct)
-    return v2.Compose([*to_square(config, side), *to_normalised(config)])
+    return Transform([*to_square(config, side), *to_normalised(config)], math.ceil(MARGIN * side))
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], varied: crop or affine, RandAugment, erasing. Raises `SettingsError`."""
     size, mode = config.image_size, InterpolationMode(config.interpolation)
+    short_side = math.ceil(MARGIN * size)
     steps: list[Any] = []
     if augment.augmentation == "crop":
         area = (augment.min_crop_area, 1.0)
         steps += [v2.RandomResizedCrop(size, scale=area, interpolation=mode), v2.RandomHorizontalFlip()]
+        short_side = short_side_of_crops(size, augment.min_crop_area)
     else:
         steps += to_square(config, size)
     if augment.augmentation == "affine":
@@ -73,7 +77,12 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
     steps += to_normalised(config)
     if augment.random_erasing:
         steps.append(RandomErasing(augment.random_erasing, mode="pixel", device="cpu"))
-    return v2.Compose(steps)
+    return Transform(steps, short_side)
+
+
+def short_side_of_crops(size: int, min_crop_area: float) -> int:
+    """What an image's shorter side may be reduced to: the smallest crop, of sides 3 to 4, is then not enlarged."""
+    return math.ceil(size / math.sqrt(min_crop_area * 3 / 4))
 
 
 def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Image.Image]:
@@ -140,14 +149,14 @@ class MixBatch:
         return self.mix(images.clone(), targets)
 
 
-class TwoViews:
+class TwoViews(Transform):
     """PIL -> [2,3,S,S]: two varied views of one image, for contrastive methods."""
 
     def __init__(self, transform: Transform) -> None:
-        self.transform = transform
+        super().__init__(transform.transforms, transform.short_side)
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return torch.stack([self.transform(image), self.transform(image)])
+    def forward(self, image: Image.Image) -> Tensor:
+        return torch.stack([super().forward(image), super().forward(image)])
 
 
 def to_square(config: ModelConfig, side: int) -> list[Any]:

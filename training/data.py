@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 
 from models.config import is_one_line
 from models.files import HIDDEN
-from training.augment import Transform
-from training.images import IMAGE_SUFFIXES, DataError, Labelled, image_files, is_image, load_image
+from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
 from training.settings import first_of
 from training.shards import Shards, shard_files
@@ -135,4 +134,9 @@ class Unlabelled(Dataset[Image.Image]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Image.Image:
-        return self.shards[index][0] if self.shards is not None else load_image(self.names[index])
+        return self.image(index)
+
+    def image(self, index: int, short_side: int | None = None) -> Image.Image:
+        if self.shards is not None:
+            return self.shards.image(index, short_side)
+        return load_image(self.names[index], short_side=short_side)

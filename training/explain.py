@@ -16,13 +16,13 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from training.accuracy import answers
-from training.augment import Transform, eval_transform, to_picture
+from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.classifier import load_classifier
 from training.data import Unlabelled
 from training.distributed import check_device
-from training.images import read_image
+from training.images import Transform, read_image
 from training.lists import is_list, write_csv
 from training.logs import standard_output
 from training.outputs import check_folder
@@ -80,9 +80,10 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
             f"--images {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
         )
     if path.is_file() and not is_list(path):
-        return [(str(path), transform(read_image(str(path))))]
+        return [(str(path), transform(read_image(str(path), short_side=transform.short_side)))]
     found = Unlabelled(path)
-    return [(found.names[place], transform(found[place])) for place in evenly(len(found), count)]
+    places = evenly(len(found), count)
+    return [(found.names[place], transform(found.image(place, transform.short_side))) for place in places]
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:

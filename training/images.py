@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from PIL.ExifTags import Base
 from PIL.Image import Transpose
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
 
 from models.files import HIDDEN, files_below
 
@@ -59,17 +60,27 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def load_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+class Transform(v2.Compose):
+    """PIL RGB -> what `steps` make of it, one after the other; `short_side`: as `read_image` has it."""
+
+    def __init__(self, steps: Sequence[Callable[[Any], Any]], short_side: int | None = None) -> None:
+        super().__init__(steps)
+        self.short_side = short_side
+
+
+def load_image(file: str | BytesIO, name: str | None = None, short_side: int | None = None) -> Image.Image:
     """`read_image`, whose refusal says what to do in a run that has begun."""
     try:
-        return read_image(file, name)
+        return read_image(file, name, short_side)
     except DataError as error:
         what = "replace it, or remove it and begin a new run (python -m training.check DATA lists all such files)"
         raise DataError(f"{error}: {what}") from error
 
 
-def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
+def read_image(file: str | BytesIO, name: str | None = None, short_side: int | None = None) -> Image.Image:
     """RGB, upright, from a path or from a file in memory called `name`.
+
+    `short_side`: see `reduce`; None: decoded in full.
 
     Raises `DataError` if it is not a whole image, or has pixels whose range is not known.
     """
@@ -77,6 +88,8 @@ def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
         with Image.open(file) as image:
             unsaid = bits_without_a_range(image)
             if not unsaid:
+                if short_side is not None:
+                    reduce(image, short_side)
                 image.load()
                 turn = UPRIGHT.get(orientation(image))
                 return to_rgb(image) if turn is None else to_rgb(image).transpose(turn)
@@ -85,6 +98,15 @@ def read_image(file: str | BytesIO, name: str | None = None) -> Image.Image:
     except Exception as error:  # decoders raise nearly everything on damaged bytes
         raise DataError(f"{name or file} cannot be decoded ({error})") from error
     raise DataError(f"{name or file} has {unsaid} (scale it to 8 or 16 bits, of which 0 is black)")
+
+
+def reduce(image: Image.Image, short_side: int) -> None:
+    """Have a JPEG decoded at a half, quarter or eighth of its size, if that divides it (what is left over would shift
+    the picture) and the shorter side keeps `short_side` pixels: libjpeg's scaled decoding."""
+    for part in (8, 4, 2):
+        if min(image.size) >= part * short_side and not any(side % part for side in image.size):
+            image.draft(None, (image.width // part, image.height // part))
+            return
 
 
 def orientation(image: Image.Image) -> int:
@@ -119,10 +141,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 class Labelled(Dataset[tuple[Any, int]]):
     """(image, class index). `names`: the file of each image, or SHARD:MEMBER.
 
-    `transform`, if any, is applied to what `loader(source, name)` gives.
+    `transform`, if any, is applied to what `loader(source, name, short_side)` gives.
     """
 
-    def __init__(self, transform: Callable[[Image.Image], Any] | None) -> None:
+    def __init__(self, transform: Transform | None) -> None:
         self.transform, self.loader = transform, load_image
         self.names: list[str] = []
         self.targets: list[int] = []
@@ -135,6 +157,10 @@ class Labelled(Dataset[tuple[Any, int]]):
         """What the image is read from."""
         return self.names[index]
 
+    def image(self, index: int, short_side: int | None) -> Image.Image:
+        return self.loader(self.source(index), self.names[index], short_side)
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.loader(self.source(index), self.names[index])
-        return (self.transform(image) if self.transform else image), self.targets[index]
+        if self.transform is None:
+            return self.image(index, None), self.targets[index]
+        return self.transform(self.image(index, self.transform.short_side)), self.targets[index]

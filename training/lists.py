@@ -2,14 +2,12 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from models.files import replace_file
-from training.images import DataError, Labelled
+from training.images import DataError, Labelled, Transform
 from training.settings import first_of
 
 VAL_LIST = "val.csv"
@@ -75,7 +73,7 @@ class Listed(Labelled):
     def __init__(
         self,
         path: Path,
-        transform: Callable[[Image.Image], Any] | None,
+        transform: Transform | None,
         labels: list[str] | None = None,
     ) -> None:
         super().__init__(transform)

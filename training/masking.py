@@ -10,8 +10,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from models import ModelConfig
-from training.augment import Transform, to_normalised
+from training.augment import short_side_of_crops, to_normalised
 from training.data import Unlabelled
+from training.images import Transform
 from training.randomness import IMAGE, seeded
 from training.settings import SettingsError
 
@@ -50,7 +51,7 @@ def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) ->
     ]
     if flip:
         steps.append(v2.RandomHorizontalFlip())
-    return v2.Compose([*steps, *to_normalised(config)])
+    return Transform([*steps, *to_normalised(config)], short_side_of_crops(size, min_crop_area))
 
 
 class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -64,7 +65,7 @@ class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.transform(self.images[index])
+        image = self.transform(self.images.image(index, self.transform.short_side))
         if self.seed is None:
             return image, self.masks()
         with seeded(self.seed, IMAGE, index):

@@ -7,15 +7,12 @@ resumption then work as for folders. Pixels are read by their place in the file,
 import json
 import os
 import tarfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from models.files import HIDDEN
-from training.images import IMAGE_SUFFIXES, DataError, Labelled
+from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform
 from training.settings import first_of
 
 LABELS_FILE = "labels.txt"
@@ -57,7 +54,7 @@ class Shards(Labelled):
     def __init__(
         self,
         folder: str | Path,
-        transform: Callable[[Image.Image], Any] | None,
+        transform: Transform | None,
         labels: list[str] | None = None,
         *,
         labelled: bool = True,

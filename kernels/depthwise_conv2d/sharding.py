@@ -19,6 +19,11 @@ def forward_placements(input: Any, weight: Any, bias: Any = None, activation: st
     return [([each], [each, *rest]) for each in (WHOLE, BATCH)]
 
 
+@register_sharding(torch.ops.widefield.depthwise_conv2d_before_activation.default)
+def before_activation_placements(input: Any, weight: Any, bias: Any) -> Placements:
+    return [([each], [each, WHOLE, None if bias is None else WHOLE]) for each in (WHOLE, BATCH)]
+
+
 @register_sharding(torch.ops.widefield.depthwise_conv2d_grad_input.default)
 def grad_input_placements(grad: Any, weight: Any) -> Placements:
     return [([each], [each, WHOLE]) for each in (WHOLE, BATCH)]

@@ -41,6 +41,24 @@ def test_training_and_serving_see_the_same_pixels(transform, name):
     np.testing.assert_array_equal(transform.preprocess(file.getvalue(), settings), trained)
 
 
+@pytest.mark.parametrize(("size", "reduced"), [((800, 600), (200, 150)), ((1000, 648), (125, 81)), ((801, 600), None)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_training_and_serving_reduce_large_jpegs_alike(transform, size, reduced, orientation):
+    """Turned before the resize or behind it they may differ by the rounding; what is not divided is decoded in full."""
+    exif = Image.Exif()
+    exif[transform.EXIF_ORIENTATION] = orientation
+    file = io.BytesIO()
+    COLOUR.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", exif=exif, quality=90)
+    steps = eval_transform(CONFIG)
+    assert steps.short_side == math.ceil(transform.MARGIN * 36)
+    image = load_image(file, None, steps.short_side)
+    assert image.size == (reduced or size)[:: 1 if orientation == 1 else -1]
+    served = transform.preprocess(file.getvalue(), transform.Settings(32, 36, CONFIG.interpolation)).astype(int)
+    trained = np.asarray(v2.Compose(steps.transforms[:2])(image))
+    if reduced:
+        np.testing.assert_allclose(served, trained, rtol=0, atol=0 if orientation == 1 else 2)
+
+
 @pytest.mark.parametrize("crop_mode", ["squash", "border"])
 def test_training_and_serving_crop_alike(transform, crop_mode):
     config = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875, crop_mode=crop_mode)

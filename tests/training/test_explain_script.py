@@ -13,12 +13,10 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from models.replknet import RepLKNet
 from training import explain as script
 from training.augment import eval_transform
-from training.images import DataError, load_image
+from training.images import DataError, Transform, load_image
 from training.settings import SettingsError
 
-
-def as_it_is(picture: Image.Image) -> Image.Image:
-    return picture
+as_it_is = Transform([lambda picture: picture])
 
 
 def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,9 +93,9 @@ def test_held_out_images_are_never_trained_on(
     opened: dict[str, int] = {}
     original = training.images.load_image
 
-    def spy(path: str, name: str) -> Image.Image:
+    def spy(path: str, *rest: object) -> Image.Image:
         opened[path] = opened.get(path, 0) + 1
-        return original(path, name)
+        return original(path, *rest)
 
     monkeypatch.setattr(training.images, "load_image", spy)
     monkeypatch.setattr(finetune, "count_answers", lambda *_: (torch.eye(3), torch.tensor(3)))  # no evaluation

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.training.runs import ROOT
 from training.data import Unlabelled, open_images
 from training.explain import find_images
-from training.images import DataError, load_image
+from training.images import DataError, Transform, load_image
 from training.loaders import make_loader
 from training.masking import MaskedImages, MaskGenerator
 from training.randomness import IMAGE, STEP, derived_seed, seed_everything, seeded
@@ -123,7 +123,7 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
-    dataset = open_images(shards, lambda image: torch.tensor(image.getpixel((0, 0))[0]))
+    dataset = open_images(shards, Transform([lambda image: torch.tensor(image.getpixel((0, 0))[0])]))
     assert isinstance(dataset, Shards)
     assert dataset.classes == ["ant", "cat", "dog"]
     assert dataset.targets == [0, 1, 2, 1, 2]
@@ -138,7 +138,7 @@ def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
 
 
 def test_pretraining_keeps_shards_together(shards: Path) -> None:
-    masked = MaskedImages(Unlabelled(shards), lambda image: image, MaskGenerator(32, 16, 0.5))
+    masked = MaskedImages(Unlabelled(shards), Transform([lambda image: image]), MaskGenerator(32, 16, 0.5))
     assert make_loader(masked, 2, train=True, workers=0).batch_sampler.windows == [3, 2]
 
 
@@ -222,7 +222,7 @@ def test_shards_and_folders_read_the_same_files(suffix: str, tmp_path: Path) -> 
     write_shard(tmp_path / "0.tar", {f"0{suffix}": buffer.getvalue(), "0.cls": b"0"})
     for source in (tmp_path, tmp_path / "folder"):
         assert [image.size for image, _ in open_images(source, None)] == [(6, 5)]
-        assert len(Unlabelled(source)) == len(find_images(source, 9, lambda picture: picture)) == 1
+        assert len(Unlabelled(source)) == len(find_images(source, 9, Transform([lambda picture: picture]))) == 1
 
 
 def test_hidden_members_and_shards_are_not_read(tmp_path: Path) -> None:

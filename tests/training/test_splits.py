@@ -20,7 +20,7 @@ from training.data import Unlabelled, open_images
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
-from training.images import DataError
+from training.images import DataError, Transform
 from training.lists import read_list
 from training.settings import SettingsError
 from training.splits import SplitConfig, held_out_of, names_digest, open_split, open_unlabelled_split
@@ -138,7 +138,7 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
     assert top1(confusion) == records(tmp_path / "run")[-1]["top1"]
     (clean, _) = attack.attack_checkpoint(attack.Config(tmp_path / "run", listed, ("fgsm",), device="cpu"))
     assert (clean.accuracy, clean.images) == (top1(confusion), 6)
-    assert len(explain.find_images(listed, 9, lambda picture: picture)) == len(Unlabelled(listed)) == 6
+    assert len(explain.find_images(listed, 9, Transform([lambda picture: picture]))) == len(Unlabelled(listed)) == 6
 
     monkeypatch.chdir(tmp_path)
     train(config, console)
