@@ -199,6 +199,19 @@ def test_a_model_that_cannot_load_says_why(tmp_path, script, message):
 
 
 @pytest.mark.server
+def test_a_python_that_cannot_run_the_bridge_is_named_for_each_model(tmp_path, monkeypatch):
+    """The server asks the backend again for the second one."""
+    for name in ("sleepy", "other"):
+        write(tmp_path / "models", ODD, name=name)
+    (tmp_path / "numpy.py").write_text("raise ImportError('broken')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    log = tmp_path / "server.log"
+    with pytest.raises(StartError, match=r"code 1: .*Python cannot import"):
+        TritonServer(tmp_path / "models", log_file=log).start()
+    assert log.read_text().count("ImportError: broken") == 2
+
+
+@pytest.mark.server
 @pytest.mark.parametrize("models", ["repository", "repository_of_processes"])
 @pytest.mark.parametrize(
     ("limit", "value", "reason"),

@@ -32,6 +32,7 @@ struct Bridge {
 } bridge = {};
 
 struct Libpython {
+  int (*is_initialized)();
   void (*initialize)(int signals);
   int (*run)(const char* code);
   int (*ensure)();
@@ -55,6 +56,7 @@ void start_python(const std::string& folder) {
   if (!name) throw std::runtime_error("WIDEFIELD_LIBPYTHON is not set: python -m server sets it");
   void* library = dlopen(name, RTLD_NOW | RTLD_GLOBAL);  // Python's extension modules look for it among all
   if (!library) throw std::runtime_error(dlerror());
+  find(library, "Py_IsInitialized", libpython.is_initialized);
   find(library, "Py_InitializeEx", libpython.initialize);
   find(library, "PyRun_SimpleString", libpython.run);
   find(library, "PyGILState_Ensure", libpython.ensure);
@@ -69,10 +71,14 @@ void start_python(const std::string& folder) {
   bridge.log = [](int32_t level, const char* file, int32_t line, const char* message) {
     log_failure(TRITONSERVER_LogMessage(static_cast<TRITONSERVER_LogLevel>(level), file, line, message));
   };
-  libpython.initialize(0);  // signals stay the server's
+  if (!libpython.is_initialized()) {  // which it stays where this fails, and is tried again for the next model
+    libpython.initialize(0);          // signals stay the server's
+    libpython.save();
+  }
   const std::string place = std::to_string(reinterpret_cast<uintptr_t>(&bridge));
   const std::string code =
       "import sys\nsys.path.insert(0, '" + folder + "')\nimport bridge\nsys.path.pop(0)\nkept = bridge.connect(" + place + ")";
+  libpython.ensure();
   const int failed = libpython.run(code.c_str());
   libpython.save();
   if (failed) throw std::runtime_error("Python cannot import " + folder + "/bridge.py: its own words are above");
