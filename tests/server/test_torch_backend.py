@@ -55,6 +55,7 @@ def server(tmp_path_factory):
     write(root, "shared", models.Picky(), ["x"], ["y"], shared, ENABLE_WEIGHT_SHARING="true", ENABLE_JIT_EXECUTOR="1")
     write(root, "lone", models.Heavy(), ["x"], ["y"], shared, LONE_THREAD_COUNT="3", ENABLE_WEIGHT_SHARING="true")
     alone = WAIT.replace("300000", "1000000") + WARM.replace("random_data", "zero_data")
+    write(root, "without_input", models.Constant(), [], ["y:FP32:1,2"], batch=0)
     write(root, "lone_pieces", models.Sizes(), ["x"], ["y", "n:FP32:1"], WARM, LONE_THREAD_COUNT="2")
     write(root, "lone_laborious", models.Laborious(), ["x"], ["y"], alone, LONE_THREAD_COUNT="2")
     write(root, "lone_picky", models.Picky(), ["x"], ["y"], shared, LONE_THREAD_COUNT="2")
@@ -186,6 +187,10 @@ def test_a_graph_that_onednn_cannot_compile_runs_without_it(infer, server):
     for value in (1, 2, 3):  # compiled at the second
         assert infer("not_compiled", x=[[value, 0]])["y"] == pytest.approx(np.array([[value + np.e, np.e]]), rel=1e-6)
     assert server.log.read_text().count("not_compiled/1/model.pt: oneDNN graph fusion fails on this model") == 1
+
+
+def test_a_model_without_inputs(infer):
+    assert infer("without_input")["y"].tolist() == [[1, 1]]
 
 
 def test_strided_outputs_are_made_contiguous(infer):

@@ -14,6 +14,7 @@ def test_what_stops_the_load(tmp_path):
     """All in one repository: the server names each of them."""
     pair, picky = models.SumDifference(), models.Picky()
     write(tmp_path, "too_few", pair, ["a"], ["s"])
+    write(tmp_path, "no_input", models.Constant(), [], ["y"])
     write(tmp_path, "one_position", pair, ["x__0", "y__0"], ["s"])
     write(tmp_path, "no_position", pair, ["x__0", "y__2"], ["s"])
     write(tmp_path, "one_output", pair, ["a", "b"], ["s__0", "d__0"])
@@ -27,6 +28,7 @@ def test_what_stops_the_load(tmp_path):
     message = log.read_text()
     for expected in (
         "the config has 1 inputs, forward() takes 2: [a, b]",
+        "the config has no input to take the batch's size from: write max_batch_size: 0",
         "input 'x__0' and another both mean position 0",
         "input 'y__2' means position 2, forward() has 2",
         "output 's__0' and another both mean position 0",

@@ -58,6 +58,11 @@ class FixedBatch(torch.nn.Module):
         return torch.zeros(2, 2)
 
 
+class Constant(torch.nn.Module):
+    def forward(self):
+        return torch.ones(1, 2)
+
+
 class Transposed(torch.nn.Module):
     def forward(self, x: Tensor):
         return torch.stack([x, x + 1], dim=0).permute(1, 2, 0)  # [B,2,2], strided

@@ -99,6 +99,8 @@ Settings::Settings(const Json& config)
       inputs(tensors("input", config["input"], max_batch_size > 0)),
       outputs(tensors("output", config["output"], max_batch_size > 0)),
       filename(config["default_model_filename"].text.empty() ? "model.pt" : config["default_model_filename"].text) {
+  if (inputs.empty() && max_batch_size > 0)
+    throw std::invalid_argument("the config has no input to take the batch's size from: write max_batch_size: 0");
   if (outputs.empty()) throw std::invalid_argument("the config has no output: declare at least one");
   std::set<int64_t, std::greater<>> sizes;
   for (const Json& warmup : config["model_warmup"].items)
