@@ -15,6 +15,7 @@ from torch_models import write
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
 
 pytestmark = pytest.mark.server
@@ -187,6 +188,25 @@ def test_a_graph_that_onednn_cannot_compile_runs_without_it(infer, server):
     for value in (1, 2, 3):  # compiled at the second
         assert infer("not_compiled", x=[[value, 0]])["y"] == pytest.approx(np.array([[value + np.e, np.e]]), rel=1e-6)
     assert server.log.read_text().count("not_compiled/1/model.pt: oneDNN graph fusion fails on this model") == 1
+
+
+def test_a_model_without_fusion_keeps_its_threads(tmp_path, monkeypatch):
+    """It is loaded again by the thread that computes, and loading takes one thread."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    write(tmp_path, "heavy", models.Heavy(), ["x"], ["y"], INTRA_OP_THREAD_COUNT=None)
+    x = triton_grpc.InferInput("x", [1, 2], "FP32").set_data_from_numpy(np.ones((1, 2), np.float32))
+    log = tmp_path / "server.log"
+    with TritonServer(tmp_path, log_file=log) as server, triton_grpc.InferenceServerClient(server.grpc_url) as client:
+        process = tritonserver_of(server._process.guard.pid)
+        for _ in range(4):
+            client.infer("heavy", [x])
+        assert "oneDNN graph fusion fails on this model" in log.read_text()
+        before = {thread.id: thread.user_time for thread in process.threads()}
+        for _ in range(100):
+            client.infer("heavy", [x])
+        spent = [thread.user_time - before.get(thread.id, 0.0) for thread in process.threads()]
+    assert sum(seconds > 0.15 * sum(spent) for seconds in spent) == 2
 
 
 def test_a_model_without_inputs(infer):

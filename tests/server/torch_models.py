@@ -116,9 +116,9 @@ def write(
     rest: str = "",
     batch: int = 8,
     filename: str = "model.pt",
-    **parameters: str,
+    **parameters: str | None,
 ) -> None:
-    """One model of the pytorch backend; `rest` is config.pbtxt text, `parameters` are the backend's."""
+    """One model of the pytorch backend; `rest` is config.pbtxt text, `parameters` are the backend's (None: unnamed)."""
     folder = root / name / "1"
     folder.mkdir(parents=True)
     if module is not None:
@@ -127,6 +127,7 @@ def write(
     entries = "".join(
         f"parameters {{ key: {json.dumps(key)} value {{ string_value: {json.dumps(value)} }} }}\n"
         for key, value in parameters.items()
+        if value is not None
     )
     (root / name / "config.pbtxt").write_text(
         f'name: "{name}"\nbackend: "pytorch"\nmax_batch_size: {batch}\ninstance_group [{{ kind: KIND_CPU count: 1 }}]\n'

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <ATen/Parallel.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <dlfcn.h>
@@ -43,6 +44,17 @@ void register_fusion() {
 bool is_fusion_failure(const std::exception& error) {
   return std::string(error.what()).find("File a bug report") != std::string::npos;
 }
+
+// While it lives, this thread's operators have no workers.
+class WithoutWorkers {
+ public:
+  WithoutWorkers() { set_thread_count(1); }
+  ~WithoutWorkers() { set_thread_count(before_); }
+  WithoutWorkers(const WithoutWorkers&) = delete;
+
+ private:
+  const int before_ = at::get_num_threads();
+};
 
 // forward()'s result as tensors; the native backend takes a tensor or a tuple of them, no more.
 std::vector<at::Tensor> flatten(const c10::IValue& result) {
@@ -99,7 +111,7 @@ std::shared_ptr<torch::jit::Module> ModuleLoader::read(at::Device device) const 
     throw std::invalid_argument("an instance wants a GPU, and this PyTorch has none: " + std::string(dlerror()));
   // The server keeps the thread that loads: a team of workers that it left behind would make OpenMP count more threads
   // than cores, and then the workers of every other team sleep between operators instead of spinning.
-  set_thread_count(1);
+  const WithoutWorkers alone;
   auto module = std::make_shared<torch::jit::Module>(torch::jit::load(path_, device));
   module->eval();
   return module;
