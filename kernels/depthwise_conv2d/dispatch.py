@@ -14,6 +14,7 @@ TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an 
 LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # of CUDA, for the grid's second dimension: the channels
+PIXEL_LIMIT = 2**31 - 128  # of an image: kernel.py counts them in 32 bits, by blocks of 128
 LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
 
 
@@ -33,7 +34,7 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
     capability = torch.cuda.get_device_capability(input.device)
     if capability < LEAST_CAPABILITY:
         warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
-    if input.shape[1] > GRID_LIMIT:
+    if input.shape[1] > GRID_LIMIT or input.shape[2] * input.shape[3] > PIXEL_LIMIT:
         return "pytorch"
     return choose_kernel(input.dtype, kernel_size, capability)
 

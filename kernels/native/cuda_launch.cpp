@@ -117,7 +117,9 @@ int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
 bool launch_taps(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
   const TapsKernel* kernel = find_taps(device.architecture, dtype, channels_last);
   if (!kernel) return false;
-  const int64_t grid_x = a.batch * ceil_div(static_cast<int64_t>(a.height) * a.width, kernel->block_pixels);
+  const int64_t pixels = static_cast<int64_t>(a.height) * a.width;  // the kernel counts them in int32, by blocks
+  if (pixels > kMaxElements - kernel->block_pixels) return false;
+  const int64_t grid_x = a.batch * ceil_div(pixels, kernel->block_pixels);
   const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);
   if (grid_x > kMaxGridX || grid_y > kMaxGridY) return false;
 

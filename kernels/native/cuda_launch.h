@@ -55,7 +55,8 @@ struct KernelArguments {
 
 // All launch on `stream` of `device`, and throw std::runtime_error with the driver's words when a call fails.
 
-// kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid.
+// kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid, or an image
+// what int32 counts.
 bool launch_taps(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
                    void* stream);
 

@@ -52,6 +52,11 @@ def test_more_channels_than_a_grid_has(taken):
     assert not taken
 
 
+@pytest.mark.parametrize(("height", "way"), [(46340, "taps"), (46341, "pytorch")])
+def test_more_pixels_than_int32_counts(taken, height, way):
+    assert dispatch.kernel_for(torch.empty(1, 1, height, 46341, dtype=torch.half, device="meta"), (3, 3)) == way
+
+
 def test_an_old_device_is_warned_of(taken, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     with pytest.warns(UserWarning, match=r"capability \(7, 5\): PyTorch's convolution is used"):
