@@ -171,7 +171,8 @@ def to_square(config: ModelConfig, side: int) -> list[Any]:
 
 def to_normalised(config: ModelConfig) -> list[Any]:
     """PIL RGB -> normalised float32 [3,H,W]: the last steps of every transform."""
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
+    to_float, normalize = v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std, inplace=True)
+    return [v2.PILToTensor(), torch.Tensor.contiguous, to_float, normalize]  # of pixels in rows it takes half as long
 
 
 def to_picture(image: Tensor, config: ModelConfig) -> np.ndarray:
