@@ -92,16 +92,22 @@ EXPLAINED = "_explained"  # the name of the model that gives the class map too e
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 _START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
 _GIVE_TLS = "give --tls or --tls-root (in Python tls=)"
-_GIVE_CERTIFICATE = "give --tls-certificate and --tls-key (in Python tls=)"
+_GIVE_CERTIFICATE = (
+    "give --tls-certificate and --tls-key (in Python tls=); one that is given must be valid, signed by an authority "
+    "that the server trusts, and in a file with its intermediate certificates"
+)
 # gRPC's, Python's and aiohttp's words for a connection that was not made, and for one that was cut off
 _REMEDIES = {
     r"expected settings frame|missing selected alpn": "give --protocol http (in Python protocol=), or its gRPC port",
     r"hostname mismatch|address mismatch|hostname verification": "give an address that its certificate names",
     r"certificate has expired|certificate is not yet valid": "renew its certificate, or set this machine's clock",
-    r"certificate.verify.failed": "name the authority that signed its certificate with --tls-root (in Python tls=)",
+    r"certificate.verify.failed": (
+        "name the authority that signed its certificate with --tls-root (in Python tls=); where it is named, the "
+        "server leaves out an intermediate certificate: put it into the server's file, or into --tls-root's"
+    ),
     r"wrong.version.number": "it does not speak TLS: leave out --tls and the like (in Python tls=), grpcs:// or https://",
     r"alert.(certificate|bad.certificate|unsupported.certificate|unknown.ca)": (
-        f"it wants a client's certificate that it trusts: {_GIVE_CERTIFICATE}"
+        f"it wants a client's certificate: {_GIVE_CERTIFICATE}"
     ),
     r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
         f"{_START}; where it does not speak TLS, leave out --tls and the like (in Python tls=)"
@@ -167,12 +173,11 @@ def _connecting(details: str, url: str) -> str:
             return remedy
     if not _CUT_OFF.search(details):
         return _START
-    wanted, remedy = perhaps_wanted(url)
-    return f"{_START}; where {wanted}, {remedy}"
+    return f"{_START}; {perhaps_wanted(url)}"
 
 
-def perhaps_wanted(url: str) -> tuple[str, str]:
+def perhaps_wanted(url: str) -> str:
     """What a server that does not understand this client may want, and the remedy."""
     if url.startswith(("grpcs://", "https://")):
-        return "it wants a client's certificate", _GIVE_CERTIFICATE
-    return "it speaks TLS", _GIVE_TLS
+        return f"where it wants a client's certificate, {_GIVE_CERTIFICATE}"
+    return f"where it speaks TLS, {_GIVE_TLS}"

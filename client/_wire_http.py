@@ -130,9 +130,8 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
         words = shorten(" ".join(dict.fromkeys(filter(None, pieces))), 100).removeprefix(f"{status} ")
         details = f"HTTP {status} {words}".rstrip()
         if status == 400:  # tritonserver's own are JSON
-            wanted, remedy = perhaps_wanted(url)
             said = f"this is not a classifier's answer ({details})"
-            return ProtocolError(f"{said}: check the address, and {remedy} where {wanted} [{model} at {url}]")
+            return ProtocolError(f"{said}: check the address; {perhaps_wanted(url)} [{model} at {url}]")
     if status == 413:
         return InvalidImageError(f"the server takes no request that large: send a smaller file [{url}]")
     if status in GAVE_UP:

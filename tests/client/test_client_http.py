@@ -138,7 +138,9 @@ def test_a_proxy_that_wants_tls(stub: HttpStub, transport: Any) -> None:
     """nginx's words."""
     stub.status = 400
     stub.body = b"<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n</html>"
-    with pytest.raises(ProtocolError, match=r"was sent to HTTPS port.*give --tls or --tls-root .* where it speaks TLS"):
+    with pytest.raises(
+        ProtocolError, match=r"was sent to HTTPS port.*; where it speaks TLS, give --tls or --tls-root "
+    ):
         ask(transport)
 
 
@@ -146,7 +148,9 @@ def test_a_proxy_that_wants_a_certificate() -> None:
     """nginx's words, over TLS."""
     body = b"<html>\r\n<head><title>400 No required SSL certificate was sent</title></head>\r\n</html>"
     error = refusal(400, body, "https://proxy:443", "m", 1)
-    assert "give --tls-certificate and --tls-key (in Python tls=) where it wants a client's certificate" in str(error)
+    assert "; where it wants a client's certificate, give --tls-certificate and --tls-key (in Python tls=)" in str(
+        error
+    )
     assert "speaks TLS" not in str(error)
 
 

@@ -141,6 +141,28 @@ def test_client_certificate(mutual: tuple[str, str], authority: Authority, kind:
         asyncio.run(finish(kind(address, protocol, timeout=10, retries=0, tls=authority.root)))
 
 
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_a_client_certificate_of_a_stranger(
+    mutual: tuple[str, str], authority: Authority, tmp_path: Path, kind: Any
+) -> None:
+    protocol, address = mutual
+    stranger = Authority(tmp_path)
+    tls = TLS(authority.root, stranger.certificate, stranger.key)
+    with pytest.raises(ConnectionFailedError, match=r"one that is given must be valid, signed by an authority"):
+        asyncio.run(finish(kind(address, protocol, timeout=10, retries=0, tls=tls)))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_that_leaves_out_the_intermediate_certificate(tmp_path: Path, protocol: str) -> None:
+    own = Authority(tmp_path)
+    whole = own.ca.create_child_ca().issue_cert("127.0.0.1")
+    own.server = trustme.LeafCert(whole.private_key_pem.bytes(), whole.cert_chain_pems[0].bytes(), [])
+    with contextlib.contextmanager(start)(protocol, own, client_needed=False) as (_, address):
+        for kind in (Classifier, AsyncClassifier):
+            with pytest.raises(ConnectionFailedError, match="where it is named, the server leaves out an intermediate"):
+                asyncio.run(finish(kind(address, protocol, timeout=10, retries=0, tls=own.root)))
+
+
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_files_that_are_none(authority: Authority, tmp_path: Path, protocol: str) -> None:
     words = tmp_path / "words.pem"
