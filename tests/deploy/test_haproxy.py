@@ -17,11 +17,11 @@ CONFIG = DEPLOY / "haproxy" / "haproxy.cfg"
 ADDRESSES = [f"192.0.2.{number}:80" for number in range(1, 5)]
 
 
-def check(addresses, without=""):
+def check(addresses, without="", **more):
     program = find_program("haproxy")
     if program is None:
         pytest.skip(missing("haproxy"))
-    variables = environment(addresses, addresses)
+    variables = environment(addresses, addresses) | more
     return subprocess.run(
         [program, "-c", "-f", str(CONFIG)],
         env={name: value for name, value in {**os.environ, **variables}.items() if name != without},
@@ -42,13 +42,37 @@ def test_haproxy_takes_it(count):
 def test_a_server_with_one_address_of_two_is_refused(without):
     result = check(ADDRESSES, without)
     assert result.returncode != 0
-    assert "'server' expects <name> and <addr>" in result.stderr
+    assert f"{without} is ''" in result.stderr or f"{without} ''" in result.stderr
+    assert "give host:port for both" in result.stderr
 
 
 def test_without_a_server_it_is_refused():
     result = check([])
     assert result.returncode != 0
-    assert "'server' expects <name> and <addr>" in result.stderr
+    assert "WIDEFIELD_HTTP_1 is '' and WIDEFIELD_GRPC_1 '': give host:port for both" in result.stderr
+
+
+OPTIONAL = ["BIND_HTTP", "BIND_GRPC", "BIND_METRICS", "SOCKET"]
+OPTIONAL += [f"{protocol}_{number}" for protocol in ("HTTP", "GRPC") for number in (2, 3, 4)]
+
+
+def test_an_empty_variable_is_as_none():
+    result = check(ADDRESSES[:1], **{f"WIDEFIELD_{name}": "" for name in OPTIONAL})
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"WIDEFIELD_TLS_CERT": ""}, "WIDEFIELD_TLS_CERT"),
+        ({"WIDEFIELD_TLS_CLIENT_CA": "clients.crt"}, "WIDEFIELD_TLS_CERT"),
+        ({"WIDEFIELD_TLS_CERT": "server.crt", "WIDEFIELD_TLS_CLIENT_CA": ""}, "WIDEFIELD_TLS_CLIENT_CA"),
+    ],
+)
+def test_an_empty_variable_takes_no_tls_away(given, named):
+    result = check(ADDRESSES[:1], **given)
+    assert result.returncode != 0
+    assert f"'{named} is empty: name a file, or unset it" in result.stderr
 
 
 def test_the_check_sends_a_picture():
