@@ -125,6 +125,24 @@ def test_another_drain_would_outlast_the_grace_period(values):
         render(values)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MODELS", "modelRepository"),
+        ("HTTP_HOST", r"service\.http"),
+        ("MANAGEMENT_TOKEN", "managementToken"),
+        ("TLS_CERT", "tls"),
+        ("TLS_KEY", "tls"),
+        ("TLS_CLIENT_CA", "tls"),
+    ],
+)
+def test_what_has_a_value_of_its_own_is_no_extra_variable(name, value):
+    """The pod would serve other files than are mounted, or what its services and policies do not say."""
+    given = [{"name": "WIDEFIELD_HOST", "value": "::"}, {"name": f"WIDEFIELD_{name}", "value": "x"}]
+    with pytest.raises(helm_call.ValuesError, match=rf"extraEnv has WIDEFIELD_{name}, .*: set {value} "):
+        render({"extraEnv": given})
+
+
 def test_requests_are_the_limits_unless_given():
     """Kubernetes takes the limits; defaults of both would refuse lower limits."""
     assert container(render({"resources": {"limits": {"cpu": "2"}}}))["resources"] == {

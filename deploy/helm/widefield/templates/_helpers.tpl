@@ -32,7 +32,17 @@ exec:
 timeoutSeconds: {{ .timeout }}
 {{- end }}
 
-{{/* A list; extraEnv may say otherwise, and no name may stand twice. */}}
+{{/* Variables that extraEnv may not have, with the value that is there for each. */}}
+{{- define "widefield.values" -}}
+WIDEFIELD_MODELS: modelRepository
+WIDEFIELD_HTTP_HOST: service.http
+WIDEFIELD_MANAGEMENT_TOKEN: managementToken
+WIDEFIELD_TLS_CERT: tls
+WIDEFIELD_TLS_KEY: tls
+WIDEFIELD_TLS_CLIENT_CA: tls
+{{- end }}
+
+{{/* A list; extraEnv may have another WIDEFIELD_GPU, and no name may stand twice. */}}
 {{- define "widefield.env" -}}
 - {name: WIDEFIELD_DRAIN_SECONDS, value: {{ .Values.shutdown.drainSeconds | quote }}}
 - {name: WIDEFIELD_GPU, value: {{ gt (int .Values.gpu.count) 0 | quote }}}
