@@ -46,7 +46,7 @@ def balancer(
     bind = dict(zip(("bind_http", "bind_grpc", "bind_metrics"), addresses, strict=True))
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [program, "-db", "-f", str(config)],
+            [program, "-W", "-db", "-f", str(config)],
             env={**os.environ, **environment(http, grpc, **bind), **variables},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -55,7 +55,7 @@ def balancer(
         _await_port(process, addresses[0], log, seconds)
         yield Balancer(addresses[0], addresses[1], addresses[2], process.pid)
     finally:
-        process.kill()
+        process.terminate()  # its worker ends with it, as it would not on SIGKILL
         process.wait()
 
 

@@ -2,9 +2,9 @@
 
 import concurrent.futures
 import contextlib
-import csv
 import http.server
 import os
+import signal
 import socket
 import threading
 import time
@@ -20,7 +20,7 @@ from benchmarks.resilience.digits import Picture
 from benchmarks.resilience.faults import FAULTS, endure, suffer
 from benchmarks.resilience.fleet import fleet
 from benchmarks.resilience.load import Load
-from benchmarks.slow_clients import DRIP, MESSAGE, OPEN, START
+from benchmarks.slow_clients import DATA, DRIP, MESSAGE, OPEN, START, frame
 from client import Classifier, ClassifierError, DeadlineExceededError, QueueFullError, ServerNotReadyError
 
 pytestmark = [
@@ -29,6 +29,7 @@ pytestmark = [
 ]
 SLOW_SENDER_SECONDS = 10  # `timeout http-request` and `wait-for-body`
 HALF_A_HEADER = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: here\r\n"
+THE_REST = b"Inference-Header-Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}"
 HALF_A_BODY = HALF_A_HEADER + b"Inference-Header-Content-Length: 100\r\nContent-Length: 1000\r\n\r\n{"
 
 
@@ -163,6 +164,34 @@ def test_a_wait_for_a_free_server_is_told_as_one_and_who_has_gone_is_not_sent(bu
         assert len(inferences[protocol]) == at_a_server
 
 
+def test_a_reload_refuses_nobody(busy, tmp_path):
+    """Not who asks the process that goes, which has no servers any more, over a connection from before."""
+    http_address, grpc_address, _, done = busy
+    done.set()
+    log = tmp_path / "haproxy.log"
+    with (
+        balancer([http_address], [grpc_address], log) as front,
+        connect(front.http, HALF_A_HEADER) as over_http,
+        connect(front.grpc, OPEN) as over_grpc,
+        Classifier(front.grpc, retries=0) as classifier,
+    ):
+        classifier.classify(b"x")
+        end = time.monotonic() + 30
+        while "Proxy grpc stopped" not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            os.kill(front.pid, signal.SIGUSR2)  # until it is heard: HAProxy loses one that comes as it starts
+            time.sleep(0.5)
+        over_http.sendall(THE_REST)
+        assert over_http.recv(100).startswith(b"HTTP/1.1 200 ")
+        over_grpc.sendall(START + frame(DATA, bytes(5), flags=1, stream=1))
+        said = b""
+        while b"grpc-status" not in said:
+            said += (piece := over_grpc.recv(4096))
+            assert piece, said
+        assert b"grpc-status\x010" in said, said
+        classifier.classify(b"x")
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_no_server_at_all_is_not_ready(nobody, protocol, tmp_path):
     with balancer([nobody], [nobody], tmp_path / "haproxy.log") as front:
@@ -200,50 +229,6 @@ def test_kill_9_and_a_freeze_lose_no_request(path, repository_of_processes, enco
             assert not result["failed"], result
             assert result["answered_in_time"] == result["sent"] > 100
             assert set(result["left_over"].values()) == {0}, result
-
-
-def say(path, command):
-    """To HAProxy's own socket; what it answers."""
-    with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as answer:
-        connection.connect(str(path))
-        connection.sendall(f"{command}\n".encode())
-        return answer.read().strip()
-
-
-def states(path, number):
-    """Of a server, over HTTP and gRPC, in HAProxy's words."""
-    rows = csv.DictReader(say(path, "show stat").lstrip("# ").splitlines())
-    return [row["status"] for row in rows if row["svname"] == f"s{number}"]
-
-
-@pytest.mark.slow
-def test_a_server_that_is_drained_stops_and_starts_unnoticed(repository, encode, tmp_path):
-    """By clients that never send again, one over each protocol."""
-    with contextlib.ExitStack() as stack:
-        members = stack.enter_context(fleet(repository, tmp_path, 2))
-        addresses = [[member.http for member in members], [member.grpc for member in members]]
-        with Classifier(members[0].grpc) as classifier:
-            data = encode("green")
-            (best,) = classifier.classify(data, top=1)
-        path = tmp_path / "haproxy.sock"
-        front = stack.enter_context(balancer(*addresses, tmp_path / "haproxy.log", WIDEFIELD_SOCKET=str(path)))
-        classifiers = [
-            stack.enter_context(Classifier(url, protocol=protocol, timeout=10.0, retries=0))
-            for protocol, url in (("http", front.http), ("grpc", front.grpc))
-        ]
-        with Load(classifiers, [Picture(data, best.label, best.probability)], 20.0, 10.0) as load:
-            for number, member in enumerate(members, start=1):
-                time.sleep(1)
-                assert say(path, f"set server http/s{number} state drain") == ""
-                assert states(path, number) == ["DRAIN", "DRAIN"]
-                member.stop()
-                member.start_again()
-                assert say(path, f"set server http/s{number} state ready") == ""
-                while states(path, number) != ["UP", "UP"]:
-                    time.sleep(0.1)
-            time.sleep(1)
-    assert load.summary()["failed"] == {}
-    assert load.sent > 100
 
 
 @pytest.mark.slow
