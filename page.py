@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,12 @@ CSS = """
 #note .error {border-color: #dc2626; background: rgba(220, 38, 38, .12)}
 #picture .upload-container {width: 100% !important}
 #picture img, #overlay img {width: 100%; height: 100%; object-fit: contain}
-#classes {overflow: hidden !important}
-#times table {width: 100%; margin: 1.2em 0 0; font-variant-numeric: tabular-nums}
-#times :is(table, tr, td) {border: 0; padding-block: .2em}
-#times td:nth-child(2) {width: 55%}
-#times td:last-child {text-align: right; white-space: nowrap}
-#times .bar {height: .5em; min-width: 1px; border-radius: 2px; background: var(--color-accent)}
+#classes, #times {min-width: min(320px, 100%) !important} /* below twice that they stand one under the other */
+table.bars {width: 100%; margin: 1.2em 0 0; font-variant-numeric: tabular-nums}
+table.bars, .bars :is(tr, td) {border: 0; padding-block: .2em}
+.bars td:nth-child(2) {width: 55%}
+.bars td:last-child {text-align: right; white-space: nowrap}
+.bars .bar {height: .5em; min-width: 1px; border-radius: 2px; background: var(--color-accent)}
 #times tr:last-child td {border-top: 1px solid var(--border-color-primary) !important}
 """
 
@@ -151,19 +151,31 @@ def note_html(shown: Shown) -> str:
     return f'<div class="{kind}" role="{role}">{words}</div>' if words else ""
 
 
+def bars(rows: Iterable[tuple[str, float, str]]) -> str:
+    """A table of (name, share, the share in words)."""
+    cells = [
+        f'<tr><td>{html.escape(name)}</td><td><div class="bar" style="width: {min(100.0, 100 * share):.1f}%">'
+        f"</div></td><td>{html.escape(words)}</td></tr>"
+        for name, share, words in rows
+    ]
+    return f'<table class="bars">{"".join(cells)}</table>' if cells else ""
+
+
+def classes_html(shown: Shown) -> str:
+    """To a tenth of a percent: a thousand classes that are all as likely have that each."""
+    rows = shown.classes.items()
+    return bars((label, p, f"{100 * p:.1f} %" if p >= 0.0005 else "< 0.1 %") for label, p in rows)
+
+
 def times_html(shown: Shown) -> str:
     if not shown.times:
         return ""
     total = shown.times[-1][1] or 1.0
-    rows = [
-        f'<tr><td>{html.escape(step)}</td><td><div class="bar" style="width: {min(100.0, 100 * ms / total):.1f}%">'
-        f"</div></td><td>{ms:.1f} ms</td></tr>"
-        for step, ms in shown.times
-    ]
-    notes = ["" if len(rows) > 1 else "The server does not tell its steps' times."]
+    notes = ["" if len(shown.times) > 1 else "The server does not tell its steps' times."]
     if shown.requests > 1:
         notes.append(f"The server answered {shown.requests} requests meanwhile: its times are their means.")
-    return f"<table>{''.join(rows)}</table>" + "".join(f"<p>{words}</p>" for words in notes if words)
+    table = bars((step, ms / total, f"{ms:.1f} ms") for step, ms in shown.times)
+    return table + "".join(f"<p>{words}</p>" for words in notes if words)
 
 
 def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any, Any]:
@@ -174,7 +186,7 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
 
     def show(image: str | None) -> list[Any]:
         shown = answer(image)
-        return [note_html(shown), shown.picture, shown.classes or None, times_html(shown)]
+        return [note_html(shown), shown.picture, classes_html(shown), times_html(shown)]
 
     # What has been uploaded is deleted after an hour.
     with gradio.Blocks(title="Widefield", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -185,9 +197,9 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
             picture = gradio.Image(label="Picture", type="filepath", sources=sources, height=400, elem_id="picture")
             evidence = gradio.Image(label="Evidence for the best class", buttons=buttons, height=400, elem_id="overlay")
         with gradio.Row(equal_height=True):
-            narrow = {"min_width": 320}  # below twice that they stand one under the other
-            classes = gradio.Label(label="Top 5", num_top_classes=TOP, show_heading=False, elem_id="classes", **narrow)
-            times = gradio.HTML(label="Time by step", show_label=True, container=True, elem_id="times", **narrow)
+            table = {"show_label": True, "container": True}  # Gradio's Label would round to whole percents
+            classes = gradio.HTML(label="Top 5", elem_id="classes", **table)
+            times = gradio.HTML(label="Time by step", elem_id="times", **table)
         # The file as it was sent: Gradio would decode it, and fail, where the server is to be asked.
         picture.preprocess = lambda payload: payload and payload.path
         event = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}

@@ -1,6 +1,8 @@
 """What the page shows, from a transport without a server; Gradio is not needed."""
 
+import html
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -193,7 +195,21 @@ def test_only_the_crop_is_covered(picture: Callable[..., str]) -> None:
     assert abs(pixels[100, 150] - 9).max() > 20
 
 
+def test_classes_that_are_all_unlikely_differ() -> None:
+    classes = {"crane": 0.0043, "heron": 0.0042, "stork": 0.001, "tit": 0.0004, "best": 0.9912}
+    cells = re.findall(r"<td>([^<]*)</td>", page.classes_html(page.Shown(classes)))
+    assert dict(zip(cells[::2], map(html.unescape, cells[1::2]), strict=True)) == {
+        "crane": "0.4 %",
+        "heron": "0.4 %",
+        "stork": "0.1 %",
+        "tit": "< 0.1 %",
+        "best": "99.1 %",
+    }
+    assert page.classes_html(page.Shown()) == ""
+
+
 def test_labels_are_text_in_the_table() -> None:
+    assert "<b>" not in page.classes_html(page.Shown({"<b>": 0.5}))
     assert "<b>" not in page.times_html(page.Shown(times=[("<b>", 1.0), ("total", 2.0)]))
 
 

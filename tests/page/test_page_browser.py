@@ -57,8 +57,8 @@ class Page:
 
     @property
     def labels(self) -> list[str]:
-        self.wait("#classes dt")
-        return [each.text for each in self.found("#classes dt")]
+        self.wait("#classes td")
+        return [each.text for each in self.found("#classes td:first-child")]
 
     @property
     def asked(self) -> set[str]:
@@ -73,8 +73,8 @@ def check_answer(shown: Page, url: str, picture: Path) -> None:
     with Classifier(url) as classifier:
         expected = classifier.classify(picture)
     assert shown.labels == [each.label for each in expected]
-    percents = [each.text for each in shown.found("#classes dd")]
-    assert percents == [f"{100 * each.probability:.0f}%" for each in expected]
+    percents = [each.text for each in shown.found("#classes td:last-child")]
+    assert percents == [f"{100 * each.probability:.1f} %" for each in expected]
     assert [each.text for each in shown.found("#times td:first-child")] == STEPS
     assert not shown.found("#note .note")
 
@@ -99,7 +99,7 @@ def test_a_picture_is_answered(
     # The picture goes, and its answer with it; then another.
     shown.wait("#picture button[aria-label='Remove Image'], #picture button[title='Clear']").click()
     shown.wait("#overlay .empty")
-    assert not shown.found("#classes dt, #times td")
+    assert not shown.found("#classes td, #times td")
     shown.give(flower)
     shown.wait("#overlay img")
     check_answer(shown, colours_server.grpc_url, flower)
@@ -166,7 +166,7 @@ def test_bad_pictures_and_a_model_without_a_map(
     shown.give(tmp_path / "broken.jpg")
     assert shown.wait("#note .error[role=alert]").text.startswith("The server refuses the image: ")
     assert shown.wait("#picture img").size["width"] > 300  # not a strip as wide as the browser's sign for it
-    assert not shown.found("#classes dt, #overlay img, #times td")
+    assert not shown.found("#classes td, #overlay img, #times td")
 
     (tmp_path / "large.jpg").write_bytes(flower.read_bytes() + bytes(2**20))
     shown = Page(chromium, address)
@@ -182,7 +182,7 @@ def test_no_server(start_page: Callable[..., str], chromium: Any, flower: Path) 
         words = shown.wait("#note .error[role=alert]").text
     assert words.startswith("The server cannot be reached")
     assert "Traceback" not in words
-    assert not shown.found("#classes dt, #overlay img, #times td")
+    assert not shown.found("#classes td, #overlay img, #times td")
 
 
 def test_files_that_nobody_dropped_and_a_port_that_is_taken(start_page: Callable[..., str], page_python: Path) -> None:
