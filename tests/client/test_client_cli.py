@@ -201,6 +201,14 @@ def test_a_name_that_standard_output_cannot_say(
     assert said == f"python -m client {arguments[0]}: ascii has no '\\xf6\\xdf': set PYTHONIOENCODING=utf-8"
 
 
+def test_a_closed_output_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit):
+        main(["none"])
+    with sys.stderr as replaced:
+        assert replaced.name == os.devnull
+
+
 @pytest.mark.parametrize(("options", "said"), [("--json 2>&-", 1), ("2>&-", 0), ("--json >&-", 0), (">&-", 1)])
 def test_a_closed_output(photos: Path, options: str, said: int) -> None:
     """Nothing of the closed one goes to the other."""
