@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -31,6 +32,8 @@ from training.long_tail import adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
 from training.settings import ARGUMENTS_FILE, Amp, SettingsError, autocast, check_ranges, json_object
+
+CORRECTIONS = ("tau_norm", "logit_adjustment")  # of the head; --save keeps them in args.json
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,31 @@ def arguments_file(checkpoint: Path) -> Path:
     return (checkpoint.parent if checkpoint.is_file() else checkpoint) / ARGUMENTS_FILE
 
 
-def training_counts(checkpoint: Path) -> list[int] | None:
-    """Training images of each class, from the args.json beside a checkpoint; None where there is none.
+def arguments(checkpoint: Path) -> dict[str, Any]:
+    """What the args.json beside a checkpoint holds; nothing where there is none.
 
     Raises `SettingsError` for a damaged file.
     """
     path = arguments_file(checkpoint)
-    return json_object(path, path.read_bytes()).get("class_counts") if path.exists() else None
+    return json_object(path, path.read_bytes()) if path.exists() else {}
+
+
+def training_counts(checkpoint: Path) -> list[int] | None:
+    """Training images of each class, if its `arguments` say. Raises `SettingsError` as they do."""
+    return arguments(checkpoint).get("class_counts")
 
 
 def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> None:
-    """The corrections for long-tailed training that need no training, in place. Raises `SettingsError`."""
+    """The corrections for long-tailed training that need no training, in place.
+
+    Raises `SettingsError`, also for a head that `save_corrected` wrote: to adjust it again would count twice, and to
+    tau-normalise it would undo the adjustment, which is in its bias.
+    """
+    made = arguments(config.checkpoint)
+    once = CORRECTIONS if config.tau_norm else CORRECTIONS[1:] if config.logit_adjustment else ()
+    if done := [f"--{name.replace('_', '-')} {made[name]}" for name in once if made.get(name)]:
+        origin = f"correct {made['checkpoint']}, which it was made of"
+        raise SettingsError(f"the head of {config.checkpoint} has had {' and '.join(done)} already: {origin}")
     if config.tau_norm:
         tau_normalize(linear_head(model), config.tau_norm)
     if config.logit_adjustment:
@@ -130,10 +147,11 @@ def save_corrected(
     folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, counts: list[int] | None
 ) -> None:
     """The checkpoint, and in args.json what it was made of: it is no run, so it has no settings of one."""
-    made = {"checkpoint": str(config.checkpoint), "tau_norm": config.tau_norm}
-    arguments = {"class_counts": counts, **made, "logit_adjustment": config.logit_adjustment}
+    before = arguments(config.checkpoint)
+    corrections = {name: getattr(config, name) or before.get(name, 0.0) for name in CORRECTIONS}
     save_checkpoint(folder, model, model_config)
-    text = json.dumps(arguments, indent=2) + "\n"
+    made = {"class_counts": counts, "checkpoint": str(config.checkpoint), **corrections}
+    text = json.dumps(made, indent=2) + "\n"
     replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
 
 

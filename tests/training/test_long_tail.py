@@ -1,5 +1,6 @@
 """Long-tail methods, each against a computation from its paper in float64 with plain loops."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -264,6 +265,15 @@ def test_corrections_after_training(tiny: Tiny, small_digits: Path, tmp_path: Pa
     head = load_checkpoint(tmp_path / "corrected")[0].head
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(head.bias, -0.5 * log_prior([32, 11, 4]))
+    copied = dataclasses.replace(saved, save=tmp_path / "copied")
+    evaluate(copied)
+    for checkpoint in (saved.checkpoint, tmp_path / "copied"):
+        for again, done in (
+            ({"tau_norm": 0.7}, r"--tau-norm 1\.0 and --logit-adjustment 0\.5 already: correct .*, which"),
+            ({"logit_adjustment": 1.0}, rf"{checkpoint} has had --logit-adjustment 0\.5 already"),
+        ):
+            with pytest.raises(SettingsError, match=done):
+                evaluate(dataclasses.replace(saved, checkpoint=checkpoint, **again))
     (tmp_path / "corrected/args.json").unlink()
     with pytest.raises(SettingsError, match="needs class_counts"):
         evaluate(EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", logit_adjustment=1.0))
