@@ -61,6 +61,9 @@ class Config:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+USED_BY = {"steps": ("pgd", "apgd"), "step": ("pgd",), "restarts": ("pgd", "apgd")}  # setting -> attacks that have it
+
+
 @dataclass(frozen=True)
 class Result:
     """Accuracy 0..1 of `right` of `images`, under `settings` (epsilon and step on the 0..1 scale)."""
@@ -113,6 +116,11 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     check_ranges(config)
     if len(set(config.attacks)) < len(config.attacks):
         raise SettingsError(f"--attacks {' '.join(config.attacks)}: each once")
+    for name, users in USED_BY.items():
+        value = getattr(config, name)
+        if value != getattr(Config, name) and not set(users) & set(config.attacks):
+            needed = " or ".join(users)
+            raise SettingsError(f"--{name} {value} does nothing without --attacks {needed}: add it, or leave it out")
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:

@@ -71,6 +71,9 @@ def test_a_part_of_the_images_is_of_all_classes(
         ({"seed": -1}, "--seed -1"),
         ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
         ({"attacks": ("fgsm", "pgd", "fgsm")}, "--attacks fgsm pgd fgsm: each once"),
+        ({"attacks": ("fgsm",), "restarts": 10}, "--restarts 10 does nothing without --attacks pgd or apgd: add it"),
+        ({"attacks": ("fgsm", "autoattack"), "steps": 50}, "--steps 50 does nothing without --attacks pgd or apgd"),
+        ({"attacks": ("fgsm", "apgd"), "step": 1.0}, r"--step 1\.0 does nothing without --attacks pgd: add it"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:
