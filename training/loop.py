@@ -113,7 +113,6 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
-        console.print(f"resumed at step {step} of {total_steps}")
 
     def save_run() -> None:
         if main:
@@ -131,6 +130,8 @@ def fit(
         RunLog(config, last, console, total_steps, step, evaluated, main) as log,
         signal_noted(signal.SIGTERM) as stop_asked,
     ):
+        if state:
+            console.print(f"resumed at step {step} of {total_steps}")
         for epoch in range(evaluated, config.epochs):
             last_step = (epoch + 1) * steps_per_epoch
             batches.set_position(epoch, first=(step - epoch * steps_per_epoch) * accumulate)
