@@ -25,7 +25,7 @@ UPSTREAM = re.compile(
 )
 
 
-def send_http(address: str, request: bytes) -> str:
+def send_http(address: str, request: bytes, wait_for_more: float = WAIT_FOR_MORE) -> str:
     host, port = address.rsplit(":", 1)
     whole = is_whole(request)
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
@@ -33,7 +33,7 @@ def send_http(address: str, request: bytes) -> str:
         response = http.client.HTTPResponse(connection)
         try:
             connection.sendall(request)
-            connection.settimeout(PATIENCE if whole else WAIT_FOR_MORE)
+            connection.settimeout(PATIENCE if whole else wait_for_more)
             response.begin()
             text = response.read(100_000).decode(errors="replace")
         except TimeoutError:

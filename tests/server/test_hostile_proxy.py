@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.fuzz.http_message import INFER, binary, dump, inference, message
 from benchmarks.fuzz.images import good
-from benchmarks.fuzz.lethal import CLAIM, INPUTS
+from benchmarks.fuzz.lethal import CLAIM, INPUTS, in_chunks
 from benchmarks.fuzz.wire import send_http
 from benchmarks.programs import find_program, missing
 from benchmarks.resilience.balancer import balancer
@@ -27,12 +27,12 @@ pytestmark = [
 LENGTH = "Inference-Header-Content-Length"
 DEEP = b"[" * 200_000
 SPELT_OTHERWISE = dump(CLAIM).replace(b'"data"', rb'"d\u0061ta" ')
-CHUNKS = INPUTS["200,000 chunks"].partition(b"\r\n\r\n")[2]
 HIDDEN = {
     "deep JSON, two lengths": message(DEEP, [(LENGTH, "200000"), (LENGTH, "10")]),
     "deep JSON, two lengths in one": message(DEEP, {LENGTH: "200000, 10"}),
     "deep JSON, to another path": message(DEEP, {LENGTH: "10"}, path="/v2/models/classifier/generate"),
-    "chunks and no POST": message(CHUNKS, {"Transfer-Encoding": "chunked"}, method="GET"),
+    "chunks": in_chunks(100_000),
+    "chunks and no POST": in_chunks(100_000, method="GET"),
     "a claimed shape in the JSON before a tensor": binary(CLAIM, b"\0" * 8),
     "a claimed shape, data spelt otherwise": message(SPELT_OTHERWISE, {LENGTH: str(len(SPELT_OTHERWISE))}),
 }
