@@ -62,6 +62,21 @@ def gradients_table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def training_images_table(result: dict[str, Any]) -> list[str]:
+    """Images a second, and as a ratio to timm's."""
+    what = "published: crops from 8 % of the area on, RandAugment, erasing; crops: from 25 % on"
+    lines = [
+        f"**A training's images**, images/s of one process, {result['image_size']} px, {what} ({conditions(result)})",
+        "",
+    ]
+    names = list(result["rows"][0]["images_per_s"])
+    rows = []
+    for row in result["rows"]:
+        speeds = [f"{row['images_per_s'][name]:.1f} ({row['x_timm'][name]:.2f})" for name in names]
+        rows.append([row["file"], row["recipe"], "{} x {}".format(*row["decoded"]), *speeds])
+    return lines + table(["file", "recipe", "decoded to", *(f"{name} (x timm)" for name in names)], rows)
+
+
 def comparison_table(result: dict[str, Any]) -> list[str]:
     lines = [f"**Counted and timed, one image, beside what is published** ({result['form']}; {conditions(result)})", ""]
     header = ["architecture", "px", "M parameters (published)", "G MACs (published)", "CPU, ms", "top-1 published, %"]
@@ -123,7 +138,10 @@ def pages() -> dict[Path, list[list[str]]]:
             serving.lines(load("serving"), conditions(load("serving"))),
             serving.lines(load("serving_plain"), conditions(load("serving_plain")), WITHOUT),
         ],
-        ROOT / "docs" / "training.md": [comparison_table(load("compare"))],
+        ROOT / "docs" / "training.md": [
+            training_images_table(load("training_images")),
+            comparison_table(load("compare")),
+        ],
     }
 
 

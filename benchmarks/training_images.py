@@ -1,0 +1,123 @@
+"""A training's images: what one process reads, decodes and varies a second, beside timm's own data set and transforms.
+
+    python -m benchmarks.training_images [--rounds 10]
+
+JPEG files of a folder in, normalised float32 [3,224,224] out, by two recipes: RepLKNet's published fine-tuning (crops
+from 8 % of the area on, RandAugment, erasing; without its mstd0.5, by which timm asks Pillow for 0 bits, an error) and
+plain crops from 25 % on; and the evaluation's. The draws are random: each timed call prepares 8 images. One thread.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.commands import command_parser
+from benchmarks.harness import interleaved, load_average_warning, publish, versions
+from benchmarks.photographs import detailed, encoded
+
+OURS, FULL, TIMM = "Widefield", "Widefield, decoded in full", "timm"
+SIZES = {"JPEG of 12 MP": (4032, 3024), "JPEG of 2 MP": (1632, 1224), "JPEG of 500x375": (500, 375)}
+RECIPES: dict[str, dict[str, Any]] = {
+    "published": {"min_crop_area": 0.08, "rand_augment": "rand-m9-inc1", "random_erasing": 0.25},
+    "crops": {"min_crop_area": 0.25},
+    "evaluation": {},
+}
+IMAGE_SIZE, IMAGES = 224, 8
+
+
+def transforms(recipe: str) -> dict[str, Any]:
+    """Ours, and timm's of the same settings."""
+    from timm.data import create_transform
+
+    from models.config import ModelConfig
+    from training.augment import AugmentConfig, eval_transform, train_transform
+
+    config = ModelConfig(arch="replknet_31b", num_classes=2, image_size=IMAGE_SIZE)
+    common: dict[str, Any] = {"input_size": IMAGE_SIZE, "interpolation": config.interpolation}
+    common |= {"mean": config.mean, "std": config.std}
+    if recipe == "evaluation":
+        return {OURS: eval_transform(config), TIMM: create_transform(**common, crop_pct=config.crop_pct)}
+    values = RECIPES[recipe]
+    common["color_jitter"] = None
+    theirs = create_transform(
+        **common,
+        is_training=True,
+        scale=(values["min_crop_area"], 1.0),
+        auto_augment=values.get("rand_augment"),
+        re_prob=values.get("random_erasing", 0.0),
+        re_mode="pixel",
+    )
+    return {OURS: train_transform(config, AugmentConfig(**values)), TIMM: theirs}
+
+
+def candidates(folder: Path, recipe: str) -> dict[str, Callable[[], Any]]:
+    from timm.data import ImageDataset
+
+    from training.data import image_folder
+    from training.images import Transform
+
+    made = transforms(recipe)
+    datasets = {
+        OURS: image_folder(folder, made[OURS]),
+        FULL: image_folder(folder, Transform(made[OURS].transforms)),
+        TIMM: ImageDataset(str(folder), transform=made[TIMM]),
+    }
+    return {name: functools.partial(prepare, dataset) for name, dataset in datasets.items()}
+
+
+def prepare(dataset: Any) -> None:
+    for index in range(IMAGES):
+        dataset[index % len(dataset)]
+
+
+def folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """(what, a folder of LABEL/FILE): scikit-learn's two photographs at one size."""
+    from sklearn.datasets import load_sample_images
+
+    for number, (name, size) in enumerate(SIZES.items()):
+        for label, photograph in enumerate(load_sample_images().images):
+            (root / f"{number}/{label}").mkdir(parents=True)
+            file = encoded(detailed(np.asarray(photograph), *size), "JPEG", quality=90)
+            (root / f"{number}/{label}/0.jpg").write_bytes(file)
+        yield name, root / str(number)
+
+
+def decoded_size(folder: Path, recipe: str) -> list[int]:
+    """What ours decodes the first image to."""
+    from training.images import load_image
+
+    transform = transforms(recipe)[OURS]
+    return list(load_image(str(next(folder.glob("*/*"))), short_side=transform.short_side).size)
+
+
+def main() -> None:
+    import torch
+
+    parser = command_parser(__doc__, __spec__)
+    parser.add_argument("--rounds", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
+    warning = load_average_warning()
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        for name, folder in folders(Path(root)):
+            for recipe in RECIPES:
+                timings = interleaved(candidates(folder, recipe), options.rounds)
+                speeds = {key: round(1e3 * IMAGES / timing.median, 1) for key, timing in timings.items()}
+                ratios = {key: round(timings[TIMM].median / timing.median, 3) for key, timing in timings.items()}
+                size = decoded_size(folder, recipe)
+                rows.append({"file": name, "recipe": recipe, "decoded": size, "images_per_s": speeds, "x_timm": ratios})
+                said = ", ".join(f"{key} {speeds[key]} ({ratios[key]})" for key in speeds)
+                print(f"{name}, {recipe}, decoded to {size}: images/s {said}", flush=True)
+    used = versions("torch", "timm", "torchvision", "pillow", "numpy")
+    publish("training_images", image_size=IMAGE_SIZE, rounds=options.rounds, versions=used, warning=warning, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
