@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from benchmarks.commands import command_parser
 from benchmarks.harness import interleaved, load_average_warning, publish, versions
@@ -55,13 +54,12 @@ def transforms(recipe: str) -> dict[str, Any]:
     return {OURS: train_transform(config, AugmentConfig(**values)), TIMM: theirs}
 
 
-def candidates(folder: Path, recipe: str) -> dict[str, Callable[[], Any]]:
+def candidates(folder: Path, made: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     from timm.data import ImageDataset
 
     from training.data import image_folder
     from training.images import Transform
 
-    made = transforms(recipe)
     datasets = {
         OURS: image_folder(folder, made[OURS]),
         FULL: image_folder(folder, Transform(made[OURS].transforms)),
@@ -87,11 +85,10 @@ def folders(root: Path) -> Iterator[tuple[str, Path]]:
         yield name, root / str(number)
 
 
-def decoded_size(folder: Path, recipe: str) -> list[int]:
-    """What ours decodes the first image to."""
+def decoded_size(folder: Path, transform: Any) -> list[int]:
+    """What an image is decoded to for `transform`."""
     from training.images import load_image
 
-    transform = transforms(recipe)[OURS]
     return list(load_image(str(next(folder.glob("*/*"))), short_side=transform.short_side).size)
 
 
@@ -102,16 +99,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None
     warning = load_average_warning()
     rows = []
     with tempfile.TemporaryDirectory() as root:
         for name, folder in folders(Path(root)):
             for recipe in RECIPES:
-                timings = interleaved(candidates(folder, recipe), options.rounds)
+                made = transforms(recipe)
+                timings = interleaved(candidates(folder, made), options.rounds)
                 speeds = {key: round(1e3 * IMAGES / timing.median, 1) for key, timing in timings.items()}
                 ratios = {key: round(timings[TIMM].median / timing.median, 3) for key, timing in timings.items()}
-                size = decoded_size(folder, recipe)
+                size = decoded_size(folder, made[OURS])
                 rows.append({"file": name, "recipe": recipe, "decoded": size, "images_per_s": speeds, "x_timm": ratios})
                 said = ", ".join(f"{key} {speeds[key]} ({ratios[key]})" for key in speeds)
                 print(f"{name}, {recipe}, decoded to {size}: images/s {said}", flush=True)

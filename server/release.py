@@ -124,10 +124,14 @@ def restore(management: Management, version: int, say: Say) -> str:
         time.sleep(0.5)
 
 
+def listed(versions: list[int]) -> str:
+    return ", ".join(map(str, versions)) or "none"
+
+
 def state_of(repository: Path, management: Management) -> str:
     """What is live, or, where the server does not say, what it will serve, in words."""
     try:
-        return f"version {', '.join(map(str, management.ready_versions(BACKBONE))) or 'none'} is live"
+        return f"version {listed(management.ready_versions(BACKBONE))} is live"
     except (ServerError, KeyboardInterrupt) as error:
         newest = newest_version(repository / BACKBONE)
         number = newest.name if newest else "none"
@@ -139,7 +143,7 @@ def check_live(versions: Versions, management: Management) -> int:
     live, newest = management.ready_versions(BACKBONE), versions.numbers()[-1]
     if live != [newest]:
         raise ReleaseError(
-            f"the server at {management.address} serves version {', '.join(map(str, live)) or 'none'} of {BACKBONE} "
+            f"the server at {management.address} serves version {listed(live)} of {BACKBONE} "
             f"and the newest in {versions.model} is {newest}: name the repository that it serves; if that was "
             "rebuilt since the server started, restart it"
         )

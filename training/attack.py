@@ -30,7 +30,7 @@ from training.outputs import check_file
 from training.randomness import seed_everything
 from training.samplers import evenly
 from training.script import exit_code, parse
-from training.settings import SettingsError, check_ranges
+from training.settings import SettingsError, check_ranges, check_used
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Config:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-USED_BY = {"steps": ("pgd", "apgd"), "step": ("pgd",), "restarts": ("pgd", "apgd")}  # setting -> attacks that have it
+ITERATED = ("attacks", ("pgd", "apgd"))
+USED_BY = {"steps": ITERATED, "step": ("attacks", ("pgd",)), "restarts": ITERATED}  # as `check_used` has it
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     check_ranges(config)
     if len(set(config.attacks)) < len(config.attacks):
         raise SettingsError(f"--attacks {' '.join(config.attacks)}: each once")
-    for name, users in USED_BY.items():
-        value = getattr(config, name)
-        if value != getattr(Config, name) and not set(users) & set(config.attacks):
-            needed = " or ".join(users)
-            raise SettingsError(f"--{name} {value} does nothing without --attacks {needed}: add it, or leave it out")
+    check_used(config, Config, USED_BY)
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:

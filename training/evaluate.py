@@ -86,13 +86,12 @@ def training_counts(checkpoint: Path) -> list[int] | None:
     return arguments(checkpoint).get("class_counts")
 
 
-def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> None:
-    """The corrections for long-tailed training that need no training, in place.
+def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None:
+    """The corrections for long-tailed training that need no training, in place. `made`: the checkpoint's `arguments`.
 
     Raises `SettingsError`, also for a head that `save_corrected` wrote: to adjust it again would count twice, and to
     tau-normalise it would undo the adjustment, which is in its bias.
     """
-    made = arguments(config.checkpoint)
     once = CORRECTIONS if config.tau_norm else CORRECTIONS[1:] if config.logit_adjustment else ()
     if done := [f"--{name.replace('_', '-')} {made[name]}" for name in once if made.get(name)]:
         origin = f"correct {made['checkpoint']}, which it was made of"
@@ -100,9 +99,9 @@ def correct_head(model: nn.Module, config: Config, counts: list[int] | None) -> 
     if config.tau_norm:
         tau_normalize(linear_head(model), config.tau_norm)
     if config.logit_adjustment:
-        if counts is None:
+        if made.get("class_counts") is None:
             raise SettingsError(f"--logit-adjustment needs class_counts in {arguments_file(config.checkpoint)}")
-        adjust_logits(linear_head(model), counts, config.logit_adjustment)
+        adjust_logits(linear_head(model), made["class_counts"], config.logit_adjustment)
 
 
 def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
@@ -121,8 +120,8 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
     model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
-    counts = training_counts(config.checkpoint)
-    correct_head(model, config, counts)
+    made = arguments(config.checkpoint)
+    correct_head(model, config, made)
     dataset = open_images(config.data, eval_transform(model_config), labels)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
@@ -133,7 +132,7 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     if config.predictions is not None and ranked is not None:
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
     if config.save is not None:
-        save_corrected(config.save, model, model_config, config, counts)
+        save_corrected(config.save, model, model_config, config, made)
     return confusion, labels, in_top5
 
 
@@ -144,14 +143,13 @@ def written_tables(config: Config) -> dict[str, Path]:
 
 
 def save_corrected(
-    folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, counts: list[int] | None
+    folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, made: dict[str, Any]
 ) -> None:
     """The checkpoint, and in args.json what it was made of: it is no run, so it has no settings of one."""
-    before = arguments(config.checkpoint)
-    corrections = {name: getattr(config, name) or before.get(name, 0.0) for name in CORRECTIONS}
+    corrections = {name: getattr(config, name) or made.get(name, 0.0) for name in CORRECTIONS}
     save_checkpoint(folder, model, model_config)
-    made = {"class_counts": counts, "checkpoint": str(config.checkpoint), **corrections}
-    text = json.dumps(made, indent=2) + "\n"
+    values = {"class_counts": made.get("class_counts"), "checkpoint": str(config.checkpoint), **corrections}
+    text = json.dumps(values, indent=2) + "\n"
     replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
 
 

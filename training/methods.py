@@ -14,13 +14,13 @@ from training.loop import Learner
 from training.losses import LDAM, CrossEntropy, Focal, LogitAdjusted
 from training.paco import PaCo
 from training.presets import PRESETS
-from training.settings import SettingsError
+from training.settings import SettingsError, check_used
 
 HARD_TARGETS = ("ldam", "focal", "paco", "gpaco")
 WITHOUT_SMOOTHING = ("ldam", "focal", "paco")
 LABEL_SMOOTHING = 0.1
 EPSILONS = {"fast_at": 8.0, "advprop": 4.0}  # the papers', in 255ths
-USED_BY = {  # setting -> the choice that it belongs to, and those of its values that look at it
+USED_BY = {  # as `check_used` has it
     "logit_tau": ("loss", ("logit_adjustment",)),
     "focal_gamma": ("loss", ("focal",)),
     "drw_start": ("loss", ("ldam",)),
@@ -36,11 +36,7 @@ USED_BY = {  # setting -> the choice that it belongs to, and those of its values
 def check_method(config: Config) -> None:
     """Raises `SettingsError` for settings that exclude each other, and for one that nothing would look at,
     but for the preset's own."""
-    for name, (choice, users) in USED_BY.items():
-        value = getattr(config, name)
-        if value != getattr(PRESETS[config.preset], name) and getattr(config, choice) not in users:
-            option, needed = name.replace("_", "-"), f"--{choice} {' or '.join(users)}"
-            raise SettingsError(f"--{option} {value} does nothing without {needed}: choose that, or leave it out")
+    check_used(config, PRESETS[config.preset], USED_BY)
     mixing = config.mixup > 0 or config.cutmix > 0
     special = config.loss in ("ldam", "paco", "gpaco")
     if mixing and (config.loss in HARD_TARGETS or config.head_only or config.adversarial != "none"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.masked import STRIDE
-from training.settings import LoopConfig, SettingsError, check_rates
+from training.settings import LoopConfig, SettingsError, check_rates, check_used
 from training.splits import SplitConfig
 
 
@@ -116,10 +116,7 @@ def check(config: Config) -> None:
         raise SettingsError(f"--mask-patch {patch}: 4, 8, 16, 32 or a multiple of {STRIDE} is needed")
     if config.window < 3 or config.window % 2 == 0:
         raise SettingsError(f"--window {config.window}: an odd number, at least 3, is needed")
-    if config.window != Config.window and config.target_norm != "window":
-        raise SettingsError(
-            f"--window {config.window} does nothing without --target-norm window: choose that, or leave it out"
-        )
+    check_used(config, Config, {"window": ("target_norm", ("window",))})
     if config.layer_decay != 1.0:
         raise SettingsError(f"--layer-decay {config.layer_decay}: pre-training has one rate for all layers; use 1")
     if config.sync_bn and config.mask_mode == "sparse":

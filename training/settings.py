@@ -116,6 +116,20 @@ def check_ranges(config: Any) -> None:
                 raise SettingsError(f"{option}: it must be {allowed}")
 
 
+def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
+    """Raises `SettingsError` for a setting that is not as in `defaults` and that nothing would look at.
+
+    `used_by`: setting -> the choice that it belongs to, of one value or several, and those of them that look at it.
+    """
+    for name, (choice, users) in used_by.items():
+        value, chosen = getattr(config, name), getattr(config, choice)
+        several = isinstance(chosen, tuple)
+        if value != getattr(defaults, name) and set(users).isdisjoint(chosen if several else (chosen,)):
+            option, needed = (text.replace("_", "-") for text in (name, choice))
+            what = f"--{option} {value} does nothing without --{needed} {' or '.join(users)}"
+            raise SettingsError(f"{what}: {'add it' if several else 'choose that'}, or leave it out")
+
+
 def check_rates(config: LoopConfig) -> None:
     """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing."""
     check_ranges(config)

@@ -6,6 +6,7 @@ Autocast, which may be on around a gradient alone, changes none of them.
 import torch
 from torch import Tensor
 
+from kernels import native
 from kernels.depthwise_conv2d import dispatch, pytorch
 from kernels.layout import dense, laid_out_as
 
@@ -59,7 +60,7 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
 def _has_kernel(input: Tensor) -> bool:
     """With the native library, a processor that it has kernels for, and whole blocks of 16 channels."""
     return (
-        hasattr(torch.ops.widefield, "has_cpu_kernels")
+        native.is_loaded()
         and torch.ops.widefield.has_cpu_kernels()
         and input.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and input.shape[1] % 16 == 0

@@ -9,7 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.layout import dense, laid_out_as
-from kernels.native import load_native_library
+from kernels.native import is_loaded, load_native_library
 from kernels.transforms import is_transformed
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
@@ -147,8 +147,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 
 def _register() -> None:
     """The native library, where it is loaded, brings the schema and the CPU; on CUDA Python compiles just in time."""
-    loaded = hasattr(torch.ops.widefield, "has_cpu_kernels")  # by torch.ops.load_library: a second ends the process
-    if not loaded and not load_native_library():
+    if not is_loaded() and not load_native_library():  # to load two ends the process
         _library.define(SCHEMA)
         _library.impl("depthwise_conv2d", _cpu, "CPU")
         _library.impl("depthwise_conv2d", _cuda, "CUDA")

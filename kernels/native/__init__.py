@@ -20,6 +20,11 @@ def native_library() -> Path | None:
     return LIBRARY if LIBRARY.is_file() else None
 
 
+def is_loaded() -> bool:
+    """Whether its operators are registered, by `load_native_library` or by torch.ops.load_library."""
+    return hasattr(torch.ops.widefield, "has_cpu_kernels")
+
+
 def load_native_library() -> bool:
     """Load it unless it is not built or WIDEFIELD_NATIVE=0. True when its operators are registered.
 
