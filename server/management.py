@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
 SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
 VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}
 TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header's value may be
+UNLOAD_SECONDS = 30.0  # how long a version that is being unloaded is waited for
+REST = 0.1  # seconds from then to a load
 HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
 
 
@@ -30,19 +33,30 @@ class Management:
     def load(self, model: str) -> None:
         """Loads what has changed in the model's folder; the version before serves until then, and stays on a failure.
 
-        Raises `ReleaseError` with tritonserver's reason.
+        A version that is still being unloaded is waited for: to load it meanwhile may end tritonserver 2.51
+        (docs/serving.md). Raises `ReleaseError` with tritonserver's reason.
         """
+        deadline = time.monotonic() + min(self.timeout, UNLOAD_SECONDS)
+        unloading = True
+        while unloading and time.monotonic() < deadline:
+            unloading = "UNLOADING" in self._states(model).values()
+            time.sleep(REST)  # also at the end: it is not forgotten as soon as it is unloaded
         self._ask(f"/v2/repository/models/{model}/load", self.timeout)
 
     def ready_versions(self, model: str) -> list[int]:
         """Those that are served now, ascending."""
-        index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
-        models = index if isinstance(index, list) else []
-        return sorted(int(each["version"]) for each in models if each["name"] == model and each.get("state") == "READY")
+        return sorted(version for version, state in self._states(model).items() if state == "READY")
 
     def config(self, model: str) -> dict[str, Any]:
         """What the model was loaded with, as JSON of tritonserver's ModelConfig."""
         return self._ask(f"/v2/models/{model}/config", min(self.timeout, 30.0), "GET")
+
+    def _states(self, model: str) -> dict[int, str]:
+        """By version: READY, LOADING, UNLOADING, UNAVAILABLE."""
+        index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
+        models = index if isinstance(index, list) else []
+        versions = [each for each in models if each["name"] == model and "version" in each]
+        return {int(each["version"]): each.get("state", "") for each in versions}
 
     def _ask(self, path: str, timeout: float, method: str = "POST") -> Any:
         try:

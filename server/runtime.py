@@ -62,8 +62,8 @@ class Runtime:
         self.shm_prefix = f"{self.folder.name}-"
         try:
             self._write_preload_guard()
-            batcher = backends.BATCHER.output if backends.is_current(backends.BATCHER) else None
-            self.batcher = self._link("libwidefield_batcher.so", batcher)
+            fixes = backends.FIXES.output if backends.is_current(backends.FIXES) else None
+            self.fixes = self._link("libwidefield_fixes.so", fixes)
             self.operators = self._link("libwidefield.so", self.library if installation.native_libtorch else None)
             if installation.embedded:
                 self._assemble_backends()
@@ -83,8 +83,8 @@ class Runtime:
         build = f"run {sys.executable} {backends.__file__}"
         if self.resize is None and self.repository.resizes:
             yield f"images are resized slowly: {build} resize"
-        if self.batcher is None:
-            yield f"requests may wait half a second: {build} batcher"
+        if self.fixes is None:
+            yield f"requests may wait half a second, and a release may end the server: {build} fixes"
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
@@ -102,7 +102,7 @@ class Runtime:
             values["WIDEFIELD_RESIZE"] = str(self.resize)
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
-        if preload := [str(library) for library in (self.batcher, self.operators) if library is not None]:
+        if preload := [str(library) for library in (self.fixes, self.operators) if library is not None]:
             values["LD_PRELOAD"] = before_inherited("LD_PRELOAD", preload)
             values["BASH_ENV"] = str(self.folder / MARK)
         return values

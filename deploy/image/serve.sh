@@ -1,17 +1,17 @@
 #!/bin/bash
-# Starts tritonserver as this process, with the operator's library and the batcher's preloaded into it and not into its
-# Python processes.
+# Starts tritonserver as this process, with the operator's library and the fixes preloaded into it and not into its Python
+# processes.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "$0")")
 server=${TRITONSERVER:-/opt/tritonserver/bin/tritonserver}
 libtorch=${WIDEFIELD_LIBTORCH:-/opt/tritonserver/backends/pytorch}
 library=${WIDEFIELD_PRELOAD:-$here/libwidefield.so}
-batcher=${WIDEFIELD_BATCHER:-$here/libwidefield_batcher.so}
+fixes=${WIDEFIELD_FIXES:-$here/libwidefield_fixes.so}
 checksums=${WIDEFIELD_CHECKSUMS:-$here/checksums.py}
 models=${WIDEFIELD_MODELS:-/models}
 
-for file in "$library" "$batcher" "$checksums" "$models"; do
+for file in "$library" "$fixes" "$checksums" "$models"; do
   [[ -e $file ]] || { echo "serve.sh: $file does not exist: mount the model repository, or build the image anew" >&2; exit 1; }
 done
 python3 "$here/check_settings.py"
@@ -80,4 +80,4 @@ gpu=${WIDEFIELD_GPU:-$([[ -e /dev/nvidiactl ]] && echo true || echo false)}
 [[ $gpu == true ]] || options+=(--allow-gpu-metrics=false --pinned-memory-pool-byte-size=0)
 
 # bash starts the Python processes and reads unload.sh first.
-LD_PRELOAD=$batcher:$library${LD_PRELOAD:+:$LD_PRELOAD} BASH_ENV=$here/unload.sh exec "$server" "${options[@]}" "$@"
+LD_PRELOAD=$fixes:$library${LD_PRELOAD:+:$LD_PRELOAD} BASH_ENV=$here/unload.sh exec "$server" "${options[@]}" "$@"

@@ -1,8 +1,8 @@
 """Builds the embedded server's libraries with g++ alone: `python server/backends/build.py [pytorch] [resize] ...`.
 
 `pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `python_in_process` the
-one that runs the preprocess step, `resize` Pillow's resize for it, and `batcher` what wakes tritonserver's dynamic
-batcher, the three linked against nothing. Each is built again when what it is made of changes.
+one that runs the preprocess step, `resize` Pillow's resize for it, and `fixes` what is preloaded into tritonserver
+against two of its defects, the three linked against nothing. Each is built again when what it is made of changes.
 """
 
 import argparse
@@ -60,14 +60,14 @@ RESIZE = Library(
     # Contracted, a product and a sum are rounded once: no longer Pillow's weights.
     flags=("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"),
 )
-BATCHER = Library(
-    HERE / "batcher",
-    HERE / "batcher" / "lib" / "libwidefield_batcher.so",
-    sources=("batcher.cpp",),
+FIXES = Library(
+    HERE / "fixes",
+    HERE / "fixes" / "lib" / "libwidefield_fixes.so",
+    sources=("batcher.cpp", "unload.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall"),
 )
 BACKENDS = (PYTORCH, PYTHON_IN_PROCESS)
-LIBRARIES = {library.folder.name: library for library in (*BACKENDS, RESIZE, BATCHER)}
+LIBRARIES = {library.folder.name: library for library in (*BACKENDS, RESIZE, FIXES)}
 
 
 class BuildError(RuntimeError):

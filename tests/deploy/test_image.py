@@ -91,7 +91,7 @@ def serve(tmp_path):
     for name in ("serve.sh", "check_settings.py", "unload.sh"):
         shutil.copy2(IMAGE / name, tmp_path)
     shutil.copy2(ROOT / "server" / "checksums.py", tmp_path)
-    for name in ("libwidefield.so", "libwidefield_batcher.so"):
+    for name in ("libwidefield.so", "libwidefield_fixes.so"):
         subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / name)], check=True)
     (tmp_path / "models").mkdir()
     base = {"PATH": os.environ["PATH"], "TRITONSERVER": str(spy), "WIDEFIELD_MODELS": str(tmp_path / "models")}
@@ -158,7 +158,7 @@ def test_tritonserver_is_preloaded(tmp_path):
         "TRITONSERVER": program,
         "WIDEFIELD_MODELS": str(tmp_path / "models"),
     }
-    libraries = f"{tmp_path / 'libwidefield_batcher.so'}:{tmp_path / 'libwidefield.so'}"
+    libraries = f"{tmp_path / 'libwidefield_fixes.so'}:{tmp_path / 'libwidefield.so'}"
     for own, expected in (({}, libraries), ({"LD_PRELOAD": "libm.so.6"}, f"{libraries}:libm.so.6")):
         done = subprocess.run(
             [tmp_path / "serve.sh"], env=environment | own, capture_output=True, text=True, check=True

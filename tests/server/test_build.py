@@ -95,7 +95,7 @@ def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
     assert build.build(changed).startswith("built")
     assert build.main(["resise"]) == 1
     assert (
-        capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, batcher\n"
+        capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, fixes\n"
     )
 
 

@@ -59,12 +59,12 @@ def test_environment(runtime, monkeypatch):
     environment = runtime.environment()
     assert environment["PATH"].startswith(f"{Path(sys.executable).parent}:")
     assert environment["LD_LIBRARY_PATH"] == f"{runtime.folder / 'lib'}:/mine"
-    assert environment["LD_PRELOAD"] == str(runtime.folder / "libwidefield_batcher.so")
-    assert Path(environment["LD_PRELOAD"]).samefile(backends.BATCHER.output)
+    assert environment["LD_PRELOAD"] == str(runtime.folder / "libwidefield_fixes.so")
+    assert Path(environment["LD_PRELOAD"]).samefile(backends.FIXES.output)
 
 
 def test_nothing_is_preloaded_where_nothing_is_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(backends, "is_current", lambda library: library is not backends.BATCHER)
+    monkeypatch.setattr(backends, "is_current", lambda library: library is not backends.FIXES)
     runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
     try:
         assert not {"LD_PRELOAD", "BASH_ENV"} & runtime.environment().keys()
@@ -130,7 +130,7 @@ def test_the_container_preloads_for_tritonserver_alone(native, tmp_path, monkeyp
     runtime = Runtime(native, Repository(tmp_path, ("backbone",), "backbone", {"backbone": "pytorch"}), library)
     try:
         environment = runtime.environment()
-        assert environment["LD_PRELOAD"] == f"{runtime.batcher}:{runtime.operators}:libtcmalloc.so.4"
+        assert environment["LD_PRELOAD"] == f"{runtime.fixes}:{runtime.operators}:libtcmalloc.so.4"
         assert runtime.operators.samefile(library)
         assert environment["LD_LIBRARY_PATH"].startswith(str(native.backends / "pytorch"))
         own = ("--backend-directory", "--model-config-name")

@@ -1,0 +1,43 @@
+// Preloaded into tritonserver: a model that nobody needs any more is destroyed a tenth of a second later.
+//
+// tritonserver destroys a model in a thread of its own, which then looks for the model's entry in its books. A load that
+// replaces the same version (as each load of a backbone does with its ensemble) throws that entry away where the thread
+// was so quick that it has marked it as unloaded, but not yet found it. The load then unlocks a mutex in freed memory,
+// and the thread may remove another model's entry, which lies there by now: tritonserver crashes, or hangs for good
+// (docs/serving.md). With the thread a little later, the load is done by then, and has kept the entry for it.
+#include <dlfcn.h>
+
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <typeinfo>
+
+#define START _ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE
+#define QUOTED(name) #name
+#define NAME(name) QUOTED(name)
+
+namespace {
+
+using State = std::unique_ptr<std::thread::_State>;  // what a std::thread runs
+constexpr auto kDelay = std::chrono::milliseconds(100);
+
+struct Later : std::thread::_State {
+  explicit Later(State state) : state(std::move(state)) {}
+  void _M_run() override {
+    std::this_thread::sleep_for(kDelay);
+    state->_M_run();
+  }
+  State state;
+};
+
+}  // namespace
+
+// std::thread::_M_start_thread(State, void (*)()), which libstdc++ exports: `state` comes by reference.
+extern "C" __attribute__((visibility("default"))) void START(std::thread* thread, State* state, void (*depend)()) {
+  using Start = void (*)(std::thread*, State*, void (*)());
+  static const auto start = reinterpret_cast<Start>(dlsym(RTLD_NEXT, NAME(START)));
+  const std::thread::_State& task = **state;
+  if (std::strstr(typeid(task).name(), "ModelDeleter")) *state = std::make_unique<Later>(std::move(*state));
+  start(thread, state, depend);
+}
