@@ -94,9 +94,7 @@ def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
     assert not build.is_current(changed)
     assert build.build(changed).startswith("built")
     assert build.main(["resise"]) == 1
-    assert (
-        capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, fixes\n"
-    )
+    assert capsys.readouterr().err == "resise: no such library: choose from pytorch, python_in_process, resize, fixes\n"
 
 
 @pytest.mark.parametrize(("option", "status"), [("--help", 0), ("--nonsense", 2)])
