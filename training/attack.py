@@ -56,7 +56,8 @@ class Config:
     arch: str = ""
     """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     batch_size: int = 64
-    workers: int = 0
+    workers: int = 2
+    """Processes that decode images."""
     seed: int = 0
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 

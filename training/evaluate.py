@@ -63,7 +63,8 @@ class Config:
     amp: Amp = "off"
     """Automatic mixed precision; to see a run's own figures again, what it was trained with."""
     batch_size: int = 64
-    workers: int = 0
+    workers: int = 2
+    """Processes that decode images."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -45,6 +45,9 @@ def make_loader(
     """
     size = len(cast(Any, dataset))
     rank, world = distributed.rank(), distributed.world_size()
+    mine = range(rank, size, world)
+    if not train and len(mine) <= batch_size:  # one batch is one process's work: this one's
+        workers = 0
     common: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
@@ -53,7 +56,7 @@ def make_loader(
         "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
     }
     if not train:
-        return DataLoader(dataset, batch_size, sampler=range(rank, size, world), **common)
+        return DataLoader(dataset, batch_size, sampler=mine, **common)
     windows = getattr(dataset, "sizes", None)  # of shards
     batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)

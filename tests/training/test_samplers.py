@@ -137,6 +137,14 @@ def test_shards_are_read_as_folders_are(shards: Path, workers: int) -> None:
     assert dataset[0][0] == 0
 
 
+def test_one_batch_of_an_evaluation_is_decoded_where_it_is_needed() -> None:
+    for size, workers in ((1, 0), (3, 0), (4, 2)):
+        loader = make_loader([(number, 0) for number in range(size)], 3, train=False, workers=2)
+        assert loader.num_workers == workers
+        assert [value for batch, _ in loader for value in batch.tolist()] == list(range(size))
+    assert make_loader([(0, 0)], 3, train=True, workers=2).num_workers == 2
+
+
 def test_pretraining_keeps_shards_together(shards: Path) -> None:
     masked = MaskedImages(Unlabelled(shards), Transform([lambda image: image]), MaskGenerator(32, 16, 0.5))
     assert make_loader(masked, 2, train=True, workers=0).batch_sampler.windows == [3, 2]
