@@ -150,7 +150,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def shown_value(line: dict[str, Any]) -> str:
     """Of an objective; shares to four digits."""
-    return number(line["value"], 4 if line["limit"] < 1 and not line["objective"].startswith("sent/s") else 1)
+    return number(line["value"], 4 if line["limit"] <= 1 and not line["objective"].startswith("sent/s") else 1)
 
 
 def print_result(result: dict[str, Any], stderr: bool = False) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.recorder import Cell
+from loadtest.results import shown_value
 from loadtest.slo import judge, load_slo
 
 GOOD = """
@@ -59,6 +60,19 @@ def test_every_objective(tmp_path: Path, cell: Cell) -> None:
 )
 def test_missed(slo: dict, cell: Cell) -> None:
     assert [met for *_, met in judge(slo, cell, 20)] == [False]
+
+
+def test_what_is_just_kept_is_met() -> None:
+    cell = Cell()
+    for _ in range(100):
+        cell.add(10.0, 0.1, None)
+    slo = {"latency_ms": {"max": 10}, "errors": {"rate": 0}, "goodput": {"deadline_ms": 20, "share": 1, "per_s": 5}}
+    assert [met for *_, met in judge(slo, cell, 20)] == [True] * 4
+
+
+def test_a_share_that_is_missed_by_little_is_not_shown_as_whole() -> None:
+    assert shown_value({"objective": "goodput share within 20 ms", "limit": 1, "value": 0.9987}) == "0.9987"
+    assert shown_value({"objective": "p99 ms", "limit": 300, "value": 123.456}) == "123.5"
 
 
 def test_no_answer_misses_everything() -> None:
