@@ -9,12 +9,12 @@ import pytest
 from loadtest import capacity_command, report
 from loadtest.capacity import find_capacity
 from loadtest.recorder import Cell
-from loadtest.results import describe, least_offered, rate_to_offer
+from loadtest.results import describe, least_offered, met, rate_to_offer, warnings
 
 
-def result(met: bool, late: float | None = 1.0) -> dict:
+def result(good: bool, late: float | None = 1.0) -> dict:
     protocols = {"gRPC": {"sent_late_p99_ms": late}, "HTTP": {"sent_late_p99_ms": None}}
-    return {"complete": True, "phases": [{"measured": True, "slo": [{"met": met}], "protocols": protocols}]}
+    return {"complete": True, "phases": [{"measured": True, "slo": [{"met": good}], "protocols": protocols}]}
 
 
 def run(rate: float, late_ms: float) -> dict:
@@ -88,12 +88,38 @@ def test_what_a_rate_offers_at_least() -> None:
     assert rate_to_offer(0, 20) == 0
 
 
-def test_most_of_the_repeats_decide() -> None:
+@pytest.mark.parametrize("repeats", [4, 5])
+def test_most_of_the_repeats_decide(repeats: int) -> None:
     source = random.Random(0)
-    search = find_capacity(lambda rate: result(rate <= 73 and source.random() < 0.95), 100, 1000, repeats=5)
+    search = find_capacity(lambda rate: result(rate <= 73 and source.random() < 0.95), 100, 1000, repeats)
     assert 73 * 0.9 < search.capacity <= 73
     for outcomes in search.tried.values():
         assert max(outcomes.count(True), outcomes.count(False)) == 3  # as many as decide it, no more
+
+
+def test_a_run_that_was_cut_short_meets_nothing() -> None:
+    assert met(result(True))
+    assert not met(result(True) | {"complete": False})
+
+
+def test_a_rate_near_what_the_generator_can_send_is_doubtful() -> None:
+    """Half of the 1000 requests/s that a null model got."""
+    assert not [line for line in warnings(run(500.0, 1.0)) if "half" in line]
+    assert [line for line in warnings(run(510.0, 1.0)) if "510 answers/s are more than half of" in line]
+
+
+def test_the_runs_are_as_long_and_begin_as_high_as_the_objectives_need(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two protocols: 1000 answers each for a p99.9, and 40/s each that chance alone does not make 39."""
+    (tmp_path / "slo.toml").write_text('[latency_ms]\n"p99.9" = 100\n[goodput]\ndeadline_ms = 100\nper_s = 40')
+    loads: list[list[str]] = []
+    monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 400.0)
+    monkeypatch.setattr(capacity_command, "run_load", lambda words: loads.append(words) or run(100.0, 1.0))
+    assert capacity_command.capacity(["--slo", str(tmp_path / "slo.toml"), "--from-rate", "30", "--repeats", "1"]) == 0
+    rates, seconds = ([float(words[words.index(name) + 1]) for words in loads] for name in ("--rate", "--seconds"))
+    assert rates[0] == pytest.approx(2 * rate_to_offer(40, 20))
+    assert seconds == pytest.approx([1.2 * 2000 / rates[0], 20, 20], abs=0.05)
 
 
 def test_a_run_whose_sender_was_late_is_made_again() -> None:

@@ -23,6 +23,9 @@ def test_percentiles_are_within_half_a_per_cent() -> None:
         exact = np.percentile(times, 100 * part, method="inverted_cdf")
         assert cell.percentile(part) == pytest.approx(exact, rel=0.0051)
     assert cell.max_ms == max(times)
+    one = Cell()
+    one.add(100.0, 0.1, None)  # below the middle of its bucket
+    assert one.percentile(0.99) == one.max_ms == 100
     assert cell.total_ms == pytest.approx(sum(times))
     assert count_within(cell.latency, 20) == pytest.approx(sum(time <= 20 for time in times), rel=0.02)
 
@@ -103,6 +106,10 @@ def test_a_stall_is_in_the_windows_of_the_result() -> None:
     assert [window["from_s"] for window in result["windows"]] == list(range(10))
     assert [window["finished"] for window in result["windows"]] == [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
     assert result["windows"][4]["p50_ms"] is None
+    assert result["complete"]
+    test.ended = 9.5
+    assert not summarise(test)["complete"]  # type: ignore[arg-type]
+    test.ended = 10.3
     test.phases = plan("spike", 2, 6)  # 2.4, 1.2 and 2.4 s are a little more than 6
     assert len(summarise(test)["windows"]) == 6  # type: ignore[arg-type]
     test.ended = None

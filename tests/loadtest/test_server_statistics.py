@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadtest.report import time_shares
 from loadtest.server_statistics import of_others
 
 
@@ -23,3 +24,18 @@ def test_counts_of_others_are_told(counted: int, answered: int, failed: int, tol
     assert line.startswith(f"phase steady: the server counted {counted} answers, this run sent {answered}") == told
     assert bool(line) == told
     assert of_others({**phase, "server": []}, "classifier") == "", "nobody counts at a null server"
+
+
+def test_the_time_in_another_clients_model_is_not_ours() -> None:
+    def row(model: str, requests: int) -> dict:
+        parts = {f"compute_{part}_ms": 1.0 for part in ("input", "infer", "output")}
+        return {"model": model, "requests": requests, "total_ms": 10.0, "queue_ms": 2.0, **parts}
+
+    server = [row("classifier", 100), row("backbone", 98), row("another", 7)]
+    phase = {"protocols": {"gRPC": {"answered": 100, "mean_ms": 12.0}}, "server": server}
+    assert time_shares(phase, "classifier") == {
+        "backbone: queue": 2.0,
+        "backbone: compute": 3.0,
+        "rest of the server": 5.0,
+        "outside the server": 2.0,
+    }
