@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from commands_fakes import CAT, server_status
 
-from client import InvalidImageError, QueueFullError, ServerStatus
+from client import ConnectionFailedError, InvalidImageError, QueueFullError, ServerStatus
 from client.commands import bench, main
 from client.testing import AsyncFakeTransport
 
@@ -97,6 +97,13 @@ def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFi
     out, err = capsys.readouterr()
     assert "not answered: QueueFullError" in out
     assert re.fullmatch(r"\d+ not answered: full\n", err)
+    ids = [request.id for request in async_served.requests]
+    assert len(set(ids)) == len(ids)  # nothing is sent again
+
+
+def test_bench_goes_on_after_one_failure_of_the_warm_up(async_served: AsyncFakeTransport) -> None:
+    async_served.reply = lambda request: ConnectionFailedError("reset") if len(async_served.requests) == 1 else CAT
+    assert measured() == 0
 
 
 def test_bench_names_a_picture_that_is_none(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:

@@ -215,6 +215,18 @@ def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch, tls: TLS 
     transport.close()
 
 
+def test_the_address_that_is_given_is_called(stub: GrpcStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy of the environment's, as over HTTP."""
+    for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
+    server, port = serve(stub)
+    transport = GrpcTransport("127.0.0.1", port)
+    assert ask(transport) == CAT
+    transport.close()
+    server.stop(0).wait()
+
+
 def test_all_addresses_of_a_name_take_turns() -> None:
     """As behind a headless service, here told to gRPC as a name's addresses would be."""
     stubs = GrpcStub(), GrpcStub()

@@ -52,15 +52,18 @@ def test_wider_greys_are_not_clipped(mode: str) -> None:
         encode(Image.new(mode, (6, 4), 1000))
 
 
-@pytest.mark.parametrize(("kind", "turned"), [("JPEG", False), ("PNG", False), ("TIFF", True)])
-def test_pil_image_keeps_its_orientation(kind: str, turned: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "turn", "turned"),
+    [("JPEG", 2, False), ("JPEG", 6, False), ("JPEG", 8, False), ("PNG", 6, False), ("TIFF", 6, True)],
+)
+def test_pil_image_keeps_its_orientation(kind: str, turn: int, turned: bool) -> None:
     """Pillow itself turns a TIFF when it is loaded."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = turn
     file = io.BytesIO()
     Image.fromarray(noise(4, 6, 3)).save(file, kind, exif=exif)
     encoded = Image.open(io.BytesIO(encode(Image.open(file))))
-    assert encoded.getexif().get(0x0112) == (None if turned else 6)
+    assert encoded.getexif().get(0x0112) == (None if turned else turn)
     assert encoded.size == ((4, 6) if turned else (6, 4))
 
 

@@ -271,6 +271,16 @@ def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport,
     assert capsys.readouterr().err == "12 not answered: see out.jsonl\n"
 
 
+def test_a_file_stays_locked_when_lines_of_it_were_dropped(folder: Path) -> None:
+    Path("out.jsonl").write_text(ANSWER + '{"image": "b.p')
+    with (
+        Journal(Path("out.jsonl"), "json", resume=True, top=5),
+        pytest.raises(UsageError, match="another process is writing it"),
+    ):
+        Journal(Path("out.jsonl"), "json", resume=True, top=5)
+    assert Path("out.jsonl").read_text() == ANSWER
+
+
 def test_a_refused_file_is_not_kept_locked(folder: Path) -> None:
     Path("other.jsonl").write_text("mine\n")
     refusals = []

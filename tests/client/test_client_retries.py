@@ -129,20 +129,42 @@ def test_pauses_are_random_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(policy.random, "uniform", lambda low, high: ranges.append((low, high)) or 0.0)
     with pytest.raises(ServerNotReadyError):
         Classifier(transport=FakeTransport(ServerNotReadyError("starting")), retries=7).classify(b"x")
-    pauses = [high for low, high in ranges if low == 0]  # the others are rests
+    pauses = [high for low, high in ranges if low == 0]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
+    assert {(0.5, 1)} == {each for each in ranges if each[0]}  # of the rests: clients do not come back all at once
 
 
-def test_a_queue_that_stays_full_is_not_asked_twice_by_everyone() -> None:
-    full = FakeTransport(QueueFullError("full"))
-    classifier = Classifier(transport=full, retries=1)
+@pytest.mark.parametrize("error", [QueueFullError, InferenceError])
+def test_a_server_that_goes_on_refusing_is_not_asked_twice_by_everyone(error: type[ClassifierError]) -> None:
+    server = FakeTransport(error("no"))
+    classifier = Classifier(transport=server, retries=1)
     outcomes = classifier.classify_many([b"x"] * 100)
-    assert all(isinstance(outcome, QueueFullError) for outcome in outcomes)
-    assert 100 < len(full.requests) <= 105
-    full.reply = CAT
+    assert all(isinstance(outcome, error) for outcome in outcomes)
+    assert 100 < len(server.requests) <= 105
+    server.reply = CAT
     classifier.classify_many([b"x"] * 100)  # earns trust again
-    full.reply = replies(QueueFullError("full"), CAT)
+    server.reply = replies(error("no"), CAT)
     assert classifier.classify(b"x")
+
+
+def test_trust_is_bounded() -> None:
+    """Half of it may be spent, however many answers came before."""
+    budget = policy.RetryBudget()
+    for _ in range(2):
+        assert [budget.spend() for _ in range(6)] == [True] * 4 + [False] * 2
+        for _ in range(1000):
+            budget.earn()
+
+
+def test_a_retry_goes_to_another_server_though_it_is_not_its_turn() -> None:
+    request, servers = Request("classifier", b"x", top=1, timeout=9.0, id="1"), Servers(2)
+    steps = policy.attempts(request, servers, 9, policy.RetryBudget())
+    asked = [next(steps)]
+    for _ in range(2):
+        steps.throw(QueueFullError("full"))
+        asked.append(steps.send(None))
+        servers.take()  # another request's
+    assert [step.server for step in asked] == [0, 1, 0]  # type: ignore[union-attr]
 
 
 def test_close_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,32 @@ def test_asyncio_stream_ends_early_and_cancels() -> None:
     assert len(ended) == 2
 
 
+def test_asyncio_stream_takes_only_what_it_needs() -> None:
+    taken = []
+
+    def images() -> Iterator[bytes]:
+        for number in range(100):
+            taken.append(number)
+            yield str(number).encode()
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def reply(request: Request) -> Any:
+            await go_on.wait()
+            return echo(request)
+
+        stream = AsyncClassifier(transport=AsyncFakeTransport(reply)).classify_stream(images(), concurrency=2)
+        first = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0.05)
+        assert len(taken) == 4
+        go_on.set()
+        await first
+        await stream.aclose()
+
+    asyncio.run(main())
+
+
 def test_asyncio_outcomes_come_while_the_source_waits() -> None:
     """Here for an outcome: held back, it would wait for ever."""
 
