@@ -28,12 +28,17 @@ class Authority:
         extensions = [(x509.BasicConstraints(ca=True, path_length=0), True), (x509.KeyUsage(**usage), True)]
         self.ca = self._write("ca.crt", self._signed(self._name, self._key.public_key(), 1, extensions))
 
-    def issue(self, name, days=1):
-        """The paths of a new certificate for 127.0.0.1, valid for so many days from yesterday, and of its key."""
+    def issue(self, name, days=1, begins=-1):
+        """The paths of a new certificate for 127.0.0.1, and of its key.
+
+        Valid from so many days after now, for `days` and one more.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        certificate = self._signed(subject, key.public_key(), days, [(x509.SubjectAlternativeName(names), False)])
+        certificate = self._signed(
+            subject, key.public_key(), days, [(x509.SubjectAlternativeName(names), False)], begins
+        )
         (self.folder / f"{name}.key").write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -41,8 +46,8 @@ class Authority:
         )
         return self._write(f"{name}.crt", certificate), self.folder / f"{name}.key"
 
-    def _signed(self, subject, public_key, days, extensions):
-        begin = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    def _signed(self, subject, public_key, days, extensions, begins=-1):
+        begin = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=begins)
         builder = x509.CertificateBuilder(self._name, subject, public_key, x509.random_serial_number())
         builder = builder.not_valid_before(begin).not_valid_after(begin + datetime.timedelta(days=1 + days, minutes=-1))
         identifiers = [  # Python 3.13 refuses certificates without

@@ -111,6 +111,15 @@ def test_busy_port_of_the_metrics_own_address(root):
             TritonServer(root, metrics_host="127.0.0.2", metrics_port=port).start()
 
 
+def test_the_port_of_a_connection_that_has_just_ended_is_free():
+    """As after a server's end: the side that closes first waits in TIME_WAIT."""
+    with socket.create_server((HERE, 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        port = listener.getsockname()[1]
+        listener.accept()[0].close()
+        assert client.recv(1) == b""
+    assert port_is_free(HERE, port)
+
+
 def test_free_ports():
     ports = free_ports([HERE, HERE, "0.0.0.0"])
     assert len(set(ports)) == 3

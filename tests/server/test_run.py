@@ -1,6 +1,8 @@
 """When a server counts as ready, as hung, as dead and as merely busy; and when the supervisor restarts or gives up."""
 
+import itertools
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from server import GaveUpError, InstallationError, ServerError, StartError, Trit
 from server import run as run_module
 from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
 from server.locate import Installation
+from server.restarts import Restarts
 from server.run import Run
 
 
@@ -153,6 +156,19 @@ def test_watch(make, canaries, counts, reason):
     assert make(canaries, counts).watch(0, 1) == reason
 
 
+def test_a_failure_is_asked_about_again_at_once(make, monkeypatch):
+    """Three in a row mean a restart: not three intervals later."""
+    here, looks = threading.get_ident(), itertools.count()
+    real = time.monotonic
+
+    def monotonic():  # a second passes with each look
+        return next(looks) if threading.get_ident() == here else real()
+
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=monotonic))
+    assert "failed 3 times" in make([REFUSED] * 3).watch(100, 1)
+    assert next(looks) < 200
+
+
 def test_watch_sees_deaths(make):
     assert make(process=FakeProcess([None, None, -9])).watch(60, 1) == "tritonserver ended with code -9"
     assert make(process=FakeProcess(dead=[None, "backend 7 died"])).watch(60, 1) == "backend 7 died"
@@ -241,6 +257,11 @@ def test_restarts_and_backs_off(supervised):
         assert server.restarts == 3
     assert events == ["died; restarting", "port; restarting in 1 s", "no memory; restarting in 3 s"]
     assert pauses == [0, 1, 3]
+
+
+def test_the_rest_between_restarts_is_bounded():
+    restarts = Restarts(limit=8, window=300.0)
+    assert [restarts.rest("died") for _ in range(8)] == [0, 1, 3, 7, 15, 30, 30, 30]
 
 
 def test_restarts_are_logged_where_nobody_asked(supervised, caplog):

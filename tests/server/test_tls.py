@@ -90,6 +90,12 @@ Ax4ABEwOp3oFqIss8DDbrtcyTVR9trwJsUQTkUCvKCg=
             ],
             r"CN=old expired on 20\d\d-\d\d-\d\d: renew it",
         ),
+        (
+            lambda files, authority: [
+                shutil.copy(path, files / path.suffix[1:]) for path in authority.issue("new", begins=1)
+            ],
+            r"CN=new is valid from 20\d\d-\d\d-\d\d only",
+        ),
     ],
 )
 def test_files_that_cannot_be_used(files, authority, harm, message):

@@ -12,7 +12,7 @@ import pytest
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
 from server.canary import PERHAPS_BUSY, CanaryError
-from server.compatibility import check_compatible
+from server.compatibility import check_compatible, check_running
 from server.management import Management
 from server.release import release, rollback
 from server.versions import Versions
@@ -93,6 +93,17 @@ def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(se
     finally:
         for path, text in before.items():
             path.write_text(text)
+
+
+def test_the_config_that_another_server_reads_may_differ(tmp_path):
+    """The embedded server's, or the container's: a load reads one of them."""
+    (tmp_path / "backbone/configs").mkdir(parents=True)
+    for file, size in (("config.pbtxt", 16), ("configs/embedded.pbtxt", 8)):
+        (tmp_path / "backbone" / file).write_text(f"max_batch_size: {size}\n")
+        check_running(tmp_path, lambda name, size=size: {"max_batch_size": size})
+    check_running(tmp_path, lambda name: {"max_batch_size": 16})
+    with pytest.raises(ReleaseError, match=r"changed since the server started \(max_batch_size\)"):
+        check_running(tmp_path, lambda name: {"max_batch_size": 4})
 
 
 def test_what_does_not_fit_is_refused(served, build, load):
