@@ -53,7 +53,9 @@ def test_the_grace_period_holds_the_whole_shutdown():
 def test_a_rollout_takes_no_pod_away_before_another_is_ready():
     manifests = render()
     assert one(manifests, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
-    assert one(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    budget = one(manifests, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"  # a broken pod holds up no node
 
 
 def test_the_pods_are_spread():
@@ -71,6 +73,8 @@ def test_gpu():
     without = container(render())
     assert "nvidia.com/gpu" not in without["resources"]["limits"]
     assert {"name": "WIDEFIELD_GPU", "value": "false"} in without["env"]
+    added = container(render({"gpu": {"count": 2}}))["resources"]["limits"]
+    assert added == without["resources"]["limits"] | {"nvidia.com/gpu": 2}
 
 
 def test_image_reference():

@@ -32,7 +32,7 @@ class Fake(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         state = self.server.state
-        if state == "dead":
+        if state in ("dead", "busy, dead"):
             return self.answer(500, b"Stub process is not healthy")
         if state in ("busy, full", "stuck, full"):
             return self.answer(503, b"Exceeds maximum queue size")
@@ -97,6 +97,7 @@ def test_where_serve_sh_lets_http_listen(probe, variables, asked):
         ("dead", 1, 1),
         ("busy, full", 0, 0),
         ("busy, slow", 0, 0),
+        ("busy, dead", 1, 1),  # an error is no busyness
         ("stuck, full", 1, 1),
         ("stuck, slow", 1, 1),
     ],

@@ -8,6 +8,8 @@ import pytest
 from manifests import DEPLOY
 
 from benchmarks.programs import find_program, missing
+from server.__main__ import parse_arguments
+from server.process import SPARE_SECONDS
 
 UNIT = DEPLOY / "systemd" / "widefield.service"
 
@@ -27,3 +29,11 @@ def test_the_server_takes_its_options():
     (options,) = re.findall(r"^ExecStart=\S+ (.*)$", UNIT.read_text(), re.MULTILINE)
     done = subprocess.run([sys.executable, *options.split()], capture_output=True, text=True, check=False)
     assert "model repository /var/lib/widefield/model_repository does not exist" in done.stderr
+
+
+def test_systemd_waits_for_the_start_and_for_the_drain():
+    """Else it would kill a server that is still about either."""
+    seconds = dict(re.findall(r"^Timeout(Start|Stop)Sec=(\d+)$", UNIT.read_text(), re.MULTILINE))
+    defaults = parse_arguments([])
+    assert int(seconds["Start"]) > defaults.start_timeout
+    assert int(seconds["Stop"]) > defaults.drain_seconds + 2 * SPARE_SECONDS
