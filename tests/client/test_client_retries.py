@@ -262,7 +262,9 @@ def test_a_wait_in_a_queue_is_an_eighth_of_all_that_is_left() -> None:
     fakes = [FakeTransport(hanging), FakeTransport(CAT)]
     with Classifier(transport=fakes, timeout=0.8) as classifier:
         assert classifier.classify(b"x")
-    assert [round(fake.requests[0].queue_timeout, 2) for fake in fakes] == [0.1, 0.05]
+    first, second = (fake.requests[0].queue_timeout for fake in fakes)
+    assert 0.08 < first <= 0.1
+    assert 0 < second <= 0.05  # half of it was waited
     assert microseconds(0.05) == 50_000
     assert microseconds(1e-9) == 1  # 0 is no limit
 
