@@ -170,12 +170,12 @@ def test_the_watch_sees_the_same_images_of_all_classes(
     """val/ lies class by class: its first batch would be of one. In each epoch, in a resumed one, and whatever the
     batch size."""
     seen: list[int] = []
-    strengths: set[float] = set()
+    strengths: set[tuple[float, int]] = set()
     attack = adversarial.pgd
 
     def remember(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float, steps: int) -> Tensor:
         seen.extend(targets.tolist())
-        strengths.add(epsilon)
+        strengths.add((epsilon, steps))
         return attack(model, pixels, targets, epsilon, steps)
 
     monkeypatch.setattr(adversarial, "pgd", remember)
@@ -190,7 +190,7 @@ def test_the_watch_sees_the_same_images_of_all_classes(
             train(config, QUIET)
     train(config, QUIET)
     assert seen == [0, 0, 1, 1, 2, 2] * 2
-    assert strengths == {8 / 255, 2 / 255}
+    assert strengths == {(8 / 255, 5), (2 / 255, 5)}
 
 
 def test_an_answer_that_is_always_the_same_is_no_robustness() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import ModelConfig, create_model, save_checkpoint
 from training import attack as attack_script
-from training.attack import attack_checkpoint, result_table
+from training.attack import attack_checkpoint, make_attack, result_table
 from training.settings import SettingsError
 
 
@@ -28,7 +28,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("count", "output"), [("--count", "--output"), ("--images", "--save")])
 def test_script_reports_accuracies_with_settings(
-    count: str, output: str, checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: str,
+    output: str,
+    checkpoint: Path,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """Under the names that explain and compare have for them, and under its own."""
     saved = tmp_path / "robust.json"
@@ -39,7 +45,52 @@ def test_script_reports_accuracies_with_settings(
     assert list(results) == ["clean", "fgsm", "pgd", "apgd"]
     assert all(entry["images"] == 10 for entry in results.values())
     assert results["pgd"]["settings"] == {"epsilon": 8 / 255, "steps": 2, "step": 10 / 255, "restarts": 1}
+    assert results["apgd"]["settings"] == {"epsilon": 8 / 255, "steps": 10, "restarts": 1}
     assert results["clean"]["right"] >= max(results[name]["right"] for name in ("fgsm", "pgd", "apgd"))
+    assert "epsilon 8/255, steps 2, step 10/255, restarts 1" in capsys.readouterr().out
+
+
+def test_a_step_is_given_in_255ths(tmp_path: Path) -> None:
+    _, settings = make_attack("pgd", attack_script.Config(tmp_path, tmp_path, epsilon=4.0, step=2.0))
+    assert (settings["epsilon"], settings["step"]) == (4 / 255, 2 / 255)
+
+
+class Brightness(nn.Module):
+    """Class 0, 1 or 2 of a picture that is black, grey or white."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -((images.mean((1, 2, 3))[:, None] - torch.tensor([-2.0, 0.2, 2.4])) ** 2)
+
+
+def test_what_was_wrong_is_not_right_under_an_attack(
+    checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the attack makes of it; here that is what all of them are right on."""
+    load = attack_script.load_classifier
+    monkeypatch.setattr(attack_script, "load_classifier", lambda *given: (Brightness(), *load(*given)[1:]))
+
+    def help_it(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+        helped = (targets / 2).view(-1, 1, 1, 1).expand_as(pixels)
+        assert torch.equal(model(helped).argmax(1), targets)
+        return helped
+
+    monkeypatch.setattr(attack_script, "make_attack", lambda name, config: (help_it, {}))
+    config = attack_script.Config(checkpoint, small_digits / "val", ("fgsm",), device="cpu")
+    clean, attacked = attack_checkpoint(config)
+    assert 0 < attacked.right == clean.right < clean.images
+
+
+def test_random_starts_are_the_seeds(checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[float] = []
+
+    def draw(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+        drawn.append(float(torch.rand(())))
+        return pixels
+
+    monkeypatch.setattr(attack_script, "make_attack", lambda name, config: (draw, {}))
+    for seed in (0, 0, 1):
+        attack_checkpoint(attack_script.Config(checkpoint, small_digits / "val", ("pgd",), seed=seed, device="cpu"))
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_part_of_the_images_is_of_all_classes(
@@ -99,8 +150,8 @@ def test_autoattack_is_handed_pixels(checkpoint: Path, small_digits: Path, monke
     """A stand-in with the package's interface."""
 
     class Suite:
-        def __init__(self, model: nn.Module, norm: str, eps: float, **_: object) -> None:
-            assert (norm, eps) == ("Linf", 8 / 255)
+        def __init__(self, model: nn.Module, norm: str, eps: float, version: str, seed: int, **_: object) -> None:
+            assert (norm, eps, version, seed) == ("Linf", 8 / 255, "standard", 3)
 
         def run_standard_evaluation(self, pixels: Tensor, targets: Tensor, bs: int) -> Tensor:
             assert 0 <= pixels.min() <= pixels.max() <= 1
@@ -109,7 +160,7 @@ def test_autoattack_is_handed_pixels(checkpoint: Path, small_digits: Path, monke
     module = type(sys)("autoattack")
     module.AutoAttack = Suite  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "autoattack", module)
-    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), images=4, device="cpu")
-    results = attack_checkpoint(dataclasses.replace(config, images=4))
+    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), images=4, seed=3, device="cpu")
+    results = attack_checkpoint(config)
     assert [result.attack for result in results] == ["clean", "autoattack"]
     assert result_table(results).row_count == 2

@@ -69,6 +69,15 @@ def test_fgsm_is_its_formula(batch: tuple[Tensor, Tensor]) -> None:
     torch.testing.assert_close(pgd(model, pixels, targets, EPSILON, 1, EPSILON, from_random=False), expected)
 
 
+def test_pgds_steps_are_two_and_a_half_radii_together(batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    linear, pixels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), torch.full_like(batch[0], 0.5)
+    visited: list[Tensor] = []
+    linear.register_forward_pre_hook(lambda _, inputs: visited.append(inputs[0].detach()))
+    pgd(PixelModel(linear, [0.0] * 3, [1.0] * 3), pixels, batch[1], EPSILON, steps=10, from_random=False)
+    torch.testing.assert_close((visited[1] - visited[0]).abs(), torch.full_like(pixels, 2.5 * EPSILON / 10))
+
+
 def test_sign_of_a_tiny_gradient_survives_float16(batch: tuple[Tensor, Tensor]) -> None:
     """The answer is so sure that the gradient is about 1e-10; float16's least number is 6e-8."""
     torch.manual_seed(0)
@@ -184,6 +193,27 @@ def test_apgd_goes_where_the_papers_algorithm_goes(batch: tuple[Tensor, Tensor])
         one = slice(image, image + 1)
         expected = points_of_the_paper(model, pixels[one], targets[one], points[:1], steps)
         torch.testing.assert_close(points, torch.cat(expected))
+
+
+class Peak(nn.Module):
+    """The loss is highest at u = -0.99, the mean pixel in epsilons above 1/2, and rises slowly beside that peak."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        u = (pixels.mean((1, 2, 3)) - 0.5) / EPSILON
+        return torch.stack([torch.zeros_like(u), u / 10 + 100 * (0.01 - (u + 0.99).abs()).relu()], 1)
+
+
+def test_apgd_gives_a_step_that_was_halved_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the peak, which the start is at, each step but the first raises the loss and none reaches the best one."""
+    pixels, steps, visited = torch.full((1, 3, 1, 1), 0.5).double(), 100, []
+    targets, model = torch.zeros(1, dtype=torch.int64), Peak()
+    start = pixels - 0.991 * EPSILON
+    monkeypatch.setattr(attacks, "random_start", lambda *_: start)
+    model.register_forward_pre_hook(lambda _, inputs: visited.append(inputs[0].detach()))
+    apgd_ce(model, pixels, targets, EPSILON, steps=steps)
+    torch.testing.assert_close(
+        torch.cat(visited), torch.cat(points_of_the_paper(Peak(), pixels, targets, start, steps))
+    )
 
 
 class Between(nn.Module):
