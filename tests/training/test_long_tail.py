@@ -237,6 +237,7 @@ def test_report_is_by_training_images() -> None:
     assert report == pytest.approx({"balanced": (0.8 + 0.5 + 0.1 + 0.3) / 4, **groups})
     assert "medium" not in shot_report(confusion, [101, 101, 19, 19, 19])
     assert shot_report(confusion, [30, 30, 30, 30, 20]) == {}
+    assert shot_report(confusion, [31, 30, 30, 30, 20]) != {}
 
 
 def test_head_only_keeps_the_backbone(tiny: Tiny, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from io import StringIO
@@ -15,7 +16,7 @@ from torch import nn
 
 import training.loop
 from models import create_model, load_checkpoint
-from tests.training.runs import QUIET, Tiny
+from tests.training.runs import QUIET, Killed, Tiny, before_step, die
 from training import finetune
 from training.finetune import parse_arguments, train
 from training.methods import check_method
@@ -161,6 +162,18 @@ def test_nan_gradient_stops_with_the_step(tiny: Tiny, tmp_path: Path, monkeypatc
     assert torch.load(tmp_path / "last/state.pt")["step"] == 2, "the state before it is kept"
 
 
+def test_fp16_gradients_that_overflow_at_any_scale_stop_the_run() -> None:
+    """At larger ones the scaler skips the step and halves the scale."""
+    for scale in (2.0**16, 2.0**-9):
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(torch.ones(()))
+        training.loop._check_finite(1.0, math.inf, 3, 0, LoopConfig(), scaler)
+    least = torch.amp.GradScaler("cpu", init_scale=2.0**-10)
+    least.scale(torch.ones(()))
+    with pytest.raises(training.loop.DivergenceError, match=r"the gradient's norm is inf in step 4, epoch 1"):
+        training.loop._check_finite(1.0, math.inf, 3, 0, LoopConfig(), least)
+
+
 def test_clipping_limits_the_step(tiny: Tiny, tmp_path: Path) -> None:
     common = {"optimizer": "sgd", "epochs": 1, "ema_decay": 0.0, "weight_decay": 0.0}
     for name, clip in (("free", 0.0), ("clipped", 1e-6)):
@@ -214,18 +227,38 @@ def test_mixed_precision_is_the_same_run(amp: str, tiny: Tiny, tmp_path: Path, m
 def test_tensorboard_reads_what_was_written(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(tiny(tmp_path / "run", tensorboard=True, epochs=1), QUIET)
+    config = tiny(tmp_path / "run", tensorboard=True, epochs=1, layer_decay=0.5)
+    train(config, QUIET)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == {"train/loss", "train/grad_norm", "train/lr", "val/top1"}
     (epoch,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [event.value for event in events.Scalars("train/loss")]
     assert sum(losses) / len(losses) == pytest.approx(epoch["loss"])
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 7))
+    rates = [event.value for event in events.Scalars("train/lr")]
+    assert rates[0] == pytest.approx(config.lr / 100), "the head's, whatever the stem has"
+    assert rates[-1] == pytest.approx(epoch["lr"])
     ((step, top1),) = [(event.step, event.value) for event in events.Scalars("val/top1")]
     assert (step, top1) == (6, pytest.approx(epoch["top1"]))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install tensorboard"):
         train(tiny(tmp_path / "other", tensorboard=True), QUIET)
+
+
+def test_tensorboard_has_each_step_of_a_resumed_run_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(tmp_path / "run", tensorboard=True)
+    with monkeypatch.context() as patch:
+        before_step(8, die, patch)
+        with pytest.raises(Killed):
+            train(config, QUIET)
+    train(config, QUIET)
+    events = EventAccumulator(str(config.output / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("val/top1")] == [6, 12]
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
