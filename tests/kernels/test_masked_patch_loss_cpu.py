@@ -35,6 +35,12 @@ def test_within_the_bound_of_float64(case, dtype, layout):
         assert grad.is_contiguous(memory_format=LAYOUTS[layout])
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_beside_an_image_of_float64_it_is_float64(loss):
+    problem = make_loss_problem(CASES[0], torch.float32, loss, image_dtype=torch.float64)
+    problem.check(*run(problem))
+
+
 def upstream(prediction, image, mask, norm):
     """SimMIM as its authors compute it, with MAE's normalisation where norm is "patch"."""
     size = image.shape[2] // mask.shape[1]
@@ -181,7 +187,7 @@ def test_any_strides_and_mask_types():
     problem = make_loss_problem(CASES[2])
     image = problem.image.transpose(2, 3).contiguous().transpose(2, 3)
     prediction = problem.prediction.transpose(1, 3).contiguous().transpose(1, 3)
-    for mask in (problem.mask.long(), problem.mask.float() * 0.5, problem.mask.transpose(1, 2).contiguous().mT):
+    for mask in (problem.mask.long(), problem.mask.float() * -0.5, problem.mask.transpose(1, 2).contiguous().mT):
         source = prediction.clone(memory_format=torch.preserve_format).requires_grad_()
         loss = masked_patch_loss(source, image, mask, *problem.settings)
         loss.backward()

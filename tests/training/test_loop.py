@@ -121,6 +121,11 @@ def test_fewer_processes_may_go_on_with_the_same_steps() -> None:
         check_same(before, {"global_batch_size": 256, "images_per_step": 256}, Path("run/last"))
 
 
+def test_a_label_more_is_another_run() -> None:
+    with pytest.raises(SettingsError, match=r"has labels \['a', 'b'\], this one \['a', 'b', 'c'\]: repeat"):
+        check_same({"labels": ["a", "b"]}, {"labels": ["a", "b", "c"]}, Path("run/last"))
+
+
 def test_presets_are_command_lines() -> None:
     for name, preset in PRESETS.items():
         assert parse_arguments(["--preset", name]) == preset
