@@ -27,8 +27,12 @@ from training.settings import SettingsError
 
 def test_confusion_matrix_counts_rows_as_truth() -> None:
     class Answers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = torch.nn.Dropout(1.0)  # nothing is left in training mode
+
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.one_hot(images[:, 0, 0, 0].long(), 3).float()
+            return torch.nn.functional.one_hot(self.dropout(images)[:, 0, 0, 0].long(), 3).float()
 
     images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
     targets = torch.tensor([0, 0, 1, 2, 2])
@@ -205,12 +209,13 @@ def test_the_file_in_a_checkpoint_folder_is_the_checkpoint(checkpoint: Path, sma
 def test_equal_logits_are_answered_and_ranked_alike() -> None:
     class Undecided(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(images), 200)
+            return torch.zeros(len(images), 200, dtype=torch.bfloat16)  # as under autocast
 
     ranked: list[tuple[torch.Tensor, torch.Tensor]] = []
     confusion, _ = count_answers(Undecided(), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], 200, ranked=ranked)
     assert confusion[:, 0].sum() == 2
     assert ranked[0][0].tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert ranked[0][1].tolist() == pytest.approx([1 / 200] * 2), "not rounded as the logits are"
 
 
 def test_predictions_of_shards_name_their_members(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
