@@ -123,6 +123,9 @@ def test_configs_agree(repository: Path) -> None:
         queue = each.dynamic_batching.default_queue_policy
         assert (queue.timeout_action, queue.default_timeout_microseconds) == (queue.REJECT, 5_000_000)
         assert (queue.allow_timeout_override, queue.max_queue_size) == (True, 1024)
+    instances = [[(group.kind, group.count) for group in c.instance_group] for c in (preprocess, backbone, softmax)]
+    cpu = model_config_pb2.ModelInstanceGroup.KIND_CPU
+    assert instances == [[(cpu, 2)], [], [(cpu, 1)]], "an image is decoded while another is answered"
     assert (repository / "classifier" / "labels.txt").read_text() == "ant\nbee: honey\ncat\ndog\nélan\n"
 
 

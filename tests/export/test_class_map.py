@@ -132,6 +132,23 @@ def test_parity_compares_the_maps_of_the_same_answer() -> None:
     assert check_parity("zeros", lambda batch: 0 * eager(batch)[0], lambda batch: 0 * eager(batch)[0], pixels, "fp32")
 
 
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-4), ("fp16", 2e-2), ("bf16", 1e-1)])
+def test_parity_allows_what_a_precision_rounds(precision: str, allowed: float) -> None:
+    """Of the largest logit, for one image and for all at once."""
+    logits, pixels = torch.tensor([[-4.0, 1.0], [2.0, 0.0]]), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+
+    def off_by(share: float, batch_size: int) -> None:
+        def candidate(batch: torch.Tensor) -> torch.Tensor:
+            return logits[: len(batch)] + (4 * share * allowed if len(batch) == batch_size else 0)
+
+        check_parity("exported", lambda batch: logits[: len(batch)], candidate, pixels, precision)
+
+    for batch_size in (1, 2):
+        off_by(0.9, batch_size)
+        with pytest.raises(ParityError, match=rf"at batch {batch_size} \(allowed in {precision}: {allowed:g}\)"):
+            off_by(1.1, batch_size)
+
+
 @pytest.mark.server
 def test_served_by_the_ensemble_that_maps_it_and_not_by_the_other(
     repository: Path, checkpoint: Path, tmp_path: Path
