@@ -1,5 +1,8 @@
 """Class activation maps: exact where they say so, in the graph, and judged."""
 
+import math
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,6 +118,10 @@ def test_bad_layers_are_named(model: RepLKNet, images: Tensor) -> None:
         gradient_cam(model, images, targets, "head", "gradcam")
     with pytest.raises(SettingsError, match=r"'stages' is a list or is not run as a whole: .* such as norm"):
         gradient_cam(model, images, targets, "stages", "gradcam")
+    shared = deepcopy(model)
+    shared.stem[2].activation = shared.stem[0].activation
+    with pytest.raises(SettingsError, match=r"'stem\.0\.activation' runs 2 times in a pass: name one that runs once"):
+        gradient_cam(shared, images, targets, "stem.0.activation", "gradcam")
     with pytest.raises(SettingsError, match="'scorecam'"):
         gradient_cam(model, images, targets, "norm", "scorecam")
     with pytest.raises(SettingsError, match=r"at 32 px the map of cam is 1 x 1"):
@@ -143,6 +150,19 @@ def test_scores_tell_a_right_map_from_a_wrong_one() -> None:
     sharp = torch.zeros(2, 3, 16, 16)
     sharp[:, :, 2:5, 2:5] = 6
     assert (insertion(BrightCorner(), sharp, right, targets) >= deletion(BrightCorner(), sharp, right, targets)).all()
+
+
+def test_insertion_begins_with_the_papers_blur() -> None:
+    """11 pixels wide, of deviation 5: five pixels from a bright one exp(-1/2) of what is left there."""
+    seen: list[Tensor] = []
+    model = BrightCorner()
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    image = torch.zeros(1, 3, 25, 25)
+    image[:, :, 12, 12] = 1
+    insertion(model, image, torch.zeros(1, 25, 25), torch.tensor([0]))
+    row = seen[0][0, 0, 12] / seen[0][0, 0, 12, 12]
+    assert row[[7, 17]].tolist() == pytest.approx([math.exp(-0.5)] * 2)
+    assert row[[6, 18]].tolist() == [0, 0]
 
 
 def test_pixels_that_are_equally_bright_are_replaced_in_their_order() -> None:

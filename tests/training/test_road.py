@@ -82,4 +82,4 @@ def test_right_maps_score_above_wrong_ones() -> None:
     assert (good > 0.02).all()
     assert (bad < -0.02).all()
     all_of_it = road(BrightCorner(), images, right, targets, percentiles=(100,))
-    assert all_of_it.isfinite().all(), "one pixel stays to fill in from"
+    assert (all_of_it > 0.02).all(), "one pixel stays to fill in from: the most relevant one, or the least"
