@@ -141,6 +141,9 @@ def test_images_that_are_there_twice(tmp_path: Path) -> None:
         f"2 images of {val} are in {train} too: what they say of a model is worth little "
         f"({val}/ant/1.png = {train}/ant/1.png)",
     ]
+    for name, size in (("wide", (8, 2)), ("high", (2, 8))):  # the same bytes, another picture
+        Image.new("RGB", size).save(tmp_path / f"train/bee/{name}.png")
+    assert check_data(Config(tmp_path, workers=0)).notes == findings.notes
     members = {"a.png": png(0), "a.cls": b"0", "b.png": png(0), "b.cls": b"1"}
     (tmp_path / "shards").mkdir()
     write_shard(tmp_path / "shards/0.tar", members)

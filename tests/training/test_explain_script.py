@@ -45,7 +45,7 @@ def test_script_writes_overlays(
     common = ["--checkpoint", str(tmp_path / "c"), "--images", str(tmp_path / "images"), "--device", "cpu"]
     run = ["explain", *common, "--output", str(tmp_path / "out"), "--count", "2"]
     for method in ("cam", "layercam"):
-        monkeypatch.setattr("sys.argv", [*run, "--method", method, "--target", "c", "--scores"])
+        monkeypatch.setattr("sys.argv", [*run, "--method", method, "--target", "a", "--scores"])
         assert script.main() == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000_0_cam.png", "000_0_layercam.png", "001_1_cam.png", "001_1_layercam.png", "explained.csv"]
@@ -55,8 +55,9 @@ def test_script_writes_overlays(
     for row in rows:
         picture = eval_transform(load_checkpoint(tmp_path / "c")[1])(load_image(row["file"]))
         probabilities = model.eval()(picture[None]).softmax(1)[0].tolist()
-        assert (row["label"], row["answer"]) == ("c", "abcde"[probabilities.index(max(probabilities))])
-        assert float(row["probability"]) == pytest.approx(probabilities[2], rel=1e-4)
+        assert (row["label"], row["answer"]) == ("a", "abcde"[probabilities.index(max(probabilities))])
+        assert row["answer"] != "a", "whose probability would be the same"
+        assert float(row["probability"]) == pytest.approx(probabilities[0], rel=1e-4)
     assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
     printed = capsys.readouterr().out
     assert all(f" {row['file']} " in printed for row in rows), "whole paths, on one line"

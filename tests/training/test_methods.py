@@ -73,6 +73,22 @@ def test_settings_reach_what_is_trained(tiny: Tiny, tmp_path: Path, monkeypatch:
     assert tuple(loader.dataset.dataset.dataset.transform.transforms[0].scale) == (0.5, 1.0)
 
 
+def test_another_seed_is_another_model_and_another_order(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads, orders = [], []
+    for seed in (0, 1):
+        fit = Mock(return_value={"top1": 0.0})
+        monkeypatch.setattr(finetune, "fit", fit)
+        train(tiny(tmp_path, seed=seed), QUIET)
+        learner, loader, *_ = fit.call_args.args
+        heads.append(learner.model.head.weight)
+        orders.append(loader.batch_sampler.order(0))
+        assert loader.dataset.seed == seed, "of what is varied in an image"
+    assert not torch.equal(*heads)
+    assert not torch.equal(*orders)
+
+
 @pytest.mark.parametrize(
     ("loss", "asked", "smoothing"),
     [("cross_entropy", None, 0.1), ("gpaco", None, 0.1), ("balanced_softmax", 0.2, 0.2), ("cross_entropy", 0.0, 0.0)],
