@@ -44,9 +44,12 @@ def test_script_writes_overlays(
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
     common = ["--checkpoint", str(tmp_path / "c"), "--images", str(tmp_path / "images"), "--device", "cpu"]
     run = ["explain", *common, "--output", str(tmp_path / "out"), "--count", "2"]
-    for method in ("cam", "layercam"):
+    outputs = []
+    for method in ("cam", "cam", "layercam"):
         monkeypatch.setattr("sys.argv", [*run, "--method", method, "--target", "a", "--scores"])
         assert script.main() == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1], "what is random in the scores is drawn alike"
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000_0_cam.png", "000_0_layercam.png", "001_1_cam.png", "001_1_layercam.png", "explained.csv"]
     with (tmp_path / "out" / "explained.csv").open(newline="") as file:
@@ -59,7 +62,7 @@ def test_script_writes_overlays(
         assert row["answer"] != "a", "whose probability would be the same"
         assert float(row["probability"]) == pytest.approx(probabilities[0], rel=1e-4)
     assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
-    printed = capsys.readouterr().out
+    printed = "".join(outputs[1:])
     assert all(f" {row['file']} " in printed for row in rows), "whole paths, on one line"
     assert "(lower is better)" in next(line for line in printed.splitlines() if line.startswith("deletion: "))
     assert printed.count("(higher is better)") == 2 * 2, "of a map of its own alone"
