@@ -46,6 +46,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """As `replace_file`, in a folder that is made; what is no file, such as /dev/stdout, is written to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        write(path)
+    else:
+        replace_file(path, write)
+
+
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill beside `folder`, whose place it takes in the end; where the block raises, it is removed."""

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
+from models.files import write_file
 from training.accuracy import answers
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
@@ -166,11 +167,11 @@ def report(config: Config) -> None:
     console = standard_output()
     with console.status("attacking") as status:
         results = attack_checkpoint(config, status.update)
+    console.print(result_table(results))
     if config.save is not None:
         values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
-        config.save.parent.mkdir(parents=True, exist_ok=True)
-        config.save.write_text(json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n")
-    console.print(result_table(results))
+        text = json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n"
+        write_file(config.save, lambda path: path.write_text(text))
 
 
 def main() -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.files import replace_file
+from models.files import write_file
 from training.images import DataError, Labelled, Transform
 from training.settings import first_of
 
@@ -30,11 +30,7 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]
             writer.writerow(header)
             writer.writerows(rows)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_file():
-        write(path)
-    else:
-        replace_file(path, write)
+    write_file(path, write)
 
 
 def write_list(path: Path, images: Labelled) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.files import replace_file, staged_folder
+from models.files import replace_file, staged_folder, write_file
 
 
 def test_a_file_that_does_not_reach_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +31,17 @@ def test_a_file_is_on_the_disk_before_its_name_and_its_name_when_this_ends(
     monkeypatch.setattr(os, "fsync", lambda handle: (flush(handle), done.append((tmp_path / "x").exists())))
     replace_file(tmp_path / "x", lambda place: place.write_text("all"))
     assert done == [False, True]
+
+
+def test_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("pipe", "deeper/file"):
+        write_file(tmp_path / name, lambda place: place.write_text("all"))
+    assert os.read(reader, 10) == b"all"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "deeper/file").read_text() == "all"
 
 
 def test_a_folder_is_there_when_all_of_it_is(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import ModelConfig, create_model, save_checkpoint
+from tests.full_disk import files_up_to
 from training import attack as attack_script
 from training.attack import attack_checkpoint, make_attack, result_table
 from training.settings import SettingsError
@@ -48,6 +49,23 @@ def test_script_reports_accuracies_with_settings(
     assert results["apgd"]["settings"] == {"epsilon": 8 / 255, "steps": 10, "restarts": 1}
     assert results["clean"]["right"] >= max(results[name]["right"] for name in ("fgsm", "pgd", "apgd"))
     assert "epsilon 8/255, steps 2, step 10/255, restarts 1" in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_saved_are_shown(
+    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On a full disk; those of the run before are kept."""
+    saved = tmp_path / "robust.json"
+    saved.write_text("of before")
+    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--images", "4"]
+    monkeypatch.setattr("sys.argv", ["attack", *options, "--attacks", "fgsm", "--save", str(saved), "--device", "cpu"])
+    with files_up_to(50):
+        assert attack_script.main() == 1
+    said = capsys.readouterr()
+    assert "fgsm" in said.out
+    assert f"{saved} cannot be written (" in said.err
+    assert saved.read_text() == "of before"
+    assert list(tmp_path.iterdir()) == [saved]
 
 
 def test_a_step_is_given_in_255ths(tmp_path: Path) -> None:
