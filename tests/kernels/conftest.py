@@ -30,23 +30,27 @@ def taken(monkeypatch, tmp_path):
 
     seen = []
 
-    def taps(source, weight, bias, output, activation):
+    def check(source, weight, bias, output):
         assert source.stride() == output.stride()
+        assert all(filled.is_contiguous() for filled in (weight, bias) if filled is not None)
+
+    def taps(source, weight, bias, output, activation):
+        check(source, weight, bias, output)
         seen.append(("taps", output.is_contiguous()))
         output.fill_(3)
 
     def tensor_cores(source, weight, bias, output, activation, precision, tile=None, flip=False):
-        assert source.stride() == output.stride()
+        check(source, weight, bias, output)
         seen.append(("toeplitz", output.is_contiguous(), precision, tile, *(["turned"] if flip else [])))
         output.fill_(3)
 
     def small_images(source, weight, bias, output, activation, precision, flip=False):
-        assert source.stride() == output.stride()
+        check(source, weight, bias, output)
         seen.append(("whole image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
         output.fill_(3)
 
     def packed_images(source, weight, bias, output, activation, precision, flip=False):
-        assert source.stride() == output.stride()
+        check(source, weight, bias, output)
         seen.append(("packed image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
         output.fill_(3)
 

@@ -44,6 +44,16 @@ def test_each_kernel_is_taken(taken):
     gradients._grad_input_cuda(*whole)
     op._cuda(whole[0], whole[1][..., :13].contiguous())
     assert taken[4:] == [("whole image", True, "ieee"), ("whole image", True, "ieee", "turned"), tensor_cores]
+    for side, way in ((16, "whole image"), (17, "toeplitz")):  # 256 outputs are the most that a program holds
+        op._cuda(torch.zeros(2, 4, side, side).half(), torch.zeros(4, 1, 33, 33).half())
+        assert taken[-1][0] == way
+
+
+def test_no_images_are_no_launch(taken):
+    """CUDA refuses an empty grid."""
+    for size in (3, 7):
+        assert op._cuda(torch.zeros(0, 4, 8, 8), torch.zeros(4, 1, size, size)).shape == (0, 4, 8, 8)
+    assert not taken
 
 
 def test_more_channels_than_a_grid_has(taken):
@@ -67,7 +77,7 @@ def test_an_old_device_is_warned_of(taken, monkeypatch):
 def test_what_is_neither_contiguous_nor_channels_last_is_copied(taken):
     for source in (torch.zeros(2, 4, 16, 8)[:, :, ::2], torch.zeros(4, 2, 8, 8).transpose(0, 1)):
         for size in (3, 7):
-            output = op._cuda(source, torch.zeros(size, size, 1, 4).permute(3, 2, 0, 1))
+            output = op._cuda(source, torch.zeros(size, size, 1, 4).permute(3, 2, 0, 1), torch.zeros(8)[::2])
             assert output.is_contiguous()
             assert bool((output == 3).all())
     assert [launch[:2] for launch in taken] == [("taps", True), ("toeplitz", True)] * 2
