@@ -131,6 +131,31 @@ def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch,
     assert taken[-1][0] == ("taps" if size == 3 else "toeplitz")
 
 
+@pytest.mark.parametrize("operation", ["forward", "relu", "grad_weight"])
+def test_a_measured_tile_serves_what_differs_a_little_and_a_word_does_not(taken, clock, monkeypatch, operation):
+    """A tile fits the same products; what PyTorch took for one layout says nothing of another."""
+
+    def compute(x, activation="none"):
+        if operation == "grad_weight":
+            gradients._grad_weight_cuda(x, x, [9, 9])
+        else:
+            op._cuda(x, torch.zeros(2, 1, 9, 9), None, activation)
+        return taken.pop()
+
+    tiles = KINDS["grad_weight" if operation == "grad_weight" else "toeplitz"]
+    for batch, fastest in ((4, tiles), (3, str)):
+        x = torch.zeros(batch, 2, 16, 16)
+        other = (x, "relu") if operation == "relu" else (x.contiguous(memory_format=torch.channels_last),)
+        monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
+        by_rule = compute(*other)
+        clock.seconds = lambda way, kind=fastest, rule=by_rule: float(not isinstance(way, kind) or way in rule)
+        monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
+        measured = compute(x)
+        monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
+        assert compute(x) == measured != by_rule
+        assert compute(*other) == (by_rule if fastest is str else measured)
+
+
 def test_a_filter_without_a_tile_is_measured_by_pytorch_s_ways(taken, clock):
     x = torch.randn(1, 4, 33, 33)
     gradients._grad_weight_cuda(x, x, [65, 65])
