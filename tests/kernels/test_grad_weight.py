@@ -66,7 +66,7 @@ def test_machine_code_of_the_reduction(dtype, ones, tmp_path):
 
 def test_tile_of_each_stage():
     """Steps fill the powers of two that the tensor cores want; taps that no pixel sees are left out."""
-    from kernels.depthwise_conv2d.grad_weight import choose_splits, choose_tile
+    from kernels.depthwise_conv2d.grad_weight import candidates, choose_splits, choose_tile
 
     tiles = {stage: choose_tile(size, size, kernel, kernel, 2) for stage, (size, kernel) in STAGES.items()}
     products = {s: (t.step_y, t.step_x, t.taps * t.step_x, t.step_y * (t.window + t.extra)) for s, t in tiles.items()}
@@ -75,5 +75,8 @@ def test_tile_of_each_stage():
     assert products["stage3"] == (4, 2, 64, 128)
     assert products["stage4"] == (4, 4, 64, 64)
     assert choose_tile(7, 7, 51, 51, 2) == tiles["stage4"]
+    assert {tile.step_x for _, tile in candidates(47, 47, 47, 47, 2) if tile.extra} == {1, 2}  # up to 48 pixels
     assert choose_splits(64 * 28 * 7, 128, 64) == (3, 66)  # few channels: three programs for each
     assert choose_splits(4, 1, 64) == (1, 1)
+    assert choose_splits(20 * 64, 1, 64) == (2, 10)  # each has its eight steps, however many could run
+    assert choose_splits(1057 * 64, 2, 64) == (118, 9)  # of 132 programs the last 14 would have none

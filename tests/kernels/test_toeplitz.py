@@ -106,6 +106,8 @@ def test_tile_of_each_stage():
         "stage4": (8, 8, 7, 0),
     }
     assert choose_tile(1, 14, 14, 27, 2).block_m == 16  # a batch of one does not fill a block of 64
+    assert choose_tile(80, 8, 16, 13, 2).block_m == 32  # 80 row blocks would leave three eighths of two of 64 idle
+    assert choose_tile(64, 64, 64, 31, 2).is_flat(64)  # the widest rows that are taken whole
     wide = choose_tile(64, 112, 112, 31, 2)
     assert (wide.rows, wide.columns, wide.window, wide.offset) == (4, 32, 64, 16)
 
