@@ -95,13 +95,25 @@ def test_where_config_pbtxt_is_all_there_is_its_limit_is_the_embedded_servers_to
     assert limit(output) == [4_000_000, 4_000_000]
 
 
+def take_limit_out(output: Path, file: str) -> None:
+    path = output / "preprocess" / file
+    path.write_text(re.sub(r'parameters \{\s+key: "max_pixels".*?\}\s*\}\n', "", path.read_text(), flags=re.DOTALL))
+    assert "max_pixels" not in path.read_text()
+
+
 def test_a_limit_that_was_taken_out_is_the_default(output: Path) -> None:
     for file in FILES:
-        path = output / "preprocess" / file
-        path.write_text(re.sub(r'parameters \{\s+key: "max_pixels".*?\}\s*\}\n', "", path.read_text(), flags=re.DOTALL))
-        assert "max_pixels" not in path.read_text()
+        take_limit_out(output, file)
     assert build(output) == (2, [])
     assert limit(output) == [SPEC.max_pixels, SPEC.max_pixels]
+
+
+def test_a_limit_that_the_embedded_server_alone_has_not_is_its_default(output: Path) -> None:
+    """Which is what it was serving with, whatever config.pbtxt says."""
+    set_limit(output, 4_000_000, "config.pbtxt")
+    take_limit_out(output, EMBEDDED)
+    assert build(output)[0] == 2
+    assert limit(output) == [4_000_000, SPEC.max_pixels]
 
 
 @pytest.mark.parametrize("value", ["4e6", "0", "-1", "\u00b2"])
