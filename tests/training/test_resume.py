@@ -213,8 +213,10 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     assert file.stat().st_ino != inode
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    (tmp_path / "state.pt").write_bytes(b"half a file")
+@pytest.mark.parametrize("content", [b"half a file", b"not a state", b"My", b".", b"PK\x03\x04", b""])
+def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
+    """Whatever PyTorch makes of it: KeyError, UnpicklingError, struct.error, IndexError, RuntimeError, EOFError."""
+    (tmp_path / "state.pt").write_bytes(content)
     with pytest.raises(StateError, match=r"state\.pt is damaged .*--resume never"):
         load_state(tmp_path)
     assert load_state(tmp_path / "nowhere") is None
