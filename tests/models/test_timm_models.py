@@ -163,8 +163,9 @@ def test_local_weights_load_with_and_without_their_head(tmp_path: Path) -> None:
         load_weights(create_model("timm/convnext_atto", 7), tmp_path / "resnet18.safetensors")
 
 
-def test_authors_files_are_translated(tmp_path: Path) -> None:
-    """ConvNeXt's authors call the stem downsample_layers.0; timm's own filter knows."""
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_authors_files_are_translated(prefix: str, tmp_path: Path) -> None:
+    """ConvNeXt's authors call the stem downsample_layers.0; timm's own filter knows, once DDP's prefix is gone."""
     model = create_model("timm/convnext_atto", 5)
     names = {"stem.0": "downsample_layers.0.0", "stem.1": "downsample_layers.0.1", "head.norm": "norm"}
     state = {}
@@ -174,7 +175,7 @@ def test_authors_files_are_translated(tmp_path: Path) -> None:
         for stage in range(1, 4):
             name = name.replace(f"stages.{stage}.downsample.", f"downsample_layers.{stage}.")
         name = name.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
-        state[name.replace("head.fc.", "head.")] = tensor.clone()
+        state[prefix + name.replace("head.fc.", "head.")] = tensor.clone()
     save_file(state, tmp_path / "theirs.safetensors")
     other = create_model("timm/convnext_atto", 5)
     load_weights(other, tmp_path / "theirs.safetensors")

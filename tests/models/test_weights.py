@@ -99,6 +99,10 @@ def test_a_re_parameterised_model_is_refused(tmp_path: Path) -> None:
     refused(write(tmp_path / "deploy.pth", deploy.state_dict()), "load the training form")
     with pytest.raises(ValueError, match="save the training form"):
         save_checkpoint(tmp_path / "folder", deploy, ModelConfig("replknet_nano", 5))
+    in_place = nano(1)
+    in_place.reparameterize()
+    with pytest.raises(ValueError, match="save the training form"):
+        save_checkpoint(tmp_path / "folder", in_place, ModelConfig("replknet_nano", 5))
     of_timm = reparameterize(create_model("timm/repvit_m0_9", 5))
     with pytest.raises(ValueError, match="save the training form"):
         save_checkpoint(tmp_path / "folder", of_timm, ModelConfig("timm/repvit_m0_9", 5))
