@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from models import ModelConfig
 from training.augment import eval_transform
@@ -178,6 +179,18 @@ def test_held_out_images_keep_their_masks_and_training_images_do_not(images: Pat
     assert first[0].shape == (3, 32, 32)
     assert not torch.equal(first[0], again[0])
     assert not torch.equal(first[1], again[1])
+
+
+def test_crops_are_upstreams_for_the_same_seed() -> None:
+    """Of 3/4 to 4/3 times as wide as high, bilinear."""
+    pixels = np.random.RandomState(0).randint(0, 256, (50, 80, 3), dtype=np.uint8)
+    upstreams = transforms.RandomResizedCrop(32, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3))
+    upstreams = transforms.Compose([upstreams, transforms.ToTensor(), transforms.Normalize(CONFIG.mean, CONFIG.std)])
+    for seed in range(10):
+        torch.manual_seed(seed)
+        cropped = pretrain_transform(CONFIG, 0.67, flip=False)(Image.fromarray(pixels))
+        torch.manual_seed(seed)
+        torch.testing.assert_close(cropped, upstreams(Image.fromarray(pixels)))
 
 
 @pytest.mark.parametrize("flip", [True, False])
