@@ -1,8 +1,12 @@
-"""Every launch names what Triton's versions differ in: the default of enable_fp_fusion changes in 3.10."""
+"""What launches name: what Triton's versions differ in (the default of enable_fp_fusion changes in 3.10), and int64."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -26,3 +30,23 @@ def test_multiplications_and_additions_are_fused_as_in_the_cubins() -> None:
     assert all(found.values()), found
     assert '"enable_fp_fusion": True' in (KERNELS / "depthwise_conv2d/whole_image.py").read_text()
     assert '"enable_fp_fusion": True' in (KERNELS / "native/aot.py").read_text()
+
+
+@pytest.mark.parametrize(("batch", "index"), [(2**21 - 1, "int32"), (2**21, "int64")])
+def test_places_beyond_int32_are_counted_in_int64(batch: int, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.depthwise_conv2d import grad_weight, packed_image, toeplitz, whole_image
+
+    x = torch.empty(batch, 4, 16, 16, dtype=torch.half, device="meta")
+    weight = torch.empty(4, 1, 31, 31, dtype=torch.half, device="meta")
+    monkeypatch.setattr(toeplitz, "pack_filter", lambda *_: weight)
+    monkeypatch.setattr(grad_weight, "reduce_kernel", MagicMock())
+    for module, arguments in (
+        (toeplitz, (x, weight, None, x, "none")),
+        (whole_image, (x, weight, None, x, "none")),
+        (packed_image, (x, weight, None, x, "none")),
+        (grad_weight, (x, x, weight)),
+    ):
+        kernel = MagicMock()
+        monkeypatch.setattr(module, f"{module.__name__.rpartition('.')[2]}_kernel", kernel)
+        module.launch(*arguments)
+        assert str(kernel.__getitem__.return_value.call_args.kwargs["INDEX"]) == index
