@@ -92,6 +92,14 @@ def test_empty_cells_learn_from_their_neighbours(mode):
     assert not torch.equal(middle, others)
 
 
+@pytest.mark.parametrize("mode", ["token", "sparse"])
+def test_learned_vectors_begin_small(mode):
+    """SimMIM's: a normal distribution of deviation 0.02, beside which the stem's outputs are seen."""
+    model = MaskedPretrainer(create_model("replknet_nano", 1), mode)
+    token = model.mask_token if mode == "token" else model.fill.token
+    assert 0.01 < token.std() < 0.03
+
+
 def test_token_stands_where_the_stem_is_masked(batch, monkeypatch):
     images, masks = batch
     model = make("token").eval()
