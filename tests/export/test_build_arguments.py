@@ -154,6 +154,11 @@ def test_onnx_in_bf16_is_refused_before_any_work() -> None:
         check_options(BuildOptions(arch="replknet_31b", random_weights=True, formats=("onnx",), precision="bf16"))
 
 
+def test_the_least_that_is_allowed_is_allowed() -> None:
+    least = BuildOptions(arch="replknet_nano", random_weights=True, image_size=32, crop_pct=0.1, version=1, threads=1)
+    check_options(least)
+
+
 def test_packages_that_onnx_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.source.find_spec", lambda _: None)
     with pytest.raises(RuntimeError, match=r"onnx needs onnx, onnxscript, onnxruntime: pip install '\.\[build\]'"):
