@@ -1,6 +1,7 @@
 """A new version that is refused, before it is live or as soon as it is, on a real server under load."""
 
 import errno
+import json
 import os
 import shutil
 from contextlib import nullcontext
@@ -209,6 +210,45 @@ def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, m
     monkeypatch.setattr(release_module, "read_repository", lambda path: None)
     with load(), pytest.raises(ReleaseError, match="load failed"):
         release(build("garbage"), served.folder, served.management, None, print)
+
+
+def test_a_server_of_another_folder_is_noticed(served, build, monkeypatch, tmp_path):
+    """A copy has the same configs and versions: only what the server says after the load tells them apart."""
+    monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
+    live = served.management.ready_versions("backbone")
+    other = Versions(shutil.copytree(served.folder, tmp_path / "other"))
+    number, before = other.unused_number(), other.numbers()
+    message = rf"has not taken version {number}: does it serve this repository\?; version {live[0]} is live"
+    with pytest.raises(ReleaseError, match=message):
+        release(build(), other.model.parent, served.management, None, print)
+    assert other.numbers() == before
+
+
+def test_a_copy_that_differs_is_not_proved(repository, build, monkeypatch, tmp_path):
+    """As a disk may leave it: weights can be damaged and give probabilities all the same."""
+    served, built = shutil.copytree(repository, tmp_path / "served"), build()
+    copytree = shutil.copytree
+
+    def harmed(source, target):
+        copytree(source, target)
+        (target / "model.pt").write_bytes((served / "backbone/1/model.pt").read_bytes())
+
+    monkeypatch.setattr(release_module, "check_live", lambda versions, management: 1)
+    monkeypatch.setattr(shutil, "copytree", harmed)
+    with pytest.raises(RepositoryError, match=r"\.incoming/model\.pt is not what was built"):
+        release(built, served, None, None, print)
+    assert sorted(os.listdir(served / "backbone")) == sorted(os.listdir(repository / "backbone"))
+
+
+def test_a_version_that_has_changed_since_does_not_come_back(monkeypatch, tmp_path):
+    for name in ("1", "2"):
+        (tmp_path / "backbone" / name).mkdir(parents=True)
+    (tmp_path / "backbone/1/model.pt").touch()
+    (tmp_path / "backbone/1/build.json").write_text(json.dumps({"files_sha256": {"model.pt": "0" * 64}}))
+    monkeypatch.setattr(release_module, "check_live", lambda versions, management: 2)
+    with pytest.raises(RepositoryError, match=r"backbone/1/model\.pt is not what was built"):
+        rollback(tmp_path, None, print)
+    assert Versions(tmp_path).numbers() == [1, 2]
 
 
 def test_a_copy_that_fails_is_one_line(repository, tmp_path):

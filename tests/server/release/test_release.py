@@ -141,6 +141,14 @@ def test_withdrawn_versions(tmp_path):
     assert sorted(each.name for each in model.iterdir()) == [".4.withdrawn", "2", "notes"]
 
 
+def test_what_a_killed_release_has_copied_gives_way(tmp_path):
+    for name in ("backbone/.incoming/old", "built/new"):
+        (tmp_path / name).mkdir(parents=True)
+    with Versions(tmp_path).incoming(tmp_path / "built") as copy:
+        assert [each.name for each in copy.iterdir()] == ["new"]
+    assert not copy.exists()
+
+
 def test_the_embedded_server_reads_the_config_that_is_its_own(served, management_token):
     key = {"triton-grpc-protocol-widefield-management": management_token}
     with triton_grpc.InferenceServerClient(served.grpc_url) as client:
