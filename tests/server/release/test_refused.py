@@ -338,3 +338,17 @@ def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
     (waiting,) = said
     assert waiting.startswith("waiting 0.7 s at most for the server to serve version 3 (no server answers over HTTP at")
     assert waiting.endswith("; Ctrl-C leaves version 3 in place")
+
+
+def test_the_version_before_is_live_once_it_answers(monkeypatch):
+    """A load that went well says nothing of the processes behind it."""
+    said = []
+
+    def check_answers(address):
+        if not said:
+            raise ReleaseError("the canary image was not classified")
+
+    monkeypatch.setattr(Management, "load", lambda management, model: None)
+    monkeypatch.setattr(release_module, "check_answers", check_answers)
+    assert release_module.restore(Management("127.0.0.1:1", "token", 5), 3, said.append) == "version 3 is live"
+    assert "the canary image was not classified" in said[0]

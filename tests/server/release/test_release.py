@@ -130,6 +130,7 @@ def test_withdrawn_versions(tmp_path):
     assert not (model / ".4.withdrawn" / "file").exists()
     versions.withdraw(3)
     versions.bring_back(3)
+    versions.bring_back(3)  # it is there: it could not be withdrawn
     assert (model / "3" / "file").read_text() == "3"
     versions.withdraw(3)
     (model / "5").mkdir()
