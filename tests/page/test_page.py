@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +154,29 @@ def test_a_model_without_a_map(picture: Callable[..., str]) -> None:
     assert 'class="note" role="status">The server has' in page.note_html(shown)
 
 
+def test_the_time_is_the_answers_alone(picture: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the question for a map has taken."""
+    clock = [0.0]
+
+    def reply(request: Request) -> object:
+        clock[0] += 5.0 if request.class_map else 0.25
+        return unexplained(request)
+
+    monkeypatch.setattr(page, "time", SimpleNamespace(perf_counter=lambda: clock[0], sleep=time.sleep))
+    assert dict(ask(Mute(reply), picture()).times) == {"total": 250.0}
+
+
+def test_one_of_two_servers_tells_its_times() -> None:
+    fake = Counting(explained)
+
+    def status(timeout: float) -> list[object]:
+        return [ConnectionFailedError("it is down"), fake.status(timeout)]
+
+    before = status(1.0)
+    fake.requests.append(Request("classifier", b"", 5, 1.0, 1.0, "an id"))
+    assert page.settled(SimpleNamespace(status=status), before)["backbone"]["compute"].count == 1
+
+
 def test_a_picture_that_only_the_server_can_decode(tmp_path: Path) -> None:
     (tmp_path / "odd").write_bytes(b"odd")
     shown = ask(Counting(explained), str(tmp_path / "odd"))
@@ -208,6 +233,12 @@ def test_classes_that_are_all_unlikely_differ() -> None:
     assert page.classes_html(page.Shown()) == ""
 
 
+def test_a_step_whose_mean_is_longer_than_the_request_stays_in_the_table() -> None:
+    """Other requests' times are in the means."""
+    text = page.times_html(page.Shown(times=[("backbone", 30.0), ("total", 20.0)], requests=2))
+    assert re.findall(r"width: ([^%]*)%", text) == ["100.0", "100.0"]
+
+
 def test_labels_are_text_in_the_table() -> None:
     assert "<b>" not in page.classes_html(page.Shown({"<b>": 0.5}))
     assert "<b>" not in page.times_html(page.Shown(times=[("<b>", 1.0), ("total", 2.0)]))
@@ -219,9 +250,10 @@ def test_labels_are_text_in_the_table() -> None:
         ("--concurrency 0", "1 or more"),
         ("--max-megabytes 0", "1 or more"),
         ("--max-megabytes nan", "1 or more"),
+        ("--max-megabytes inf", "1 or more"),
         ("--server a:b:c", "a:b:c"),
         ("--timeout 0", "timeout"),
-        ("--port 99999", "--port 99999: give a number, 1 to 65535"),
+        ("--port 65536", "--port 65536: give a number, 1 to 65535"),
         ("--port 0", "1 to 65535"),
         ("--root-path try", "it begins with /, such as /try"),
     ],
@@ -238,11 +270,14 @@ def test_options() -> None:
     assert [url.partition("://")[2] for url in options.classifier.urls] == ["a:1", "b:2"]
     assert (options.host, options.port, options.root_path) == ("127.0.0.1", 7860, "/try")
     options.classifier.close()
+    with page.options_of(["--root-path", "https://box.example/try"]).classifier as classifier:
+        assert len(classifier.urls) == 1
 
 
-def test_no_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setenv("no_proxy", "elsewhere")
-    monkeypatch.setenv("NO_PROXY", "")
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_no_gradio(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    for each in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(each, "elsewhere" if each == name else "")
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert page.main(["--server", "127.0.0.1:1"]) == 1
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "elsewhere,127.0.0.1,127.0.0.1,localhost"
