@@ -1,6 +1,8 @@
 """Drains, signals and kills: requests in flight are answered, and nothing is left of a server."""
 
 import concurrent.futures
+import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -9,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from server_models import in_process
 from server_processes import commands_of, nothing_left_of, processes_of, shm_of, wait_until
 
 from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
+from server.process import GUARD
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
@@ -66,6 +70,27 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", np.ones((1, 1), np.float32))]) for _ in requests]
 """)
     return root
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """guarded(script) -> a guard with a shell in tritonserver's place, which has said a line; it is `said`."""
+    guards = []
+
+    def start(script, grace=60):
+        order = {"command": ["bash", "-c", script], "environment": {}, "grace": grace}
+        order |= {"runtime": str(tmp_path / "runtime"), "shm_prefix": f"{tmp_path.name}-"}
+        command, pipe = [sys.executable, "-I", "-S", str(GUARD)], subprocess.PIPE
+        guards.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True))
+        guards[-1].stdin.write(json.dumps(order) + "\n")
+        guards[-1].said = guards[-1].stdout.readline()
+        return guards[-1]
+
+    yield start
+    for guard in guards:
+        guard.kill()
+        with contextlib.suppress(BrokenPipeError):
+            guard.communicate()
 
 
 def assert_ends(process, number, seconds):
@@ -205,3 +230,33 @@ def test_a_second_ctrl_c_does_not_wait_for_a_canary(cli, hanging_repository, tmp
     wait_until((tmp_path / "hangs").exists, 20, "the canary waits")
     interrupt_twice(process, 20)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
+def test_the_guard_ends_as_tritonserver_did(guarded, end, code):
+    assert guarded(f"echo begun; {end}").wait(20) == code
+
+
+def test_a_signal_to_the_guard_drains(guarded):
+    """As systemd sends it to every process of a unit."""
+    guard = guarded("trap 'exit 7' TERM; echo begun; while :; do sleep 0.1; done")
+    guard.send_signal(signal.SIGTERM)
+    assert guard.wait(20) == 7
+
+
+def test_the_grace_is_given_once(guarded):
+    guard = guarded("trap '' TERM; echo begun; while :; do sleep 0.1; done", grace=1)
+
+    def ended():
+        with contextlib.suppress(BrokenPipeError):
+            guard.stdin.write("stop\n")
+        return guard.poll() is not None
+
+    wait_until(ended, 20, "it is killed")
+    assert guard.returncode == 137
+
+
+def test_what_tritonserver_leaves_ends_with_it(guarded):
+    guard = guarded("sleep 60 & echo $!")
+    assert guard.wait(20) == 0
+    assert not psutil.pid_exists(int(guard.said))
