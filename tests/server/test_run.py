@@ -12,6 +12,7 @@ from server import GaveUpError, InstallationError, ServerError, StartError, Trit
 from server import run as run_module
 from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
 from server.locate import Installation
+from server.process import ServerProcess
 from server.restarts import Restarts
 from server.run import Run
 
@@ -172,6 +173,23 @@ def test_a_failure_is_asked_about_again_at_once(make, monkeypatch):
 def test_watch_sees_deaths(make):
     assert make(process=FakeProcess([None, None, -9])).watch(60, 1) == "tritonserver ended with code -9"
     assert make(process=FakeProcess(dead=[None, "backend 7 died"])).watch(60, 1) == "backend 7 died"
+
+
+def backend(pid, running=True, status="sleeping"):
+    return SimpleNamespace(pid=pid, is_running=lambda: running, status=lambda: status)
+
+
+@pytest.mark.parametrize("gone", [{"running": False}, {"status": "zombie"}])
+def test_a_backend_that_gave_way_to_another_has_not_died(monkeypatch, gone):
+    """A model was loaded anew: as many live as before."""
+    process = object.__new__(ServerProcess)
+    process.backends = [backend(11), backend(12, **gone)]
+    living = [backend(10), backend(11), backend(12, **gone), backend(13)]  # tritonserver first
+    monkeypatch.setattr(process, "_descendants", lambda: living)
+    assert process.dead_backend() is None
+    assert [each.pid for each in process.backends] == [11, 13]
+    living[-1] = process.backends[-1] = backend(13, **gone)
+    assert process.dead_backend() == "backend process 13 died"
 
 
 @pytest.fixture

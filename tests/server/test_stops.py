@@ -238,7 +238,7 @@ def test_the_guard_ends_as_tritonserver_did(guarded, end, code):
 
 
 def test_a_signal_to_the_guard_drains(guarded):
-    """As systemd sends it to every process of a unit."""
+    """As where every process of a container is told to end."""
     guard = guarded("trap 'exit 7' TERM; echo begun; while :; do sleep 0.1; done")
     guard.send_signal(signal.SIGTERM)
     assert guard.wait(20) == 7

@@ -6,13 +6,16 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tritonclient.grpc import model_config_pb2
 
 from server import cores, tune
+from server.canary import canary_png
 from server.repository import EMBEDDED, read_repository
 from server.tune import Score
 from server.tuned_settings import (
@@ -124,6 +127,29 @@ def test_the_percentile_goes_before_the_rate():
 
     assert choose(score, p99_ms=210)[0].preprocess_instances == 4
     assert choose(score, p99_ms=10)[0].preprocess_instances == 8  # where none keeps it, the rate decides
+
+
+def test_what_warms_a_server_up_is_not_counted(own, monkeypatch):
+    """The score is of what comes after it: 101 images, of which one took longer than the 99th percentile."""
+    taken = iter([[9.0] * 50, [number / 1000 for number in range(101)]])
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(tune, "TritonServer", lambda copy: nullcontext(SimpleNamespace(grpc_url="")))
+    monkeypatch.setattr(tune, "closed_loop", lambda *_: next(taken))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    found = tune.measure(own, NOW, False, b"", 1, 2.0)
+    assert (found.images_per_s, found.p99_ms) == pytest.approx((50.5, 99.0))
+
+
+def test_no_more_instances_than_cores_are_tried():
+    alternatives = next(tune.candidates(1, 16))
+    assert [settings.backbone_instances for settings in alternatives(NOW)] == [1]
+
+
+def test_the_repositorys_own_picture_is_sent(tmp_path):
+    assert tune.own_image(tmp_path) == canary_png()
+    (tmp_path / "preprocess/warmup").mkdir(parents=True)
+    (tmp_path / "preprocess/warmup/image").write_bytes(b"\7\0\0\0picture")
+    assert tune.own_image(tmp_path) == b"picture"
 
 
 def test_settings_are_written_and_read_again(own):
