@@ -100,6 +100,19 @@ def test_a_standard_error_that_was_closed_ends_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "log").stat().st_size == 0
 
 
+def test_whole_lines_are_passed_on_and_the_rest_at_the_end(tmp_path, monkeypatch, capsys):
+    """Whatever bytes they are."""
+    monkeypatch.setattr(private_log, "TICK", 60.0)
+    (tmp_path / "log").write_bytes(b"one\n\xff tw")
+    log = private_log.PrivateLog(tmp_path / "log", forward=True)
+    log._look()
+    assert capsys.readouterr().err == "one\n"
+    with (tmp_path / "log").open("ab") as file:
+        file.write(b"o")
+    log.close()
+    assert capsys.readouterr().err == "\ufffd two"
+
+
 def test_a_log_that_was_shortened_is_read_from_its_start(tmp_path):
     (tmp_path / "log").write_text("short")
     assert read_from(tmp_path / "log", 2) == "ort"
