@@ -85,6 +85,7 @@ def test_every_planned_run_is_one_that_the_training_code_takes() -> None:
     for arm in arms:
         assert [run.seed for run in arm.runs] == list(range(5))
     for run in runs_of(arms):
+        assert run.data.seed == (run.seed if run.data.size else 0)  # it draws the data too
         if run.kind in known:
             assert run.settings.keys() <= known[run.kind], run.name
         if run.kind == "finetune":
@@ -94,6 +95,16 @@ def test_every_planned_run_is_one_that_the_training_code_takes() -> None:
     assert len(set(names)) == len(names)
     scratch = {arm.runs[0].name for arm in arms if arm.name in ("from scratch", "affine")}
     assert len(scratch) == 3  # plain training is shared by the tables
+
+
+def test_what_is_kept_stands_for_these_versions_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(version: str) -> str:
+        return harness.fingerprint("benchmarks/evidence/plan.py", versions={"torch": version})
+
+    assert found("2.11") == found("2.11") != found("2.12")
+    before, machine = found("2.11"), harness.machine()
+    monkeypatch.setattr(harness, "machine", lambda: machine | {"cores": machine["cores"] + 1})
+    assert found("2.11") != before
 
 
 def test_two_runs_of_one_name_are_refused() -> None:

@@ -37,6 +37,7 @@ def seed_values(arm: Arm, place: int, seed: int) -> dict[str, Any]:
         "runs": runs,
         **values,
         **TIMES,
+        "seconds": 30.0 + 60.0 * (seed == 2),  # it was stopped meanwhile
         "losses": curves,
         "largest": {"operator": 1e-6, "pytorch": 2e-6},
     }

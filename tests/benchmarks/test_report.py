@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks import charts, report
+from benchmarks.kernels.tables import stages, us
 
 
 @pytest.mark.parametrize("page", list(report.pages()), ids=lambda page: page.name)
@@ -49,3 +52,26 @@ def test_a_busy_host_is_told_beside_the_machine() -> None:
     assert report.conditions({**result, "warning": None}).endswith(f"; {result['date']}")
     warned = report.conditions({**result, "warning": "load average 1.9: other work is running, do not publish"})
     assert warned.endswith(f"; {result['date']}; the host was busy: load average 1.9")
+
+
+def test_the_chart_has_the_fastest_of_each_way_and_ours_in_its_colour() -> None:
+    result = report.load("kernels_nvidia_h200")
+    axes = Figure().subplots()
+    charts.gpu_panel(axes, result)
+    ways = {
+        label: to_rgba(bars[0].get_facecolor()) for bars, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    assert [label for label, colour in ways.items() if colour == to_rgba(charts.OUR_COLOUR)] == ["Widefield"]
+    shown = [bar.get_width() for bar in axes.patches if bar.get_facecolor() == ways["cuDNN's best"]]
+    timed = [
+        [us(row, name) for name, found in row["candidates"].items() if name.startswith("cudnn") and "ms" in found]
+        for row, *_ in stages(result, 64)
+    ]
+    assert shown == [min(times) for times in timed if times]
+    assert any(len(times) > 1 for times in timed)
+    axes = Figure().subplots()
+    charts.cpu_panel(axes, report.load("cpu_inference_replknet_31b"), 1)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    ours = [bar.get_facecolor() == to_rgba(charts.OUR_COLOUR) for bar in axes.patches]
+    assert ours == [name.startswith("Widefield") for name in names]
+    assert any(ours)

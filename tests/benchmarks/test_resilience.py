@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.latency import percentiles
 from benchmarks.resilience import __main__ as command
 from benchmarks.resilience.digits import Picture
 from benchmarks.resilience.footprint import Footprint, middle
@@ -41,6 +42,11 @@ def test_where_nothing_is_answered_in_time_there_are_no_latencies() -> None:
         summary = load.summary()
     assert summary["answered_in_time"] == 0
     assert [summary[f"{part}_ms"] for part in ("p50", "p99", "longest")] == [None] * 3
+
+
+def test_latencies_are_told_in_milliseconds_by_their_percentiles() -> None:
+    seconds = [number / 1000 for number in range(100, -1, -1)]
+    assert percentiles(seconds, "in_time_") == {"in_time_p50_ms": 50.0, "in_time_p99_ms": 99.0}
 
 
 def test_growth_is_from_after_the_warm_up_to_the_end() -> None:
