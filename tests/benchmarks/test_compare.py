@@ -98,6 +98,8 @@ def test_recommendations_follow_from_the_figures() -> None:
     assert "1.00 M of 80.0 M parameters learn" in few.reason
     better = dataclasses.replace(TINY, published={"top1": 76.0})
     assert recommend([better, SERVER, SMALL])[1].arch == "tiny"
+    lighter = dataclasses.replace(SERVER, arch="lighter", macs=SERVER.macs - 1)
+    assert recommend([SERVER, lighter])[0].arch == "lighter"  # as accurate
 
 
 def test_nothing_is_recommended_without_figures() -> None:

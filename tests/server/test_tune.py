@@ -140,6 +140,12 @@ def test_what_warms_a_server_up_is_not_counted(own, monkeypatch):
     assert (found.images_per_s, found.p99_ms) == pytest.approx((50.5, 99.0))
 
 
+@pytest.mark.server
+def test_each_caller_has_two_answers_however_slow_they_are(server):
+    """A percentile is of two values at least."""
+    assert len(tune.closed_loop(server.grpc_url, canary_png(), 2, 0.0)) == 4
+
+
 def test_no_more_instances_than_cores_are_tried():
     alternatives = next(tune.candidates(1, 16))
     assert [settings.backbone_instances for settings in alternatives(NOW)] == [1]
