@@ -133,6 +133,9 @@ def test_asyncio_stream_takes_only_what_it_needs() -> None:
 
         stream = AsyncClassifier(transport=AsyncFakeTransport(reply)).classify_stream(images(), concurrency=2)
         first = asyncio.create_task(anext(stream))
+        deadline = time.monotonic() + 10
+        while len(taken) < 4 and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert len(taken) == 4
         go_on.set()
