@@ -1,6 +1,6 @@
 #!/bin/bash
-# Starts tritonserver as this process, with the operator's library and the fixes preloaded into it and not into its Python
-# processes.
+# Starts tritonserver as this process, with the operator's library and the fixes preloaded into it and not into its
+# Python processes.
 set -euo pipefail
 
 here=$(dirname "$(readlink -f "$0")")

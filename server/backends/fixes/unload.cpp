@@ -3,8 +3,9 @@
 // tritonserver destroys a model in a thread of its own, which marks the model's entry in the server's books as
 // unloaded, and then looks it up and removes it. A load that replaces the same version (as each load of a backbone does
 // with its ensemble) frees the entry itself where it finds the mark, which is too early: it then unlocks a mutex in
-// freed memory, and the thread may remove the entry of the next model, which lies there by now. tritonserver crashes, or
-// hangs for good (docs/serving.md). With the thread a little later, the load finds no mark, and leaves the entry to it.
+// freed memory, and the thread may remove the entry of the next model, which lies there by now. tritonserver crashes,
+// or hangs for good (docs/serving.md). With the thread a little later, the load finds no mark, and leaves the entry to
+// it.
 #include <dlfcn.h>
 
 #include <chrono>
