@@ -7,7 +7,7 @@ Examples:
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,12 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
         adjust_logits(linear_head(model), made["class_counts"], config.logit_adjustment)
 
 
-def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
+def evaluate(
+    config: Config, tell: Callable[[Tensor, list[str], Tensor], object] = lambda *found: None
+) -> tuple[Tensor, list[str], Tensor]:
     """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` has them.
 
-    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
+    `tell` is given them before a file is written, so that a full disk does not cost them. Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     check_ranges(config)
     check_device(config.device)
@@ -130,6 +132,13 @@ def evaluate(config: Config) -> tuple[Tensor, list[str], Tensor]:
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
     with autocast(config.device, config.amp):
         confusion, in_top5 = count_answers(network, loader, len(labels), config.device, ranked)
+    tell(confusion, labels, in_top5)
+    if config.csv is not None:
+        header = ("label", "images", "right", "top1", "most_often_taken_for")
+        write_csv(config.csv, header, per_class_rows(confusion, labels))
+    if config.confusion is not None:
+        rows = ([label, *row] for label, row in zip(labels, confusion.tolist(), strict=True))
+        write_csv(config.confusion, ["label", *labels], rows)
     if config.predictions is not None and ranked is not None:
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
     if config.save is not None:
@@ -194,20 +203,17 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
 
 def report(config: Config) -> None:
     console = standard_output()
-    confusion, labels, in_top5 = evaluate(config)
-    if config.csv is not None:
-        header = ("label", "images", "right", "top1", "most_often_taken_for")
-        write_csv(config.csv, header, per_class_rows(confusion, labels))
-    if config.confusion is not None:
-        rows = ([label, *row] for label, row in zip(labels, confusion.tolist(), strict=True))
-        write_csv(config.confusion, ["label", *labels], rows)
-    console.print(per_class_table(confusion, labels))
-    console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
-    if "top5" in (share := accuracies(confusion, in_top5)):
-        console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
-    counts = training_counts(config.checkpoint)
-    if counts is not None and (shares := shot_report(confusion, counts)):
-        console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
+
+    def show(confusion: Tensor, labels: list[str], in_top5: Tensor) -> None:
+        console.print(per_class_table(confusion, labels))
+        console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
+        if "top5" in (share := accuracies(confusion, in_top5)):
+            console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
+        counts = training_counts(config.checkpoint)
+        if counts is not None and (shares := shot_report(confusion, counts)):
+            console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
+
+    evaluate(config, show)
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
     if written:
         console.print(f"written: {', '.join(map(str, written))}", highlight=False)

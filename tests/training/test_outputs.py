@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import compare
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+from tests.full_disk import files_up_to
 from tests.training.runs import QUIET, Tiny
 from training import attack, evaluate, explain
 from training.finetune import train
@@ -128,6 +129,23 @@ def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
     assert "mean over classes" in capsys.readouterr().out
     with pytest.raises(SettingsError, match="holds a checkpoint: name another --output"):
         train(tiny(saved), QUIET)
+
+
+@pytest.mark.parametrize("option", ["--csv", "--confusion", "--predictions", "--save"])
+def test_figures_are_shown_on_a_full_disk(
+    option: str,
+    checkpoint: Path,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    common = ["--checkpoint", checkpoint, "--data", small_digits / "val", "--device", "cpu"]
+    with files_up_to(5):
+        assert run(evaluate, monkeypatch, *common, option, tmp_path / "written") == 1
+    said = capsys.readouterr()
+    assert "of 24 right" in said.out
+    assert "cannot be written (" in said.err
 
 
 def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, tmp_path: Path) -> None:
