@@ -38,7 +38,7 @@ def find_capacity(
         needed = repeats // 2 + 1
         outcomes = search.tried.setdefault(rate, [])
         spoiled = 0
-        while outcomes.count(True) < needed and outcomes.count(False) < needed:
+        while outcomes.count(True) < needed and outcomes.count(False) <= repeats - needed:
             result = run(rate)
             search.results.append(result)
             good = met(result)

@@ -54,6 +54,9 @@ def check_slo(slo: Mapping[str, Any]) -> None:
         for key, value in entries.items():
             if key not in KEYS[table]:
                 raise ValueError(f"[{table}] {key} is not an objective: use {', '.join(KEYS[table])}")
+            if isinstance(value, dict):
+                dotted = f"{key}.{next(iter(value), '')}"
+                raise ValueError(f'[{table}] {dotted} needs quotes in TOML: write "{dotted}"')
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
                 raise ValueError(f"[{table}] {key} is {value!r}: give a number, 0 or more")
             if (table, key) in SHARES and value > 1:

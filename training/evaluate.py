@@ -110,7 +110,8 @@ def evaluate(
 ) -> tuple[Tensor, list[str], Tensor]:
     """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` has them.
 
-    `tell` is given them before a file is written, so that a full disk does not cost them. Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
+    `tell` is given them before a file is written, so that a full disk does not cost them.
+    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
     """
     check_ranges(config)
     check_device(config.device)

@@ -94,7 +94,18 @@ def test_most_of_the_repeats_decide(repeats: int) -> None:
     search = find_capacity(lambda rate: result(rate <= 73 and source.random() < 0.95), 100, 1000, repeats)
     assert 73 * 0.9 < search.capacity <= 73
     for outcomes in search.tried.values():
-        assert max(outcomes.count(True), outcomes.count(False)) == 3  # as many as decide it, no more
+        decisive = 3 if outcomes[-1] else repeats - 2
+        assert outcomes.count(outcomes[-1]) == decisive  # no more runs than decide it
+
+
+@pytest.mark.parametrize(
+    ("runs", "tried", "holds"), [([True, True], 2, True), ([True, False], 2, False), ([False], 1, False)]
+)
+def test_of_two_repeats_both_must_hold(runs: list[bool], tried: int, holds: bool) -> None:
+    outcomes = iter(runs)
+    search = find_capacity(lambda rate: result(next(outcomes, False)), 80, 80, repeats=2)
+    assert len(search.tried[80]) == tried
+    assert search.limited == holds
 
 
 def test_a_run_that_was_cut_short_meets_nothing() -> None:
