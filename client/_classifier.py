@@ -64,6 +64,7 @@ class Classifier(Session):
         Raises:
             ClassifierError: one of its subclasses, with the image's name in `image`.
             ValueError: `top` is less than 1, or `timeout` is not a time above 0.
+            RuntimeError: it is closed, or was while it waited.
         """
         return list(self._ask(image, top, timeout, request_id, explain=False).predictions)
 
@@ -79,7 +80,8 @@ class Classifier(Session):
     def classify_many(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> list[Outcome]:
         """One outcome an image, in order: its predictions, or, not raised, the `ClassifierError` that it met.
 
-        So one bad image costs none of the others. At most `concurrency` requests are in flight.
+        So one bad image costs none of the others. At most `concurrency` requests are in flight. An array [N,H,W,3] is
+        N images; a single one of any form is a `TypeError`.
         """
         return list(self.classify_stream(images, top, concurrency))
 

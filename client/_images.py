@@ -53,6 +53,13 @@ def encode(image: Any) -> bytes:
     return data
 
 
+def is_one(images: Any) -> bool:
+    """Whether what is given for many images is a single one: some of its forms can be iterated over, too."""
+    if isinstance(images, np.ndarray):
+        return images.ndim in (2, 3)  # rows of pixels; of four dimensions it is many
+    return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)) or _is_pil(images)
+
+
 def _check_size(size: int) -> None:
     if size > MAX_BYTES:
         raise InvalidImageError(f"the image is {size} bytes, the limit is {MAX_BYTES}: send a smaller one")

@@ -1,7 +1,6 @@
 """What `Classifier` and `AsyncClassifier` share: the settings, their checks, and each request's steps."""
 
 import itertools
-import os
 import secrets
 from collections.abc import Sequence
 from numbers import Integral
@@ -9,7 +8,7 @@ from typing import Any, TypeAlias
 
 from client._attempts import RetryBudget, Steps, attempts
 from client._errors import EXPLAINED, ClassifierError, ProtocolError
-from client._images import describe
+from client._images import describe, is_one
 from client._prediction import Prediction
 from client._request import Answer, Explanation, Request
 from client._servers import Servers
@@ -69,7 +68,7 @@ class Session:
         self._check(top)
         if not _is_count(concurrency, 1):
             raise ValueError(f"concurrency is {concurrency!r}: give 1 or more")
-        if isinstance(images, (str, bytes, bytearray, os.PathLike)):
+        if is_one(images):
             raise TypeError(f"{describe(images)} is one image: use classify, or give a list")
 
     def _check_open(self) -> None:

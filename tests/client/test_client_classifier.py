@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from client import AsyncClassifier, Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
 from client._prediction import parse_predictions
 from client._transport import parse_address
+from client.testing import FakeTransport
 
 
 def answer(label: str) -> list[Prediction]:
@@ -93,10 +96,25 @@ def test_foreign_error_is_not_swallowed(fake: Any) -> None:
         Classifier(transport=fake).classify_many([b"a"])
 
 
-@pytest.mark.parametrize("one", ["cat.jpg", b"bytes", Path("cat.jpg")])
+@pytest.mark.parametrize(
+    "one",
+    [
+        *("cat.jpg", b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), Path("cat.jpg")),
+        *(np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8), Image.new("RGB", (5, 4))),
+    ],
+    ids=lambda one: type(one).__name__,
+)
 def test_one_image_is_not_many(fake: Any, one: Any) -> None:
-    with pytest.raises(TypeError, match="use classify"):
+    with pytest.raises(TypeError, match="is one image: use classify"):
         Classifier(transport=fake).classify_many(one)
+    assert fake.calls == []
+
+
+def test_an_array_of_four_dimensions_is_many_images() -> None:
+    transport = FakeTransport([("cat", 0, 0.75)])
+    outcomes = Classifier(transport=transport).classify_many(np.zeros((2, 4, 5, 3), np.uint8))
+    assert outcomes == [[Prediction("cat", 0, 0.75)]] * len(transport.requests)
+    assert len(transport.requests) == 2
 
 
 @pytest.mark.parametrize(
