@@ -4,6 +4,8 @@ Times are milliseconds from the server's own statistics: means over the successf
 its warm-up included, which can be most of a new server's: `bench` shows the times of its own run alone. The compute
 time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
 ensemble's failures twice.
+
+Each server is asked once, within --timeout; --model and --retries do nothing here.
 """
 
 import argparse
