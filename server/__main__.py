@@ -31,7 +31,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics-port", type=int, default=8002, help="default: 8002; 0 picks a free one")
     parser.add_argument("--library", metavar="FILE", help=LIBRARY)
     parser.add_argument(
-        "--log-file", metavar="FILE", help="tritonserver's log; -: standard error (default: a private file, removed)"
+        "--log-file",
+        metavar="FILE",
+        help="tritonserver's log; -: standard error (default: a file in $TMPDIR/widefield-server-*, removed)",
     )
     parser.add_argument(
         "--start-timeout",

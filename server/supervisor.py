@@ -30,8 +30,8 @@ class TritonServer:
         host, metrics_host: addresses or names of this machine to listen on.
         http_port, grpc_port, metrics_port: 0 picks a free one.
         library: the native operator library; None takes $WIDEFIELD_LIBRARY or the built one.
-        log_file: tritonserver's output; "-" is standard error; None keeps its last 16 MiB at most in a private folder
-            that is removed at a clean end.
+        log_file: tritonserver's output; "-" is standard error; None is tritonserver.log in a private folder
+            ($TMPDIR/widefield-server-*), emptied at 16 MiB and removed at a clean end.
         start_timeout: seconds until the first real inference must have been answered.
         probe_interval, probe_timeout: seconds between canary inferences, and for one.
         max_restarts: within `restart_window` seconds; then it gives up.
