@@ -31,8 +31,8 @@ class MaskedPretrainer(nn.Module):
 
     `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
     parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
-    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for batch norms of another kind, and
-    for an encoder of other than four stages or in deploy form.
+    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for another mode, for an encoder of other
+    than four stages or in deploy form and, in `sparse`, for batch norms of another kind.
     """
 
     def __init__(
