@@ -133,7 +133,7 @@ def measured(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def met(result: dict[str, Any]) -> bool:
-    """Every objective, in at least one phase that was measured, and the test was not cut short."""
+    """Every objective in every phase that was measured, of which there is one at least; and the test not cut short."""
     lines = [line for phase in measured(result) for line in phase["slo"]]
     return result["complete"] and bool(lines) and all(line["met"] for line in lines)
 
