@@ -18,6 +18,8 @@ from client._transport import Transport, open_transports
 class Classifier(Session):
     """Classifies images on Widefield servers. May be shared by threads; connects at the first request.
 
+    An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
+
     Args:
         url: ``"host:port"``, or several, which take turns; None is this machine at the protocol's own port (gRPC
             8001, HTTP 8000). One that cannot be reached or is not ready is left out until it is back.
@@ -33,7 +35,8 @@ class Classifier(Session):
             is faster. None sends them in the messages.
         transport: one, or one for each server, instead of `url`, `protocol`, `tls` and the token: a fake in a test.
 
-    An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
+    Raises:
+        ValueError: naming the argument that cannot be used. Nothing is sent yet.
     """
 
     def __init__(

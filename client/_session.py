@@ -18,7 +18,7 @@ Outcome: TypeAlias = "list[Prediction] | ClassifierError"
 
 
 class Session:
-    """`timeout` in seconds; `model` and both may be changed between requests."""
+    """`timeout` (seconds), `model` and `retries` may be changed between requests."""
 
     def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
         """`transports`: one, or one a server."""

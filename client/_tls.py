@@ -17,6 +17,8 @@ class TLS:
     Attributes:
         root: certificates of the authorities to trust; None: those that this system trusts.
         certificate, key: the client's own, where the server asks for one; both or neither.
+
+    Raises `ValueError` for half of that pair, and for a file that is not there.
     """
 
     root: str | os.PathLike[str] | None = None
