@@ -91,6 +91,7 @@ _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", 
 EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 _START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
+_GIVE_HTTP = "give --protocol http (in Python protocol=)"
 _GIVE_TLS = "give --tls or --tls-root (in Python tls=)"
 _GIVE_CERTIFICATE = (
     "give --tls-certificate and --tls-key (in Python tls=); one that is given must be valid, signed by an authority "
@@ -98,7 +99,7 @@ _GIVE_CERTIFICATE = (
 )
 # gRPC's, Python's and aiohttp's words for a connection that was not made, and for one that was cut off
 _REMEDIES = {
-    r"expected settings frame|missing selected alpn": "give --protocol http (in Python protocol=), or its gRPC port",
+    r"expected settings frame|missing selected alpn": f"{_GIVE_HTTP}, or its gRPC port",
     r"hostname mismatch|address mismatch|hostname verification": "give an address that its certificate names",
     r"certificate has expired|certificate is not yet valid": "renew its certificate, or set this machine's clock",
     r"certificate.verify.failed": (
@@ -180,4 +181,5 @@ def perhaps_wanted(url: str) -> str:
     """What a server that does not understand this client may want, and the remedy."""
     if url.startswith(("grpcs://", "https://")):
         return f"where it wants a client's certificate, {_GIVE_CERTIFICATE}"
-    return f"where it speaks TLS, {_GIVE_TLS}"
+    speaks_http = f"where it speaks HTTP, {_GIVE_HTTP}; " if url.startswith("grpc://") else ""
+    return f"{speaks_http}where it speaks TLS, {_GIVE_TLS}"

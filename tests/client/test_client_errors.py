@@ -49,6 +49,8 @@ def test_status_to_error(status: str, details: str, name: str) -> None:
     ("url", "details", "remedy"),
     [
         ("grpc://a:1", "Failed parsing HTTP/2 (Expected SETTINGS frame as the first frame", "give --protocol http"),
+        ("grpc://a:1", "last error: UNAVAILABLE: ipv4:127.0.0.1:8000: Socket closed", "HTTP, give --protocol http"),
+        ("grpc://a:1", "last error: UNAVAILABLE: ipv4:127.0.0.1:8000: Socket closed", "TLS, give --tls"),
         ("grpcs://a:1", "Cannot check peer: missing selected ALPN property.", "give --protocol http"),
         ("grpcs://a:1", "OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "renew its"),
         ("https://a:1", "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca", "): it wants a client's certificate"),
