@@ -1,15 +1,15 @@
 """Everything that can go wrong with a request, as one tree.
 
 ClassifierError
-├── InvalidImageError        the picture: missing, empty, of a wrong type or size, or the server cannot decode it
-├── ModelNotFoundError       the server has no model of that name
-├── ServerUnavailableError   this server cannot serve for now; another one may
-│   ├── ConnectionFailedError    no connection, or it broke
-│   └── ServerNotReadyError      the server answers that it, or the model, is not ready
-├── QueueFullError           the server refuses more work for now: try again later, or send fewer at a time
-├── DeadlineExceededError    no answer within the timeout, or within that of a proxy
-├── InferenceError           the server failed on a good request; its log says why
-└── ProtocolError            the other side is not a classifier that this client understands
+├── InvalidImageError
+├── ModelNotFoundError
+├── ServerUnavailableError
+│   ├── ConnectionFailedError
+│   └── ServerNotReadyError
+├── QueueFullError
+├── DeadlineExceededError
+├── InferenceError
+└── ProtocolError
 
 A wrong argument (a malformed URL, ``top=0``) is a `ValueError`; a closed `Classifier` raises `RuntimeError`.
 """
@@ -42,39 +42,39 @@ class ClassifierError(Exception):
 
 
 class InvalidImageError(ClassifierError):
-    pass
+    """The picture: missing, empty, of a wrong type or size, or the server cannot decode it."""
 
 
 class ModelNotFoundError(ClassifierError):
-    pass
+    """The server has no model of that name."""
 
 
 class ServerUnavailableError(ClassifierError):
-    pass
+    """This server cannot serve for now; another one may."""
 
 
 class ConnectionFailedError(ServerUnavailableError):
-    pass
+    """No connection, or it broke."""
 
 
 class ServerNotReadyError(ServerUnavailableError):
-    pass
+    """The server answers that it, or the model, is not ready."""
 
 
 class QueueFullError(ClassifierError):
-    pass
+    """The server refuses more work for now: try again later, or send fewer at a time."""
 
 
 class DeadlineExceededError(ClassifierError):
-    pass
+    """No answer within the timeout, or within that of a proxy."""
 
 
 class InferenceError(ClassifierError):
-    pass
+    """The server failed on a good request; its log says why."""
 
 
 class ProtocolError(ClassifierError):
-    pass
+    """The other side is not a classifier that this client understands."""
 
 
 class RegionUnknownError(ProtocolError):

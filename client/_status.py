@@ -59,6 +59,8 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
+    """A server's name, version and readiness, and what each version of each model has counted since its start."""
+
     url: str
     name: str
     version: str

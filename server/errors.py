@@ -1,13 +1,13 @@
 """What can go wrong with a server.
 
 ServerError
-├── InstallationError   tritonserver or something that it needs is missing, or of a wrong version
-├── RepositoryError     the model repository is missing, empty or not built
-├── OptionError         an option cannot be used: a host, a port's number or one port for two, the log file, a library
-├── PortInUseError      a port that was asked for is another process's
-├── StartError          tritonserver ended, or did not answer a real inference in time
-├── ReleaseError        a version was not made live; the one before serves on
-└── GaveUpError         it kept failing after it had been ready, and the limit of restarts is reached
+├── InstallationError
+├── RepositoryError
+├── OptionError
+├── PortInUseError
+├── StartError
+├── ReleaseError
+└── GaveUpError
 """
 
 
@@ -16,31 +16,31 @@ class ServerError(RuntimeError):
 
 
 class InstallationError(ServerError):
-    pass
+    """tritonserver or something that it needs is missing, or of a wrong version."""
 
 
 class RepositoryError(ServerError):
-    pass
+    """The model repository is missing, empty or not built."""
 
 
 class OptionError(ServerError):
-    pass
+    """An option cannot be used: a host, a port, one port for two, the log file, a library, a token, TLS's files."""
 
 
 class PortInUseError(ServerError):
-    pass
+    """A port that was asked for is another process's."""
 
 
 class StartError(ServerError):
-    pass
+    """tritonserver ended, or did not answer a real inference in time."""
 
 
 class ReleaseError(ServerError):
-    pass
+    """A version was not made live; the one before serves on."""
 
 
 class GaveUpError(ServerError):
-    pass
+    """It kept failing after it had been ready, and the limit of restarts is reached."""
 
 
 def exit_code(error: Exception) -> int:
