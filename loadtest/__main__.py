@@ -8,8 +8,8 @@
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
 Exit status: 0 good; 1 an objective was missed (without --slo: a request was not answered), or a file was not written; 2
-wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 `capacity` or `null` was stopped.
-A stopped `run` shows what it has; with --slo its status is 1.
+wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 it was stopped.
+A `run` that is stopped under load shows what it has; with --slo its status is 1.
 """
 
 import argparse
