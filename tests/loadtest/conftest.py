@@ -1,5 +1,6 @@
 """The servers that the load goes to, and the command that sends it."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -73,6 +74,7 @@ class CountingServer(ThreadingHTTPServer):
         self.delay = delay
         self.stalled_until = 0.0
         self.count = 0
+        self.asked: list[tuple[dict[str, Any], bytes]] = []  # each request's JSON and image
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -90,8 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: CountingServer
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Inference-Header-Content-Length"])
         with self.server.lock:
+            self.server.asked.append((json.loads(body[:length]), body[length:]))
             self.server.count += 1
             if self.server.count == self.server.stall_at:
                 self.server.stalled_until = time.monotonic() + self.server.stall

@@ -1,5 +1,6 @@
 """The search for the highest rate that holds."""
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from loadtest import capacity_command, report
 from loadtest.capacity import find_capacity
 from loadtest.recorder import Cell
-from loadtest.results import describe, least_offered, met, rate_to_offer, warnings
+from loadtest.results import describe, least_offered, met, rate_to_offer, silent, too_few, warnings
 
 
 def result(good: bool, late: float | None = 1.0) -> dict:
@@ -51,8 +52,9 @@ def test_finds_the_limit_from_either_side(first: float) -> None:
     assert len(search.results) == len(search.tried) < 16
 
 
-def test_the_generator_is_the_limit() -> None:
-    search = find_capacity(lambda rate: result(rate <= 73), 8, 40, repeats=1)
+@pytest.mark.parametrize("first", [8.0, 700.0])
+def test_the_generator_is_the_limit(first: float) -> None:
+    search = find_capacity(lambda rate: result(rate <= 73), first, 40, repeats=1)
     assert (search.capacity, search.limited) == (40, True)
 
 
@@ -131,6 +133,63 @@ def test_the_runs_are_as_long_and_begin_as_high_as_the_objectives_need(
     rates, seconds = ([float(words[words.index(name) + 1]) for words in loads] for name in ("--rate", "--seconds"))
     assert rates[0] == pytest.approx(2 * rate_to_offer(40, 20))
     assert seconds == pytest.approx([1.2 * 2000 / rates[0], 20, 20], abs=0.05)
+
+
+def test_every_run_is_of_the_target_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np99 = 100")
+    named = ["--protocol", "grpc", "--host", "box:8", "--grpc-host", "box:7", "--model", "mine", "--top", "3"]
+    named += ["--request-timeout", "4.0", "--tls-root", "ca", "--tls-certificate", "me", "--tls-key", "key"]
+    named += ["--processes", "2"]
+    loads: list[list[str]] = []
+    monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 150.0)
+    monkeypatch.setattr(capacity_command, "run_load", lambda words: loads.append(words) or run(60.0, 1.0))
+    words = ["--slo", str(tmp_path / "slo.toml"), "--repeats", "1", "--warm-up", "1.5"]
+    assert capacity_command.capacity([*words, *named]) == 0
+    for words in loads:
+        pairs = list(itertools.pairwise(words))
+        assert [pair for pair in itertools.pairwise(named) if pair[0].startswith("--") and pair not in pairs] == []
+    closed, *opened = loads
+    assert "--users" in closed
+    assert opened
+    assert all(words[words.index("--warm-up") + 1] == "1.5" for words in opened)
+
+
+def test_no_rate_that_holds_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of two protocols with a goodput of 40/s each: none of 80/s or less was tried."""
+    (tmp_path / "slo.toml").write_text("[goodput]\ndeadline_ms = 100\nper_s = 40")
+    rates = []
+
+    def missed(words: list[str]) -> dict:
+        rates.append(float(words[words.index("--rate") + 1]))
+        result = run(rates[-1], 1.0)
+        result["phases"][0]["slo"][0]["met"] = False
+        return result
+
+    monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 400.0)
+    monkeypatch.setattr(capacity_command, "run_load", missed)
+    assert capacity_command.capacity(["--slo", str(tmp_path / "slo.toml"), "--from-rate", "90", "--repeats", "1"]) == 1
+    assert "capacity: 0.0 requests/s\n" in capsys.readouterr().out
+    assert min(rates) > 80
+
+
+def test_a_percentile_of_too_few_answers_is_told() -> None:
+    """Of one protocol of two."""
+    result = run(10.0, 1.0)
+    assert too_few(result) == []
+    assert "All objectives met" in report.render([result])
+    result["phases"][0]["protocols"]["gRPC"]["answered"] = 99
+    assert too_few(result) == ["phase steady: p99 of 99 answers; it takes 100: measure longer"]
+    assert "of too few answers to be sure" in report.render([result])
+
+
+def test_answers_of_the_warm_up_are_none() -> None:
+    result = run(10.0, 1.0)
+    (warm_up,) = result["phases"]
+    protocols = {name: {**row, "answered": 0} for name, row in warm_up["protocols"].items()}
+    result["phases"] = [{**warm_up, "measured": False}, {**warm_up, "protocols": protocols}]
+    assert silent(result) == ["HTTP", "gRPC"]
 
 
 def test_a_run_whose_sender_was_late_is_made_again() -> None:

@@ -29,6 +29,15 @@ def test_photographs_in_the_stated_mix() -> None:
     assert sum(count for _, count in parse_sizes(images.SIZES)) == 20
 
 
+def test_only_an_enlarged_picture_gets_grain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it an upload of a camera's size would be a thumbnail's bytes."""
+    grainy = load_images(sizes="64:1,700:1")
+    monkeypatch.setattr(images, "GRAIN", 0.0)
+    small, large = load_images(sizes="64:1,700:1")
+    assert grainy[0] == small
+    assert len(grainy[1]) > 1.2 * len(large)
+
+
 def test_own_folder_resized(tmp_path: Path) -> None:
     Image.new("RGB", (30, 90), "red").save(tmp_path / "tall.png")
     (data,) = load_images(tmp_path, "45:1")

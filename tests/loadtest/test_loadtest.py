@@ -125,6 +125,38 @@ def test_the_null_check_is_of_a_process_for_each_core(monkeypatch: pytest.Monkey
     assert asked == [3]
 
 
+@pytest.mark.parametrize(("check", "status", "sent"), [("refuse", 3, 0), ("warn", 0, 1), ("off", 0, 1)])
+def test_a_rate_near_what_can_be_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, check: str, status: int, sent: int
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("loadtest.__main__.null_rate", lambda *_: 10.0)
+    monkeypatch.setattr("loadtest.__main__._locust", lambda *options: started.append(options) or 0)
+    assert run(["--rate", "6", "--null-check", check]) == status
+    assert len(started) == sent
+    assert ("6 requests/s are more than half of the 10" in capsys.readouterr().err) == (check != "off")
+
+
+SENT = """
+import random
+from types import SimpleNamespace as Some
+from loadtest.users import HttpClassifierUser
+
+now = iter([2.0, 2.75]).__next__  # as it is sent, as it is answered
+classifier = Some(classify=lambda image, top: None)
+environment = Some(events=Some(request=Some(fire=lambda **_: None)))
+recorder = Some(record=lambda *row: print(*row))
+user = Some(clock=Some(now=now), classifier=classifier, environment=environment, recorder=recorder)
+user.source, user.images, user.top, user.request_type = random, [b"picture"], 1, "HTTP"
+HttpClassifierUser.send(user, 1.5)
+"""
+
+
+def test_latency_and_lateness_are_milliseconds_from_the_due_time() -> None:
+    done = subprocess.run([sys.executable, "-c", SENT], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "1.5 HTTP 1250.0 500.0 None\n"
+
+
 ADDRESSES = """
 from types import SimpleNamespace
 from loadtest.users import address

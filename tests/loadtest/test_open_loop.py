@@ -1,5 +1,6 @@
 """Open loop: every request that is due is sent once, and its latency counts from then; one process or several."""
 
+import csv
 import json
 import math
 import subprocess
@@ -50,18 +51,45 @@ def test_what_fails_is_not_sent_again(loadtest: Loadtest, tmp_path: Path, counti
     assert sum(row["answered"] for row in phases) == 0
 
 
+def test_what_is_asked_is_what_was_named(loadtest: Loadtest, tmp_path: Path, counting_server: Callable) -> None:
+    """Each picture, as many classes, no longer than the timeout."""
+    server = counting_server(delay=2.5)
+    load = ["--rate", "40", "--seconds", "1", "--warm-up", "0", "--null-check", "off", "--top", "3"]
+    load += ["--request-timeout", "1", "--results", str(tmp_path / "results.json")]
+    assert loadtest("--host", server.address, *SMALL, *load).returncode == 1
+    (row,) = rows(tmp_path / "results.json")
+    assert row["answered"] == 0
+    assert "no answer within 1 s" in str(row["errors"])
+    assert {request["outputs"][0]["parameters"]["classification"] for request, _ in server.asked} == {3}
+    assert len({image for _, image in server.asked}) == 2
+
+
 def test_two_processes_share_the_rate(loadtest: Loadtest, tmp_path: Path, counting_server: Callable) -> None:
     server = counting_server()
     saved = tmp_path / "results.json"
     load = ["--rate", "80", "--shape", "spike", "--peak", "2", "--seconds", "5", "--warm-up", "1"]
-    load += ["--processes", "2", "--null-check", "off", "--results", str(saved)]
+    load += ["--processes", "2", "--null-check", "off", "--results", str(saved), "--csv", str(tmp_path / "locust")]
     done = loadtest("--host", server.address, *SMALL, *load)
     assert done.returncode == 0, done.stderr
     assert json.loads(saved.read_text())["workers"] == 2
+    with (tmp_path / "locust_stats_history.csv").open() as file:
+        assert max(int(row["User Count"]) for row in csv.DictReader(file)) == 2  # a sender in each
     phases = rows(saved)
     for row, expected in zip(phases, (80, 160, 160, 160), strict=True):
         assert abs(row["requests"] - expected) < 5 * math.sqrt(expected)
     assert sum(row["requests"] for row in phases) == server.count
+
+
+@pytest.mark.parametrize("load", [["--rate", "20"], ["--rate", "20", "--processes", "2"], ["--users", "2"]])
+def test_what_is_in_flight_at_the_end_is_counted(
+    loadtest: Loadtest, tmp_path: Path, counting_server: Callable, load: list[str]
+) -> None:
+    server = counting_server(delay=1.5)
+    load = [*load, "--seconds", "1", "--warm-up", "0", "--null-check", "off"]
+    done = loadtest("--host", server.address, *SMALL, *load, "--results", str(tmp_path / "results.json"))
+    assert done.returncode == 0, done.stderr
+    (row,) = rows(tmp_path / "results.json")
+    assert row["answered"] == row["requests"] == server.count > 0
 
 
 @pytest.mark.slow

@@ -2,8 +2,35 @@
 
 import pytest
 
+from client import ConnectionFailedError, ModelStatus, ServerStatus, Times
 from loadtest.report import time_shares
-from loadtest.server_statistics import of_others
+from loadtest.server_statistics import difference, of_others
+
+
+def test_each_part_has_its_own_time() -> None:
+    """Of ten requests in five batches since the phase began."""
+
+    def status(requests: int) -> ServerStatus:
+        whole, *parts = (Times(requests, requests * ms / 1000) for ms in (10, 1, 2, 3, 4))
+        failed = Times(requests // 10, 0.0)
+        models = [ModelStatus("classifier", "3", requests, requests // 2, whole, failed, *parts), idle]
+        return ServerStatus("box", "fake", "0", True, models)
+
+    idle = ModelStatus("idle", "1", 7, 7, *6 * [Times(7, 1.0)])
+    (row,) = difference(status(100), status(110))
+    assert row == {
+        "model": "classifier",
+        "version": "3",
+        "requests": 10,
+        "failed": 1,
+        "batch": 2.0,
+        "total_ms": pytest.approx(10),
+        "queue_ms": pytest.approx(1),
+        "compute_input_ms": pytest.approx(2),
+        "compute_infer_ms": pytest.approx(3),
+        "compute_output_ms": pytest.approx(4),
+    }
+    assert difference(ConnectionFailedError("refused"), status(110)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""The HTML report's tables: what stands in which column, and in which order."""
+
+import re
+from typing import Any
+
+import pytest
+
+from loadtest import report
+from loadtest.recorder import Cell
+from loadtest.results import describe
+
+TIMES = {"mean": 1.0, "p50": 2.0, "p95": 3.0, "p99": 4.0, "p99.9": 5.0, "max": 6.0, "sent_late_p99": 7.0}
+PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "total")
+
+
+def result(rate: float, name: str) -> dict[str, Any]:
+    """As `--results` has it: every figure of a row is another."""
+    cell = Cell()
+    cell.add(9.0, 0.1, None)
+    cell.sent = cell.finished = 30
+    row = {**describe(cell, 10.0), "failed": 8, "offered_per_s": 9.0, **{f"{key}_ms": ms for key, ms in TIMES.items()}}
+    server = {"model": "classifier", "version": "1", "requests": 20, "failed": 10, "batch": 11.0}
+    server |= {f"{part}_ms": float(number) for number, part in enumerate(PARTS, 12)}
+    phase = {"name": name, "level": rate, "seconds": 10.0, "measured": True, "protocols": {"HTTP": row}, "slo": []}
+    return {
+        "open_loop": True,
+        "shape": "steady",
+        "host": "box:8000",
+        "model": "classifier",
+        "images": {"count": 1, "bytes": 1, "from": "a test"},
+        "workers": 1,
+        "null_rate": 1000.0,
+        "complete": True,
+        "slo": None,
+        "phases": [{**phase, "server": [server]}],
+        "windows": [],
+    }
+
+
+def rows(page: str, title: str) -> list[dict[str, str]]:
+    """Of the table below that title, by the columns' heads."""
+    table = page.split(f"<h2>{title}</h2>")[1].split("</table>")[0]
+    heads, *rest = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in table.split("<tr>")[1:])
+    return [dict(zip(heads, cells, strict=True)) for cells in rest]
+
+
+def test_each_column_has_its_own_figure() -> None:
+    page = report.render([result(3.0, "steady")])
+    assert rows(page, "The client's measurements") == [
+        {"phase": "steady", "protocol": "HTTP", "offered/s": "9.0", "answers/s": "3.0", "errors": "8"}
+        | {"mean": "1.0", "p50": "2.0", "p95": "3.0", "p99": "4.0", "p99.9": "5.0", "max": "6.0", "late": "7.0"}
+    ]
+    assert rows(page, "The server's measurements") == [
+        {"phase": "steady", "model": "classifier", "version": "1", "requests": "20", "failed": "10", "batch": "11.0"}
+        | {"queue": "12.00", "input": "13.00", "compute": "14.00", "output": "15.00", "total": "16.00"}
+    ]
+
+
+def test_the_runs_of_a_search_stand_by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chart of the time has the last of each."""
+    drawn: list[str] = []
+    monkeypatch.setattr(report, "where_the_time_goes", lambda shares: drawn.extend(name for name, _ in shares) or "")
+    results = [result(rate, f"{rate}/s ({number})") for number, rate in enumerate((8.0, 2.0, 2.0, 4.0), 1)]
+    page = report.render(results, {"rate": 4.0, "limited": False, "tried": [(2.0, [False, True]), (4.0, [True])]})
+    names = [row["phase"] for row in rows(page, "The client's measurements")]
+    assert names == ["2.0/s (2)", "2.0/s (3)", "4.0/s (4)", "8.0/s (1)"]
+    assert drawn == ["2.0/s (3)", "4.0/s (4)", "8.0/s (1)"]
+    assert [[*row.values()] for row in rows(page, "Rates tried")] == [["2.0", "1 of 2"], ["4.0", "1 of 1"]]
