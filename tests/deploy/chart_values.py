@@ -6,7 +6,7 @@ from manifests import CHART
 ALL = {
     "monitoring": {"serviceMonitor": True, "prometheusRule": True, "dashboard": True, "labels": {"release": "stack"}},
     "imagePullSecrets": [{"name": "registry"}],
-    "managementToken": {"secretName": "widefield-management"},
+    "managementToken": {"secretName": "widefield-management", "key": "secret"},
     "tls": {"secretName": "widefield-tls", "clientCertificates": True},
     "modelRepository": {"subPath": "2026-11-24"},
     "initContainers": [

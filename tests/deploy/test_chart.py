@@ -89,8 +89,10 @@ def test_fewer_pods_at_most_than_at_least_are_refused():
     with pytest.raises(helm_call.ValuesError, match=r"maxReplicas is 10, less than autoscaling\.minReplicas, 12"):
         render({"autoscaling": {"minReplicas": 12}})  # than the chart's own
     assert render({"autoscaling": {"enabled": False, "minReplicas": 12}})
-    spec = one(render({"autoscaling": {"minReplicas": 3, "maxReplicas": 3}}), "HorizontalPodAutoscaler")["spec"]
-    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 3)
+    for least, most in ((3, 3), (3, 7)):
+        values = {"autoscaling": {"minReplicas": least, "maxReplicas": most}}
+        spec = one(render(values), "HorizontalPodAutoscaler")["spec"]
+        assert (spec["minReplicas"], spec["maxReplicas"]) == (least, most)
 
 
 def test_names_follow_the_release():
@@ -140,9 +142,11 @@ def test_everything_selects_the_pods():
         assert selector.items() <= labels
     wanted = one(manifests, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items()
     (scraped,) = [service for service in services if wanted <= service["metadata"]["labels"].items()]
-    (endpoint,) = one(manifests, "ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["port"] in [port["name"] for port in scraped["spec"]["ports"]]
-    assert scraped["metadata"]["labels"]["app.kubernetes.io/name"] == "widefield"  # becomes the job label
+    monitor = one(manifests, "ServiceMonitor")["spec"]
+    (endpoint,) = monitor["endpoints"]
+    assert (endpoint["port"], endpoint["path"]) == ("metrics", "/metrics")
+    assert "metrics" in [port["name"] for port in scraped["spec"]["ports"]]
+    assert scraped["metadata"]["labels"][monitor["jobLabel"]] == "widefield"  # the alerts' job
 
 
 def test_autoscaler():
@@ -152,10 +156,14 @@ def test_autoscaler():
     assert "replicas" not in deployment["spec"]  # an upgrade would undo the autoscaler's work
     adapter = yaml.safe_load((DEPLOY / "helm" / "prometheus-adapter-values.yaml").read_text())
     known = [rule["name"]["as"] for rule in adapter["rules"]["custom"]]
+    for rule in adapter["rules"]["custom"]:
+        assert rule["resources"]["overrides"] == {name: {"resource": name} for name in ("namespace", "pod")}
     for metric, model in zip(scaler["spec"]["metrics"], ("preprocess", "backbone"), strict=True):
         assert metric["pods"]["metric"]["selector"] == {"matchLabels": {"model": model}}
         assert metric["pods"]["metric"]["name"] in known
         assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "8"}
+    waits = {way: each["stabilizationWindowSeconds"] for way, each in scaler["spec"]["behavior"].items()}
+    assert waits["scaleUp"] == 0 < waits["scaleDown"]  # a queue that is empty for a moment ends no pod
     fixed = render(CASES["fixed size"])
     assert not [kind for kind, _ in fixed if kind == "HorizontalPodAutoscaler"]
     assert one(fixed, "Deployment")["spec"]["replicas"] == 3

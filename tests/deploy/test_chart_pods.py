@@ -16,6 +16,7 @@ def test_security_defaults(values):
     assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {10001}  # the image's
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False  # a service named widefield-http would set WIDEFIELD_HTTP_PORT
     assert server["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -79,22 +80,23 @@ def test_gpu():
 
 def test_image_reference():
     assert container(render())["image"] == "widefield:0.1.0"
+    assert container(render({"image": {"pullPolicy": "Always"}}))["imagePullPolicy"] == "Always"
     assert container(render({"image": {"repository": "r/w", "tag": "2"}}))["image"] == "r/w:2"
     digest = "sha256:" + "a" * 64
     assert container(render({"image": {"repository": "r/w", "tag": "2", "digest": digest}}))["image"] == f"r/w@{digest}"
 
 
 def test_ports_exist():
-    manifests = render()
+    manifests = render({"service": {"http": 80, "metrics": 90}})
     names = {port["name"] for port in container(manifests)["ports"]}
-    used = {
-        port["targetPort"] for (kind, _), d in manifests.items() if kind == "Service" for port in d["spec"]["ports"]
-    }
+    ports = [port for (kind, _), d in manifests.items() if kind == "Service" for port in d["spec"]["ports"]]
+    used = {port["name"]: (port["port"], port["targetPort"]) for port in ports}
+    assert used == {"http": (80, "http"), "metrics": (90, "metrics"), "grpc": (8001, "grpc")}
     policy = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]
     ingress = one(manifests, "NetworkPolicy")["spec"]["ingress"]
     allowed = {port["port"]: rule["from"] for rule in ingress for port in rule["ports"]}
     assert allowed == {"http": policy["clients"], "grpc": policy["clients"], "metrics": policy["monitoring"]}
-    assert used | allowed.keys() == names
+    assert used.keys() == allowed.keys() == names
 
 
 def test_a_variable_of_the_chart_is_replaced():
@@ -163,7 +165,7 @@ def test_what_is_added_to_the_pod():
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
     assert server["env"][-2:] == ALL["extraEnv"]
     (token,) = [each["valueFrom"] for each in server["env"] if each["name"] == "WIDEFIELD_MANAGEMENT_TOKEN"]
-    assert token == {"secretKeyRef": {"name": "widefield-management", "key": "token"}}
+    assert token == {"secretKeyRef": {"name": "widefield-management", "key": "secret"}}
     assert server["args"] == ALL["extraArgs"]
     assert pod["spec"]["volumes"][-2:] == ALL["extraVolumes"]
     assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["spec"]["volumes"]

@@ -1,11 +1,12 @@
 """compose: of the specification's form, every mounted file there, nothing open to other machines."""
 
 import json
+import re
 
 import compose_spec
 import pytest
 import yaml
-from manifests import DASHBOARD, DEPLOY
+from manifests import DASHBOARD, DEPLOY, IMAGE
 
 import page
 
@@ -49,8 +50,18 @@ def test_hardened_and_on_loopback():
     for name, service in services().items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
         for port in service["ports"]:
             assert port.startswith("127.0.0.1:"), port
+    password = services()["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+    assert password.startswith("${GRAFANA_PASSWORD:?")  # nobody starts it with one that all know
+
+
+def test_the_image_knows_every_variable():
+    text = (IMAGE / "serve.sh").read_text()
+    for name in services()["server"]["environment"]:
+        assert re.search(rf"\b{name}\b", text), name
 
 
 def test_the_page_is_started_only_when_its_profile_is_asked_for():
@@ -106,6 +117,7 @@ def test_prometheus_scrapes_the_server_and_reads_the_rules():
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     (job,) = config["scrape_configs"]
     assert job["job_name"] == "widefield"
+    assert int(config["global"]["scrape_interval"].removesuffix("s")) <= 60  # the alerts have rates of five minutes
     assert job["static_configs"] == [{"targets": ["server:8002"]}]
     (rules,) = config["rule_files"]
     assert f"/etc/prometheus/{rules}:ro" in str(services()["prometheus"]["volumes"])

@@ -75,6 +75,13 @@ def test_an_empty_variable_takes_no_tls_away(given, named):
     assert f"'{named} is empty: name a file, or unset it" in result.stderr
 
 
+def test_each_server_has_its_own_addresses_and_one_check():
+    found = re.findall(r'^  server s(\d) "\$\{WIDEFIELD_(\w+)\}"(.*)$', CONFIG.read_text(), re.MULTILINE)
+    numbers = ("1", "2", "3", "4")
+    expected = [(number, f"HTTP_{number}", "") for number in numbers]
+    assert found == expected + [(number, f"GRPC_{number}", f" proto h2 track http/s{number}") for number in numbers]
+
+
 def test_the_check_sends_a_picture():
     (body,) = re.findall(r"body '(.*)'", CONFIG.read_text())
     request = json.loads(body)

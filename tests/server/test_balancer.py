@@ -37,13 +37,14 @@ class DeadInside(http.server.BaseHTTPRequestHandler):
     """As tritonserver with a dead Python process: ready, and no inference."""
 
     protocol_version = "HTTP/1.1"
+    inference = 500
 
     def do_GET(self):
         self.answer(200)
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(500)
+        self.answer(self.inference)
 
     def answer(self, status):
         self.send_response(status)
@@ -134,6 +135,28 @@ def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_i
                 said += (piece := connection.recv(4096))
                 assert piece, said
         assert SLOW_SENDER_SECONDS - 1 < time.monotonic() - begun < SLOW_SENDER_SECONDS + 5
+
+
+def test_a_full_queue_takes_no_server_out(nobody, tmp_path):
+    """It says so to the check as to others: 503."""
+    checks = []
+
+    class Full(DeadInside):
+        inference = 503
+
+        def do_POST(self):
+            checks.append(self.path)
+            super().do_POST()
+
+    with Stub(("127.0.0.1", 0), Full) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with balancer([f"127.0.0.1:{running.server_address[1]}"], [nobody], tmp_path / "log") as front:
+            end = time.monotonic() + 15
+            while len(checks) < 4:  # two that fail take one out
+                assert time.monotonic() < end, checks
+                time.sleep(0.1)
+            assert servers_up(front.metrics) == {"s1"}
+        running.shutdown()
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
