@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from server import ReleaseError
-from server.canary import CanaryError, CanaryTimeoutError, canary_png, classify_canary, is_ready, success_count
+from server.canary import (
+    CanaryError,
+    CanaryRefusedError,
+    CanaryTimeoutError,
+    canary_png,
+    classify_canary,
+    is_ready,
+    success_count,
+)
 from server.log import failure_reasons, read_from
 from server.management import Management
 
@@ -91,6 +99,14 @@ def test_bad_answers(status, body, message):
 def test_a_token_is_refused_by_the_status_alone(status, body, message):
     with answering(status, body) as (address, _), pytest.raises(ReleaseError, match=message):
         Management(address, "token", 5).load("backbone")
+
+
+def test_a_full_queue_is_perhaps_busy():
+    with (
+        answering(503, b"Exceeds maximum queue size") as (address, _),
+        pytest.raises(CanaryRefusedError, match="queue"),
+    ):
+        classify_canary(address, "classifier", 5)
 
 
 def test_no_answer_in_time():

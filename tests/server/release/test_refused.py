@@ -251,6 +251,16 @@ def test_a_version_that_has_changed_since_does_not_come_back(monkeypatch, tmp_pa
     assert Versions(tmp_path).numbers() == [1, 2]
 
 
+def test_a_rollback_goes_back_by_one(monkeypatch, tmp_path):
+    for name in ("1", "2", "10"):
+        (tmp_path / "backbone" / name).mkdir(parents=True)
+    went = []
+    monkeypatch.setattr(release_module, "check_live", lambda versions, management: 10)
+    monkeypatch.setattr(release_module, "switch", lambda management, wanted, before, *_: went.append((wanted, before)))
+    assert rollback(tmp_path, None, print) == (10, 2)
+    assert went == [(2, 10)]
+
+
 def test_a_copy_that_fails_is_one_line(repository, tmp_path):
     served = shutil.copytree(repository, tmp_path / "served")
     source = repository / "backbone" / "1"
@@ -327,6 +337,16 @@ def test_the_canary_images_answer(monkeypatch, values, refused):
     with nullcontext() if refused is None else pytest.raises(ReleaseError, match=refused):
         release_module.check_answers("127.0.0.1:1")
     assert len(answers) == (0 if isinstance(values, PERHAPS_BUSY) else 1)
+
+
+def test_a_server_that_stays_busy_is_not_asked_for_ever(monkeypatch):
+    def busy(address, model, timeout):
+        raise PERHAPS_BUSY[1]("Exceeds maximum queue size")
+
+    monkeypatch.setattr(release_module, "BUSY_SECONDS", 0.3)
+    monkeypatch.setattr(release_module, "classify_canary", busy)
+    with pytest.raises(ReleaseError, match="the canary image got no answer: Exceeds maximum queue size"):
+        release_module.check_answers("127.0.0.1:1")
 
 
 def test_a_server_that_stays_away_is_not_waited_for_for_ever(monkeypatch):
