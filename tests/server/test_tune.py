@@ -221,9 +221,34 @@ def test_another_server_reads_config_pbtxt(built):
     assert read_config(built, "backbone", EMBEDDED) == embedded
 
 
+def test_no_batch_is_preferred_that_is_larger_than_the_largest(own):
+    """tritonserver refuses such a config; of the embedded server's when another is tuned, too."""
+    write_settings(own, replace(read_settings(own, embedded=False), max_batch_size=2), embedded=False)
+    config = read_config(own, "backbone", EMBEDDED)
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (2, [])
+
+
 def one_step(usable, largest):
     assert (usable, largest) == (1, 16)
     yield lambda best: [replace(best, preprocess_instances=1, max_batch_size=4)]
+
+
+def test_each_measurement_is_as_the_options_say(own, tmp_path, monkeypatch):
+    asked = set()
+
+    def measured(repository, settings, embedded, image, callers, seconds):
+        asked.add((image, callers, seconds))
+        return Score(200, 80) if settings.delay_us == 7 else Score(100, 50)
+
+    monkeypatch.setattr(tune, "candidates", lambda *_: [lambda best: [replace(best, delay_us=7)]])
+    monkeypatch.setattr(tune, "measure", measured)
+    (tmp_path / "picture").write_bytes(b"picture")
+    words = ["--model-repository", str(own), "--image", str(tmp_path / "picture"), "--callers", "3", "--seconds", "0.5"]
+    assert tune.main([*words, "--p99-ms", "60"]) == 0
+    assert read_settings(own).delay_us == 0
+    assert tune.main(words) == 0
+    assert read_settings(own).delay_us == 7
+    assert asked == {(b"picture", 3, 0.5)}
 
 
 @pytest.mark.server
