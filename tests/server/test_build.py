@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import os
+import re
 import time
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -41,6 +42,27 @@ def test_no_pytorch(monkeypatch, backend, spec):
     for function in (build.is_current, build.build):
         with pytest.raises(build.BuildError, match=r"^PyTorch is not installed: pip install 'torch>=2\.11'$"):
             function(backend)
+
+
+@pytest.mark.parametrize("library", build.LIBRARIES.values(), ids=build.LIBRARIES)
+def test_all_that_a_library_is_made_of_is_named(library):
+    """What is not would leave an old build in place."""
+    files = [path for path in library.folder.iterdir() if path.suffix in (".cpp", ".h")]
+    assert {path.name for path in files if path.suffix == ".cpp"} == set(library.sources)
+    included = {name for path in files for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE)}
+    assert included <= set(library.headers)
+    assert {path.name for path in files if path.suffix == ".h"} <= set(library.headers)
+
+
+def test_a_changed_header_is_another_build(tmp_path):
+    library = replace(build.RESIZE, folder=tmp_path, sources=("a.cpp",), headers=("a.h",))
+    found = set()
+    for changed in ("a.cpp", "a.h", "a.cpp"):
+        for name in ("a.cpp", "a.h"):
+            with (tmp_path / name).open("a") as file:
+                file.write("//" * (name == changed))
+        found.add(build.fingerprint(library))
+    assert len(found) == 3
 
 
 def test_a_linked_environment_is_the_same_one(monkeypatch, tmp_path):
@@ -90,6 +112,8 @@ def test_a_library_without_pytorch(monkeypatch, tmp_path, capsys):
     assert not build.is_current(library)
     assert build.build(library).startswith("built libwidefield_resize.so in")
     assert build.build(library) == "libwidefield_resize.so is up to date"
+    library.output.unlink()
+    assert not build.is_current(library)
     changed = replace(library, flags=(*library.flags, "-DCHANGED"))
     assert not build.is_current(changed)
     assert build.build(changed).startswith("built")
