@@ -186,7 +186,7 @@ def test_refusals(
 
     refused("name it .jsonl or .csv", "out.txt")
     refused("none/out.csv cannot be written (No such file or directory): name another file", "none/out.csv")
-    assert classify("out.txt", "--csv") == 0
+    assert classify("out.txt", "--csv") == classify("OUT.JSONL") == 0
     refused("continue it with --resume", "out.txt", "--csv")
     with open("out.csv", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -263,6 +263,10 @@ def test_names_that_are_no_text(folder: Path, fake: FakeTransport) -> None:
         fake.requests.clear()
         assert classify(file, "--resume") == 0
         assert b"odd" not in [request.image for request in fake.requests]
+    whole = Path("out.csv").read_bytes()
+    Path("out.csv").write_bytes(whole[: whole.index(b"\n.png") + 1])  # cut off in the name, where a line ends
+    assert classify("out.csv", "--resume") == 0
+    assert sorted(Path("out.csv").read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
 def test_failures_are_counted_beside_the_file(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:

@@ -60,6 +60,14 @@ def test_one_that_comes_back_is_waited_for(folder: Path, monkeypatch: Any, capsy
     assert capsys.readouterr().err.splitlines() == ["waiting for a server, 60 s at most: refused"]
 
 
+def test_each_wait_is_told(monkeypatch: Any, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(_patience, "PAUSE", 0.01)
+    outcomes = [[], GONE, GONE, [], GONE, []]
+    patience = _patience.Patience(lambda item: outcomes.pop(0), 60)
+    assert [patience("picture") for _ in range(3)] == [[], [], []]
+    assert capsys.readouterr().err.splitlines() == ["waiting for a server, 60 s at most: refused"] * 2
+
+
 def test_one_that_stays_away_leaves_the_rest_unsent(folder: Path, monkeypatch: Any, capsys: Any) -> None:
     server = Server(5, 10**9)
     started = time.monotonic()
