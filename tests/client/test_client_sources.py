@@ -50,16 +50,28 @@ def test_a_file_that_is_called_like_standard_input(served: FakeTransport, monkey
     assert [request.image for request in served.requests] == [b"a file"] * 3
 
 
+READING = """
+import sys
+from types import SimpleNamespace
+from client.commands import main
+
+def read(typed=sys.stdin.buffer):
+    print(flush=True)
+    return typed.read()
+
+sys.stdin = SimpleNamespace(buffer=SimpleNamespace(read=read))
+raise SystemExit(main())
+"""
+
+
 @pytest.mark.parametrize("command", ["classify", "explain"])
 def test_ctrl_c_while_standard_input_is_awaited(command: str, tmp_path: Path) -> None:
-    code = "from client.commands import main; print(flush=True); raise SystemExit(main())"
-    words = [sys.executable, "-c", code, command, "-"]
+    words = [sys.executable, "-c", READING, command, "-"]
     words += ["--output", str(tmp_path / "maps")] if command == "explain" else []
     pipe = subprocess.PIPE
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(1)  # it is in the read by then
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(10) == 130  # its input is still open
