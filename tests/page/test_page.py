@@ -270,8 +270,10 @@ def test_options() -> None:
     assert [url.partition("://")[2] for url in options.classifier.urls] == ["a:1", "b:2"]
     assert (options.host, options.port, options.root_path) == ("127.0.0.1", 7860, "/try")
     options.classifier.close()
-    with page.options_of(["--root-path", "https://box.example/try"]).classifier as classifier:
+    words = ["--root-path", "https://box.example/try", "--model", "mine", "--timeout", "3"]
+    with page.options_of(words).classifier as classifier:
         assert len(classifier.urls) == 1
+        assert (classifier.model, classifier.timeout) == ("mine", 3.0)
 
 
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
