@@ -21,7 +21,7 @@ class ServerProcess:
 
     def __init__(self, command: list[str], runtime: Runtime, log: Path, drain_seconds: int) -> None:
         self.grace = drain_seconds + SPARE_SECONDS
-        self.backends: list[psutil.Process] = []
+        self.processes: list[psutil.Process] = []  # tritonserver first, then its backends'
         order = {
             "command": command,
             "environment": runtime.environment(),
@@ -46,18 +46,18 @@ class ServerProcess:
 
     def remember_backends(self) -> None:
         """Call it when the server is ready: from then on each backend process must live."""
-        self.backends = self._descendants()[1:]
+        self.processes = self._descendants()
 
     def dead_backend(self) -> str | None:
         """Names a backend process that has died, else None. Where as many live as before, a model was loaded anew, and
-        the new ones are remembered."""
-        for backend in self.backends:
+        the new ones are remembered. Those of a tritonserver that has died end with it: `exit_code` will say how."""
+        for backend in self.processes[1:]:
             if not is_alive(backend):
-                now = [each for each in self._descendants()[1:] if is_alive(each)]
-                if len(now) >= len(self.backends):
-                    self.backends = now
+                now = [each for each in self._descendants() if is_alive(each)]
+                if len(now) >= len(self.processes):
+                    self.processes = now
                     return None
-                return f"backend process {backend.pid} died"
+                return f"backend process {backend.pid} died" if is_alive(self.processes[0]) else None
         return None
 
     def drain(self) -> None:

@@ -183,13 +183,15 @@ def backend(pid, running=True, status="sleeping"):
 def test_a_backend_that_gave_way_to_another_has_not_died(monkeypatch, gone):
     """A model was loaded anew: as many live as before."""
     process = object.__new__(ServerProcess)
-    process.backends = [backend(11), backend(12, **gone)]
+    process.processes = [backend(10), backend(11), backend(12, **gone)]
     living = [backend(10), backend(11), backend(12, **gone), backend(13)]  # tritonserver first
     monkeypatch.setattr(process, "_descendants", lambda: living)
     assert process.dead_backend() is None
-    assert [each.pid for each in process.backends] == [11, 13]
-    living[-1] = process.backends[-1] = backend(13, **gone)
+    assert [each.pid for each in process.processes] == [10, 11, 13]
+    living[-1] = process.processes[-1] = backend(13, **gone)
     assert process.dead_backend() == "backend process 13 died"
+    living[0] = process.processes[0] = backend(10, **gone)
+    assert process.dead_backend() is None, "they end with tritonserver, whose exit code is waited for"
 
 
 @pytest.fixture
