@@ -90,6 +90,8 @@ def run(arguments: Sequence[str]) -> int:
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:
         parser.error("give --users (closed loop) or --rate (open loop), not both")
+    if options.users is not None and options.levels:
+        parser.error("--users does nothing with --levels, which are users already: leave one of them out")
     check_shape(options)
     if options.tls_key and not options.tls_certificate:
         parser.error("--tls-key belongs to --tls-certificate")

@@ -19,6 +19,7 @@ from loadtest.options import (
     not_negative,
     positive,
     server_address,
+    share,
     write_files,
 )
 from loadtest.results import met, rate_to_offer, requests_needed, silent
@@ -36,7 +37,7 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=positive, default=20.0, help="of each run, or more (default: 20)")
     parser.add_argument("--warm-up", type=not_negative, default=3.0, help="seconds before them (default: 3)")
     parser.add_argument("--repeats", type=at_least_one, default=3, help="runs at a rate; most must hold (default: 3)")
-    parser.add_argument("--precision", type=positive, default=0.05, help="share of the answer (default: 0.05)")
+    parser.add_argument("--precision", type=share, default=0.05, help="share of the answer (default: 0.05)")
     parser.add_argument("--from-rate", type=positive, help="first rate (default: what 8 users of a closed loop get)")
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
     parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")

@@ -38,7 +38,10 @@ def photographs() -> list[Path]:
     package = importlib.util.find_spec("sklearn")  # looked up, not imported
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError("no photographs (scikit-learn is not installed): name a folder with --images")
-    return find_images(Path(package.submodule_search_locations[0], "datasets", "images"))
+    folder = Path(package.submodule_search_locations[0], "datasets", "images")
+    if not (paths := find_images(folder)):
+        raise FileNotFoundError(f"no photographs (this scikit-learn has none in {folder}): name a folder with --images")
+    return paths
 
 
 def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:
@@ -56,7 +59,10 @@ def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:
 
 
 def resized(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[bytes]:
-    """JPEGs, the count of each size; pictures and qualities in turn. The same at every call."""
+    """JPEGs, the count of each size; pictures and qualities in turn. The same at every call.
+
+    Raises `ValueError` for a picture that cannot be decoded.
+    """
     import numpy as np
     from PIL import Image
 
@@ -64,8 +70,14 @@ def resized(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[byt
     tile = np.random.default_rng(0).normal(0, GRAIN, (512, 512, 1)).astype(np.int16)
     for side, count in sizes:
         for _ in range(count):
-            with Image.open(paths[len(encoded) % len(paths)]) as image:
-                picture = image.convert("RGB")
+            path = paths[len(encoded) % len(paths)]
+            try:
+                with Image.open(path) as image:
+                    picture = image.convert("RGB")
+            except MemoryError:
+                raise
+            except Exception as error:  # decoders raise nearly everything on damaged bytes
+                raise ValueError(f"{path} cannot be decoded ({error}): remove it, or leave --sizes out") from error
             scale = side / max(picture.size)
             width, height = (max(1, round(scale * length)) for length in picture.size)
             picture = picture.resize((width, height), Image.Resampling.BICUBIC)

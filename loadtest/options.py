@@ -44,6 +44,13 @@ def not_negative(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, above 0 and below 1")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -89,7 +96,7 @@ def check_shape(options: argparse.Namespace) -> None:
 def write_file(path: Path, text: str) -> None:
     """Raises `OSError` that names the file; no half of it stays."""
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path in it may not be UTF-8
     except OSError as error:
         if error.filename is None and path.is_file():  # it was opened, and is not a device
             path.unlink()

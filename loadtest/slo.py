@@ -57,8 +57,9 @@ def check_slo(slo: Mapping[str, Any]) -> None:
             if isinstance(value, dict):
                 dotted = f"{key}.{next(iter(value), '')}"
                 raise ValueError(f'[{table}] {dotted} needs quotes in TOML: write "{dotted}"')
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-                raise ValueError(f"[{table}] {key} is {value!r}: give a number, 0 or more")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value <= sys.float_info.max:  # what is infinite would always be met
+                raise ValueError(f"[{table}] {key} is {value!r}: give a number, 0 or more and finite")
             if (table, key) in SHARES and value > 1:
                 raise ValueError(f"[{table}] {key} is {value}: give a share, 0 to 1")
     goodput = slo.get("goodput", {})

@@ -4,6 +4,7 @@ import io
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -54,6 +55,25 @@ def test_no_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="--images"):
         load_images()
+
+
+def test_no_photographs_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(FileNotFoundError, match=r"has none in .*: name a folder with --images"):
+        load_images()
+
+
+@pytest.mark.parametrize("fault", ["no picture", "cut off", "too large"])
+def test_a_picture_that_cannot_be_resized_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    path = tmp_path / "one.png"
+    Image.effect_noise((90, 90), 50).save(path)
+    if fault == "too large":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if fault == "cut off" else b"no picture")
+    with pytest.raises(ValueError, match=r"one\.png cannot be decoded \(.*\): remove it, or leave --sizes out"):
+        load_images(tmp_path, "64:1")
 
 
 def test_capacity_looks_for_the_images_first(

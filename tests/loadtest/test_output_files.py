@@ -41,6 +41,12 @@ def test_half_a_file_does_not_stay(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_a_name_that_is_not_utf8_is_written_escaped(tmp_path: Path) -> None:
+    """Of --images, for one."""
+    write_file(tmp_path / "report.html", "from caf\udce9")
+    assert (tmp_path / "report.html").read_text() == r"from caf\udce9"
+
+
 def test_a_file_that_cannot_be_opened_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
     path.touch()

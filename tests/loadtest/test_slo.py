@@ -88,6 +88,7 @@ def test_no_answer_misses_everything() -> None:
         ("[latency_ms]\np99 = '3'", r"\[latency_ms\] p99 is '3': give a number"),
         ("[latency_ms]\np99.9 = 3", r"\[latency_ms\] p99\.9 needs quotes in TOML: write \"p99\.9\""),
         ("[latency_ms]\np99 = nan", "p99 is nan"),
+        ("[latency_ms]\np99 = inf", "p99 is inf: give a number, 0 or more and finite"),
         ("[latency_ms]\np99 = true", "p99 is True"),
         ("[errors]\nrate = 1.5", r"\[errors\] rate is 1.5: give a share"),
         ("[goodput]\nshare = 0.5", "needs deadline_ms"),
