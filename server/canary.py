@@ -8,6 +8,7 @@ import zlib
 from typing import Any
 
 SIDE = 32  # pixels
+LONGEST = 1e9  # seconds: a socket takes no more than nine times that
 
 
 class CanaryError(Exception):
@@ -55,7 +56,7 @@ def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, 
     header = json.dumps({"inputs": [image]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
     answer = ask(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
-    if not answer.get("outputs"):
+    if not (isinstance(answer, dict) and answer.get("outputs")):
         raise CanaryError(f"the canary image got no output: {answer}")
     return answer["outputs"]
 
@@ -75,8 +76,11 @@ def success_count(address: str, model: str, timeout: float) -> int:
     Raises `CanaryError`.
     """
     statistics = ask(address, "GET", "/v2/models/stats", timeout)
-    same = [each for each in statistics["model_stats"] if each["name"] == model or each["name"].startswith(f"{model}_")]
-    return sum(int(each["inference_stats"]["success"]["count"]) for each in same)
+    try:
+        versions = [(each["name"], each["inference_stats"]["success"]["count"]) for each in statistics["model_stats"]]
+    except (LookupError, TypeError) as error:
+        raise CanaryError(f"the statistics are not tritonserver's: {str(statistics)[:100]}") from error
+    return sum(int(count) for name, count in versions if name == model or name.startswith(f"{model}_"))
 
 
 def ask(
@@ -89,7 +93,7 @@ def ask(
 ) -> Any:
     """The JSON that the server at `address` answers; {} for an empty body. Raises `CanaryError`."""
     try:
-        with contextlib.closing(http.client.HTTPConnection(address, timeout=timeout)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=min(timeout, LONGEST))) as connection:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             text = response.read()

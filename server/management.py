@@ -54,8 +54,8 @@ class Management:
     def _states(self, model: str) -> dict[int, str]:
         """By version: READY, LOADING, UNLOADING, UNAVAILABLE."""
         index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
-        models = index if isinstance(index, list) else []
-        versions = [each for each in models if each["name"] == model and "version" in each]
+        models = [each for each in index if isinstance(each, dict)] if isinstance(index, list) else []
+        versions = [each for each in models if each.get("name") == model and "version" in each]
         return {int(each["version"]): each.get("state", "") for each in versions}
 
     def _ask(self, path: str, timeout: float, method: str = "POST") -> Any:

@@ -23,4 +23,4 @@ class Restarts:
         count = len(self._failures)
         if count > self._limit:
             raise GaveUpError(f"tritonserver failed {count} times in {self._window:g} s, at last because: {reason}")
-        return min(LONGEST_REST, 2.0 ** (count - 1) - 1)
+        return min(LONGEST_REST, 2.0 ** min(count - 1, 10) - 1)  # of a thousand failures it would overflow

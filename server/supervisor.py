@@ -71,7 +71,7 @@ class TritonServer:
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         check_options(
-            {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
+            {"drain-seconds": drain_seconds, "max-restarts": max_restarts, "restart-window": restart_window},
             {"start-timeout": start_timeout, "probe-interval": probe_interval, "probe-timeout": probe_timeout},
         )
         check_passed_on(tritonserver_args)

@@ -78,11 +78,29 @@ def test_request():
         (500, b'{"error":"stub is not healthy"}', "HTTP 500.*not healthy"),
         (200, b"<html>", "not JSON"),
         (200, b'{"outputs": []}', "no output"),
+        (200, b"[1]", "no output"),
     ],
 )
 def test_bad_answers(status, body, message):
     with answering(status, body) as (address, _), pytest.raises(CanaryError, match=message):
         classify_canary(address, "classifier", 5)
+
+
+@pytest.mark.parametrize("body", [b"[1]", b"3", b"{}", b'{"model_stats": [{"name": "classifier"}]}'])
+def test_statistics_of_another_kind_of_server(body):
+    with answering(200, body) as (address, _), pytest.raises(CanaryError, match="are not tritonserver's"):
+        success_count(address, "classifier", 5)
+
+
+@pytest.mark.parametrize("body", [b"[1]", b'[{"id": 1}]', b'[{"name": "backbone"}]', b"{}"])
+def test_an_index_of_another_kind_of_server_names_no_version(body):
+    with answering(200, body) as (address, _):
+        assert Management(address, "token", 5).ready_versions("backbone") == []
+
+
+def test_a_time_that_no_socket_can_wait():
+    with answering(200, b"") as (address, _):
+        assert is_ready(address, 1e12)
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,11 @@ def backend(pid, running=True, status="sleeping"):
     return SimpleNamespace(pid=pid, is_running=lambda: running, status=lambda: status)
 
 
+def test_a_thousand_failures_are_rested_from_as_ten_are():
+    restarts = Restarts(5000, window=1e9)
+    assert [restarts.rest("killed") for _ in range(1100)][-1] == 30
+
+
 @pytest.mark.parametrize("gone", [{"running": False}, {"status": "zombie"}])
 def test_a_backend_that_gave_way_to_another_has_not_died(monkeypatch, gone):
     """A model was loaded anew: as many live as before."""
