@@ -35,13 +35,14 @@ class Parity:
 
 
 def sample_photographs() -> list[Path]:
-    """The photographs that scikit-learn's package carries, found without importing it."""
+    """The photographs that scikit-learn's package carries, found without importing it. Raises `FileNotFoundError`."""
     spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
+    folder = Path(spec.origin).parent / "datasets" / "images" if spec is not None and spec.origin is not None else None
+    if folder is None or not (found := sorted(folder.glob("*.jpg"))):
         raise FileNotFoundError(
             "no images to check parity on: name a folder with --parity-images, or pip install scikit-learn"
         )
-    return sorted((Path(spec.origin).parent / "datasets" / "images").glob("*.jpg"))
+    return found
 
 
 def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:

@@ -11,6 +11,7 @@ from models import ModelConfig, classifier_config, create_model, load_weights
 from models.timm_models import is_timm
 
 FORMATS = ("torchscript", "onnx")
+LAST_VERSION = 10**18  # tritonserver reads a number of 64 bits, and ends where it cannot
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ def check_options(options: BuildOptions) -> None:
     for option, path in (("--weights", options.weights), ("--labels", options.labels)):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{option} {path} does not exist")
+    if options.labels is not None and options.labels.is_dir():
+        raise ValueError(f"--labels {options.labels} is a folder: name a text file with one label a line")
     if options.random_weights and options.arch is None:
         raise ValueError("--random-weights needs --arch: random weights do not name an architecture")
-    if options.version is not None and options.version < 1:
-        raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ...")
+    if options.version is not None and not 1 <= options.version <= LAST_VERSION:
+        raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ..., {LAST_VERSION}")
     if options.threads < 0:
         raise ValueError(f"--threads {options.threads}: at least 1, or 0 for all cores")
     if options.image_size is not None and options.image_size < 32:

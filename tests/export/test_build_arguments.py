@@ -31,6 +31,11 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
         (["--weights", "tests", "--random-weights"], "--weights tests or --random-weights, not both"),
         (["--arch", "replknet_nano", "--random-weights", "--image-size", "8"], "32"),
         (["--arch", "replknet_nano", "--random-weights", "--version", "0"], "1, 2, 3"),
+        (["--arch", "replknet_nano", "--random-weights", "--version", f"{10**18 + 1}"], "..., 1000000000000000000"),
+        (
+            ["--arch", "replknet_nano", "--random-weights", "--labels", "tests"],
+            "--labels tests is a folder: name a text",
+        ),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "1.5"], "--crop-pct 1.5"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-pct", "0.05"], "--crop-pct 0.05: it must be 0.1 to 1"),
         (["--arch", "replknet_nano", "--random-weights", "--crop-mode", "middle"], "one of center, squash, border"),
@@ -104,6 +109,13 @@ def test_a_broken_parity_image_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         real_pixels(tmp_path, SIZE)
 
 
+def test_no_photographs_to_check_parity_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in (None, Mock(origin=None), Mock(origin=str(tmp_path / "__init__.py"))):  # the last one has no images
+        monkeypatch.setattr("importlib.util.find_spec", Mock(return_value=found))
+        with pytest.raises(FileNotFoundError, match="name a folder with --parity-images, or pip install scikit-learn"):
+            real_pixels(None, SIZE)
+
+
 def test_parity_images_are_of_the_whole_folder(tmp_path: Path) -> None:
     for index, suffix in reversed(list(enumerate(2 * ["jpg", "JPEG", "jfif", "png", "webp", "BMP"]))):
         Image.new("L", (1 + index, 30), 248 - 16 * index).save(tmp_path / f"{index:02}.{suffix}")
@@ -157,6 +169,7 @@ def test_onnx_in_bf16_is_refused_before_any_work() -> None:
 def test_the_least_that_is_allowed_is_allowed() -> None:
     least = BuildOptions(arch="replknet_nano", random_weights=True, image_size=32, crop_pct=0.1, version=1, threads=1)
     check_options(least)
+    check_options(replace(least, version=10**18))
 
 
 def test_packages_that_onnx_needs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
