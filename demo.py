@@ -32,8 +32,8 @@ class DemoError(RuntimeError):
 
 
 def train() -> None:
-    """Fine-tune the nano model on the digits, unless it is there."""
-    if (CHECKPOINT / "model.safetensors").exists() and HELD_OUT.is_dir():
+    """Fine-tune the nano model on the digits, unless it and they are there."""
+    if (CHECKPOINT / "model.safetensors").exists() and held_out_images():
         console.print(f"[dim]{CHECKPOINT} is trained; remove it to train again[/]")
         return
     command = [sys.executable, "-m", "training.finetune", "--preset", "digits", "--output", str(CHECKPOINT)]
@@ -50,16 +50,19 @@ def build(repository: Path) -> None:
 
 
 def is_built(checkpoint: Path, repository: Path) -> bool:
-    """Whether `repository` serves this checkpoint. Raises `DemoError` where it holds somebody's other network."""
+    """Whether `repository` serves this checkpoint. Raises `DemoError` where it holds somebody's other network, or does
+    not say whose."""
     newest = newest_build(repository)
     if newest is None:
         return False
-    record = json.loads(newest.read_text())
-    if record["config"]["labels"] != DIGITS:
-        raise DemoError(
-            f"{repository} holds a {record['config']['arch']} of {record['config']['num_classes']} classes, not the "
-            "demo's digits, and would be overwritten: move it away, or name another folder: demo.py --repository FOLDER"
-        )
+    remedy = "and would be overwritten: move it away, or name another folder: demo.py --repository FOLDER"
+    try:
+        record = json.loads(newest.read_text())
+        labels, held = record["config"]["labels"], "{arch} of {num_classes} classes".format(**record["config"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise DemoError(f"{newest} is damaged ({type(error).__name__}), {remedy}") from error
+    if labels != DIGITS:
+        raise DemoError(f"{repository} holds a {held}, not the demo's digits, {remedy}")
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     try:
         verify_newest(repository)
@@ -101,7 +104,7 @@ def show(images: list[tuple[Path, str]], answers: list[list[Prediction]], title:
 def demo(repository: Path) -> int:
     images = held_out_images()
     paths = [path for path, _ in images]
-    shown = range(0, len(images), len(images) // 6)
+    shown = range(0, len(images), max(1, len(images) // 6))
     results = {}
     with TritonServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_file=Path("runs/server.log")) as server:
         console.print(f"tritonserver is ready: gRPC {server.grpc_url}, HTTP {server.http_url}")
