@@ -4,6 +4,7 @@ Example:
     python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --method layercam --layer stages.0
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from training.samplers import evenly
 from training.script import exit_code, parse
 from training.settings import SettingsError, check_ranges, first_of
 
+LONGEST_STEM = 200  # bytes: with what is put around it a file's name may have 255
 TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
 BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
@@ -113,7 +115,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     rows = []
     for number, source in enumerate(names):
         target = int(targets[number])
-        stem = Path(source.rpartition(":")[2]).stem  # of a member, not of its shard
+        stem = shortened(Path(source.rpartition(":")[2]).stem)  # of a member, not of its shard
         name = f"{number:03d}_{stem}_{config.method}.png"
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
         answer = labels[int(answered[number])]
@@ -123,6 +125,11 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     for source, label, answer, probability, name in rows:
         table.add_row(Text(source), Text(label), f"{probability:.1%}", Text(answer), Text(name))
     return table, scores_of(model, images, maps, targets, config) if config.scores else {}
+
+
+def shortened(stem: str) -> str:
+    content = os.fsencode(stem)
+    return stem if len(content) <= LONGEST_STEM else content[:LONGEST_STEM].decode(errors="ignore")
 
 
 def scores_of(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, config: Config) -> dict[str, float]:

@@ -101,6 +101,20 @@ def test_script_reads_shards(model: RepLKNet, tmp_path: Path, monkeypatch: pytes
     assert sorted(pictures["shards"]) == ["000_0_cam.png", "001_1_cam.png"]
 
 
+def test_a_name_as_long_as_can_be_is_shortened(model: RepLKNet, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64))
+    (tmp_path / "images").mkdir()
+    bird = "\u9e1f"  # of three bytes
+    for name in ("x" * 251, 83 * bird):
+        Image.new("RGB", (64, 64)).save(tmp_path / "images" / f"{name}.png")
+    config = script.Config(tmp_path / "c", tmp_path / "images", tmp_path / "out", "layercam", device="cpu")
+    script.explain_images(config)
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        f"000_{'x' * 200}_layercam.png",
+        f"001_{66 * bird}_layercam.png",
+    ]
+
+
 @pytest.mark.parametrize("name", ["nope.jpg", "nowhere", "list.csv"])
 def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=rf"--images {tmp_path / name} does not exist: name an image, a folder"):
