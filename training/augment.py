@@ -107,6 +107,9 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
             chain = rand_augment_transform(policy, extra)
         except (AssertionError, ValueError, KeyError) as error:
             raise SettingsError(f"--rand-augment {policy}: timm refuses it ({error})") from error
+        most = chain.ops[0].magnitude_max or 10
+        if chain.num_layers < 1 or chain.ops[0].magnitude > most:  # timm would do nothing, or less
+            raise SettingsError(f"--rand-augment {policy}: n is at least 1, m is 0 to {most:g} (mmax raises it)")
         for operation in chain.ops:
             if operation.name.startswith("Posterize"):
                 operation.aug_fn = _posterize

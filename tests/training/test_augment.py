@@ -126,7 +126,10 @@ def test_posterize_to_nothing_is_black(image: Image.Image) -> None:
     assert set(np.unique(np.asarray(posterize.aug_fn(image, 1)))) == {0, 128}
 
 
-@pytest.mark.parametrize("policy", ["n0-m9", "n2-m31", "augmix-m3", "rand-m9-inc0", "rand-x5", "2-9"])
+@pytest.mark.parametrize(
+    "policy",
+    ["n0-m9", "n2-m31", "augmix-m3", "rand-m9-inc0", "rand-x5", "2-9", "rand-m9-n0", "rand-m27", "rand-m31-mmax30"],
+)
 def test_bad_policies_are_named(policy: str) -> None:
     with pytest.raises(SettingsError, match=f"--rand-augment {policy}"):
         rand_augment(policy, CONFIG)
