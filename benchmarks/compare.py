@@ -23,7 +23,7 @@ from models import ModelConfig, check_arch, count_macs, count_parameters, create
 from training.logs import standard_output
 from training.outputs import check_file
 from training.script import exit_code, parse
-from training.settings import SettingsError
+from training.settings import SettingsError, check_ranges
 
 ARCHS = (
     "replknet_31b",
@@ -57,10 +57,13 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
     """The rows, and what is written beside them. Random weights: time and counts do not depend on them.
 
     Everything is of the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no architecture,
-    twice the same or an output that cannot be written, `ValueError` for an unknown one.
+    twice the same, an impossible number or an output that cannot be written, `ValueError` for an unknown one.
     """
     if not config.archs or len(set(config.archs)) < len(config.archs):
         raise SettingsError(f"--archs {' '.join(config.archs)}: at least one, each once")
+    check_ranges(config)
+    if config.image_size < 0:
+        raise SettingsError(f"--image-size {config.image_size}: pixels, or 0 for each architecture's own")
     for arch in config.archs:
         check_arch(arch)
     check_file("--output", config.output)

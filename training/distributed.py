@@ -35,7 +35,7 @@ def setup(device: str) -> str:
 def check_device(device: str) -> None:
     """Raises `SettingsError` for a device that PyTorch cannot use."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which the device "meta" has not
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): choose another") from error
 

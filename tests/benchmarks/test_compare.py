@@ -57,6 +57,12 @@ def test_bad_lists_of_architectures(archs: tuple[str, ...], message: str) -> Non
         compare(Config(archs=archs))
 
 
+@pytest.mark.parametrize("name", ["rounds", "threads", "image_size"])
+def test_impossible_numbers(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} -1: "):
+        compare(Config(archs=("replknet_nano",), output=tmp_path / "c.json", **{name: -1}))
+
+
 def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["compare", "--archs", "nothing", "--output", str(tmp_path / "c.json")])
     assert script.main() == 1

@@ -212,6 +212,11 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     error = capsys.readouterr().err
     assert error.startswith("finetune: --device gpu cannot be used (Expected one of cpu")
     assert error.count("\n") == 1
+    monkeypatch.setattr("sys.argv", [*arguments, "--device", "meta"])  # one of those that PyTorch then names
+    assert finetune.main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("finetune: --device meta cannot be used (")
+    assert error.endswith("): choose another\n")
 
 
 def test_an_error_that_nobody_foresaw_has_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
