@@ -191,6 +191,13 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
         open_images(tmp_path, None)
 
 
+def test_a_number_that_is_no_index_is_named(tmp_path: Path) -> None:
+    """Not counted up to: as many labels as 1,700,000,000 would fill the memory."""
+    write_shard(tmp_path / "0.tar", {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1700000000"})
+    with pytest.raises(DataError, match=r"0\.tar:b\.png: class 1700000000, but .* has 2 images: without labels\.txt"):
+        open_images(tmp_path, None)
+
+
 def test_a_shards_labels_are_lines_and_no_byte_order_mark(shards: Path) -> None:
     (shards / "labels.txt").write_bytes("\ufeffant\u2028eater\r\ncat\r\ndog\x85".encode())
     assert open_images(shards, None).classes == ["ant\u2028eater", "cat", "dog\x85"]
