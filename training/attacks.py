@@ -89,6 +89,8 @@ def pgd(
     """
     _check(epsilon, steps, restarts)
     size = 2.5 * epsilon / steps if step is None else step
+    if not size >= 0:  # it would go down, or nowhere: any model would look robust
+        raise SettingsError(f"step {size}: pixel units, at least 0")
 
     def run() -> Tensor:
         adversarial = random_start(pixels, epsilon) if from_random else pixels

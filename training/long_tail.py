@@ -19,7 +19,7 @@ def long_tail_counts(largest: int, classes: int, imbalance: float) -> list[int]:
 
     `imbalance` is the first count over the last one. Raises `SettingsError` below 1.
     """
-    if imbalance < 1:
+    if not imbalance >= 1:
         raise SettingsError(f"--imbalance {imbalance}: the largest class over the smallest, at least 1")
     powers = [index / max(1, classes - 1) for index in range(classes)]
     return [max(1, int(largest * imbalance**-power + 1e-9)) for power in powers]

@@ -244,3 +244,9 @@ def test_impossible_attacks(
 ) -> None:
     with pytest.raises(SettingsError, match=f"{name} {value}"):
         attack(model, *batch, **{"epsilon": 0.1, name: value})
+
+
+@pytest.mark.parametrize("step", [-0.1, float("nan")])
+def test_impossible_steps(step: float, model: PixelModel, batch: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(SettingsError, match=f"step {step}: pixel units"):
+        pgd(model, *batch, 0.1, step=step)

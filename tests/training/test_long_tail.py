@@ -63,8 +63,9 @@ def test_exponential_counts_and_subset() -> None:
     assert kept == long_tail_subset(targets, 3, 25) != long_tail_subset(targets, 3, 25, seed=1)
     with pytest.raises(SettingsError, match="class index 1 has no training image"):
         long_tail_subset([0, 2], 3, 10)
-    with pytest.raises(SettingsError, match=r"--imbalance 0\.5"):
-        long_tail_counts(10, 3, 0.5)
+    for imbalance in (0.5, float("nan")):
+        with pytest.raises(SettingsError, match=f"--imbalance {imbalance}"):
+            long_tail_counts(10, 3, imbalance)
 
 
 @pytest.mark.parametrize("rule", ["inverse", "inverse_sqrt", "effective"])
