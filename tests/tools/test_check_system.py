@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,18 +102,38 @@ def test_no_shared_libpython(problems, monkeypatch):
     assert line.endswith(f": sudo apt-get install libpython{PYTHON}")
 
 
+@pytest.mark.parametrize("folder", ["/opt/python/lib/", ""])
+def test_libpython_lies_beside_python_or_where_the_loader_looks(folder, problems, monkeypatch):
+    def load_library(name):
+        if name != f"{folder}libpython{PYTHON}.so.1.0":
+            raise OSError(name)
+
+    monkeypatch.setattr(sysconfig, "get_config_var", {"LIBDIR": "/opt/python/lib"}.get)
+    monkeypatch.setattr(ctypes, "CDLL", load_library)
+    assert problems() == []
+
+
 def test_no_venv_module(problems, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else real(name))
     assert problems() == [f"Python's venv module is missing: sudo apt-get install python{PYTHON}-venv"]
 
 
-def test_another_machine(problems, monkeypatch):
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert problems() == ["Widefield runs on Linux x86-64; this is linux aarch64"]
+@pytest.mark.parametrize(("system", "machine"), [("linux", "aarch64"), ("darwin", "x86_64")])
+def test_another_machine(system, machine, problems, monkeypatch):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert problems() == [f"Widefield runs on Linux x86-64; this is {system} {machine}"]
 
 
-@pytest.mark.parametrize("version", [(3, 8, 10), (3, 14, 0)])
+@pytest.mark.parametrize("version", [(3, 10, 0), (3, 13, 9)])
+def test_oldest_and_newest_python(version, problems, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", version)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    assert problems() == []
+
+
+@pytest.mark.parametrize("version", [(3, 8, 10), (3, 9, 19), (3, 14, 0)])
 def test_wrong_python(problems, monkeypatch, version):
     """Python 3.8's Iterator has no [], which an annotation may not trip over."""
     monkeypatch.setattr(sys, "version_info", version)
