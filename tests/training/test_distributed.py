@@ -69,6 +69,12 @@ def test_statistics_of_their_own_are_averaged(tiny: Tiny, folder: Path, tmp_path
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
 
+def test_each_process_draws_its_own_random_numbers(folder: Path) -> None:
+    """Or both would drop the same paths and mix alike."""
+    drawn = [number for rank in (0, 1) for number in torch.load(folder / f"results{rank}.pt")["drawn"]]
+    assert len(set(drawn)) == len(drawn) == 2 * 6
+
+
 def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
     assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
 

@@ -19,6 +19,7 @@ from training.attacks import PixelModel
 from training.config import Config
 from training.distributed import convert_sync_batchnorm
 from training.finetune import train
+from training.loop import Learner
 from training.methods import make_learner
 from training.paco import PaCo
 from training.presets import PRESETS
@@ -100,7 +101,10 @@ def main() -> None:
     changes |= {"data": Path(changes["data"]), "output": Path(changes["output"])}
     config = dataclasses.replace(PRESETS["digits"], **changes)
     train(config, QUIET)
-    train(dataclasses.replace(config, sync_bn=False, output=folder / "apart"), QUIET)
+    results["drawn"] = []  # where nothing else draws
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "after_step", lambda _: results["drawn"].append(torch.rand(()).item()))
+        train(dataclasses.replace(config, sync_bn=False, output=folder / "apart"), QUIET)
     results["told"] = cut_and_resumed(dataclasses.replace(config, output=folder))
     torch.save(results, folder / f"results{distributed.rank()}.pt")
     distributed.shutdown()
