@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from tritonclient.grpc import model_config_pb2
 
 from benchmarks.served import load_transform
 from export.build import BuildOptions, build
-from export.parity import real_pixels
+from export.parity import Parity, check_parity, real_pixels
+from export.torchscript import ServedBackbone
 from models import ModelConfig, create_model, load_checkpoint, load_config, save_checkpoint
 from server.checksums import ChecksumError, compare_newest
 from server.repository import read_repository
@@ -167,6 +169,7 @@ def test_torchscript_holds_the_operator_and_no_device(repository: Path) -> None:
     graph = torch.jit.load(str(repository / "backbone/1/model.pt")).inlined_graph
     assert "widefield::depthwise_conv2d" in str(graph)
     assert "batch_norm" not in str(graph)
+    assert "prim::GetAttr" not in str(graph), "oneDNN's fusion packs weights that are constants"
     constants = [
         node for node in graph.findAllNodes("prim::Constant") if node.output().type().kind() == "DeviceObjType"
     ]
@@ -181,6 +184,7 @@ def test_onnx_is_standard_and_dynamic(repository: Path) -> None:
     graph = model.graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     assert any(node.op_type == "Conv" for node in graph.node)
+    assert [tensor.name for tensor in (*graph.input, *graph.output)] == ["pixels", "logits"], "config.pbtxt's"
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     loaded = torch.jit.load(str(repository / "backbone/1/model.pt"))
     pixels = real_pixels(None, SIZE, count=5)
@@ -230,9 +234,23 @@ def test_timms_crop_mode_reaches_the_server(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16", 0.02)])
 def test_half_precision_is_half_as_large_and_answers_float32(
-    precision: str, tolerance: float, repository: Path, checkpoint: Path, tmp_path: Path
+    precision: str,
+    tolerance: float,
+    repository: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is compared with float32, not with what it has lost already."""
+    compared = []
+
+    def check(name: str, eager: ServedBackbone, *rest: Any) -> Parity:
+        compared.append(eager.dtype)
+        return check_parity(name, eager, *rest)
+
+    monkeypatch.setattr("export.build.check_parity", check)
     build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
+    assert compared == [torch.float32] * 2
     model = tmp_path / "models/backbone/1/model.pt"
     assert torch.jit.load(str(model))(real_pixels(None, SIZE, count=2)).dtype == torch.float32
     record = json.loads(model.with_name("build.json").read_text())

@@ -176,6 +176,11 @@ def test_what_cannot_take_its_place_is_named(tmp_path: Path) -> None:
         _exchange(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_folder_that_cannot_be_made_is_named() -> None:
+    with pytest.raises(RepositoryError, match=r"^/proc/none/models cannot be written \(.*'/proc/none'\): make room"):
+        build(Path("/proc/none/models"))
+
+
 def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
     """tritonserver parts them at newlines alone: what is built can be released."""
     build(output, labels=["caf\u00e9\u2028au lait", "th\u00e9\x85"])
