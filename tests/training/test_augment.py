@@ -93,6 +93,7 @@ def test_the_papers_fourteen_at_their_magnitudes(image: Image.Image, monkeypatch
 
 def test_number_and_magnitude_are_the_policys(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rand_augment("n3-m30", CONFIG).fill == [124, 116, 104], "the mean colour"
+    assert rand_augment("m9", CONFIG).num_ops == 2, "the paper's"
     calls = applied("n3-m30", image, monkeypatch, 20)
     assert len(calls) == 60
     assert {round(abs(m), 3) for name, m in calls if name == "Rotate"} == {30.0}
@@ -140,6 +141,7 @@ def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
     steps = train_transform(CONFIG, everything).transforms
     assert (steps[-1].probability, steps[-1].per_pixel) == (1.0, True)
     assert (tuple(steps[0].scale), steps[0].interpolation) == ((0.5, 1.0), v2.InterpolationMode.BICUBIC)
+    assert steps[1].p == 0.5
     assert [getattr(step, "__name__", type(step).__name__) for step in steps] == [
         "RandomResizedCrop",
         "RandomHorizontalFlip",
@@ -170,6 +172,20 @@ def test_the_corners_of_affine_have_the_mean_colour_or_are_black() -> None:
         torch.testing.assert_close(darkest, colour, rtol=1e-4, atol=0.01)
     assert AugmentConfig("affine").affine_fill == "mean"
     assert PRESETS["digits"].affine_fill == "black", "their ground"
+
+
+def test_affine_neither_mirrors_nor_moves_far() -> None:
+    """What is up and left stays there."""
+    corner = np.zeros((32, 32, 3), np.uint8)
+    corner[7:9, 7:9] = 255
+    transform = train_transform(CONFIG, AugmentConfig("affine", affine_fill="black"))
+    torch.manual_seed(0)
+    varied = torch.stack([transform(Image.fromarray(corner)) for _ in range(100)])
+    shown = (varied - varied.amin((0, 2, 3), keepdim=True)).amax(1) > 0  # [B,32,32]
+    assert shown.any((1, 2)).all()
+    assert not shown[:, 16:].any()
+    assert not shown[:, :, 16:].any()
+    assert len({tuple(image.nonzero()[0].tolist()) for image in shown}) > 10
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])

@@ -53,6 +53,8 @@ def test_settings_reach_the_learner() -> None:
     assert focal.gamma == 1.0
     assert torch.equal(focal.weight, class_weights(counts, "inverse"))
     assert learner_of(Config(loss="ldam", drw_start=0.5)).criterion.drw_start == 0.5
+    mix = learner_of(Config(mixup=0.8, cutmix=0.5, label_smoothing=0.2)).mix.mix
+    assert (mix.mixup_alpha, mix.cutmix_alpha, mix.label_smoothing, mix.num_classes) == (0.8, 0.5, 0.2, 3)
     sizes = {"paco_queue": 16, "paco_dim": 4}
     paco = learner_of(Config(loss="paco", paco_alpha=0.1, paco_temperature=0.3, paco_momentum=0.9, **sizes))
     assert (paco.alpha, paco.temperature, paco.momentum, paco.generalized) == (0.1, 0.3, 0.9, False)

@@ -1,5 +1,6 @@
 """Large JPEGs are decoded at a fraction of their size, wherever a transform says how much of it is needed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.images import Transform, load_image
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
 
 CONFIG = ModelConfig("replknet_nano", 2, image_size=32, crop_pct=0.875)
+LARGER = replace(CONFIG, image_size=96)
 WIDTH, HEIGHT = 1600, 1200
 
 
@@ -33,14 +35,19 @@ def photograph(tmp_path: Path) -> Path:
     ("transform", "part"),
     [
         (eval_transform(CONFIG), 8),  # 1200 / 8 is more than 2.25 times 36
+        (eval_transform(LARGER), 4),  # by 8 it would be more than 109, and less than 2.25 times that
         (train_transform(CONFIG, AugmentConfig("none")), 8),
+        (train_transform(LARGER, AugmentConfig("none")), 4),
         (train_transform(CONFIG, AugmentConfig("crop", min_crop_area=0.08)), 8),  # 1200 / 8 sqrt(0.08 x 3/4) is 37
         (train_transform(CONFIG, AugmentConfig("crop", min_crop_area=0.05)), 4),  # by 8 it would be 29
         (TwoViews(train_transform(CONFIG, AugmentConfig("crop", min_crop_area=0.05))), 4),
         (pretrain_transform(CONFIG, 0.67, flip=True), 8),
         (Transform([lambda image: image]), 1),
     ],
-    ids=["evaluation", "none", "crop", "small crops", "two views", "pretrain", "not said"],
+    ids=[
+        *("evaluation", "larger evaluation", "none", "larger", "crop", "small crops"),
+        *("two views", "pretrain", "not said"),
+    ],
 )
 def test_as_far_as_the_transform_allows(photograph, transform, part, monkeypatch):
     sizes = []

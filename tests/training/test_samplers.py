@@ -49,6 +49,7 @@ def test_any_place_in_an_epoch() -> None:
     batches.set_position(0, first=4)
     assert list(batches) == whole[4:]
     assert len(batches) == 6, "of a whole epoch"
+    assert sorted(flat(EpochBatches(3, 8))) == [0, 1, 2], "a set smaller than one batch is one"
     batches.set_position(3)
     assert [number for _, number in next(iter(batches))] == [60, 61, 62], "numbers go on over epochs"
 
