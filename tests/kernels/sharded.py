@@ -31,7 +31,7 @@ def main() -> None:
     def made(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
-    for activation, biased in (("none", False), ("relu", True), ("gelu", True)):
+    for activation, biased in (("none", False), ("relu", True), ("gelu", True), ("gelu", False)):
         tensors = [made(4, 16, 9, 7), made(16, 1, 5, 3), *([made(16)] if biased else [])]
         for images in (Shard(0), Shard(2), Replicate()):
             placed: list[Placement] = [images, *[Replicate()] * 2]

@@ -70,6 +70,37 @@ def test_second_build_does_nothing():
     assert LIBRARY.stat().st_mtime_ns == before
 
 
+def test_a_change_of_what_they_are_made_of_is_seen(tmp_path, monkeypatch):
+    """Every source, the compiler's flags, PyTorch and Triton."""
+    native, kernels, torch_folder = (tmp_path / name for name in ("native", "depthwise_conv2d", "torch"))
+    shutil.copytree(ROOT / "kernels/native", native, ignore=shutil.ignore_patterns("lib"))
+    shutil.copytree(ROOT / "kernels/depthwise_conv2d", kernels)
+    torch_folder.mkdir()
+    (torch_folder / "version.py").touch()
+    monkeypatch.setattr(build, "HERE", native)
+    monkeypatch.setattr(aot, "FOLDER", kernels)
+
+    def made_of():
+        return build.fingerprint(torch_folder), aot.source_key("packing.py")
+
+    def differs(before):
+        return [now != then for now, then in zip(made_of(), before, strict=True)]
+
+    assert {variant.source for variant in variants.all_variants()} <= set(build.KERNELS)
+    sources = [path for path in native.iterdir() if path.suffix in (".cpp", ".h", ".py")]
+    for path in [*sources, *(kernels / name for name in build.KERNELS), torch_folder / "version.py"]:
+        before = made_of()
+        path.write_text(path.read_text() + "\n")
+        assert differs(before) == [True, path.name in ("packing.py", "activation.py", "product.py")], path
+    before = made_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "FLAGS", (*build.FLAGS, "-DCHANGED"))
+        assert differs(before) == [True, False]
+    monkeypatch.setattr(build, "triton_version", lambda: "0.0")
+    monkeypatch.setattr(aot.triton, "__version__", "0.0")
+    assert differs(before) == [True, True]
+
+
 def test_missing_compiler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -136,8 +167,10 @@ def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="make native"):
         native.load_native_library()
     broken.unlink()
-    with pytest.raises(RuntimeError, match=r"WIDEFIELD_LIBRARY=.*libwidefield\.so is not a file: name a"):
-        native.load_native_library()
+    for named in (broken, tmp_path):
+        monkeypatch.setenv("WIDEFIELD_LIBRARY", str(named))
+        with pytest.raises(RuntimeError, match=f"WIDEFIELD_LIBRARY={named} is not a file: name a"):
+            native.load_native_library()
     monkeypatch.setenv("WIDEFIELD_NATIVE", "0")
     assert not native.load_native_library()
 
@@ -166,10 +199,13 @@ def test_what_is_compiled(compiled):
 def test_another_number_of_warps_is_compiled_anew(monkeypatch, tmp_path):
     """Which the rule of toeplitz.py may give while the kernel's own source stays."""
     kernels = []
+    (tmp_path / "packing-of_an_older_kernel").mkdir()
+    (tmp_path / "older.cubin").touch()
     for warps in (4, 8):
         monkeypatch.setattr(variants.Pack, "warps", warps)
         kernels += aot.compile_all(tmp_path, [variants.Pack(80, 4)])
     assert [kernel.warps for kernel in kernels] == [4, 8]
+    assert list(tmp_path.iterdir()) == [Path(kernels[0].file).parent], "what is older goes"
     assert len({Path(kernel.file).read_bytes() for kernel in kernels}) == 2
 
 
