@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import psutil
@@ -19,7 +20,7 @@ import torch
 import tritonclient.grpc
 
 import demo
-from client import Classifier, InvalidImageError
+from client import Classifier, InvalidImageError, Prediction
 from models import load_checkpoint, reparameterize
 from server import TritonServer
 from training.augment import eval_transform
@@ -162,6 +163,30 @@ def test_the_demo_builds_again_what_is_not_as_it_was_built(
     with (root / "preprocess/1/model.py").open("a") as code:
         code.write("# newer\n")
     assert not demo.is_built(digits_checkpoint, root)
+    trained_again = tmp_path / "checkpoint"
+    trained_again.mkdir()
+    (trained_again / "model.safetensors").write_bytes(b"other weights")
+    assert demo.is_built(digits_checkpoint, digits_repository)
+    assert not demo.is_built(trained_again, digits_repository)
+
+
+@pytest.mark.parametrize(
+    ("right", "same", "status"), [(97, True, 0), (96, True, 1), (100, False, 1)], ids=["good", "wrong", "different"]
+)
+def test_the_demo_fails_where_answers_are_wrong_or_differ(
+    right: int, same: bool, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = ["7"] * right + ["1"] * (100 - right)
+
+    def classify(server: TritonServer, protocol: str, paths: list[Path]) -> tuple[list[list[Prediction]], float]:
+        given = labels if same or protocol == "grpc" else [*labels[1:], "1"]
+        return [[Prediction(label, int(label), 1.0)] for label in given], 1.0
+
+    monkeypatch.setattr(demo, "held_out_images", lambda: [(Path("7/0.png"), "7")] * 100)
+    monkeypatch.setattr(demo, "TritonServer", MagicMock())
+    monkeypatch.setattr(demo, "classify", classify)
+    monkeypatch.setattr(demo, "draw", Mock())
+    assert demo.demo(tmp_path) == status
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
