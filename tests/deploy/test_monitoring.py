@@ -141,3 +141,70 @@ def test_promtool_reads_the_configuration(tmp_path):
     command = [find_program("promtool"), "check", "config", str(tmp_path / "prometheus.yml")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+SERVED = {  # what tritonserver counts -> by how much that grows every 15 seconds
+    'request_success{model="classifier"}': 150,
+    'request_success{model="classifier_explained"}': 15,
+    'request_success{model="preprocess"}': 225,
+    'request_success{model="backbone"}': 120,
+    'request_failure{model="backbone", reason="REJECTED"}': 30,
+    'request_failure{model="classifier", reason="OTHER"}': 60,
+    'queue_duration_us{model="backbone"}': 120 * 700,
+    'compute_input_duration_us{model="backbone"}': 120 * 20,
+    'compute_infer_duration_us{model="backbone"}': 120 * 3000,
+    'compute_output_duration_us{model="backbone"}': 120 * 40,
+    'count{model="backbone"}': 480,
+    'exec_count{model="backbone"}': 60,
+}
+MEASURED = {
+    'up{instance="a"}': 1,
+    'up{instance="b"}': 0,
+    'nv_inference_request_summary_us{instance="a", model="classifier", quantile="0.99"}': 5000,
+    'nv_inference_request_summary_us{instance="b", model="classifier", quantile="0.99"}': 9000,
+    'nv_inference_request_summary_us{instance="b", model="backbone", quantile="0.99"}': 9999,
+    'nv_inference_pending_request_count{instance="a", model="preprocess"}': 6,
+    'nv_cpu_utilization{instance="a"}': 0.5,
+    'nv_cpu_memory_used_bytes{instance="a"}': 3e9,
+    'nv_cpu_memory_total_bytes{instance="a"}': 4e9,
+    'nv_gpu_utilization{instance="a"}': 0.9,
+    'nv_gpu_memory_used_bytes{instance="a"}': 1e10,
+    'nv_gpu_memory_total_bytes{instance="a"}': 8e10,
+    'nv_gpu_power_usage{instance="a"}': 300,
+}
+SHOWN = {  # a panel -> its unit and what each of its queries then gives
+    "Requests answered": ("reqps", [11]),
+    "Requests failed, by step and reason": ("reqps", [2, 5]),  # by the backbone; images that it never saw
+    "Servers": ("short", [1, 2]),
+    "Latency of a request": ("\u00b5s", [9000]),
+    "Waiting in the queue": ("short", [6]),
+    "Time in the queue, mean of a request": ("\u00b5s", [700]),
+    "Compute by step, mean of a request": ("\u00b5s", [20, 3000, 40]),
+    "Batch size, mean": ("short", [8]),
+    "CPU and memory of the machine": ("percentunit", [0.5, 0.75]),
+    "GPU utilisation": ("percentunit", [0.9]),
+    "GPU memory used": ("percentunit", [0.125]),
+    "GPU power": ("watt", [300]),
+}
+
+
+@needs_promtool
+def test_each_panel_shows_what_its_title_says(tmp_path):
+    counted = {f'nv_inference_{name[:-1]}, instance="a"}}': f"0+{step}x40" for name, step in SERVED.items()}
+    series = counted | {name: f"{value}x40" for name, value in MEASURED.items()}
+    samples = [{"series": f'{name[:-1]}, job="widefield"}}', "values": values} for name, values in series.items()]
+    panels = {panel["title"]: panel for panel in dashboard()["panels"]}
+    assert {title: panel["fieldConfig"]["defaults"]["unit"] for title, panel in panels.items()} == {
+        title: unit for title, (unit, _) in SHOWN.items()
+    }
+    expected = []
+    for title, (_, values) in SHOWN.items():
+        for target, value in zip(panels[title]["targets"], values, strict=True):
+            query = queries()[f"panel {title} {target['refId']}"]
+            one = {"expr": f"round(sum({query}), 0.001)", "eval_time": "10m"}  # rate() is not to the last bit
+            expected.append(one | {"exp_samples": [{"labels": "{}", "value": value}]})
+    test = {"interval": "15s", "input_series": samples, "promql_expr_test": expected}
+    (tmp_path / "panels.yml").write_text(yaml.safe_dump({"tests": [test]}))
+    command = [find_program("promtool"), "test", "rules", str(tmp_path / "panels.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
