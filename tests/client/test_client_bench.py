@@ -1,11 +1,15 @@
 """``python -m client bench``: closed and open loop; wrong usage of all commands."""
 
+import asyncio
 import csv
+import itertools
 import json
 import re
 import socket
 import time
 from pathlib import Path
+from statistics import mean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +32,10 @@ def test_bench_closed_loop(
         return CAT
 
     statuses = iter([server_status(10), server_status(30)])
+    sent = []
 
     async def status(timeout: float) -> ServerStatus:
+        sent.append(len(async_served.requests))
         return next(statuses)
 
     async_served.reply = reply
@@ -39,6 +45,7 @@ def test_bench_closed_loop(
     assert report["load"] == {"concurrency": 4}
     assert async_served.most_in_flight == 4
     assert 0 < report["answered"] <= 36
+    assert 0 < sent[0] == sent[1] - report["answered"]  # the server's times, as ours, are those after the warm-up
     assert report["errors"] == {}
     assert 50 <= report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"]
     assert report["images_per_s"] == pytest.approx(report["answered"] / report["seconds"], rel=0.01)
@@ -76,6 +83,37 @@ def test_bench_open_loop_counts_from_when_each_was_due(
     assert report["sent_late_ms"] > 200
     assert report["latency_ms"]["max"] >= 250
     assert report["latency_ms"]["p90"] > 100  # about 60 of 80 were due meanwhile
+
+
+@pytest.mark.parametrize("load", [["--concurrency", "2"], ["--rate", "100"]])
+def test_bench_sends_the_images_in_turn(async_served: AsyncFakeTransport, load: list[str]) -> None:
+    Path("b.png").write_bytes(b"b")
+    assert main(["bench", "a.png", "b.png", "--seconds", "0.3", "--warm-up", "0.05", "--top", "3", *load]) == 0
+    images = [request.image for request in async_served.requests]
+    assert len(images) > 10
+    assert abs(images.count(b"a") - images.count(b"b")) <= 2  # one of the warm-up, one of the measurement
+    assert {request.top for request in async_served.requests} == {3}
+
+
+def test_bench_arrivals_are_poisson_and_the_same_at_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[list[float]] = []
+
+    async def send(classifier: Any, named: Any, top: int, due: float, result: Any) -> None:
+        runs[-1].append(due)
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(bench, "_send", send)
+    monkeypatch.setattr(bench, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(bench.asyncio, "sleep", sleep)
+    for _ in range(2):
+        runs.append([])
+        asyncio.run(bench.open_loop(None, [("a.png", b"a")], 1, 50.0, 40.0))  # type: ignore[arg-type]
+    assert runs[0] == runs[1]
+    gaps = [after - before for before, after in itertools.pairwise(runs[0])]
+    assert mean(gaps) == pytest.approx(1 / 50, rel=0.1)
+    assert stdev(gaps) == pytest.approx(1 / 50, rel=0.1)  # of a Poisson process as large as the mean
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ def test_explain(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
         Path(folder).mkdir()
         Image.new("RGB", (64, 32), (10, 20, 30)).save(f"{folder}/a.png")
     Path("bad.png").write_bytes(b"text")
-    assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out"]) == 1
+    assert main(["explain", "one", "two", "bad.png", "no.png", "--output", "out", "--top", "2"]) == 1
+    assert {request.top for request in served.requests} == {2}
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "a.png.explained.2.png",
         "a.png.explained.png",
@@ -86,6 +87,8 @@ def test_colours() -> None:
     expected = {0: (0, 0, 128), 32: (0, 0, 128), 64: (255, 80, 0), 96: (255, 255, 160)}
     for column, colour in expected.items():
         np.testing.assert_allclose(colours[column], colour, atol=8)
+    coarse = overlay(Image.new("RGB", (97, 1)), Explanation(CAT, np.array([[0.0, 1.0]], np.float32)), strength=1)
+    assert len(np.unique(np.asarray(coarse)[0], axis=0)) > 20  # its cells run into each other
 
 
 def test_explain_without_a_class_map(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:

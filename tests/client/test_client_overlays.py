@@ -11,7 +11,7 @@ import pytest
 from commands_fakes import CAT
 from PIL import Image
 
-from client import Answer
+from client import Answer, Prediction
 from client.commands import main
 from client.commands._overlays import Overlays
 from client.testing import FakeTransport
@@ -19,7 +19,7 @@ from client.testing import FakeTransport
 
 @pytest.fixture(autouse=True)
 def explaining(served: FakeTransport) -> None:
-    served.reply = lambda request: Answer(CAT, np.ones((2, 2), np.float32))
+    served.reply = lambda request: Answer([*CAT, Prediction("dog", 4, 0.1)], np.ones((2, 2), np.float32))
     for folder, grey in (("one", 10), ("two", 200)):
         Path(folder).mkdir()
         Image.new("L", (8, 8), grey).save(f"{folder}/a.png")

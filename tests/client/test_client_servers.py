@@ -46,6 +46,22 @@ def test_rests_double_and_an_answer_forgets_them() -> None:
     assert 0 in {servers.take(), servers.take()}
 
 
+def test_after_an_outage_the_clients_do_not_come_all_at_once() -> None:
+    rests = set()
+    for _ in range(9):
+        servers = Servers(1, Clock())
+        servers.report(0, ConnectionFailedError("refused"))
+        rests.add(servers._servers[0].out_until)
+    assert len(rests) > 1
+
+
+def test_where_none_is_alive_the_one_whose_rest_ends_first_is_tried() -> None:
+    servers = Servers(2, Clock())
+    for number in (0, 0, 0, 0, 1):
+        servers.report(number, ConnectionFailedError("refused"))
+    assert [servers.take() for _ in range(3)] == [1, 1, 1]
+
+
 def test_an_outage_may_last() -> None:
     """2**1024 is no float."""
     servers = Servers(1, Clock())

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +20,14 @@ from client.commands import main, watch
 from client.testing import FakeTransport
 
 
-def watched(served: FakeTransport, folder: Path, *arguments: str, looks: list[Callable[[], object]]) -> int:
+def watched(
+    served: FakeTransport, folder: Path, *arguments: str, looks: list[Callable[[], object]], interval: float = 1.0
+) -> int:
     """Runs ``watch``; each of `looks` runs before a look, then Ctrl-C."""
     steps = iter(looks)
 
     def sleep(seconds: float) -> None:
+        assert seconds == interval
         try:
             next(steps)()
         except StopIteration:
@@ -51,8 +55,9 @@ def test_watch(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     write("in/old.png", b"old")()
     looks = [
         nothing,
-        write("in/new.png", b"ne", 1),
-        write("in/new.png", b"new", 2),  # still being written
+        write("in/new.png", b"n", 1),
+        write("in/new.png", b"ne", 1),  # still being written, within a tick of the clock
+        write("in/new.png", b"new", 2),
         nothing,
         nothing,
         write("in/old.png", b"replaced", 3),
@@ -95,6 +100,16 @@ def test_watch_top(
     assert watched(served, Path("in"), *arguments, looks=[nothing]) == 130
     assert [request.top for request in served.requests] == [top]
     assert capsys.readouterr().out.splitlines()[0] == line
+
+
+def test_watch_looks_as_often_and_asks_as_many_at_once_as_it_is_told(served: FakeTransport) -> None:
+    Path("in").mkdir()
+    for number in range(9):
+        write(f"in/{number}.png", b"a")()
+    together = Barrier(9)
+    served.reply = lambda request: CAT if together.wait(10) >= 0 else []
+    assert watched(served, Path("in"), "--interval", "7", "--concurrency", "9", looks=[nothing], interval=7.0) == 130
+    assert len(served.requests) == 9
 
 
 def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, capsys: pytest.CaptureFixture) -> None:
