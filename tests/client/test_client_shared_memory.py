@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import frozen
+from asking import frozen, request
 from regions import Regions, names
 
-from client import AsyncClassifier, Classifier, InvalidImageError, QueueFullError, _shared_memory
+from client import (
+    Answer,
+    AsyncClassifier,
+    Classifier,
+    ClassifierError,
+    DeadlineExceededError,
+    InvalidImageError,
+    QueueFullError,
+    _shared_memory,
+)
 from client.__main__ import main
+from client._attempts import drive
+from client._request import Share
 
 pytestmark = pytest.mark.server
 
@@ -28,9 +39,11 @@ def test_one_region_serves_one_caller(sharing: Callable[..., Classifier], region
 
 def test_regions_are_as_large_as_the_images(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
     with sharing() as classifier:
-        for size, expected in ((64, [1]), (1000, [1, 4]), (64, [1, 4]), (1500, [1, 4, 8]), (800, [1, 4, 8])):
+        asked = ((64, [1], 1), (1000, [1, 4], 4), (64, [1, 4], 1), (1500, [1, 4, 8], 8), (800, [1, 4, 8], 4))
+        for size, expected, used in asked:
             assert classifier.classify(picture("blue", "BMP", size=size))[0].label == "blue [cold]"
             assert regions.sizes() == expected
+            assert classifier._transports[0]._memory._idle[-1].size == used << 20
     with sharing() as classifier:
         for size, expected in ((1500, [8]), (64, [1, 8]), (800, [1, 8])):  # one that is much too large waits for others
             classifier.classify(picture("blue", "BMP", size=size))
@@ -51,6 +64,49 @@ def test_the_largest_make_room(
             assert regions.sizes() == expected
         ask(1500)  # too large for all of it: it goes in its message
         regions.await_sizes([], lambda: ask(1500))
+
+
+class LettingGo:
+    """In a transport's place, of a server that lets go at once: what it was asked; images are met with `error`."""
+
+    def __init__(self, error: ClassifierError | None = None) -> None:
+        self.error, self.verbs = error, list[str]()
+
+    def __call__(self, step: Any) -> Any:
+        if isinstance(step, Share):
+            self.verbs.append(step.verb)
+            return []
+        if self.error is not None:
+            raise self.error
+        return Answer([])
+
+
+def test_the_largest_makes_room_and_what_others_left_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_shared_memory, "MOST", 5 << 20)
+    memory, server = _shared_memory.SharedMemory("token"), LettingGo()
+    for size in (1, 1 << 20, 1 << 21):  # and a length of 4 bytes
+        drive(memory.infer(request(image=bytes(size))), server)
+    assert [region.size >> 20 for region in memory._idle] == [1, 4]
+    assert server.verbs == ["status", "register", "register", "unregister", "register"]
+    drive(memory.close(), server)
+    assert memory._bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (InvalidImageError("no picture"), []),
+        (QueueFullError("full"), []),
+        (DeadlineExceededError("late"), ["unregister", "register"]),  # it may read it still
+    ],
+)
+def test_a_region_that_the_server_has_done_with_is_used_again(error: ClassifierError, again: list[str]) -> None:
+    memory, server = _shared_memory.SharedMemory("token"), LettingGo(error)
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            drive(memory.infer(request()), server)
+    assert server.verbs == ["status", "register", *again]
+    drive(memory.close(), server)
 
 
 def test_every_request_in_flight_has_its_own(sharing: Callable[..., Classifier], regions: Regions) -> None:
