@@ -75,6 +75,21 @@ def test_a_word_that_is_no_option_is_not_passed_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [
+        ("drain-seconds", "-1", "0 or more"),
+        ("max-restarts", "-1", "0 or more"),
+        ("start-timeout", "0", "more than 0"),
+        ("probe-interval", "inf", "more than 0"),
+        ("probe-timeout", "nan", "more than 0"),
+    ],
+)
+def test_numbers_that_cannot_be(tmp_path, capsys, option, value, least):
+    assert main(["--model-repository", str(tmp_path), f"--{option}", value]) == 2
+    assert capsys.readouterr().err == f"server: error: --{option} is {value}: give {least}\n"
+
+
+@pytest.mark.parametrize(
     ("option", "remedy"),
     [
         ("--http-port=9", "give --http-port before --"),

@@ -1,11 +1,8 @@
 """Python models in tritonserver's own process: as the Python backend runs them, errors too, and nothing left of it."""
 
 import concurrent.futures
-import ctypes
-import importlib
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -19,13 +16,6 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from benchmarks.resilience.footprint import tritonserver_of
 from server import StartError, TritonServer
 
-NUMBERS = [
-    np.bool_,
-    *(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)),
-    np.float16,
-    np.float32,
-    np.float64,
-]
 ODD = """
 import json
 import os
@@ -91,18 +81,6 @@ def odd(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "server.log"
     with TritonServer(root, log_file=log) as server:
         yield server
-
-
-@pytest.fixture
-def bridge(monkeypatch):
-    """bridge.py as a library's Python has it."""
-    folder = Path(__file__).parents[2] / "server" / "backends" / "python_in_process"
-    monkeypatch.syspath_prepend(folder)
-    for name in ("bridge", "triton_python_backend_utils"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module("bridge")
-    for name in ("bridge", "triton_python_backend_utils"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.server
@@ -227,75 +205,3 @@ def test_a_limit_that_refuses_the_warm_up(request, tmp_path, models, limit, valu
         in_process(model)
     with pytest.raises(StartError, match=rf"refuse the warm-up's own picture, warmup/picture.*{reason}"):
         TritonServer(tmp_path).start()
-
-
-@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
-def test_numbers_go_through_as_they_are(bridge, dtype):
-    array = np.arange(12).astype(dtype).reshape(3, 4)
-    output = bridge.pb_utils.Tensor("x", array[:, ::2])
-    out = bridge.as_tensor(output)
-    np.testing.assert_array_equal(bridge.as_array(out), array[:, ::2])
-    assert bridge.as_array(out).dtype == array.dtype
-    assert out.bytes == 6 * array.itemsize
-
-
-def test_no_elements(bridge):
-    output = bridge.pb_utils.Tensor("x", np.empty((0, 3), np.float32))
-    out = bridge.as_tensor(output)
-    assert bridge.as_array(out).shape == (0, 3)
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"", []),
-        (b"\0\0\0\0", [b""]),
-        (b"\2\0\0\0ab\1\0\0\0c", [b"ab", b"c"]),
-        (b"\3\0\0\0ab", "incomplete strings: 3 bytes expected from byte 4 on, of 6"),
-        (b"\1\0", "incomplete strings: 1 bytes expected from byte 4 on, of 2"),
-    ],
-)
-def test_strings(bridge, data, expected):
-    if isinstance(expected, list):
-        assert bridge.split_strings(data) == expected
-    else:
-        with pytest.raises(ValueError, match=expected):
-            bridge.split_strings(data)
-
-
-def test_each_load_is_a_module_of_its_own(bridge, tmp_path):
-    """Two versions with modules of the same names; nothing of them stays in Python's table."""
-    for version in ("1", "2"):
-        (tmp_path / version).mkdir()
-        (tmp_path / version / "neighbour.py").write_text(f"VALUE = {version}\n")
-        (tmp_path / version / "model.py").write_text(
-            "import neighbour\nclass TritonPythonModel:\n    value = neighbour.VALUE\n"
-        )
-    before = set(sys.modules), list(sys.path)
-    models = [bridge.load(str(tmp_path / version)) for version in ("1", "2", "1")]
-    assert [model.value for model in models] == [1, 2, 1]
-    assert type(models[0]) is not type(models[2])
-    assert (set(sys.modules), sys.path) == before
-    shutil.rmtree(tmp_path / "2")
-    with pytest.raises(FileNotFoundError):
-        bridge.load(str(tmp_path / "2"))
-    assert (set(sys.modules), sys.path) == before
-
-
-def test_the_life_of_an_instance(bridge, tmp_path):
-    """Created with its config, finalized once; a name for what it lacks."""
-    (tmp_path / "model.py").write_text(
-        "said = []\nclass TritonPythonModel:\n"
-        "    def initialize(self, args):\n        said.append(args)\n        self.said = said\n"
-        "    def finalize(self):\n        said.append('end')\n"
-    )
-    told = []
-    server = bridge.Bridge(tell=bridge.Tell(lambda text, message: told.append(message)))
-    models = bridge.Models(server)
-    number = models.create(str(tmp_path).encode(), b"{}", b"model_0_0", 0)
-    said = models._models[number].said
-    models.destroy(number)
-    assert said == [{"model_config": "{}", "model_instance_name": "model_0_0"}, "end"]
-    (tmp_path / "model.py").write_text("pass\n")
-    assert models.create(str(tmp_path).encode(), b"{}", b"model_0_0", ctypes.c_void_p(0)) == 0
-    assert told[0].startswith(b"AttributeError: ")

@@ -237,10 +237,11 @@ def test_the_guard_ends_as_tritonserver_did(guarded, end, code):
     assert guarded(f"echo begun; {end}").wait(20) == code
 
 
-def test_a_signal_to_the_guard_drains(guarded):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_guard_drains(guarded, number):
     """As where every process of a container is told to end."""
     guard = guarded("trap 'exit 7' TERM; echo begun; while :; do sleep 0.1; done")
-    guard.send_signal(signal.SIGTERM)
+    guard.send_signal(number)
     assert guard.wait(20) == 7
 
 
@@ -256,7 +257,10 @@ def test_the_grace_is_given_once(guarded):
     assert guard.returncode == 137
 
 
-def test_what_tritonserver_leaves_ends_with_it(guarded):
-    guard = guarded("sleep 60 & echo $!")
+def test_what_tritonserver_leaves_ends_with_it(guarded, tmp_path):
+    left, other = (Path("/dev/shm", f"{tmp_path.name}{end}") for end in ("-left", "s"))
+    guard = guarded(f"touch {left} {other}; sleep 60 & echo $!")
     assert guard.wait(20) == 0
     assert not psutil.pid_exists(int(guard.said))
+    assert not left.exists()
+    other.unlink()  # of a name that only begins alike

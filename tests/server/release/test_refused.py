@@ -67,6 +67,29 @@ def test_a_tensor_that_one_of_them_lacks_is_named(build, repository):
         check_compatible(repository, path.parents[1])
 
 
+@pytest.mark.parametrize(
+    ("model", "old", "new", "part"),
+    [
+        ("backbone", 'backend: "pytorch"', 'backend: "onnxruntime"', "backend"),
+        ("classifier", 'platform: "ensemble"', "", "platform"),
+        ("classifier", "model_version: -1", "model_version: 1", "ensemble_scheduling"),
+    ],
+)
+def test_another_way_to_the_answer_is_named(build, repository, model, old, new, part):
+    path = build() / model / "config.pbtxt"
+    edit(path, old, new)
+    with pytest.raises(ReleaseError, match=rf"built/{model}: its {part} differs from what .* serves: serve it as"):
+        check_compatible(path.parents[1], repository)
+
+
+def test_a_label_is_a_line_as_tritonserver_reads_it(build, repository):
+    """Which splits at newlines alone."""
+    root = build()
+    edit(root / "classifier/labels.txt", "red", "r\red")
+    with pytest.raises(ReleaseError, match=r"labels\.txt differs from the one"):
+        check_compatible(root, repository)
+
+
 @pytest.mark.parametrize("name", ["max_pixels", "max_file_bytes"])
 def test_limits_are_no_preparation(served, build, name):
     """docs/operations.md has them lowered: the served configs' hold on, and the same images get the same pixels."""
