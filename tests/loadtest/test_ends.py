@@ -14,8 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def hangup(disposition: signal.Handlers) -> Callable[[], object]:
+    """What a process does before it runs: SIGHUP is as nohup, or as a terminal, leaves it."""
+    return lambda: signal.signal(signal.SIGHUP, disposition)
+
+
 @pytest.mark.parametrize(
-    ("sent", "more"), [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGTERM, ["--processes", "2"])]
+    ("sent", "more"),
+    [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, []), (signal.SIGTERM, ["--processes", "2"])],
 )
 def test_a_signal_ends_a_run_with_the_table(
     pictures: Path, counting_server: Callable, sent: signal.Signals, more: list[str]
@@ -36,7 +42,12 @@ def test_a_signal_ends_a_run_with_the_table(
         *more,
     ]
     process = subprocess.Popen(
-        [*command, "--host", server.address], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--host", server.address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hangup(signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30
     while server.count < 20 and time.monotonic() < deadline:
@@ -49,6 +60,28 @@ def test_a_signal_ends_a_run_with_the_table(
     assert "p99" in out
     assert "the test was cut short" in error
     assert "Traceback" not in error
+
+
+def test_a_hangup_under_nohup_ends_nothing(pictures: Path, counting_server: Callable) -> None:
+    """Neither the null check nor the run."""
+    words = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--images", str(pictures)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadtest", *words, "--host", counting_server().address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hangup(signal.SIG_IGN),
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    process.kill()
+    out, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "steady" in out
+    assert "the test was cut short" not in error
 
 
 @pytest.mark.parametrize(

@@ -125,16 +125,25 @@ def test_the_null_check_is_of_a_process_for_each_core(monkeypatch: pytest.Monkey
     assert asked == [3]
 
 
-@pytest.mark.parametrize(("check", "status", "sent"), [("refuse", 3, 0), ("warn", 0, 1), ("off", 0, 1)])
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ([], 3, True),
+        (["--null-check", "warn"], 0, True),
+        (["--null-check", "off"], 0, False),
+        (["--worker"], 0, False),  # its master has measured, and has the rate
+    ],
+)
 def test_a_rate_near_what_can_be_sent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, check: str, status: int, sent: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list[str], status: int, told: bool
 ) -> None:
     started: list[object] = []
     monkeypatch.setattr("loadtest.__main__.null_rate", lambda *_: 10.0)
+    monkeypatch.setattr("loadtest.__main__._check_locust_options", lambda words: None)
     monkeypatch.setattr("loadtest.__main__._locust", lambda *options: started.append(options) or 0)
-    assert run(["--rate", "6", "--null-check", check]) == status
-    assert len(started) == sent
-    assert ("6 requests/s are more than half of the 10" in capsys.readouterr().err) == (check != "off")
+    assert run(["--rate", "6", *words]) == status
+    assert len(started) == (status == 0)
+    assert ("6 requests/s are more than half of the 10" in capsys.readouterr().err) == told
 
 
 SENT = """
@@ -155,6 +164,25 @@ HttpClassifierUser.send(user, 1.5)
 def test_latency_and_lateness_are_milliseconds_from_the_due_time() -> None:
     done = subprocess.run([sys.executable, "-c", SENT], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "1.5 HTTP 1250.0 500.0 None\n"
+
+
+DRAWN = """
+from types import SimpleNamespace as Some
+from loadtest import users
+
+users.open_classifier = lambda *_: None
+for kind in (users.HttpClassifierUser, users.GrpcClassifierUser):
+    user = Some(environment=Some(parsed_options=Some(top=1)), protocol=kind.protocol)
+    kind.on_start(user)
+    print(user.source.random())
+"""
+
+
+def test_no_two_senders_and_no_two_runs_draw_the_same_arrivals() -> None:
+    """Or each request of one would be due with one of the others: pairs, and no Poisson process."""
+    command = [sys.executable, "-c", DRAWN]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout for _ in range(2)]
+    assert len({number for drawn in runs for number in drawn.split()}) == 4
 
 
 ADDRESSES = """

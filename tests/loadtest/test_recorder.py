@@ -51,27 +51,32 @@ def test_phases_and_workers_add_up() -> None:
     workers = [Recorder(phases), Recorder(phases)]
     workers[0].record(1.9, "HTTP", 5, 0.1, None)
     workers[0].record(2.0, "HTTP", 5, 0.1, None)
+    workers[1].record(2.5, "HTTP", 3, 0.1, None)
     workers[1].record(7.9, "HTTP", 10, 0.1, None)
-    workers[1].record(7.0, "HTTP", 1, 0.1, "refused")
+    for worker in workers:
+        worker.record(7.0, "HTTP", 1, 0.1, "refused")
     workers[1].record(12.0, "HTTP", 5, 0.1, None)  # behind the last phase
     master = Recorder(phases)
     for worker in workers:
         master.merge(json.loads(json.dumps(worker.take())))
         assert worker.take() == []
     found = {key[1]: cell for key, cell in master.cells.items() if key[0] == "phase"}
-    assert {index: cell.latency.total() for index, cell in found.items()} == {0: 1, 1: 1, 2: 1}
-    assert found[2].errors == {"refused": 1}
+    assert {index: cell.latency.total() for index, cell in found.items()} == {0: 1, 1: 2, 2: 1}
+    assert found[2].errors == {"refused": 2}
     assert [(cell.total_ms, cell.max_ms, cell.sent, cell.finished) for cell in found.values()] == [
         (5, 5, 1, 1),
-        (5, 5, 1, 1),
-        (10, 10, 2, 1),
+        (8, 5, 2, 2),
+        (10, 10, 3, 1),
     ]
-    assert [cell.late.total() for cell in found.values()] == [1, 1, 2]
+    assert [cell.late.total() for cell in found.values()] == [1, 2, 3]
     assert {key[1] for key in master.cells if key[0] == "window"} == {1, 2, 7}
 
 
 def test_windows_of_a_long_test() -> None:
-    assert Recorder(plan("soak", 1, 3600)).window == 30
+    soak = Recorder(plan("soak", 1, 3600))
+    soak.record(61.0, "HTTP", 5, 0.1, None)
+    assert soak.window == 30
+    assert ("window", 2, "HTTP") in soak.cells
     phase = plan("steady", 1, math.inf)
     assert Recorder(phase).window == 1
 
