@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.evidence import report
+from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm
 from benchmarks.evidence.spread import Spread, difference, spread
@@ -97,6 +99,10 @@ def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_pa
             assert f"| {row['arm']} |" in text or name == "kernels"
     assert "| from scratch | 70.0 ± 0.0 (70.0 to 70.0) |  | baseline | 30 + 100 / 25 + 90 |" in text
     assert "| SimMIM, token | 71.1 ± 0.1 (71.0 to 71.2) | +1.1 ± 0.1 | gains |" in text
+    shots = "60.0 ± 0.0 (60.0 to 60.0) | 79.0 ± 0.0 | 70.0 ± 0.0 | 30.0 ± 0.0 (30.0 to 30.0)"  # balanced, many, ...
+    assert f"| plain cross-entropy | 70.0 ± 0.0 (70.0 to 70.0) | {shots} |  | baseline | 30 + 100 / 25 + 90 |" in text
+    attacked = "20.0 ± 0.0 (20.0 to 20.0) | -10.0 ± 0.0 (-10.0 to -10.0) | -15.0 ± 0.0 (-15.0 to -15.0)"
+    assert f"| plain | 78.0 ± 0.0 (78.0 to 78.0) |  | {attacked} | 30 + 100 / 25 + 90 |" in text
     assert "20 images: against plain cross-entropy *gains*: class weights 1/n (+1.1 ± 0.1), class" in sentences
     assert "first steps whose loss agrees to 1e-6: finetune 1 of 2, pretrain 1 of 2." in sentences
     numbers = "1 of 2 | 0.0e+00 | 1.0e-06 (1.0e-06) | 2.0e-06 (2.0e-06)"
@@ -109,6 +115,25 @@ def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_pa
         with Image.open(tmp_path / picture) as image:
             assert image.width > 600
         assert f"img/{picture}" in text
+
+
+def test_bars_are_means_and_the_best_method_is_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    rows = [
+        {"group": "g", "arm": arm, "seeds": [{"few": few + d, "balanced": 0.9, "top1": few} for d in (-0.1, 0.0, 0.1)]}
+        for arm, few in (("plain", 0.2), ("good", 0.5), ("best", 0.7))
+    ]
+    draw_long_tail({"rows": rows}, tmp_path / "tail.png")
+    few, balanced = drawn[0].axes
+    assert [label.get_text() for label in few.get_yticklabels()] == ["plain", "best", "good"]
+    assert [bar.get_width() for bar in few.patches] == pytest.approx([20, 70, 50])
+    assert [bar.get_width() for bar in balanced.patches] == pytest.approx([90, 90, 90])
+    assert few.collections[1].get_offsets().tolist() == [[pytest.approx(value), 1] for value in (60, 70, 80)]
+    draw_simmim({"rows": [*rows, {**rows[2], "group": "h"}]}, tmp_path / "simmim.png")
+    first, second = drawn[1].axes
+    assert [bar.get_width() for bar in first.patches] == pytest.approx([20, 50, 70])
+    assert [(bar.get_width(), bar.get_y() + 0.35) for bar in second.patches] == [pytest.approx((70, 2))]
 
 
 def test_paragraphs_and_lists_are_wrapped_and_tables_are_not() -> None:

@@ -1,0 +1,76 @@
+"""Who answers otherwise gets no speed: the preprocess step's pipelines, and the network's runtimes on a CPU."""
+
+import numpy as np
+import pytest
+
+from benchmarks import cpu_inference, preprocess
+from benchmarks.harness import Timing
+from benchmarks.preprocess import BASELINE, OURS
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """The candidates that were timed, each called once; the first named takes 1 ms, the next 2 ms and so on."""
+    names = []
+
+    def interleaved(candidates, rounds):
+        for call in candidates.values():
+            call()
+        names.extend(candidates)
+        return {name: Timing(ms, ms, ms, rounds) for ms, name in enumerate(candidates, 1)}
+
+    for module in (preprocess, cpu_inference):
+        monkeypatch.setattr(module, "interleaved", interleaved)
+    return names
+
+
+def test_a_pipeline_that_is_not_equal_is_named_with_its_distance(timed):
+    def away(levels, image=b""):
+        return lambda data: np.full((2, 2, 3), 100, np.uint8) - np.uint8(levels if data == image or not image else 0)
+
+    pipelines = {OURS: away(1), BASELINE: away(0), "far": away(2), "far of one": away(2, b"second")}
+    found = preprocess.compare(pipelines, "two", [b"first", b"second"], rounds=3)
+    assert timed == [OURS, BASELINE]
+    assert found["rows"] == [
+        {"pipeline": OURS, "mean_difference": 1.0, "max_difference": 1}
+        | {"images_per_s": 2000.0, "ms": 0.5, "ratio_to_pillow": 2.0},
+        {"pipeline": BASELINE, "mean_difference": 0.0, "max_difference": 0}
+        | {"images_per_s": 1000.0, "ms": 1.0, "ratio_to_pillow": 1.0},
+        {"pipeline": "far", "mean_difference": 2.0, "max_difference": 2},
+        {"pipeline": "far of one", "mean_difference": 2.0, "max_difference": 2},
+    ]
+
+
+@pytest.fixture
+def runtimes(monkeypatch):
+    """runtimes(factor): eager, and an OpenVINO whose logits are `factor` of its; the batches that were asked for."""
+
+    def build(factor):
+        batches = []
+
+        def run(pixels):
+            batches.append(len(pixels))
+            return pixels.float().mean((1, 2))
+
+        runners = {"eager": (run, 0.0), "OpenVINO fp32": (lambda pixels: factor * run(pixels), 1e-3)}
+        monkeypatch.setattr(cpu_inference, "candidates", lambda *_: runners)
+        return batches
+
+    return build
+
+
+@pytest.mark.parametrize("factor", [1.002, float("nan")])
+def test_a_runtime_that_differs_from_eager_ends_the_run(timed, runtimes, factor):
+    runtimes(factor)
+    with pytest.raises(SystemExit, match=r"OpenVINO fp32 differs from eager by .* no speed reported"):
+        cpu_inference.measure("replknet_nano", 4, [1], 3)
+    assert timed == []
+
+
+def test_runtimes_are_compared_with_openvino(timed, runtimes):
+    batches = runtimes(1.0005)
+    rows = cpu_inference.measure("replknet_nano", 4, [1, 8], 3)
+    assert [(row["batch"], row["runtime"], row["ratio_to_openvino_fp32"]) for row in rows] == [
+        (batch, name, ratio) for batch in (1, 8) for name, ratio in (("eager", 0.5), ("OpenVINO fp32", 1.0))
+    ]
+    assert set(batches) == {1, 8}
