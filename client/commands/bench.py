@@ -119,7 +119,7 @@ async def open_loop(classifier: AsyncClassifier, images: Sequence[Named], top: i
         task.add_done_callback(tasks.discard)
         number += 1
     await asyncio.gather(*tasks)
-    result.elapsed = time.monotonic() - started
+    result.elapsed = max(end, time.monotonic()) - started  # also the time after the last one in which none was due
     return result
 
 

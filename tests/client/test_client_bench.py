@@ -109,7 +109,8 @@ def test_bench_arrivals_are_poisson_and_the_same_at_every_run(monkeypatch: pytes
     monkeypatch.setattr(bench.asyncio, "sleep", sleep)
     for _ in range(2):
         runs.append([])
-        asyncio.run(bench.open_loop(None, [("a.png", b"a")], 1, 50.0, 40.0))  # type: ignore[arg-type]
+        result = asyncio.run(bench.open_loop(None, [("a.png", b"a")], 1, 50.0, 40.0))  # type: ignore[arg-type]
+        assert result.elapsed == 40.0  # not until the last one: ten in ten seconds are one a second
     assert runs[0] == runs[1]
     gaps = [after - before for before, after in itertools.pairwise(runs[0])]
     assert mean(gaps) == pytest.approx(1 / 50, rel=0.1)
@@ -142,6 +143,13 @@ def test_bench_errors(async_served: AsyncFakeTransport, capsys: pytest.CaptureFi
 def test_bench_goes_on_after_one_failure_of_the_warm_up(async_served: AsyncFakeTransport) -> None:
     async_served.reply = lambda request: ConnectionFailedError("reset") if len(async_served.requests) == 1 else CAT
     assert measured() == 0
+
+
+def test_bench_of_no_image_is_a_failure(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
+    """Of so low a rate that none is due."""
+    assert measured("--rate", "0.001", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["answered"], report["images_per_s"], report["errors"]) == (0, 0.0, {})
 
 
 def test_bench_names_a_picture_that_is_none(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
