@@ -265,6 +265,14 @@ def test_only_what_ended_here_is_left_behind(tmp_path: Path, monkeypatch: pytest
     assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
+def test_another_user_cannot_read_a_region() -> None:
+    region = _region.Region(1)
+    mode = os.stat(region._path).st_mode
+    region.hide()
+    region.close()
+    assert mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "\u00e4"])
 def test_a_token_that_is_none(token: str) -> None:
     with pytest.raises(ValueError, match="token"):

@@ -129,7 +129,7 @@ def colour(name):
     return buffer.getvalue()
 
 
-def test_instances_share_the_cores(step, transform, monkeypatch):
+def test_instances_share_the_cores(step, transform, monkeypatch, priorities):
     """Two images must be in hand at once to pass the barrier; the order of the answers is that of the requests."""
     model = model_of(step, monkeypatch, cores=6, instances=2)
     barrier = threading.Barrier(3, timeout=20)
@@ -141,6 +141,8 @@ def test_instances_share_the_cores(step, transform, monkeypatch):
     first, second = (response.tensors[0].array for response in responses)
     assert first[:, 0, 0].tolist() == [[255, 0, 0], [0, 255, 0]]
     assert second[:, 0, 0].tolist() == [[0, 0, 255]]
+    assert len(priorities) == 1 + len(model.pool._threads) == 4  # the three that decode step back too
+    assert not any(thread.is_alive() for thread in model.pool._threads)
 
 
 def test_no_threads_where_instances_take_every_core(step, monkeypatch):
