@@ -1,0 +1,49 @@
+"""Servers that are compared are asked in turn, and each turn has a ratio of its own."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from benchmarks import instances, transports
+from benchmarks.harness import Timing
+
+
+def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
+    """Of a machine that becomes slower: the medians' ratio would be another."""
+    monkeypatch.setattr(instances, "build_repository", lambda *_: "two")
+    monkeypatch.setattr(instances, "one_of_all", lambda *_: "one")
+    monkeypatch.setattr(instances, "CALLERS", (8,))
+    asked, rates = [], iter([0, 0, 60.0, 20.0, 40.0, 50.0, 10.0, 5.0])  # first both are warmed up
+
+    @contextmanager
+    def ours(repository, picture):
+        yield SimpleNamespace(port=repository)
+
+    def closed_loop(port, requests, callers, seconds):
+        asked.append((port, callers, seconds))
+        rate = next(rates)
+        return {"images_per_s": rate, "p50_ms": 1.0, "p99_ms": rate}
+
+    monkeypatch.setattr(instances, "ours", ours)
+    monkeypatch.setattr(instances, "turned", lambda: ["picture"])
+    monkeypatch.setattr(instances, "closed_loop", closed_loop)
+    monkeypatch.setattr(instances, "requests", lambda running: [])
+    (row,) = instances.measure("nano", 3, 0.5, 2)
+    assert [port for port, _, _ in asked[2:]] == ["two", "one", "one", "two", "two", "one"]
+    assert {(callers, seconds) for _, callers, seconds in asked[2:]} == {(8, 0.5)}
+    assert row["ratios"] == [1.25, 2.0, 3.0]
+    assert row["ratio"] == 2.0
+    assert (row["two_images_per_s"], row["one_images_per_s"], row["two_p99_ms"]) == (50.0, 20.0, 50.0)
+
+
+def test_messages_are_compared_with_tritonclient_and_memory_with_messages():
+    times = {"": 2.0, ", shared memory": 1.0, ", tritonclient": 8.0}
+    timings = {
+        name + way: Timing(factor * ms, 0, 0, 1)
+        for name, factor in (("gRPC", 1), ("HTTP", 3))
+        for way, ms in times.items()
+    }
+    timings["HTTP, tritonclient"] = Timing(6.0, 0, 0, 1)
+    assert transports.ratios(timings) == {
+        "gRPC": {"over_tritonclient": 0.25, "shared_over_messages": 0.5},
+        "HTTP": {"over_tritonclient": 1.0, "shared_over_messages": 0.5},
+    }

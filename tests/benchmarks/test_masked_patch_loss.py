@@ -1,0 +1,43 @@
+"""The loss's benchmark: a wrong loss or gradient gets no speed; what the speeds are compared with."""
+
+import pytest
+import torch
+
+from benchmarks import masked_patch_loss as bench
+from benchmarks.harness import Timing
+
+WRONG = {
+    "loss": lambda *given: 1.002 * bench.eager(*given),
+    "gradient": lambda *given: 2 * bench.eager(*given) - bench.eager(*given).detach(),
+    "no number": lambda *given: bench.eager(*given) + (given[0] - given[0].detach()).abs().sqrt().sum(),
+}
+
+
+@pytest.fixture
+def tensors():
+    torch.manual_seed(0)
+    return bench.inputs(1, 64, torch.float32, torch.contiguous_format, "cpu")
+
+
+@pytest.mark.parametrize("norm", bench.NORMS)
+def test_what_is_right_goes_on(tensors, norm):
+    for name, function in bench.IMPLEMENTATIONS.items():
+        bench.check(name, function, tensors, norm)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_ends_the_run(tensors, wrong):
+    with pytest.raises(SystemExit, match="widefield, norm none"):
+        bench.check("widefield", WRONG[wrong], tensors, "none")
+
+
+def test_speeds_are_of_eagers_time_and_of_the_copys_bandwidth(monkeypatch):
+    """Of float32 at 64 px: prediction and image are 48 KiB each, and the gradient too; masked are 60 % of both."""
+    times = {"eager": 8.0, "widefield": 2.0, "copy": 1.0}
+    monkeypatch.setattr(bench, "timed", lambda *_: {name: Timing(ms, ms, ms, 1) for name, ms in times.items()})
+    rows = bench.measure([1], 64, 5, "cpu")
+    assert len(rows) == 2 * len(bench.NORMS)
+    for row in rows:
+        assert row["speedup_over_eager"] == 4.0
+        assert row["least_mb"] == round((0.6 * 2 + 1) * 49152 / 1e6, 2)
+        assert row["of_copy"] == round((0.6 * 2 + 1) * 49152 / 2.0 / (2 * 2 * 49152 / 1.0), 3)
