@@ -93,6 +93,8 @@ def test_a_server_that_had_the_model_is_stopping() -> None:
         first.reply = gone
         with pytest.raises(ServerNotReadyError, match="had it before"):
             classifier.classify(b"x")
+        with pytest.raises(ModelNotFoundError):
+            classifier.explain(b"x")  # by another model, which it never had
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
