@@ -131,6 +131,7 @@ def test_a_slow_candidate_leaves_the_race(tmp_path: Path) -> None:
     assert timings["a"].calls == 2
     with pytest.raises(TypeError, match="object has no place"):
         write_document(tmp_path / "x.json", thing=object())
+    assert Timing.of([float(number) for number in range(11, 0, -1)]) == Timing(6.0, 3.0, 9.0, 11)
     timing = Timing.of([1.0, 2.0, 3.0])
     assert json.loads(write_document(tmp_path / "x.json", timing=timing).read_text())["timing"]["median"] == 2.0
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.kernels import candidates as c
-from benchmarks.kernels.accuracy import Reference, Tensors
+from benchmarks.kernels.accuracy import EPS, Reference, Tensors
 from benchmarks.kernels.layers import PASSES, Layer
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 
@@ -125,6 +125,10 @@ def test_a_wrong_answer_is_found(which):
     wrong.flatten()[0] = float("nan")
     assert reference.error(which, wrong) == float("inf")
     assert reference.error(which, answer[:-1]) == float("inf")
+
+
+def test_bounds_are_of_each_types_own_rounding():
+    assert {dtype: torch.finfo(dtype).eps for dtype in EPS} == EPS
 
 
 def test_the_reference_is_the_projects_specification():

@@ -94,8 +94,8 @@ def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):
         clock[0] += 10
 
     monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
-    timings = interleaved({"slow": slow, "fast": lambda: None}, rounds=5, seconds=15)
-    assert (timings["slow"].calls, timings["fast"].calls) == (2, 10)
+    timings = interleaved({"slow": slow, "fast": lambda: None}, rounds=5, seconds=25)
+    assert (timings["slow"].calls, timings["fast"].calls) == (4, 10)
 
 
 def test_calls_are_not_counted_until_other_threads_have_settled(monkeypatch):

@@ -94,6 +94,16 @@ def test_our_wrong_answer_gets_no_speed(ours, why):
 
 
 @pytest.mark.usefixtures("fake_gpu")
+@pytest.mark.parametrize(
+    ("ours", "error", "right"),
+    [(True, 1.0, True), (True, 1.1, False), (False, 16.0, True), (False, 16.1, False), (False, float("nan"), False)],
+)
+def test_how_many_bounds_an_answer_may_be_off(ours, error, right):
+    found = cuda.measure(ours, lambda: [lambda: None], lambda answer: error)
+    assert ("ms" in found, "wrong" in found) == (right, not right)
+
+
+@pytest.mark.usefixtures("fake_gpu")
 def test_a_peer_that_is_wrong_or_fails_is_no_peer():
     ways = [
         c.Candidate(c.OURS, c.convolution, "ours"),
