@@ -13,7 +13,7 @@ from torch import nn
 
 from models import create_model, load_checkpoint
 from tests.training.runs import QUIET, ROOT, Tiny, assert_same, records, wait_for
-from tests.training.two_processes import METHODS, one_step
+from tests.training.two_processes import ACCUMULATED, METHODS, one_step
 from training import distributed
 from training.distributed import CpuSyncBatchNorm, backend, convert_sync_batchnorm
 from training.finetune import train
@@ -60,6 +60,14 @@ def test_a_run_of_two_processes_is_one_with_twice_the_batch(tiny: Tiny, folder: 
     ours, theirs = (load_checkpoint(output)[0].state_dict() for output in (tmp_path, folder / "run"))
     for key in ours:
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_all_processes(tiny: Tiny, folder: Path, tmp_path: Path) -> None:
+    """A step moves the weights by up to 0.2; float32 rounds some of it away."""
+    train(tiny(tmp_path, **{**RUN, **ACCUMULATED}, batch_size=8), QUIET)
+    ours, theirs = (load_checkpoint(output)[0].state_dict() for output in (tmp_path, folder / "accumulated"))
+    for key in ours:
+        torch.testing.assert_close(theirs[key], ours[key], rtol=0, atol=0.01)
 
 
 def test_statistics_of_their_own_are_averaged(tiny: Tiny, folder: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ METHODS: dict[str, dict] = {
     "advprop": {"adversarial": "advprop", "epsilon": 0.0},
     "checkpointed": {"grad_checkpointing": True},
 }
+ACCUMULATED = {"lr": 0.01, "warmup_epochs": 0.0, "global_batch_size": 96}  # one step: rounding grows with every one
 
 
 def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
@@ -105,6 +106,7 @@ def main() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Learner, "after_step", lambda _: results["drawn"].append(torch.rand(()).item()))
         train(dataclasses.replace(config, sync_bn=False, output=folder / "apart"), QUIET)
+    train(dataclasses.replace(config, **ACCUMULATED, batch_size=4, output=folder / "accumulated"), QUIET)
     results["told"] = cut_and_resumed(dataclasses.replace(config, output=folder))
     torch.save(results, folder / f"results{distributed.rank()}.pt")
     distributed.shutdown()
