@@ -13,6 +13,7 @@ from loadtest.options import (
     add_target_options,
     as_words,
     at_least_one,
+    check_tls,
     check_writable,
     command_parser,
     image_options,
@@ -45,6 +46,7 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
+    check_tls(options)
     slo, protocols = load_slo(options.slo), len(USERS[options.protocol])
     percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * protocols
@@ -61,7 +63,7 @@ def capacity(arguments: Sequence[str]) -> int:
 
     def at_rate(rate: float) -> dict[str, Any]:
         seconds = max(options.seconds, 1.2 * requests / rate)  # enough answers for the percentile to mean something
-        load = ["--rate", repr(rate), "--seconds", f"{seconds:.1f}", "--warm-up", str(options.warm_up)]
+        load = ["--rate", repr(rate), "--seconds", repr(seconds), "--warm-up", str(options.warm_up)]
         return run_load([*target, *load, "--slo", options.slo, "--null-rate", repr(null)])
 
     def tell(result: dict[str, Any]) -> None:

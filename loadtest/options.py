@@ -93,6 +93,12 @@ def check_shape(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is for --shape {shape}: give that, or leave it out")
 
 
+def check_tls(options: argparse.Namespace) -> None:
+    """Raises `ValueError` for a key without its certificate."""
+    if options.tls_key and not options.tls_certificate:
+        raise ValueError(f"--tls-key {options.tls_key} belongs to --tls-certificate: give both, or leave it out")
+
+
 def write_file(path: Path, text: str) -> None:
     """Raises `OSError` that names the file; no half of it stays."""
     try:

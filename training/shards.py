@@ -105,8 +105,9 @@ class Shards(Labelled):
                         image = f"{path}:{member.name}", Member(number, member.offset_data, member.size)
                     elif self.labelled and suffix in ("cls", "json"):
                         content = shard.extractfile(member)
-                        said[suffix] = (content.read().decode() if content else "", f"{path}:{member.name}")
-        except (tarfile.TarError, OSError, UnicodeDecodeError) as error:
+                        text = content.read().decode(errors="replace") if content else ""
+                        said[suffix] = text, f"{path}:{member.name}"
+        except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
         self._add(path, image, said, key, labels)
 

@@ -11,6 +11,8 @@ import pytest
 from authority import Authority, start
 from stub_grpc import GrpcStub
 
+from loadtest.capacity_command import capacity
+
 LOAD = ["--users", "2", "--seconds", "1", "--warm-up", "0", "--sizes", "64:2", "--null-check", "off"]
 Loadtest = Callable[..., subprocess.CompletedProcess]
 
@@ -78,3 +80,9 @@ def test_files_that_are_none(loadtest: Loadtest, options: list[str]) -> None:
     done = loadtest(*LOAD, *options)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_without_its_certificate_is_refused_before_the_search(tmp_path: Path) -> None:
+    (tmp_path / "slo.toml").write_text("[latency_ms]\np99 = 300\n")
+    with pytest.raises(ValueError, match=r"--tls-key me\.key belongs to --tls-certificate"):
+        capacity(["--slo", str(tmp_path / "slo.toml"), "--tls-key", "me.key"])

@@ -173,6 +173,7 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
         ({"a.png": png(0)}, r"bad\.tar: /a has an image and no \.cls"),
         ({"a.png": png(0), "a.cls": b"3"}, r"a\.cls: class 3 is out of range: there are 3 labels"),
         ({"a.png": png(0), "a.cls": b"-1"}, r"class -1 is out of range"),
+        ({"a.png": png(0), "a.cls": b"\xff"}, r"a\.cls: the class '.' is neither an index nor in labels\.txt"),
         ({"a.png": png(0), "a.cls": b"cow"}, r"the class 'cow' is neither an index nor in labels\.txt"),
         ({"a.png": png(0), "a.json": b'{"label": 1.9}'}, r"a\.json: the class 1\.9 is neither an index"),
         ({"a.png": png(0), "a.json": b'{"label": true}'}, r"a\.json: the class True is neither an index"),
