@@ -34,12 +34,14 @@ def reparameterize(model: nn.Module) -> nn.Module:
     stays.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
-    running statistics, and for what is beside one and is no plain convolution or linear layer.
+    running statistics, for what is beside one and is no plain convolution or linear layer, and for weights that a hook
+    computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none).
     """
     model = bare_model(model)
     convert = getattr(model, "reparameterize", None)
     if convert is None and not of_timm(model):
         raise TypeError(f"{type(model).__name__} has no reparameterize(): pass a model of models.create_model")
+    _check_hooks(model)
     dtype = next(model.parameters()).dtype
     deploy = deepcopy(model).double()
     for module in [*deploy.modules()]:
@@ -123,6 +125,17 @@ def _make_plain(module: nn.Module) -> None:
     module.__class__ = type_before_parametrizations(module)
     for name, value in values.items():
         module.register_parameter(name, value)
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """What a hook computes before each call is no parameter: it may be an earlier call's, and the hook stays."""
+    for name, module in model.named_modules():
+        for part in ("weight", "bias"):
+            if isinstance(vars(module).get(part), Tensor):
+                raise ValueError(
+                    f"{name}.{part} is computed by a hook and cannot be folded: make it a parameter first, with prune."
+                    "remove, remove_weight_norm or remove_spectral_norm of torch.nn.utils"
+                )
 
 
 def _check_plain(layer: nn.Module) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -278,9 +279,19 @@ def group_norm_after_a_large_kernel(model: RepLKNet) -> None:
     branch.bn = nn.GroupNorm(1, branch.bn.num_features)
 
 
+def pruned(model: RepLKNet) -> None:
+    prune.l1_unstructured(model.stages[0].blocks[0].large_kernel.lkb_origin.conv, "weight", 0.3)
+
+
+def weight_by_a_hook(model: RepLKNet) -> None:
+    nn.utils.spectral_norm(model.head)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (pruned, r"stages\.0\.blocks\.0\.large_kernel\.lkb_origin\.conv\.weight is computed by a hook .*prune\.remove"),
+        (weight_by_a_hook, r"head\.weight is computed by a hook"),
         (adapted, "Adapted has a forward of its own and cannot be folded"),
         (wrapped, "Sequential has a forward of its own"),
         (group_norm_after_a_large_kernel, "GroupNorm after a large kernel cannot be folded"),
