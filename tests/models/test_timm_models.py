@@ -213,6 +213,12 @@ def test_class_map_only_where_it_is_exact() -> None:
     images = torch.randn(2, 3, SIZE, SIZE)
     model = warmed("timm/resnet18")
     torch.testing.assert_close(class_maps(model, model.forward_features(images)).mean((2, 3)), model(images))
+    assert class_maps(model, model.forward_features(images[:0])).shape[:2] == (0, model.num_classes)
+    images[0, 0, 0, 0] = torch.nan  # one image says nothing of the others
+    maps = class_maps(model, model.forward_features(images))
+    assert maps[0].isnan().any()
+    assert maps[1].isfinite().all()
+    images[0, 0, 0, 0] = 0.0
     other = warmed("timm/mobilenetv3_small_100")
     with pytest.raises(ValueError, match=r"more than a mean and a linear layer .* gradcam"):
         class_maps(other, other.forward_features(images))
