@@ -7,6 +7,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.modes import evaluating
+from models.wrappers import bare_model
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -19,6 +20,7 @@ def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
 
     Runs on fake tensors: nothing is computed, wherever the model lies and however large it is.
     """
+    model = bare_model(model)  # nn.DataParallel takes no weights of a call
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # buffers that are not saved, too
     with evaluating(model), FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
         fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from models import ARCHITECTURES, RepLKNet, count_macs, count_parameters, create_model
 
@@ -70,6 +71,11 @@ def test_multiply_accumulates_are_the_published_ones(
     assert round(count_macs(model, image_size) / 1e9, 3) == deploy
     model.reparameterize()
     assert round(count_macs(model, image_size) / 1e9, 3) == deploy
+
+
+def test_multiply_accumulates_of_a_model_that_is_wrapped() -> None:
+    model = create_model("replknet_nano")
+    assert count_macs(nn.DataParallel(model), 64) == count_macs(model, 64)
 
 
 def test_a_last_map_of_one_position_is_counted_too() -> None:
