@@ -121,6 +121,7 @@ class RepLKNet(nn.Module):
     ) -> None:
         super().__init__()
         _check(layers, channels, kernel_sizes, small_kernel, drop_path_rate)
+        _check_widths(channels, dw_ratio, ffn_ratio, in_channels)
         width = channels[0]
         self.stem = nn.ModuleList(
             [
@@ -244,9 +245,19 @@ def _check(
     if min(*layers, *channels, *kernel_sizes) < 1:
         raise ValueError(f"layers {layers}, channels {channels}, kernel_sizes {kernel_sizes}: 1 is the least")
     for size in [*kernel_sizes, *([] if small_kernel is None else [small_kernel])]:
+        if size < 1:
+            raise ValueError(f"kernel size {size}: 1 is the least; small_kernel=None leaves the small branch out")
         if size % 2 == 0:
             raise ValueError(f"kernel size {size} is even: an odd size is needed to keep the height and width")
     if small_kernel is not None and small_kernel > min(kernel_sizes):
         raise ValueError(f"small_kernel {small_kernel} is larger than the kernel sizes {kernel_sizes}")
     if not 0.0 <= drop_path_rate < 1.0:
         raise ValueError(f"drop_path_rate {drop_path_rate}: it must be a probability below 1")
+
+
+def _check_widths(channels: Sequence[int], dw_ratio: float, ffn_ratio: float, in_channels: int) -> None:
+    if in_channels < 1:
+        raise ValueError(f"in_channels {in_channels}: at least 1 is needed")
+    for name, ratio in (("dw_ratio", dw_ratio), ("ffn_ratio", ffn_ratio)):
+        if not min(channels) * ratio >= 1:
+            raise ValueError(f"{name} {ratio}: at least one of {min(channels)} channels must be left")
