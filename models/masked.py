@@ -21,6 +21,7 @@ from kernels import masked_patch_loss
 from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
 from models.layers import ConvBN
 from models.replknet import ConvFFN, RepLKBlock, RepLKNet
+from models.wrappers import bare_model
 
 MaskMode = Literal["token", "sparse"]
 STRIDE, STEM_STRIDE = 32, 4
@@ -31,8 +32,8 @@ class MaskedPretrainer(nn.Module):
 
     `loss`, `target_norm` and `window` are those of `kernels.masked_patch_loss`. The encoder's head is not used; its
     parameters are frozen. In `sparse` the encoder's batch norms become `MaskedBatchNorm2d`: the same parameters and
-    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for another mode, for an encoder of other
-    than four stages or in deploy form and, in `sparse`, for batch norms of another kind.
+    keys, so its state dict is that of a plain RepLKNet. Raises `ValueError` for another mode, for an encoder that is no
+    RepLKNet, of other than four stages or in deploy form and, in `sparse`, for batch norms of another kind.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class MaskedPretrainer(nn.Module):
         super().__init__()
         if mask_mode not in ("token", "sparse"):
             raise ValueError(f"mask_mode {mask_mode!r}: choose token or sparse")
+        if not isinstance(bare_model(encoder), RepLKNet):
+            raise ValueError(f"the encoder is a {type(encoder).__name__}: a RepLKNet is needed (create_replknet)")
         if len(encoder.stages) != 4 or getattr(encoder, "deploy_form", False):
             raise ValueError("the encoder has other than 4 stages, or is in deploy form: its training form is needed")
         self.encoder, self.loss, self.target_norm, self.window = encoder, loss, target_norm, window
@@ -80,9 +83,13 @@ class MaskedPretrainer(nn.Module):
     def predict(self, images: Tensor, mask: Tensor) -> Tensor:
         """images [B,3,H,W], mask [B,h',w'] -> [B,32*32*3,H/32,W/32], before PixelShuffle.
 
-        Raises `ValueError` for an image that is no multiple of 32 pixels, patches that are no multiple of 4, or in
-        sparse mode ones that neither divide 32 nor are a multiple of it.
+        Raises `ValueError` for other shapes, an image that is no multiple of 32 pixels, patches that are no multiple of
+        4, or in sparse mode ones that neither divide 32 nor are a multiple of it.
         """
+        if images.dim() != 4 or mask.dim() != 3 or 0 in mask.shape[1:]:
+            raise ValueError(
+                f"images have shape {list(images.shape)}, mask {list(mask.shape)}: [B,3,H,W] and [B,h',w'] are expected"
+            )
         height, width = images.shape[2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"images of {height} x {width} pixels: multiples of {STRIDE} are expected")

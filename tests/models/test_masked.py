@@ -256,6 +256,14 @@ def test_sizes_that_do_not_fit_are_named(size, mask, message):
         make("token").predict(torch.zeros(1, 3, *size), torch.ones(1, *mask))
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"), [((3, 64, 64), (1, 4, 4)), ((1, 3, 64, 64), (4, 4)), ((1, 3, 64, 64), (1, 0, 4))]
+)
+def test_shapes_that_do_not_fit_are_named(image, mask):
+    with pytest.raises(ValueError, match=r"images have shape .*\[B,3,H,W\] and \[B,h',w'\] are expected"):
+        make("token").predict(torch.zeros(image), torch.ones(mask))
+
+
 def test_sparse_patches_lie_on_the_last_maps_grid():
     model, images = make("sparse"), torch.zeros(1, 3, 96, 96)
     with pytest.raises(ValueError, match=r"patches of 12 pixels: sparse mode takes 4, 8, 16 or a multiple of 32"):
@@ -304,3 +312,5 @@ def test_encoders_that_cannot_be_trained_are_refused() -> None:
     for encoder in (three, reparameterize(create_model("replknet_nano", 1))):
         with pytest.raises(ValueError, match="other than 4 stages, or is in deploy form: its training form is needed"):
             MaskedPretrainer(encoder)
+    with pytest.raises(ValueError, match="the encoder is a ResNet: a RepLKNet is needed"):
+        MaskedPretrainer(create_model("timm/resnet18", 1))  # type: ignore[arg-type]
