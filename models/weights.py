@@ -227,7 +227,13 @@ def _checked(
             raise WeightsError(f"{path}: {name!r} is {list(state[name].shape)}, the model's is {list(own.shape)}{hint}")
         if state[name].is_floating_point() != own.is_floating_point():
             raise WeightsError(f"{path}: {name!r} is {state[name].dtype}, the model's is {own.dtype}{hint}")
+        if state[name].is_meta or state[name].layout != torch.strided:
+            raise WeightsError(f"{path}: {name!r} is sparse or has no memory: save the dense tensor")
         checked[name] = state[name].to(own.dtype)
         if not torch.isfinite(checked[name]).all():
+            if torch.isfinite(state[name].double()).all():
+                raise WeightsError(
+                    f"{path}: {name!r} has numbers beyond {own.dtype}, the model's: float() the model first"
+                )
             raise WeightsError(f"{path}: {name!r} holds NaN or infinity: the run that wrote it diverged")
     return checked

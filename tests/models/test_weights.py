@@ -1,12 +1,13 @@
 """Weights that fit the model are loaded; those that do not are refused, and change nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from nano import State, nano, refused, same, write
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from models import (
     ModelConfig,
@@ -138,6 +139,21 @@ def test_what_is_not_finite_is_refused(value: float, state: State, tmp_path: Pat
     name = "stages.2.blocks.3.pw2.bn.running_var"
     state[name][1] = value
     refused(write(tmp_path / "weights.safetensors", state), f"'{name}' holds NaN or infinity")
+
+
+def test_numbers_that_the_models_type_cannot_hold_are_no_divergence(state: State, tmp_path: Path) -> None:
+    name = "norm.running_var"
+    state[name][1] = 1e5
+    path = write(tmp_path / "weights.safetensors", state)
+    with pytest.raises(WeightsError, match=rf"'{name}' has numbers beyond torch\.float16, the model's"):
+        load_weights(nano(0).half(), path)
+    load_weights(nano(0), path)
+
+
+@pytest.mark.parametrize("change", [Tensor.to_sparse, lambda tensor: tensor.to("meta")], ids=["sparse", "meta"])
+def test_what_is_not_dense_is_refused(change: Callable[[Tensor], Tensor], state: State, tmp_path: Path) -> None:
+    state["head.weight"] = change(state["head.weight"])
+    refused(write(tmp_path / "weights.pth", state), "'head.weight' is sparse or has no memory")
 
 
 def test_another_number_of_classes_has_its_own_message(tmp_path: Path) -> None:
