@@ -15,6 +15,7 @@ from kernels.transforms import is_transformed
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
 ACTIVATIONS = ("none", "relu", "gelu")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library = torch.library.Library("widefield", "FRAGMENT")
@@ -60,6 +61,9 @@ def computed_dtype(t: Tensor) -> torch.dtype:
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     """Raises `ValueError` for what the operation is not defined on."""
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and (name != "bias" or value is not None):
+            raise ValueError(f"{name} is a {type(value).__name__}: a tensor is expected")
     if input.dim() != 4:
         raise ValueError(f"input has shape {list(input.shape)}: [N,C,H,W] is expected")
     channels = input.shape[1]
@@ -80,8 +84,8 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
             continue
         if computed_dtype(other) != computed_dtype(input) or other.device != input.device:
             raise ValueError(f"{name} is {other.dtype} on {other.device}, input is {input.dtype} on {input.device}")
-    if not input.dtype.is_floating_point:
-        raise ValueError(f"input is {input.dtype}: a floating-point type is expected")
+    if computed_dtype(input) not in DTYPES:
+        raise ValueError(f"input is {input.dtype}: float32, float16, bfloat16 or float64 is expected")
 
 
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
