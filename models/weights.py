@@ -29,7 +29,8 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
 
     Raises `ValueError` for a model that could not be loaded again: one whose batch norms are folded away, or whose head
-    is not of `config.num_classes`; `OSError` for a file that cannot be written, such as on a full disk.
+    is not of `config.num_classes`, and for one that is sharded (fully_shard); `OSError` for a file that cannot be
+    written, such as on a full disk.
     """
     model = bare_model(model)
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
@@ -38,12 +39,22 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     classes = getattr(model, "num_classes", config.num_classes)
     if classes != config.num_classes:
         raise ValueError(f"the model has {classes} classes, config.num_classes is {config.num_classes}: make them one")
+    if name := _sharded(model):
+        raise ValueError(
+            f"{name!r} is sharded: gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict, "
+            "full_state_dict=True) into a model of its own, and save that"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _sharded(model: nn.Module) -> str:
+    """The first weight that is a DTensor, of which this process has a part alone; empty where none is."""
+    return next((name for name, tensor in model.state_dict().items() if hasattr(tensor, "full_tensor")), "")
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelConfig]:
@@ -144,13 +155,15 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
     never run. `arch` is what an error calls the model.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
-    of another shape, another number of classes, NaN or infinity.
+    of another shape, another number of classes, NaN or infinity; and for a model without memory, or that is sharded.
     """
     path, model = weights_file(Path(path)), bare_model(model)
     if any(tensor.is_meta for tensor in model.state_dict().values()):  # PyTorch would load nothing, with warnings
         raise WeightsError(
             'the model is on the device "meta", without memory: model.to_empty(device="cpu") gives it some'
         )
+    if name := _sharded(model):
+        raise WeightsError(f"{name!r} of the model is sharded: load the weights first, and call fully_shard after")
     state = read_state(path, model.state_dict().keys())
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):

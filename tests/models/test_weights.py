@@ -187,6 +187,23 @@ def test_what_runs_a_model_is_no_part_of_it(name: str, state: State, tmp_path: P
     torch.testing.assert_close(deploy(IMAGES), nano(1)(IMAGES), rtol=1e-4, atol=1e-4)
 
 
+def test_a_sharded_model_is_refused(state: State, tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rank", rank=0, world_size=1)
+    try:
+        model = nano(0)
+        model.head.weight = nn.Parameter(distribute_tensor(model.head.weight.detach(), init_device_mesh("cpu", (1,))))
+        with pytest.raises(ValueError, match=r"'head\.weight' is sharded: gather the weights"):
+            save_checkpoint(tmp_path / "folder", model, ModelConfig("replknet_nano", 5))
+        with pytest.raises(WeightsError, match=r"'head\.weight' of the model is sharded: load the weights first"):
+            load_weights(model, write(tmp_path / "weights.pth", state))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not (tmp_path / "folder").exists()
+
+
 def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.pth", create_model("replknet_nano", 3).state_dict())
     with torch.device("meta"):
