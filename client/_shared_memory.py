@@ -20,6 +20,7 @@ from client._errors import (
     RegionKnownError,
     RegionUnknownError,
 )
+from client._fork import forget_when_forked
 from client._region import FOLDER, Region, left_behind, remove_left_behind
 from client._request import Answer, Request, Share
 
@@ -45,6 +46,11 @@ class SharedMemory:
         if not os.path.isdir(FOLDER):
             raise ValueError(f"this system has no {FOLDER}: leave the shared-memory token out")
         self._token = token
+        self.forget()
+        forget_when_forked(self)
+
+    def forget(self) -> None:
+        """Two processes in one region would be answered for each other's images."""
         self._lock = threading.Lock()
         self._idle: list[Region] = []
         self._leaving: deque[Region] = deque()  # given up here; the server has them still, and may read them

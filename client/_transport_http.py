@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from client import _wire_http as wire
 from client._connection import Connection
 from client._errors import error_from_status
+from client._fork import forget_when_forked
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
@@ -21,9 +22,14 @@ class HttpTransport:
         self._host, self._port, self._connect_timeout = host, port, connect_timeout
         self._context = None if tls is None else ssl_context(tls)
         self.url = wire.address_url(host, port, tls is not None)
+        self._closed = False
+        self.forget()
+        forget_when_forked(self)
+
+    def forget(self) -> None:
+        """Two processes on one connection would be given each other's answers."""
         self._idle: list[Connection] = []  # append and pop are atomic, as are the set's add and discard
         self._busy: set[Connection] = set()
-        self._closed = False
 
     def infer(self, request: Request) -> Answer:
         answer = self._ask("POST", *wire.encode_request(request), request.model, request.timeout)

@@ -2,15 +2,18 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 from asking import CAT, ask, resolve_to
 from stub_http import HttpStub
 
-from client import TLS, ClassifierError, ConnectionFailedError, DeadlineExceededError
+from client import TLS, ClassifierError, ConnectionFailedError, DeadlineExceededError, _fork
 from client._transport import CONNECT_SECONDS, addresses
 from client._transport_http import HttpTransport
 
@@ -34,6 +37,36 @@ def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> 
         thread.join()
     assert len(stub.requests) == 13
     assert stub.connections <= 9
+
+
+FORKS = """
+import os, sys
+from client import Classifier
+classifier = Classifier(sys.argv[1], "http")
+classifier.classify(b"x")
+child = os.fork()
+classifier.classify(b"x")
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    classifier.classify(b"x")
+"""
+
+
+def test_a_forked_process_has_connections_of_its_own(stub: HttpStub) -> None:
+    """On one connection two processes were given each other's answers."""
+    subprocess.run([sys.executable, "-c", FORKS, f"127.0.0.1:{stub.server_address[1]}"], check=True)
+    assert (len(stub.requests), stub.connections) == (4, 2)
+
+
+def test_what_was_there_before_a_fork_is_the_parents(stub: HttpStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fork, "_ALL", weakref.WeakSet())
+    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+        ask(transport)
+        (kept,) = transport._idle
+        _fork.forget_all()
+        transport.close()
+        assert kept.sock is not None
+        kept.close()
 
 
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:

@@ -1,6 +1,8 @@
 """Images through shared memory, against a real tritonserver: the same answers, and nothing left anywhere."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -158,6 +160,35 @@ def test_threads(sharing: Callable[..., Classifier], regions: Regions, picture: 
         assert memory._bytes == sum(each.size for each in memory._idle)
         assert len(regions.sizes()) == len(memory._idle) <= 24
     assert wrong == []
+
+
+FORKS = """
+import os, sys
+from client import Classifier
+address, red, green = sys.argv[1:]
+with Classifier(address, "http", shared_memory_token="t0ken") as classifier:
+    memory = classifier._transports[0]._memory
+    classifier.classify(red)
+    (first,) = memory._idle
+    child = os.fork()
+    colour = red if child else green
+    for _ in range(20):
+        assert classifier.classify(colour, 1)[0].label.startswith("red" if child else "green")
+    (used,) = memory._idle
+    assert (used.name == first.name) == bool(child)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_has_regions_of_its_own(
+    tiny_server: Any, regions: Regions, picture: Any, tmp_path: Path
+) -> None:
+    """In one region two processes were answered for each other's images."""
+    files = [tmp_path / f"{colour}.png" for colour in ("red", "green")]
+    for file in files:
+        file.write_bytes(picture(file.stem))
+    subprocess.run([sys.executable, "-c", FORKS, tiny_server.http_url, *map(str, files)], check=True)
 
 
 def test_closing_right_after_the_answer(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
