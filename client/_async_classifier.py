@@ -88,7 +88,7 @@ class AsyncClassifier(Session):
     async def _ask(
         self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool
     ) -> Answer:
-        self._check(top, timeout)
+        self._check(top, timeout, request_id)
         self._check_loop()
         try:
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)

@@ -66,7 +66,7 @@ class Classifier(Session):
 
         Raises:
             ClassifierError: one of its subclasses, with the image's name in `image`.
-            ValueError: `top` is less than 1, or `timeout` is not a time above 0.
+            ValueError: `top`, `timeout` or `request_id` is none, such as a `top` of 0.
             RuntimeError: it is closed, or was while it waited.
         """
         return list(self._ask(image, top, timeout, request_id, explain=False).predictions)
@@ -119,7 +119,7 @@ class Classifier(Session):
         self.close()
 
     def _ask(self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool) -> Answer:
-        self._check(top, timeout)
+        self._check(top, timeout, request_id)
         try:
             return drive(self._steps(encode(image), top, request_id, timeout, explain), self._act)
         except ClassifierError as error:

@@ -24,7 +24,7 @@ ORIENTATION = 0x0112  # EXIF's tag
 def describe(image: Any) -> str:
     """A name for messages."""
     if isinstance(image, (str, os.PathLike)):
-        return os.fspath(image)
+        return os.fsdecode(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return f"<{len(image)} bytes>"
     if isinstance(image, np.ndarray):
@@ -37,7 +37,7 @@ def describe(image: Any) -> str:
 def encode(image: Any) -> bytes:
     """Files and bytes as they are; a PIL image or an array as PNG, which loses nothing. Raises `InvalidImageError`."""
     if isinstance(image, (str, os.PathLike)):
-        data = _read(Path(image))
+        data = _read(os.fsdecode(image))
     elif isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
     elif isinstance(image, np.ndarray):
@@ -65,7 +65,10 @@ def _check_size(size: int) -> None:
         raise InvalidImageError(f"the image is {size} bytes, the limit is {MAX_BYTES}: send a smaller one")
 
 
-def _read(path: Path) -> bytes:
+def _read(name: str) -> bytes:
+    if not name:  # to `Path` it is the current folder
+        raise InvalidImageError("the path is empty: give that of a file")
+    path = Path(name)
     try:
         if path.is_dir():
             raise InvalidImageError("this is a folder: give its files one by one")

@@ -15,6 +15,7 @@ from client._servers import Servers
 from client._transport import check_timeout
 
 Outcome: TypeAlias = "list[Prediction] | ClassifierError"
+MOST_CLASSES = 2**31 - 1  # gRPC's server drops what is above 32 bits
 
 
 class Session:
@@ -27,7 +28,7 @@ class Session:
         self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
         if not self._transports:
             raise ValueError("transport is an empty list: give one or more, or leave it out and give a URL")
-        self.model = model
+        self.model = _check_text("model", model)
         self.timeout = check_timeout(timeout)
         self.retries = retries
         self._servers = Servers(len(self._transports))
@@ -45,7 +46,7 @@ class Session:
         request = Request(
             model=self.model + EXPLAINED if explain else self.model,
             image=image,
-            top=top,
+            top=int(top),  # JSON knows no numpy number
             timeout=self.timeout if timeout is None else timeout,
             id=request_id or f"{self._id_prefix}-{next(self._ids)}",
             class_map=explain,
@@ -57,11 +58,13 @@ class Session:
         self._check_open()
         error.image = describe(image)
 
-    def _check(self, top: int, timeout: float | None = None) -> None:
-        if not _is_count(top, 1):
-            raise ValueError(f"top is {top!r}: ask for 1 class or more")
-        if timeout is not None:
-            check_timeout(timeout)
+    def _check(self, top: int, timeout: float | None = None, request_id: str | None = None) -> None:
+        if not _is_count(top, 1) or top > MOST_CLASSES:
+            raise ValueError(f"top is {top!r}: ask for 1 class or more, {MOST_CLASSES} at most")
+        check_timeout(self.timeout if timeout is None else timeout)
+        _check_text("model", self.model)
+        if request_id is not None:
+            _check_text("request_id", request_id)
         self._check_open()
 
     def _check_many(self, images: Any, top: int, concurrency: int) -> None:
@@ -78,6 +81,15 @@ class Session:
 
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and int(value) >= least
+
+
+def _check_text(name: str, value: Any) -> str:
+    """Of a command line it may hold bytes that are no UTF-8."""
+    try:
+        value.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise ValueError(f"{name} is {value!r}: give text, a str") from None
+    return str(value)
 
 
 def explanation(answer: Answer) -> Explanation:

@@ -41,7 +41,7 @@ class SharedMemory:
 
     def __init__(self, token: str) -> None:
         """Raises `ValueError`."""
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ValueError("the shared-memory token is empty or malformed: give the server's own")
         if not os.path.isdir(FOLDER):
             raise ValueError(f"this system has no {FOLDER}: leave the shared-memory token out")

@@ -42,6 +42,8 @@ def as_tls(tls: TLSLike) -> TLS | None:
         return tls
     if isinstance(tls, bool):
         return TLS() if tls else None
+    if not isinstance(tls, (str, os.PathLike)):
+        raise ValueError(f"tls is {tls!r}: give a TLS, the path of a root certificate, or True")
     return TLS(root=tls)
 
 

@@ -1,7 +1,7 @@
 """What carries one image to one server and the answer back."""
 
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
+LONGEST_TIMEOUT = 1_000_000  # seconds; what waits for a socket counts milliseconds in 31 bits
 CONNECT_SECONDS = 2.0  # where another server is left: one that never answers must not take the whole deadline
 
 
@@ -51,27 +52,32 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
     port = DEFAULT_PORTS[protocol]
     if url is None:
         return "127.0.0.1", port, False
-    remedy = f"write host:port, for example 127.0.0.1:{port}"
+    remedy = f"write host:port, for example 127.0.0.1:{port} or [::1]:{port}"
+    if not isinstance(url, str):
+        raise ValueError(f"URL {url!r} is not an address; {remedy}")
     try:
+        url.encode()  # of a command line it may hold bytes that are no UTF-8
         parts = urlsplit(url if "://" in url else f"{protocol}://{url}")
         encrypted = parts.scheme in ENCRYPTED
         host, port = parts.hostname or "", (443 if encrypted else port) if parts.port is None else parts.port
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}; {remedy}") from None
+    named = re.search(r"\s", host) is None and host and port
     spoken = ENCRYPTED.get(parts.scheme, parts.scheme)
     if spoken != protocol:
         if spoken in DEFAULT_PORTS:
             other = f"{protocol}s" if encrypted else protocol
             remedy = f"give --protocol {spoken} (in Python protocol={spoken!r}), or write {other}://"
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
-    if not host or not port or parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+    if not named or parts.path.strip("/") or parts.query or parts.fragment or parts.username:
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
     return host, port, encrypted
 
 
 def check_timeout(timeout: float) -> float:
-    if not isinstance(timeout, Real) or not (timeout > 0 and math.isfinite(timeout)):
-        raise ValueError(f"timeout is {timeout!r}: give the seconds to wait, more than 0")
+    if not isinstance(timeout, Real) or not 0 < timeout <= LONGEST_TIMEOUT:
+        remedy = f"give the seconds to wait, more than 0 and at most {LONGEST_TIMEOUT}"
+        raise ValueError(f"timeout is {timeout!r}: {remedy}")
     return timeout
 
 
@@ -79,9 +85,9 @@ def addresses(
     url: str | Sequence[str] | None, protocol: str, tls: TLSLike
 ) -> list[tuple[str, int, TLS | None, float | None]]:
     """Host, port, encryption and the seconds that connecting may take of every server. Raises `ValueError`."""
-    if protocol not in DEFAULT_PORTS:
+    if protocol not in tuple(DEFAULT_PORTS):
         raise ValueError(f'protocol is {protocol!r}: choose "grpc" or "http"')
-    urls = [url] if url is None or isinstance(url, str) else list(url)
+    urls = list(url) if isinstance(url, Iterable) and not isinstance(url, (str, bytes)) else [url]
     if not urls:
         raise ValueError("no URL: give one or more")
     described = as_tls(tls)

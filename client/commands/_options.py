@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from client._async_classifier import AsyncClassifier
 from client._classifier import Classifier
 from client._tls import TLS, TLSLike
+from client._transport import LONGEST_TIMEOUT
 
 Kind = TypeVar("Kind", Classifier, AsyncClassifier)
 
@@ -98,8 +99,8 @@ def positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number, more than 0")
+    if not 0 < value <= LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number, more than 0 and at most {LONGEST_TIMEOUT}")
     return value
 
 

@@ -181,6 +181,7 @@ def test_bench_without_a_server_ends_after_the_warm_up(
         (["bench", "no.png"], "No such file"),
         (["bench", "*.tiff"], "matches no file"),
         (["bench", "a.png", "--rate", "x"], "more than 0"),
+        (["bench", "a.png", "--seconds", "1e12"], "more than 0 and at most 1000000"),
         (["bench", "a.png", "--rate", "1", "--concurrency", "2"], "not allowed with"),
         (["bench", "a.png", "--tls-certificate", "c.pem"], "both or neither"),
         (["classify", "a.png", "--top", "x"], "1 or more"),

@@ -137,12 +137,40 @@ def test_an_array_of_four_dimensions_is_many_images() -> None:
         (lambda c: Classifier(timeout=float("inf")), "timeout is inf"),
         (lambda c: Classifier(timeout=float("nan")), "timeout is nan"),
         (lambda c: Classifier(protocol="carrier pigeon"), "carrier pigeon"),
+        (lambda c: Classifier(protocol=["grpc"]), r"protocol is \['grpc'\]"),
+        (lambda c: Classifier(8001), "URL 8001 is not an address"),
+        (lambda c: Classifier(b"box:1"), "URL b'box:1' is not an address"),
+        (lambda c: Classifier(["box:1", 5]), "URL 5 is not an address"),
+        (lambda c: Classifier(tls=5), "tls is 5: give a TLS"),
+        (lambda c: Classifier(model=None), "model is None: give text"),
+        (lambda c: AsyncClassifier(model=b"m"), "model is b'm': give text"),
+        (lambda c: Classifier(model="\udcff"), "model is '.udcff': give text"),  # of a command line
+        (lambda c: Classifier(timeout=1_000_001), "timeout is 1000001: .* at most 1000000"),
+        (lambda c: c.classify(b"x", timeout=10**400), "timeout is 1000"),
+        (lambda c: c.classify(b"x", top=2**31), "top is 2147483648: .* 2147483647 at most"),
+        (lambda c: c.classify(b"x", request_id=5), "request_id is 5: give text"),
     ],
 )
 def test_wrong_arguments(fake: Any, call: Callable[[Classifier], object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(Classifier(transport=fake))
     assert fake.calls == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("timeout", -1), ("model", None)])
+def test_what_is_changed_to_a_wrong_value(fake: Any, name: str, value: object) -> None:
+    classifier = Classifier(transport=fake)
+    setattr(classifier, name, value)
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        classifier.classify(b"x")
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("top", [np.int32(3), True])
+def test_whole_numbers_of_other_types(fake: Any, top: int) -> None:
+    """JSON cannot write NumPy's, and writes `true`."""
+    Classifier(transport=fake).classify(b"x", top)
+    assert type(fake.requests[0].top) is int
 
 
 def test_closed_is_closed(fake: Any) -> None:
@@ -192,6 +220,9 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, boo
         ("box:1?model=classifier", "http", "not an address"),
         ("box:1#top", "http", "not an address"),
         ("box:0", "grpc", "not an address"),
+        ("a box:1", "http", "not an address"),
+        ("\udcff:1", "grpc", "surrogates not allowed"),
+        ("::1:8001", "grpc", r"or \[::1\]:8001"),
         ("user:secret@box:1", "http", "not an address"),
     ],
 )

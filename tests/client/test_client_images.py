@@ -1,6 +1,7 @@
 """What may be called an image, and how a caller learns that it is none."""
 
 import io
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -94,6 +95,7 @@ def test_pil_image_with_damaged_exif(tag: int) -> None:
         (3.5, "float is not an image"),
         (None, "NoneType is not an image"),
         ("/no/such/file.png", "no such file"),
+        ("", "the path is empty"),
         ("null\0byte.png", "cannot be read"),
         ("/dev/null", "not a regular file"),
     ],
@@ -102,6 +104,12 @@ def test_what_is_no_image(image: object, words: str) -> None:
     with pytest.raises(InvalidImageError) as caught:
         encode(image)
     assert words in str(caught.value)
+
+
+def test_an_entry_of_a_folder_that_was_named_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    (entry,) = os.scandir(os.fsencode(tmp_path))
+    assert encode(entry) == b"a"
 
 
 def test_folder_and_empty_file(tmp_path: Path) -> None:
@@ -155,6 +163,7 @@ def test_array_without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("a/b.png", "a/b.png"),
         (Path("a/b.png"), "a/b.png"),
+        (next(entry for entry in os.scandir(b"/") if entry.name == b"dev"), "/dev"),
         (b"12345", "<5 bytes>"),
         (noise(4, 5, 3), "<array uint8 [4, 5, 3]>"),
         (Image.new("RGB", (5, 4)), "<PIL image RGB 5 x 4>"),

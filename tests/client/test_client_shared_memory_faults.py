@@ -273,8 +273,8 @@ def test_another_user_cannot_read_a_region() -> None:
     assert mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("token", ["", "two words", "line\n", "\u00e4"])
-def test_a_token_that_is_none(token: str) -> None:
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "\u00e4", b"token"])
+def test_a_token_that_is_none(token: Any) -> None:
     with pytest.raises(ValueError, match="token"):
         Classifier(shared_memory_token=token)
     with pytest.raises(ValueError, match="token"):
