@@ -37,6 +37,10 @@ class Journal:
         kind = SUFFIXES.get(path.suffix.lower(), "") if kind == "table" else kind
         if not kind:
             raise UsageError(f"--output {path}: name it .jsonl or .csv, or say --json or --csv")
+        if path.exists() and not path.is_file():  # /dev/stdout, or a shell's >(...)
+            raise UsageError(
+                f"--output {path} is not a file that can be continued: name one, or use > with --json, --csv"
+            )
         if path.exists() and not resume:
             raise UsageError(f"--output {path} exists already: continue it with --resume, or remove it")
         try:

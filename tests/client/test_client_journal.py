@@ -113,6 +113,15 @@ def test_what_never_reached_the_server_is_asked_again(folder: Path, fake: FakeTr
     assert sorted(images(file)) == [*ALL, "photos/late.png"]
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+@pytest.mark.parametrize("output", ["/dev/full", "."])
+def test_what_is_no_file(folder: Path, fake: FakeTransport, capsys: Any, output: str, more: list[str]) -> None:
+    """A device would be read to its end, which some do not have."""
+    assert classify(output, "--json", *more) == 2
+    assert f"--output {output} is not a file that can be continued: name one" in capsys.readouterr().err
+    assert fake.requests == []
+
+
 def test_a_full_disk(folder: Path, fake: FakeTransport, capsys: pytest.CaptureFixture) -> None:
     words = "python -m client classify: --output out.jsonl: File too large: make room, then go on with --resume\n"
     with files_up_to(10):
