@@ -5,6 +5,7 @@ from pathlib import Path
 
 FAILED_LOAD = re.compile(r"""failed to load ('[^']+') version \d+: (?:\w+(?: \w+)?: )?(.*?)"?$""")
 ERROR_LINE = re.compile(r"^(?:\S+Z E|E\d{4}) [^\]]*\] *\"?(.*?)\"?$")  # ISO8601, or tritonserver's own format
+UNREADABLE = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)$")  # of no named file
 INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I ")
 CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
 USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
@@ -27,6 +28,8 @@ def failure_reasons(text: str) -> list[str]:
     for pattern in (USAGE, FAILED_LOAD, ERROR_LINE, CREATING):
         matches = [match for match in (pattern.search(line) for line in lines) if match]
         reasons = reasons or [": ".join(_first_line(group) for group in match.groups()) for match in matches]
+    unreadable = (match for match in map(UNREADABLE.search, lines) if match)
+    reasons[1:1] = ["line {}, column {}: {}".format(*match.groups()) for match in unreadable]
     last_words = [line.strip() for line in lines if line.strip() and not INFORMATION.match(line)][-1:]
     return list(dict.fromkeys(reasons or last_words))[:3]
 

@@ -171,6 +171,16 @@ FAILED = (
             "/x/bin/tritonserver: unrecognized option '--sing'\nUsage: x\n\tDefault is 0.",
             ["unrecognized option '--sing'"],
         ),
+        (
+            "[libprotobuf ERROR /x/y.cc:337] Error parsing text-format inference.ModelConfig: 8:18: Expected"
+            ' ":", found ""a"".\n2026-11-27T15:00:00Z E 1 a.cc:9] "failed to read text proto from /m/config.pbtxt"\n'
+            '2026-11-27T15:00:00Z E 1 a.cc:7] "ensemble classifier contains models that are not available"',
+            [
+                "failed to read text proto from /m/config.pbtxt",
+                'line 8, column 18: Expected ":", found ""a"".',
+                "ensemble classifier contains models that are not available",
+            ],
+        ),
         ("bash: tritonserver: killed\n| table |\nI1123 fine\n\n", ["bash: tritonserver: killed"]),
         ("", []),
     ],
