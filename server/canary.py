@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import math
 import struct
 import zlib
 from typing import Any
@@ -58,6 +59,10 @@ def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, 
     answer = ask(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
     if not (isinstance(answer, dict) and answer.get("outputs")):
         raise CanaryError(f"the canary image got no output: {answer}")
+    for values in (output.get("data", ()) for output in answer["outputs"]):
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            said = f"the canary image got values that are not probabilities: {str(values)[:100]}"
+            raise CanaryError(f"{said}; the weights overflow or are damaged: build from others")
     return answer["outputs"]
 
 

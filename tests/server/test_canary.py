@@ -79,6 +79,7 @@ def test_request():
         (200, b"<html>", "not JSON"),
         (200, b'{"outputs": []}', "no output"),
         (200, b"[1]", "no output"),
+        (200, b'{"outputs": [{"name": "probabilities", "data": [0.5, NaN]}]}', r"\[0.5, nan\]; the weights overflow"),
     ],
 )
 def test_bad_answers(status, body, message):
