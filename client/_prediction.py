@@ -1,5 +1,6 @@
 """The answer's type, and how tritonserver's classification extension writes it."""
 
+import math
 from dataclasses import dataclass
 
 from client._errors import ProtocolError
@@ -31,4 +32,7 @@ def parse_predictions(entries: list[str]) -> list[Prediction]:
             predictions.append(Prediction(label, index, float(value)))
         except (IndexError, ValueError):
             raise ProtocolError(f'the server answered {entry!r}, not "value:index:label": check the model') from None
+        if not math.isfinite(predictions[-1].probability):  # of no order, and none of JSON's numbers
+            remedy = "check its weights, and what its precision can hold"
+            raise ProtocolError(f"the model answered {entry!r}, which is no probability: {remedy}")
     return sorted(predictions, key=lambda p: (-p.probability, p.index))

@@ -50,6 +50,12 @@ def test_other_wire_forms_are_refused(entry: str) -> None:
         parse_predictions([entry])
 
 
+@pytest.mark.parametrize("value", ["nan", "-nan", "inf"])
+def test_weights_that_have_overflowed_are_told(value: str) -> None:
+    with pytest.raises(ProtocolError, match=f"'{value}:1:cat', which is no probability: check its weights"):
+        parse_predictions(["0.5:0:dog", f"{value}:1:cat"])
+
+
 def test_error_names_its_image(fake: Any, tmp_path: Path) -> None:
     classifier = Classifier(transport=fake)
     with pytest.raises(InvalidImageError) as caught:
