@@ -22,4 +22,5 @@ def forget_all() -> None:
         each.forget()
 
 
-os.register_at_fork(after_in_child=forget_all)
+if hasattr(os, "register_at_fork"):  # a system without fork has none
+    os.register_at_fork(after_in_child=forget_all)
