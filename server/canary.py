@@ -57,12 +57,15 @@ def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, 
     header = json.dumps({"inputs": [image]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(header)), "Content-Type": "application/octet-stream"}
     answer = ask(address, "POST", f"/v2/models/{model}/infer", timeout, header + body, headers)
-    if not (isinstance(answer, dict) and answer.get("outputs")):
-        raise CanaryError(f"the canary image got no output: {answer}")
-    for values in (output.get("data", ()) for output in answer["outputs"]):
-        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-            said = f"the canary image got values that are not probabilities: {str(values)[:100]}"
-            raise CanaryError(f"{said}; the weights overflow or are damaged: build from others")
+    try:
+        values = [value for output in answer["outputs"] for value in output["data"]]
+    except (LookupError, TypeError):
+        values = []
+    if not values:
+        raise CanaryError(f"the canary image got no output: {str(answer)[:100]}")
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        said = f"the canary image got values that are not probabilities: {str(values)[:100]}"
+        raise CanaryError(f"{said}; the weights overflow or are damaged: build from others")
     return answer["outputs"]
 
 

@@ -39,7 +39,7 @@ class Fake(BaseHTTPRequestHandler):
         if state in ("busy, slow", "stuck, slow"):
             self.server.release.wait(30)
             return None
-        return self.answer(200, b'{"outputs": [1]}')
+        return self.answer(200, b'{"outputs": [{"data": [1.0]}]}')
 
     def log_message(self, *arguments):
         pass

@@ -62,7 +62,7 @@ def test_canary_is_a_picture():
 
 
 def test_request():
-    with answering(200, b'{"outputs": [{"name": "probabilities"}]}') as (address, asked):
+    with answering(200, b'{"outputs": [{"name": "probabilities", "data": [1.0]}]}') as (address, asked):
         classify_canary(address, "classifier", 5)
     path, headers, body = asked[0]
     length = int(headers["Inference-Header-Content-Length"])
@@ -79,6 +79,8 @@ def test_request():
         (200, b"<html>", "not JSON"),
         (200, b'{"outputs": []}', "no output"),
         (200, b"[1]", "no output"),
+        (200, b'{"outputs": [1]}', "no output"),
+        (200, b'{"outputs": [{"name": "probabilities"}]}', "no output"),
         (200, b'{"outputs": [{"name": "probabilities", "data": [0.5, NaN]}]}', r"\[0.5, nan\]; the weights overflow"),
     ],
 )
