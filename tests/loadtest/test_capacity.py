@@ -11,6 +11,7 @@ from loadtest import capacity_command, report
 from loadtest.capacity import find_capacity
 from loadtest.recorder import Cell
 from loadtest.results import describe, least_offered, met, rate_to_offer, silent, too_few, warnings
+from tests.loadtest.saved import as_saved
 
 
 def result(good: bool, late: float | None = 1.0) -> dict:
@@ -29,19 +30,7 @@ def run(rate: float, late_ms: float) -> dict:
         protocols[name] = describe(cell, 20.0)
     line = {"protocol": "HTTP", "objective": "p99 ms", "limit": 100.0, "value": 10 * late_ms, "met": late_ms < 10}
     phase = {"name": "steady", "level": rate, "seconds": 20.0, "measured": True, "protocols": protocols, "slo": [line]}
-    return {
-        "open_loop": True,
-        "shape": "steady",
-        "host": "box:8000",
-        "model": "classifier",
-        "images": {"count": 1, "bytes": 1, "from": "a test"},
-        "workers": 1,
-        "null_rate": 1000.0,
-        "complete": True,
-        "slo": {"latency_ms": {"p99": 100.0}},
-        "phases": [{**phase, "server": []}],
-        "windows": [],
-    }
+    return as_saved({**phase, "server": []}, slo={"latency_ms": {"p99": 100.0}})
 
 
 @pytest.mark.parametrize("first", [3.0, 50.0, 90.0, 700.0])

@@ -8,6 +8,7 @@ import pytest
 from loadtest import report
 from loadtest.recorder import Cell
 from loadtest.results import describe
+from tests.loadtest.saved import as_saved
 
 TIMES = {"mean": 1.0, "p50": 2.0, "p95": 3.0, "p99": 4.0, "p99.9": 5.0, "max": 6.0, "sent_late_p99": 7.0}
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "total")
@@ -22,19 +23,7 @@ def result(rate: float, name: str) -> dict[str, Any]:
     server = {"model": "classifier", "version": "1", "requests": 20, "failed": 10, "batch": 11.0}
     server |= {f"{part}_ms": float(number) for number, part in enumerate(PARTS, 12)}
     phase = {"name": name, "level": rate, "seconds": 10.0, "measured": True, "protocols": {"HTTP": row}, "slo": []}
-    return {
-        "open_loop": True,
-        "shape": "steady",
-        "host": "box:8000",
-        "model": "classifier",
-        "images": {"count": 1, "bytes": 1, "from": "a test"},
-        "workers": 1,
-        "null_rate": 1000.0,
-        "complete": True,
-        "slo": None,
-        "phases": [{**phase, "server": [server]}],
-        "windows": [],
-    }
+    return as_saved({**phase, "server": [server]}, slo=None)
 
 
 def rows(page: str, title: str) -> list[dict[str, str]]:
