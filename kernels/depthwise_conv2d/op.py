@@ -15,7 +15,7 @@ from kernels.transforms import is_transformed
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
 ACTIVATIONS = ("none", "relu", "gelu")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DTYPES = (*dispatch.TRITON_DTYPES, torch.float64)
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library = torch.library.Library("widefield", "FRAGMENT")
@@ -44,6 +44,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
             arguments = (input, weight, bias, activation)
             return handle_torch_function(depthwise_conv2d, (input, weight, bias), *arguments)
         if not torch.jit.is_tracing():  # a trace would bake the comparisons in
+            _check_types(input, weight, bias)
             check_arguments(input, weight, bias, activation)
         if is_transformed():
             return _transformed(input, weight, bias, activation)
@@ -59,11 +60,15 @@ def computed_dtype(t: Tensor) -> torch.dtype:
     return t.dtype
 
 
+def _check_types(input: Any, weight: Any, bias: Any) -> None:
+    """Of Python's callers: the operator itself is only given tensors."""
+    for name, value in (("input", input), ("weight", weight), *([] if bias is None else [("bias", bias)])):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}: a tensor is expected")
+
+
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     """Raises `ValueError` for what the operation is not defined on."""
-    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
-        if not isinstance(value, Tensor) and (name != "bias" or value is not None):
-            raise ValueError(f"{name} is a {type(value).__name__}: a tensor is expected")
     if input.dim() != 4:
         raise ValueError(f"input has shape {list(input.shape)}: [N,C,H,W] is expected")
     channels = input.shape[1]
@@ -79,12 +84,13 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
         raise ValueError(f"bias has shape {list(bias.shape)}: [{channels}] is expected")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    dtype = computed_dtype(input)
     for name, other in (("weight", weight), ("bias", bias)):
         if other is None:
             continue
-        if computed_dtype(other) != computed_dtype(input) or other.device != input.device:
+        if computed_dtype(other) != dtype or other.device != input.device:
             raise ValueError(f"{name} is {other.dtype} on {other.device}, input is {input.dtype} on {input.device}")
-    if computed_dtype(input) not in DTYPES:
+    if dtype not in DTYPES:
         raise ValueError(f"input is {input.dtype}: float32, float16, bfloat16 or float64 is expected")
 
 
