@@ -62,14 +62,14 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
         host, port = parts.hostname or "", (443 if encrypted else port) if parts.port is None else parts.port
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}; {remedy}") from None
-    named = re.search(r"\s", host) is None and host and port
     spoken = ENCRYPTED.get(parts.scheme, parts.scheme)
     if spoken != protocol:
         if spoken in DEFAULT_PORTS:
             other = f"{protocol}s" if encrypted else protocol
             remedy = f"give --protocol {spoken} (in Python protocol={spoken!r}), or write {other}://"
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
-    if not named or parts.path.strip("/") or parts.query or parts.fragment or parts.username:
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username
+    if not host or not port or more or re.search(r"\s", host):
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
     return host, port, encrypted
 
@@ -85,7 +85,7 @@ def addresses(
     url: str | Sequence[str] | None, protocol: str, tls: TLSLike
 ) -> list[tuple[str, int, TLS | None, float | None]]:
     """Host, port, encryption and the seconds that connecting may take of every server. Raises `ValueError`."""
-    if protocol not in tuple(DEFAULT_PORTS):
+    if protocol not in tuple(DEFAULT_PORTS):  # a list, of which a dict cannot be asked, is none of them
         raise ValueError(f'protocol is {protocol!r}: choose "grpc" or "http"')
     urls = list(url) if isinstance(url, Iterable) and not isinstance(url, (str, bytes)) else [url]
     if not urls:

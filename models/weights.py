@@ -39,22 +39,23 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     classes = getattr(model, "num_classes", config.num_classes)
     if classes != config.num_classes:
         raise ValueError(f"the model has {classes} classes, config.num_classes is {config.num_classes}: make them one")
-    if name := _sharded(model):
+    state = model.state_dict()
+    if name := _sharded(state):
         raise ValueError(
             f"{name!r} is sharded: gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict, "
             "full_state_dict=True) into a model of its own, and save that"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _sharded(model: nn.Module) -> str:
+def _sharded(state: Mapping[str, Tensor]) -> str:
     """The first weight that is a DTensor, of which this process has a part alone; empty where none is."""
-    return next((name for name, tensor in model.state_dict().items() if hasattr(tensor, "full_tensor")), "")
+    return next((name for name, tensor in state.items() if hasattr(tensor, "full_tensor")), "")
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelConfig]:
@@ -158,13 +159,14 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
     of another shape, another number of classes, NaN or infinity; and for a model without memory, or that is sharded.
     """
     path, model = weights_file(Path(path)), bare_model(model)
-    if any(tensor.is_meta for tensor in model.state_dict().values()):  # PyTorch would load nothing, with warnings
+    own = model.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):  # PyTorch would load nothing, with warnings
         raise WeightsError(
             'the model is on the device "meta", without memory: model.to_empty(device="cpu") gives it some'
         )
-    if name := _sharded(model):
+    if name := _sharded(own):
         raise WeightsError(f"{name!r} of the model is sharded: load the weights first, and call fully_shard after")
-    state = read_state(path, model.state_dict().keys())
+    state = read_state(path, own.keys())
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)

@@ -76,13 +76,16 @@ class Shards(Labelled):
         if not self.names:
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
-        if labels is None and (most := max(self.targets)) >= len(self.names):  # as many labels might not fit in memory
-            place = self.names[self.targets.index(most)]
-            raise DataError(
-                f"{place}: class {most}, but {folder} has {len(self.names)} images: without {LABELS_FILE} classes are "
-                "numbered from 0, and each has an image"
-            )
-        self.classes = labels or [str(index) for index in range(max(self.targets) + 1)]
+        if labels is None:
+            most = max(self.targets)
+            if most >= len(self.names):  # as many labels might not fit in memory
+                place = self.names[self.targets.index(most)]
+                raise DataError(
+                    f"{place}: class {most}, but {folder} has {len(self.names)} images: without {LABELS_FILE} classes "
+                    "are numbered from 0, and each has an image"
+                )
+            labels = [str(index) for index in range(most + 1)]
+        self.classes = labels
 
     def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
         """Append the images of one shard. Members of a key are neighbours, as the format asks."""
