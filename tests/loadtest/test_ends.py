@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +20,11 @@ def hangup(disposition: signal.Handlers) -> Callable[[], object]:
     return lambda: signal.signal(signal.SIGHUP, disposition)
 
 
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "loadtest", *words]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
 @pytest.mark.parametrize(
     ("sent", "more"),
     [(signal.SIGINT, []), (signal.SIGTERM, []), (signal.SIGHUP, []), (signal.SIGTERM, ["--processes", "2"])],
@@ -27,28 +33,8 @@ def test_a_signal_ends_a_run_with_the_table(
     pictures: Path, counting_server: Callable, sent: signal.Signals, more: list[str]
 ) -> None:
     server = counting_server()
-    command = [
-        sys.executable,
-        "-m",
-        "loadtest",
-        "--seconds",
-        "60",
-        "--warm-up",
-        "0",
-        "--protocol",
-        "http",
-        "--images",
-        str(pictures),
-        *more,
-    ]
-    process = subprocess.Popen(
-        [*command, "--host", server.address],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hangup(signal.SIG_DFL),
-    )
+    words = ["--seconds", "60", "--warm-up", "0", "--protocol", "http", "--images", str(pictures), *more]
+    process = start(*words, "--host", server.address, preexec_fn=hangup(signal.SIG_DFL))
     deadline = time.monotonic() + 30
     while server.count < 20 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -65,14 +51,7 @@ def test_a_signal_ends_a_run_with_the_table(
 def test_a_hangup_under_nohup_ends_nothing(pictures: Path, counting_server: Callable) -> None:
     """Neither the null check nor the run."""
     words = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--images", str(pictures)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest", *words, "--host", counting_server().address],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=hangup(signal.SIG_IGN),
-    )
+    process = start(*words, "--host", counting_server().address, preexec_fn=hangup(signal.SIG_IGN))
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
         process.send_signal(signal.SIGHUP)
@@ -103,14 +82,7 @@ def test_a_signal_ends_all_that_was_started(
     if words[0] == "capacity":
         (tmp_path / "slo.toml").write_text("[errors]\nrate = 0.1\n")
         words += ["--slo", str(tmp_path / "slo.toml"), "--host", server.address]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "loadtest", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(*words, start_new_session=True)
     deadline = time.monotonic() + 60
     started: list[psutil.Process] = []
     while len(started) < processes or (words[0] == "capacity" and server.count < 5):
@@ -130,8 +102,7 @@ def test_a_server_that_goes_has_no_capacity(pictures: Path, counting_server: Cal
     words = ["capacity", "--protocol", "http", "--from-rate", "20", "--seconds", "2", "--warm-up", "0.5"]
     words += ["--repeats", "1", "--images", str(pictures), "--slo", str(tmp_path / "slo.toml")]
     words += ["--host", server.address]
-    command = [sys.executable, "-m", "loadtest", *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start(*words) as process:
         assert process.stdout is not None
         assert any("20.0/s: met" in line for line in iter(process.stdout.readline, ""))
         server.shutdown()
