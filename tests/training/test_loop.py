@@ -144,6 +144,8 @@ def test_presets_are_command_lines() -> None:
         ({"adversarial": "fast_at", "loss": "paco"}, "--adversarial fast_at"),
         ({"adversarial": "fast_at", "random_erasing": 0.1}, "--random-erasing"),
         ({"head_only": True}, "--head-only needs the features of --weights"),
+        ({"head_only": True, "weights": Path("x"), "drop_path": 0.3}, "--drop-path 0.3 does nothing with --head-only"),
+        ({"head_only": True, "weights": Path("x"), "layer_decay": 0.7}, "--layer-decay 0.7 does nothing with"),
         ({"class_weights": "inverse", "loss": "ldam"}, "--class-weights inverse"),
     ],
 )

@@ -47,7 +47,7 @@ def test_the_same_scripts(tiny: Tiny, small_digits: Path, tmp_path: Path) -> Non
     assert {"ROAD", "rank correlation, random down to classifier"} <= scores.keys()
     with pytest.raises(ValueError, match="no class map is exact"):
         explain_images(ExplainConfig(run, val, tmp_path / "maps", device="cpu"))
-    new = tiny(tmp_path / "head", arch="", weights=run, epochs=1, head_only=True, layer_decay=0.7, image_size=SIZE)
+    new = tiny(tmp_path / "head", arch="", weights=run, epochs=1, head_only=True, image_size=SIZE)
     train(new, QUIET)
     retrained, _ = load_checkpoint(tmp_path / "head")
     assert torch.equal(retrained.conv_stem.weight, model.conv_stem.weight), "the features stay"
