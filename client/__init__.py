@@ -11,6 +11,7 @@ from client._async_classifier import AsyncClassifier
 from client._classifier import Classifier
 from client._errors import (
     ClassifierError,
+    ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
@@ -38,6 +39,7 @@ __all__ = [
     "AsyncTransport",
     "Classifier",
     "ClassifierError",
+    "ConnectionBrokenError",
     "ConnectionFailedError",
     "Crop",
     "DeadlineExceededError",

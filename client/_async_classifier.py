@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
 from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
-from client._images import ImageLike, encode
+from client._images import ImageLike, describe, encode
 from client._ordered import async_in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
@@ -94,7 +94,8 @@ class AsyncClassifier(Session):
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
             return await drive_async(self._steps(data, top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
-            self._name(error, image)
+            self._check_open()  # where it was closed meanwhile, that is the reason
+            error.image = describe(image)
             raise
 
     def _check_loop(self) -> None:

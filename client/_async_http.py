@@ -4,15 +4,16 @@ import asyncio
 import io
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import aiohttp
 
 from client import _wire_http as wire
-from client._errors import error_from_status
+from client._errors import CUT_OFF, error_from_status
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
+
+UNCONNECTED = (aiohttp.ClientConnectorError, ValueError)  # nothing has been sent
 
 
 class AsyncHttpTransport:
@@ -49,25 +50,25 @@ class AsyncHttpTransport:
         self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
     ) -> tuple[int, bytes]:
         """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
-        reused: list[bool] = []
-        deadline = time.monotonic() + timeout
         data = b"".join(body)
         try:
-            try:
-                return await self._exchange(method, path, headers, data, deadline, reused)
-            except aiohttp.ClientConnectionError:
-                if self._closed or not reused:
-                    raise
-                # closed by the server while it lay idle; an inference may safely be sent again
-                return await self._exchange(method, path, headers, data, deadline, reused)
+            async with self._open().request(
+                method,
+                self.url + path,
+                headers=headers,
+                data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
+                timeout=aiohttp.ClientTimeout(total=max(1e-3, timeout), connect=self._connect_timeout),
+                allow_redirects=False,
+            ) as response:
+                return response.status, await response.read()
         except aiohttp.ConnectionTimeoutError as error:
             status = "DEADLINE_EXCEEDED" if self._connect_timeout is None else "UNAVAILABLE"
             raise error_from_status(status, str(error), url=self.url, model=model, timeout=timeout) from error
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, ValueError) as error:
-            words = str(error) or repr(error)
-            raise error_from_status("UNAVAILABLE", words, url=self.url, model=model, timeout=timeout) from error
+            status, words = "UNAVAILABLE" if isinstance(error, UNCONNECTED) else CUT_OFF, str(error) or repr(error)
+            raise error_from_status(status, words, url=self.url, model=model, timeout=timeout) from error
         except aiohttp.ClientError as error:
             raise wire.other_protocol(error, self.url) from error
         except asyncio.CancelledError:
@@ -75,36 +76,14 @@ class AsyncHttpTransport:
                 raise error_from_status("CANCELLED", "closed", url=self.url, model=model, timeout=timeout) from None
             raise
 
-    async def _exchange(
-        self, method: str, path: str, headers: dict[str, str], data: bytes, deadline: float, reused: list[bool]
-    ) -> tuple[int, bytes]:
-        limits = aiohttp.ClientTimeout(total=max(1e-3, deadline - time.monotonic()), connect=self._connect_timeout)
-        async with self._open().request(
-            method,
-            self.url + path,
-            headers=headers,
-            data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
-            timeout=limits,
-            allow_redirects=False,
-            trace_request_ctx=reused,
-        ) as response:
-            return response.status, await response.read()
-
     def _open(self) -> aiohttp.ClientSession:
         if self._closed:
             raise aiohttp.ClientConnectionError("closed")
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, ssl=True if self._context is None else self._context)
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_reuseconn.append(_note_reuse)
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Accept-Encoding": "identity"},  # the server would compress, at the price of its cores
-                trace_configs=[trace],
             )
         return self._session
-
-
-async def _note_reuse(session: aiohttp.ClientSession, context: Any, parameters: Any) -> None:
-    context.trace_request_ctx.append(True)

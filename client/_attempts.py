@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from client._errors import (
     ClassifierError,
+    ConnectionBrokenError,
     DeadlineExceededError,
     InferenceError,
     ModelNotFoundError,
@@ -20,6 +21,7 @@ from client._request import Answer, Request, queue_timeout
 from client._servers import Servers
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds
+NOT_READY_PAUSE = 1.0  # a server that stops says so for two or three seconds; behind one name others may answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
 
     Sent again is what another attempt may mend: no connection, not ready, a full queue, a failure of the server (a
     classification changes nothing there). While another server is left, one that cannot be reached costs neither a
-    retry nor a pause; and one that is silent for half of the time that is left is not waited for, since it may hang.
+    retry nor a pause; and one that is silent for half of the time that is left is not waited for, since it may hang. A
+    connection that breaks costs a retry: a request that ends servers must not be handed to all of them.
     """
     deadline = time.monotonic() + request.timeout
     tried: set[int] = set()
@@ -128,10 +131,11 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             silent = isinstance(error, DeadlineExceededError)
             if silent and not servers.hangs(server):
                 budget.spend()  # it is busy: so are the others, perhaps
-            if (unreachable or silent) and servers.has_other(tried) and time.monotonic() < deadline:
+            broke = isinstance(error, ConnectionBrokenError)
+            if (silent or (unreachable and not broke)) and servers.has_other(tried) and time.monotonic() < deadline:
                 continue
             safe = unreachable or (isinstance(error, (QueueFullError, InferenceError)) and budget.spend())
-            pause = random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(used, 30)))  # full jitter
+            pause = pause_before(used, error, deadline - time.monotonic())
             if not safe or used == retries or time.monotonic() + pause >= deadline:
                 if silent and sent > 1:
                     error.args = (f"{error.message}, {sent} attempts in {request.timeout:.3g} s",)
@@ -148,3 +152,11 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
         if len(tried) == len(servers):
             tried = {server}
         yield Pause(pause)
+
+
+def pause_before(used: int, error: ClassifierError, left: float) -> float:
+    """Seconds before retry `used` of those that are `left`, at random, so that callers do not come back at once."""
+    growth = 2 ** min(used, 30)
+    if isinstance(error, ServerNotReadyError):
+        return random.uniform(0.5, 1) * min(LONGEST_PAUSE, NOT_READY_PAUSE * growth, left / 2)
+    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * growth))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from client._attempts import Pause, Send, drive
 from client._errors import ClassifierError
-from client._images import ImageLike, encode
+from client._images import ImageLike, describe, encode
 from client._ordered import in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
@@ -123,7 +123,8 @@ class Classifier(Session):
         try:
             return drive(self._steps(encode(image), top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
-            self._name(error, image)
+            self._check_open()  # where it was closed meanwhile, that is the reason
+            error.image = describe(image)
             raise
 
     def _act(self, step: Send | Pause) -> Answer | None:

@@ -4,17 +4,21 @@ import contextlib
 import http.client
 import io
 import queue
+import select
 import socket
 import ssl
 import threading
 import time
 from typing import Any
 
+IDLE_SECONDS = 15.0  # as aiohttp's: what lies idle for minutes may be dropped on its way, and nobody told
+
 
 class Connection(http.client.HTTPConnection):
     """`http.client`'s timeout is for each read; this one's `deadline` (monotonic seconds) is for all of a request.
 
     With `context` it is encrypted. `connect_timeout` seconds without a connection: no server, not a missed deadline.
+    `made`: there was a connection, so a failure is one that broke.
     """
 
     deadline: float
@@ -24,8 +28,24 @@ class Connection(http.client.HTTPConnection):
         self._context, self._connect_timeout = context, connect_timeout
         self._looked_up: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
         self._aborted = False
+        self._idle_since = 0.0
+        self.made = False
+
+    def lay_idle(self) -> None:
+        self._idle_since = time.monotonic()
+
+    def is_stale(self) -> bool:
+        """Whether the server has closed it while it lay idle (there is something to read: the end), or may have."""
+        if self.sock is None:  # it connects again
+            return False
+        if time.monotonic() - self._idle_since > IDLE_SECONDS:
+            return True
+        poll = select.poll()  # not select: a process may have more than 1024 files open
+        poll.register(self.sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def connect(self) -> None:
+        self.made = False
         seconds = self.seconds_left()
         if self._connect_timeout is not None:
             seconds = min(seconds, self._connect_timeout)
@@ -46,6 +66,7 @@ class Connection(http.client.HTTPConnection):
             self.close()
             raise
         self.sock = _DeadlineSocket(self.sock, self)
+        self.made = True
 
     def _reach(self, until: float) -> None:
         """The first of the name's addresses that accepts; each may take its share of the time that is left."""
@@ -107,7 +128,7 @@ def _seconds_until(moment: float) -> float:
 class _DeadlineSocket:
     def __init__(self, sock: Any, connection: Connection) -> None:
         self._sock, self._connection = sock, connection
-        self.close, self.shutdown = sock.close, sock.shutdown
+        self.close, self.shutdown, self.fileno = sock.close, sock.shutdown, sock.fileno
 
     def sendall(self, data: bytes) -> None:
         self._sock.settimeout(self._connection.seconds_left())

@@ -5,6 +5,7 @@ ClassifierError
 ├── ModelNotFoundError
 ├── ServerUnavailableError
 │   ├── ConnectionFailedError
+│   │   └── ConnectionBrokenError
 │   └── ServerNotReadyError
 ├── QueueFullError
 ├── DeadlineExceededError
@@ -54,7 +55,11 @@ class ServerUnavailableError(ClassifierError):
 
 
 class ConnectionFailedError(ServerUnavailableError):
-    """No connection, or it broke."""
+    """No connection."""
+
+
+class ConnectionBrokenError(ConnectionFailedError):
+    """It broke before the answer: the server may have computed one, or have ended at this very request."""
 
 
 class ServerNotReadyError(ServerUnavailableError):
@@ -91,6 +96,7 @@ _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", 
 EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 _START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
+_ENDED = "where the address is right, the server's log says why"
 _GIVE_HTTP = "give --protocol http (in Python protocol=)"
 _GIVE_TLS = "give --tls or --tls-root (in Python tls=)"
 _GIVE_CERTIFICATE = (
@@ -114,11 +120,12 @@ _REMEDIES = {
         f"{_START}; where it does not speak TLS, leave out --tls and the like (in Python tls=)"
     ),
 }
+CUT_OFF = "CUT_OFF"  # a status of our own: the connection broke after the request had been sent
 _CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnected|tsi_data_corrupted")
 
 
 def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:
-    """The typed error for a gRPC status name (``"NOT_FOUND"``, or ``"NOT_READY"``) and the server's words."""
+    """The typed error for a gRPC status name (``"NOT_FOUND"``), ``"NOT_READY"`` or `CUT_OFF`, and the words with it."""
     details = shorten(_NOISE.sub("", details))
     kind, message = _classify(status, details, url, model, timeout)
     return kind(f"{message} [{model} at {url}]")
@@ -151,8 +158,11 @@ def _classify(status: str, details: str, url: str, model: str, timeout: float) -
         return RegionUnknownError, f"the server was not shown this memory ({details}): {remedy}"
     if "already in manager" in lower:
         return RegionKnownError, f"the server was shown this memory before ({details}): check the address"
-    if status == "NOT_READY" or (status == "UNAVAILABLE" and _NOT_READY.search(details)):
+    if status == "NOT_READY" or (status in ("UNAVAILABLE", CUT_OFF) and _NOT_READY.search(details)):
         return ServerNotReadyError, f"the server is not ready ({details}): wait until it is, or see its log"
+    if status == CUT_OFF:
+        remedy = _connecting(lower, url, _ENDED)
+        return ConnectionBrokenError, f"the connection broke before the answer ({details}): {remedy}"
     if status in ("UNAVAILABLE", "CANCELLED"):
         return ConnectionFailedError, f"the server cannot be reached ({details}): {_connecting(lower, url)}"
     if status == "NOT_FOUND" and "unknown model" in lower:
@@ -167,14 +177,14 @@ def _classify(status: str, details: str, url: str, model: str, timeout: float) -
     return ProtocolError, f"the server refuses the request, {status} ({details}): check the address and the model"
 
 
-def _connecting(details: str, url: str) -> str:
-    """What to do where there is no connection."""
+def _connecting(details: str, url: str, start: str = _START) -> str:
+    """What to do where there is no connection, or no more."""
     for words, remedy in _REMEDIES.items():
         if re.search(words, details):
             return remedy
     if not _CUT_OFF.search(details):
-        return _START
-    return f"{_START}; {perhaps_wanted(url)}"
+        return start
+    return f"{start}; {perhaps_wanted(url)}"
 
 
 def perhaps_wanted(url: str) -> str:

@@ -53,11 +53,6 @@ class Session:
         )
         return attempts(request, self._servers, self.retries, self._budget)
 
-    def _name(self, error: ClassifierError, image: Any) -> None:
-        """Gives `error` the image's name. Raises `RuntimeError` where the client was closed meanwhile."""
-        self._check_open()
-        error.image = describe(image)
-
     def _check(self, top: int, timeout: float | None = None, request_id: str | None = None) -> None:
         if not _is_count(top, 1) or top > MOST_CLASSES:
             raise ValueError(f"top is {top!r}: ask for 1 class or more, {MOST_CLASSES} at most")

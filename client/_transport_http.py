@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from client import _wire_http as wire
 from client._connection import Connection
-from client._errors import error_from_status
+from client._errors import CUT_OFF, error_from_status
 from client._fork import forget_when_forked
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
@@ -60,42 +60,21 @@ class HttpTransport:
         self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
     ) -> tuple[int, bytes]:
         """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
+        connection = self._take()
+        connection.deadline = time.monotonic() + timeout
         try:
-            return self._send(method, path, headers, body, time.monotonic() + timeout)
+            return self._exchange(connection, method, path, headers, body)
         except TimeoutError as error:
             raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error
         except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: a host that is no name
-            raise error_from_status("UNAVAILABLE", str(error), url=self.url, model=model, timeout=timeout) from error
+            status = CUT_OFF if connection.made else "UNAVAILABLE"
+            raise error_from_status(status, str(error), url=self.url, model=model, timeout=timeout) from error
         except http.client.HTTPException as error:
             raise wire.other_protocol(error, self.url) from error
 
-    def _send(
-        self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], deadline: float
-    ) -> tuple[int, bytes]:
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            pass
-        else:
-            try:
-                return self._exchange(connection, method, path, headers, body, deadline)
-            except ConnectionError:
-                if self._closed:
-                    raise
-                # closed by the server while it lay idle; an inference may safely be sent again
-        connection = Connection(self._host, self._port, self._context, self._connect_timeout)
-        return self._exchange(connection, method, path, headers, body, deadline)
-
     def _exchange(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        headers: dict[str, str],
-        body: Sequence[bytes],
-        deadline: float,
+        self, connection: Connection, method: str, path: str, headers: dict[str, str], body: Sequence[bytes]
     ) -> tuple[int, bytes]:
-        connection.deadline = deadline
         self._busy.add(connection)
         try:
             if connection.sock is None:
@@ -109,7 +88,18 @@ class HttpTransport:
             raise
         finally:
             self._busy.discard(connection)
+        connection.lay_idle()
         self._idle.append(connection)  # where the server has closed it, it connects again
         if self._closed:
             self.close()
         return response.status, answer
+
+    def _take(self) -> Connection:
+        """One that lay idle and is alive, else a new one."""
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if not connection.is_stale():
+                    return connection
+                connection.close()
+        return Connection(self._host, self._port, self._context, self._connect_timeout)

@@ -1,5 +1,6 @@
 """KServe v2 as protobuf messages: what the blocking and the asyncio transport share."""
 
+import re
 import struct
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from client._errors import ClassifierError, error_from_status
+from client._errors import CUT_OFF, ClassifierError, error_from_status
 from client._prediction import parse_predictions
 from client._request import (
     EVIDENCE,
@@ -31,6 +32,7 @@ STATUS_CALLS: tuple[tuple[str, Any], ...] = (  # in the order of `decode_status`
     ("ServerReady", service_pb2.ServerReadyRequest()),
     ("ModelStatistics", service_pb2.ModelStatisticsRequest()),
 )
+_UNCONNECTED = re.compile(r"all backends failing|failed to connect|resol")  # gRPC's words: nothing has been sent
 _LENGTH_DELIMITED = 2  # protobuf's wire type of a field of bytes
 _RAW_INPUT = bytes(
     [service_pb2.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | _LENGTH_DELIMITED]
@@ -137,7 +139,8 @@ def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> Cl
     """`error`: a `grpc.RpcError`, or what grpc raises of a channel that was closed meanwhile."""
     code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.CANCELLED
     details = (error.details() or "") if isinstance(error, grpc.RpcError) else str(error)
-    return error_from_status(code.name, details, url=url, model=model, timeout=timeout)
+    broke = code is grpc.StatusCode.UNAVAILABLE and not _UNCONNECTED.search(details.lower())
+    return error_from_status(CUT_OFF if broke else code.name, details, url=url, model=model, timeout=timeout)
 
 
 def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> ServerStatus:

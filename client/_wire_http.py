@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from client._errors import (
+    CUT_OFF,
     ClassifierError,
     DeadlineExceededError,
     InvalidImageError,
@@ -38,7 +39,7 @@ GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the sam
     404: "NOT_FOUND",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
-    502: "UNAVAILABLE",
+    502: CUT_OFF,  # a proxy's: the server closed without an answer
     503: "NOT_READY",
 }
 GAVE_UP = {  # on their own time, not on ours

@@ -13,7 +13,8 @@ import pytest
 from asking import CAT, ask, resolve_to
 from stub_http import HttpStub
 
-from client import TLS, ClassifierError, ConnectionFailedError, DeadlineExceededError, _fork
+from client import TLS, ClassifierError, ConnectionBrokenError, ConnectionFailedError, DeadlineExceededError, _fork
+from client._connection import IDLE_SECONDS
 from client._transport import CONNECT_SECONDS, addresses
 from client._transport_http import HttpTransport
 
@@ -37,6 +38,19 @@ def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> 
         thread.join()
     assert len(stub.requests) == 13
     assert stub.connections <= 9
+
+
+def test_a_connection_that_lay_idle_for_long_is_not_used_again(
+    stub: HttpStub, blocking: HttpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A balancer on the way drops it and tells nobody: the next request would wait for its deadline."""
+    now = time.monotonic()
+    monkeypatch.setattr("client._connection.time.monotonic", lambda: now)
+    for connections in (1, 1, 2):
+        ask(blocking)
+        assert stub.connections == connections
+        now += IDLE_SECONDS - 1 if connections == 1 and len(stub.requests) == 1 else IDLE_SECONDS + 1
+    assert len(blocking._idle) == 1
 
 
 FORKS = """
@@ -136,10 +150,10 @@ def closed_while(transport: HttpTransport, waiting: Callable[[], object]) -> lis
 
 
 def test_close_ends_a_request_in_flight(stub: HttpStub, blocking: HttpTransport) -> None:
-    ask(blocking)  # one that lay idle would be sent again, were it not closed on purpose
+    ask(blocking)  # over one that lay idle
     waiting = threading.Event()
     stub.act = lambda handler: waiting.set() or time.sleep(3) or False
-    assert closed_while(blocking, lambda: waiting.wait(5)) == [ConnectionFailedError]
+    assert closed_while(blocking, lambda: waiting.wait(5)) == [ConnectionBrokenError]
 
 
 def test_close_ends_connecting(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from client import (
     TLS,
     ClassifierError,
+    ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
@@ -82,7 +85,7 @@ def test_large_messages_both_ways(stub: GrpcStub, transport: GrpcTransport) -> N
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found", ModelNotFoundError),
         (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", QueueFullError),
         (grpc.StatusCode.UNAVAILABLE, "not ready", ServerNotReadyError),
-        (grpc.StatusCode.UNAVAILABLE, "Socket closed", ConnectionFailedError),
+        (grpc.StatusCode.UNAVAILABLE, "Socket closed", ConnectionBrokenError),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "", DeadlineExceededError),
         (grpc.StatusCode.INTERNAL, "it broke", InferenceError),
         (grpc.StatusCode.PERMISSION_DENIED, "no", ProtocolError),
@@ -96,6 +99,37 @@ def test_statuses(
         ask(transport)
     assert type(caught.value) is kind
     assert transport.url in str(caught.value)
+
+
+DIES = """
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+
+class Dies(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: os._exit(0))
+
+server = grpc.server(ThreadPoolExecutor(1), handlers=[Dies()])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+server.wait_for_termination()
+"""
+
+
+def test_a_server_that_dies_is_told_from_one_that_is_not_there() -> None:
+    with subprocess.Popen([sys.executable, "-c", DIES], stdout=subprocess.PIPE, text=True) as server:
+        transport = GrpcTransport("127.0.0.1", int(server.stdout.readline()))
+        kinds = []
+        for _ in range(2):
+            with pytest.raises(ConnectionFailedError) as caught:
+                ask(transport)
+            kinds.append(type(caught.value))
+            server.wait(10)
+    assert kinds == [ConnectionBrokenError, ConnectionFailedError]
+    with pytest.raises(ConnectionFailedError) as caught:
+        ask(GrpcTransport("no-such-name.invalid", 1))
+    assert type(caught.value) is ConnectionFailedError
 
 
 @pytest.mark.parametrize("raw", [[], [b"\x05\x00\x00\x00abc"], [b"\x05\x00"]])

@@ -16,7 +16,7 @@ from stub_http import GOOD, Handler, HttpStub, answer, close_unsaid, drip, hang_
 from client import (
     Answer,
     ClassifierError,
-    ConnectionFailedError,
+    ConnectionBrokenError,
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
@@ -41,6 +41,9 @@ class Blocked:
 
     def infer(self, request: Request) -> Answer:
         return self.loop.run_until_complete(self.transport.infer(request))
+
+    def sleep(self, seconds: float) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
 
     def close(self) -> None:
         self.loop.run_until_complete(self.transport.close())
@@ -88,6 +91,7 @@ def test_connection_that_died_idle_is_replaced(stub: HttpStub, transport: Any) -
     stub.act = close_unsaid
     for _ in range(3):
         assert ask(transport) == CAT
+        getattr(transport, "sleep", time.sleep)(0.05)  # in which it is closed
     assert stub.connections == 3
     stub.act = lambda handler: False
     for _ in range(3):
@@ -115,7 +119,7 @@ def test_fresh_connection_that_dies_is_not_tried_again(stub: HttpStub, transport
         (429, b"slow down", QueueFullError),
         (500, b'{"error": "it broke"}', InferenceError),
         (500, b'["it broke"]', InferenceError),
-        (502, b"\xff\xfe", ConnectionFailedError),
+        (502, b"\xff\xfe", ConnectionBrokenError),
         (503, b'{"error": "Exceeds maximum queue size"}', QueueFullError),
         (503, b'{"error": "not ready"}', ServerNotReadyError),
         (504, b"", DeadlineExceededError),
@@ -210,6 +214,7 @@ def test_server_may_close_each_connection(stub: HttpStub, transport: Any) -> Non
     stub.act = answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD)
     for _ in range(3):
         assert ask(transport) == CAT
+        getattr(transport, "sleep", time.sleep)(0.05)  # in which it is closed
     assert stub.connections == 3
 
 
@@ -257,13 +262,16 @@ def test_other_protocol(stub: HttpStub, transport: Any) -> None:
     assert len(str(caught.value)) < 250
 
 
-def test_connection_that_dies_unseen_is_replaced(stub: HttpStub, transport: Any) -> None:
-    """The server hangs up only when the next request is there: it cannot have been noticed before."""
-    left = [hang_up]
+def test_what_breaks_is_not_sent_again_unasked(stub: HttpStub, transport: Any) -> None:
+    """The server hangs up when the next request is there: it may be what ended it."""
     ask(transport)
-    stub.act = lambda handler: left.pop()(handler) if left else False
-    assert ask(transport) == CAT
-    assert stub.connections == 2
+    met: list[Handler] = []
+    stub.act = lambda handler: met.append(handler) or hang_up(handler)
+    with pytest.raises(
+        ConnectionBrokenError, match=r"before the answer .*: where the address is right, .*log says why"
+    ):
+        ask(transport)
+    assert (len(met), stub.connections) == (1, 1)
 
 
 def test_the_server_is_not_asked_to_compress(stub: HttpStub, transport: Any) -> None:

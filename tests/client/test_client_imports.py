@@ -33,6 +33,7 @@ def test_public_names() -> None:
         "AsyncTransport",
         "Classifier",
         "ClassifierError",
+        "ConnectionBrokenError",
         "ConnectionFailedError",
         "Crop",
         "DeadlineExceededError",

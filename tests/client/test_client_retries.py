@@ -12,6 +12,7 @@ from client import (
     Answer,
     Classifier,
     ClassifierError,
+    ConnectionBrokenError,
     ConnectionFailedError,
     DeadlineExceededError,
     InferenceError,
@@ -129,11 +130,34 @@ def test_pauses_are_random_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch)
     ranges = []
     monkeypatch.setattr(policy, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(policy.random, "uniform", lambda low, high: ranges.append((low, high)) or 0.0)
-    with pytest.raises(ServerNotReadyError):
-        Classifier(transport=FakeTransport(ServerNotReadyError("starting")), retries=7).classify(b"x")
+    with pytest.raises(ConnectionFailedError):
+        Classifier(transport=FakeTransport(ConnectionFailedError("refused")), retries=7).classify(b"x")
     pauses = [high for low, high in ranges if low == 0]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
     assert {(0.5, 1)} == {each for each in ranges if each[0]}  # of the rests: clients do not come back all at once
+
+
+def test_a_server_that_stops_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tritonserver says that it stops for two or three seconds; behind its name another one may answer."""
+    pauses = []
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: pauses.append(seconds))
+    for timeout, expected in ((30.0, [0.5, 1.0, 1.0]), (0.8, [0.2, 0.2, 0.2])):
+        stopping = FakeTransport(ServerNotReadyError("stopping"))
+        with pytest.raises(ServerNotReadyError):
+            Classifier(transport=stopping, retries=3, timeout=timeout).classify(b"x")
+        assert pauses == pytest.approx(expected, abs=0.05)
+        pauses.clear()
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+def test_a_request_that_ends_servers_is_not_handed_to_all(retries: int) -> None:
+    fakes = [FakeTransport(ConnectionBrokenError("broke")) for _ in range(4)]
+    with pytest.raises(ConnectionBrokenError) as caught:
+        Classifier(transport=fakes, retries=retries).classify(b"x")
+    assert caught.value.attempts == sum(len(fake.requests) for fake in fakes) == retries + 1
+    fakes[0].reply = CAT
+    assert Classifier(transport=fakes, retries=5).classify(b"x"), "another server answers"
 
 
 @pytest.mark.parametrize("error", [QueueFullError, InferenceError])

@@ -198,6 +198,7 @@ def test_connection_that_died_idle_is_replaced(closing: HttpStub, authority: Aut
         async with AsyncClassifier(address, "http", timeout=10, retries=0, tls=authority.root) as classifier:
             for _ in range(3):
                 assert await classifier.classify(bytes(size)) == CAT
+                await asyncio.sleep(0.05)
 
     with Classifier(address, "http", timeout=10, retries=0, tls=authority.root) as classifier:
         for _ in range(3):
