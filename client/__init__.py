@@ -22,6 +22,7 @@ from client._errors import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
+from client._headers import parse_headers
 from client._images import ImageLike
 from client._overlay import overlay
 from client._prediction import Prediction
@@ -60,5 +61,6 @@ __all__ = [
     "Transport",
     "find_images",
     "overlay",
+    "parse_headers",
     "step_times",
 ]

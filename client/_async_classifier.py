@@ -5,6 +5,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 
 from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
+from client._headers import Headers
 from client._images import ImageLike, describe, encode
 from client._ordered import async_in_order
 from client._prediction import Prediction
@@ -32,9 +33,12 @@ class AsyncClassifier(Session):
         *,
         tls: TLSLike = None,
         shared_memory_token: str | None = None,
+        headers: Headers = None,
         transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
     ) -> None:
-        transports = open_async_transports(url, protocol, tls, shared_memory_token) if transport is None else transport
+        transports = transport
+        if transports is None:
+            transports = open_async_transports(url, protocol, tls, shared_memory_token, headers)
         super().__init__(transports, model, timeout, retries)
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -3,12 +3,13 @@
 import asyncio
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import aiohttp
 
 from client import _wire_http as wire
 from client._errors import CUT_OFF, error_from_status
+from client._headers import no_headers
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
@@ -17,9 +18,17 @@ UNCONNECTED = (aiohttp.ClientConnectorError, ValueError)  # nothing has been sen
 
 
 class AsyncHttpTransport:
-    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
-        self.url = wire.address_url(host, port, tls is not None)
-        self._connect_timeout = connect_timeout
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: TLS | None = None,
+        connect_timeout: float | None = None,
+        headers: Callable[[], dict[str, str]] = no_headers,
+        prefix: str = "",
+    ) -> None:
+        self.url = wire.address_url(host, port, tls is not None) + prefix
+        self._headers, self._connect_timeout = headers, connect_timeout
         self._context = None if tls is None else ssl_context(tls)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
@@ -55,7 +64,7 @@ class AsyncHttpTransport:
             async with self._open().request(
                 method,
                 self.url + path,
-                headers=headers,
+                headers=self._headers() | headers,
                 data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
                 timeout=aiohttp.ClientTimeout(total=max(1e-3, timeout), connect=self._connect_timeout),
                 allow_redirects=False,

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from client._attempts import Pause, Send, drive
 from client._errors import ClassifierError
+from client._headers import Headers
 from client._images import ImageLike, describe, encode
 from client._ordered import in_order
 from client._prediction import Prediction
@@ -21,8 +22,9 @@ class Classifier(Session):
     An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
 
     Args:
-        url: ``"host:port"``, or several, which take turns; None is this machine at the protocol's own port (gRPC
-            8001, HTTP 8000). One that cannot be reached or is not ready is left out until it is back.
+        url: ``"host:port"`` (over HTTP also ``"https://gateway/path"``), or several, which take turns; None is this
+            machine at the protocol's own port (gRPC 8001, HTTP 8000). One that cannot be reached or is not ready is
+            left out until it is back.
         protocol: ``"grpc"`` or ``"http"``; answers and errors are the same.
         model: the model's name on the server.
         timeout: seconds for one image, from sending to the whole answer, all attempts and pauses included; also told
@@ -33,7 +35,10 @@ class Classifier(Session):
         tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
         shared_memory_token: for servers on this host, started with the same: images go through shared memory, which
             is faster. None sends them in the messages.
-        transport: one, or one for each server, instead of `url`, `protocol`, `tls` and the token: a fake in a test.
+        headers: sent with every request (over gRPC as metadata), for a gateway; or a function that gives them, asked
+            before each request, so that a key can be renewed.
+        transport: one, or one for each server, instead of `url`, `protocol`, `tls`, the token and `headers`: a fake in
+            a test.
 
     Raises:
         ValueError: naming the argument that cannot be used. Nothing is sent yet.
@@ -49,9 +54,12 @@ class Classifier(Session):
         *,
         tls: TLSLike = None,
         shared_memory_token: str | None = None,
+        headers: Headers = None,
         transport: Transport | Sequence[Transport] | None = None,
     ) -> None:
-        transports = open_transports(url, protocol, tls, shared_memory_token) if transport is None else transport
+        transports = transport
+        if transports is None:
+            transports = open_transports(url, protocol, tls, shared_memory_token, headers)
         super().__init__(transports, model, timeout, retries)
         self._closing = threading.Event()
 

@@ -6,6 +6,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from client._headers import Headers, reader
 from client._request import Answer, Request
 from client._tls import TLS, TLSLike, as_tls
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
 LONGEST_TIMEOUT = 1_000_000  # seconds; what waits for a socket counts milliseconds in 31 bits
+_PREFIX = re.compile(r"(/(?!v2(/|$))[!-.0-~]+)+")
 CONNECT_SECONDS = 2.0  # where another server is left: one that never answers must not take the whole deadline
 
 
@@ -44,14 +46,14 @@ class AsyncTransport(Protocol):
     async def close(self) -> None: ...
 
 
-def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
-    """``"host"``, ``"host:port"``, ``"grpc://host:port"`` -> host, port, encrypted (``grpcs://``, ``https://``).
+def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool, str]:
+    """``"host"``, ``"host:port"``, ``"grpc://host:port"`` -> host, port, encrypted (``grpcs://``, ``https://``), path.
 
-    Raises `ValueError`.
+    The last is where a gateway has the server, over HTTP alone. Raises `ValueError`.
     """
     port = DEFAULT_PORTS[protocol]
     if url is None:
-        return "127.0.0.1", port, False
+        return "127.0.0.1", port, False, ""
     remedy = f"write host:port, for example 127.0.0.1:{port} or [::1]:{port}"
     if not isinstance(url, str):
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
@@ -68,10 +70,13 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool]:
             other = f"{protocol}s" if encrypted else protocol
             remedy = f"give --protocol {spoken} (in Python protocol={spoken!r}), or write {other}://"
         raise ValueError(f"URL {url!r} is {parts.scheme}, the protocol is {protocol}; {remedy}")
-    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username
-    if not host or not port or more or re.search(r"\s", host):
+    prefix = parts.path.rstrip("/")
+    if prefix and (protocol == "grpc" or not _PREFIX.fullmatch(prefix)):
+        remedy += "; a gateway's path may follow over HTTP, without tritonserver's own /v2"
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
-    return host, port, encrypted
+    if not host or not port or parts.query or parts.fragment or parts.username or re.search(r"\s", host):
+        raise ValueError(f"URL {url!r} is not an address; {remedy}")
+    return host, port, encrypted, prefix
 
 
 def check_timeout(timeout: float) -> float:
@@ -82,28 +87,40 @@ def check_timeout(timeout: float) -> float:
 
 
 def addresses(
-    url: str | Sequence[str] | None, protocol: str, tls: TLSLike
-) -> list[tuple[str, int, TLS | None, float | None]]:
-    """Host, port, encryption and the seconds that connecting may take of every server. Raises `ValueError`."""
+    url: str | Sequence[str] | None, protocol: str, tls: TLSLike, headers: Headers = None
+) -> list[dict[str, Any]]:
+    """The arguments of every server's transport. Raises `ValueError`."""
     if protocol not in tuple(DEFAULT_PORTS):  # a list, of which a dict cannot be asked, is none of them
         raise ValueError(f'protocol is {protocol!r}: choose "grpc" or "http"')
     urls = list(url) if isinstance(url, Iterable) and not isinstance(url, (str, bytes)) else [url]
     if not urls:
         raise ValueError("no URL: give one or more")
-    described = as_tls(tls)
+    described, sent_with_all = as_tls(tls), reader(headers)
     found = []
     for each in urls:
-        host, port, encrypted = parse_address(each, protocol)
-        secure = described or (TLS() if encrypted else None)
-        found.append((host, port, secure, CONNECT_SECONDS if len(urls) > 1 else None))
+        host, port, encrypted, prefix = parse_address(each, protocol)
+        found.append(
+            {
+                "host": host,
+                "port": port,
+                "tls": described or (TLS() if encrypted else None),
+                "connect_timeout": CONNECT_SECONDS if len(urls) > 1 else None,
+                "headers": sent_with_all,
+                **({"prefix": prefix} if protocol == "http" else {}),
+            }
+        )
     return found
 
 
 def open_transports(
-    url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None, shared_memory_token: str | None = None
+    url: str | Sequence[str] | None,
+    protocol: str,
+    tls: TLSLike = None,
+    shared_memory_token: str | None = None,
+    headers: Headers = None,
 ) -> list[Transport]:
-    """Raises `ValueError` for an unknown protocol, or a malformed URL or token. Nothing is sent yet."""
-    found = addresses(url, protocol, tls)
+    """Raises `ValueError` for an unknown protocol, or a malformed URL, token or header. Nothing is sent yet."""
+    found = addresses(url, protocol, tls, headers)
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport
 
@@ -113,17 +130,21 @@ def open_transports(
 
         kind = HttpTransport
     if shared_memory_token is None:
-        return [kind(*each) for each in found]
+        return [kind(**each) for each in found]
     from client._transport_shared import SharedMemoryTransport
 
-    return [SharedMemoryTransport(kind(*each), kind(*each), shared_memory_token) for each in found]
+    return [SharedMemoryTransport(kind(**each), kind(**each), shared_memory_token) for each in found]
 
 
 def open_async_transports(
-    url: str | Sequence[str] | None, protocol: str, tls: TLSLike = None, shared_memory_token: str | None = None
+    url: str | Sequence[str] | None,
+    protocol: str,
+    tls: TLSLike = None,
+    shared_memory_token: str | None = None,
+    headers: Headers = None,
 ) -> list[AsyncTransport]:
     """As `open_transports`."""
-    found = addresses(url, protocol, tls)
+    found = addresses(url, protocol, tls, headers)
     if protocol == "grpc":
         from client._transport_grpc import AsyncGrpcTransport
 
@@ -133,7 +154,7 @@ def open_async_transports(
 
         kind = AsyncHttpTransport
     if shared_memory_token is None:
-        return [kind(*each) for each in found]
+        return [kind(**each) for each in found]
     from client._transport_shared import AsyncSharedMemoryTransport
 
-    return [AsyncSharedMemoryTransport(kind(*each), kind(*each), shared_memory_token) for each in found]
+    return [AsyncSharedMemoryTransport(kind(**each), kind(**each), shared_memory_token) for each in found]

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
 from client._errors import ClassifierError, error_from_status
+from client._headers import no_headers
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS
@@ -27,7 +29,15 @@ from client._wire_grpc import (
 class GrpcTransport:
     """Safe from every thread."""
 
-    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: TLS | None = None,
+        connect_timeout: float | None = None,
+        headers: Callable[[], dict[str, str]] = no_headers,
+    ) -> None:
+        self._headers = headers
         target, credentials, options = channel_arguments(host, port, tls, connect_timeout)
         self.url = f"grpc://{target}" if credentials is None else f"grpcs://{target}"
         self._channel = open_channel(grpc, target, credentials, options)
@@ -50,7 +60,10 @@ class GrpcTransport:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, name: str, message: Any, model: str, timeout: float, metadata: Any = ()) -> Any:
+    def _call(
+        self, name: str, message: Any, model: str, timeout: float, metadata: Sequence[tuple[str, str]] = ()
+    ) -> Any:
+        metadata = (*self._headers().items(), *metadata)
         try:
             return getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:  # ValueError: of a channel that another thread has closed
@@ -60,7 +73,15 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """For asyncio: the channel is made in the event loop of the first request."""
 
-    def __init__(self, host: str, port: int, tls: TLS | None = None, connect_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: TLS | None = None,
+        connect_timeout: float | None = None,
+        headers: Callable[[], dict[str, str]] = no_headers,
+    ) -> None:
+        self._headers = headers
         self._target, self._credentials, self._options = channel_arguments(host, port, tls, connect_timeout)
         self.url = f"grpc://{self._target}" if tls is None else f"grpcs://{self._target}"
         self._channel: grpc.aio.Channel | None = None
@@ -86,7 +107,10 @@ class AsyncGrpcTransport:
         if self._channel is not None:
             await self._channel.close()
 
-    async def _call(self, name: str, message: Any, model: str, timeout: float, metadata: Any = ()) -> Any:
+    async def _call(
+        self, name: str, message: Any, model: str, timeout: float, metadata: Sequence[tuple[str, str]] = ()
+    ) -> Any:
+        metadata = (*self._headers().items(), *metadata)
         if self._closed:
             raise self._cut_off(model, timeout)
         if self._channel is None:

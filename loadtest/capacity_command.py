@@ -51,7 +51,7 @@ def capacity(arguments: Sequence[str]) -> int:
     percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * protocols
     per_s = slo.get("goodput", {}).get("per_s", 0.0)  # each protocol's
-    names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout"]
+    names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout", "header"]
     names += ["tls", "tls_root", "tls_certificate", "tls_key"]
     target = as_words({name: getattr(options, name) for name in names})
     if options.processes > 1:

@@ -27,7 +27,7 @@ def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
     host = host.removeprefix("http://").rstrip("/")
     if protocol == "http":
         return host
-    return grpc_host or re.sub(r":\d+$", "", host.replace("https://", "grpcs://")) + ":8001"
+    return grpc_host or re.sub(r"(:\d+)?((?<!/)/[^/].*)?$", "", host.replace("https://", "grpcs://"), count=1) + ":8001"
 
 
 def positive(text: str) -> float:
@@ -151,6 +151,13 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
     )
     # As of python -m client; --tls-key is one of locust's own.
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="sent with every request, for a gateway; again for more of them; @FILE: one a line of that file",
+    )
     parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
     parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
     parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
@@ -187,6 +194,7 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
     """As they are written on a command line."""
     words = []
     for name, value in options.items():
-        if value is not False and value not in (None, "", []):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        for each in value if isinstance(value, list) else [value]:
+            if each is not False and each not in (None, ""):
+                words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
     return words

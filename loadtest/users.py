@@ -11,7 +11,7 @@ from locust import User, constant, task
 from locust.env import Environment
 from locust.user.users import LOCUST_STATE_STOPPING
 
-from client import TLS, Classifier, ClassifierError
+from client import TLS, Classifier, ClassifierError, parse_headers
 from loadtest.options import server_address
 from loadtest.recorder import Recorder
 from loadtest.shapes import Phase, arrivals
@@ -49,6 +49,7 @@ def open_classifier(protocol: str, environment: Environment) -> Classifier:
         options.model,
         options.request_timeout,
         retries=0,  # a request that is sent again would be counted once and take the time of two
+        headers=parse_headers(options.header),
         tls=TLS(root, certificate, key) if root or certificate else options.tls,
     )
 

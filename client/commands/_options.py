@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from client._async_classifier import AsyncClassifier
 from client._classifier import Classifier
+from client._headers import parse_headers
 from client._tls import TLS, TLSLike
 from client._transport import LONGEST_TIMEOUT
 
@@ -44,6 +45,13 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
     parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
     parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
     parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="sent with every request, for a gateway; again for more of them; @FILE: one a line of that file",
+    )
+    parser.add_argument(
         "--shared-memory-token-file",
         metavar="FILE",
         help="images go through shared memory, to servers on this host that were started with the same token",
@@ -78,6 +86,7 @@ def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
             options.retries,
             tls=_tls(options),
             shared_memory_token=_token(options.shared_memory_token_file),
+            headers=parse_headers(options.header),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -200,18 +200,20 @@ def test_closed_meanwhile_is_told_from_a_failure(fake: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "protocol", "expected"),
     [
-        (None, "grpc", ("127.0.0.1", 8001, False)),
-        (None, "http", ("127.0.0.1", 8000, False)),
-        ("box", "grpc", ("box", 8001, False)),
-        ("box:9", "http", ("box", 9, False)),
-        ("http://box:9/", "http", ("box", 9, False)),
-        ("grpc://box", "grpc", ("box", 8001, False)),
-        ("[::1]:9", "grpc", ("::1", 9, False)),
-        ("https://box", "http", ("box", 443, True)),
-        ("grpcs://box:9", "grpc", ("box", 9, True)),
+        (None, "grpc", ("127.0.0.1", 8001, False, "")),
+        (None, "http", ("127.0.0.1", 8000, False, "")),
+        ("box", "grpc", ("box", 8001, False, "")),
+        ("box:9", "http", ("box", 9, False, "")),
+        ("http://box:9/", "http", ("box", 9, False, "")),
+        ("grpc://box", "grpc", ("box", 8001, False, "")),
+        ("[::1]:9", "grpc", ("::1", 9, False, "")),
+        ("https://box", "http", ("box", 443, True, "")),
+        ("grpcs://box:9", "grpc", ("box", 9, True, "")),
+        ("https://box/gate/way/", "http", ("box", 443, True, "/gate/way")),
+        ("box:9/v2x", "http", ("box", 9, False, "/v2x")),
     ],
 )
-def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, bool]) -> None:
+def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, bool, str]) -> None:
     assert parse_address(url, protocol) == expected
 
 
@@ -222,7 +224,11 @@ def test_addresses(url: str | None, protocol: str, expected: tuple[str, int, boo
         ("ftp://box", "grpc", "is ftp, the protocol is grpc"),
         ("box:port", "http", "box:port"),
         ("box:99999", "http", "box:99999"),
-        ("box:1/v2/models", "http", "not an address"),
+        ("box:1/v2/models", "http", r"not an address; .* without tritonserver's own /v2$"),
+        ("box:1/gate/v2", "http", "not an address"),
+        ("box:1/gate//way", "http", "not an address"),
+        ("box:1/gäte", "http", "not an address"),
+        ("box:1/gate", "grpc", "not an address; .* over HTTP"),
         ("box:1?model=classifier", "http", "not an address"),
         ("box:1#top", "http", "not an address"),
         ("box:0", "grpc", "not an address"),

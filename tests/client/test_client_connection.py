@@ -122,8 +122,8 @@ def test_a_silent_address_leaves_time_for_the_next(
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
     """Where another server is left."""
-    assert [each[3] for each in addresses("box", "http", None)] == [None]
-    assert [each[3] for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
+    assert [each["connect_timeout"] for each in addresses("box", "http", None)] == [None]
+    assert [each["connect_timeout"] for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
         ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))

@@ -56,6 +56,7 @@ def test_public_names() -> None:
         "Transport",
         "find_images",
         "overlay",
+        "parse_headers",
         "step_times",
     }
     assert all(hasattr(client, name) for name in client.__all__)

@@ -190,6 +190,7 @@ from types import SimpleNamespace
 from loadtest.users import address
 
 hosts = (None, ""), ("http://box:9/", ""), ("https://box", ""), ("box", ""), ("[::1]:9", ""), ("box:9", "other:7")
+hosts += ("https://box/gate/way", ""), ("box:9/gate/", "")
 for host, grpc_host in hosts:
     environment = SimpleNamespace(host=host, parsed_options=SimpleNamespace(grpc_host=grpc_host))
     print(*(address(protocol, environment) for protocol in ("http", "grpc")))
@@ -205,6 +206,29 @@ def test_addresses() -> None:
         "box box:8001",
         "[::1]:9 [::1]:8001",
         "box:9 other:7",
+        "https://box/gate/way grpcs://box:8001",
+        "box:9/gate box:8001",
+    ]
+
+
+HEADERS = """
+from types import SimpleNamespace
+from loadtest.options import as_words
+from loadtest.users import open_classifier
+
+tls = {"tls": False, "tls_root": None, "tls_certificate": None, "tls_key": None}
+options = SimpleNamespace(model="m", request_timeout=1.0, grpc_host="", header=["a: b", "c: d"], **tls)
+for protocol in ("grpc", "http"):
+    print(open_classifier(protocol, SimpleNamespace(host="box", parsed_options=options))._transports[0]._headers())
+print(as_words({"header": options.header, "tls": False, "top": 5}))
+"""
+
+
+def test_headers_go_with_every_request() -> None:
+    done = subprocess.run([sys.executable, "-c", HEADERS], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == [
+        *["{'a': 'b', 'c': 'd'}"] * 2,
+        "['--header', 'a: b', '--header', 'c: d', '--top', '5']",
     ]
 
 
