@@ -59,10 +59,10 @@ def test_no_elements(bridge):
 )
 def test_strings(bridge, data, expected):
     if isinstance(expected, list):
-        assert bridge.split_strings(data) == expected
+        assert bridge.split_strings(memoryview(data)) == expected
     else:
         with pytest.raises(ValueError, match=expected):
-            bridge.split_strings(data)
+            bridge.split_strings(memoryview(data))
 
 
 def test_each_load_is_a_module_of_its_own(bridge, tmp_path):

@@ -158,18 +158,18 @@ def read_request(request: Request) -> pb_utils.InferenceRequest:
 def as_array(tensor: Tensor) -> np.ndarray:
     """In the server's memory; strings as a copy."""
     shape = tensor.shape[: tensor.rank]
+    memory = memoryview((ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b"").cast("B")
     if tensor.type == STRINGS:
-        strings = split_strings(ctypes.string_at(tensor.data, tensor.bytes))
+        strings = split_strings(memory)
         array = np.empty(len(strings), np.object_)
         array[:] = strings
         return array.reshape(shape)
     if tensor.type not in TYPES:
         raise ValueError(f"input '{tensor.name.decode()}' has data type {tensor.type}, which numpy does not have")
-    memory = (ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b""
     return np.frombuffer(memory, TYPES[tensor.type]).reshape(shape)
 
 
-def split_strings(data: bytes) -> list[bytes]:
+def split_strings(data: memoryview) -> list[bytes]:
     """Of a string tensor's elements, each behind its length. Raises `ValueError` where one ends beyond the tensor."""
     strings = []
     begin = 0
@@ -178,7 +178,7 @@ def split_strings(data: bytes) -> list[bytes]:
         begin += 4
         if begin + length > len(data):
             raise ValueError(f"incomplete strings: {length} bytes expected from byte {begin} on, of {len(data)}")
-        strings.append(data[begin : begin + length])
+        strings.append(bytes(data[begin : begin + length]))
         begin += length
     return strings
 

@@ -25,6 +25,7 @@ Tensor read(Work& work, uint32_t index) {
       input, &tensor.name, &type, &tensor.shape, &tensor.rank, &tensor.bytes, &buffers));
   tensor.type = type;
   std::string joined;
+  if (buffers > 1) joined.reserve(tensor.bytes);
   for (uint32_t buffer = 0; buffer < buffers; ++buffer) {
     auto memory = MEMORY_CPU;
     int64_t memory_id = 0;
