@@ -137,9 +137,10 @@ def embedded_configs(spec: ServingSpec) -> dict[str, str]:
     _set_parameters(messages["softmax"], {"INTRA_OP_THREAD_COUNT": 1, "ENABLE_ONEDNN_FUSION": "false"})
     for name, size in sizes.items():
         messages[name].dynamic_batching.preferred_batch_size.append(min(size, MAX_BATCH_SIZE))
+    backbone = messages["backbone"]
+    backbone.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     if spec.backbone_backend == "pytorch" and spec.threads >= BACKBONE_INSTANCES:
-        backbone = messages["backbone"]
-        backbone.instance_group.add(count=BACKBONE_INSTANCES)
+        backbone.instance_group[0].count = BACKBONE_INSTANCES
         backbone.dynamic_batching.preferred_batch_size[:] = [BACKBONE_TAKES]
         parallel = {
             "INTRA_OP_THREAD_COUNT": spec.threads // BACKBONE_INSTANCES,

@@ -28,14 +28,19 @@ def missing() -> str | None:
 
 def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
     """(largest difference of a probability from the file's in one process, classes compared), over gRPC."""
+    import torch
+
     from benchmarks.photographs import photograph
     from benchmarks.served import bare_pipeline
     from client import Classifier
     from export.build import BuildOptions, build
+    from export.configs import EMBEDDED
     from server import TritonServer
 
     repository = folder / "model_repository"
     build(BuildOptions(arch=arch, random_weights=True, image_size=224, output=repository))
+    if torch.cuda.is_available():
+        _place_on_the_gpu(repository / "backbone" / EMBEDDED)
     image = photograph()
     expected = bare_pipeline(repository, 1)(image).flatten()
     with (
@@ -45,6 +50,11 @@ def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
         answers = classifier.classify(image, top=5)
     differences = [abs(answer.probability - float(expected[answer.index])) for answer in answers]
     return max(differences), len(differences)
+
+
+def _place_on_the_gpu(config: Path) -> None:
+    """The embedded server's config, which keeps the backbone on the CPU."""
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_GPU"))
 
 
 def main() -> int:

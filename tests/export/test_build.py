@@ -65,7 +65,8 @@ def test_where_the_embedded_servers_configs_differ(repository: Path) -> None:
             assert (embedded.backend, plain.backend) == ("python_in_process", "python")
             embedded.backend = plain.backend
         if name == "backbone":
-            assert [group.count for group in embedded.instance_group] == [2]
+            cpu = model_config_pb2.ModelInstanceGroup.KIND_CPU
+            assert [(group.count, group.kind) for group in embedded.instance_group] == [(2, cpu)]
             del embedded.instance_group[:]
             keys = ("INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING")
             assert [embedded.parameters.pop(key).string_value for key in keys] == ["1", "2", "true"]

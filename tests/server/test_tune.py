@@ -209,7 +209,7 @@ def test_the_container_keeps_its_gpu_and_its_threads(built):
     assert after.parameters["INTRA_OP_THREAD_COUNT"] == before.parameters["INTRA_OP_THREAD_COUNT"]
     assert after.dynamic_batching.max_queue_delay_microseconds == 7
     (group,) = read_config(built, "backbone", EMBEDDED).instance_group
-    assert (group.count, group.kind) == (3, 0)  # 0: a GPU where there is one
+    assert (group.count, group.kind) == (3, group.KIND_CPU)
 
 
 def test_another_server_reads_config_pbtxt(built):
