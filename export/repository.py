@@ -73,6 +73,11 @@ def write_repository(
         for stale in [*versions, number][:-KEPT_VERSIONS]:
             shutil.rmtree(stage / "backbone" / str(stale))
         _write_constant_parts(stage, configs(config), embedded_texts(output, config, embedded), labels, warmup_image)
+        if _is_served(output):
+            notes.append(
+                f"a server reads {output} and takes version {number} when it starts again: build with another --output "
+                "and have python -m server.release prove it and put it live"
+            )
     return number, notes
 
 
@@ -215,6 +220,17 @@ def _lock(backbone: Path) -> int:
         raise RepositoryError(
             f"another build, release or rollback of {backbone} is under way: build again when it has ended"
         ) from None
+
+
+def _is_served(output: Path) -> bool:
+    """Whether a server's launcher holds the repository (server/private_folder.py)."""
+    try:
+        os.close(lock_folder(output))
+    except BlockingIOError:
+        return True
+    except OSError:  # it does not exist yet, or its file system has no locks
+        return False
+    return False
 
 
 def _exchange(a: Path, b: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 PREFIX = "widefield-server-"
@@ -24,10 +25,7 @@ class PrivateFolder:
     def __init__(self, base: str, prefix: str = PREFIX, mark: str = MARK) -> None:
         remove_left_behind(base, prefix, mark)
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base)).resolve()
-        handle = os.open(self.path, os.O_RDONLY)
-        self._unlock = weakref.finalize(self, os.close, handle)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        self._unlock = hold(self, self.path)
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -38,6 +36,14 @@ class PrivateFolder:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def hold(owner: object, folder: Path) -> Callable[[], object]:
+    """A shared lock, which shows that the folder is in use, until `owner` goes or what is returned is called."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.suppress(OSError):  # a file system without locks, or a build that looks whether there is one
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return weakref.finalize(owner, os.close, handle)
 
 
 def remove_left_behind(base: str, prefix: str, mark: str) -> None:

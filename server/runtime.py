@@ -17,7 +17,7 @@ from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.preflight import check_libpython, check_numpy, check_python_on_path, check_stub_libraries
-from server.private_folder import MARK, PrivateFolder
+from server.private_folder import MARK, PrivateFolder, hold
 from server.repository import Repository
 from server.tls import Tls
 
@@ -60,6 +60,7 @@ class Runtime:
         self._private = PrivateFolder(base if is_shell_safe(base) else "/tmp")
         self.folder = self._private.path
         self.shm_prefix = f"{self.folder.name}-"
+        self._release_repository = hold(self, repository.path)  # for build_models.py
         try:
             self._write_preload_guard()
             fixes = backends.FIXES.output if backends.is_current(backends.FIXES) else None
@@ -73,6 +74,7 @@ class Runtime:
 
     def remove(self) -> None:
         self._private.remove()
+        self._release_repository()
 
     def warnings(self) -> Iterator[str]:
         """A line for each thing that works, but not as it should."""

@@ -16,6 +16,7 @@ from export import existing
 from export.configs import EMBEDDED, ServingSpec
 from export.repository import RepositoryError, _exchange, write_repository
 from server.compatibility import LIMITS, check_compatible
+from server.private_folder import hold
 from server.repository import read_repository
 from server.versions import KEPT, Versions
 
@@ -151,6 +152,23 @@ def test_what_a_build_cannot_serve_goes_for_the_reason_it_says(output: Path, rea
     number, (said,) = build(output)
     assert (number, versions(output)) == (5, {"5"})
     assert said.startswith(f"removed version 3, 4: {reason.split()[0]}")
+
+
+def test_a_build_into_a_served_folder_says_so(output: Path) -> None:
+    """The server's next start makes it live, unproven."""
+    server = Owner()
+    let_go = hold(server, output)  # as server.runtime does
+    number, (said,) = build(output)
+    assert said.startswith(f"a server reads {output} and takes version {number} when it starts again: ")
+    assert build(output) == (number + 1, []), "that folder is gone"
+    let_go()
+    let_go = hold(server, output)
+    let_go()
+    assert build(output)[1] == []
+
+
+class Owner:
+    """What holds a folder."""
 
 
 def test_other_labels_are_a_reason(output: Path) -> None:

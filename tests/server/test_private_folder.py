@@ -33,12 +33,14 @@ def test_locked_while_it_is_there(tmp_path, monkeypatch):
     """systemd-tmpfiles takes the lock of a folder before it looks for what is old there."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
-    handle = os.open(runtime.folder, os.O_RDONLY)
-    with pytest.raises(BlockingIOError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    handles = [os.open(folder, os.O_RDONLY) for folder in (runtime.folder, tmp_path)]  # the second for build_models.py
+    for handle in handles:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     runtime.remove()
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(handle)
+    for handle in handles:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
     runtime.remove()  # once more, as `stop` may: that number may be another file's by now
     assert list(tmp_path.iterdir()) == []
 
