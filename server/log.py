@@ -35,5 +35,5 @@ def failure_reasons(text: str) -> list[str]:
 
 
 def _first_line(message: str) -> str:
-    """A Python traceback's first line: tritonserver writes the others behind it, escaped."""
-    return message.split("\\n")[0].replace('\\"', '"').strip()
+    """A Python traceback's first line: tritonserver writes the others behind it, escaped. It ends a list with "; "."""
+    return message.split("\\n")[0].replace('\\"', '"').strip("; ")

@@ -2,7 +2,7 @@
 
 `pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `python_in_process` the
 one that runs the preprocess step, `resize` Pillow's resize for it, and `fixes` what is preloaded into tritonserver
-against two of its defects, the three linked against nothing. Each is built again when what it is made of changes.
+against three of its defects, the three linked against nothing. Each is built again when what it is made of changes.
 """
 
 import argparse
@@ -63,7 +63,7 @@ RESIZE = Library(
 FIXES = Library(
     HERE / "fixes",
     HERE / "fixes" / "lib" / "libwidefield_fixes.so",
-    sources=("batcher.cpp", "unload.cpp"),
+    sources=("batcher.cpp", "unload.cpp", "warmup.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall"),
 )
 BACKENDS = (PYTORCH, PYTHON_IN_PROCESS)

@@ -184,6 +184,11 @@ FAILED = (
                 "ensemble classifier contains models that are not available",
             ],
         ),
+        (
+            "2026-11-30T15:00:00Z E 1 a.cc:642] \"failed to load 'm' version 1: Invalid argument: failed to run "
+            "warmup sample 'b1': output 'y' is Half; \"",
+            ["'m': failed to run warmup sample 'b1': output 'y' is Half"],
+        ),
         ("bash: tritonserver: killed\n| table |\nI1123 fine\n\n", ["bash: tritonserver: killed"]),
         ("", []),
     ],
