@@ -26,8 +26,6 @@ def check_compatible(built: Path, served: Path) -> None:
     for folder in sorted(path.parent for path in served.glob("*/config.pbtxt")):
         name = folder.name
         new, old = read(built, name), read(served, name)
-        if new.HasField("ensemble_scheduling"):
-            check_labels(built, new)
         for part in ("backend", "platform", "input", "output", "ensemble_scheduling"):
             if getattr(new, part) != getattr(old, part):
                 raise ReleaseError(
@@ -53,20 +51,6 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
                 raise ReleaseError(
                     f"{folder}: its config was changed since the server started ({part}): restart the server first"
                 )
-
-
-def check_labels(repository: Path, ensemble: model_config_pb2.ModelConfig) -> None:
-    """One line a class, split at newlines only, as tritonserver does. Raises `ReleaseError` with both numbers."""
-    for output in ensemble.output:
-        if output.label_filename:
-            path = repository / ensemble.name / output.label_filename
-            try:
-                with path.open(encoding="utf-8", newline="\n") as file:
-                    count = sum(1 for _ in file)
-            except (OSError, UnicodeDecodeError) as error:
-                raise ReleaseError(f"{path} cannot be read ({error})") from None
-            if count != output.dims[-1]:
-                raise ReleaseError(f"{path} has {count} labels for {output.dims[-1]} classes: build it again")
 
 
 def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from server.checksums import READABLE, ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
 from server.errors import RepositoryError
+from server.labels import check_labels
 
 CANARY_MODEL = "classifier"
 EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
@@ -63,7 +64,7 @@ def _as_repository_error() -> Iterator[None]:
 @_as_repository_error()
 def read_repository(path: str | Path) -> Repository:
     """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds something else than models; a
-    model without versions or weights."""
+    model without versions or weights, or whose labels tritonserver would not serve as they are meant."""
     root = Path(os.path.expanduser(path)).absolute()
     if root.is_file():
         raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
@@ -85,6 +86,7 @@ def read_repository(path: str | Path) -> Repository:
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
         verify(newest)
+        check_labels(folder, config)
         embedded = folder / EMBEDDED
         if embedded.is_file() and _was_edited(folder / "config.pbtxt", embedded):
             overridden.append(

@@ -254,3 +254,39 @@ def test_the_configs_of_the_checkout_belong_together(model):
     assert (folder / EMBEDDED).read_text().startswith(replaced((folder / "config.pbtxt").read_bytes()))
     text = text_format.Parse((folder / EMBEDDED).read_text(), model_config_pb2.ModelConfig())
     assert list(text.dynamic_batching.preferred_batch_size) == {"preprocess": [4], "backbone": [2]}.get(model, [])
+
+
+LABELLED = """output [
+  { name: "scores" data_type: TYPE_FP32 dims: [ 7 ] reshape { shape: [7] } },
+  { name: "p" data_type: TYPE_FP32 dims: %s # dims: 9
+    label_filename: "labels.txt" }
+]
+"""
+
+
+@pytest.mark.parametrize("dims", ["3", "[3]", "[3, 1, 1]", "[-1]"])
+@pytest.mark.parametrize("content", [b"a\nb\nc", b"a\nb\nc\n\n", "ä\nb\u2028\r\nc\n".encode()])
+def test_labels_that_are_served_as_they_are(tmp_path, dims, content):
+    write(tmp_path, "classifier", LABELLED % dims, "1/.gitkeep")
+    assert read_repository(tmp_path).models == ("classifier",)  # what is missing tritonserver names
+    (tmp_path / "classifier/labels.txt").write_bytes(content)
+    assert read_repository(tmp_path).models == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"a\r\nb\r\nc\r\n", r"has Windows line ends (\r\n), and each label would end in \r"),
+        (b"\xef\xbb\xbfa\nb\nc\n", "begins with a byte order mark, which the first label would hold"),
+        (b"a\nb\n\xe4\n", "is not UTF-8 (byte 4)"),
+        (b"a\nb\n", "has 2 labels for 3 classes"),
+        (b"name\na\nb\nc\n", "has 4 labels for 3 classes"),
+        (b"", "has 0 labels for 3 classes"),
+    ],
+)
+def test_labels_that_would_be_served_otherwise(tmp_path, content, fault):
+    model = write(tmp_path, "classifier", LABELLED % 3, "1/.gitkeep")
+    (model / "labels.txt").write_bytes(content)
+    expected = f"{model}/labels.txt {fault}: write one label a line in UTF-8, or run build_models.py"
+    with pytest.raises(RepositoryError, match=f"^{re.escape(expected)}$"):
+        read_repository(tmp_path)
