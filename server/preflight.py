@@ -1,6 +1,7 @@
 """Checks before the start: what tritonserver would say late, in many lines or not at all, said early in one."""
 
 import ctypes
+import difflib
 import importlib.metadata
 import itertools
 import math
@@ -95,9 +96,11 @@ def check_backends(needed: Mapping[str, str], installation: Installation, extra:
     for model, backend in needed.items():
         if backend not in EMBEDDED_BACKENDS:
             rebuild = "build it with build_models.py --format torchscript, or " if backend == "onnxruntime" else ""
+            (meant,) = difflib.get_close_matches(backend, EMBEDDED_BACKENDS, n=1) or ("",)
+            remedy = f"did you mean {meant}?" if meant else f"{rebuild}serve it with NVIDIA's container (deploy/)"
             raise InstallationError(
-                f"model {model} needs the {backend} backend, which the embedded tritonserver does not have: "
-                f"{rebuild}serve it with NVIDIA's container (deploy/)"
+                f"model {model} needs the {backend} backend, which the embedded tritonserver does not have (it has "
+                f"{', '.join(EMBEDDED_BACKENDS)}): {remedy}"
             )
 
 

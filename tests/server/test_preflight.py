@@ -113,11 +113,14 @@ def test_a_backend_that_the_embedded_server_lacks(embedded):
     with pytest.raises(InstallationError) as caught:
         check_backends({"preprocess": "python", "backbone": "onnxruntime", "softmax": "pytorch"}, embedded)
     assert str(caught.value) == (
-        "model backbone needs the onnxruntime backend, which the embedded tritonserver does not have: "
-        "build it with build_models.py --format torchscript, or serve it with NVIDIA's container (deploy/)"
+        "model backbone needs the onnxruntime backend, which the embedded tritonserver does not have "
+        "(it has python, pytorch, python_in_process): build it with build_models.py --format torchscript, "
+        "or serve it with NVIDIA's container (deploy/)"
     )
-    with pytest.raises(InstallationError, match=r"tensorrt backend, .* not have: serve it with NVIDIA's container"):
+    with pytest.raises(InstallationError, match=r"tensorrt backend, .* not have .*: serve it with NVIDIA's container"):
         check_backends({"backbone": "tensorrt"}, embedded)
+    with pytest.raises(InstallationError, match=r"needs the pytroch backend, .*\): did you mean pytorch\?$"):
+        check_backends({"backbone": "pytroch"}, embedded)
 
 
 def test_backends_that_are_there(embedded, tmp_path):
