@@ -17,6 +17,8 @@ from client._request import Answer, Request, Share
 from client._status import ServerStatus
 from client._tls import TLS, ssl_context
 
+LARGEST_ANSWER = 1 << 30  # bytes
+
 
 class HttpTransport:
     def __init__(
@@ -93,6 +95,8 @@ class HttpTransport:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer may be there already
                 connection.request(method, path, body or None, headers)
             response = connection.getresponse()
+            if (response.length or 0) > LARGEST_ANSWER:  # its memory would be set aside at once
+                raise http.client.HTTPException(f"an answer of {response.length} bytes")
             answer = response.read()
         except BaseException:
             connection.close()

@@ -47,6 +47,7 @@ GAVE_UP = {  # on their own time, not on ours
     504: "a proxy did not wait for the server's answer",
 }
 _TAG = re.compile(r"(?is)<style.*?</style>|<[^>]*>")
+NOT_AS_EXPECTED = (ValueError, LookupError, TypeError, RecursionError)  # the last: JSON many levels deep
 METADATA, READY, STATISTICS = "/v2", "/v2/health/ready", "/v2/models/stats"
 
 
@@ -98,7 +99,7 @@ def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
         return []
     try:
         return [region["name"] for region in json.loads(body)]
-    except (ValueError, LookupError, TypeError):
+    except NOT_AS_EXPECTED:
         raise ProtocolError(f"the answer is not a list of regions: check the address [{url}]") from None
 
 
@@ -111,7 +112,7 @@ def decode_answer(status: int, body: bytes, request: Request, url: str) -> Answe
         predictions = parse_predictions([str(entry) for entry in outputs[OUTPUT]["data"]])
         evidence = [_array(outputs[name]) for name in EVIDENCE] if request.class_map else []
         return answer_of(predictions, *evidence)
-    except (ValueError, LookupError, TypeError):
+    except NOT_AS_EXPECTED:
         raise incomplete(request, url) from None
 
 
@@ -126,7 +127,7 @@ def refusal(status: int, body: bytes, url: str, model: str, timeout: float) -> C
     """The error for an answer whose HTTP status is not 200."""
     try:
         details = words = str(json.loads(body)["error"])
-    except (ValueError, LookupError, TypeError):  # a proxy's page
+    except NOT_AS_EXPECTED:  # a proxy's page
         pieces = (" ".join(piece.split()) for piece in _TAG.split(body.decode(errors="replace")))
         words = shorten(" ".join(dict.fromkeys(filter(None, pieces))), 100).removeprefix(f"{status} ")
         details = f"HTTP {status} {words}".rstrip()
@@ -157,7 +158,7 @@ def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str
         raise refusal(status, body, url, "status", timeout)
     try:
         return dict(json.loads(body))
-    except (ValueError, TypeError):
+    except NOT_AS_EXPECTED:
         raise ProtocolError(f"the answer is not JSON: check the address [{url}]") from None
 
 

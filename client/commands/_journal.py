@@ -149,7 +149,7 @@ def _read_json(text: str) -> tuple[dict[str, bool], str, int]:
             image, error = str(entry["image"]), {"type": ""} if "predictions" in entry else entry["error"]
             stays = _stays(error["type"], error.get("request_id"))
             classes = classes or len(entry.get("predictions", ()))
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise _unknown(number) from None
         if stays:
             done[image] = not error["type"]

@@ -11,9 +11,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from asking import CAT, ask, resolve_to
-from stub_http import HttpStub
+from stub_http import HttpStub, answer
 
-from client import TLS, ClassifierError, ConnectionBrokenError, ConnectionFailedError, DeadlineExceededError, _fork
+from client import (
+    TLS,
+    ClassifierError,
+    ConnectionBrokenError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ProtocolError,
+    _fork,
+)
 from client._connection import IDLE_SECONDS
 from client._transport import CONNECT_SECONDS, addresses
 from client._transport_http import HttpTransport
@@ -176,6 +184,14 @@ def test_close_ends_a_handshake() -> None:
 
         transport = HttpTransport("127.0.0.1", silent.getsockname()[1], TLS())
         assert closed_while(transport, hello) == [ConnectionFailedError]
+
+
+def test_an_answer_of_impossible_size(stub: HttpStub, blocking: HttpTransport) -> None:
+    """Python would set its memory aside before a byte has come; aiohttp does not."""
+    stub.act = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000000\r\n\r\n{")
+    with pytest.raises(ProtocolError, match=rf"an answer of 100000000000000 bytes.*\[{blocking.url}\]$"):
+        ask(blocking)
+    assert blocking._idle == []
 
 
 def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> None:

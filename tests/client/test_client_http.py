@@ -29,7 +29,7 @@ from client import (
 )
 from client._async_http import AsyncHttpTransport
 from client._transport_http import HttpTransport
-from client._wire_http import refusal
+from client._wire_http import decode_status, refusal
 
 
 class Blocked:
@@ -125,6 +125,8 @@ def test_fresh_connection_that_dies_is_not_tried_again(stub: HttpStub, transport
         (504, b"", DeadlineExceededError),
         (302, b"", ProtocolError),
         (200, b"not json", ProtocolError),
+        (200, b"[" * 100_000, ProtocolError),
+        (503, b"[" * 100_000, ServerNotReadyError),
         (200, b"{}", ProtocolError),
         (200, b'{"outputs": []}', ProtocolError),
         (200, b'{"outputs": [{"name": "probabilities", "data": 3}]}', ProtocolError),
@@ -146,6 +148,13 @@ def test_a_proxy_that_wants_tls(stub: HttpStub, transport: Any) -> None:
         ProtocolError, match=r"was sent to HTTPS port.*; where it speaks TLS, give --tls or --tls-root "
     ):
         ask(transport)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"3", b"[" * 100_000])
+def test_a_status_that_is_no_json(body: bytes) -> None:
+    answers = [(200, body), (200, b""), (200, b"{}")]
+    with pytest.raises(ProtocolError, match=r"is not JSON: check the address \[http://server\]$"):
+        decode_status(answers, "http://server", 1)
 
 
 def test_a_proxy_that_wants_a_certificate() -> None:

@@ -294,8 +294,9 @@ def test_a_file_stays_locked_when_lines_of_it_were_dropped(folder: Path) -> None
     assert Path("out.jsonl").read_text() == ANSWER
 
 
-def test_a_refused_file_is_not_kept_locked(folder: Path) -> None:
-    Path("other.jsonl").write_text("mine\n")
+@pytest.mark.parametrize("line", ["mine\n", "[" * 100_000 + "\n"])
+def test_a_refused_file_is_not_kept_locked(folder: Path, line: str) -> None:
+    Path("other.jsonl").write_text(line)
     refusals = []
     for _ in range(2):
         with pytest.raises(UsageError, match="line 1 was not written by classify") as refused:

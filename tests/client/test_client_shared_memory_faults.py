@@ -287,7 +287,7 @@ def test_a_system_without_shared_memory(monkeypatch: pytest.MonkeyPatch, tmp_pat
         Classifier(shared_memory_token="token")
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'[{"size": 1}]', b"null"])
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'[{"size": 1}]', b"null", b"[" * 100_000])
 def test_a_list_that_is_none(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="not a list of regions"):
         decode_share(200, body, Share("status", "", 0, "t", 1), "http://server")
