@@ -6,7 +6,7 @@ from pathlib import Path
 FAILED_LOAD = re.compile(r"""failed to load ('[^']+') version \d+: (?:\w+(?: \w+)?: )?(.*?)"?$""")
 ERROR_LINE = re.compile(r"^(?:\S+Z E|E\d{4}) [^\]]*\] *\"?(.*?)\"?$")  # ISO8601, or tritonserver's own format
 UNREADABLE = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)$")  # of no named file
-INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I ")
+INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I | *\d+# ")  # the last: of a crash's stack
 CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
 USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
 NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM", "pinned system memory")

@@ -89,6 +89,15 @@ def check_python_on_path(folder: Path) -> None:
         raise InstallationError(f"{folder} has no python3, the Python backend needs one: use a virtual environment")
 
 
+def check_loadable(folder: Path) -> None:
+    """tritonserver loads libraries from there; of a mount that forbids it the loader says "failed to map segment"."""
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise InstallationError(
+            f"{folder.parent} is mounted noexec, and the server's backends are loaded from there: "
+            "name another folder in TMPDIR"
+        )
+
+
 def check_backends(needed: Mapping[str, str], installation: Installation, extra: Sequence[str] = ()) -> None:
     """`needed`: model -> backend; `extra`: further options, which may name another folder of backends."""
     if not installation.embedded or any(option.startswith("--backend-directory") for option in extra):

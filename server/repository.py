@@ -151,5 +151,7 @@ def _calls_operator(weights: Path) -> bool:
         with zipfile.ZipFile(weights) as archive:
             code = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
             return any(OPERATOR_NAMESPACE in archive.read(name) for name in code)
+    except PermissionError:
+        raise
     except (zipfile.BadZipFile, OSError) as error:
         raise RepositoryError(f"{weights} is damaged ({error}): {BUILD}") from error

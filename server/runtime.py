@@ -16,7 +16,7 @@ from server.errors import InstallationError
 from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
-from server.preflight import check_libpython, check_numpy, check_python_on_path, check_stub_libraries
+from server.preflight import check_libpython, check_loadable, check_numpy, check_python_on_path, check_stub_libraries
 from server.private_folder import MARK, PrivateFolder, hold
 from server.repository import Repository
 from server.tls import Tls
@@ -158,6 +158,7 @@ class Runtime:
     def _assemble_backends(self) -> None:
         if model := self.repository.first_of("python"):
             check_numpy(model)
+        check_loadable(self.folder)
         check_python_on_path(python_folder())
         stub = self.installation.stub(PYTHON_VERSION)
         self._link_libpython()

@@ -189,6 +189,7 @@ FAILED = (
             "warmup sample 'b1': output 'y' is Half; \"",
             ["'m': failed to run warmup sample 'b1': output 'y' is Half"],
         ),
+        ("Signal (11) received.\n 0# 0x0000557D in /bin/tritonserver\n11# main in /bin/a\n", ["Signal (11) received."]),
         ("bash: tritonserver: killed\n| table |\nI1123 fine\n\n", ["bash: tritonserver: killed"]),
         ("", []),
     ],

@@ -49,10 +49,11 @@ def test_empty(tmp_path):
         read_repository(tmp_path)
 
 
-@pytest.mark.parametrize("file", [".", "backbone/config.pbtxt", "backbone/1/build.json"])
+@pytest.mark.parametrize("file", [".", "backbone/config.pbtxt", "backbone/1/build.json", "backbone/1/model.pt"])
 def test_what_this_user_may_not_read_is_named(tmp_path, monkeypatch, file):
     """Root, as whom these tests may run, may read all."""
-    write(tmp_path, "backbone", 'backend: "identity"', "1/build.json")
+    write_torchscript(write(tmp_path, "backbone", 'backend: "pytorch"') / "1/model.pt", "")
+    (tmp_path / "backbone/1/build.json").write_text('{"files_sha256": {}}')
     refused = tmp_path / file
 
     def refuse(real):
@@ -63,8 +64,8 @@ def test_what_this_user_may_not_read_is_named(tmp_path, monkeypatch, file):
 
         return read
 
-    for name in ("iterdir", "read_text"):
-        monkeypatch.setattr(Path, name, refuse(getattr(Path, name)))
+    for holder, name in ((Path, "iterdir"), (Path, "read_text"), (zipfile, "ZipFile")):
+        monkeypatch.setattr(holder, name, refuse(getattr(holder, name)))
     expected = rf"^{re.escape(str(refused))} cannot be read \(Permission denied\): fix that, or serve it as a user who"
     with pytest.raises(RepositoryError, match=expected):
         read_repository(tmp_path)

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -170,6 +171,15 @@ def test_numpy_2_stops_the_start_and_leaves_no_folder(monkeypatch, tmp_path):
 def test_numpy_2_is_no_matter_in_the_servers_own_process(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.1.0")
     Runtime(find_tritonserver(), Repository(tmp_path, (), None, {"preprocess": "python_in_process"})).remove()
+
+
+def test_a_temporary_folder_from_which_nothing_may_be_loaded(monkeypatch, tmp_path):
+    real = os.statvfs
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=real(path).f_flag | os.ST_NOEXEC))
+    with pytest.raises(InstallationError, match=rf"^{tmp_path} is mounted noexec, .*: name another folder in TMPDIR$"):
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_folder_that_bash_would_split(monkeypatch, tmp_path):
