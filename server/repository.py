@@ -72,7 +72,7 @@ def read_repository(path: str | Path) -> Repository:
         raise RepositoryError(f"model repository {root} does not exist: {BUILD}")
     folders = sorted(folder for folder in root.iterdir() if (folder / "config.pbtxt").is_file())
     if not folders:
-        raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {BUILD}")
+        raise RepositoryError(f"model repository {root} holds no model (no */config.pbtxt): {_meant(root) or BUILD}")
     check_folders(root)
     needs_library = None
     backends = {}
@@ -100,6 +100,13 @@ def read_repository(path: str | Path) -> Repository:
             needs_library = folder.name
     models = tuple(folder.name for folder in folders)
     return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden))
+
+
+def _meant(root: Path) -> str:
+    """A question: the folder above a model, or the one repository below; empty where there is neither."""
+    below = {config.parents[1] for config in root.glob("*/*/config.pbtxt")}
+    near = [root.parent] if (root / "config.pbtxt").is_file() else [*below]
+    return f"did you mean {near[0]}?" if len(near) == 1 else ""
 
 
 @_as_repository_error()
@@ -150,6 +157,8 @@ def _calls_operator(weights: Path) -> bool:
     try:
         with zipfile.ZipFile(weights) as archive:
             code = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
+            if not code and any(name.endswith("/data.pkl") for name in archive.namelist()):
+                raise RepositoryError(f"{weights} is what torch.save writes, not TorchScript: {BUILD}")
             return any(OPERATOR_NAMESPACE in archive.read(name) for name in code)
     except PermissionError:
         raise

@@ -37,6 +37,7 @@ from server.tuned_settings import (
     PREPROCESS,
     Settings,
     TuneError,
+    check_writable,
     largest_batch,
     read_settings,
     write_settings,
@@ -193,6 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
     interrupt_on_signals()
     try:
         read_repository(repository)
+        if not options.dry_run:
+            check_writable(repository)
         embedded = find_tritonserver().embedded
         image = own_image(repository) if image is None else image
         now = read_settings(repository, embedded)

@@ -112,6 +112,13 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
     replace_all({repository / file: text for file, text in texts.items()})
 
 
+def check_writable(repository: Path) -> None:
+    """For `write_settings`, which comes after minutes of measuring. Raises `TuneError`."""
+    for folder in sorted({path.parent for path in repository.rglob("*.pbtxt")}):
+        if not os.access(folder, os.W_OK):
+            raise TuneError(f"{folder} cannot be written: mount it writable, tune as its owner, or give --dry-run")
+
+
 def replace_all(texts: dict[Path, str]) -> None:
     """None where there is no room for all. Raises `TuneError`."""
     drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}

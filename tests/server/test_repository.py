@@ -49,6 +49,17 @@ def test_empty(tmp_path):
         read_repository(tmp_path)
 
 
+def test_the_folder_that_is_meant_is_named(tmp_path):
+    write(tmp_path / "models", "backbone", "")
+    write(tmp_path / "models", "softmax", "")
+    for given in (tmp_path, tmp_path / "models" / "backbone"):
+        with pytest.raises(RepositoryError, match=rf"{given} holds no model .*: did you mean {tmp_path}/models\?$"):
+            read_repository(given)
+    write(tmp_path / "others", "backbone", "")
+    with pytest.raises(RepositoryError, match=r"holds no model .*: run build_models\.py$"):
+        read_repository(tmp_path)
+
+
 @pytest.mark.parametrize("file", [".", "backbone/config.pbtxt", "backbone/1/build.json", "backbone/1/model.pt"])
 def test_what_this_user_may_not_read_is_named(tmp_path, monkeypatch, file):
     """Root, as whom these tests may run, may read all."""
@@ -192,6 +203,16 @@ def test_damaged_weights(tmp_path):
     folder = write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt")
     (folder / "1" / "model.pt").write_bytes(b"half a zip")
     with pytest.raises(RepositoryError, match=r"model\.pt is damaged"):
+        read_repository(tmp_path)
+
+
+def test_a_checkpoint_in_the_place_of_torchscript(tmp_path):
+    """PyTorch would say that it is likely to be corrupted."""
+    weights = write(tmp_path, "backbone", 'backend: "pytorch"', "1/model.pt") / "1" / "model.pt"
+    with zipfile.ZipFile(weights, "w") as archive:  # as torch.save has it
+        archive.writestr("archive/data.pkl", b"")
+        archive.writestr("archive/data/0", b"")
+    with pytest.raises(RepositoryError, match=rf"^{weights} is what torch\.save writes, not TorchScript: run build_"):
         read_repository(tmp_path)
 
 

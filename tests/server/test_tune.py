@@ -290,6 +290,17 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
 
 
+def test_configs_that_cannot_be_written_are_told_before_anything_is_measured(own, monkeypatch, capsys):
+    """Root, as whom these tests may run, may write all."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "configs")
+    monkeypatch.setattr(tune, "tune", None)
+    assert tune.main(["--model-repository", str(own)]) == 1
+    assert capsys.readouterr().err == (
+        f"server.tune: {own}/backbone/configs cannot be written: mount it writable, tune as its owner, or give "
+        "--dry-run\n"
+    )
+
+
 def test_who_may_read_a_config_stays(own):
     file = own / "backbone" / "config.pbtxt"
     file.chmod(0o640)
