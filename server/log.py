@@ -35,5 +35,9 @@ def failure_reasons(text: str) -> list[str]:
 
 
 def _first_line(message: str) -> str:
-    """A Python traceback's first line: tritonserver writes the others behind it, escaped. It ends a list with "; "."""
-    return message.split("\\n")[0].replace('\\"', '"').strip("; ")
+    """A Python traceback's first line: tritonserver writes the others behind it, escaped.
+
+    Of a warm-up's list each reason once: tritonserver has one for each image, with "; " behind it.
+    """
+    first, *others = message.split("\\n")[0].replace('\\"', '"').strip("; ").split("; ")
+    return "; ".join([first, *(reason for reason in dict.fromkeys(others) if not first.endswith(reason))])

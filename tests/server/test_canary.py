@@ -186,8 +186,8 @@ FAILED = (
         ),
         (
             "2026-11-30T15:00:00Z E 1 a.cc:642] \"failed to load 'm' version 1: Invalid argument: failed to run "
-            "warmup sample 'b1': output 'y' is Half; \"",
-            ["'m': failed to run warmup sample 'b1': output 'y' is Half"],
+            "warmup sample 'b1': output 'y' is Half; output 'y' is Half; output 'y' is Short; \"",
+            ["'m': failed to run warmup sample 'b1': output 'y' is Half; output 'y' is Short"],
         ),
         ("Signal (11) received.\n 0# 0x0000557D in /bin/tritonserver\n11# main in /bin/a\n", ["Signal (11) received."]),
         ("bash: tritonserver: killed\n| table |\nI1123 fine\n\n", ["bash: tritonserver: killed"]),
