@@ -126,7 +126,7 @@ def test_a_failing_request_leaves_its_batch(infer):
     assert good["y"].tolist() == [[2, 4]]
     assert two["y"].tolist() == [[8, 10], [12, 14]]
     assert isinstance(bad, InferenceServerException)
-    assert "negative input" in str(bad)
+    assert "negative input" in str(bad).splitlines()[0]  # TorchScript puts a traceback before it
 
 
 def test_requests_run_as_one_batch_and_are_split_again(infer):
@@ -140,7 +140,7 @@ def test_requests_of_other_shapes_fail_or_run_alone(infer):
     good = {"a": [[5, 6]], "b": [[1, 2]]}
     bad = {"a": [[1, 1, 1]], "b": [[1, 2]]}
     results = [infer("any_width", **good)]
-    with pytest.raises(InferenceServerException, match="size of tensor a"):
+    with pytest.raises(InferenceServerException, match=r"\A.*RuntimeError: The size of tensor a"):
         infer("any_width", **bad)
     assert results[0]["s"].tolist() == [[6, 8]]
 

@@ -1,5 +1,6 @@
 #include "request.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "model.h"
@@ -8,7 +9,16 @@ namespace widefield {
 
 std::string message_of(const std::exception& error) {
   const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
-  return c10_error ? c10_error->what_without_backtrace() : error.what();
+  const std::string message = c10_error ? c10_error->what_without_backtrace() : error.what();
+  // Behind TorchScript's traceback and its indented code stands what went wrong, as `ValueError: ...`. It comes first:
+  // the client and the launcher show one line.
+  auto reason = message.rfind("<--- HERE\n");
+  if (reason == std::string::npos) return message;
+  do {
+    reason = std::min(message.find('\n', reason), message.size() - 1) + 1;
+  } while (message[reason] == ' ');
+  if (reason == message.size()) return message;
+  return message.substr(reason, message.find_last_not_of('\n') + 1 - reason) + "\n" + message.substr(0, reason);
 }
 
 namespace {
