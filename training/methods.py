@@ -50,8 +50,8 @@ def check_method(config: Config) -> None:
         raise SettingsError("--head-only needs the features of --weights, and a loss on logits")
     for name in ("drop_path", "layer_decay") if config.head_only else ():
         if (value := getattr(config, name)) != getattr(PRESETS[config.preset], name):
-            what = f"--{name.replace('_', '-')} {value} does nothing with --head-only, whose features are frozen"
-            raise SettingsError(f"{what}: leave it out")
+            option = f"--{name.replace('_', '-')} {value}"
+            raise SettingsError(f"{option} does nothing with --head-only, whose features are frozen: leave it out")
     if config.keep_head and (config.head_only or config.weights is None):
         raise SettingsError("--keep-head needs --weights, and no --head-only, whose head is new: or --no-keep-head")
     if config.loss in WITHOUT_SMOOTHING and config.label_smoothing:
