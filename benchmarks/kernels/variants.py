@@ -46,11 +46,6 @@ class Variant:
         return (*made, random(channels)) if self.activation != "none" else made
 
 
-def channels_last(compute: Compute) -> Compute:
-    """With its images in channels_last: what the caller would keep them in."""
-    return lambda input, *rest: compute(input.contiguous(memory_format=torch.channels_last), *rest)
-
-
 def with_precision(precision: str) -> Compute:
     def compute(input: Tensor, weight: Tensor) -> Tensor:
         with float32_precision(precision):
@@ -96,9 +91,9 @@ def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[T
     return lambda answer: share(answer, exact, limit)
 
 
-def calls(compute: Compute, sets: list[Arguments]) -> list[Step]:
-    """One for each set of inputs."""
-    return [partial(compute, *arguments) for arguments in sets]
+def calls(compute: Compute, layout: torch.memory_format, sets: list[Arguments]) -> list[Step]:
+    """One for each set of inputs, whose images lie in `layout` beforehand: what the caller would keep them in."""
+    return [partial(compute, input.contiguous(memory_format=layout), *rest) for input, *rest in sets]
 
 
 @torch.no_grad()
@@ -107,11 +102,9 @@ def measure_variant(variant: Variant, device: str) -> Row:
     layer = variant.layer
     sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(layer.bytes))]
     error_of = error_against_float64(variant, sets[0])
-    chosen = variant.ways | {f"{NATIVE} channels_last": channels_last(variant.ways[NATIVE])}
-    ways = {
-        name: measure(name.startswith(OURS), partial(calls, compute, sets), error_of)
-        for name, compute in chosen.items()
-    }
+    chosen = {name: (compute, torch.contiguous_format) for name, compute in variant.ways.items()}
+    chosen[f"{NATIVE} channels_last"] = variant.ways[NATIVE], torch.channels_last
+    ways = {name: measure(name.startswith(OURS), partial(calls, *way, sets), error_of) for name, way in chosen.items()}
     row: Row = {"variant": variant.name, "batch": layer.batch, "channels": layer.channels, "size": layer.size}
     row |= {"filter": list(variant.filter), "dtype": layer.dtype, "ways": ways}
     bad = {name: way for name, way in ways.items() if name.startswith(OURS) and "ms" not in way}

@@ -55,6 +55,23 @@ def test_a_wrong_answer_of_ours_makes_the_row_wrong_and_a_peers_does_not():
     assert make(convolution, wrong)["fastest"] == OURS
 
 
+@pytest.mark.usefixtures("fake_gpu")
+def test_a_change_of_layout_is_in_nobodys_time():
+    """Each call is given the image that was laid out before: as many of them as sets and layouts, and no more."""
+    given = []
+
+    def native(input, weight):
+        given.append(input)
+        return convolution(input, weight)
+
+    ways = {OURS: convolution, NATIVE: native}
+    sets = variants.sets_that_exceed_the_cache(SMALL[0].bytes)
+    variants.measure_variant(variants.Variant("strip", SMALL[0], (7, 5), ways), "cpu")
+    assert len(given) > 2 * sets
+    assert len({input.data_ptr() for input in given}) == 2 * sets
+    assert {input.is_contiguous(memory_format=torch.channels_last) for input in given} == {True, False}
+
+
 @pytest.fixture
 def budgets(monkeypatch):
     """What each operation was given, with the kernel sizes."""
