@@ -1,6 +1,7 @@
 """What the benchmarks' command lines share."""
 
 import argparse
+import math
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 
@@ -15,6 +16,39 @@ def command_parser(description: str | None, spec: ModuleSpec | None) -> argparse
 def no_options(description: str | None, spec: ModuleSpec | None) -> None:
     """--help says what is done; whatever else is asked for is refused before it is."""
     command_parser(description, spec).parse_args()
+
+
+def whole_number(text: str, least: int = 1) -> int:
+    """An option's whole number."""
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
+    return int(text)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers, by commas."""
+    return [whole_number(part) for part in text.split(",")]
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+    return value
+
+
+def check_archs(*names: str) -> None:
+    """Raises `SystemExit` for an unknown one."""
+    from models import check_arch
+
+    try:
+        for name in names:
+            check_arch(name)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def chosen(text: str, known: Iterable[str], what: str) -> list[str]:

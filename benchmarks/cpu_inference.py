@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import check_archs, command_parser, whole_number, whole_numbers
 from benchmarks.harness import interleaved, load_average_warning, openvino_core, publish, run_as_served, versions
 from server.runtime import ENVIRONMENT
 
@@ -92,14 +92,15 @@ def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_31b")
-    parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batches", type=whole_numbers, default="1,8")
+    parser.add_argument("--rounds", type=whole_number, default=10)
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
+    check_archs(options.arch)
     from models import ModelConfig
 
     warning, size = load_average_warning(), ModelConfig(options.arch).image_size
-    rows = measure(options.arch, size, [int(b) for b in options.batches.split(",")], options.rounds)
+    rows = measure(options.arch, size, options.batches, options.rounds)
     publish(
         f"cpu_inference_{options.arch}",
         arch=options.arch,

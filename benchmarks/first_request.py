@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, write_served
@@ -85,12 +85,14 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--archs", default="replknet_nano,replknet_small")
-    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--starts", type=whole_number, default=5)
     options = parser.parse_args()
     run_as_served("benchmarks.first_request")
+    archs = options.archs.split(",")
+    check_archs(*archs)
     warning = load_average_warning()
     jpeg = photograph()
-    rows = [row for arch in options.archs.split(",") for row in measure(arch, jpeg, options.starts)]
+    rows = [row for arch in archs for row in measure(arch, jpeg, options.starts)]
     write_served("first_request", jpeg, warning, rows=rows)
 
 

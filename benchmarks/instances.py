@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import chosen, command_parser
+from benchmarks.commands import chosen, command_parser, positive, whole_number
 from benchmarks.harness import load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.serving.load import CALLERS, closed_loop
@@ -67,8 +67,8 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--repeats", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each load")
+    parser.add_argument("--repeats", type=whole_number, default=8)
+    parser.add_argument("--seconds", type=positive, default=2.0, help="of each load")
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
     models = chosen(options.models, MODELS, "model")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number, whole_numbers
 from benchmarks.cuda_timing import Step, captured, elapsed_ms
 from benchmarks.harness import Timing, interleaved, load_average_warning, publish, run_as_served, versions
 from kernels import masked_patch_loss
@@ -138,9 +138,9 @@ def measure(batches: list[int], size: int, rounds: int, device: str) -> list[dic
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batches", default="")
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batches", type=whole_numbers)
+    parser.add_argument("--size", type=whole_number, default=192)
+    parser.add_argument("--rounds", type=whole_number, default=15)
     options = parser.parse_args()
     if options.size % STRIDE:
         parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")
@@ -151,7 +151,7 @@ def main() -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     warning = load_average_warning()
-    batches = [int(b) for b in (options.batches or {"cpu": "8", "cuda": "32,128"}[options.device]).split(",")]
+    batches = options.batches or {"cpu": [8], "cuda": [32, 128]}[options.device]
     rows = measure(batches, options.size, options.rounds, options.device)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     name = f"masked_patch_loss_{options.device}"

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import check_archs, command_parser, positive, whole_number
 from benchmarks.harness import load_average_warning, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
@@ -177,11 +177,12 @@ def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_small")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
-    parser.add_argument("--deadline", type=float, default=2.0, help="seconds that a caller waits for its answer")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of each load")
+    parser.add_argument("--repeats", type=whole_number, default=3, help="turns")
+    parser.add_argument("--deadline", type=positive, default=2.0, help="seconds that a caller waits for its answer")
     options = parser.parse_args()
     run_as_served("benchmarks.overload")
+    check_archs(options.arch)
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
 from benchmarks.served import load_transform
@@ -144,7 +144,7 @@ def memory_mib(data: bytes) -> dict[str, float]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=whole_number, default=10)
     options = parser.parse_args()
     run_as_served("benchmarks.preprocess")
     warning = load_average_warning()

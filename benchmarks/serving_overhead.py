@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, empty_ensemble, steps_ms, write_served
@@ -84,13 +84,15 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=whole_number, default=20)
     options = parser.parse_args()
     run_as_served("benchmarks.serving_overhead")
+    archs = options.archs.split(",")
+    check_archs(*archs)
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()
-    rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs.split(",")]
+    rows = [measure(arch, jpeg, options.rounds, threads) for arch in archs]
     write_served("serving_overhead", jpeg, warning, threads=threads, rows=rows)
 
 

@@ -20,11 +20,12 @@ from typing import Any
 
 import psutil
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, positive, whole_number
 from benchmarks.harness import load_average_warning, publish, versions
 from benchmarks.resilience.footprint import tritonserver_of
-from server import TritonServer
+from server import RepositoryError, TritonServer
 from server.canary import CanaryError, classify_canary
+from server.repository import read_repository
 
 POST = b"POST /v2/models/classifier/infer HTTP/1.1\r\nHost: x\r\n"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -139,9 +140,13 @@ def measure(server: TritonServer, process: psutil.Process, kind: str, clients: i
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--clients", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--clients", type=whole_number, default=500)
+    parser.add_argument("--seconds", type=positive, default=20.0)
     options = parser.parse_args()
+    try:
+        read_repository(options.repository)
+    except RepositoryError as error:
+        parser.error(f"--repository: {error}")
     warning = load_average_warning()
     rows = []
     with TritonServer(options.repository, probe_interval=3600) as server:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, publish, versions
 from benchmarks.photographs import detailed, encoded
 
@@ -96,7 +96,7 @@ def main() -> None:
     import torch
 
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=whole_number, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warning = load_average_warning()

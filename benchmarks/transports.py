@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import Timing, load_average_warning, publish, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from client import Classifier
@@ -108,7 +108,7 @@ def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=whole_number, default=30)
     options = parser.parse_args()
     warning = load_average_warning()
     rows = measure(options.rounds)

@@ -9,6 +9,7 @@ survive (lethal.py) is tried apart.
 """
 
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, rng_of, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
@@ -121,10 +122,12 @@ def thin(values: Iterable[float]) -> list[int]:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--cases", type=int, default=84_000)
+    parser.add_argument("--cases", type=whole_number, default=84_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", metavar="CASE", help="one case alone, with its bytes")
     options = parser.parse_args()
+    if options.replay and not re.fullmatch(rf"({'|'.join(SHARES)})/-?\d+/\d+", options.replay):
+        parser.error(f"--replay {options.replay!r}: give KIND/SEED/NUMBER, a kind of {', '.join(SHARES)}")
     from export.build import BuildOptions, build
 
     warning = load_average_warning()

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, positive
 from benchmarks.gpu_check import SKIPPED
 from benchmarks.harness import write_results
 
@@ -159,7 +159,7 @@ def summary(outcomes: list[Outcome]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = None) -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all parts together")
+    parser.add_argument("--seconds", type=positive, default=TOTAL_SECONDS, help="for all parts together")
     parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
     options = parser.parse_args(arguments)
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, positive, whole_number, whole_numbers
 from benchmarks.harness import gpu, load_average_warning, name_on, publish, run_as_served, versions, write_results
 from benchmarks.kernels import cpu, cuda, variants
 from benchmarks.kernels.goals import goal_rows, goal_table
@@ -142,17 +142,22 @@ def run_cpu(batches: list[int], rounds: int) -> int:
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=240, help="no layer begins later than this (CUDA)")
+    parser.add_argument("--seconds", type=positive, default=240, help="no layer begins later than this (CUDA)")
     parser.add_argument("--tune", type=float, default=0, help="of them for the tuner, in seconds; 0: none (CUDA)")
-    parser.add_argument("--batches", default="1,8", help="batch sizes (CPU)")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of interleaved calls (CPU)")
+    parser.add_argument("--batches", type=whole_numbers, default="1,8", help="batch sizes (CPU)")
+    parser.add_argument("--rounds", type=whole_number, default=15, help="rounds of interleaved calls (CPU)")
     parser.add_argument("--draw", type=Path, help="a results file: draw its roofline and do nothing else")
     options = parser.parse_args()
     if options.draw:
-        print(f"wrote {draw(json.loads(options.draw.read_text()), options.draw.stem)}")
+        try:
+            print(f"wrote {draw(json.loads(options.draw.read_text()), options.draw.stem)}")
+        except OSError as error:
+            parser.error(f"--draw {options.draw}: {error.strerror}")
+        except (ValueError, LookupError, TypeError) as error:
+            parser.error(f"--draw {options.draw}: no results of a GPU, kernels_<gpu>.json ({error})")
         return 0
     if options.device == "cpu":
-        return run_cpu([int(batch) for batch in options.batches.split(",")], options.rounds)
+        return run_cpu(options.batches, options.rounds)
     if not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here")
     return run_cuda(options.seconds, tuning=options.tune)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
 from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
 from benchmarks.kernels.cpu import OURS, compared, dtypes, layers
@@ -128,8 +128,8 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3, help="of interleaved calls")
+    parser.add_argument("--batch", type=whole_number, default=8)
+    parser.add_argument("--rounds", type=whole_number, default=3, help="of interleaved calls")
     options = parser.parse_args()
     run_as_served("benchmarks.kernels.cpu_gradients")
     return measure(layers([options.batch]), "replknet_small", options.batch, 224, options.rounds)

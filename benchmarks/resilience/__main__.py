@@ -9,10 +9,11 @@ import json
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import RESULTS, load_average_warning, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
@@ -51,8 +52,10 @@ def not_held(part: str, content: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--only", choices=PARTS, action="append", help="this part (may be given again)")
-    parser.add_argument("--restarts", type=int, default=200)
-    parser.add_argument("--requests", type=int, default=400_000, help="of the soak; its memory levels off after 40,000")
+    parser.add_argument("--restarts", type=partial(whole_number, least=3), default=200)
+    parser.add_argument(
+        "--requests", type=whole_number, default=400_000, help="of the soak; its memory levels off after 40,000"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are stopped on the way out
 

@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import chosen, command_parser
+from benchmarks.commands import chosen, command_parser, positive, whole_number
 from benchmarks.harness import fingerprint, publish, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import bare_pipeline
@@ -136,8 +136,8 @@ def main() -> None:
     parser.add_argument("--models", default="nano,small,mobilenetv3", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--peers", default=",".join(ONE_WORKER))
     parser.add_argument("--ways", choices=WAYS, default="both", help="one process, a worker a core, both; plain: above")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each load")
+    parser.add_argument("--repeats", type=whole_number, default=5)
+    parser.add_argument("--seconds", type=positive, default=10.0, help="of each load")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
     options = parser.parse_args()
     run_as_served("benchmarks.serving")

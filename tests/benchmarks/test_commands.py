@@ -1,8 +1,10 @@
 """What is asked of a script that it cannot do is said in a line; one that has no options says what it does."""
 
 import importlib
+import re
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,3 +55,112 @@ def test_a_gpu_that_is_not_there_is_named(
         runpy.run_module(name, run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("--device cuda: PyTorch sees no GPU here\n")
+
+
+WRONG = [
+    ("benchmarks.cpu_inference", "--batches", "1,0"),
+    ("benchmarks.cpu_inference", "--rounds", "0"),
+    ("benchmarks.first_request", "--starts", "0"),
+    ("benchmarks.fuzz", "--cases", "0"),
+    ("benchmarks.gpu_check", "--seconds", "nan"),
+    ("benchmarks.instances", "--repeats", "0"),
+    ("benchmarks.instances", "--seconds", "0"),
+    ("benchmarks.kernels", "--batches", "a"),
+    ("benchmarks.kernels", "--rounds", "-1"),
+    ("benchmarks.kernels", "--seconds", "inf"),
+    ("benchmarks.kernels.cpu_gradients", "--batch", "0"),
+    ("benchmarks.kernels.cpu_gradients", "--rounds", "0"),
+    ("benchmarks.masked_patch_loss", "--batches", ""),
+    ("benchmarks.masked_patch_loss", "--rounds", "1.5"),
+    ("benchmarks.masked_patch_loss", "--size", "0"),
+    ("benchmarks.overload", "--deadline", "-1"),
+    ("benchmarks.overload", "--repeats", "0"),
+    ("benchmarks.overload", "--seconds", "0"),
+    ("benchmarks.preprocess", "--rounds", "0"),
+    ("benchmarks.resilience", "--requests", "0"),
+    ("benchmarks.resilience", "--restarts", "2"),
+    ("benchmarks.serving", "--repeats", "0"),
+    ("benchmarks.serving", "--seconds", "0"),
+    ("benchmarks.serving_overhead", "--rounds", "0"),
+    ("benchmarks.slow_clients", "--clients", "0"),
+    ("benchmarks.slow_clients", "--seconds", "x"),
+    ("benchmarks.training_images", "--rounds", "0"),
+    ("benchmarks.transports", "--rounds", "0"),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), WRONG)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_number_that_measures_nothing_is_refused_before_anything_is_written(
+    name: str, option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, option, value])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 2
+    part = value.split(",")[-1]
+    assert re.search(rf"error: argument {option}: '{part}': give a (whole )?number", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("case", ["nothing", "htp/0/17", "http/0/x", "http/17"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_case_that_is_none_is_not_replayed_as_another(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--replay", case])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.fuzz", run_name="__main__")
+    assert ended.value.code == 2
+    said = f"--replay '{case}': give KIND/SEED/NUMBER, a kind of image in process, image served, http, grpc"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("benchmarks.cpu_inference", "--arch"),
+        ("benchmarks.first_request", "--archs"),
+        ("benchmarks.overload", "--arch"),
+        ("benchmarks.serving_overhead", "--archs"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_an_architecture_that_is_not_there_is_named(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr(sys, "argv", [name, option, "replknet_none"])
+    with pytest.raises(SystemExit, match="arch 'replknet_none' is unknown: choose one of replknet_31b, "):
+        runpy.run_module(name, run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_slow_clients_without_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["slow_clients", "--repository", str(tmp_path / "none")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.slow_clients", run_name="__main__")
+    assert ended.value.code == 2
+    assert f"--repository: model repository {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory"),
+        ("{", "no results of a GPU, kernels_<gpu>.json (Expecting property name"),
+        ('{"rows": [{"dtype": "bfloat16"}]}', "no results of a GPU, kernels_<gpu>.json ('batch')"),
+        ('{"rows": []}', "no results of a GPU, kernels_<gpu>.json (kernels has no row in bfloat16"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_what_cannot_be_drawn_is_named(
+    text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kernels.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["kernels", "--draw", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.kernels", run_name="__main__")
+    assert ended.value.code == 2
+    assert f"--draw {path}: {said}" in capsys.readouterr().err
