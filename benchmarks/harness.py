@@ -129,11 +129,23 @@ def write_results(name: str, **content: Any) -> Path:
 
 
 def write_document(path: Path, **content: Any) -> Path:
-    """A JSON file of results, with its name, the date, the machine and, where git knows it, the code."""
+    """A JSON file of results, with its name, the date, the machine and, where git knows it, the code.
+
+    It takes an earlier one's place when it is whole: a call that is cut off, or a full disk, leaves that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine()}
     document |= {**code(ROOT), **content}
-    path.write_text(json.dumps(document, indent=2, default=_plain) + "\n")
+    text = json.dumps(document, indent=2, default=_plain) + "\n"
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text)
+        return path
+    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        whole.write_text(text)
+        whole.replace(path)
+    finally:
+        whole.unlink(missing_ok=True)
     return path
 
 

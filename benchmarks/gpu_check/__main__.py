@@ -96,7 +96,7 @@ def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
     outcome.seconds = round(time.monotonic() - started, 1)
     log.seek(0)
     outcome.tail = log.read().decode(errors="replace").splitlines()[-25:]
-    last = outcome.tail[-1] if outcome.tail else ""
+    last = next((line for line in reversed(outcome.tail) if line.strip()), "")
     if status == 0:
         outcome.status = "passed"
     elif status == SKIPPED:
@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = 
     parser.add_argument("--seconds", type=positive, default=TOTAL_SECONDS, help="for all parts together")
     parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # the part that runs is ended too
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
     names = options.only.split(",") if options.only else list(everything)
     if unknown := [name for name in names if name not in everything]:

@@ -103,6 +103,8 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
     content["goals"] = goal_rows(content["rows"], content["losses"])
     path = write_results(name, **content)
     print("\n".join(goal_table(content["rows"], content["losses"])))
+    print(f"wrote {path}")
+    draw_if_possible(path)
     rows = content["rows"] + content["variants"]
     wrong = [row for row in rows if "wrong" in row]
     print(f"{len(rows)} rows, {len(wrong)} wrong; {len(content['left_out'])} layers left out for time")
@@ -110,8 +112,6 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         print(f"masked-patch loss: {failure}")
     if left_out:
         print(f"{seconds:.0f} s did not suffice for RepLKNet-31B's own layers: give --seconds more")
-    print(f"wrote {path}")
-    draw_if_possible(path)
     return 1 if wrong or failure or left_out else 0
 
 

@@ -12,6 +12,7 @@ from benchmarks.compare import ARCHS, Config, compare
 from benchmarks.harness import Timing, code, interleaved, write_document
 from benchmarks.published import Row, claims, published_figures, recommend
 from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
+from tests.full_disk import files_up_to
 from training.settings import SettingsError
 
 
@@ -134,6 +135,17 @@ def test_a_slow_candidate_leaves_the_race(tmp_path: Path) -> None:
     assert Timing.of([float(number) for number in range(11, 0, -1)]) == Timing(6.0, 3.0, 9.0, 11)
     timing = Timing.of([1.0, 2.0, 3.0])
     assert json.loads(write_document(tmp_path / "x.json", timing=timing).read_text())["timing"]["median"] == 2.0
+
+
+def test_results_on_a_full_disk_leave_the_earlier_ones(tmp_path):
+    path = write_document(tmp_path / "x.json", figures=[1])
+    before = path.read_text()
+    with files_up_to(100), pytest.raises(OSError, match="too large"):
+        write_document(path, figures=[2])
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+    write_document(Path("/dev/null"), figures=[2])
+    assert Path("/dev/null").is_char_device()
 
 
 def test_results_name_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

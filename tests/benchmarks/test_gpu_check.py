@@ -47,6 +47,12 @@ def test_a_failing_part_fails_the_whole_and_stops_nothing(results):
     assert good["status"] == "passed"
 
 
+def test_empty_lines_are_no_reason(results):
+    blank = Part("bad", ("-c", "print('the reason'); print('  '); print(); raise SystemExit(3)"), 20)
+    assert main([], [blank]) == 1
+    assert results()["parts"][0]["why"] == "exit status 3: the reason"
+
+
 def test_a_skipped_part_says_why_and_fails_nothing(results):
     assert main([], [SKIP, PASS]) == 0
     absent, _ = results()["parts"]
@@ -73,6 +79,28 @@ def test_what_a_part_started_is_killed_too(results, tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("the part's child still runs")
+
+
+def test_a_call_that_is_ended_ends_the_part_that_runs(tmp_path):
+    note = tmp_path / "pid"
+    part = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = (
+        "import sys; from pathlib import Path; from benchmarks import harness;"
+        "import benchmarks.gpu_check.__main__ as g;"
+        f"harness.RESULTS = g.LOGS = Path({str(tmp_path)!r});"
+        f"sys.exit(g.main([], [g.Part('slow', ('-c', {part!r}), 60)]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=runner.ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if note.exists() and note.read_text():
+            break
+        time.sleep(0.05)
+    process.terminate()
+    assert "ended by SIGTERM" in process.communicate(timeout=20)[1]
+    state = Path(f"/proc/{note.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    (slow,) = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    assert slow["status"] == "running"
 
 
 def test_no_time_left_is_a_failure(results):
