@@ -16,10 +16,19 @@ DASHBOARD = CHART / "files" / "dashboard.json"
 VARIABLES = {"$__rate_interval": "5m", "$instance": ".*"}  # as Grafana fills them in
 
 
+class Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(set(keys)) == len(keys), keys
+        return super().construct_mapping(node, deep)
+
+
 def render(values=None, release="demo"):
     """Every manifest of the chart, as (kind, name) -> document."""
     texts = helm_call.render(CHART, values or {}, release)
-    documents = [document for text in texts.values() for document in yaml.safe_load_all(text) if document]
+    documents = [document for text in texts.values() for document in yaml.load_all(text, Loader) if document]
     found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     assert len(found) == len(documents)
     return found

@@ -185,6 +185,14 @@ def test_rules_and_dashboard_are_the_files():
         assert one(manifests, kind)["metadata"]["labels"]["release"] == "stack"
 
 
+def test_labels_that_prometheus_selects_by_may_be_the_charts_own():
+    labels = {"app.kubernetes.io/instance": "prometheus", "release": "stack"}
+    manifests = render({"monitoring": {"serviceMonitor": True, "prometheusRule": True, "labels": labels}})
+    others = one(render(), "Deployment")["metadata"]["labels"]
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert one(manifests, kind)["metadata"]["labels"] == others | labels
+
+
 def test_client_certificates_without_a_secret_are_refused():
     with pytest.raises(helm_call.ValuesError, match=r"tls\.secretName is empty: name the secret"):
         render({"tls": {"clientCertificates": True}})

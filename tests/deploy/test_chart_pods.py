@@ -78,6 +78,16 @@ def test_gpu():
     assert added == without["resources"]["limits"] | {"nvidia.com/gpu": 2}
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_gpus_are_counted_in_one_place(count):
+    """Else a pod would have GPUs that serve.sh is told to leave alone, or others than were asked for."""
+    limits = {"limits": {"nvidia.com/gpu": 2}}
+    said = rf"resources\.limits has nvidia\.com/gpu: 2, but gpu\.count is {count}: set gpu\.count instead"
+    with pytest.raises(helm_call.ValuesError, match=said):
+        render({"gpu": {"count": count}, "resources": limits})
+    assert container(render({"gpu": {"count": 2}, "resources": limits}))["resources"]["limits"]["nvidia.com/gpu"] == 2
+
+
 def test_image_reference():
     assert container(render())["image"] == "widefield:0.1.0"
     assert container(render({"image": {"pullPolicy": "Always"}}))["imagePullPolicy"] == "Always"
