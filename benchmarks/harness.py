@@ -123,6 +123,11 @@ def code(root: Path) -> dict[str, Any]:
         return {}
 
 
+def circumstances() -> dict[str, Any]:
+    """The date, the machine and, where git knows it, the code."""
+    return {"date": date.today().isoformat(), "machine": machine(), **code(ROOT)}
+
+
 def write_results(name: str, **content: Any) -> Path:
     """benchmarks/results/<name>.json, with the date and the machine."""
     return write_document(RESULTS / f"{name}.json", **content)
@@ -134,8 +139,7 @@ def write_document(path: Path, **content: Any) -> Path:
     It takes an earlier one's place when it is whole: a call that is cut off, or a full disk, leaves that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": path.stem, "date": date.today().isoformat(), "machine": machine()}
-    document |= {**code(ROOT), **content}
+    document = {"benchmark": path.stem, **circumstances(), **content}
     text = json.dumps(document, indent=2, default=_plain) + "\n"
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)

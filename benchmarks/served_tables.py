@@ -138,10 +138,17 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+def _elsewhere(part: dict[str, Any], first: dict[str, Any]) -> str:
+    """When a part was measured, and on what, where that is not as of the first."""
+    if any(part[name] != first[name] for name in ("machine", "versions")):
+        return f" ({conditions(part | {'warning': None})})"
+    return f" ({part['date']})" if part["date"] != first["date"] else ""
+
+
 def faults_table(result: dict[str, Any]) -> list[str]:
     faults, restarts, soak = parts = [result[name] for name in ("faults", "restarts", "soak")]
     lines = [
-        f"**What {faults['servers']} servers survive** ({conditions(result)}).",
+        f"**What {faults['servers']} servers survive** ({conditions(faults | {'warning': None})}).",
         f"{faults['requests_per_s']:g} requests/s, half gRPC and half HTTP, each to be answered within",
         f"{faults['deadline_s']:g} s, `retries={faults['retries']}`. The preprocess step in processes of its own,",
         "as NVIDIA's container has it.",
@@ -163,9 +170,14 @@ def faults_table(result: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{name} {count} to {restarts['last'][name]}" for name, count in restarts["first"].items())
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in soak["outcomes"].items())
     rss = soak["rss_mib"]
+    restarted, soaked = (_elsewhere(part, faults) for part in (restarts, soak))
     lines += [*table(header, rows), "", f"- More after these faults than before: {more}."]
-    lines += [f"- **{restarts['restarts']} restarts** ({ways}), {restarts['seconds_median']:.1f} s each: {counts}."]
-    lines += [f"- **{soak['requests']} requests** to one server: {outcomes}; {soak['requests_per_s']:.0f} requests/s,"]
+    lines += [
+        f"- **{restarts['restarts']} restarts** ({ways}), {restarts['seconds_median']:.1f} s each: {counts}{restarted}."
+    ]
+    lines += [
+        f"- **{soak['requests']} requests** to one server{soaked}: {outcomes}; {soak['requests_per_s']:.0f} requests/s,"
+    ]
     lines += [f"  p50 {soak['p50_ms']:.1f} ms, p99 {soak['p99_ms']:.1f} ms. Its memory: {rss['after_warm_up']:.1f} MiB"]
     lines += [
         f"  after the first tenth, {rss['at_the_end']:.1f} MiB in the last ({soak['rss_growth_percent']:+.2f} %)."

@@ -194,6 +194,17 @@ def minutes_in_all(loaded: dict[str, dict[str, Any]], unit: str) -> float:
     return sum(passed[runs] - passed[start] for runs, start in before.items()) / 2 / 60
 
 
+def measured(loaded: dict[str, dict[str, Any]]) -> str:
+    """The machine and the versions, and which experiment was measured on which day: they are measured one by one."""
+    days: dict[str, dict[str, list[str]]] = {}  # by machine and versions
+    for name, result in loaded.items():
+        days.setdefault(conditions({**result, "date": ""}), {}).setdefault(result["date"], []).append(name)
+    return "; ".join(
+        where + ", ".join(f"{day} ({', '.join(names)})" for day, names in sorted(each.items()))
+        for where, each in days.items()
+    )
+
+
 def whole(results: Path, figures: Path) -> str:
     """The text of docs/results.md; draws the charts into `figures`."""
     loaded = {name: load(name, results) for name in SECTIONS}
@@ -201,7 +212,7 @@ def whole(results: Path, figures: Path) -> str:
     draw_long_tail(loaded["long_tail"], figures / "evidence_long_tail.png")
     spent = {unit: round(minutes_in_all(loaded, unit)) for unit in ("seconds", "processor_seconds")}
     seeds = len(loaded["simmim"]["rows"][0]["seeds"])
-    lines = [HEAD.format(conditions=conditions(loaded["long_tail"]), seeds=seeds, **spent)]
+    lines = [HEAD.format(conditions=measured(loaded), seeds=seeds, **spent)]
     lines += ["## In short", "", "Points of accuracy gained, mean ± standard deviation over the seeds.", ""]
     lines += [line for name, result in loaded.items() for line in summaries(name, result)]
     for name, write in SECTIONS.items():

@@ -2,7 +2,8 @@
 
     python -m benchmarks.resilience [--only faults|restarts|soak] [--restarts 200] [--requests 400000]
 
-Each part is written into results/faults.json when it is done; parts that are not run stay as they were.
+Each part is written into results/faults.json when it is done, with its own date, machine and versions; parts that are
+not run stay as they were.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import RESULTS, load_average_warning, versions, write_results
+from benchmarks.harness import RESULTS, circumstances, load_average_warning, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
 MOST_GROWTH = 2.0  # percent of resident memory, over the soak
@@ -24,9 +25,9 @@ def write(part: str, content: Any, warning: str | None) -> Path:
     """The results file with this part anew."""
     path = RESULTS / "faults.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
-    parts = {name: before[name] for name in PARTS if name in before} | {part: {"warning": warning, **content}}
     packages = versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow", "psutil")
-    return write_results("faults", versions=packages, **parts)
+    now = {**circumstances(), "versions": packages, "warning": warning, **content}
+    return write_results("faults", **{name: before[name] for name in PARTS if name in before} | {part: now})
 
 
 def not_held(part: str, content: dict[str, Any]) -> list[str]:

@@ -117,6 +117,20 @@ def test_the_report_has_every_arm_with_its_spread_and_time(results: Path, tmp_pa
         assert f"img/{picture}" in text
 
 
+def test_the_committed_page_is_the_reports(tmp_path: Path) -> None:
+    assert (report.DOCS / "results.md").read_text() == report.whole(report.RESULTS, tmp_path)
+
+
+def test_every_experiment_has_its_own_day_and_machine() -> None:
+    """They are measured one by one (--only): what one was measured on is not said of all."""
+    here = {"machine": {"cpu": "a", "cores": 2, "instructions": ["avx2"]}, "versions": {"torch": "2"}}
+    there = {**here, "machine": {**here["machine"], "cpu": "b"}}
+    loaded = {"one": here | {"date": "2026-01-03"}, "two": here | {"date": "2026-01-02"}}
+    loaded |= {"three": here | {"date": "2026-01-03"}, "four": there | {"date": "2026-01-02"}}
+    said = "a, 2 cores, avx2; torch 2; 2026-01-02 (two), 2026-01-03 (one, three)"
+    assert report.measured(loaded) == f"{said}; b, 2 cores, avx2; torch 2; 2026-01-02 (four)"
+
+
 def test_bars_are_means_and_the_best_method_is_on_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))

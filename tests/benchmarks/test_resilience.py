@@ -13,6 +13,7 @@ from benchmarks.resilience.footprint import Footprint, middle
 from benchmarks.resilience.load import Load
 from benchmarks.resilience.restarts import restart
 from benchmarks.resilience.soak import Sample, growth, soak
+from benchmarks.served_tables import faults_table
 from client import Classifier, QueueFullError, Request
 from client.testing import FakeTransport, Reply
 
@@ -72,11 +73,32 @@ def test_a_count_of_a_moment_is_no_leak() -> None:
 def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
-    command.write("soak", {"requests": 1}, None)
+    soaked = json.loads(command.write("soak", {"requests": 1}, None).read_text())["soak"]
     path = command.write("restarts", {"restarts": 2}, "busy")
     found = json.loads(path.read_text())
-    assert found["soak"] == {"warning": None, "requests": 1}
-    assert found["restarts"] == {"warning": "busy", "restarts": 2}
+    assert found["soak"] == soaked
+    assert found["soak"].items() >= {"warning": None, "requests": 1}.items()
+    assert found["restarts"].items() >= {"warning": "busy", "restarts": 2}.items()
+
+
+def test_each_part_tells_of_its_own_day_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was measured elsewhere stays as it was, and is not said to be of the last part's machine."""
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.harness.machine", lambda: {"cpu": "old", "cores": 2, "instructions": []})
+    command.write("soak", {"requests": 1}, None)
+    monkeypatch.setattr("benchmarks.harness.machine", lambda: {"cpu": "new", "cores": 4, "instructions": []})
+    found = json.loads(command.write("restarts", {"restarts": 2}, None).read_text())
+    assert (found["soak"]["machine"]["cpu"], found["restarts"]["machine"]["cpu"]) == ("old", "new")
+    committed = json.loads((Path(__file__).parents[2] / "benchmarks/results/faults.json").read_text())
+    own = {name: found["soak"][name] for name in ("date", "machine", "versions")}
+    committed["soak"] |= own
+    lines = faults_table(committed)
+    (told,) = [line for line in lines if line.startswith("- **400000 requests**")]
+    assert f"to one server (old, 2 cores, ; {', '.join(f'{n} {v}' for n, v in own['versions'].items())}" in told
+    assert "old" not in lines[0]
+    committed["soak"] |= {name: committed["faults"][name] for name in own}
+    assert "- **400000 requests** to one server: " in " ".join(faults_table(committed))
 
 
 def test_what_was_not_held_is_said() -> None:
