@@ -30,6 +30,7 @@ from benchmarks.kernels.roofline import draw
 from benchmarks.kernels.tune import layers as tuned_layers
 from benchmarks.kernels.tune import tune
 from benchmarks.masked_patch_loss import measure as measure_loss
+from kernels.depthwise_conv2d import tile_files
 
 Row = dict[str, Any]
 
@@ -69,7 +70,13 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
     hardware = gpu()
     name = name_on(hardware, "kernels")
     content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
-    content |= {"complete": False, "tuned": {}, "rows": [], "losses": [], "variants": []}
+    content |= {
+        "complete": False,
+        "tuned": tile_files.read(tile_files.cache_file()),
+        "rows": [],
+        "losses": [],
+        "variants": [],
+    }
 
     def save(rows: list[Row]) -> None:
         content["rows"] += rows
@@ -92,7 +99,7 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         print(f"{hardware['name']}: {best} moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
         if tuning:
             content["tuned"] = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
-            print(f"tuned: {len(content['tuned'])} shapes", flush=True)
+        print(f"tuned: {len(content['tuned'])} shapes", flush=True)
         first = [(layer, True) for layer in replknet_31b(64)]
         left_out = cuda.run_layers(first, device, ceilings, deadline, save)
         content["losses"], failure = losses(device)

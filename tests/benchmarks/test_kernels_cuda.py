@@ -13,6 +13,7 @@ from benchmarks.kernels import candidates as c
 from benchmarks.kernels import cuda, goals, roofline, variants
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
 from kernels import depthwise_conv2d
+from kernels.depthwise_conv2d import tile_files
 
 STRIP = {c.OURS: depthwise_conv2d, c.NATIVE: c.convolution}
 LAYER = Layer(2, 4, 7, 9, "float32")
@@ -139,6 +140,7 @@ def test_the_budget_cuts_the_end_off():
 def run(fake_gpu, monkeypatch, tmp_path):
     """run_cuda on small layers, results and pictures in tmp_path; returns (exit status, document)."""
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "own" / "tiles.json"))
     monkeypatch.setattr(roofline.draw, "__defaults__", ("bfloat16", tmp_path))
     monkeypatch.setattr(cuda.measure_bandwidths, "__defaults__", ({"copy": 1000, "add": 2000},))
     monkeypatch.setattr(cuda.measure_ceilings, "__defaults__", (dict.fromkeys(("bfloat16", "float32"), 8),))
@@ -201,6 +203,16 @@ def test_a_wrong_layer_makes_the_status_1(run, monkeypatch):
     status, document = run()
     assert status == 1
     assert all("wrong" in row for row in document["rows"] if row["pass"] == "forward")
+
+
+def test_ways_that_were_tuned_before_are_in_the_file(run, capsys, tmp_path):
+    """The operator takes them whether or not this run tunes."""
+    assert run()[1]["tuned"] == {}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tiles.json").write_text('{"a shape": "taps"}')
+    tile_files.read.cache_clear()
+    assert run()[1]["tuned"] == {"a shape": "taps"}
+    assert "tuned: 1 shapes" in capsys.readouterr().out
 
 
 def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys):
