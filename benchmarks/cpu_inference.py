@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, whole_number, whole_numbers
-from benchmarks.harness import interleaved, load_average_warning, openvino_core, publish, run_as_served, versions
+from benchmarks.harness import (
+    interleaved,
+    load_average_warning,
+    openvino_core,
+    publish,
+    require_native,
+    run_as_served,
+    versions,
+)
 from server.runtime import ENVIRONMENT
 
 FP32_TOLERANCE = 1e-3  # of the largest logit
@@ -97,6 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
     check_archs(options.arch)
+    require_native()
     from models import ModelConfig
 
     warning, size = load_average_warning(), ModelConfig(options.arch).image_size

@@ -194,6 +194,18 @@ def run_as_served(module: str) -> None:
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
+def require_native() -> None:
+    """Raises `SystemExit` where a CPU's figures of Widefield would be those of PyTorch's own convolution."""
+    import kernels  # noqa: F401 - loads the library
+    from kernels.native import is_loaded
+
+    if not is_loaded():
+        raise SystemExit(
+            "the native library is not loaded, so that PyTorch's convolution would be timed as Widefield's: "
+            "python kernels/native/build.py, and unset WIDEFIELD_NATIVE"
+        )
+
+
 @functools.cache
 def openvino_core() -> Any:
     """OpenVINO's Core, one for the process and never let go.

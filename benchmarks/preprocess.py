@@ -23,6 +23,7 @@ from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
 from benchmarks.served import load_transform
+from server.libraries import find_resize
 
 STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 SIZE, RESIZE = 224, 256
@@ -147,6 +148,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=whole_number, default=10)
     options = parser.parse_args()
     run_as_served("benchmarks.preprocess")
+    if find_resize() is None:
+        raise SystemExit(
+            "libwidefield_resize.so is not built, or of other sources, so that Pillow's resize would be timed as "
+            "Widefield's: python server/backends/build.py resize"
+        )
     warning = load_average_warning()
     pipelines = candidates()
     memory: dict[str, float] = {}

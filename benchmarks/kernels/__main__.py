@@ -22,7 +22,16 @@ import torch
 
 from benchmarks import harness
 from benchmarks.commands import command_parser, positive, whole_number, whole_numbers
-from benchmarks.harness import gpu, load_average_warning, name_on, publish, run_as_served, versions, write_results
+from benchmarks.harness import (
+    gpu,
+    load_average_warning,
+    name_on,
+    publish,
+    require_native,
+    run_as_served,
+    versions,
+    write_results,
+)
 from benchmarks.kernels import cpu, cuda, variants
 from benchmarks.kernels.goals import goal_rows, goal_table
 from benchmarks.kernels.layers import replknet_31b, sweep
@@ -131,6 +140,7 @@ def draw_if_possible(path: Path) -> None:
 
 def run_cpu(batches: list[int], rounds: int) -> int:
     run_as_served("benchmarks.kernels")
+    require_native()
     torch.manual_seed(0)
     threads = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.commands import command_parser, whole_number
 from benchmarks.gpu_check.end_to_end import depthwise_by, eager, training_step
-from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
+from benchmarks.harness import interleaved, load_average_warning, publish, require_native, run_as_served, versions
 from benchmarks.kernels.cpu import OURS, compared, dtypes, layers
 from benchmarks.kernels.layers import Layer
 from kernels import depthwise_conv2d
@@ -132,6 +132,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=whole_number, default=3, help="of interleaved calls")
     options = parser.parse_args()
     run_as_served("benchmarks.kernels.cpu_gradients")
+    require_native()
     return measure(layers([options.batch]), "replknet_small", options.batch, 224, options.rounds)
 
 

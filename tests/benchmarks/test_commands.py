@@ -164,3 +164,27 @@ def test_what_cannot_be_drawn_is_named(
         runpy.run_module("benchmarks.kernels", run_name="__main__")
     assert ended.value.code == 2
     assert f"--draw {path}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["benchmarks.kernels", "--device", "cpu"], ["benchmarks.kernels.cpu_gradients"], ["benchmarks.cpu_inference"]],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_pytorch_is_not_timed_in_our_place(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator without its library, which is not built or left out, is PyTorch's convolution."""
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("kernels.native.is_loaded", lambda: False)
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=r"PyTorch's convolution would be timed as Widefield's: python kernels/native"):
+        runpy.run_module(arguments[0], run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_pillow_is_not_timed_in_our_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("server.libraries.find_resize", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["preprocess"])
+    with pytest.raises(SystemExit, match=r"Pillow's resize would be timed as Widefield's: python server/backends"):
+        runpy.run_module("benchmarks.preprocess", run_name="__main__")
