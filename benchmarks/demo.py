@@ -26,7 +26,9 @@ ANSWER = re.compile(r"^(grpc|http): (\d+) of (\d+) held-out images right.*?; ([\
 
 
 def copy_checkout(target: Path) -> None:
-    """What git tracks, as it is in the working tree, and what `make native` built."""
+    """What git tracks, as it is in the working tree, and what `make native` built. Raises `SystemExit` without that."""
+    if missing := [str(folder) for folder in LIBRARIES if not (ROOT / folder).is_dir()]:
+        raise SystemExit(f"not built: {', '.join(missing)}: make native")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, tracked.decode().split("\0")):
         if (ROOT / name).is_file():
@@ -57,6 +59,8 @@ def measure(folder: Path) -> dict[str, Any]:
         protocol: {"right": int(right), "images": int(images), "ms_an_image": float(ms)}
         for protocol, right, images, ms in ANSWER.findall(text)
     }
+    if answers.keys() != {"grpc", "http"}:
+        raise SystemExit(f"the demo did not say what was right over gRPC and HTTP: {text[-2000:]}")
     return {"training_s": training, "first_run_s": round(training + rest, 1), "second_run_s": again, "answers": answers}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import demo
 from benchmarks.demo import copy_checkout
 from server.backends.build import LIBRARIES
 
@@ -30,3 +31,23 @@ def test_all_libraries_are_there_and_current(copy: Path, script: str, names: lis
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{name} is up to date" for name in names]
+
+
+def test_what_is_not_built_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "LIBRARIES", [Path("kernels"), Path("kernels/none")])
+    with pytest.raises(SystemExit, match="not built: kernels/none: make native"):
+        copy_checkout(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_demo_that_says_nothing_of_its_answers_has_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "grpc: 355 of 359 held-out images right, 98.89%; 3.1 ms an image, one at a time\n"
+    monkeypatch.setattr(demo, "timed", lambda folder, *arguments: (1.0, said))
+    with pytest.raises(SystemExit, match="did not say what was right over gRPC and HTTP: grpc: 355"):
+        demo.measure(tmp_path)
+    said += said.replace("grpc", "http").replace("355", "356")
+    found = demo.measure(tmp_path)["answers"]
+    assert found["grpc"] == {"right": 355, "images": 359, "ms_an_image": 3.1}
+    assert found["http"]["right"] == 356
