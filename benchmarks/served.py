@@ -12,8 +12,8 @@ from unittest.mock import patch
 from benchmarks.harness import publish, versions
 
 IMAGE_SIZE = 224
-CROP_PCT = 0.875
 TOKEN = "benchmark"  # of shared memory
+RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: servers sum in another order
 EMPTY_STEP = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -34,12 +34,14 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
     """Encoded bytes -> probabilities with no server between the steps."""
     import torch
 
+    from server.tuned_settings import read_config
+
     torch.set_num_threads(threads)
     torch.jit.enable_onednn_fusion(True)
     transform = load_transform(repository / "preprocess/1")
-    settings = transform.Settings(
-        image_size=IMAGE_SIZE, resize_size=int(IMAGE_SIZE / CROP_PCT), interpolation="bicubic"
-    )
+    values = {name: each.string_value for name, each in read_config(repository, "preprocess").parameters.items()}
+    sizes = {name: int(values[name]) for name in ("image_size", "resize_size")}
+    settings = transform.Settings(**sizes, interpolation=values["interpolation"], crop_mode=values["crop_mode"])
     (model,) = (repository / "backbone").glob("*/model.pt")
     backbone = torch.jit.load(str(model))
 
@@ -49,6 +51,17 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
             return (found[0] if isinstance(found, tuple) else found).softmax(1)
 
     return run
+
+
+def check(name: str, answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> None:
+    """Raises `SystemExit` for a server that answers something else: no figure of it would mean anything."""
+    best, relative = max(range(len(right)), key=right.__getitem__), RELATIVE[precision]
+    for entry in answer:
+        wanted = right[entry["index"]]
+        if not abs(entry["probability"] - wanted) <= ABSOLUTE + relative * wanted:
+            raise SystemExit(f"{name}: class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}")
+    if len(answer) != 5 or right[answer[0]["index"]] < (1 - relative) * right[best] - ABSOLUTE:
+        raise SystemExit(f"{name} answers {answer}: the best class is {best} with {right[best]:.6f}")
 
 
 def load_transform(folder: Path) -> Any:

@@ -3,23 +3,27 @@
     python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
 
 The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
-the same threads. All are timed in turn, in one run; the difference is the server: over gRPC and HTTP, the image in the
-message and through shared memory. Also: seconds from launch to ready, and the limit: the same request through an
-ensemble of three steps that compute nothing (`empty`); what each step takes by the server's own statistics; and the
-bare pipeline, and the served `classifier`, of a network built with a class map that nobody asks for.
+the same threads; where an answer is another, nothing is timed. All are timed in turn, in one run; the difference is the
+server: over gRPC and HTTP, the image in the message and through shared memory. Also: seconds from launch to ready, and
+the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes by
+the server's own statistics; and the bare pipeline, and the served `classifier`, of a network built with a class map
+that nobody asks for.
 """
 
 import os
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, run_as_served
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, empty_ensemble, steps_ms, write_served
+from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, check, empty_ensemble, steps_ms, write_served
+
+WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 
 
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
@@ -46,24 +50,23 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
                 Classifier(limit.grpc_url) as empty,
                 Classifier(explaining.grpc_url) as plain,
             ):
+                calls: dict[str, Callable[[], Any]] = {
+                    "bare": lambda: bare(jpeg),
+                    "class map": lambda: with_map(jpeg),
+                    "gRPC": lambda: grpc.classify(jpeg, top=5),
+                    "HTTP": lambda: http.classify(jpeg, top=5),
+                    "gRPC, shared memory": lambda: shared_grpc.classify(jpeg, top=5),
+                    "HTTP, shared memory": lambda: shared_http.classify(jpeg, top=5),
+                    "empty": lambda: empty.classify(jpeg, top=5),
+                    "class map, gRPC": lambda: plain.classify(jpeg, top=5),
+                }
+                for name, right in ({way: "bare" for way in WAYS} | {"class map, gRPC": "class map"}).items():
+                    answer = [asdict(prediction) for prediction in calls[name]()]
+                    check(f"{arch}, {name}", answer, calls[right]()[0].tolist())
                 before = grpc.status()
-                timings = interleaved(
-                    {
-                        "bare": lambda: bare(jpeg),
-                        "class map": lambda: with_map(jpeg),
-                        "gRPC": lambda: grpc.classify(jpeg, top=5),
-                        "HTTP": lambda: http.classify(jpeg, top=5),
-                        "gRPC, shared memory": lambda: shared_grpc.classify(jpeg, top=5),
-                        "HTTP, shared memory": lambda: shared_http.classify(jpeg, top=5),
-                        "empty": lambda: empty.classify(jpeg, top=5),
-                        "class map, gRPC": lambda: plain.classify(jpeg, top=5),
-                    },
-                    rounds,
-                    burst=11,
-                )
+                timings = interleaved(calls, rounds, burst=11)
                 steps = step_times(before, grpc.status())
-    ways = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
-    added = {name: round(timings[name].median - timings["bare"].median, 3) for name in ways}
+    added = {name: round(timings[name].median - timings["bare"].median, 3) for name in WAYS}
     ratio = round(timings["gRPC"].median / timings["bare"].median, 4)
     bare_ms = timings["bare"].median
     limit_ms = timings["empty"].median

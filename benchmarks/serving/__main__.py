@@ -39,12 +39,12 @@ from typing import Any
 from benchmarks.commands import chosen, command_parser, positive, whole_number
 from benchmarks.harness import fingerprint, publish, run_as_served, versions
 from benchmarks.photographs import turned
-from benchmarks.served import bare_pipeline
+from benchmarks.served import bare_pipeline, check
 from benchmarks.serving import table
 from benchmarks.serving.load import CALLERS, closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
-from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Answer, Running, prepare_environment, started
+from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Running, prepare_environment, started
 
 SHARES = (0.5, 0.8, 1.1)
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
@@ -60,7 +60,6 @@ SOURCES = (
     "server",
 )
 STEP = "model_repository/preprocess/1"
-RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: peers sum in another order
 
 
 @functools.cache
@@ -68,17 +67,6 @@ def expected(repository: Path, threads: int) -> list[list[float]]:
     """Probabilities of each picture, from the same steps with no server."""
     run = bare_pipeline(repository, threads)
     return [run(picture)[0].tolist() for picture in turned()]
-
-
-def check(name: str, answer: Answer, right: list[float], precision: str = "fp32") -> None:
-    """Raises `SystemExit` for a server that answers something else: no figure of it would mean anything."""
-    best, relative = max(range(len(right)), key=right.__getitem__), RELATIVE[precision]
-    for entry in answer:
-        wanted = right[entry["index"]]
-        if abs(entry["probability"] - wanted) > ABSOLUTE + relative * wanted:
-            raise SystemExit(f"{name}: class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}")
-    if len(answer) != 5 or right[answer[0]["index"]] < (1 - relative) * right[best] - ABSOLUTE:
-        raise SystemExit(f"{name} answers {answer}: the best class is {best} with {right[best]:.6f}")
 
 
 def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int) -> dict[str, Any]:

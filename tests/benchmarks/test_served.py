@@ -1,0 +1,68 @@
+"""The steps without a server: they do what the repository's own do, and what answers otherwise is not timed."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import served, serving_overhead
+from benchmarks.served import check
+from client import Prediction
+
+CONFIG = 'parameters {{ key: "{}" value {{ string_value: "{}" }} }}\n'
+VALUES = {"image_size": "8", "resize_size": "9", "interpolation": "bilinear", "crop_mode": "squash"}
+
+
+def test_the_bare_pipeline_prepares_as_the_repository_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of timm's may have another crop: the baseline would do other work than the server."""
+    (tmp_path / "preprocess").mkdir()
+    text = "".join(CONFIG.format(*each) for each in VALUES.items())
+    (tmp_path / "preprocess/config.pbtxt").write_text(text)
+    (tmp_path / "backbone/1").mkdir(parents=True)
+    torch.jit.script(torch.nn.Flatten()).save(str(tmp_path / "backbone/1/model.pt"))
+    asked = []
+    step = SimpleNamespace(Settings=lambda **values: values)
+    step.preprocess = lambda data, settings: asked.append(settings) or np.zeros((2, 2, 3), np.float32)
+    monkeypatch.setattr(served, "load_transform", lambda folder: step)
+    assert served.bare_pipeline(tmp_path, torch.get_num_threads())(b"image").tolist() == [[pytest.approx(1 / 12)] * 12]
+    assert asked == [VALUES | {"image_size": 8, "resize_size": 9}]
+
+
+RIGHT = [0.1, 0.3, 0.2, 0.15, 0.25]
+ANSWER = [{"label": str(i), "index": i, "probability": RIGHT[i]} for i in (1, 4, 2, 3, 0)]
+
+
+def test_an_answer_that_is_another_is_named() -> None:
+    check("gRPC", ANSWER, RIGHT)
+    with pytest.raises(SystemExit, match=r"gRPC: class 1 has 0\.310000, not 0\.300000"):
+        check("gRPC", [ANSWER[0] | {"probability": 0.31}, *ANSWER[1:]], RIGHT)
+    with pytest.raises(SystemExit, match="gRPC: class 1 has nan"):
+        check("gRPC", [ANSWER[0] | {"probability": float("nan")}, *ANSWER[1:]], RIGHT)
+    check("gRPC", [ANSWER[0] | {"probability": 0.35}, *ANSWER[1:]], RIGHT, "bf16")
+    with pytest.raises(SystemExit, match=r"the best class is 1 with 0\.3"):
+        check("gRPC", ANSWER[1:], RIGHT)
+
+
+@pytest.mark.parametrize("wrong", ["grpc", "http", "mapped"])
+def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def server(repository, **_):
+        name = "mapped" if repository.name == "with_class_map" else ""
+        yield SimpleNamespace(grpc_url=name or "grpc", http_url=name or "http")
+
+    @contextmanager
+    def classifier(url, **_):
+        answer = [Prediction(**each) for each in (ANSWER[::-1] if url == wrong else ANSWER)]
+        yield SimpleNamespace(classify=lambda data, top: answer, status=list)
+
+    monkeypatch.setattr("export.build.build", lambda options: None)
+    monkeypatch.setattr("server.TritonServer", server, raising=False)
+    monkeypatch.setattr("client.Classifier", classifier)
+    monkeypatch.setattr(serving_overhead, "bare_pipeline", lambda *_: lambda data: torch.tensor([RIGHT]))
+    monkeypatch.setattr(serving_overhead, "empty_ensemble", lambda repository, target: target)
+    monkeypatch.setattr(serving_overhead, "interleaved", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(SystemExit, match=r"the best class is 1 with 0\.3"):
+        serving_overhead.measure("replknet_nano", b"image", 1, 1)
