@@ -12,6 +12,7 @@ from models.config import is_one_line
 from models.files import HIDDEN
 from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform, image_files, is_image, load_image
 from training.lists import Listed, is_list, read_list
+from training.names import Names
 from training.settings import first_of
 from training.shards import Shards, shard_files
 
@@ -37,17 +38,19 @@ class LabelledFolder(Labelled):
         if not self.classes:
             found = f", only {self.outside} images" if self.outside else ""
             raise DataError(f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE")
+        names: list[str] = []
         for index, name in enumerate(self.classes):
             files = image_files(folder / name, self.passed_over)
-            files.sort(key=lambda path: (str(path.parent), path.name))  # folder by folder, as torchvision has them
-            self.names += map(str, files)
+            files.sort(key=os.path.split)  # folder by folder, as torchvision has them
+            names += files
             self.targets += [index] * len(files)
+        self.names = Names(names)
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
     """Why a folder cannot be trained on, or evaluated with `labels`: labels that no checkpoint can hold, that are
     unknown or have no images."""
-    folder, errors, used = dataset.root, [], set(dataset.targets)
+    folder, errors, used, known = dataset.root, [], set(dataset.targets), set(labels or [])
     if labels is not None and set(labels).isdisjoint(dataset.classes):
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
         parts = [path for path in below if any((path / label).is_dir() for label in labels)]
@@ -56,7 +59,7 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
     for index, name in enumerate(dataset.classes):
         if name.encode(errors="replace").decode() != name:
             errors.append(f"{folder} has the label {os.fsencode(name)!r}, which is not UTF-8: rename that folder")
-        elif labels is not None and name not in labels:
+        elif labels is not None and name not in known:
             errors.append(
                 f"{folder}/{name} is not one of the {len(labels)} labels ({first_of(labels)}): rename or remove it"
             )
@@ -83,7 +86,8 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     for error in folder_errors(dataset, labels):
         raise DataError(error)
     if labels is not None:
-        index = [labels.index(name) for name in dataset.classes]
+        number = {name: index for index, name in reversed(list(enumerate(labels)))}  # of equal labels the first
+        index = [number[name] for name in dataset.classes]
         dataset.targets = [index[target] for target in dataset.targets]
         dataset.classes = labels
     return dataset
@@ -118,7 +122,7 @@ class Unlabelled(Dataset[Image.Image]):
         self.passed_over: Counter[str] = Counter()
         self.shards: Shards | None = None
         if is_list(folder):
-            self.names = [name for name, _ in read_list(folder)]
+            self.names: Sequence[str] = Names(name for name, _ in read_list(folder))
             return
         if not folder.is_dir():
             raise DataError(f"{folder} is not a folder: images or shards are expected in it")
@@ -126,7 +130,7 @@ class Unlabelled(Dataset[Image.Image]):
             self.shards = Shards(folder, None, labelled=False)
             self.names = self.shards.names
         else:
-            self.names = [str(path) for path in image_files(folder, self.passed_over)]
+            self.names = Names(image_files(folder, self.passed_over))
         if not self.names:
             raise DataError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no .tar")
 

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from models.files import HIDDEN, files_below
+from training.names import Names
 
 IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".jfif")  # .jpg, .png, ...: read in folders and shards, by every script
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF's tags
@@ -47,13 +48,13 @@ def is_image(path: str, folder: str = "", passed_over: Counter[str] | None = Non
     return read
 
 
-def image_files(folder: Path, passed_over: Counter[str]) -> list[Path]:
+def image_files(folder: Path, passed_over: Counter[str]) -> list[str]:
     """Every image of `files_below`, in order.
 
     Raises `OSError` for a folder that cannot be read.
     """
-    found = (path for path in files_below(folder, _raise) if is_image(path, str(folder), passed_over))
-    return [Path(path) for path in sorted(found)]
+    root = str(folder)
+    return sorted(path for path in files_below(folder, _raise) if is_image(path, root, passed_over))
 
 
 def _raise(error: OSError) -> None:
@@ -146,7 +147,7 @@ class Labelled(Dataset[tuple[Any, int]]):
 
     def __init__(self, transform: Transform | None) -> None:
         self.transform, self.loader = transform, load_image
-        self.names: list[str] = []
+        self.names: Sequence[str] = Names([])
         self.targets: list[int] = []
         self.classes: list[str] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from models.files import write_file
 from training.images import DataError, Labelled, Transform
+from training.names import Names
 from training.settings import first_of
 
 VAL_LIST = "val.csv"
@@ -79,5 +80,5 @@ class Listed(Labelled):
         for _, label in found:
             if label not in index:
                 raise DataError(f"{path}: {label} is not one of the {len(index)} labels: {first_of(self.classes)}")
-        self.names = [name for name, _ in found]
+        self.names = Names(name for name, _ in found)
         self.targets = [index[label] for _, label in found]

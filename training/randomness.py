@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 STEP, IMAGE, ORDER, EVALUATION = range(4)  # streams of one seed that never meet
 
@@ -29,14 +30,26 @@ def seed_everything(*words: int) -> None:
 
 @contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Python, NumPy and PyTorch on the CPU draw from `words` inside, and go on as before after."""
-    python, numpy, seed = random.getstate(), np.random.get_state(), derived_seed(*words)
+    """Python, NumPy and PyTorch on the CPU draw from `words` inside, and go on as before after.
+
+    Not in a loader's worker, which draws nothing else: to put back NumPy's state alone takes longer than to seed all.
+    """
+    seed = derived_seed(*words)
+    if get_worker_info() is not None:
+        _seed_cpu(seed)
+        yield
+        return
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        _seed_cpu(seed)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _seed_cpu(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)

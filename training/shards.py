@@ -11,8 +11,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from models.files import HIDDEN
 from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform
+from training.names import Names
 from training.settings import first_of
 
 LABELS_FILE = "labels.txt"
@@ -67,15 +70,19 @@ class Shards(Labelled):
         elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
             known = f"the {len(labels)} labels ({first_of(labels)})"
             raise DataError(f"{folder}/{LABELS_FILE} differs from {known}: give it those, in this order")
-        self.members: list[Member] = []
+        self._first = {label: index for index, label in reversed(list(enumerate(labels or [])))}  # of equal labels
+        self._numbers: dict[int, int] = {}  # one object a class
         self.sizes: list[int] = []
+        images: list[tuple[str, Member]] = []
         for number, path in enumerate(self.paths):
-            before = len(self.names)
-            self._index(number, path, labels)
-            self.sizes.append(len(self.names) - before)
-        if not self.names:
+            before = len(images)
+            self._index(number, path, labels, images)
+            self.sizes.append(len(images) - before)
+        if not images:
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
+        self.names = Names(name for name, _ in images)
+        self.members = np.array([member for _, member in images])  # [N,3], and no objects, for the reason of `Names`
         if labels is None:
             most = max(self.targets)
             if most >= len(self.names):  # as many labels might not fit in memory
@@ -87,8 +94,8 @@ class Shards(Labelled):
             labels = [str(index) for index in range(most + 1)]
         self.classes = labels
 
-    def _index(self, number: int, path: Path, labels: list[str] | None) -> None:
-        """Append the images of one shard. Members of a key are neighbours, as the format asks."""
+    def _index(self, number: int, path: Path, labels: list[str] | None, images: list[tuple[str, Member]]) -> None:
+        """Append the images of one shard, and their targets. Members of a key are neighbours, as the format asks."""
         image: tuple[str, Member] | None = None  # and its name
         said: dict[str, tuple[str, str]] = {}  # by suffix, what a member says of the class, and the member's name
         key = None
@@ -100,7 +107,7 @@ class Shards(Labelled):
                     if not member.isfile() or not suffix or HIDDEN.search(member.name):
                         continue
                     if (stem := f"{folder}/{stem}") != key:
-                        self._add(path, image, said, key, labels)
+                        self._add(path, image, said, key, labels, images)
                         key, image, said = stem, None, {}
                     if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                         if image is not None:
@@ -112,7 +119,7 @@ class Shards(Labelled):
                         said[suffix] = text, f"{path}:{member.name}"
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
-        self._add(path, image, said, key, labels)
+        self._add(path, image, said, key, labels, images)
 
     def _add(
         self,
@@ -121,6 +128,7 @@ class Shards(Labelled):
         said: dict[str, tuple[str, str]],
         key: str | None,
         labels: list[str] | None,
+        images: list[tuple[str, Member]],
     ) -> None:
         suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold whatever it likes
         target = self._target(*said[suffix], suffix, labels) if said else None
@@ -130,12 +138,10 @@ class Shards(Labelled):
         if image is not None and target is None and self.labelled:
             raise DataError(f"{path}: {key} has an image and no .cls or .json with its class")
         if image is not None:
-            self.names.append(image[0])
-            self.members.append(image[1])
-            self.targets.append(NO_CLASS if target is None else target)
+            images.append(image)
+            self.targets.append(NO_CLASS if target is None else self._numbers.setdefault(target, target))
 
-    @staticmethod
-    def _target(text: str, name: str, suffix: str, labels: list[str] | None) -> int:
+    def _target(self, text: str, name: str, suffix: str, labels: list[str] | None) -> int:
         value: Any = text.strip()
         if suffix == "json":
             try:
@@ -145,8 +151,8 @@ class Shards(Labelled):
                 raise DataError(f'{name} is not a JSON object with "label" or "cls"') from error
         elif value.removeprefix("-").isdecimal():
             value = int(value)  # an index, even where a label is written so
-        if isinstance(value, str) and labels is not None and value in labels:
-            return labels.index(value)
+        if isinstance(value, str) and value in self._first:
+            return self._first[value]
         try:
             if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise TypeError
@@ -159,7 +165,7 @@ class Shards(Labelled):
         return index
 
     def source(self, index: int) -> BytesIO:
-        member = self.members[index]
+        member = Member(*self.members[index].tolist())
         shard = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)  # kept open, thousands would be too many
         try:
             return BytesIO(os.pread(shard, member.size, member.offset))

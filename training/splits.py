@@ -11,6 +11,7 @@ from pathlib import Path
 from models.files import HIDDEN
 from training.data import LabelledFolder, Unlabelled, image_folder, open_images
 from training.images import DataError, Labelled
+from training.names import Names
 from training.settings import SettingsError, first_of
 from training.shards import shard_files
 
@@ -46,7 +47,7 @@ def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
         kept, held_out = _divide(config, whole.names)
         parts = copy(whole), copy(whole)
         for part, indices in zip(parts, (kept, held_out), strict=True):
-            part.names = [whole.names[index] for index in indices]
+            part.names = Names(whole.names[index] for index in indices)
         return parts
     train, val = two_folders(config)
     return Unlabelled(train), Unlabelled(val)
@@ -121,7 +122,7 @@ def _divide(config: SplitConfig, paths: Sequence[str]) -> tuple[list[int], list[
 
 def _part(whole: LabelledFolder, indices: list[int]) -> LabelledFolder:
     part = copy(whole)
-    part.names = [whole.names[index] for index in indices]
+    part.names = Names(whole.names[index] for index in indices)
     part.targets = [whole.targets[index] for index in indices]
     return part
 

@@ -91,7 +91,7 @@ def test_a_link_to_a_parent_folder_brings_no_image_twice(tmp_path: Path) -> None
     (tmp_path / "train" / "cat").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "train" / "cat" / "a.png")
     (tmp_path / "train" / "cat" / "again").symlink_to("../cat")
-    assert image_folder(tmp_path / "train", None).names == [f"{tmp_path}/train/cat/a.png"]
+    assert list(image_folder(tmp_path / "train", None).names) == [f"{tmp_path}/train/cat/a.png"]
     assert len(Unlabelled(tmp_path / "train")) == 1
 
 
