@@ -138,7 +138,7 @@ def evaluate(
         header = ("label", "images", "right", "top1", "most_often_taken_for")
         write_csv(config.csv, header, per_class_rows(confusion, labels))
     if config.confusion is not None:
-        rows = ([label, *row] for label, row in zip(labels, confusion.tolist(), strict=True))
+        rows = ([label, *row.tolist()] for label, row in zip(labels, confusion, strict=True))
         write_csv(config.confusion, ["label", *labels], rows)
     if config.predictions is not None and ranked is not None:
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))

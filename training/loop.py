@@ -113,6 +113,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
+    del state  # else it would lie beside the run to its end, in every process
 
     def save_run() -> None:
         if main:
@@ -130,7 +131,7 @@ def fit(
         RunLog(config, last, console, total_steps, step, evaluated, main) as log,
         signal_noted(signal.SIGTERM) as stop_asked,
     ):
-        if state:
+        if step:
             console.print(f"resumed at step {step} of {total_steps}")
         for epoch in range(evaluated, config.epochs):
             last_step = (epoch + 1) * steps_per_epoch
