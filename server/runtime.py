@@ -41,7 +41,7 @@ GRPC_PATIENCE = {
     "grpc-keepalive-timeout": 20_000,
     "grpc-keepalive-permit-without-calls": 1,
     "grpc-http2-max-pings-without-data": 0,  # no limit
-    "grpc-max-connection-age": 1_800_000,
+    "grpc-max-connection-age": 120_000,
     "grpc-max-connection-age-grace": 60_000,  # for requests in flight
 }
 SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room

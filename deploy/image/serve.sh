@@ -60,7 +60,7 @@ options=(
   --grpc-restricted-protocol="$management" --grpc-restricted-protocol="$memory"
   --grpc-keepalive-time=60000 --grpc-keepalive-timeout=20000
   --grpc-keepalive-permit-without-calls=1 --grpc-http2-max-pings-without-data=0
-  --grpc-max-connection-age=1800000 --grpc-max-connection-age-grace=60000
+  --grpc-max-connection-age=120000 --grpc-max-connection-age-grace=60000
   --metrics-address="$metrics" --metrics-port="${WIDEFIELD_METRICS_PORT:-8002}"
   --metrics-config=summary_latencies=true
   --exit-timeout-secs="${WIDEFIELD_DRAIN_SECONDS:-30}"

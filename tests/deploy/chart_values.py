@@ -27,6 +27,7 @@ ALL = {
     "topologySpreadConstraints": [
         {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "DoNotSchedule"}
     ],
+    "autoscaling": {"enabled": True},
     "service": {"type": "LoadBalancer", "annotations": {"balancer": "internal"}},
     "podAnnotations": {"note": "x"},
     "podLabels": {"team": "vision", "app.kubernetes.io/name": "another"},
@@ -43,7 +44,8 @@ CASES = {
     "default": {},
     "gpu": yaml.safe_load((CHART / "values-gpu.yaml").read_text()),
     "everything": ALL,
-    "fixed size": {"autoscaling": {"enabled": False}, "replicas": 3},
+    "autoscaled": {"autoscaling": {"enabled": True}},
+    "fixed size": {"replicas": 3},
     "no policy": {"networkPolicy": {"enabled": False}},
     "closed": {"networkPolicy": {"clients": [], "monitoring": []}},
 }

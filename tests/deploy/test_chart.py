@@ -61,7 +61,7 @@ def test_lint():
         {"extraVolumeMounts": [{"name": "traces"}]},
         {"networkPolicy": {"egress": {}}},
         {"service": {"metrics": None}},
-        {"service": {"http": 8002}},
+        {"service": {"http": 8001}},  # gRPC's
         {"service": {"type": "ExternalName"}},
         {"fullnameOverride": "Widefield"},
         {"nameOverride": "wide_field"},
@@ -85,12 +85,12 @@ def test_names_stay_within_their_length():
 def test_fewer_pods_at_most_than_at_least_are_refused():
     said = "autoscaling.maxReplicas is 3, less than autoscaling.minReplicas, 5: raise the one or lower the other"
     with pytest.raises(helm_call.ValuesError, match=said):
-        render({"autoscaling": {"minReplicas": 5, "maxReplicas": 3}})
+        render({"autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 3}})
     with pytest.raises(helm_call.ValuesError, match=r"maxReplicas is 10, less than autoscaling\.minReplicas, 12"):
-        render({"autoscaling": {"minReplicas": 12}})  # than the chart's own
+        render({"autoscaling": {"enabled": True, "minReplicas": 12}})  # than the chart's own
     assert render({"autoscaling": {"enabled": False, "minReplicas": 12}})
     for least, most in ((3, 3), (3, 7)):
-        values = {"autoscaling": {"minReplicas": least, "maxReplicas": most}}
+        values = {"autoscaling": {"enabled": True, "minReplicas": least, "maxReplicas": most}}
         spec = one(render(values), "HorizontalPodAutoscaler")["spec"]
         assert (spec["minReplicas"], spec["maxReplicas"]) == (least, most)
 
@@ -107,18 +107,20 @@ def test_names_as_they_are_given():
         ({"nameOverride": "demo"}, "demo"),
     ):
         manifests = render(values)
-        assert {each for _, each in manifests} == {name, f"{name}-grpc"}
+        assert {each for _, each in manifests} == {name, f"{name}-grpc", f"{name}-metrics"}
         labels = one(manifests, "Deployment")["metadata"]["labels"]
         assert labels == one(render(), "Deployment")["metadata"]["labels"]  # the alerts' job
 
 
 def test_the_service_is_of_the_kind_that_is_asked_for():
-    service, grpc = (render(ALL)["Service", name] for name in ("demo-widefield", "demo-widefield-grpc"))
+    service, grpc, metrics = (render(ALL)["Service", f"demo-widefield{name}"] for name in ("", "-grpc", "-metrics"))
     assert (service["spec"]["type"], service["metadata"]["annotations"]) == ("LoadBalancer", {"balancer": "internal"})
     assert grpc["spec"]["clusterIP"] == "None"
-    assert "annotations" not in grpc["metadata"]
+    assert "type" not in metrics["spec"]  # they never leave the cluster
+    assert not any("annotations" in each["metadata"] for each in (grpc, metrics))
     plain = render()["Service", "demo-widefield"]
     assert plain["spec"]["type"] == "ClusterIP"
+    assert [port["name"] for port in plain["spec"]["ports"]] == ["http", "grpc"]
     assert "annotations" not in plain["metadata"]
 
 
@@ -150,7 +152,7 @@ def test_everything_selects_the_pods():
 
 
 def test_autoscaler():
-    manifests = render()
+    manifests = render({"autoscaling": {"enabled": True}})
     scaler, deployment = one(manifests, "HorizontalPodAutoscaler"), one(manifests, "Deployment")
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert "replicas" not in deployment["spec"]  # an upgrade would undo the autoscaler's work

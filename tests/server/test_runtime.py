@@ -90,7 +90,7 @@ def test_command(runtime):
         "--model-control-mode=none",
         "--exit-timeout-secs=7",
         "--grpc-keepalive-time=60000",
-        "--grpc-max-connection-age=1800000",
+        "--grpc-max-connection-age=120000",
         f"--backend-config=python,shm-region-prefix-name={runtime.folder.name}-",
         f"--backend-directory={runtime.folder / 'backends'}",
         "--model-config-name=embedded",
