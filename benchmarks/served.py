@@ -34,7 +34,7 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
     """Encoded bytes -> probabilities with no server between the steps."""
     import torch
 
-    from server.tuned_settings import read_config
+    from server.model_configs import read_config
 
     torch.set_num_threads(threads)
     torch.jit.enable_onednn_fusion(True)

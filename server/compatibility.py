@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ReleaseError
-from server.tuned_settings import PREPROCESS, config_files, read_config
+from server.model_configs import PREPROCESS, config_files, read_config
 
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the server's own stay
 CLASS_MAP = "class_map"  # an output that a build has or has not

@@ -22,10 +22,10 @@ from server.command_line import LIBRARY, add_repository_option, add_token_option
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
+from server.model_configs import BACKBONE
 from server.private_folder import PrivateFolder
 from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
-from server.tuned_settings import BACKBONE
 from server.versions import KEPT, Versions
 
 BUSY_SECONDS = 30.0  # how long a busy server is asked again

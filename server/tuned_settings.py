@@ -4,21 +4,25 @@ import contextlib
 import os
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ServerError
+from server.model_configs import BACKBONE, ENSEMBLE, PREPROCESS, SOFTMAX, config_files, own_file, read_config
 from server.repository import EMBEDDED, replaced
 
-ENSEMBLE, PREPROCESS, BACKBONE, SOFTMAX = "classifier", "preprocess", "backbone", "softmax"
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
 THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
 
 
 class TuneError(ServerError):
     """The repository cannot be tuned; it is as it was."""
+
+
+read = partial(read_config, refusal=TuneError)
 
 
 @dataclass(frozen=True)
@@ -38,31 +42,10 @@ class Settings:
         )
 
 
-def read_config(
-    repository: Path, model: str, file: str = "config.pbtxt", refusal: type[ServerError] = TuneError
-) -> model_config_pb2.ModelConfig:
-    """Raises `refusal` for one that is missing or that tritonserver could not read."""
-    path = repository / model / file
-    try:
-        return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise refusal(f"{path} cannot be read ({error}): correct it, or run build_models.py") from None
-
-
-def config_files(repository: Path, model: str) -> list[str]:
-    """The model's configs, the one that the embedded server reads last."""
-    return ["config.pbtxt", EMBEDDED] if (repository / model / EMBEDDED).exists() else ["config.pbtxt"]
-
-
-def own_file(repository: Path, model: str, embedded: bool) -> str:
-    """The config that the server, the embedded one or another, reads."""
-    return config_files(repository, model)[-1 if embedded else 0]
-
-
 def read_settings(repository: Path, embedded: bool = True) -> Settings:
     """As the server has them. Raises `TuneError` for a repository that build_models.py has not written."""
     preprocess, backbone = (
-        read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
+        read(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
     )
     threads = backbone.parameters[THREADS].string_value
     if not (threads.isascii() and threads.isdigit()):
@@ -80,7 +63,7 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
 
 def largest_batch(repository: Path, embedded: bool = True) -> int:
     """The largest batch that the steps around the backbone take."""
-    configs = (read_config(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, SOFTMAX))
+    configs = (read(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, SOFTMAX))
     return min(config.max_batch_size for config in configs)
 
 
@@ -92,13 +75,13 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
     """
     changed = {}
     for name in (name for name in ENSEMBLES if (repository / name).is_dir()):
-        changed[f"{name}/config.pbtxt"] = config = read_config(repository, name)
+        changed[f"{name}/config.pbtxt"] = config = read(repository, name)
         config.max_batch_size = settings.max_batch_size
     for file in config_files(repository, PREPROCESS):
-        changed[f"{PREPROCESS}/{file}"] = config = read_config(repository, PREPROCESS, file)
+        changed[f"{PREPROCESS}/{file}"] = config = read(repository, PREPROCESS, file)
         set_instances(config, settings.preprocess_instances)
     for file in config_files(repository, BACKBONE):
-        changed[f"{BACKBONE}/{file}"] = config = read_config(repository, BACKBONE, file)
+        changed[f"{BACKBONE}/{file}"] = config = read(repository, BACKBONE, file)
         set_batches(config, settings)
         if file == own_file(repository, BACKBONE, embedded):
             set_instances(config, settings.backbone_instances)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.checksums import VERSION, version_folders
 from server.errors import ReleaseError
-from server.tuned_settings import BACKBONE
+from server.model_configs import BACKBONE
 
 KEPT = 3
 REMEDIES = {

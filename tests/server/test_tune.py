@@ -16,13 +16,13 @@ from tritonclient.grpc import model_config_pb2
 
 from server import cores, tune
 from server.canary import canary_png
+from server.model_configs import read_config
 from server.repository import EMBEDDED, read_repository
 from server.tune import Score
 from server.tuned_settings import (
     Settings,
     TuneError,
     largest_batch,
-    read_config,
     read_settings,
     set_preferred,
     write_settings,
