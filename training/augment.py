@@ -148,6 +148,7 @@ class MixBatch:
             num_classes=num_classes,
         )
 
+    @torch.compiler.disable  # or each share that is drawn would be a constant of graphs of its own
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self.mix(images.clone(), targets)
 

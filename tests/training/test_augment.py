@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from torch._dynamo.testing import CompileCounter
 from torchvision.transforms import v2
 
 from models import ModelConfig
@@ -20,6 +21,8 @@ from training.augment import (
     to_picture,
     train_transform,
 )
+from training.learners import Supervised
+from training.losses import CrossEntropy
 from training.presets import PRESETS
 from training.settings import SettingsError
 
@@ -213,3 +216,20 @@ def test_mixing() -> None:
     torch.testing.assert_close(soft[1], torch.tensor([0.0, share, 1 - share]))
     with pytest.raises(SettingsError, match="--batch-size 5"):
         MixBatch(AugmentConfig(mixup=0.8), 0.1, 3, 5)
+
+
+def test_a_compiled_learner_mixes_outside_its_graph() -> None:
+    """Each share and rectangle that is drawn would be a constant of graphs of its own."""
+
+    def losses(compiled: bool) -> list[float]:
+        mix = MixBatch(AugmentConfig(mixup=0.8, cutmix=1.0), 0.1, 3, 4)
+        learner = Supervised(torch.nn.Sequential(torch.nn.Flatten(), head), CrossEntropy(), mix).train()
+        network = torch.compile(learner, backend=graphs) if compiled else learner
+        np.random.seed(0)
+        return [network(images, targets).item() for _ in range(8)]
+
+    images, targets, head = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]), torch.nn.Linear(192, 3)
+    graphs = CompileCounter()
+    torch.compiler.reset()
+    assert losses(compiled=True) == losses(compiled=False)
+    assert graphs.frame_count == 1
