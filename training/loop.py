@@ -145,7 +145,7 @@ def fit(
                 scheduler.step_update(step)
                 loss = _backward(network, loading, accumulate, config, scaler)
                 scaler.unscale_(optimizer)
-                norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad or math.inf)
+                norm = _gradient_norm(parameters, config.clip_grad)
                 signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(stop_asked())])
                 loss_now, norm_now, stop = distributed.all_sum(signals).tolist()
                 _check_finite(loss_now, norm_now, step, epoch, config, scaler)
@@ -199,6 +199,13 @@ def _backward(
             scaler.scale(part).backward()
         loss += part.detach().float()
     return loss
+
+
+def _gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    """The norm [] of all gradients together, which are scaled down to `limit` where that is not 0."""
+    if limit:
+        return nn.utils.clip_grad_norm_(parameters, limit)
+    return nn.utils.get_total_norm(each.grad for each in parameters if each.grad is not None)
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
