@@ -29,10 +29,12 @@ class AugmentConfig:
     """How training images are varied."""
 
     augmentation: Augmentation = "crop"
-    """crop: random crop and mirror image, for photographs; affine: small turns, shifts and zooms, for pictures that are
-    not to be mirrored; none."""
+    """crop: random crops and mirror images, for photographs; affine: small turns, shifts and zooms, never mirrored, for
+    drawings; none."""
     min_crop_area: float = 0.25
     """Of "crop", as a share of the image's area; the published recipes have 0.08."""
+    flip: bool = True
+    """Mirror images, of "crop"; not for text, digits or road signs."""
     affine_fill: Literal["mean", "black"] = "mean"
     """Of the corners that "affine" leaves empty: the mean colour, as in RandAugment, or black, as behind a drawing."""
     rand_augment: str = ""
@@ -64,7 +66,8 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
     steps: list[Any] = []
     if augment.augmentation == "crop":
         area = (augment.min_crop_area, 1.0)
-        steps += [v2.RandomResizedCrop(size, scale=area, interpolation=mode), v2.RandomHorizontalFlip()]
+        steps.append(v2.RandomResizedCrop(size, scale=area, interpolation=mode))
+        steps += [v2.RandomHorizontalFlip()] * augment.flip
         short_side = short_side_of_crops(size, augment.min_crop_area)
     else:
         steps += to_square(config, size)

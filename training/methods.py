@@ -28,7 +28,7 @@ USED_BY = {  # as `check_used` has it
     "paco_momentum": ("loss", ("paco",)),
     "epsilon": ("adversarial", ("fast_at", "advprop")),
     "overfitting_drop": ("adversarial", ("fast_at",)),
-    "min_crop_area": ("augmentation", ("crop",)),
+    **dict.fromkeys(("min_crop_area", "flip"), ("augmentation", ("crop",))),
     "affine_fill": ("augmentation", ("affine",)),
 }
 

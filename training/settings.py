@@ -126,7 +126,8 @@ def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tupl
         several = isinstance(chosen, tuple)
         if value != getattr(defaults, name) and set(users).isdisjoint(chosen if several else (chosen,)):
             option, needed = (text.replace("_", "-") for text in (name, choice))
-            what = f"--{option} {value} does nothing without --{needed} {' or '.join(users)}"
+            shown = f"--no-{option}" if value is False else f"--{option} {value}"
+            what = f"{shown} does nothing without --{needed} {' or '.join(users)}"
             raise SettingsError(f"{what}: {'add it' if several else 'choose that'}, or leave it out")
 
 

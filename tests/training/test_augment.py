@@ -191,6 +191,16 @@ def test_affine_neither_mirrors_nor_moves_far() -> None:
     assert len({tuple(image.nonzero()[0].tolist()) for image in shown}) > 10
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_crops_are_mirrored_only_where_asked(flip: bool) -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:, :16] = 255
+    transform = train_transform(CONFIG, AugmentConfig("crop", min_crop_area=0.9, flip=flip))
+    torch.manual_seed(0)
+    images = [transform(Image.fromarray(pixels)) for _ in range(30)]
+    assert len({bool(image[:, :, :16].mean() > image[:, :, 16:].mean()) for image in images}) == 1 + flip
+
+
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_an_image_that_is_not_varied_is_the_evaluated_one(image: Image.Image, crop_mode: str) -> None:
     config, wide = replace(CONFIG, crop_mode=crop_mode, crop_pct=1.0), image.resize((70, 40))

@@ -125,6 +125,7 @@ def test_label_smoothing_is_refused_where_there_is_none(loss: str) -> None:
         ({"loss": "gpaco", "paco_momentum": 0.9}, r"--paco-momentum 0\.9 .* --loss paco: "),
         ({"augmentation": "affine", "min_crop_area": 0.08}, r"--min-crop-area 0\.08 .* --augmentation crop"),
         ({"augmentation": "none", "min_crop_area": 0.5}, "--min-crop-area .* --augmentation crop"),
+        ({"augmentation": "affine", "flip": False}, "--no-flip does nothing without --augmentation crop: "),
         ({"affine_fill": "black"}, "--affine-fill black does nothing without --augmentation affine: choose that, or"),
         ({"preset": "digits", "augmentation": "none"}, "--affine-fill mean .* --augmentation affine"),
         ({"adversarial": "advprop", "overfitting_drop": 0.1}, "--overfitting-drop .* --adversarial fast_at"),
