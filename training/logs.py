@@ -3,19 +3,21 @@
 import json
 import sys
 import time
+from datetime import timedelta
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from models.files import replace_file
 from training.settings import LoopConfig, SettingsError
 
 LOG_FILE = "log.jsonl"
 UNWRAPPED = 10_000  # columns, more than any line has
+LINE_EVERY = 30.0  # seconds, where no terminal shows the bar
 
 
 def standard_output() -> Console:
@@ -32,17 +34,22 @@ def standard_output() -> Console:
 class RunLog:
     """Progress bar on `console`, a JSON line for each epoch in `folder`/log.jsonl, scalars for TensorBoard.
 
-    Only the `main` process writes. A resumed log keeps the lines of the `epochs` that are evaluated. Raises
-    `SettingsError` if TensorBoard is asked for and not installed.
+    Where `console` is no terminal, a line every half minute stands for the bar. Only the `main` process writes. A
+    resumed log keeps the lines of the `epochs` that are evaluated. Raises `SettingsError` if TensorBoard is asked for
+    and not installed.
     """
 
     def __init__(
         self, config: LoopConfig, folder: Path, console: Console, total: int, step: int, epochs: int, main: bool
     ) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-        self.progress = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not main)
+        texts = (TextColumn("{task.description}"), TextColumn("{task.completed}/{task.total} ETA"))
+        columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn())  # in a narrow terminal the bar gives way
+        self.live = console.is_interactive or console.is_jupyter
+        self.progress = Progress(*columns, console=console, disable=not (main and self.live))
         self.bar = self.progress.add_task("starting", total=total, completed=step)
         self.console, self.main, self.epochs = console, main, config.epochs
+        self.total, self.first, self.begun = total, step, time.perf_counter()
+        self.lines = 0  # that are printed, or due, for want of a terminal
         self.path = folder / LOG_FILE
         self.writer = tensorboard_writer(config.output / "tensorboard", step) if config.tensorboard and main else None
         if main:
@@ -66,10 +73,15 @@ class RunLog:
     def step(self, epoch: int, step: int, images: int, values: dict[str, float]) -> None:
         """`images` of all processes in this optimiser step."""
         self.seen += images
-        self.speed = self.seen / (time.perf_counter() - self.started)
-        self.progress.update(
-            self.bar, completed=step, description=f"epoch {epoch + 1}/{self.epochs}  {self.speed:4.0f} images/s"
-        )
+        now = time.perf_counter()
+        self.speed = self.seen / (now - self.started)
+        place = f"epoch {epoch + 1}/{self.epochs}"
+        shown = f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {self.speed:.0f} images/s"
+        self.progress.update(self.bar, completed=step, description=f"{place}  {shown}")
+        if self.main and not self.live and now - self.begun > LINE_EVERY * (self.lines + 1):
+            self.lines = int((now - self.begun) / LINE_EVERY)
+            left = timedelta(seconds=round((now - self.begun) / (step - self.first) * (self.total - step)))
+            self.console.print(f"{place}  step {step}/{self.total}  {shown}  {left} left", highlight=False)
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
