@@ -15,14 +15,13 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from timm.utils import ModelEmaV3
 from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from training import distributed
 from training.logs import RunLog
-from training.optim import make_optimizer, make_scheduler
+from training.optim import Average, make_optimizer, make_scheduler
 from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
 from training.settings import LoopConfig, SettingsError, accumulation, autocast, check_same
@@ -92,7 +91,7 @@ def fit(
     optimizer = make_optimizer(learner, learner.model, config)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
-    ema = ModelEmaV3(learner.model, config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None
+    ema = Average(learner.model, config.ema_decay, config.ema_warmup) if config.ema_decay else None
     averaged = ema.module if ema else learner.model
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

@@ -1,14 +1,34 @@
-"""The optimiser, its parameter groups and the learning rate of every step."""
+"""The optimiser, its parameter groups, the learning rate of every step, and the average of the weights."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from itertools import compress
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from training.settings import LoopConfig, SettingsError
+
+
+class Average(ModelEmaV3):
+    """timm's average of all of `model`'s state. The tensors are listed once: two state dicts in each step take longer
+    than to start the kernels, for which a GPU waits."""
+
+    def __init__(self, model: nn.Module, decay: float, use_warmup: bool) -> None:
+        super().__init__(model, decay, use_warmup=use_warmup)
+        ours, models = (list(each.state_dict(keep_vars=True).values()) for each in (self.module, model))
+        floating = [tensor.is_floating_point() for tensor in ours]
+        counts = [not each for each in floating]  # of batches
+        self.values, self.model_values = (list(compress(each, floating)) for each in (ours, models))
+        self.counts, self.model_counts = (list(compress(each, counts)) for each in (ours, models))
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        torch._foreach_lerp_(self.values, self.model_values, weight=1.0 - decay)
+        if self.counts:
+            torch._foreach_copy_(self.counts, self.model_counts)
 
 
 def undecayed_names(model: nn.Module) -> set[str]:
