@@ -145,16 +145,17 @@ def fit(
                 loss = _backward(network, loading, accumulate, config, scaler)
                 scaler.unscale_(optimizer)
                 norm = _gradient_norm(parameters, config.clip_grad)
-                signals = torch.stack([loss / world, norm.detach().float() / world, loss.new_tensor(stop_asked())])
-                loss_now, norm_now, stop = distributed.all_sum(signals).tolist()
-                _check_finite(loss_now, norm_now, step, epoch, config, scaler)
+                stop_now = torch.full_like(loss, stop_asked())  # of a number a tensor would wait for a GPU
+                signals = distributed.all_sum(torch.stack([loss / world, norm.detach().float() / world, stop_now]))
                 scaler.step(optimizer)
-                scaler.update()
                 optimizer.zero_grad(set_to_none=True)
                 learner.after_step()
-                step += 1
                 if ema:
-                    ema.update(learner.model, step=step)
+                    ema.update(learner.model, step=step + 1)
+                loss_now, norm_now, stop = signals.tolist()  # waits for a GPU, which has the whole step's work by now
+                _check_finite(loss_now, norm_now, step, epoch, config, scaler)
+                scaler.update()
+                step += 1
                 loss_sum += loss_now
                 values = {"loss": loss_now, "grad_norm": norm_now, "lr": optimizer.param_groups[-1]["lr"]}
                 log.step(epoch, step, images_per_step, values)

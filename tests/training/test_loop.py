@@ -176,6 +176,24 @@ def test_nan_gradient_stops_with_the_step(
     assert all(tensor.isfinite().all() for tensor in state["learner"].values())
 
 
+def test_a_step_is_queued_before_its_loss_is_read(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read waits for a GPU, which would then wait for the optimiser's and the average's work to be started."""
+    events = []
+
+    def note(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **named: events.append(name) or original(*args, **named))
+
+    note(torch.optim.AdamW, "step")
+    note(training.loop.Average, "update")
+    note(torch.Tensor, "tolist")
+    note(training.loop, "_check_finite")
+    before_step(1, die, monkeypatch)
+    with pytest.raises(Killed):
+        train(tiny(tmp_path), QUIET)
+    assert events[events.index("step") :] == ["step", "update", "tolist", "_check_finite"]
+
+
 def test_gradients_that_are_not_clipped_stay_untouched() -> None:
     """Even to multiply them by 1 takes as long as their norm."""
     gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
