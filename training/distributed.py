@@ -84,7 +84,8 @@ def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataPar
         if isinstance(each, DepthwiseConv2d) and each.weight.is_contiguous():  # [C,1,Kh,Kw], also where it was
             # channels_last: a sum of two gradients has these strides of the axis of 1, and the buckets the weight's.
             each.weight.data = each.weight.data.view(-1).view(each.weight.shape)
-    network = DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    network = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)  # no second copy of them all
     network.broadcast_buffers = False  # the argument of this name warns from torch 2.13 on; 2.11 has no other
     return network
 

@@ -83,6 +83,10 @@ def test_each_process_draws_its_own_random_numbers(folder: Path) -> None:
     assert len(set(drawn)) == len(drawn) == 2 * 6
 
 
+def test_gradients_are_not_kept_beside_what_is_sent(folder: Path) -> None:
+    assert [torch.load(folder / f"results{rank}.pt")["gradients"] for rank in (0, 1)] == [1, 1]
+
+
 def test_the_queue_holds_the_keys_of_all_processes(folder: Path) -> None:
     assert [torch.load(folder / f"results{rank}.pt")["queue"] for rank in (0, 1)] == [[0, 2, 1, 2, -1]] * 2
 

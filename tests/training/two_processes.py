@@ -25,6 +25,7 @@ from training.paco import PaCo
 from training.presets import PRESETS
 from training.settings import SettingsError
 
+CPU = torch.device("cpu")
 METHODS: dict[str, dict] = {
     "plain": {},
     "logit_adjustment": {"loss": "logit_adjustment", "label_smoothing": 0.0},
@@ -46,12 +47,19 @@ def one_step(changes: dict) -> tuple[float, dict[str, torch.Tensor]]:
     images, targets = images.chunk(world)[rank], targets.chunk(world)[rank]
     learner = make_learner(model, config, ModelConfig("replknet_nano", 3, image_size=64), [5, 3, 2])
     learner = learner.double().train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network = distributed.data_parallel(learner, torch.device("cpu")) if world > 1 else learner
+    network = distributed.data_parallel(learner, CPU) if world > 1 else learner
     loss = network(images, targets)
     loss.backward()
     tensors = {name: parameter.grad for name, parameter in learner.named_parameters()}
     tensors |= {name: buffer for name, buffer in learner.named_buffers() if "running" in name}
     return distributed.all_sum(loss.detach()).item() / world, tensors
+
+
+def gradients_memory() -> int:
+    """How many pieces of memory hold the gradients of two small layers."""
+    network = distributed.data_parallel(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), CPU)
+    network(torch.ones(1, 4)).sum().backward()
+    return len({parameter.grad.untyped_storage().data_ptr() for parameter in network.parameters()})
 
 
 def queue_labels() -> list[int]:
@@ -98,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(1)
     distributed.setup("cpu")
     results: dict = {"steps": {name: one_step(method) for name, method in METHODS.items()}, "queue": queue_labels()}
-    results["robust"] = robust()
+    results |= {"robust": robust(), "gradients": gradients_memory()}
     changes |= {"data": Path(changes["data"]), "output": Path(changes["output"])}
     config = dataclasses.replace(PRESETS["digits"], **changes)
     train(config, QUIET)
