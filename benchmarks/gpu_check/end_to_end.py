@@ -1,8 +1,9 @@
 """RepLKNet-31B with the operator against eager PyTorch convolutions: a training step and inference, in bfloat16.
 
 The same weights and images, in turn, in one process; the figures go to results/end_to_end_<gpu>.json. "eager" is the
-same model with F.conv2d for every K x K and 5 x 5 depthwise layer, in the contiguous and the channels_last layout. The
-operator goes the ways that benchmarks.kernels --tune found, where it was run before.
+same model with F.conv2d for every K x K and 5 x 5 depthwise layer. Both are timed in the contiguous layout, which is
+compared, and in channels_last, in which training/ trains. The operator goes the ways that benchmarks.kernels --tune
+found, where it was run before.
 """
 
 import os
@@ -111,6 +112,7 @@ def variants() -> dict[str, tuple[Convolve, torch.memory_format]]:
     return {
         OURS: (depthwise_conv2d, torch.contiguous_format),
         EAGER: (eager, torch.contiguous_format),
+        f"{OURS} channels_last": (depthwise_conv2d, torch.channels_last),
         f"{EAGER} channels_last": (eager, torch.channels_last),
     }
 
@@ -158,9 +160,11 @@ def check(
             answers = work(model, images.contiguous(memory_format=layout))
         errors[name] = [float((a.float() - e).norm() / e.norm()) for a, e in zip(answers, exact, strict=True)]
         used[name] = calls[0]
-    for what, ours, theirs in zip(("logits", "gradient"), errors[OURS], errors[EAGER], strict=False):
-        if not ours <= max(WORSE * theirs, LEAST_ERROR):
-            raise ValueError(f"the {what}: off float32 by {ours:.2g} of the norm with the operator, {theirs:.2g} eager")
+    for name in (OURS, f"{OURS} channels_last"):
+        for what, ours, theirs in zip(("logits", "gradient"), errors[name], errors[EAGER], strict=False):
+            if not ours <= max(WORSE * theirs, LEAST_ERROR):
+                off = f"off float32 by {ours:.2g} of the norm with the operator, {theirs:.2g} eager"
+                raise ValueError(f"the {what}: {off} ({name})")
     if len(set(used.values())) != 1 or not used[OURS]:
         raise ValueError(f"depthwise layers computed by each variant: {used}; they must be as many")
     return errors, used[OURS]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from benchmarks import harness
 from benchmarks.gpu_check import SKIPPED, end_to_end, served
 from benchmarks.harness import Timing
+from benchmarks.kernels.tables import end_to_end_table
 from kernels import depthwise_conv2d
 
 
@@ -27,6 +28,9 @@ def test_end_to_end_on_a_small_model(tiny, monkeypatch, capsys):
     step, inference = document["training step"], document["inference"]
     assert (step["batch"], step["depthwise_calls"]) == (2, 10)  # five blocks, two branches
     assert inference["depthwise_calls"] == 5  # one operator each
+    assert list(step["ms"]) == ["widefield", "eager", "widefield channels_last", "eager channels_last"]
+    columns = [f"{name}, ms" for name in ("Widefield", "eager", "Widefield channels_last", "eager channels_last")]
+    assert f"| what | batch | {' | '.join(columns)} | x eager |" in "\n".join(end_to_end_table(document))
     assert step["speedup_over_eager"] == inference["speedup_over_eager"] == 1
     assert "wanted 3.0x: NOT MET" in capsys.readouterr().out
 
@@ -57,9 +61,9 @@ def test_the_optimiser_s_state_follows_the_weights(tiny, monkeypatch):
 
     monkeypatch.setattr(torch.optim, "AdamW", Strict)
     training = dict(end_to_end.measure("replknet_nano", 64, "cpu", 2, (2,)))["training step"]
-    rounds = len(steps) // 3
-    assert steps == steps[:3] * rounds
-    assert (steps[0] == steps[1], steps[0] == steps[2]) == (True, False)
+    rounds = len(steps) // 4
+    assert steps == steps[:4] * rounds
+    assert (steps[0] == steps[1], steps[0] == steps[2], steps[2] == steps[3]) == (True, False, True)
     assert {timing.calls for timing in training["ms"].values()} == {rounds - 2}  # the check, and the warm-up
 
 
@@ -79,9 +83,11 @@ def test_end_to_end_refuses_variants_that_differ_in_work(monkeypatch):
         end_to_end.check(torch.nn.Conv2d(4, 4, 3, padding=1, groups=4), images, end_to_end.infer)  # 3 x 3: none
 
 
-def test_end_to_end_refuses_a_wrong_gradient(monkeypatch):
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_end_to_end_refuses_a_wrong_gradient(layout):
     layer, images = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4), torch.randn(1, 4, 6, 6)
-    answers = iter([2.0, 2.01, 2.001, 2.001])  # eager in float32, ours, eager twice
+    # eager in float32, ours, eager, both again in channels_last
+    answers = iter([2.0, *{"contiguous": (2.01, 2.001, 2.001), "channels_last": (2.001, 2.001, 2.01)}[layout], 2.001])
 
     def work(model, images, precise=False):
         return [model(images).detach(), torch.full((3,), next(answers))]
