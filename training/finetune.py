@@ -34,7 +34,7 @@ from training.methods import attack_epsilon, check_method, label_smoothing, make
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code, parse_run, starting_config
-from training.settings import SettingsError, as_json, check_rates
+from training.settings import SettingsError, as_json, check_loop
 from training.splits import check_output, ignored, names_digest, open_split
 
 __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
@@ -48,7 +48,7 @@ def train(config: Config, console: Console | None = None) -> float:
     on, `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on
     SIGTERM.
     """
-    check_rates(config)
+    check_loop(config)
     check_method(config)
     holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
     check_output(config, config.output)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.masked import STRIDE
-from training.settings import LoopConfig, SettingsError, check_rates, check_used
+from training.settings import LoopConfig, SettingsError, check_loop, check_used
 from training.splits import SplitConfig
 
 
@@ -108,7 +108,7 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Raises `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
-    check_rates(config)
+    check_loop(config)
     if config.image_size < STRIDE or config.image_size % STRIDE:
         raise SettingsError(f"--image-size {config.image_size}: a multiple of {STRIDE} is needed")
     patch = config.mask_patch

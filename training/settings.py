@@ -131,7 +131,7 @@ def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tupl
             raise SettingsError(f"{what}: {'add it' if several else 'choose that'}, or leave it out")
 
 
-def check_rates(config: LoopConfig) -> None:
+def check_loop(config: LoopConfig) -> None:
     """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing."""
     check_ranges(config)
     if config.lr <= 0:
