@@ -50,8 +50,8 @@ class Config:
     step: float = 0.0
     """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
     restarts: int = 1
-    images: Annotated[int, tyro.conf.arg(aliases=["--count"])] = 0
-    """This many images, spread evenly over all, which are sorted by class; 0: all."""
+    count: int | None = None
+    """This many images, spread evenly over all, which are sorted by class; None: all."""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
     arch: str = ""
@@ -126,7 +126,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         check_file("--save", config.save)
     network, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
     dataset = open_images(config.data, eval_transform(model_config), labels)
-    chosen = Subset(dataset, evenly(len(dataset), config.images or len(dataset)))
+    chosen = Subset(dataset, evenly(len(dataset), config.count or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
     model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)
     model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

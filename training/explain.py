@@ -1,7 +1,7 @@
 """Pictures of where a checkpoint looks, with scores of how far they can be believed.
 
 Example:
-    python -m training.explain --checkpoint runs/digits-nano --images data/digits/val --method layercam --layer stages.0
+    python -m training.explain --checkpoint runs/digits-nano --data data/digits/val --method layercam --layer stages.0
 """
 
 import os
@@ -44,7 +44,7 @@ class Config:
 
     checkpoint: Path
     """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
-    images: Path
+    data: Path
     """An image, or a folder of images at any depth, or of *.tar; or a run's val.csv."""
     output: Path = Path("runs/explained")
     """Folder of the overlays, and of explained.csv."""
@@ -79,7 +79,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
     """
     if not path.exists():
         raise SettingsError(
-            f"--images {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
+            f"--data {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
         )
     if path.is_file() and not is_list(path):
         return [(str(path), transform(read_image(str(path), short_side=transform.short_side)))]
@@ -104,7 +104,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     model = model.to(config.device)
     if config.target and config.target not in labels:
         raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {first_of(labels)}")
-    names, pictures = zip(*find_images(config.images, config.count, eval_transform(model_config)), strict=True)
+    names, pictures = zip(*find_images(config.data, config.count, eval_transform(model_config)), strict=True)
     images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
     with torch.no_grad():
         logits = model(images)

@@ -85,7 +85,7 @@ SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "ov
 FROM_ZERO = (
     *("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix", "imbalance"),
     *("logit_tau", "focal_gamma", "paco_alpha", "tau_norm", "logit_adjustment", "step"),
-    *("global_batch_size", "save_every", "pictures", "images", "rounds"),
+    *("global_batch_size", "save_every", "pictures", "rounds"),
 )
 FROM_ONE = ("epochs", "batch_size", "steps", "restarts", "count")
 RANGES = {

@@ -27,9 +27,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("count", "output"), [("--count", "--output"), ("--images", "--save")])
+@pytest.mark.parametrize("output", ["--output", "--save"])
 def test_script_reports_accuracies_with_settings(
-    count: str,
     output: str,
     checkpoint: Path,
     small_digits: Path,
@@ -37,9 +36,9 @@ def test_script_reports_accuracies_with_settings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Under the names that explain and compare have for them, and under its own."""
+    """Under the name that explain and compare have for the file, and under its own."""
     saved = tmp_path / "robust.json"
-    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", count, "10"]
+    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--count", "10"]
     monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", output, str(saved), "--device", "cpu"])
     assert attack_script.main() == 0
     results = {entry["attack"]: entry for entry in json.loads(saved.read_text())["results"]}
@@ -57,7 +56,7 @@ def test_results_that_cannot_be_saved_are_shown(
     """On a full disk; those of the run before are kept."""
     saved = tmp_path / "robust.json"
     saved.write_text("of before")
-    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--images", "4"]
+    options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--count", "4"]
     monkeypatch.setattr("sys.argv", ["attack", *options, "--attacks", "fgsm", "--save", str(saved), "--device", "cpu"])
     with files_up_to(50):
         assert attack_script.main() == 1
@@ -122,7 +121,7 @@ def test_a_part_of_the_images_is_of_all_classes(
         return pixels
 
     monkeypatch.setattr(attack_script, "make_attack", lambda name, config: (remember, {}))
-    config = attack_script.Config(checkpoint, small_digits / "val", ("fgsm",), images=6, device="cpu")
+    config = attack_script.Config(checkpoint, small_digits / "val", ("fgsm",), count=6, device="cpu")
     assert [result.images for result in attack_checkpoint(config)] == [6, 6]
     assert sorted(seen) == [0, 0, 1, 1, 2, 2]
 
@@ -130,7 +129,7 @@ def test_a_part_of_the_images_is_of_all_classes(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": -4}, "--images -4: it must be at least 0"),
+        ({"count": 0}, "--count 0: it must be at least 1"),
         ({"epsilon": 300.0}, r"--epsilon 300\.0: it must be 0 to 255"),
         ({"epsilon": float("nan")}, "--epsilon nan: a finite"),
         ({"step": float("nan")}, "--step nan: a finite"),
@@ -178,7 +177,7 @@ def test_autoattack_is_handed_pixels(checkpoint: Path, small_digits: Path, monke
     module = type(sys)("autoattack")
     module.AutoAttack = Suite  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "autoattack", module)
-    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), images=4, seed=3, device="cpu")
+    config = attack_script.Config(checkpoint, small_digits / "val", ("autoattack",), count=4, seed=3, device="cpu")
     results = attack_checkpoint(config)
     assert [result.attack for result in results] == ["clean", "autoattack"]
     assert result_table(results).row_count == 2

@@ -42,7 +42,7 @@ def test_script_writes_overlays(
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 256, (70, 80, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
-    common = ["--checkpoint", str(tmp_path / "c"), "--images", str(tmp_path / "images"), "--device", "cpu"]
+    common = ["--checkpoint", str(tmp_path / "c"), "--data", str(tmp_path / "images"), "--device", "cpu"]
     run = ["explain", *common, "--output", str(tmp_path / "out"), "--count", "2"]
     outputs = []
     for method in ("cam", "cam", "layercam"):
@@ -94,7 +94,7 @@ def test_script_reads_shards(model: RepLKNet, tmp_path: Path, monkeypatch: pytes
     pictures = {}
     for folder in ("images", "shards"):
         output = tmp_path / "out" / folder
-        monkeypatch.setattr("sys.argv", [*common, "--images", str(tmp_path / folder), "--output", str(output)])
+        monkeypatch.setattr("sys.argv", [*common, "--data", str(tmp_path / folder), "--output", str(output)])
         assert script.main() == 0
         pictures[folder] = {path.name: path.read_bytes() for path in output.glob("*.png")}
     assert pictures["images"] == pictures["shards"]
@@ -117,7 +117,7 @@ def test_a_name_as_long_as_can_be_is_shortened(model: RepLKNet, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["nope.jpg", "nowhere", "list.csv"])
 def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"--images {tmp_path / name} does not exist: name an image, a folder"):
+    with pytest.raises(SettingsError, match=rf"--data {tmp_path / name} does not exist: name an image, a folder"):
         script.find_images(tmp_path / name, 1, as_it_is)
 
 

@@ -260,8 +260,7 @@ def test_a_device_that_is_not_there_is_one_line(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 2), ModelConfig("replknet_nano", 2, image_size=32))
-    images = "--images" if script is explain_script else "--data"
-    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), images, str(tmp_path), "--device", "cuda"])
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), "--data", str(tmp_path), "--device", "cuda"])
     assert script.main() == 1
     error = capsys.readouterr().err
     assert "--device cuda cannot be used" in error

@@ -55,8 +55,9 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
 ) -> None:
     monkeypatch.setattr(script, work, None)  # called, it would be a TypeError
     (tmp_path / "file").touch()
-    images = "--images" if script is explain else "--data"
-    common = [] if script is compare else ["--checkpoint", checkpoint, images, small_digits / "val", "--device", "cpu"]
+    common = (
+        [] if script is compare else ["--checkpoint", checkpoint, "--data", small_digits / "val", "--device", "cpu"]
+    )
     assert run(script, monkeypatch, *common, option, tmp_path / "file" / "x") == 1
     error = capsys.readouterr().err
     name = script.__name__.rpartition(".")[2]
@@ -183,7 +184,6 @@ def test_a_pre_trained_encoder_is_named(
     capsys: pytest.CaptureFixture,
 ) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 1), ModelConfig("replknet_nano", 1, image_size=64))
-    images = "--images" if script is explain else "--data"
-    options = ["--checkpoint", tmp_path, images, small_digits / "val", "--device", "cpu"]
+    options = ["--checkpoint", tmp_path, "--data", small_digits / "val", "--device", "cpu"]
     assert run(script, monkeypatch, *options) == 1
     assert f"{tmp_path} is a pre-trained encoder and cannot classify: fine-tune it" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_ctrl_c_is_one_line_where_nothing_is_resumed(
         time.sleep(60)
 
     monkeypatch.setattr(script, work, interrupt)
-    options = [] if script is compare else ["--checkpoint", "x", "--images" if script is explain else "--data", "x"]
+    options = [] if script is compare else ["--checkpoint", "x", "--data", "x"]
     monkeypatch.setattr("sys.argv", ["it", *options])
     assert script.main() == 130
     assert capsys.readouterr().err == f"\n{work.partition('_')[0]}: interrupted\n"

@@ -39,7 +39,7 @@ def test_the_same_scripts(tiny: Tiny, small_digits: Path, tmp_path: Path) -> Non
     assert top1(evaluate(EvaluateConfig(run, val, device="cpu"))[0]) == accuracy
     deployed, *_ = evaluate(EvaluateConfig(run, val, deploy=True, tau_norm=1.0, device="cpu"))
     assert int(deployed.sum()) == 24
-    results = attack_checkpoint(AttackConfig(run, val, ("fgsm",), images=4, device="cpu"))
+    results = attack_checkpoint(AttackConfig(run, val, ("fgsm",), count=4, device="cpu"))
     assert results[0].images == 4
     explaining = ExplainConfig(run, val, tmp_path / "maps", "layercam", "blocks.2", count=2, scores=True, device="cpu")
     table, scores = explain_images(explaining)
