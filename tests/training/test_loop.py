@@ -7,7 +7,6 @@ import re
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -154,57 +153,6 @@ def test_settings_that_exclude_each_other(changes: dict, message: str, tiny: Tin
     with pytest.raises(SettingsError, match=message):
         train(tiny(tmp_path, **changes), QUIET)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("clip", [0.0, 2.5])
-def test_nan_gradient_stops_with_the_step(
-    clip: float, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses, original = [], training.loop._backward
-
-    def backward(network: nn.Module, *others: Any) -> torch.Tensor:
-        losses.append(original(network, *others))
-        if len(losses) == 3:
-            network.model.head.weight.grad[0, 0] = math.nan
-        return losses[-1]
-
-    monkeypatch.setattr(training.loop, "_backward", backward)
-    with pytest.raises(RuntimeError, match=r"the gradient's norm is nan in step 3, epoch 1: lower --lr"):
-        train(tiny(tmp_path, clip_grad=clip, save_every=1), QUIET)
-    state = torch.load(tmp_path / "last/state.pt")
-    assert state["step"] == 2, "the state before it is kept"
-    assert all(tensor.isfinite().all() for tensor in state["learner"].values())
-
-
-def test_a_step_is_queued_before_its_loss_is_read(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To read waits for a GPU, which would then wait for the optimiser's and the average's work to be started."""
-    events = []
-
-    def note(owner: Any, name: str) -> None:
-        original = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, **named: events.append(name) or original(*args, **named))
-
-    note(torch.optim.AdamW, "step")
-    note(training.loop.Average, "update")
-    note(torch.Tensor, "tolist")
-    note(training.loop, "_check_finite")
-    before_step(1, die, monkeypatch)
-    with pytest.raises(Killed):
-        train(tiny(tmp_path), QUIET)
-    assert events[events.index("step") :] == ["step", "update", "tolist", "_check_finite"]
-
-
-def test_gradients_that_are_not_clipped_stay_untouched() -> None:
-    """Even to multiply them by 1 takes as long as their norm."""
-    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
-    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
-    parameters.append(nn.Parameter(torch.zeros(2)))  # without one
-    for parameter, gradient in zip(parameters, gradients, strict=False):
-        parameter.grad = gradient
-    assert training.loop._gradient_norm(parameters, 0.0) == 5
-    assert [gradient._version for gradient in gradients] == [0, 0]
-    assert training.loop._gradient_norm(parameters, 2.5) == 5
-    assert gradients[1].item() == pytest.approx(2.0)
 
 
 def test_fp16_gradients_that_overflow_at_any_scale_stop_the_run() -> None:

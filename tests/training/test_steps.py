@@ -1,7 +1,9 @@
-"""What a step of the shared loop adds to the weights, on a model of one layer: fast in half precision, too."""
+"""What a step of the shared loop adds to the weights and when it is read; most on a layer: fast in half precision."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.training.runs import QUIET, Killed, before_step, die, records
+import training.loop
+from tests.training.runs import QUIET, Killed, Tiny, before_step, die, records
+from training.finetune import train
 from training.loaders import make_loader
 from training.loop import Learner, fit
 from training.settings import LoopConfig
@@ -106,3 +110,54 @@ def test_a_resumed_run_goes_on_at_its_fp16_scale(run: Run, tmp_path: Path, monke
     assert load_state(tmp_path / "cut/last")["scaler"]["scale"] < 2.0**16
     assert torch.equal(run("cut", **large).model.weight, whole.model.weight)
     assert whole.model.weight.any()
+
+
+@pytest.mark.parametrize("clip", [0.0, 2.5])
+def test_nan_gradient_stops_with_the_step(
+    clip: float, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, original = [], training.loop._backward
+
+    def backward(network: nn.Module, *others: Any) -> torch.Tensor:
+        losses.append(original(network, *others))
+        if len(losses) == 3:
+            network.model.head.weight.grad[0, 0] = math.nan
+        return losses[-1]
+
+    monkeypatch.setattr(training.loop, "_backward", backward)
+    with pytest.raises(RuntimeError, match=r"the gradient's norm is nan in step 3, epoch 1: lower --lr"):
+        train(tiny(tmp_path, clip_grad=clip, save_every=1), QUIET)
+    state = torch.load(tmp_path / "last/state.pt")
+    assert state["step"] == 2, "the state before it is kept"
+    assert all(tensor.isfinite().all() for tensor in state["learner"].values())
+
+
+def test_a_step_is_queued_before_its_loss_is_read(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read waits for a GPU, which would then wait for the optimiser's and the average's work to be started."""
+    events = []
+
+    def note(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **named: events.append(name) or original(*args, **named))
+
+    note(torch.optim.AdamW, "step")
+    note(training.loop.Average, "update")
+    note(torch.Tensor, "tolist")
+    note(training.loop, "_check_finite")
+    before_step(1, die, monkeypatch)
+    with pytest.raises(Killed):
+        train(tiny(tmp_path), QUIET)
+    assert events[events.index("step") :] == ["step", "update", "tolist", "_check_finite"]
+
+
+def test_gradients_that_are_not_clipped_stay_untouched() -> None:
+    """Even to multiply them by 1 takes as long as their norm."""
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    parameters.append(nn.Parameter(torch.zeros(2)))  # without one
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        parameter.grad = gradient
+    assert training.loop._gradient_norm(parameters, 0.0) == 5
+    assert [gradient._version for gradient in gradients] == [0, 0]
+    assert training.loop._gradient_norm(parameters, 2.5) == 5
+    assert gradients[1].item() == pytest.approx(2.0)
