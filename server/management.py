@@ -19,7 +19,8 @@ SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
 VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}
 TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header's value may be
 UNLOAD_SECONDS = 30.0  # how long a version that is being unloaded is waited for
-REST = 0.1  # seconds from then to a load
+POLL = 0.1  # seconds
+REST = 0.5  # seconds from then to a load: its ensembles are unloaded beside it, later where the processors are busy
 HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
 
 
@@ -37,10 +38,9 @@ class Management:
         (docs/serving.md). Raises `ReleaseError` with tritonserver's reason.
         """
         deadline = time.monotonic() + min(self.timeout, UNLOAD_SECONDS)
-        unloading = True
-        while unloading and time.monotonic() < deadline:
-            unloading = "UNLOADING" in self._states(model).values()
-            time.sleep(REST)  # also at the end: it is not forgotten as soon as it is unloaded
+        while "UNLOADING" in self._states(model).values() and time.monotonic() < deadline:
+            time.sleep(POLL)
+        time.sleep(REST)  # it is not forgotten as soon as it is unloaded
         self._ask(f"/v2/repository/models/{model}/load", self.timeout)
 
     def ready_versions(self, model: str) -> list[int]:

@@ -76,9 +76,9 @@ def test_a_load_waits_for_what_is_being_unloaded(monkeypatch, unloading, asked):
         now[0] += seconds
 
     monkeypatch.setattr(management_module, "ask", answer)
-    monkeypatch.setattr(management_module, "UNLOAD_SECONDS", 3.5 * management_module.REST)
+    monkeypatch.setattr(management_module, "UNLOAD_SECONDS", 2.5 * management_module.POLL)
     monkeypatch.setattr(management_module.time, "sleep", sleep)
     monkeypatch.setattr(management_module.time, "monotonic", lambda: now[0])
     Management("127.0.0.1:1", "token", 300).load("backbone")
     assert requests == ["/v2/repository/index"] * asked + ["/v2/repository/models/backbone/load"]
-    assert now[0] == pytest.approx(asked * management_module.REST)
+    assert now[0] == pytest.approx((asked - 1) * management_module.POLL + management_module.REST)
