@@ -3,33 +3,24 @@
 import asyncio
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import aiohttp
 
 from client import _wire_http as wire
+from client._address import Address
 from client._errors import CUT_OFF, error_from_status
-from client._headers import no_headers
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
-from client._tls import TLS, ssl_context
+from client._tls import ssl_context
 
 UNCONNECTED = (aiohttp.ClientConnectorError, ValueError)  # nothing has been sent
 
 
 class AsyncHttpTransport:
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        tls: TLS | None = None,
-        connect_timeout: float | None = None,
-        headers: Callable[[], dict[str, str]] = no_headers,
-        prefix: str = "",
-    ) -> None:
-        self.url = wire.address_url(host, port, tls is not None) + prefix
-        self._headers, self._connect_timeout = headers, connect_timeout
-        self._context = None if tls is None else ssl_context(tls)
+    def __init__(self, address: Address) -> None:
+        self._address, self.url = address, address.url("http")
+        self._context = None if address.tls is None else ssl_context(address.tls)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
 
@@ -64,14 +55,14 @@ class AsyncHttpTransport:
             async with self._open().request(
                 method,
                 self.url + path,
-                headers=self._headers() | headers,
+                headers=self._address.headers() | headers,
                 data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
-                timeout=aiohttp.ClientTimeout(total=max(1e-3, timeout), connect=self._connect_timeout),
+                timeout=aiohttp.ClientTimeout(total=max(1e-3, timeout), connect=self._address.connect_timeout),
                 allow_redirects=False,
             ) as response:
                 return response.status, await response.read()
         except aiohttp.ConnectionTimeoutError as error:
-            status = "DEADLINE_EXCEEDED" if self._connect_timeout is None else "UNAVAILABLE"
+            status = "DEADLINE_EXCEEDED" if self._address.connect_timeout is None else "UNAVAILABLE"
             raise error_from_status(status, str(error), url=self.url, model=model, timeout=timeout) from error
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error

@@ -2,16 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
+from client._address import Address
 from client._errors import ClassifierError, error_from_status
-from client._headers import no_headers
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
-from client._tls import TLS
 from client._wire_grpc import (
     STATUS_CALLS,
     channel_arguments,
@@ -29,18 +28,9 @@ from client._wire_grpc import (
 class GrpcTransport:
     """Safe from every thread."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        tls: TLS | None = None,
-        connect_timeout: float | None = None,
-        headers: Callable[[], dict[str, str]] = no_headers,
-    ) -> None:
-        self._headers = headers
-        target, credentials, options = channel_arguments(host, port, tls, connect_timeout)
-        self.url = f"grpc://{target}" if credentials is None else f"grpcs://{target}"
-        self._channel = open_channel(grpc, target, credentials, options)
+    def __init__(self, address: Address) -> None:
+        self._headers, self.url = address.headers, address.url("grpc")
+        self._channel = open_channel(grpc, address.target, *channel_arguments(address))
         self._stub = make_stub(self._channel)
 
     def infer(self, request: Request) -> Answer:
@@ -73,17 +63,9 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """For asyncio: the channel is made in the event loop of the first request."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        tls: TLS | None = None,
-        connect_timeout: float | None = None,
-        headers: Callable[[], dict[str, str]] = no_headers,
-    ) -> None:
-        self._headers = headers
-        self._target, self._credentials, self._options = channel_arguments(host, port, tls, connect_timeout)
-        self.url = f"grpc://{self._target}" if tls is None else f"grpcs://{self._target}"
+    def __init__(self, address: Address) -> None:
+        self._headers, self.url = address.headers, address.url("grpc")
+        self._target, self._arguments = address.target, channel_arguments(address)
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
         self._closed = False
@@ -114,7 +96,7 @@ class AsyncGrpcTransport:
         if self._closed:
             raise self._cut_off(model, timeout)
         if self._channel is None:
-            self._channel = open_channel(grpc.aio, self._target, self._credentials, self._options)
+            self._channel = open_channel(grpc.aio, self._target, *self._arguments)
             self._stub = make_stub(self._channel)
         try:
             return await getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)

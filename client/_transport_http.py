@@ -6,34 +6,24 @@ tritonclient's HTTP client is bound to gevent: not thread-safe, and no deadline 
 import contextlib
 import http.client
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from client import _wire_http as wire
+from client._address import Address
 from client._connection import Connection
 from client._errors import CUT_OFF, error_from_status
 from client._fork import forget_when_forked
-from client._headers import no_headers
 from client._request import Answer, Request, Share
 from client._status import ServerStatus
-from client._tls import TLS, ssl_context
+from client._tls import ssl_context
 
 LARGEST_ANSWER = 1 << 30  # bytes
 
 
 class HttpTransport:
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        tls: TLS | None = None,
-        connect_timeout: float | None = None,
-        headers: Callable[[], dict[str, str]] = no_headers,
-        prefix: str = "",
-    ) -> None:
-        self._host, self._port, self._connect_timeout = host, port, connect_timeout
-        self._context = None if tls is None else ssl_context(tls)
-        self.url = wire.address_url(host, port, tls is not None) + prefix
-        self._headers, self._prefix = headers, prefix
+    def __init__(self, address: Address) -> None:
+        self._address, self.url = address, address.url("http")
+        self._context = None if address.tls is None else ssl_context(address.tls)
         self._closed = False
         self.forget()
         forget_when_forked(self)
@@ -72,7 +62,7 @@ class HttpTransport:
         self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
     ) -> tuple[int, bytes]:
         """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
-        path, headers = self._prefix + path, self._headers() | headers
+        path, headers = self._address.prefix + path, self._address.headers() | headers
         connection = self._take()
         connection.deadline = time.monotonic() + timeout
         try:
@@ -117,4 +107,5 @@ class HttpTransport:
                 if not connection.is_stale():
                     return connection
                 connection.close()
-        return Connection(self._host, self._port, self._context, self._connect_timeout)
+        address = self._address
+        return Connection(address.host, address.port, self._context, address.connect_timeout)

@@ -9,6 +9,7 @@ import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from client._address import Address
 from client._errors import CUT_OFF, ClassifierError, error_from_status
 from client._prediction import parse_predictions
 from client._request import (
@@ -24,7 +25,7 @@ from client._request import (
     microseconds,
 )
 from client._status import ServerStatus, parse_status
-from client._tls import TLS, grpc_credentials
+from client._tls import grpc_credentials
 
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 STATUS_CALLS: tuple[tuple[str, Any], ...] = (  # in the order of `decode_status`
@@ -39,11 +40,8 @@ _RAW_INPUT = bytes(
 )
 
 
-def channel_arguments(
-    host: str, port: int, tls: TLS | None, connect_timeout: float | None
-) -> tuple[str, grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-    """Target, credentials and options of a channel. Naming one option drops tritonclient's own: all are named."""
-    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def channel_arguments(address: Address) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
+    """Credentials and options of a channel. Naming one option drops tritonclient's own: all are named."""
     options = [
         ("grpc.max_send_message_length", -1),  # gRPC's own limit of 4 MB is less than a photograph
         ("grpc.max_receive_message_length", -1),
@@ -56,9 +54,9 @@ def channel_arguments(
         ("grpc.enable_http_proxy", 0),  # as over HTTP: the address given is the address called
         ("grpc.enable_retries", 1),  # of what no server has seen, when it ends an old connection; else the Classifier's
     ]
-    if connect_timeout is not None:
-        options.append(("grpc.min_reconnect_backoff_ms", int(connect_timeout * 1000)))  # gRPC's name for it
-    return target, None if tls is None else grpc_credentials(tls), options
+    if address.connect_timeout is not None:
+        options.append(("grpc.min_reconnect_backoff_ms", int(address.connect_timeout * 1000)))  # gRPC's name for it
+    return None if address.tls is None else grpc_credentials(address.tls), options
 
 
 def open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None, options: Any) -> Any:

@@ -148,11 +148,6 @@ def other_protocol(error: Exception, url: str) -> ProtocolError:
     )
 
 
-def address_url(host: str, port: int, encrypted: bool) -> str:
-    name = f"[{host}]" if ":" in host else host
-    return f"{'https' if encrypted else 'http'}://{name}:{port}"
-
-
 def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str, Any]:
     if status != 200:
         raise refusal(status, body, url, "status", timeout)

@@ -23,6 +23,7 @@ from client import (
     QueueFullError,
     ServerNotReadyError,
 )
+from client._address import Address
 from client._async_http import AsyncHttpTransport
 from client._transport_grpc import AsyncGrpcTransport
 
@@ -61,7 +62,7 @@ class Both:
             self.http.stop()
 
     def open(self) -> Any:
-        return KINDS[self.protocol]("127.0.0.1", self.port)
+        return KINDS[self.protocol](Address("127.0.0.1", self.port))
 
 
 @pytest.fixture
@@ -171,20 +172,20 @@ def test_no_server(protocol: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         with pytest.raises(ConnectionFailedError):
-            ask_once(KINDS[protocol]("127.0.0.1", taken.getsockname()[1]))
+            ask_once(KINDS[protocol](Address("127.0.0.1", taken.getsockname()[1])))
 
 
 def test_deadline_is_for_connecting_too(protocol: str, unreachable: int) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        ask_once(KINDS[protocol]("127.0.0.1", unreachable), timeout=0.6)
+        ask_once(KINDS[protocol](Address("127.0.0.1", unreachable)), timeout=0.6)
     assert 0.59 < time.monotonic() - started < 0.95
 
 
 def test_connecting_may_have_a_bound_of_its_own(protocol: str, unreachable: int) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError):
-        ask_once(KINDS[protocol]("127.0.0.1", unreachable, None, 0.3), timeout=5)
+        ask_once(KINDS[protocol](Address("127.0.0.1", unreachable, None, 0.3)), timeout=5)
     assert time.monotonic() - started < 2
 
 
@@ -195,7 +196,7 @@ def test_the_bounds_are_for_looking_up_a_name_too(
     resolve_to(monkeypatch, after=1.2)
 
     async def seconds() -> float:
-        transport = AsyncHttpTransport("slow", 1, None, bound)
+        transport = AsyncHttpTransport(Address("slow", 1, None, bound))
         started = time.monotonic()
         with pytest.raises(kind):
             await transport.infer(request(1, 0.6))

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from client import AsyncClassifier, Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
+from client._address import parse_address
 from client._prediction import parse_predictions
-from client._transport import parse_address
 from client.testing import FakeTransport
 
 

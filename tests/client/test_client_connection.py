@@ -22,14 +22,14 @@ from client import (
     ProtocolError,
     _fork,
 )
+from client._address import CONNECT_SECONDS, Address, addresses
 from client._connection import IDLE_SECONDS
-from client._transport import CONNECT_SECONDS, addresses
 from client._transport_http import HttpTransport
 
 
 @pytest.fixture
 def blocking(stub: HttpStub) -> Iterator[HttpTransport]:
-    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+    with contextlib.closing(HttpTransport(Address("127.0.0.1", stub.server_address[1]))) as transport:
         yield transport
 
 
@@ -82,7 +82,7 @@ def test_a_forked_process_has_connections_of_its_own(stub: HttpStub) -> None:
 
 def test_what_was_there_before_a_fork_is_the_parents(stub: HttpStub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_fork, "_ALL", weakref.WeakSet())
-    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+    with contextlib.closing(HttpTransport(Address("127.0.0.1", stub.server_address[1]))) as transport:
         ask(transport)
         (kept,) = transport._idle
         _fork.forget_all()
@@ -94,7 +94,7 @@ def test_what_was_there_before_a_fork_is_the_parents(stub: HttpStub, monkeypatch
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        ask(HttpTransport("127.0.0.1", unreachable), 1, 0.6)
+        ask(HttpTransport(Address("127.0.0.1", unreachable)), 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
 
 
@@ -103,20 +103,20 @@ def test_a_name_that_is_not_found_in_time(stub: HttpStub, monkeypatch: pytest.Mo
     resolve_to(monkeypatch, stub.server_address[1], after=2.0)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError if bound is None else ConnectionFailedError):
-        ask(HttpTransport("slow", 1, None, bound), 1, 0.6)
+        ask(HttpTransport(Address("slow", 1, None, bound)), 1, 0.6)
     assert time.monotonic() - started < 0.9
 
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(ConnectionFailedError, match=r"unknown\.invalid"):
-        ask(HttpTransport("unknown.invalid", 8000))
+        ask(HttpTransport(Address("unknown.invalid", 8000)))
 
 
 def test_deadline_is_for_all_of_a_names_addresses(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, *[unreachable] * 4)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        ask(HttpTransport("many", unreachable), 1, 0.6)
+        ask(HttpTransport(Address("many", unreachable)), 1, 0.6)
     assert 0.59 < time.monotonic() - started < 0.9
 
 
@@ -124,17 +124,17 @@ def test_a_silent_address_leaves_time_for_the_next(
     unreachable: int, stub: HttpStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, unreachable, stub.server_address[1])
-    with contextlib.closing(HttpTransport("two", unreachable)) as transport:
+    with contextlib.closing(HttpTransport(Address("two", unreachable))) as transport:
         assert ask(transport, 1, 0.8) == CAT
 
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
     """Where another server is left."""
-    assert [each["connect_timeout"] for each in addresses("box", "http", None)] == [None]
-    assert [each["connect_timeout"] for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
+    assert [each.connect_timeout for each in addresses("box", "http", None)] == [None]
+    assert [each.connect_timeout for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError, match=r"not connected within 0\.3 s"):
-        ask(HttpTransport("127.0.0.1", unreachable, None, 0.3))
+        ask(HttpTransport(Address("127.0.0.1", unreachable, None, 0.3)))
     assert time.monotonic() - started < 0.6
 
 
@@ -166,13 +166,13 @@ def test_close_ends_a_request_in_flight(stub: HttpStub, blocking: HttpTransport)
 
 def test_close_ends_connecting(unreachable: int, monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, unreachable, unreachable)  # nor is the next address tried
-    transport = HttpTransport("two", unreachable)
+    transport = HttpTransport(Address("two", unreachable))
     assert closed_while(transport, lambda: time.sleep(0.3)) == [ConnectionFailedError]
 
 
 def test_close_ends_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve_to(monkeypatch, 1, after=3.0)
-    assert closed_while(HttpTransport("slow", 1), lambda: time.sleep(0.3)) == [ConnectionFailedError]
+    assert closed_while(HttpTransport(Address("slow", 1)), lambda: time.sleep(0.3)) == [ConnectionFailedError]
 
 
 def test_close_ends_a_handshake() -> None:
@@ -182,7 +182,7 @@ def test_close_ends_a_handshake() -> None:
         def hello() -> None:
             stack.enter_context(silent.accept()[0]).recv(1)
 
-        transport = HttpTransport("127.0.0.1", silent.getsockname()[1], TLS())
+        transport = HttpTransport(Address("127.0.0.1", silent.getsockname()[1], TLS()))
         assert closed_while(transport, hello) == [ConnectionFailedError]
 
 

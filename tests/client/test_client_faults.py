@@ -21,6 +21,7 @@ from stub_http import Handler, HttpStub
 
 import client.testing
 from client import _wire_http
+from client._address import Address
 from client._async_http import AsyncHttpTransport
 from client._transport_http import HttpTransport
 
@@ -39,7 +40,7 @@ def test_headers_are_nobody_elses(stub: HttpStub) -> None:
 
     stub.act = keep
     encoded = [_wire_http.encode_request(request(image=image)) for image in images]
-    with contextlib.closing(HttpTransport("127.0.0.1", stub.server_address[1])) as transport:
+    with contextlib.closing(HttpTransport(Address("127.0.0.1", stub.server_address[1]))) as transport:
         for path, headers, body in encoded:
             transport._ask("POST", path, headers, body, "m", 2)
     assert received == images
@@ -50,7 +51,7 @@ def test_an_answer_does_not_wait_for_a_poll() -> None:
     stub = HttpStub()
 
     async def main() -> float:
-        transport = AsyncHttpTransport("127.0.0.1", stub.server_address[1])
+        transport = AsyncHttpTransport(Address("127.0.0.1", stub.server_address[1]))
         taken = []
         for _ in range(101):
             started = time.perf_counter()

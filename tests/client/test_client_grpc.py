@@ -29,6 +29,7 @@ from client import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
+from client._address import Address
 from client._request import Request
 from client._transport_grpc import GrpcTransport
 from client._wire_grpc import channel_arguments, encode_request, split_bytes_tensor
@@ -42,7 +43,7 @@ def stub() -> GrpcStub:
 @pytest.fixture
 def transport(stub: GrpcStub) -> Iterator[GrpcTransport]:
     server, port = serve(stub)
-    transport = GrpcTransport("127.0.0.1", port)
+    transport = GrpcTransport(Address("127.0.0.1", port))
     yield transport
     transport.close()
     server.stop(0).wait()
@@ -121,7 +122,7 @@ server.wait_for_termination()
 
 def test_a_server_that_dies_is_told_from_one_that_is_not_there() -> None:
     with subprocess.Popen([sys.executable, "-c", DIES], stdout=subprocess.PIPE, text=True) as server:
-        transport = GrpcTransport("127.0.0.1", int(server.stdout.readline()))
+        transport = GrpcTransport(Address("127.0.0.1", int(server.stdout.readline())))
         kinds = []
         for _ in range(2):
             with pytest.raises(ConnectionFailedError) as caught:
@@ -146,7 +147,7 @@ def test_split() -> None:
 def test_no_server() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
-        transport = GrpcTransport("127.0.0.1", taken.getsockname()[1])
+        transport = GrpcTransport(Address("127.0.0.1", taken.getsockname()[1]))
         started = time.monotonic()
         with pytest.raises(ServerUnavailableError, match="refused"):
             ask(transport)
@@ -163,7 +164,7 @@ def test_silent_server(stub: GrpcStub, transport: GrpcTransport) -> None:
 
 
 def test_deadline_is_for_connecting_too(unreachable: int) -> None:
-    transport = GrpcTransport("127.0.0.1", unreachable)
+    transport = GrpcTransport(Address("127.0.0.1", unreachable))
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         ask(transport, 1, 0.6)
@@ -173,7 +174,7 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
     """Where another server is left."""
-    transport = GrpcTransport("127.0.0.1", unreachable, None, 0.3)
+    transport = GrpcTransport(Address("127.0.0.1", unreachable, None, 0.3))
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError):
         ask(transport)
@@ -184,7 +185,7 @@ def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
 def test_frozen_server_before_the_first_word() -> None:
     """It accepts the connection and never says anything."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:
-        transport = GrpcTransport("127.0.0.1", frozen.getsockname()[1])
+        transport = GrpcTransport(Address("127.0.0.1", frozen.getsockname()[1]))
         started = time.monotonic()
         with pytest.raises(DeadlineExceededError):
             ask(transport, 1, 0.6)
@@ -194,7 +195,7 @@ def test_frozen_server_before_the_first_word() -> None:
 
 def test_server_that_is_back_is_found(stub: GrpcStub) -> None:
     server, port = serve(stub)
-    transport = GrpcTransport("127.0.0.1", port)
+    transport = GrpcTransport(Address("127.0.0.1", port))
     ask(transport)
     server.stop(0).wait()
     until = time.monotonic() + 1
@@ -240,7 +241,7 @@ def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch, tls: TLS 
     name = "insecure_channel" if tls is None else "secure_channel"
     real = getattr(grpc, name)
     monkeypatch.setattr(grpc, name, lambda *where, options: seen.update(options) or real(*where, options))
-    transport = GrpcTransport("::1", 1, tls)
+    transport = GrpcTransport(Address("::1", 1, tls))
     assert transport.url == f"{'grpc' if tls is None else 'grpcs'}://[::1]:1"
     assert seen["grpc.max_send_message_length"] == seen["grpc.max_receive_message_length"] == -1
     assert seen["grpc.max_reconnect_backoff_ms"] <= 5_000  # gRPC's own 2 minutes would refuse a server that is back
@@ -254,7 +255,7 @@ def test_the_address_that_is_given_is_called(stub: GrpcStub, monkeypatch: pytest
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
     server, port = serve(stub)
-    transport = GrpcTransport("127.0.0.1", port)
+    transport = GrpcTransport(Address("127.0.0.1", port))
     assert ask(transport) == CAT
     transport.close()
     server.stop(0).wait()
@@ -266,7 +267,7 @@ def test_all_addresses_of_a_name_take_turns() -> None:
     one, port = serve(stubs[0])
     other, same = serve(stubs[1], port, host="127.0.0.2")
     assert same == port
-    _, _, options = channel_arguments("name", port, None, None)
+    _, options = channel_arguments(Address("name", port))
     with grpc.insecure_channel(f"ipv4:127.0.0.1:{port},127.0.0.2:{port}", options=options) as channel:
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         end = time.monotonic() + 10

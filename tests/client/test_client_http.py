@@ -27,6 +27,7 @@ from client import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
+from client._address import Address
 from client._async_http import AsyncHttpTransport
 from client._transport_http import HttpTransport
 from client._wire_http import decode_status, refusal
@@ -35,8 +36,8 @@ from client._wire_http import decode_status, refusal
 class Blocked:
     """An asyncio transport as a blocking one, with an event loop of its own."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self.loop, self.transport = asyncio.new_event_loop(), AsyncHttpTransport(*arguments)
+    def __init__(self, address: Address) -> None:
+        self.loop, self.transport = asyncio.new_event_loop(), AsyncHttpTransport(address)
         self.url = self.transport.url
 
     def infer(self, request: Request) -> Answer:
@@ -54,7 +55,7 @@ class Blocked:
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
     """connect(host, port, ...) -> a transport that is closed at the end."""
     with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(contextlib.closing(request.param(*arguments)))
+        yield lambda *arguments: stack.enter_context(contextlib.closing(request.param(Address(*arguments))))
 
 
 @pytest.fixture
