@@ -226,10 +226,8 @@ def _is_served(output: Path) -> bool:
     """Whether a server's launcher holds the repository (server/private_folder.py)."""
     try:
         os.close(lock_folder(output))
-    except BlockingIOError:
-        return True
-    except OSError:  # it does not exist yet, or its file system has no locks
-        return False
+    except OSError as error:  # the others: it does not exist yet, or its file system has no locks
+        return isinstance(error, BlockingIOError)
     return False
 
 

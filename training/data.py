@@ -10,7 +10,16 @@ from torch.utils.data import Dataset
 
 from models.config import is_one_line
 from models.files import HIDDEN
-from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform, image_files, is_image, load_image
+from training.images import (
+    IMAGE_SUFFIXES,
+    DataError,
+    Labelled,
+    Transform,
+    image_files,
+    is_image,
+    label_numbers,
+    load_image,
+)
 from training.lists import Listed, is_list, read_list
 from training.names import Names
 from training.settings import first_of
@@ -86,7 +95,7 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
     for error in folder_errors(dataset, labels):
         raise DataError(error)
     if labels is not None:
-        number = {name: index for index, name in reversed(list(enumerate(labels)))}  # of equal labels the first
+        number = label_numbers(labels)
         index = [number[name] for name in dataset.classes]
         dataset.targets = [index[target] for target in dataset.targets]
         dataset.classes = labels

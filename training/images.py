@@ -139,6 +139,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def label_numbers(labels: Sequence[str]) -> dict[str, int]:
+    """Label -> its place, of equal ones the first: to look each up in a list takes long where there are thousands."""
+    return {label: number for number, label in reversed(list(enumerate(labels)))}
+
+
 class Labelled(Dataset[tuple[Any, int]]):
     """(image, class index). `names`: the file of each image, or SHARD:MEMBER.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from models.files import HIDDEN
-from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform
+from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform, label_numbers
 from training.names import Names
 from training.settings import first_of
 
@@ -70,7 +70,7 @@ class Shards(Labelled):
         elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
             known = f"the {len(labels)} labels ({first_of(labels)})"
             raise DataError(f"{folder}/{LABELS_FILE} differs from {known}: give it those, in this order")
-        self._first = {label: index for index, label in reversed(list(enumerate(labels or [])))}  # of equal labels
+        self._first = label_numbers(labels or [])
         self._numbers: dict[int, int] = {}  # one object a class
         self.sizes: list[int] = []
         images: list[tuple[str, Member]] = []
