@@ -1,6 +1,5 @@
 """tritonserver's dynamic batcher is woken for a request that came while every instance was busy."""
 
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,9 +8,9 @@ import pytest
 import torch
 import torch_models
 import tritonclient.grpc as triton_grpc
+from preloaded import compile_program, output_of
 
 from server import TritonServer
-from server.backends import build as backends
 
 POLICY = """dynamic_batching {
   preferred_batch_size: 2
@@ -49,17 +48,12 @@ int main() {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    source = tmp_path_factory.mktemp("waits") / "waits.cpp"
-    source.write_text(WAITS)
-    command = ["g++", "-std=c++20", "-pthread", str(source), "-o", str(source.with_suffix(""))]
-    subprocess.run(command, check=True)
-    return source.with_suffix("")
+    return compile_program(tmp_path_factory.mktemp("waits"), WAITS)
 
 
 def test_a_wait_of_half_a_second_is_cut_up_and_no_other(program):
     """It lasts as long and answers the same; in between its condition is looked at, busily for a second at most."""
-    env = {"LD_PRELOAD": str(backends.FIXES.output)}
-    lines = subprocess.run([program], env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = output_of(program).splitlines()
     (short, half, long), met = [[int(word) for word in line.split()] for line in lines[:3]], lines[3]
     assert [short[:2], half[:2], long[:2]] == [[0, 1]] * 3
     assert [short[2], long[2]] == [2, 2]

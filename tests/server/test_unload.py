@@ -1,14 +1,13 @@
 """tritonserver destroys a model only after the load that replaced it is done, and loads none meanwhile: else it
 touches freed memory."""
 
-import subprocess
 import time
 
 import pytest
+from preloaded import compile_program, output_of
 
 from server import TritonServer
 from server import management as management_module
-from server.backends import build as backends
 from server.canary import ask
 from server.management import MANAGEMENT_HEADER, Management
 
@@ -34,12 +33,7 @@ int main() {
 
 
 def test_only_the_thread_that_destroys_a_model_waits(tmp_path):
-    source, program = tmp_path / "threads.cpp", tmp_path / "threads"
-    source.write_text(THREADS)
-    subprocess.run(["g++", "-std=c++20", "-pthread", str(source), "-o", str(program)], check=True)
-    env = {"LD_PRELOAD": str(backends.FIXES.output)}
-    said = subprocess.run([program], env=env, capture_output=True, text=True, check=True).stdout
-    after_begin, after_other = map(float, said.split())
+    after_begin, after_other = map(float, output_of(compile_program(tmp_path, THREADS)).split())
     assert after_begin >= DELAY
     assert after_other > 0
 

@@ -1,13 +1,11 @@
 """A model whose warm-up fails is refused with the reason, at the start and by a running server, which goes on."""
 
-import subprocess
-
 import pytest
 import torch
+from preloaded import compile_program, output_of
 from torch_models import write
 
 from server import ReleaseError, StartError, TritonServer
-from server.backends import build as backends
 from server.management import Management
 
 DELAY = 0.1  # seconds
@@ -64,12 +62,7 @@ class Whole(torch.nn.Module):
 
 
 def test_only_who_has_waited_for_a_failure_comes_back_later(tmp_path):
-    source, program = tmp_path / "futures.cpp", tmp_path / "futures"
-    source.write_text(FUTURES)
-    subprocess.run(["g++", "-std=c++20", "-pthread", str(source), "-o", str(program)], check=True)
-    env = {"LD_PRELOAD": str(backends.FIXES.output)}
-    said = subprocess.run([program], env=env, capture_output=True, text=True, check=True).stdout
-    failure, *others = map(float, said.split())
+    failure, *others = map(float, output_of(compile_program(tmp_path, FUTURES)).split())
     assert failure >= DELAY
     assert min(others) < DELAY / 2  # of three: one may have been off its core
     assert failure > max(others) + DELAY / 2
