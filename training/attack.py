@@ -22,7 +22,7 @@ from models.files import write_file
 from training.accuracy import answers
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
 from training.augment import eval_transform
-from training.classifier import load_classifier
+from training.classifier import InputConfig, load_classifier
 from training.data import open_images
 from training.distributed import check_device
 from training.loaders import make_loader
@@ -35,7 +35,7 @@ from training.settings import SettingsError, check_ranges, check_used
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(InputConfig):
     """Attack a checkpoint in the L-infinity ball around its images."""
 
     checkpoint: Path
@@ -54,8 +54,6 @@ class Config:
     """This many images, spread evenly over all, which are sorted by class; None: all."""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
-    arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     batch_size: int = 64
     workers: int = 2
     """Processes that decode images."""
@@ -124,7 +122,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:
         check_file("--save", config.save)
-    network, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
+    network, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data, **config.inputs)
     dataset = open_images(config.data, eval_transform(model_config), labels)
     chosen = Subset(dataset, evenly(len(dataset), config.count or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
@@ -169,7 +167,7 @@ def report(config: Config) -> None:
         results = attack_checkpoint(config, status.update)
     console.print(result_table(results))
     if config.save is not None:
-        values = {"checkpoint": str(config.checkpoint), "data": str(config.data), "seed": config.seed}
+        values = {"checkpoint": str(config.checkpoint), "data": str(config.data), **config.inputs, "seed": config.seed}
         text = json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n"
         write_file(config.save, lambda path: path.write_text(text))
 

@@ -1,6 +1,8 @@
 """A trained classifier and its labels: of a checkpoint, or of a weights file that others publish."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import nn
 
@@ -9,17 +11,37 @@ from training.data import open_images
 from training.settings import SettingsError
 
 
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What a published file does not say; of a checkpoint, what is to differ from it."""
+
+    arch: str = ""
+    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
+    image_size: int = 0
+    """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct and crop_mode when left out."""
+    crop_pct: float = 0.0
+    """Share of the resized shorter side that is kept."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """center; squash: the aspect is not kept; border: all of the image, in a border."""
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What is not left out of how images are prepared."""
+        values = {name: getattr(self, name) for name in ("image_size", "crop_pct", "crop_mode")}
+        return {name: value for name, value in values.items() if value}
+
+
 def load_classifier(
-    checkpoint: Path, arch: str = "", data: Path | None = None
+    checkpoint: Path, arch: str = "", data: Path | None = None, **inputs: Any
 ) -> tuple[nn.Module, ModelConfig, list[str]]:
-    """The model in evaluation mode, its config and the label of each class.
+    """The model in evaluation mode, its config, in which `inputs` replace what is there, and the label of each class.
 
     A published file, beside which no config.json of ours lies, needs its `arch`. It has no labels: they are the numbers
     of the classes or, if `data` has as many labels by other names, those in their order (for ImageNet's folders,
     n01440764 and so on, that is the published one). Raises `SettingsError` where those do not fit, and as
     `models.classifier_config`.
     """
-    config = classifier_config(checkpoint, arch)
+    config = replace(classifier_config(checkpoint, arch), **inputs)
     model = create_model(config.arch, config.num_classes, config.image_size)
     load_weights(model, checkpoint, arch=config.arch)
     return model.eval(), config, config.labels or _labels(checkpoint, config.num_classes, data)

@@ -3,6 +3,8 @@
 Examples:
     python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
     python -m training.evaluate --checkpoint runs/mine --data runs/mine/val.csv --predictions predictions.csv
+    python -m training.evaluate --arch replknet_31b --checkpoint RepLKNet-31B_ImageNet-1K_384.pth --data imagenet/val \
+        --image-size 384 --crop-pct 1 --crop-mode squash
 """
 
 import json
@@ -21,7 +23,7 @@ from models import ModelConfig, linear_head, reparameterize, save_checkpoint
 from models.files import replace_file
 from training.accuracy import accuracies, count_answers, top1
 from training.augment import eval_transform
-from training.classifier import load_classifier
+from training.classifier import InputConfig, load_classifier
 from training.data import open_images
 from training.distributed import check_device
 from training.images import Labelled
@@ -37,7 +39,7 @@ CORRECTIONS = ("tau_norm", "logit_adjustment")  # of the head; --save keeps them
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(InputConfig):
     """Evaluate a checkpoint."""
 
     checkpoint: Path
@@ -58,8 +60,6 @@ class Config:
     """Write the confusion matrix to this CSV file: a row for each label, a column for each answer."""
     predictions: Path | None = None
     """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
-    arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     amp: Amp = "off"
     """Automatic mixed precision; to see a run's own figures again, what it was trained with."""
     batch_size: int = 64
@@ -123,7 +123,7 @@ def evaluate(
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
-    model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data)
+    model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data, **config.inputs)
     made = arguments(config.checkpoint)
     correct_head(model, config, made)
     dataset = open_images(config.data, eval_transform(model_config), labels)

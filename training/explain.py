@@ -20,7 +20,7 @@ from training.accuracy import answers
 from training.augment import eval_transform, to_picture
 from training.cam import Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
-from training.classifier import load_classifier
+from training.classifier import InputConfig, load_classifier
 from training.data import Unlabelled
 from training.distributed import check_device
 from training.images import Transform, read_image
@@ -39,7 +39,7 @@ COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(InputConfig):
     """Explain the answers of a checkpoint."""
 
     checkpoint: Path
@@ -58,8 +58,6 @@ class Config:
     """How many images are explained, evenly over the folder."""
     scores: bool = False
     """Insertion, deletion, ROAD and the randomisation check."""
-    arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -100,7 +98,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
             f"--layer {config.layer} does nothing with --method cam: take layercam or another, or leave it out"
         )
     check_folder("--output", config.output)
-    model, model_config, labels = load_classifier(config.checkpoint, config.arch)
+    model, model_config, labels = load_classifier(config.checkpoint, config.arch, **config.inputs)
     model = model.to(config.device)
     if config.target and config.target not in labels:
         raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {first_of(labels)}")

@@ -1,10 +1,13 @@
 """Weights that others publish, evaluated, attacked and explained without a checkpoint of ours around them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from models import ModelConfig, WeightsError, create_model, save_checkpoint
@@ -44,6 +47,31 @@ def test_published_weights_are_judged_by_every_script(published: Path, images: P
     output = tmp_path / "explained"
     explain.explain_images(explain.Config(published, images, output=output, target="2", count=1, **common))
     assert len(list(output.glob("*.png"))) == 1
+
+
+def test_a_published_file_is_judged_at_the_size_that_it_was_published_at(
+    published: Path, images: Path, tmp_path: Path
+) -> None:
+    """As RepLKNet-31B's of 384 px, which are squashed; the architecture's own are 224 px with a crop."""
+    size: dict[str, Any] = {"image_size": 64, "crop_pct": 1.0, "crop_mode": "squash"}
+    _, config, _ = load_classifier(published, "replknet_nano")
+    same = load_classifier(published, "replknet_nano")[0]
+    save_checkpoint(tmp_path / "ours", same, replace(config, labels=[*WNIDS], **size))
+    tables = [tmp_path / "published.csv", tmp_path / "ours.csv", tmp_path / "other.csv"]
+    common = {"arch": "replknet_nano", "device": "cpu"}
+    evaluate.evaluate(evaluate.Config(published, images, predictions=tables[0], **common, **size))
+    evaluate.evaluate(evaluate.Config(tmp_path / "ours", images, predictions=tables[1], device="cpu"))
+    evaluate.evaluate(evaluate.Config(published, images, predictions=tables[2], **common))
+    assert tables[0].read_text() == tables[1].read_text() != tables[2].read_text()
+    report = tmp_path / "attack.json"
+    attack.report(attack.Config(published, images, attacks=("fgsm",), save=report, **common, **size))
+    assert size.items() <= json.loads(report.read_text()).items()
+    output = tmp_path / "explained"
+    explain.explain_images(explain.Config(published, images, output=output, count=1, **common, **size))
+    with Image.open(next(output.glob("*.png"))) as picture:
+        assert picture.size == (128, 64)
+    with pytest.raises(ValueError, match="image_size 16"):
+        load_classifier(published, "replknet_nano", image_size=16)
 
 
 def test_labels_that_are_numbers_are_the_classes(published: Path, tmp_path: Path) -> None:
