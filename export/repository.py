@@ -99,8 +99,10 @@ def _write_constant_parts(
         version = stage / name / "1"
         _replace(version / ".gitkeep", b"")  # an ensemble needs a version folder, and it holds no model
         _write_record(version, [version.parent / "labels.txt"])
+    if not (sources := list(PREPROCESS_SOURCE.glob("*.py"))):
+        raise RepositoryError(f"{PREPROCESS_SOURCE} has no *.py: run build_models.py in a checkout, which has them")
     step = stage / "preprocess" / "1"
-    for source in PREPROCESS_SOURCE.glob("*.py"):
+    for source in sources:
         _replace(step / source.name, source.read_bytes())
     warmup = stage / "preprocess" / "warmup" / WARMUP_IMAGE
     warmup.parent.mkdir(exist_ok=True)

@@ -117,6 +117,15 @@ def test_a_limit_that_the_embedded_server_alone_has_not_is_its_default(output: P
     assert limit(output) == [4_000_000, SPEC.max_pixels]
 
 
+def test_without_the_preprocess_step_nothing_is_built(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a wheel."""
+    before = digest(output)
+    monkeypatch.setattr("export.repository.PREPROCESS_SOURCE", output / "nowhere")
+    with pytest.raises(RepositoryError, match=r"nowhere has no \*\.py: run build_models\.py in a checkout"):
+        build(output)
+    assert digest(output) == before
+
+
 @pytest.mark.parametrize("value", ["4e6", "0", "-1", "\u00b2"])
 def test_a_limit_that_cannot_be_is_refused(output: Path, value: str) -> None:
     set_limit(output, value, EMBEDDED)
