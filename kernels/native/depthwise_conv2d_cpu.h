@@ -4,7 +4,6 @@
 // All of the standard library that the kernels use: before their target, since what it defines must run on any processor.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>

@@ -88,11 +88,22 @@ template <class Kernel, int Rows, int Columns, class Part>
   }
 }
 
+// The polynomial of `coefficients`, the highest power first.
+template <size_t N>
+inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
+  Vector sum = zero();
+  for (const float coefficient : coefficients) sum = multiply_add(sum, x, zero() + coefficient);
+  return sum;
+}
+
+// erf(z) = z p(z z) / q(z z) for |z| <= 3.92, from where on it is 1: a least-squares fit, within 6 * 2^-24 in float32.
 [[gnu::noinline]] Vector gelu(Vector value) {
-  alignas(64) float lanes[kLanes];
-  store_aligned(lanes, value);
-  for (float& x : lanes) x = 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f));
-  return load_aligned(lanes);
+  constexpr float p[] = {2.0500874e-6f, 2.8488287e-4f, 3.7656217e-3f, 5.2748741e-2f, 0.19040657f, 1.1283791f};
+  constexpr float q[] = {3.8091723e-5f, 1.1625366e-3f, 1.4969227e-2f, 0.11410916f, 0.50207617f, 1.0f};
+  const Vector z = value * 0.70710678118654752f, t = z * z, one = zero() + 1.0f;
+  const Vector inner = z * polynomial(t, p) / polynomial(t, q);  // a NaN stays one
+  const Vector erf = z > 3.92f ? one : z < -3.92f ? -one : inner;
+  return 0.5f * value * (one + erf);
 }
 
 inline Vector activate(Vector value, Activation activation) {

@@ -1,5 +1,6 @@
 """The operator on the CPU: as Python registers it and as the native library does."""
 
+import math
 import os
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def test_narrow_filters_and_groups_of_blocks(problem, case, dtype, activation):
     p = problem(case, dtype, activation)
     source = p.input.contiguous(memory_format=torch.channels_last)
     p.check(torch.ops.widefield.depthwise_conv2d(source, p.weight, p.bias, activation))
+
+
+def test_gelu_over_its_range():
+    """Of single values; beyond the range of its polynomials too."""
+    values = torch.linspace(-12, 12, 1 << 16)
+    values[:6] = torch.tensor([math.nan, math.inf, -math.inf, -1e6, 1e6, 0.0])
+    x = values.reshape(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
+    pick = torch.zeros(16, 1, 3, 3)
+    pick[:, :, 1, 1] = 1
+    spaced = F.conv_transpose2d(x, pick[:, :, 1:2, 1:2], stride=2, groups=16)  # no two in a window
+    output = depthwise_conv2d(spaced, pick, None, "gelu")[:, :, ::2, ::2].flatten()
+    expected = F.gelu(values.double())
+    near = 4 * torch.finfo(torch.float32).eps * values.abs()
+    ends = torch.tensor([math.nan, math.inf, math.nan, 0.0, 1e6, 0.0])
+    torch.testing.assert_close(output[:6], ends, rtol=0, atol=0, equal_nan=True)
+    assert ((output.double() - expected).abs() <= near)[6:].all()
 
 
 def test_no_worse_than_pytorch(problem):
