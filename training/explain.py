@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training.accuracy import answers
 from training.augment import eval_transform, to_picture
-from training.cam import Method, explain
+from training.cam import AT_ONCE, Method, explain
 from training.cam_scores import deletion, insertion, randomization_check
 from training.classifier import InputConfig, load_classifier
 from training.data import Unlabelled
@@ -105,7 +105,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     names, pictures = zip(*find_images(config.data, config.count, eval_transform(model_config)), strict=True)
     images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
     with torch.no_grad():
-        logits = model(images)
+        logits = torch.cat([model(part) for part in images.split(AT_ONCE)])
     probabilities, answered = logits.softmax(1), answers(logits)
     targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
     maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
