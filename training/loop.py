@@ -24,7 +24,7 @@ from training.logs import RunLog
 from training.optim import Average, make_optimizer, make_scheduler
 from training.randomness import EVALUATION, STEP, seed_everything
 from training.samplers import EpochBatches
-from training.settings import LoopConfig, SettingsError, accumulation, autocast, check_same
+from training.settings import LoopConfig, SettingsError, accumulation, as_json, autocast, check_same
 from training.state import check_same_step, is_finished, load_state, metrics_of, open_run, save_state, signal_noted
 
 LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
@@ -97,16 +97,17 @@ def fit(
 
     last = config.output / "last"
     arguments = {**arguments, "images": batches.size, "images_per_step": images_per_step}
+    defaults = as_json(type(config)())
     step, evaluated, loss_sum, metrics = 0, 0, 0.0, {}
     state = load_state(last) if config.resume == "auto" else None
     finished = config.resume == "auto" and state is None and is_finished(config.output)
     check_same_step(state["step"] if state else total_steps if finished else 0, last, device)
     if finished:
-        metrics = metrics_of(config.output, arguments)
+        metrics = metrics_of(config.output, arguments, defaults)
         console.print(f"{config.output} is finished already: --resume never trains it again")
         return metrics
     if state:
-        check_same(json.loads(state["arguments"]), arguments, last)
+        check_same(json.loads(state["arguments"]), arguments, last, defaults)
         learner.load_state_dict(state["learner"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])

@@ -189,10 +189,13 @@ def json_object(path: Path, content: bytes) -> dict[str, Any]:
     return values
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Raises `SettingsError` at the first setting, or else fact of the data, that would make it another run."""
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, defaults: Mapping[str, Any]) -> None:
+    """Raises `SettingsError` at the first setting, or else fact of the data, that would make it another run.
+
+    A setting that `before` does not know, because it is newer than that run, was as in `defaults`.
+    """
     for name in {**now, **before}:  # settings come before what follows from them and the data, such as class_counts
-        was, is_now = before.get(name), now.get(name)
+        was, is_now = before.get(name, defaults.get(name)), now.get(name)
         if name in FREE_TO_CHANGE or was == is_now:
             continue
         if isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now):  # a thousand classes

@@ -88,12 +88,13 @@ def is_finished(output: Path) -> bool:
     return (output / WEIGHTS_FILE).exists()
 
 
-def metrics_of(output: Path, arguments: dict[str, Any]) -> dict[str, float]:
-    """The last record of a finished run. Raises `SettingsError` for one with other `arguments`, none or damaged."""
+def metrics_of(output: Path, arguments: dict[str, Any], defaults: dict[str, Any]) -> dict[str, float]:
+    """The last record of a finished run. Raises `SettingsError` for one with other `arguments` (of `defaults`:
+    `check_same`), none or damaged."""
     path, log = output / ARGUMENTS_FILE, output / LOG_FILE
     if not (path.exists() and log.exists()):
         raise SettingsError(f"{output} holds a checkpoint: name another --output, or replace it with --resume never")
-    check_same(json_object(path, path.read_bytes()), arguments, output)
+    check_same(json_object(path, path.read_bytes()), arguments, output, defaults)
     return json_object(log, (log.read_bytes().splitlines() or [b""])[-1])
 
 

@@ -116,14 +116,14 @@ def test_global_batch_size(tiny: Tiny, tmp_path: Path) -> None:
 def test_fewer_processes_may_go_on_with_the_same_steps() -> None:
     """8 x 64 images as they come, or 4 x 64 in two parts."""
     before = {"global_batch_size": 0, "images_per_step": 512}
-    check_same(before, {"global_batch_size": 512, "images_per_step": 512}, Path("run/last"))
+    check_same(before, {"global_batch_size": 512, "images_per_step": 512}, Path("run/last"), {})
     with pytest.raises(SettingsError, match="the run in run/last has images_per_step 512, this one 256"):
-        check_same(before, {"global_batch_size": 256, "images_per_step": 256}, Path("run/last"))
+        check_same(before, {"global_batch_size": 256, "images_per_step": 256}, Path("run/last"), {})
 
 
 def test_a_label_more_is_another_run() -> None:
     with pytest.raises(SettingsError, match=r"has labels \['a', 'b'\], this one \['a', 'b', 'c'\]: repeat"):
-        check_same({"labels": ["a", "b"]}, {"labels": ["a", "b", "c"]}, Path("run/last"))
+        check_same({"labels": ["a", "b"]}, {"labels": ["a", "b", "c"]}, Path("run/last"), {})
 
 
 def test_presets_are_command_lines() -> None:

@@ -23,7 +23,7 @@ from tests.training.runs import QUIET, Killed, Tiny, assert_same, before_step, d
 from training.config import Config
 from training.finetune import train
 from training.settings import SettingsError
-from training.state import StateError, load_state, metrics_of, open_run
+from training.state import StateError, load_state, metrics_of, open_run, save_state
 
 METHODS = {
     "mixed": {"mixup": 0.8, "cutmix": 1.0, "drop_path": 0.2, "random_erasing": 0.5, "rand_augment": "n2-m9"},
@@ -143,6 +143,28 @@ def test_other_settings_do_not_resume(tiny: Tiny, tmp_path: Path, monkeypatch: p
     assert len(records(config.output)) == 1
 
 
+def test_a_run_from_before_an_option_had_it_at_its_default(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off, and finished."""
+    config = tiny(tmp_path / "run", save_every=1, epochs=1)
+    kill_in_step_2(config, monkeypatch)
+    last = config.output / "last"
+    state = load_state(last)
+    known = json.loads(state["arguments"])
+    del known["random_erasing"]
+    save_state(last, {**state, "arguments": json.dumps(known)})
+    newer = dataclasses.replace(config, random_erasing=0.5)
+    refused = pytest.raises(SettingsError, match=r"has random_erasing 0\.0, this one 0\.5: ")
+    with refused:
+        train(newer, QUIET)
+    train(config, QUIET)
+    (config.output / "args.json").write_text(json.dumps(known))
+    with refused:
+        train(newer, QUIET)
+    assert train(config, QUIET) == records(config.output)[-1]["top1"]
+
+
 def test_starting_over_leaves_nothing_of_the_old_run_to_resume(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,12 +248,12 @@ def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text('{"lr": 0.1')
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(SettingsError, match=r"args\.json is damaged \(.*: restore it, or remove it"):
-        metrics_of(tmp_path, {"lr": 0.1})
+        metrics_of(tmp_path, {"lr": 0.1}, {})
     (tmp_path / "args.json").write_text('{"lr": 0.1}')
     with pytest.raises(SettingsError, match=r"log\.jsonl is damaged \("):
-        metrics_of(tmp_path, {"lr": 0.1})
+        metrics_of(tmp_path, {"lr": 0.1}, {})
     (tmp_path / "log.jsonl").write_text('{"top1": 0.1}\n{"top1": 0.2}\n')
-    assert metrics_of(tmp_path, {"lr": 0.1}) == {"top1": 0.2}
+    assert metrics_of(tmp_path, {"lr": 0.1}, {}) == {"top1": 0.2}
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
