@@ -27,33 +27,43 @@ def count_answers(
     num_classes: int,
     device: str = "cpu",
     ranked: list[tuple[Tensor, Tensor]] | None = None,
+    confusion: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The confusion matrix [num_classes,num_classes], rows the truth, columns the answer; and how many images have
-    their class among the five highest logits []. Raises as `answers`.
+    """Images of each class and how many of them are right [2,num_classes]; and how many images have their class among
+    the five highest logits []. Raises as `answers`.
 
-    To `ranked` are appended the classes of each batch's images from the highest logit down [B,5 at most], and the
-    probability of the first [B].
+    Into `confusion` [num_classes,num_classes], rows the truth, columns the answer, the images are counted: gigabytes of
+    tens of thousands of classes. To `ranked` are appended the classes of each batch's images from the highest logit
+    down [B,5 at most], and the probability of the first [B].
     """
-    counts, in_top5 = torch.zeros(num_classes * num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+    counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     with evaluating(model):
         for images, targets in loader:
             logits = model(images.to(device, memory_format=torch.channels_last)).cpu()  # [B,num_classes]
-            places = targets * num_classes + answers(logits)  # [B]
-            counts.index_add_(0, places, torch.ones_like(places))  # a matrix of its own for each batch would take long
+            answered, ones = answers(logits), torch.ones_like(targets)  # [B]
+            counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
+            if confusion is not None:  # a matrix of its own for each batch would take long
+                confusion.view(-1).index_add_(0, targets * num_classes + answered, ones)
             in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
             if ranked is not None:
                 order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
                 order = order.clone()  # a view would keep all num_classes of them
                 ranked.append((order, logits.float().softmax(1).amax(1)))
-    return counts.view(num_classes, num_classes), in_top5
+    return counts, in_top5
 
 
-def top1(confusion: Tensor) -> float:
-    """Share of right answers, 0..1."""
-    return confusion.trace().item() / max(1, int(confusion.sum()))
+def by_class(confusion: Tensor) -> Tensor:
+    """Of a confusion matrix, what `count_answers` gives: images and right answers of each class [2,classes]."""
+    return torch.stack([confusion.sum(1), confusion.diagonal()])
 
 
-def accuracies(confusion: Tensor, in_top5: Tensor) -> dict[str, float]:
-    """ "top1" and, of more than five classes, "top5", 0..1."""
-    top5 = {"top5": in_top5.item() / max(1, int(confusion.sum()))} if len(confusion) > 5 else {}
-    return {"top1": top1(confusion), **top5}
+def top1(counts: Tensor) -> float:
+    """Share of right answers, 0..1, of images and right answers of each class [2,classes]."""
+    images, right = counts.sum(1).tolist()
+    return right / max(1, images)
+
+
+def accuracies(counts: Tensor, in_top5: Tensor) -> dict[str, float]:
+    """ "top1" and, of more than five classes, "top5", 0..1; `counts` [2,classes] as `top1` has them."""
+    top5 = {"top5": in_top5.item() / max(1, int(counts[0].sum()))} if counts.shape[1] > 5 else {}
+    return {"top1": top1(counts), **top5}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
 from models.files import replace_file
-from training.accuracy import accuracies, count_answers, top1
+from training.accuracy import accuracies, by_class, count_answers
 from training.augment import eval_transform
 from training.classifier import InputConfig, load_classifier
 from training.data import open_images
@@ -108,7 +108,7 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
 def evaluate(
     config: Config, tell: Callable[[Tensor, list[str], Tensor], object] = lambda *found: None
 ) -> tuple[Tensor, list[str], Tensor]:
-    """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` has them.
+    """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` counts.
 
     `tell` is given them before a file is written, so that a full disk does not cost them.
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
@@ -131,8 +131,9 @@ def evaluate(
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
+    confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     with autocast(config.device, config.amp):
-        confusion, in_top5 = count_answers(network, loader, len(labels), config.device, ranked)
+        _, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion)
     tell(confusion, labels, in_top5)
     if config.csv is not None:
         header = ("label", "images", "right", "top1", "most_often_taken_for")
@@ -207,11 +208,14 @@ def report(config: Config) -> None:
 
     def show(confusion: Tensor, labels: list[str], in_top5: Tensor) -> None:
         console.print(per_class_table(confusion, labels))
-        console.print(f"top-1 {top1(confusion):.2%}: {int(confusion.trace())} of {int(confusion.sum())} right")
-        if "top5" in (share := accuracies(confusion, in_top5)):
-            console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {int(confusion.sum())} right")
+        answered = by_class(confusion)
+        images, right = answered.sum(1).tolist()
+        share = accuracies(answered, in_top5)
+        console.print(f"top-1 {share['top1']:.2%}: {right} of {images} right")
+        if "top5" in share:
+            console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {images} right")
         counts = training_counts(config.checkpoint)
-        if counts is not None and (shares := shot_report(confusion, counts)):
+        if counts is not None and (shares := shot_report(answered, counts)):
             console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
 
     evaluate(config, show)

@@ -95,8 +95,8 @@ def train(config: Config, console: Console | None = None) -> float:
 
     def evaluate(finished: nn.Module) -> dict[str, float]:
         counted = count_answers(finished, val_loader, len(labels), config.device)
-        confusion, in_top5 = (distributed.all_sum(part) for part in counted)
-        metrics = accuracies(confusion, in_top5) | shot_report(confusion, counts)
+        answered, in_top5 = (distributed.all_sum(part) for part in counted)
+        metrics = accuracies(answered, in_top5) | shot_report(answered, counts)
         if watch is not None:
             metrics["robust"] = watch(PixelModel(finished, model_config.mean, model_config.std), config.device)
         return metrics

@@ -94,16 +94,16 @@ def adjust_logits(head: nn.Linear, counts: Sequence[int], tau: float) -> None:
     head.bias.sub_(tau * log_prior(counts).to(head.bias))
 
 
-def shot_report(confusion: Tensor, counts: Sequence[int]) -> dict[str, float]:
+def shot_report(answered: Tensor, counts: Sequence[int]) -> dict[str, float]:
     """Mean of the classes' accuracies, 0..1: "balanced" of all, "many", "medium" and "few" by training images.
 
-    `confusion` [classes,classes], rows the truth. A group without a class that has test images is left out. Empty where
-    the largest class has at most 1.5 times the images of the smallest.
+    `answered` [2,classes]: test images and right answers. A group without a class that has test images is left out.
+    Empty where the largest class has at most 1.5 times the images of the smallest.
     """
     if max(counts) <= 1.5 * min(counts):
         return {}
-    total = confusion.sum(1)
-    recall = confusion.diagonal() / total.clamp_min(1)
+    total, right = answered
+    recall = right / total.clamp_min(1)
     n = torch.tensor(list(counts))
     groups = {
         "balanced": torch.ones_like(n, dtype=torch.bool),

@@ -17,7 +17,7 @@ from benchmarks.evidence.run import Run
 from benchmarks.harness import fingerprint, versions
 from models.files import replace_file
 from training import attack, evaluate, finetune, pretrain
-from training.accuracy import top1
+from training.accuracy import by_class, top1
 from training.logs import LOG_FILE
 from training.long_tail import shot_report
 
@@ -109,7 +109,8 @@ def do_evaluate(run: Run, root: Path, folder: Path) -> dict[str, float]:
     values: dict[str, Any] = {"checkpoint": start_of(run, root), "data": data, "device": "cpu"}
     confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
     counts = evaluate.training_counts(values["checkpoint"]) or []
-    return {"top1": top1(confusion), **shot_report(confusion, counts)}
+    answered = by_class(confusion)
+    return {"top1": top1(answered), **shot_report(answered, counts)}
 
 
 def do_attack(run: Run, root: Path, folder: Path) -> dict[str, float]:

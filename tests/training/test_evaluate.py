@@ -14,7 +14,7 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
 from tests.training.test_splits import fill
 from training import evaluate as script
-from training.accuracy import accuracies, count_answers, top1
+from training.accuracy import accuracies, by_class, count_answers, top1
 from training.augment import eval_transform
 from training.data import open_images
 from training.evaluate import Config as EvaluateConfig
@@ -37,9 +37,11 @@ def test_confusion_matrix_counts_rows_as_truth() -> None:
     images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
     targets = torch.tensor([0, 0, 1, 2, 2])
     model = Answers().train()
-    confusion, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3)
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    counts, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3, confusion=confusion)
+    assert counts.equal(by_class(confusion))
     assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert top1(confusion) == pytest.approx(3 / 5)
+    assert top1(counts) == pytest.approx(3 / 5)
     assert model.training
     table = per_class_table(confusion, ["a", "b", "c"])
     assert [str(cell) for cell in table.columns[4].cells] == ["b (1)", "", "a (1)"]
@@ -90,9 +92,9 @@ def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
 
     targets = torch.tensor([0, 4, 5, 6, 3])
     images = torch.zeros(5, 3, 2, 2)
-    confusion, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
-    assert accuracies(confusion, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
-    assert accuracies(torch.eye(5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
+    counts, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
+    assert accuracies(counts, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
+    assert accuracies(torch.ones(2, 5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
 
 
 def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
@@ -212,8 +214,8 @@ def test_equal_logits_are_answered_and_ranked_alike() -> None:
             return torch.zeros(len(images), 200, dtype=torch.bfloat16)  # as under autocast
 
     ranked: list[tuple[torch.Tensor, torch.Tensor]] = []
-    confusion, _ = count_answers(Undecided(), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], 200, ranked=ranked)
-    assert confusion[:, 0].sum() == 2
+    counts, _ = count_answers(Undecided(), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], 200, ranked=ranked)
+    assert counts[:, :3].tolist() == [[1, 1, 0], [1, 0, 0]], "the first of them is the answer"
     assert ranked[0][0].tolist() == [[0, 1, 2, 3, 4]] * 2
     assert ranked[0][1].tolist() == pytest.approx([1 / 200] * 2), "not rounded as the logits are"
 

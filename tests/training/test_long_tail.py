@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import create_model, load_checkpoint
 from tests.training.runs import QUIET, Tiny
-from training.accuracy import top1
+from training.accuracy import by_class, top1
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
@@ -234,12 +234,13 @@ def test_sampler_weights_are_the_papers() -> None:
 def test_report_is_by_training_images() -> None:
     """At 100 and at 20 a class is medium; one without test images is in no group."""
     confusion = torch.tensor([[8, 2, 0, 0, 0], [5, 5, 0, 0, 0], [9, 0, 1, 0, 0], [7, 0, 0, 3, 0], [0, 0, 0, 0, 0]])
-    report = shot_report(confusion, [101, 100, 20, 19, 19])
+    answered = by_class(confusion)
+    report = shot_report(answered, [101, 100, 20, 19, 19])
     groups = {"many": 0.8, "medium": (0.5 + 0.1) / 2, "few": 0.3}
     assert report == pytest.approx({"balanced": (0.8 + 0.5 + 0.1 + 0.3) / 4, **groups})
-    assert "medium" not in shot_report(confusion, [101, 101, 19, 19, 19])
-    assert shot_report(confusion, [30, 30, 30, 30, 20]) == {}
-    assert shot_report(confusion, [31, 30, 30, 30, 20]) != {}
+    assert "medium" not in shot_report(answered, [101, 101, 19, 19, 19])
+    assert shot_report(answered, [30, 30, 30, 30, 20]) == {}
+    assert shot_report(answered, [31, 30, 30, 30, 20]) != {}
 
 
 def test_head_only_keeps_the_backbone(tiny: Tiny, tmp_path: Path) -> None:
@@ -262,9 +263,9 @@ def test_corrections_after_training(tiny: Tiny, small_digits: Path, tmp_path: Pa
     assert {"balanced", "medium", "few"} <= log.keys()
     common = {"checkpoint": tmp_path / "run", "data": small_digits / "val", "device": "cpu"}
     corrected = EvaluateConfig(**common, tau_norm=1.0, logit_adjustment=0.5, save=tmp_path / "corrected")
-    accuracy = top1(evaluate(corrected)[0])
+    accuracy = top1(by_class(evaluate(corrected)[0]))
     saved = EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", device="cpu")
-    assert top1(evaluate(saved)[0]) == accuracy
+    assert top1(by_class(evaluate(saved)[0])) == accuracy
     head = load_checkpoint(tmp_path / "corrected")[0].head
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
     torch.testing.assert_close(head.bias, -0.5 * log_prior([32, 11, 4]))

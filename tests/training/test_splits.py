@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.training.runs import QUIET, Tiny, records
 from training import attack, explain, finetune, pretrain
-from training.accuracy import top1
+from training.accuracy import by_class, top1
 from training.data import Unlabelled, open_images
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
@@ -135,9 +135,9 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
     monkeypatch.chdir("/")
     confusion, *_ = evaluate(EvaluateConfig(tmp_path / "run", listed, device="cpu"))
     assert confusion.sum() == 6
-    assert top1(confusion) == records(tmp_path / "run")[-1]["top1"]
+    assert top1(by_class(confusion)) == records(tmp_path / "run")[-1]["top1"]
     (clean, _) = attack.attack_checkpoint(attack.Config(tmp_path / "run", listed, ("fgsm",), device="cpu"))
-    assert (clean.accuracy, clean.images) == (top1(confusion), 6)
+    assert (clean.accuracy, clean.images) == (top1(by_class(confusion)), 6)
     assert len(explain.find_images(listed, 9, Transform([lambda picture: picture]))) == len(Unlabelled(listed)) == 6
 
     monkeypatch.chdir(tmp_path)
