@@ -10,6 +10,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +111,7 @@ def fit(
         check_same(json.loads(state["arguments"]), arguments, last, defaults)
         learner.load_state_dict(state["learner"])
         averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(deepcopy(state["optimizer"]))  # on a CPU it would keep the file's own tensors
         scaler.load_state_dict(state["scaler"])
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
     del state  # else it would lie beside the run to its end, in every process

@@ -63,12 +63,15 @@ def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The state in `folder`, None if there is none. Raises `StateError` for a damaged file."""
+    """The state in `folder`, None if there is none: mapped, so that the processes of a machine share its memory.
+
+    Raises `StateError` for a damaged file.
+    """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle raises anything
         raise StateError(f"{path} is damaged ({first_line(error)}): start over with --resume never") from error
 

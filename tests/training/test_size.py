@@ -183,12 +183,16 @@ def test_an_evaluation_has_one_matrix_of_all_classes_where_it_is_asked_for(asked
 def test_a_resumed_run_does_not_keep_the_state_that_it_read(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1.3 GB of replknet_31b, in each process."""
+    """1.3 GB of replknet_31b, which the processes share while they read it; a file that is replaced is let go."""
     config = tiny(tmp_path / "run", epochs=1, save_every=2)
     held: list[weakref.ref[torch.Tensor]] = []
 
+    def mapped() -> bool:
+        return str(config.output / "last/state.pt") in Path("/proc/self/maps").read_text()
+
     def watched(folder: Path) -> Any:
         state = load_state(folder)
+        assert mapped() == (state is not None)
         held.extend(map(weakref.ref, state["learner"].values()) if state else [])
         return state
 
@@ -198,7 +202,7 @@ def test_a_resumed_run_does_not_keep_the_state_that_it_read(
             train(config, QUIET)
     monkeypatch.setattr(training.loop, "load_state", watched)
     alive: list[int] = []
-    before_step(4, lambda: alive.append(sum(ref() is not None for ref in held)), monkeypatch)
+    before_step(4, lambda: alive.append(sum(ref() is not None for ref in held) + mapped()), monkeypatch)
     train(config, QUIET)
     assert held
     assert alive == [0]
