@@ -35,7 +35,8 @@ def long_tail_subset(targets: Sequence[int], classes: int, imbalance: float, see
     _check_counts(sizes.tolist())
     counts = long_tail_counts(int(sizes.min()), classes, imbalance)
     rng = np.random.RandomState(seed)
-    chosen = [rng.permutation(np.flatnonzero(labels == index))[:count] for index, count in enumerate(counts)]
+    of_classes = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
+    chosen = [rng.permutation(images)[:count] for images, count in zip(of_classes, counts, strict=True)]
     return np.sort(np.concatenate(chosen)).tolist()
 
 

@@ -1,6 +1,7 @@
 """What may not grow with a million images and thousands of classes: memory of workers, work that is done again."""
 
 import gc
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from training.finetune import train
 from training.images import Labelled, image_files
 from training.lists import write_list
 from training.loaders import Numbered, make_loader
+from training.long_tail import long_tail_counts, long_tail_subset
 from training.names import Names
 from training.randomness import IMAGE, seeded
 from training.splits import SplitConfig, open_split, open_unlabelled_split
@@ -178,6 +180,23 @@ def test_an_evaluation_has_one_matrix_of_all_classes_where_it_is_asked_for(asked
         assert confusion.sum() == 32
         assert confusion[0, logits[0].argmax()] == 4
     assert [order.untyped_storage().nbytes() for order, _ in ranked] == [8 * 5 * 8] * 4, "no view of all classes"
+
+
+def test_a_long_tail_is_cut_in_one_look_at_the_labels() -> None:
+    """Not in one for each of 20,000 classes; the images are those that one each would give."""
+    classes = 20_000
+    labels = np.random.RandomState(1).permutation(np.arange(MANY) % classes)
+    started = time.perf_counter()
+    for _ in range(100):
+        np.flatnonzero(labels == 0)
+    one_each = (time.perf_counter() - started) / 100 * classes
+    started = time.perf_counter()
+    long_tail_subset(labels.tolist(), classes, 10)
+    assert time.perf_counter() - started < one_each / 2
+    few, rng = labels[:1000] % 7, np.random.RandomState(3)
+    counts = long_tail_counts(int(np.bincount(few).min()), 7, 10)
+    expected = [rng.permutation(np.flatnonzero(few == index))[:count] for index, count in enumerate(counts)]
+    assert long_tail_subset(few.tolist(), 7, 10, seed=3) == sorted(np.concatenate(expected).tolist())
 
 
 def test_a_resumed_run_does_not_keep_the_state_that_it_read(
