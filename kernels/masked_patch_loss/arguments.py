@@ -1,7 +1,9 @@
 """What the masked-patch loss is defined on."""
 
+import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LOSSES = ("l1", "smooth_l1", "l2")
 TARGET_NORMS = ("none", "window", "patch")
 
@@ -14,8 +16,8 @@ def check_arguments(prediction: Tensor, image: Tensor, mask: Tensor, loss: str, 
             raise ValueError(f"{name} has shape {list(tensor.shape)}: {layout} is expected")
         if tensor.device != prediction.device:
             raise ValueError(f"{name} is on {tensor.device}, prediction on {prediction.device}")
-        if name != "mask" and not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} is {tensor.dtype}: a floating-point type is expected")
+        if name != "mask" and tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} is {tensor.dtype}: float32, float16, bfloat16 or float64 is expected")
     batch, channels, height, width = image.shape
     if 0 in image.shape or 0 in prediction.shape or 0 in mask.shape:
         shapes = ", ".join(str(list(t.shape)) for t in (prediction, image, mask))

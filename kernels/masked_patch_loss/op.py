@@ -34,8 +34,9 @@ def masked_patch_loss(
     in the same pass. Sums run over the whole batch; a mask of zeros gives 0 and zero gradients.
 
     Args:
-        prediction: [B,C*s*s,h,w], contiguous or channels_last (anything else is copied).
-        image: [B,C,h*s,w*s], the target; any strides, any floating-point type of its own. It gets no gradient.
+        prediction: [B,C*s*s,h,w], contiguous or channels_last (anything else is copied); float32, float16, bfloat16 or
+            float64.
+        image: [B,C,h*s,w*s], the target; any strides, a type of its own. It gets no gradient.
         mask: [B,h',w'], any type; what is not 0 is masked. A patch is h*s/h' pixels square, and either that size
             divides s or s divides it.
         loss: "l1", "smooth_l1" (beta 1) or "l2".

@@ -283,6 +283,8 @@ P, X, M = torch.zeros(2, 12, 3, 2), torch.zeros(2, 3, 6, 4), torch.ones(2, 3, 2)
         ((P[:0], X[:0], M[:0]), "none may be empty"),
         ((P.int(), X, M), "prediction is torch.int32"),
         ((P, X.byte(), M), "image is torch.uint8"),
+        ((P.to(torch.float8_e4m3fn), X, M), "prediction is torch.float8_e4m3fn: float32, float16, bfloat16 or float64"),
+        ((P, X.to(torch.float8_e5m2), M), "image is torch.float8_e5m2"),
         ((P, X.to("meta"), M), "image is on meta"),
         ((P, X, M, "huber"), "loss 'huber': choose one of l1, smooth_l1, l2"),
         ((P, X, M, "l1", "layer"), "target_norm 'layer'"),
