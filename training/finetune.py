@@ -48,7 +48,7 @@ def train(config: Config, console: Console | None = None) -> float:
     on, `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on
     SIGTERM.
     """
-    check_loop(config)
+    check_loop(config, PRESETS[config.preset])
     check_method(config)
     holds = {"epsilon": attack_epsilon(config), "label_smoothing": label_smoothing(config)}  # for args.json
     check_output(config, config.output)

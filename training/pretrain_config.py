@@ -108,7 +108,7 @@ PRESETS = {
 
 def check(config: Config) -> None:
     """Raises `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
-    check_loop(config)
+    check_loop(config, PRESETS[config.preset])
     if config.image_size < STRIDE or config.image_size % STRIDE:
         raise SettingsError(f"--image-size {config.image_size}: a multiple of {STRIDE} is needed")
     patch = config.mask_patch

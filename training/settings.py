@@ -131,8 +131,11 @@ def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tupl
             raise SettingsError(f"{what}: {'add it' if several else 'choose that'}, or leave it out")
 
 
-def check_loop(config: LoopConfig) -> None:
-    """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing."""
+def check_loop(config: LoopConfig, preset: LoopConfig) -> None:
+    """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing.
+
+    `preset`: where the settings come from that were not asked for.
+    """
     check_ranges(config)
     if config.lr <= 0:
         raise SettingsError(f"--lr {config.lr}: it must be above 0")
@@ -140,6 +143,9 @@ def check_loop(config: LoopConfig) -> None:
         raise SettingsError(f"--min-lr {config.min_lr}: it must be at most --lr {config.lr}, from which it falls")
     if not 0 <= config.ema_decay < 1:
         raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
+    if not config.ema_decay and config.ema_warmup != preset.ema_warmup:
+        shown = "--ema-warmup" if config.ema_warmup else "--no-ema-warmup"
+        raise SettingsError(f"{shown} does nothing with --ema-decay 0, without an average: leave one of them out")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
         raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
     for name, value in NOT_CHECKPOINTED if config.grad_checkpointing else ():

@@ -22,7 +22,7 @@ from training.finetune import parse_arguments, train
 from training.methods import check_method
 from training.optim import make_optimizer, make_scheduler, parameter_groups
 from training.presets import PRESETS
-from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation, check_same
+from training.settings import AMP_DTYPES, LoopConfig, SettingsError, accumulation, check_loop, check_same
 
 
 def test_parameter_groups() -> None:
@@ -130,6 +130,7 @@ def test_presets_are_command_lines() -> None:
     for name, preset in PRESETS.items():
         assert parse_arguments(["--preset", name]) == preset
         check_method(dataclasses.replace(preset, weights=Path("x") if preset.keep_head else None))
+        check_loop(dataclasses.replace(preset, ema_decay=0.0), preset)
     published = PRESETS["replknet_31b"]
     assert (published.epochs, published.global_batch_size, published.lr, published.drop_path) == (300, 2048, 4e-3, 0.5)
     assert PRESETS["replknet_31b_384"].layer_decay == 0.7
@@ -147,6 +148,7 @@ def test_presets_are_command_lines() -> None:
         ({"head_only": True, "weights": Path("x"), "drop_path": 0.3}, "--drop-path 0.3 does nothing with --head-only"),
         ({"head_only": True, "weights": Path("x"), "layer_decay": 0.7}, "--layer-decay 0.7 does nothing with"),
         ({"class_weights": "inverse", "loss": "ldam"}, "--class-weights inverse"),
+        ({"ema_warmup": False, "ema_decay": 0.0}, "--no-ema-warmup does nothing with --ema-decay 0"),
     ],
 )
 def test_settings_that_exclude_each_other(changes: dict, message: str, tiny: Tiny, tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_preset_is_the_published_recipe() -> None:
         ({"layer_decay": 0.7}, "--layer-decay 0.7"),
         ({"sync_bn": True, "mask_mode": "sparse"}, "--sync-bn with --mask-mode sparse"),
         ({"arch": "resnet"}, "--arch resnet"),
+        ({"ema_warmup": False}, "--no-ema-warmup does nothing with --ema-decay 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(changes: dict, message: str, data: Path, tmp_path: Path) -> None:
