@@ -28,9 +28,9 @@ POSITIONS = ("pos_embed", "position", "attention_biases")  # in the names of par
 def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -> None:
     """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
 
-    Raises `ValueError` for a model that could not be loaded again: one whose batch norms are folded away, or whose head
-    is not of `config.num_classes`, and for one that is sharded (fully_shard); `OSError` for a file that cannot be
-    written, such as on a full disk.
+    Raises `ValueError` for a model that `load_checkpoint` could not load again: one whose batch norms are folded away,
+    whose head is not of `config.num_classes`, or a RepLKNet that is not of `config.arch`, and for one that is sharded
+    (fully_shard); `OSError` for a file that cannot be written, such as on a full disk.
     """
     model = bare_model(model)
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
@@ -45,12 +45,27 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
             f"{name!r} is sharded: gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict, "
             "full_state_dict=True) into a model of its own, and save that"
         )
+    if isinstance(model, RepLKNet):
+        _check_sizes(state, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     replace_file(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     text = json.dumps(asdict(config), indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _check_sizes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    with torch.device("meta"):
+        expected = create_model(config.arch, config.num_classes, config.image_size).state_dict()
+    shapes, own = ({name: list(tensor.shape) for name, tensor in each.items()} for each in (expected, state))
+    if different := [name for name in {**own, **shapes} if own.get(name) != shapes.get(name)]:
+        name = different[0]
+        raise ValueError(
+            f"the model's {name!r} is {own.get(name, 'not there')}, {config.arch}'s {shapes.get(name, 'not there')}, "
+            "which is what config.json would have loaded: keep weights of a model of your own by torch.save("
+            "model.state_dict(), FILE), and load them with models.load_weights into one that was made alike"
+        )
 
 
 def _sharded(state: Mapping[str, Tensor]) -> str:

@@ -17,8 +17,10 @@ from models import (
     ModelConfig,
     WeightsError,
     classifier_config,
+    create_model,
     load_checkpoint,
     load_config,
+    load_weights,
     save_checkpoint,
 )
 
@@ -52,6 +54,38 @@ def test_a_config_from_before_crop_modes_is_cropped_as_it_was(tmp_path: Path) ->
     values = {name: value for name, value in asdict(config).items() if name != "crop_mode"}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert load_config(tmp_path) == replace(config, crop_mode="center")
+
+
+@pytest.mark.parametrize(
+    ("arch", "sizes", "message"),
+    [
+        ("replknet_nano", {"in_channels": 1}, "'stem.0.conv.weight' is [32, 1, 3, 3], replknet_nano's [32, 3, 3, 3]"),
+        (
+            "replknet_nano",
+            {"small_kernel": None},
+            "small_conv.conv.weight' is not there, replknet_nano's [32, 1, 5, 5]",
+        ),
+        (
+            "replknet_nano",
+            {"layers": (1, 1, 3, 1)},
+            "'stages.2.blocks.4.prelkb_bn.weight' is [128], replknet_nano's not there",
+        ),
+        ("replknet_small", {}, "replknet_small's [96, 3, 3, 3]"),
+    ],
+)
+def test_a_model_of_its_own_sizes_is_refused_when_it_is_saved(
+    arch: str, sizes: dict, message: str, tmp_path: Path
+) -> None:
+    """Not when, days later, it is loaded; what the message says instead does it."""
+    model = create_model("replknet_nano", 5, **sizes)
+    with pytest.raises(ValueError, match=r"keep weights of a model of your own by torch\.save") as error:
+        save_checkpoint(tmp_path / "new", model, ModelConfig(arch, 5))
+    assert message in str(error.value)
+    assert not (tmp_path / "new").exists()
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    alike = create_model("replknet_nano", 5, **sizes)
+    load_weights(alike, tmp_path / "own.pth")
+    assert same(alike.state_dict(), model.state_dict())
 
 
 def test_a_save_replaces_the_files_and_never_writes_into_them(tmp_path: Path) -> None:
