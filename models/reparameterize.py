@@ -34,8 +34,9 @@ def reparameterize(model: nn.Module) -> nn.Module:
     stays.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
-    running statistics, for what is beside one and is no plain convolution or linear layer, and for weights that a hook
-    computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none).
+    running statistics, for what is beside one and is no plain convolution or linear layer, for weights that a hook
+    computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none), and for a hook
+    on what is folded away.
     """
     model = bare_model(model)
     convert = getattr(model, "reparameterize", None)
@@ -51,6 +52,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
         reparameterize_timm(deploy)
     else:
         deploy.reparameterize()  # type: ignore[operator]
+    _check_hooks_kept(model, deploy)
     merged = deploy.state_dict().keys() != model.state_dict().keys()
     deploy.deploy_form = merged  # type: ignore[assignment]  # save_checkpoint refuses it
     return deploy.to(dtype).eval().requires_grad_(False)
@@ -121,8 +123,9 @@ def _make_plain(module: nn.Module) -> None:
     share a class, from which it takes the attribute.)"""
     names = module.parametrizations.keys()  # type: ignore[operator, union-attr]
     values = {name: nn.Parameter(getattr(module, name).detach()) for name in names}
+    plain = type_before_parametrizations(module)
     del module.parametrizations
-    module.__class__ = type_before_parametrizations(module)
+    module.__class__ = plain
     for name, value in values.items():
         module.register_parameter(name, value)
 
@@ -136,6 +139,17 @@ def _check_hooks(model: nn.Module) -> None:
                     f"{name}.{part} is computed by a hook and cannot be folded: make it a parameter first, with prune."
                     "remove, remove_weight_norm or remove_spectral_norm of torch.nn.utils"
                 )
+
+
+def _check_hooks_kept(model: nn.Module, deploy: nn.Module) -> None:
+    kept = {name: type(module) for name, module in deploy.named_modules()}
+    for name, module in model.named_modules():
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if hooked and kept.get(name) is not type_before_parametrizations(module):
+            raise ValueError(
+                f"{name} has a forward hook and is folded into what is beside it: remove the hook first (remove() of "
+                "what register_forward_hook has returned)"
+            )
 
 
 def _check_plain(layer: nn.Module) -> None:

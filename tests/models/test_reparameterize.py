@@ -246,17 +246,29 @@ def parametrised(model: RepLKNet) -> None:
     weight_norm(model.stages[0].blocks[0].large_kernel.lkb_origin.conv)
 
 
+def hooked(model: RepLKNet) -> None:
+    """What is not folded away, the latter of another class than in the copy."""
+    weight_norm(model.head)
+    for module in (model.stages[0], model.head):
+        module.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
 @pytest.mark.parametrize(
     "change",
-    [lambda model: pre_norms(model, lambda width: nn.GroupNorm(4, width)), scaled_branches, frozen, parametrised],
-    ids=["norms", "drop_path", "frozen", "parametrised"],
+    [
+        *(lambda model: pre_norms(model, lambda width: nn.GroupNorm(4, width)), scaled_branches),
+        *(frozen, parametrised, hooked),
+    ],
+    ids=["norms", "drop_path", "frozen", "parametrised", "hooked"],
 )
 def test_what_somebody_changed_is_kept(change: Callable[[RepLKNet], None]) -> None:
     model = changed(change)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     expected = model(images)
-    torch.testing.assert_close(reparameterize(model)(images), expected, rtol=1e-9, atol=1e-9)
+    deploy = reparameterize(model)
+    torch.testing.assert_close(deploy(images), expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+    assert not any("Parametrized" in type(module).__name__ for module in deploy.modules()), "none could be pickled"
 
 
 class Adapted(nn.Conv2d):
@@ -287,9 +299,19 @@ def weight_by_a_hook(model: RepLKNet) -> None:
     nn.utils.spectral_norm(model.head)
 
 
+def hook_on_a_norm(model: RepLKNet) -> None:
+    model.stages[0].blocks[1].preffn_bn.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hook_before_a_branch(model: RepLKNet) -> None:
+    model.stages[0].blocks[0].large_kernel.small_conv.register_forward_pre_hook(lambda module, inputs: None)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (hook_on_a_norm, r"stages\.0\.blocks\.1\.preffn_bn has a forward hook and is folded .*: remove the hook first"),
+        (hook_before_a_branch, r"stages\.0\.blocks\.0\.large_kernel\.small_conv has a forward hook"),
         (pruned, r"stages\.0\.blocks\.0\.large_kernel\.lkb_origin\.conv\.weight is computed by a hook .*prune\.remove"),
         (weight_by_a_hook, r"head\.weight is computed by a hook"),
         (adapted, "Adapted has a forward of its own and cannot be folded"),
