@@ -26,7 +26,7 @@ from training.distributed import check_device
 from training.images import Transform, read_image
 from training.lists import is_list, write_csv
 from training.logs import standard_output
-from training.outputs import check_folder
+from training.outputs import check_folder, check_outside
 from training.road import road
 from training.samplers import evenly
 from training.script import exit_code, parse
@@ -97,6 +97,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         raise SettingsError(
             f"--layer {config.layer} does nothing with --method cam: take layercam or another, or leave it out"
         )
+    check_outside(config.output, config.data)
     check_folder("--output", config.output)
     model, model_config, labels = load_classifier(config.checkpoint, config.arch, **config.inputs)
     model = model.to(config.device)

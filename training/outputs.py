@@ -27,6 +27,12 @@ def check_file(option: str, path: Path) -> None:
         raise SettingsError(f"{option} {path} may not be written: name another file")
 
 
+def check_outside(output: Path, images: Path) -> None:
+    """Raises `SettingsError` for an --output among the `images`: what is written there would be taken for more."""
+    if output.resolve().is_relative_to(images.resolve()):
+        raise SettingsError(f"--output {output} lies among the images of {images}: name a folder outside it")
+
+
 def check_no_checkpoint(option: str, folder: Path) -> None:
     """Raises `SettingsError` for a folder with a checkpoint, or with a run in progress, that would be lost."""
     for name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, "last"):

@@ -12,6 +12,7 @@ from models.files import HIDDEN
 from training.data import LabelledFolder, Unlabelled, image_folder, open_images
 from training.images import DataError, Labelled
 from training.names import Names
+from training.outputs import check_outside
 from training.settings import SettingsError, first_of
 from training.shards import shard_files
 
@@ -57,8 +58,7 @@ def check_output(config: SplitConfig, output: Path) -> None:
     """Raises `SettingsError` for one among the images: it would be a class, or its pictures trained on."""
     parts = [config.data] if config.val_share else [config.data / "train", config.data / config.val_folder]
     for part in parts:
-        if output.resolve().is_relative_to(part.resolve()):
-            raise SettingsError(f"--output {output} lies among the images of {part}: name a folder outside it")
+        check_outside(output, part)
 
 
 def held_out_of(files: Sequence[str], share: float) -> list[int]:

@@ -54,6 +54,18 @@ def test_many_images_are_answered_in_parts(
     assert max(sizes) == 2
 
 
+@pytest.mark.parametrize("output", ["overlays", "."])
+def test_overlays_among_the_images_are_refused(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Next time they would be explained, or stop a training that finds a label more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "load_classifier", None)  # called, it would be a TypeError
+    monkeypatch.setattr("sys.argv", ["it", "--checkpoint", "c", "--data", ".", "--output", output, "--device", "cpu"])
+    assert script.main() == 1
+    assert f"--output {output} lies among the images of .: name a folder outside it" in capsys.readouterr().err
+
+
 def test_script_writes_overlays(
     model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
