@@ -66,6 +66,7 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
 
 def main() -> int:
     options = parse_arguments()
+    before = identity(options.output)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # unwinds: what is unfinished is removed
     try:
         report = build(options)
@@ -73,10 +74,21 @@ def main() -> int:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("build_models: stopped, the repository is as it was", file=sys.stderr)
+        changed = identity(options.output) != before
+        outcome = f" too late: {options.output} is the new one" if changed else ", the repository is as it was"
+        print(f"build_models: stopped{outcome}", file=sys.stderr)
         return 130
     print(report)
     return 0
+
+
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Another one after a build has put its folder there; None where there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 if __name__ == "__main__":

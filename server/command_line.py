@@ -3,6 +3,8 @@
 import argparse
 import math
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from server.management import MANAGEMENT_HEADER, VARIABLES
@@ -51,6 +53,17 @@ def interrupt_on_signals() -> None:
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, interrupt)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For a moment's change that is made whole: a signal that comes meanwhile comes too late."""
+    handlers = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def interrupt(number: int, frame: object) -> None:

@@ -25,7 +25,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.canary import canary_png
-from server.command_line import add_repository_option, interrupt_on_signals, positive
+from server.command_line import add_repository_option, interrupt_on_signals, positive, uninterrupted
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
@@ -207,7 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
             lambda line: print(line, flush=True),
         )
         if best != now and not options.dry_run:
-            write_settings(repository, best, embedded)
+            with uninterrupted():
+                write_settings(repository, best, embedded)
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)
         return 1

@@ -206,3 +206,23 @@ def test_what_the_command_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr("build_models.build", Mock(side_effect=["built", KeyboardInterrupt]))
     assert (main(), *capsys.readouterr()) == (0, "built\n", "")
     assert (main(), *capsys.readouterr()) == (130, "", "build_models: stopped, the repository is as it was\n")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interrupt_after_the_exchange_says_what_is_there(
+    there: bool, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "models"
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **how: object) -> None:
+        remove(folder, **how)
+        if folder.name.startswith(".models.building-"):  # the last step of a build
+            raise KeyboardInterrupt
+
+    if there:
+        build(BuildOptions(weights=checkpoint, output=output, threads=1))
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    monkeypatch.setattr("sys.argv", ["build_models.py", "--weights", str(checkpoint), "--output", str(output)])
+    assert (main(), *capsys.readouterr()) == (130, "", f"build_models: stopped too late: {output} is the new one\n")
+    assert (output / "backbone" / ("2" if there else "1") / "model.pt").is_file()

@@ -340,6 +340,28 @@ def test_what_is_no_image_is_one_line(own, tmp_path, capsys):
     assert "not a JPEG" in line
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_configs_are_written_comes_too_late(own, monkeypatch, capsys, number):
+    """Half of them would be no repository."""
+    replace_file, handlers = os.replace, {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+
+    def interrupted(draft, path):
+        replace_file(draft, path)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(tune, "candidates", lambda *_: [lambda best: [Settings(3, 1, 5, 4, 7)]])
+    monkeypatch.setattr(tune, "measure", lambda _, settings, *__: Score(settings.delay_us + 1.0, 50))
+    monkeypatch.setattr(os, "replace", interrupted)
+    try:
+        assert tune.main(["--model-repository", str(own)]) == 0
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    assert read_settings(own) == Settings(3, 1, 5, 4, 7)
+    assert "wrote preprocess x 3" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_sigterm_leaves_no_copy(own, tmp_path, monkeypatch, capsys):
     def measured(repository, *_):
         with tune.copied(repository):
