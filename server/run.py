@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,8 @@ class Run:
             self.process.remember_backends()
             return
 
-    def watch(self, interval: float, timeout: float) -> str:
-        """Returns why the server must be restarted, or "stopped" when asked to stop.
+    def watch(self, interval: float, timeout: float, meanwhile: Callable[[], object] = lambda: None) -> str:
+        """Returns why the server must be restarted, or "stopped" when asked to stop. `meanwhile` is called each tick.
 
         A canary that gets no answer in time, or is turned away by a full queue, while other answers go out is no
         reason: the server is busy, not hung.
@@ -60,6 +61,7 @@ class Run:
         answered = self._answered(timeout)
         next_probe = time.monotonic() + interval
         while not self.stopping.wait(TICK):
+            meanwhile()
             code = self.process.exit_code()
             if code is not None:
                 return f"tritonserver ended with code {code}"

@@ -1,5 +1,6 @@
 """A server's private folder (backends, the libraries that the stub needs, the log) and the command that uses it."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -71,6 +72,13 @@ class Runtime:
         except BaseException:
             self.remove()
             raise
+
+    def hold_repository(self) -> None:
+        """The folder that is there now: each build puts another in its place."""
+        before = self._release_repository
+        with contextlib.suppress(OSError):  # it was removed
+            self._release_repository = hold(self, self.repository.path)
+            before()
 
     def remove(self) -> None:
         self._private.remove()

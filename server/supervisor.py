@@ -260,7 +260,7 @@ class TritonServer:
                 self._tell("the server answers again")
             self._ready.set()
             self._settled.set()
-            reason = run.watch(self.probe_interval, self.probe_timeout)
+            reason = run.watch(self.probe_interval, self.probe_timeout, self._runtime.hold_repository)
             if self._stopping.is_set():
                 process.stop(self._at_once)
             return reason

@@ -10,6 +10,7 @@ import pytest
 from server_processes import assert_nothing_left, backends_of, command_of, processes_of, shm_of, wait_until
 
 from benchmarks.resilience.footprint import tritonserver_of
+from export.repository import _is_served
 from server import GaveUpError, ServerError, TritonServer
 
 pytestmark = pytest.mark.server
@@ -76,6 +77,17 @@ def test_what_was_changed_since_the_start_is_not_served_after_a_restart(light_re
         code.write_bytes(built)
         wait_until(lambda: server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
+
+
+def test_a_server_holds_the_folder_that_each_build_puts_in_its_place(light_repository, tmp_path):
+    root = shutil.copytree(light_repository, tmp_path / "models")
+    with TritonServer(root):
+        for name in ("first", "second"):
+            new = shutil.copytree(root, tmp_path / name)
+            root.rename(tmp_path / f"before {name}")
+            new.rename(root)
+            wait_until(lambda: _is_served(root), 5, "held")
+    assert not _is_served(root)
 
 
 def test_gives_up_in_the_end(light_repository):

@@ -340,7 +340,7 @@ def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
             if len(tries) < 3:
                 raise StartError("Socket '127.0.0.1:1' already in use")
 
-        def watch(self, interval, timeout):
+        def watch(self, interval, timeout, meanwhile):
             return "died"
 
     class Closed:
@@ -355,6 +355,7 @@ def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
 
     class Private:
         repository = Repository
+        hold_repository = None
 
     server._runtime, server._log = Private, Path(tmp_path / "log")
     monkeypatch.setattr("server.supervisor.Run", Once)
