@@ -10,6 +10,16 @@ ServerError
 └── GaveUpError
 """
 
+import errno
+
+# Of a file that cannot be written.
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or have the quota raised",
+    errno.EROFS: "mount it writable",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+}
+
 
 class ServerError(RuntimeError):
     """Base of all; the message is one line that says what is wrong and what to do."""

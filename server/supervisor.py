@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.endpoints import Endpoints, choose_endpoints
-from server.errors import InstallationError, ServerError, StartError, unforeseen
+from server.errors import REMEDIES, InstallationError, ServerError, StartError, unforeseen
 from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_passed_on
 from server.private_log import PrivateLog
@@ -138,8 +138,9 @@ class TritonServer:
         try:
             self._runtime = Runtime(installation, repository, self.library)
         except OSError as error:
+            remedy = REMEDIES.get(error.errno or 0, "fix that")
             raise InstallationError(
-                f"the server's private folder cannot be made ({error}): free space there, or name another in TMPDIR"
+                f"the server's private folder cannot be made ({error}): {remedy}, or name another in TMPDIR"
             ) from error
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")

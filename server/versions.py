@@ -1,6 +1,5 @@
 """The backbone's version folders in a repository: the newest is the live one, the withdrawn are hidden from it."""
 
-import errno
 import fcntl
 import os
 import re
@@ -10,16 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from server.checksums import VERSION, version_folders
-from server.errors import ReleaseError
+from server.errors import REMEDIES, ReleaseError
 from server.model_configs import BACKBONE
 
 KEPT = 3
-REMEDIES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there, or have the quota raised",
-    errno.EROFS: "mount it writable",
-    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
-}
 WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
 
 

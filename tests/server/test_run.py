@@ -1,5 +1,6 @@
 """When a server counts as ready, as hung, as dead and as merely busy; and when the supervisor restarts or gives up."""
 
+import errno
 import itertools
 import threading
 import time
@@ -250,12 +251,16 @@ def test_the_first_failure_is_the_callers(supervised):
         pass
 
 
-def test_no_room_for_the_private_folder(supervised, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "make room there"), (errno.EFBIG, "raise the limit on a file's size"), (errno.EIO, "fix that")],
+)
+def test_no_room_for_the_private_folder(supervised, monkeypatch, code, remedy):
     def full(*arguments):
-        raise OSError(28, "No space left on device", "/tmp/widefield")
+        raise OSError(code, "what it is", "/tmp/widefield")
 
     monkeypatch.setattr("server.supervisor.Runtime", full)
-    expected = r"folder cannot be made \(.*No space left on device: '/tmp/widefield'\): free space there, or name"
+    expected = rf"folder cannot be made \(.*what it is: '/tmp/widefield'\): {remedy}.*, or name another in TMPDIR"
     with pytest.raises(InstallationError, match=expected):
         supervised([]).start()
 
