@@ -8,11 +8,12 @@ from pathlib import Path
 
 from server.endpoints import Endpoints, choose_endpoints
 from server.errors import REMEDIES, InstallationError, ServerError, StartError, unforeseen
-from server.locate import find_tritonserver
+from server.locate import Installation, find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_passed_on
+from server.private_folder import MARK
 from server.private_log import PrivateLog
 from server.process import ServerProcess
-from server.repository import read_repository, verify_newest
+from server.repository import Repository, read_repository, verify_newest
 from server.restarts import Restarts
 from server.run import Run
 from server.runtime import Runtime
@@ -136,7 +137,7 @@ class TritonServer:
         if self.log_file is not None:
             check_log_file(self.log_file)
         try:
-            self._runtime = Runtime(installation, repository, self.library)
+            self._make_runtime(installation, repository)
         except OSError as error:
             remedy = REMEDIES.get(error.errno or 0, "fix that")
             raise InstallationError(
@@ -144,8 +145,6 @@ class TritonServer:
             ) from error
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")
-        self._log = self.log_file or self._runtime.folder / "tritonserver.log"
-        self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
         # A thread of its own, so that the server does not depend on the thread that asked for it.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
         self._thread.start()
@@ -204,6 +203,21 @@ class TritonServer:
     def _choose_endpoints(self) -> Endpoints:
         return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
+    def _make_runtime(self, installation: Installation, repository: Repository) -> None:
+        self._runtime = Runtime(installation, repository, self.library)
+        self._log = self.log_file or self._runtime.folder / "tritonserver.log"
+        self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
+
+    def _mend_runtime(self) -> None:
+        """Anew where somebody has cleaned /tmp by hand."""
+        lost = self._runtime
+        if not (lost.folder / MARK).is_file():
+            self._tell(f"the server's private folder {lost.folder} was removed: it is made anew")
+            if self._private_log is not None:
+                self._private_log.close()
+            self._make_runtime(lost.installation, lost.repository)
+            lost.remove()
+
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
         restarts = Restarts(self.max_restarts, self.restart_window)
@@ -212,6 +226,7 @@ class TritonServer:
                 try:
                     if self.restarts:  # `start` has read it the first time
                         verify_newest(self._runtime.repository.path)
+                        self._mend_runtime()
                     reason = self._run_once()
                 except Exception as error:
                     if not self._settled.is_set():

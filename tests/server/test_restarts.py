@@ -90,6 +90,23 @@ def test_a_server_holds_the_folder_that_each_build_puts_in_its_place(light_repos
     assert not _is_served(root)
 
 
+@pytest.mark.parametrize("log", [None, "log"])
+def test_a_private_folder_that_was_removed_is_made_anew(light_repository, sleep, tmp_path, log):
+    events = []
+    with TritonServer(light_repository, on_event=events.append, log_file=log and tmp_path / log) as server:
+        lost = server._runtime.folder
+        shutil.rmtree(lost)
+        tritonserver_of(server._process.guard.pid).kill()
+        wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
+        assert sleep(server.grpc_url, 0.0) == 0.0
+        assert events[1] == f"the server's private folder {lost} was removed: it is made anew"
+        folder = server._runtime.folder
+        assert (folder / "tritonserver.log").exists() == (log is None)
+        processes = processes_of(server._process.guard.pid)
+    assert not lost.exists()
+    assert_nothing_left(processes, folder)
+
+
 def test_gives_up_in_the_end(light_repository):
     with TritonServer(light_repository, max_restarts=0) as server:
         tritonserver_of(server._process.guard.pid).kill()

@@ -13,6 +13,7 @@ from server import GaveUpError, InstallationError, ServerError, StartError, Trit
 from server import run as run_module
 from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
 from server.locate import Installation
+from server.private_folder import MARK
 from server.process import ServerProcess
 from server.restarts import Restarts
 from server.run import Run
@@ -201,14 +202,17 @@ def test_a_backend_that_gave_way_to_another_has_not_died(monkeypatch, gone):
 
 
 @pytest.fixture
-def supervised(monkeypatch, tmp_path):
+def supervised(monkeypatch, tmp_path, tmp_path_factory):
     """supervised(outcomes, ...): a TritonServer whose runs end as listed, with nothing started."""
     (tmp_path / "model" / "1").mkdir(parents=True)
     (tmp_path / "model" / "config.pbtxt").write_text("")
     (tmp_path / "model" / "1" / "build.json").write_text('{"files_sha256": {}}')
 
+    private = tmp_path_factory.mktemp("private")
+    (private / MARK).touch()
+
     class FakeRuntime:
-        folder = tmp_path / "private"
+        folder = private
         repository = SimpleNamespace(path=tmp_path)
         warnings = staticmethod(tuple)
 
