@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.errors import RepositoryError
 
-COMMENT = re.compile(r"#[^\n]*")
+ASIDE = re.compile(r"#[^\n]*|\breshape\s*:?\s*\{[^{}]*\}")  # a comment, or the one message that an output holds
 OUTPUT = re.compile(r"""\{[^{}]*\blabel_filename\s*:\s*["']([^"'\n]+)["'][^{}]*\}""")
 DIMS = re.compile(r"\bdims\s*:\s*(\[[^\]]*\]|-?\d+)")
 NUMBER = re.compile(r"-?\d+")
@@ -15,7 +15,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def check_labels(model: Path, config: str) -> None:
     """`config`: the text of its config.pbtxt. Raises `RepositoryError`; a file that is missing tritonserver names."""
-    for output in OUTPUT.finditer(COMMENT.sub("", config)):
+    for output in OUTPUT.finditer(ASIDE.sub("", config)):
         path = model / output.group(1)
         if path.is_file() and (fault := _fault(path.read_bytes(), _classes(output.group()))):
             raise RepositoryError(f"{path} {fault}: write one label a line in UTF-8, or run build_models.py")

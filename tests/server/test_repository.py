@@ -312,3 +312,11 @@ def test_labels_that_would_be_served_otherwise(tmp_path, content, fault):
     expected = f"{model}/labels.txt {fault}: write one label a line in UTF-8, or run build_models.py"
     with pytest.raises(RepositoryError, match=f"^{re.escape(expected)}$"):
         read_repository(tmp_path)
+
+
+@pytest.mark.parametrize("reshape", ["reshape { shape: [3, 1] }", "reshape: {\n  shape: [ ] # none\n}"])
+def test_labels_of_an_output_of_another_shape(tmp_path, reshape):
+    model = write(tmp_path, "classifier", LABELLED % f"3 {reshape}", "1/.gitkeep")
+    (model / "labels.txt").write_bytes(b"a\nb\n")
+    with pytest.raises(RepositoryError, match="has 2 labels for 3 classes"):
+        read_repository(tmp_path)
