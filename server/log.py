@@ -35,9 +35,11 @@ def failure_reasons(text: str) -> list[str]:
 
 
 def _first_line(message: str) -> str:
-    """A Python traceback's first line: tritonserver writes the others behind it, escaped.
+    """A Python traceback's first line: tritonserver writes the others behind it, escaped."""
+    return each_once(message.split("\\n")[0].replace('\\"', '"'))
 
-    Of a warm-up's list each reason once: tritonserver has one for each image, with "; " behind it.
-    """
-    first, *others = message.split("\\n")[0].replace('\\"', '"').strip("; ").split("; ")
+
+def each_once(message: str) -> str:
+    """Of a warm-up's list each reason once: tritonserver has one for each image, with "; " behind it."""
+    first, *others = message.strip("; \n").split("; ")
     return "; ".join([first, *(reason for reason in dict.fromkeys(others) if not first.endswith(reason))])

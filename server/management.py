@@ -11,6 +11,7 @@ from typing import Any
 
 from server.canary import CanaryError, CanaryUnreachedError, ask
 from server.errors import OptionError, ReleaseError
+from server.log import each_once
 
 MANAGEMENT_HEADER = "widefield-management"
 SHARED_MEMORY_HEADER = "widefield-shared-memory"
@@ -101,4 +102,4 @@ def _reason(text: str) -> str:
     start = text.find("{")
     with contextlib.suppress(ValueError, LookupError):  # of an answer that was cut off
         text = json.loads(text[start:])["error"] if start >= 0 else text
-    return " ".join(text.split())
+    return " ".join(each_once(text).split())

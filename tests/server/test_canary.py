@@ -115,6 +115,7 @@ def test_a_time_that_no_socket_can_wait():
         (500, b"HTTP 401 upstream", "says: .*HTTP 500: HTTP 401 upstream"),
         (500, b'{"error": "' + b"x" * 600 + b'"}', "says: .*HTTP 500: .*xxx$"),  # it is cut off
         (500, b'{"reason": "no memory"}', "says: .*no memory"),
+        (400, b'{"error": "failed to run: y is Half; y is Half; y is Half; ;\\n"}', "says: failed to run: y is Half$"),
     ],
 )
 def test_a_token_is_refused_by_the_status_alone(status, body, message):
