@@ -1,10 +1,12 @@
-"""A model's labels, whose file tritonserver splits at newlines alone; it passes the lines on as they are."""
+"""A model's labels, whose file tritonserver splits at newlines alone; it passes the lines on as they are.
+
+As a script (deploy/image/serve.sh): every model's of a repository. It stands alone in the image, as checksums.py does.
+"""
 
 import math
 import re
+import sys
 from pathlib import Path
-
-from server.errors import RepositoryError
 
 ASIDE = re.compile(r"#[^\n]*|\breshape\s*:?\s*\{[^{}]*\}")  # a comment, or the one message that an output holds
 OUTPUT = re.compile(r"""\{[^{}]*\blabel_filename\s*:\s*["']([^"'\n]+)["'][^{}]*\}""")
@@ -13,12 +15,16 @@ NUMBER = re.compile(r"-?\d+")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
+class LabelsError(Exception):
+    """A file of labels would be served otherwise than it is meant; the message has a remedy."""
+
+
 def check_labels(model: Path, config: str) -> None:
-    """`config`: the text of its config.pbtxt. Raises `RepositoryError`; a file that is missing tritonserver names."""
+    """`config`: the text of its config.pbtxt. Raises `LabelsError`; a file that is missing tritonserver names."""
     for output in OUTPUT.finditer(ASIDE.sub("", config)):
         path = model / output.group(1)
         if path.is_file() and (fault := _fault(path.read_bytes(), _classes(output.group()))):
-            raise RepositoryError(f"{path} {fault}: write one label a line in UTF-8, or run build_models.py")
+            raise LabelsError(f"{path} {fault}: write one label a line in UTF-8, or run build_models.py")
 
 
 def _classes(output: str) -> int:
@@ -39,3 +45,17 @@ def _fault(content: bytes, classes: int) -> str:
         return f"is not UTF-8 (byte {error.start})"
     count = len(text.split("\n")) if text else 0
     return f"has {count} labels for {classes} classes" if classes and count != classes else ""
+
+
+def main(repository: str) -> str | None:
+    """The reason not to serve it, None where there is none."""
+    try:
+        for config in sorted(Path(repository).glob("*/config.pbtxt")):
+            check_labels(config.parent, config.read_text(errors="replace"))
+    except (LabelsError, OSError) as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

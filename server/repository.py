@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.checksums import READABLE, ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
 from server.errors import RepositoryError
-from server.labels import check_labels
+from server.labels import LabelsError, check_labels
 
 CANARY_MODEL = "classifier"
 EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
@@ -53,7 +53,7 @@ class Repository:
 def _as_repository_error() -> Iterator[None]:
     try:
         yield
-    except ChecksumError as error:
+    except (ChecksumError, LabelsError) as error:
         raise RepositoryError(str(error)) from error
     except OSError as error:
         raise RepositoryError(

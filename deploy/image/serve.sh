@@ -16,6 +16,7 @@ for file in "$library" "$fixes" "$checksums" "$models"; do
 done
 python3 "$here/check_settings.py"
 said=$(python3 "$checksums" "$models" 2>&1) || { echo "serve.sh: $said" >&2; exit 1; }  # a file is not what was built
+labels=$(python3 "$(dirname "$checksums")/labels.py" "$models" 2>&1) || { echo "serve.sh: $labels" >&2; exit 1; }
 [[ -z $said ]] || echo "serve.sh: warning: $said" >&2
 
 # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.

@@ -36,7 +36,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 11), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 12), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -90,7 +90,8 @@ def serve(tmp_path):
     spy.chmod(0o755)
     for name in ("serve.sh", "check_settings.py", "unload.sh"):
         shutil.copy2(IMAGE / name, tmp_path)
-    shutil.copy2(ROOT / "server" / "checksums.py", tmp_path)
+    for name in ("checksums.py", "labels.py"):
+        shutil.copy2(ROOT / "server" / name, tmp_path)
     for name in ("libwidefield.so", "libwidefield_fixes.so"):
         subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / name)], check=True)
     (tmp_path / "models").mkdir()
@@ -193,6 +194,18 @@ def test_what_is_served_unchecked_is_told(tmp_path, serve):
     (tmp_path / "models/backbone/1/build.json").write_text('{"files_sha256": {}}')
     serve()
     assert (tmp_path / "said").read_text() == ""
+
+
+def test_labels_that_would_be_served_otherwise_are_refused(tmp_path, serve):
+    model = tmp_path / "models/classifier"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text('output [{ name: "p" dims: 3 label_filename: "labels.txt" }]')
+    (model / "labels.txt").write_text("a\nb\nc\n")
+    assert serve()[0][-1].startswith("--")  # it starts
+    (model / "labels.txt").write_text("a\nb\n")
+    error, _, _ = serve()
+    assert error.startswith(f"serve.sh: {model}/labels.txt has 2 labels for 3 classes: write one label a line")
+    assert len(error.splitlines()) == 1
 
 
 def test_what_the_user_sets_stays(serve):
