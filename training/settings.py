@@ -221,8 +221,7 @@ def first_of(names: Sequence[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message without the traceback and the error's name, which a worker process puts before it."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    name = type(error).__qualname__
-    return re.sub(rf"^([\w.]+\.)?{name}: ", "", lines[-1]) if len(lines) > 1 else lines[-1]
+    words = str(error)
+    if words.startswith("Caught "):
+        words = re.split(rf"^(?:[\w.]+\.)?{type(error).__qualname__}: ", words, flags=re.MULTILINE)[-1]
+    return " ".join(words.strip().splitlines()) or type(error).__name__

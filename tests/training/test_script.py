@@ -67,3 +67,5 @@ def test_the_line_of_an_error() -> None:
     )
     assert one_line(DataError(of_a_worker)) == "a: b is c"
     assert one_line(OSError("Caught OSError in DataLoader worker process 0.\nOSError: a: b is c")) == "a: b is c"
+    assert one_line(DataError(of_a_worker.replace("a: b", "a\nx.jpg: b"))) == "a x.jpg: b is c"
+    assert one_line(DataError("a\nx  y.jpg: b is c")) == "a x  y.jpg: b is c"
