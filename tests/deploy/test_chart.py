@@ -75,6 +75,12 @@ def test_a_wrong_value_is_refused(values):
         render(values)
 
 
+@pytest.mark.parametrize("name", ["autoscaling", "gpu", "podLabels", "probes", "tls"])
+def test_what_a_null_has_removed_is_named(name):
+    with pytest.raises(helm_call.ValuesError, match=f"missing property '{name}'"):
+        render({name: None})
+
+
 def test_names_stay_within_their_length():
     manifests = render(ALL, release="r" * 53)
     names = {name for _, name in manifests}
