@@ -28,8 +28,11 @@ class PrivateFolder:
         self._unlock = hold(self, self.path)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._unlock()
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:  # Ctrl-C meanwhile: half of it, without its mark, nobody would ever remove
+            shutil.rmtree(self.path, ignore_errors=True)
+            self._unlock()
 
     def __enter__(self) -> Path:
         return self.path

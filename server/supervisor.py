@@ -191,7 +191,11 @@ class TritonServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except BaseException:  # Ctrl-C while it drains
+            self.stop(at_once=True)
+            raise
 
     def _tell(self, event: str) -> None:
         """A listener that fails, such as a terminal that was closed, does not end what it listens to."""

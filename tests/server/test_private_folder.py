@@ -57,6 +57,21 @@ def test_what_was_killed_is_removed_at_the_next_start(tmp_path, monkeypatch):
     second.remove()
 
 
+def test_ctrl_c_while_it_is_removed_leaves_nothing(tmp_path, monkeypatch):
+    folder, remove = PrivateFolder(str(tmp_path)), shutil.rmtree
+    (folder.path / MARK).touch()
+
+    def interrupted(path, **how):
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        (path / MARK).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folder.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", ["release", "tune"])
 def test_what_a_killed_command_left_is_removed_at_its_next_start(tmp_path, monkeypatch, command):
     """Its links are, not what they lead to."""

@@ -255,6 +255,20 @@ def test_the_first_failure_is_the_callers(supervised):
         pass
 
 
+def test_ctrl_c_while_it_drains_leaves_nothing(supervised):
+    server = supervised([])
+
+    def interrupted(seconds):
+        del server._finished.wait
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), server:
+        server._finished.wait = interrupted
+    assert server._at_once.is_set()
+    assert server._finished.is_set()
+    assert server._runtime.removed
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [(errno.ENOSPC, "make room there"), (errno.EFBIG, "raise the limit on a file's size"), (errno.EIO, "fix that")],
