@@ -60,10 +60,10 @@ def line(row: Row) -> str:
     )
 
 
-def losses(device: str) -> tuple[list[Row], str | None]:
+def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
     """The masked-patch loss's rows, or why there are none: it ends where an answer is wrong."""
     try:
-        return measure_loss([128], 192, 15, device), None
+        return measure_loss([128], 192, 15, device, bandwidth), None
     except (SystemExit, RuntimeError) as failure:
         return [], str(failure)
 
@@ -111,7 +111,7 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         print(f"tuned: {len(content['tuned'])} shapes", flush=True)
         first = [(layer, True) for layer in replknet_31b(64)]
         left_out = cuda.run_layers(first, device, ceilings, deadline, save)
-        content["losses"], failure = losses(device)
+        content["losses"], failure = losses(device, ceilings.bandwidth)
         skipped = variants.run_variants(list(variants.variants()), device, deadline, save_variant)
         rest = [(layer, False) for layer in sweep()]
         later = cuda.run_layers(rest, device, ceilings, deadline, save)

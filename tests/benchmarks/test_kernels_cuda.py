@@ -146,9 +146,8 @@ def run(fake_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(cuda.measure_ceilings, "__defaults__", (dict.fromkeys(("bfloat16", "float32"), 8),))
     monkeypatch.setattr(main, "replknet_31b", lambda batch: [Layer(2, 4, 7, 9)])
     monkeypatch.setattr(main, "sweep", lambda: [Layer(1, 4, 5, 3, "float32")])
-    monkeypatch.setattr(
-        main, "measure_loss", lambda *_: [{"norm": "none", "batch": 128, "of_copy": 0.8, "speedup_over_eager": 6.0}]
-    )
+    loss = {"norm": "none", "batch": 128, "speedup_over_eager": 6.0}
+    monkeypatch.setattr(main, "measure_loss", lambda *asked: [loss | {"of_copy": 0.8, "asked": asked}])
 
     strip = variants.Variant("strip", Layer(2, 4, 7, 9), (9, 5), STRIP)
     monkeypatch.setattr(variants, "variants", lambda: [strip])
@@ -172,6 +171,7 @@ def test_the_whole_run(run, capsys, tmp_path):
         == ceilings["bandwidths"][ceilings["bandwidth_of"]]
         == max(ceilings["bandwidths"].values())
     )
+    assert document["losses"][0]["asked"] == [[128], 192, 15, "cpu", ceilings["bandwidth"]]
     assert len(document["rows"]) == 6
     assert document["left_out"] == []
     assert len(document["goals"]) == len(goals.GOALS)
