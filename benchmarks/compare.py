@@ -16,7 +16,16 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness import Timing, gpu, interleaved, load_average_warning, versions, write_document
+from benchmarks.harness import (
+    Timing,
+    gpu,
+    interleaved,
+    load_average_warning,
+    pin_float32,
+    require_native,
+    versions,
+    write_document,
+)
 from benchmarks.markdown import beside
 from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
@@ -67,6 +76,8 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
     for arch in config.archs:
         check_arch(arch)
     check_file("--output", config.output)
+    if config.rounds:
+        require_native()
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(0)
@@ -91,6 +102,7 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
             )
         )
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if config.rounds else []
+    pin_float32()
     timings: dict[str, dict[str, Timing]] = {}
     for device in devices:
         progress(f"timing on {device}")

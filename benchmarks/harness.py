@@ -82,8 +82,16 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
 
 
+def pin_float32() -> None:
+    """float32 on a GPU is IEEE's: cuDNN's convolutions take TF32 by default, products where the environment says so."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def gpu() -> dict[str, Any]:
-    """The current CUDA device and what drives it."""
+    """The current CUDA device, what drives it, and whether float32 is TF32 there."""
     import torch
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -95,6 +103,7 @@ def gpu() -> dict[str, Any]:
         "l2_mib": round(properties.L2_cache_size / 2**20, 1),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
+        "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
     }
 
 

@@ -20,7 +20,16 @@ from torch import Tensor
 
 from benchmarks.commands import command_parser, whole_number, whole_numbers
 from benchmarks.cuda_timing import Step, captured, elapsed_ms
-from benchmarks.harness import Timing, interleaved, load_average_warning, publish, run_as_served, versions
+from benchmarks.harness import (
+    Timing,
+    gpu,
+    interleaved,
+    load_average_warning,
+    pin_float32,
+    publish,
+    run_as_served,
+    versions,
+)
 from benchmarks.kernels.cuda import measure_bandwidths
 from kernels import masked_patch_loss
 
@@ -158,14 +167,15 @@ def main() -> None:
     torch.manual_seed(0)
     warning = load_average_warning()
     batches = options.batches or {"cpu": [8], "cuda": [32, 128]}[options.device]
-    ceiling = None
+    hardware = ceiling = None
     if options.device == "cuda":
+        pin_float32()
+        hardware = gpu()
         with torch.cuda.stream(torch.cuda.Stream()):
             ceiling = max(measure_bandwidths("cuda").values())
     rows = measure(batches, options.size, options.rounds, options.device, ceiling)
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
     name = f"masked_patch_loss_{options.device}"
-    publish(name, gpu=gpu, versions=versions("torch"), warning=warning, rows=rows)
+    publish(name, gpu=hardware, versions=versions("torch"), warning=warning, rows=rows)
 
 
 if __name__ == "__main__":

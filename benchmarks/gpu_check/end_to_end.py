@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from benchmarks import harness
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
-from benchmarks.harness import Timing, gpu, name_on, versions, write_results
+from benchmarks.harness import Timing, gpu, name_on, pin_float32, versions, write_results
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d import pytorch
 from models import create_model, reparameterize
@@ -209,6 +209,7 @@ def measure(
 
 
 def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", rounds: int = 5) -> int:
+    pin_float32()
     hardware = gpu()
     name = name_on(hardware, "end_to_end")
     os.environ.setdefault("WIDEFIELD_TILES", str(harness.RESULTS / f"{name_on(hardware, 'kernels')}_tiles.json"))

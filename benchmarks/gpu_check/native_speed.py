@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import captured, elapsed_ms, sets_that_exceed_the_cache
 from benchmarks.gpu_check.native import ROOT, check_answer
-from benchmarks.harness import Timing, gpu, load_average_warning, name_on, versions, write_results
+from benchmarks.harness import Timing, gpu, load_average_warning, name_on, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
 
 LIBRARY = ROOT / "kernels/native/lib/libwidefield.so"
@@ -89,9 +89,10 @@ def main() -> int:
     def import_kernels() -> None:
         import kernels  # noqa: F401
 
+    pin_float32()
+    hardware = gpu()
     with torch.cuda.stream(torch.cuda.Stream()):
         rows = measure(import_kernels)
-    hardware = gpu()
     content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
     print(f"wrote {write_results(name_on(hardware, 'native'), **content, rows=rows)}")
     return 0

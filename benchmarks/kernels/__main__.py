@@ -26,6 +26,7 @@ from benchmarks.harness import (
     gpu,
     load_average_warning,
     name_on,
+    pin_float32,
     publish,
     require_native,
     run_as_served,
@@ -73,7 +74,7 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
     much of the sweep as the time allows."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False
+    pin_float32()
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     hardware = gpu()

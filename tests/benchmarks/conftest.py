@@ -88,4 +88,10 @@ def fake_gpu(monkeypatch):
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # by version
         monkeypatch.setattr(torch.optim.Optimizer, name, lambda self: None, raising=False)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    return gpu
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield gpu
+    for backend, value in zip(backends, before, strict=True):
+        backend.allow_tf32 = value

@@ -168,7 +168,12 @@ def test_what_cannot_be_drawn_is_named(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["benchmarks.kernels", "--device", "cpu"], ["benchmarks.kernels.cpu_gradients"], ["benchmarks.cpu_inference"]],
+    [
+        ["benchmarks.kernels", "--device", "cpu"],
+        ["benchmarks.kernels.cpu_gradients"],
+        ["benchmarks.cpu_inference"],
+        ["benchmarks.compare"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import compare as script
 from benchmarks.compare import ARCHS, Config, compare
-from benchmarks.harness import Timing, code, interleaved, write_document
+from benchmarks.harness import Timing, code, gpu, interleaved, write_document
 from benchmarks.published import Row, claims, published_figures, recommend
 from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
 from tests.full_disk import files_up_to
@@ -47,6 +47,22 @@ def test_counting_alone_times_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert details["latency"] == {}
     assert rows[1].head_parameters == 0, "two linear layers"
     assert script.figures_table(rows).row_count == 2
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_float32_on_a_gpu_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions take TF32 unless told otherwise: `form` says fp32."""
+    found = {}
+
+    def interleaved(calls: dict, rounds: int) -> dict[str, Timing]:
+        found.update(gpu()["tf32"])
+        return dict.fromkeys(calls, Timing(1.0, 1.0, 1.0, rounds))
+
+    monkeypatch.setattr(script, "interleaved", interleaved)
+    monkeypatch.setattr(script, "_call", lambda network, size, device: None)
+    _, details = compare(Config(archs=("replknet_nano",), rounds=1, image_size=64))
+    assert details["latency"].keys() == {"cpu", "cuda"}
+    assert found == details["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
 
 
 @pytest.mark.parametrize(

@@ -72,5 +72,6 @@ def test_the_gpu_is_described(fake_gpu):
         "l2_mib": 0.0,
         "cuda": "",
         "cudnn": 0,
+        "tf32": {"matmul": True, "cudnn": True},
     }
     assert (gpu()["cuda"], gpu()["cudnn"]) == (torch.version.cuda, 91000)

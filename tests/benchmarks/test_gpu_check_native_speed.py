@@ -50,7 +50,9 @@ def test_a_wrong_answer_has_no_time(monkeypatch):
 def test_results_are_left(monkeypatch, tmp_path):
     monkeypatch.setattr(native_speed, "measure", lambda import_kernels: [{"batch": 2}])
     assert native_speed.main() == 0
-    assert json.loads((tmp_path / "native_fake_h200.json").read_text())["rows"] == [{"batch": 2}]
+    document = json.loads((tmp_path / "native_fake_h200.json").read_text())
+    assert document["rows"] == [{"batch": 2}]
+    assert document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
 
 
 def test_its_import_alone_brings_no_kernels():

@@ -165,6 +165,7 @@ def test_the_whole_run(run, capsys, tmp_path):
     assert status == 0
     assert document["complete"] is True
     assert document["gpu"]["name"] == "Fake H200"
+    assert document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
     ceilings = document["ceilings"]
     assert (
         ceilings["bandwidth"]

@@ -1,8 +1,11 @@
 """The loss's benchmark: a wrong loss or gradient gets no speed; what the speeds are compared with."""
 
+import json
+
 import pytest
 import torch
 
+from benchmarks import harness
 from benchmarks import masked_patch_loss as bench
 from benchmarks.harness import Timing
 
@@ -55,3 +58,16 @@ def test_a_gpu_has_one_ceiling_for_all_that_is_measured(monkeypatch):
     row = bench.measure([1], 64, 5, "cpu", 1e9)[0]
     assert asked[0] == ["eager", "widefield"]
     assert row["of_copy"] == round((0.6 * 2 + 1) * 49152 / 2e-3 / 1e9, 3)
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_on_a_gpu_eager_is_timed_in_float32_and_beside_that_ceiling(monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "measure_bandwidths", lambda device: {"copy": 2.0, "add": 3.0})
+    monkeypatch.setattr(bench, "measure", lambda *asked: [{"asked": asked, "tf32": harness.gpu()["tf32"]}])
+    monkeypatch.setattr("sys.argv", ["masked_patch_loss", "--device", "cuda"])
+    bench.main()
+    document = json.loads((tmp_path / "masked_patch_loss_cuda.json").read_text())
+    (row,) = document["rows"]
+    assert row["asked"] == [[32, 128], 192, 15, "cuda", 3.0]
+    assert row["tf32"] == document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
