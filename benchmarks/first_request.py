@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import check_archs, command_parser, whole_number
-from benchmarks.harness import load_average_warning, run_as_served
+from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, write_served
 
@@ -90,6 +90,7 @@ def main() -> None:
     run_as_served("benchmarks.first_request")
     archs = options.archs.split(",")
     check_archs(*archs)
+    require_server()
     warning = load_average_warning()
     jpeg = photograph()
     rows = [row for arch in archs for row in measure(arch, jpeg, options.starts)]

@@ -204,14 +204,32 @@ def run_as_served(module: str) -> None:
 
 
 def require_native() -> None:
-    """Raises `SystemExit` where a CPU's figures of Widefield would be those of PyTorch's own convolution."""
+    """Raises `SystemExit` where a CPU's figures of Widefield would be PyTorch's own convolution's, or other code's."""
     import kernels  # noqa: F401 - loads the library
-    from kernels.native import is_loaded
+    from kernels.native import is_loaded, native_library
+    from kernels.native.build import is_current
 
     if not is_loaded():
         raise SystemExit(
             "the native library is not loaded, so that PyTorch's convolution would be timed as Widefield's: "
             "python kernels/native/build.py, and unset WIDEFIELD_NATIVE"
+        )
+    if (library := native_library()) is None or not is_current(library):
+        raise SystemExit(
+            f"{library} is not built from these sources, which would be said to be timed: "
+            "python kernels/native/build.py, and unset WIDEFIELD_LIBRARY"
+        )
+
+
+def require_server() -> None:
+    """Raises `SystemExit` where a server would run a library of other sources, or without one."""
+    from server.backends import build as backends
+
+    require_native()
+    if other := [name for name, library in backends.LIBRARIES.items() if not backends.is_current(library)]:
+        raise SystemExit(
+            f"the server's {', '.join(other)}: not built from these sources, which would be said to be timed: "
+            "python server/backends/build.py"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import chosen, command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, publish, run_as_served, versions
+from benchmarks.harness import load_average_warning, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.serving.load import CALLERS, closed_loop
 from benchmarks.serving.networks import MODELS, build_repository
@@ -72,6 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
     models = chosen(options.models, MODELS, "model")
+    require_server()
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     if threads < 2:

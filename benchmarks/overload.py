@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, run_as_served
+from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, bare_pipeline, steps_ms, write_served
@@ -183,6 +183,7 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.overload")
     check_archs(options.arch)
+    require_server()
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, whole_number
-from benchmarks.harness import interleaved, load_average_warning, run_as_served
+from benchmarks.harness import interleaved, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, check, empty_ensemble, steps_ms, write_served
 
@@ -92,6 +92,7 @@ def main() -> None:
     run_as_served("benchmarks.serving_overhead")
     archs = options.archs.split(",")
     check_archs(*archs)
+    require_server()
     warning = load_average_warning()
     threads = len(os.sched_getaffinity(0))
     jpeg = photograph()

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.commands import command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, publish, versions
+from benchmarks.harness import load_average_warning, publish, require_server, versions
 from benchmarks.resilience.footprint import tritonserver_of
 from server import RepositoryError, TritonServer
 from server.canary import CanaryError, classify_canary
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--clients", type=whole_number, default=500)
     parser.add_argument("--seconds", type=positive, default=20.0)
     options = parser.parse_args()
+    require_server()
     try:
         read_repository(options.repository)
     except RepositoryError as error:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import Timing, load_average_warning, publish, versions
+from benchmarks.harness import Timing, load_average_warning, publish, require_server, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from client import Classifier
 
@@ -110,6 +110,7 @@ def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--rounds", type=whole_number, default=30)
     options = parser.parse_args()
+    require_server()
     warning = load_average_warning()
     rows = measure(options.rounds)
     found = versions("nvidia-pytriton", "tritonclient", "grpcio")

@@ -4,6 +4,7 @@
 first, which keep what they captured; then Python's, and both are replayed in turn. Results: native_<gpu>.json.
 """
 
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from benchmarks.gpu_check.native import ROOT, check_answer
 from benchmarks.harness import Timing, gpu, load_average_warning, name_on, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
 
-LIBRARY = ROOT / "kernels/native/lib/libwidefield.so"
+LIBRARY, BUILD = ROOT / "kernels/native/lib/libwidefield.so", ROOT / "kernels/native/build.py"
 BATCHES = (64, 8, 1)
 ROUNDS = 30
 Graph = Any
@@ -68,7 +69,9 @@ def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
 
 @torch.no_grad()
 def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dict[str, Any]]:
-    """A row for each layer and batch. Raises `RuntimeError` where Python's kernels would be timed as the library's."""
+    """A row for each layer and batch. Raises `RuntimeError` where other kernels would be timed as the library's."""
+    if not runpy.run_path(str(BUILD))["is_current"](LIBRARY):  # by its path: importing it is importing `kernels`
+        raise RuntimeError(f"{LIBRARY} is not built from these sources: python kernels/native/build.py")
     torch.ops.load_library(str(LIBRARY))
     problems = [make_problem(layer, device) for batch in BATCHES for layer in replknet_31b(batch)]
     if "kernels" in sys.modules:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import RESULTS, circumstances, load_average_warning, versions, write_results
+from benchmarks.harness import RESULTS, circumstances, load_average_warning, require_server, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
 MOST_GROWTH = 2.0  # percent of resident memory, over the soak
@@ -58,6 +58,7 @@ def main() -> int:
         "--requests", type=whole_number, default=400_000, help="of the soak; its memory levels off after 40,000"
     )
     options = parser.parse_args()
+    require_server()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are stopped on the way out
 
     from benchmarks.resilience.digits import build_digits

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import chosen, command_parser, positive, whole_number
-from benchmarks.harness import fingerprint, publish, run_as_served, versions
+from benchmarks.harness import fingerprint, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import bare_pipeline, check
 from benchmarks.serving import table
@@ -134,6 +134,7 @@ def main() -> None:
     peers = chosen(options.peers, ONE_WORKER, "peer")
     servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
     threads = len(os.sched_getaffinity(0))
+    require_server()
     prepare_environment()
     plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
     found = {**versions("torch", "nvidia-pytriton"), **peer_versions()}

@@ -67,12 +67,17 @@ def triton_version() -> str:
         return ""
 
 
+def is_current(output: Path = OUTPUT) -> bool:
+    """Whether it is built, from these sources and for this PyTorch and Triton. Raises `BuildError` without PyTorch."""
+    stamp = output.with_suffix(".stamp")
+    return output.exists() and stamp.exists() and stamp.read_text() == fingerprint(torch_folder())
+
+
 def build(output: Path = OUTPUT) -> str:
     """Build unless the library is up to date; returns a line that says what was done. Raises `BuildError`."""
     torch = torch_folder()
-    stamp = output.with_suffix(".stamp")
     wanted = fingerprint(torch)
-    if output.exists() and stamp.exists() and stamp.read_text() == wanted:
+    if is_current(output):
         return f"{output.name} is up to date"
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
@@ -82,7 +87,7 @@ def build(output: Path = OUTPUT) -> str:
     kernels = compile_kernels(output.parent / "cubins")
     seconds = time.perf_counter() - started
     compile_library(compiler, torch, kernels, output)
-    stamp.write_text(wanted)
+    output.with_suffix(".stamp").write_text(wanted)
     total = time.perf_counter() - started
     gpu = f"{len(kernels)} cubins in {seconds:.0f} s" if kernels else "for the CPU only: Triton is not installed"
     return f"built {output.name} in {total:.0f} s ({gpu}, {output.stat().st_size / 1e6:.1f} MB)"

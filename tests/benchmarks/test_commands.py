@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from server.backends import build
+
 PARTS = ("device", "native", "native_speed", "end_to_end", "served")
 MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]
 MODULES += [f"benchmarks.gpu_check.{part}" for part in PARTS]
@@ -166,16 +168,15 @@ def test_what_cannot_be_drawn_is_named(
     assert f"--draw {path}: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["benchmarks.kernels", "--device", "cpu"],
-        ["benchmarks.kernels.cpu_gradients"],
-        ["benchmarks.cpu_inference"],
-        ["benchmarks.compare"],
-    ],
-    ids=lambda arguments: arguments[0],
-)
+KERNELS = [
+    ["benchmarks.kernels", "--device", "cpu"],
+    ["benchmarks.kernels.cpu_gradients"],
+    ["benchmarks.cpu_inference"],
+    ["benchmarks.compare"],
+]
+
+
+@pytest.mark.parametrize("arguments", KERNELS, ids=lambda arguments: arguments[0])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_pytorch_is_not_timed_in_our_place(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator without its library, which is not built or left out, is PyTorch's convolution."""
@@ -193,3 +194,38 @@ def test_pillow_is_not_timed_in_our_place(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "argv", ["preprocess"])
     with pytest.raises(SystemExit, match=r"Pillow's resize would be timed as Widefield's: python server/backends"):
         runpy.run_module("benchmarks.preprocess", run_name="__main__")
+
+
+SERVERS = ("demo", "first_request", "instances", "overload", "resilience", "serving", "serving_overhead")
+SERVERS += ("slow_clients", "transports")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*KERNELS, *([f"benchmarks.{name}"] for name in SERVERS)],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_native_library_of_other_sources_is_not_timed(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "libwidefield.so"
+    library.touch()
+    library.with_suffix(".stamp").write_text("older")
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("kernels.native.native_library", lambda: library)
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match=f"{library} is not built from these sources.*: python kernels/native/build"):
+        runpy.run_module(arguments[0], run_name="__main__")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_s_library_of_other_sources_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on without some of them, more slowly, and says so only to who asks."""
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    fixes, real = build.FIXES, build.fingerprint
+    monkeypatch.setattr(build, "fingerprint", lambda library: "newer" if library is fixes else real(library))
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit, match=r"server's fixes: not built from these sources.*: python server/backends/"):
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")

@@ -38,6 +38,17 @@ def test_the_library_is_captured_before_python_takes_its_place(small_layer, monk
 
 
 @pytest.mark.usefixtures("small_layer")
+def test_a_library_of_other_sources_has_no_time(monkeypatch, tmp_path):
+    (tmp_path / "libwidefield.so").touch()
+    (tmp_path / "libwidefield.stamp").write_text("older")
+    monkeypatch.setattr(native_speed, "LIBRARY", tmp_path / "libwidefield.so")
+    monkeypatch.delitem(sys.modules, "kernels")
+    with pytest.raises(RuntimeError, match="is not built from these sources: python kernels/native/build"):
+        native_speed.measure(lambda: None, "cpu")
+    assert "kernels" not in sys.modules
+
+
+@pytest.mark.usefixtures("small_layer")
 def test_a_wrong_answer_has_no_time(monkeypatch):
     monkeypatch.delitem(sys.modules, "kernels")
     right = native_speed.Problem.run
