@@ -6,7 +6,7 @@ First the callers of a closed loop (each waits for its answer) that get the most
 machine's speed wanders: a bare loop of the same steps in one process, the closed loop of that many callers, and
 requests at set rates, Poisson, whether or not earlier ones are answered. Each load is compared with the mean of the
 closed loops before and after it; the report is the turn of the median. Goodput counts the answers within the deadline,
-from when the request was due, over the time until the last of them.
+from when the request was due, over the time until the last of them; one that is not the bare loop's is "wrong".
 """
 
 import itertools
@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.commands import check_archs, command_parser, positive, whole_number
 from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
@@ -31,6 +33,8 @@ from loadtest.shapes import Phase, arrivals
 CALLERS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 1.0, 2.0, 4.0)  # of the closed loop's best
 PAUSE = 2.0  # seconds between loads: the queues run empty
+CLOSE = 1e-5  # of a probability: batches sum in another order; at random weights another image's are 3e-5 away
+ROUNDED = 1e-6  # a class comes with six decimals
 
 
 def bare_rate(repository: Path, threads: int, jpeg: bytes, seconds: float) -> float:
@@ -45,7 +49,13 @@ def bare_rate(repository: Path, threads: int, jpeg: bytes, seconds: float) -> fl
     return count / (time.perf_counter() - started)
 
 
-def closed_loop(url: str, jpeg: bytes, callers: int, seconds: float) -> dict[str, Any]:
+def is_right(answer: bytes, right: np.ndarray) -> bool:
+    """Float32 probabilities beside the bare loop's."""
+    return len(answer) == right.nbytes and np.allclose(np.frombuffer(answer, np.float32), right, rtol=CLOSE, atol=0)
+
+
+def closed_loop(url: str, jpeg: bytes, right: np.ndarray, callers: int, seconds: float) -> dict[str, Any]:
+    """Raises `SystemExit` for an answer that is another than `right`."""
     from client import Classifier
 
     end = time.perf_counter() + seconds
@@ -54,8 +64,10 @@ def closed_loop(url: str, jpeg: bytes, callers: int, seconds: float) -> dict[str
         taken = []
         with Classifier(url, timeout=60, retries=0) as classifier:
             while (begun := time.perf_counter()) < end:
-                classifier.classify(jpeg, top=1)
+                (best,) = classifier.classify(jpeg, top=1)
                 taken.append(time.perf_counter() - begun)
+                if not abs(best.probability - right.max()) <= ROUNDED:
+                    raise SystemExit(f"{callers} callers: the best class has {best.probability}, not {right.max():.6f}")
         return taken
 
     started = time.perf_counter()
@@ -65,7 +77,7 @@ def closed_loop(url: str, jpeg: bytes, callers: int, seconds: float) -> dict[str
     return {"callers": callers, "images_per_s": round(rate, 2), **percentiles(taken, "answered_")}
 
 
-def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
+def open_loop(url: str, jpeg: bytes, right: np.ndarray, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
     """Every request is sent when it is due. Latencies count from then, not from when this process came to send it."""
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -83,8 +95,10 @@ def open_loop(url: str, jpeg: bytes, rate: float, seconds: float, deadline: floa
         taken = time.perf_counter() - due
         status = call.code()
         rejected = status is grpc.StatusCode.UNAVAILABLE and "timeout expired" in call.details().lower()
-        answered = "in time" if taken <= deadline else "late"
-        kind = answered if status is grpc.StatusCode.OK else "rejected" if rejected else status.name
+        kind = "rejected" if rejected else status.name
+        if status is grpc.StatusCode.OK:
+            answered = "in time" if taken <= deadline else "late"
+            kind = answered if is_right(b"".join(call.result().raw_output_contents), right) else "wrong"
         outcomes.append((kind, taken, due + taken))
         all_done.release()
 
@@ -123,8 +137,9 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository, threads=threads))
+        right = bare_pipeline(repository, threads)(jpeg)[0].numpy()
         with TritonServer(repository) as server:
-            closed = [closed_loop(server.grpc_url, jpeg, callers, seconds) for callers in CALLERS]
+            closed = [closed_loop(server.grpc_url, jpeg, right, callers, seconds) for callers in CALLERS]
             for row in closed:
                 print(f"  {row['callers']:2} callers: {row['images_per_s']:.1f} images/s", flush=True)
             callers = max(closed, key=lambda row: row["images_per_s"])["callers"]
@@ -133,11 +148,11 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
                 bare.append(bare_rate(repository, threads, jpeg, seconds))
                 with Classifier(server.grpc_url) as asking:
                     before = asking.status()
-                    peaks.append(closed_loop(server.grpc_url, jpeg, callers, seconds)["images_per_s"])
+                    peaks.append(closed_loop(server.grpc_url, jpeg, right, callers, seconds)["images_per_s"])
                     steps = step_times(before, asking.status())  # of the last closed loop
                 print(f"{arch}: {bare[-1]:.1f} images/s in a bare loop, {peaks[-1]:.1f} in a closed one", flush=True)
                 if repeat < repeats:
-                    turns.append(one_turn(server.grpc_url, jpeg, peaks[-1], seconds, deadline))
+                    turns.append(one_turn(server.grpc_url, jpeg, right, peaks[-1], seconds, deadline))
     opened = [
         of_peak([turn[i] for turn in turns], [statistics.mean(pair) for pair in itertools.pairwise(peaks)])
         for i in range(len(LOADS))
@@ -155,12 +170,14 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
     }
 
 
-def one_turn(url: str, jpeg: bytes, peak: float, seconds: float, deadline: float) -> list[dict[str, Any]]:
+def one_turn(
+    url: str, jpeg: bytes, right: np.ndarray, peak: float, seconds: float, deadline: float
+) -> list[dict[str, Any]]:
     """Each of the loads once."""
     rows = []
     for load in LOADS:
         time.sleep(PAUSE)
-        rows.append({"load": load, **open_loop(url, jpeg, load * peak, seconds, deadline)})
+        rows.append({"load": load, **open_loop(url, jpeg, right, load * peak, seconds, deadline)})
         print(f"  load {load}: {rows[-1]['goodput_per_s']} images/s in time, {rows[-1]['outcomes']}", flush=True)
     return rows
 
