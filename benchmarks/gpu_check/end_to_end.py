@@ -25,7 +25,7 @@ from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import Timing, gpu, name_on, pin_float32, versions, write_results
 from kernels import depthwise_conv2d
-from kernels.depthwise_conv2d import pytorch
+from kernels.depthwise_conv2d import pytorch, tile_files
 from models import create_model, reparameterize
 
 OURS, EAGER = "widefield", "eager"
@@ -214,6 +214,7 @@ def main(arch: str = "replknet_31b", size: int = 224, device: str = "cuda", roun
     name = name_on(hardware, "end_to_end")
     os.environ.setdefault("WIDEFIELD_TILES", str(harness.RESULTS / f"{name_on(hardware, 'kernels')}_tiles.json"))
     content = {"gpu": hardware, "arch": arch, "image_size": size, "versions": versions("torch", "triton")}
+    content["tuned"] = tile_files.read(tile_files.cache_file())
     for what, row in measure(arch, size, device, rounds):
         content[what] = row
         path = write_results(name, **content)

@@ -96,7 +96,10 @@ def main() -> int:
     hardware = gpu()
     with torch.cuda.stream(torch.cuda.Stream()):
         rows = measure(import_kernels)
+    from kernels.depthwise_conv2d import tile_files  # now that the library's calls are captured
+
     content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
+    content["tuned"] = tile_files.read(tile_files.cache_file())  # of Python's; the library has its own choice
     print(f"wrote {write_results(name_on(hardware, 'native'), **content, rows=rows)}")
     return 0
 

@@ -60,9 +60,12 @@ def test_a_wrong_answer_has_no_time(monkeypatch):
 @pytest.mark.usefixtures("small_layer")
 def test_results_are_left(monkeypatch, tmp_path):
     monkeypatch.setattr(native_speed, "measure", lambda import_kernels: [{"batch": 2}])
+    (tmp_path / "tiles.json").write_text('{"a shape": "taps"}')
+    monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))
     assert native_speed.main() == 0
     document = json.loads((tmp_path / "native_fake_h200.json").read_text())
     assert document["rows"] == [{"batch": 2}]
+    assert document["tuned"] == {"a shape": "taps"}
     assert document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
 
 

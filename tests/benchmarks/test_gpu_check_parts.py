@@ -23,9 +23,12 @@ def tiny(fake_gpu, monkeypatch, tmp_path):
 
 def test_end_to_end_on_a_small_model(tiny, monkeypatch, capsys):
     monkeypatch.setattr(end_to_end.measure, "__defaults__", ((2,),))
+    (tiny / "tiles.json").write_text('{"a shape": "taps"}')
+    monkeypatch.setenv("WIDEFIELD_TILES", str(tiny / "tiles.json"))
     assert end_to_end.main("replknet_nano", 64, "cpu", 2) == 0
     document = json.loads((tiny / "end_to_end_fake_h200.json").read_text())
     assert document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
+    assert document["tuned"] == {"a shape": "taps"}
     step, inference = document["training step"], document["inference"]
     assert (step["batch"], step["depthwise_calls"]) == (2, 10)  # five blocks, two branches
     assert inference["depthwise_calls"] == 5  # one operator each
