@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +209,26 @@ def test_another_number_of_warps_is_compiled_anew(monkeypatch, tmp_path):
     assert [kernel.warps for kernel in kernels] == [4, 8]
     assert list(tmp_path.iterdir()) == [Path(kernels[0].file).parent], "what is older goes"
     assert len({Path(kernel.file).read_bytes() for kernel in kernels}) == 2
+
+
+def test_only_what_is_missing_is_compiled(monkeypatch, tmp_path):
+    """All 228 take minutes. Another source or Triton has a folder of its own, in which all are missing."""
+    asked = []
+
+    def compile_one(variant, path):
+        asked.append(variant)
+        path.with_suffix(".json").write_text('{"name": "pack", "shared_bytes": 0, "warps": 4}')
+
+    monkeypatch.setattr(aot, "compile_one", compile_one)
+    monkeypatch.setattr(aot, "ProcessPoolExecutor", lambda *_, **__: nullcontext(SimpleNamespace(map=map)))
+    first, second = variants.Pack(80, 4), variants.Pack(80, 2)
+    for wanted, missing in (([first], [first]), ([first, second], [second]), ([first, second], [])):
+        asked.clear()
+        assert [kernel.variant for kernel in aot.compile_all(tmp_path, wanted)] == wanted
+        assert asked == missing
+    monkeypatch.setattr(aot.triton, "__version__", "0.0")
+    aot.compile_all(tmp_path, [first, second])
+    assert asked == [first, second]
 
 
 def test_what_was_cut_off_is_compiled_anew(monkeypatch, tmp_path):

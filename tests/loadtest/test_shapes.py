@@ -1,6 +1,9 @@
 """Phases and Poisson arrivals."""
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +48,32 @@ def test_arrivals_are_poisson() -> None:
         variance = sum((count - mean) ** 2 for count in counts) / 299
         assert mean == pytest.approx(phase.level, rel=0.05)
         assert variance == pytest.approx(phase.level, rel=0.3)
+
+
+AFTER_THE_LAST_PHASE = """
+from types import SimpleNamespace as Of
+from locust.runners import LocalRunner, MasterRunner
+from loadtest import hooks, schedule
+
+for kind, rate in ((MasterRunner, 20), (MasterRunner, None), (LocalRunner, 20), (LocalRunner, None)):
+    test, done = object.__new__(hooks.LoadTest), []
+    shape = dict(shape="steady", rate=rate, num_users=3, levels=[], peak=None, senders=None)
+    test.options = Of(**shape, seconds=1.0, run_time=None, warm_up=0.0, request_timeout=1.0, expect_workers=2)
+    runner = object.__new__(kind)
+    runner.stop = lambda: done.append("stop")
+    test.environment = Of(runner=runner, user_classes=[object], stop_timeout=0.0)
+    hooks.check_shape = lambda options: None
+    test._plan()
+    planned = test.environment.shape_class
+    planned.get_run_time = lambda: 1.5
+    schedule.gevent.sleep = done.append
+    assert planned.tick() is None
+    print(*done)
+"""
+
+
+def test_workers_that_began_later_than_their_master_send_to_the_end() -> None:
+    """So does the sender of a rate in their process, which may be late with its last requests; a closed loop ends."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", AFTER_THE_LAST_PHASE], cwd=root, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["2.0 stop", "2.0 stop", "0.5 stop", "0.0 stop"], done.stderr

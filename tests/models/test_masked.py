@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo import lookup_backend
 
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from models import (
@@ -20,6 +21,7 @@ from models import (
     save_checkpoint,
 )
 
+OPERATORS = ("widefield.depthwise_conv2d", "widefield.masked_patch_loss")
 SIZES = {"layers": (1, 1, 1, 1), "channels": (4, 8, 8, 8), "kernel_sizes": (7, 7, 5, 5), "small_kernel": 3}
 
 
@@ -280,10 +282,20 @@ def test_unknown_mask_mode_is_named():
 
 @pytest.mark.parametrize("mode", ["token", "sparse"])
 def test_compiles_without_a_graph_break_and_under_autocast(mode, batch):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
     model = make(mode)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=keep, fullgraph=True)
     expected = model(*batch)
     loss = compiled(*batch)
+    (graph,) = graphs
+    called = [name for name in OPERATORS for node in graph.graph.nodes if name in str(node.target)]
+    blocks = 4 if mode == "token" else 5  # the last is FillEmpty's
+    assert called == ["widefield.depthwise_conv2d"] * 2 * blocks + ["widefield.masked_patch_loss"]
     loss.backward()
     torch.testing.assert_close(loss, expected)
     with torch.autocast("cpu", torch.bfloat16):

@@ -3,12 +3,14 @@
 import html
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,6 +286,59 @@ def test_no_gradio(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert page.main(["--server", "127.0.0.1:1"]) == 1
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "elsewhere,127.0.0.1,127.0.0.1,localhost"
     assert "make page has the environment for it" in capsys.readouterr().err
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What Gradio is started with, in its place; "error" is raised then."""
+    found: dict[str, Any] = {}
+
+    def launch(**options: Any) -> None:
+        if "error" in found:
+            raise found["error"]
+        found.update(options)
+
+    def wait() -> None:
+        found["on SIGTERM"] = signal.getsignal(signal.SIGTERM)
+
+    def build(answer: Callable[[str | None], page.Shown], concurrency: int) -> tuple[Any, Any]:
+        found.update(shown=answer(None), concurrency=concurrency)
+        return SimpleNamespace(launch=launch, local_url="http://here:7/", block_thread=wait), "a theme"
+
+    monkeypatch.setattr(page, "build", build)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    before = signal.getsignal(signal.SIGTERM)
+    yield found
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_launch(launched: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
+    """It listens where it is told to, nowhere else: no tunnel, no statistics; SIGTERM ends it as Ctrl-C does."""
+    words = ["--server", "127.0.0.1:1", "--host", "::1", "--port", "7861", "--root-path", "/try", "--concurrency", "3"]
+    assert page.main([*words, "--max-megabytes", "1.5"]) == 0
+    assert (launched["server_name"], launched["server_port"], launched["root_path"]) == ("::1", 7861, "/try")
+    assert (launched["shown"], launched["concurrency"], launched["max_file_size"]) == (page.Shown(), 3, 3 * 2**19)
+    assert page.OFF.items() <= launched.items()
+    assert not any(launched[name] for name in ("share", "ssr_mode", "mcp_server", "run_history", "footer_links"))
+    assert (launched["css"], launched["theme"], launched["prevent_thread_lock"]) == (page.CSS, "a theme", True)
+    assert launched["on SIGTERM"] is signal.default_int_handler
+    assert capsys.readouterr().out == "the page is at http://here:7/, its server at grpc://127.0.0.1:1\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError("Cannot find empty port"), "127.0.0.1:7860 is taken, or not this machine's: see --port"),
+        (OSError(13, "Permission denied"), "[Errno 13] Permission denied"),
+    ],
+)
+def test_a_launch_that_fails(
+    error: OSError, said: str, launched: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    launched["error"] = error
+    assert page.main(["--server", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr() == ("", f"page: {said}\n")
 
 
 def test_it_talks_through_the_client_alone() -> None:
