@@ -53,3 +53,10 @@ def test_clean_leaves_checkpoints_and_data() -> None:
     taken = {name: " ".join(make("-n", name).stdout.split()) for name in ("clean", "distclean")}
     assert not {"runs", "data"} & set(taken["clean"].split())
     assert taken["distclean"] == f"{taken['clean']} rm -rf runs data"
+
+
+def test_help_has_a_line_for_every_target() -> None:
+    lines = dict(line.split(maxsplit=1) for line in make("help").stdout.splitlines())
+    phony = (ROOT / "Makefile").read_text().split(".PHONY: ")[1].partition("\n\n")[0]
+    assert lines.keys() == set(phony.replace("\\\n", "").split()) - {"same-python"}
+    assert lines["check"] == "lint, format, types, import contracts"
