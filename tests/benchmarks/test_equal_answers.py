@@ -6,6 +6,8 @@ import pytest
 from benchmarks import cpu_inference, preprocess
 from benchmarks.harness import Timing
 from benchmarks.preprocess import BASELINE, OURS
+from export.torchscript import ServedBackbone
+from models import ModelConfig, create_model, reparameterize
 
 
 @pytest.fixture
@@ -39,6 +41,18 @@ def test_a_pipeline_that_is_not_equal_is_named_with_its_distance(timed):
         {"pipeline": "far", "mean_difference": 2.0, "max_difference": 2},
         {"pipeline": "far of one", "mean_difference": 2.0, "max_difference": 2},
     ]
+
+
+def test_a_runtime_that_answers_for_another_image_is_not_timed(timed, monkeypatch):
+    """At random weights the logits hardly depend on the image: a tolerance of 1e-3 lets every answer pass."""
+    config = ModelConfig("replknet_nano")
+    served = ServedBackbone(reparameterize(create_model("replknet_nano").eval()), config.mean, config.std)
+    tolerance = cpu_inference.FP32_TOLERANCE
+    runners = {"eager": (served, tolerance), "OpenVINO fp32": (lambda pixels: served(pixels.flip(1)), tolerance)}
+    monkeypatch.setattr(cpu_inference, "candidates", lambda *_: runners)
+    with pytest.raises(SystemExit, match="OpenVINO fp32 differs from eager by"):
+        cpu_inference.measure("replknet_nano", 64, [1], 3)
+    assert timed == []
 
 
 @pytest.fixture

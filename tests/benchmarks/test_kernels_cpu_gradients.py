@@ -46,20 +46,33 @@ def test_the_whole_run(run, capsys):
     assert f"A training step of replknet_nano, float32, batch 2, 32 px: {ours:.0f} ms" in "\n".join(lines)
 
 
+@pytest.mark.parametrize("who", [cpu_gradients.OURS, "oneDNN nchw"])
 @pytest.mark.parametrize(("gradient", "place"), [("grad_input", 0), ("grad_weight", 1)])
-def test_a_wrong_answer_gets_no_speed(run, monkeypatch, capsys, gradient, place):
+def test_a_wrong_answer_gets_no_speed(run, monkeypatch, capsys, gradient, place, who):
     right = cpu_gradients.candidates
 
     def wrong(layer):
         found = right(layer)
-        call = found[gradient][cpu_gradients.OURS]
-        found[gradient][cpu_gradients.OURS] = lambda: call() * 1.01
+        call = found[gradient][who]
+        found[gradient][who] = lambda: call() * 1.01
         return found
 
     monkeypatch.setattr(cpu_gradients, "candidates", wrong)
+    monkeypatch.setattr(cpu_gradients, "measure_training", lambda *_: [])
     status, result = run(LAYERS[:1])
     assert status == 1
-    assert "widefield differs from oneDNN by 0.01" in result["rows"][place]["wrong"]
+    assert f"{who} differs from oneDNN by 0.01" in result["rows"][place]["wrong"]
     assert "ms" not in result["rows"][place]
     assert "ms" in result["rows"][1 - place]
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_wrong_training_step_gets_no_speed(run, monkeypatch, capsys):
+    right = cpu_gradients.depthwise_conv2d
+    monkeypatch.setattr(cpu_gradients, "depthwise_conv2d", lambda x, weight, *rest: right(x, weight.flip(2, 3), *rest))
+    status, result = run([])
+    assert status == 1
+    assert result["training"][0]["dtype"] == "float32"
+    assert "logits and gradient off float32 by [1." in result["training"][0]["wrong"]
+    assert "ms" not in result["training"][0]
+    assert "training step  WRONG" in capsys.readouterr().out
