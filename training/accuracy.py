@@ -39,7 +39,7 @@ def count_answers(
     counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     with evaluating(model):
         for images, targets in loader:
-            logits = model(images.to(device, memory_format=torch.channels_last)).cpu()  # [B,num_classes]
+            logits = model(images.to(device)).cpu()  # [B,num_classes]
             answered, ones = answers(logits), torch.ones_like(targets)  # [B]
             counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
             if confusion is not None:  # a matrix of its own for each batch would take long

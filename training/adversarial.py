@@ -75,7 +75,7 @@ class OverfittingWatch:
         with evaluating(model):
             for images, targets in self.loader:
                 targets = targets.to(device)
-                pixels = model.pixels(images.to(device, memory_format=torch.channels_last))
+                pixels = model.pixels(images.to(device))
                 adversarial = pgd(model, pixels, targets, self.epsilon, steps=5)
                 with torch.no_grad():
                     right = [(model(x).argmax(1) == targets).sum() for x in (pixels, adversarial)]

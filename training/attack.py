@@ -25,6 +25,7 @@ from training.augment import eval_transform
 from training.classifier import InputConfig, load_classifier
 from training.data import open_images
 from training.distributed import check_device
+from training.layout import place
 from training.loaders import make_loader
 from training.logs import standard_output
 from training.outputs import check_file
@@ -127,12 +128,12 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     chosen = Subset(dataset, evenly(len(dataset), config.count or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
     model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)
-    model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, config.device)
     right = dict.fromkeys(["clean", *config.attacks], 0)
     seen = 0
     seed_everything(config.seed)
     for images, targets in loader:
-        images, targets = images.to(config.device, memory_format=torch.channels_last), targets.to(config.device)
+        images, targets = images.to(config.device), targets.to(config.device)
         pixels = model.pixels(images)
         clean = _right(model, pixels, targets)
         right["clean"] += int(clean.sum())

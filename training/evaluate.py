@@ -27,6 +27,7 @@ from training.classifier import InputConfig, load_classifier
 from training.data import open_images
 from training.distributed import check_device
 from training.images import Labelled
+from training.layout import place
 from training.lists import write_csv
 from training.loaders import make_loader
 from training.logs import standard_output
@@ -127,7 +128,7 @@ def evaluate(
     made = arguments(config.checkpoint)
     correct_head(model, config, made)
     dataset = open_images(config.data, eval_transform(model_config), labels)
-    model = model.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(model, config.device)
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None

@@ -24,6 +24,7 @@ from training.classifier import InputConfig, load_classifier
 from training.data import Unlabelled
 from training.distributed import check_device
 from training.images import Transform, read_image
+from training.layout import place
 from training.lists import is_list, write_csv
 from training.logs import standard_output
 from training.outputs import check_folder, check_outside
@@ -100,7 +101,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     check_outside(config.output, config.data)
     check_folder("--output", config.output)
     model, model_config, labels = load_classifier(config.checkpoint, config.arch, **config.inputs)
-    model = model.to(config.device)
+    place(model, config.device)
     if config.target and config.target not in labels:
         raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {first_of(labels)}")
     names, pictures = zip(*find_images(config.data, config.count, eval_transform(model_config)), strict=True)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset, Subset
@@ -26,6 +25,7 @@ from training.augment import TwoViews, eval_transform, train_transform
 from training.config import Config
 from training.data import label_errors
 from training.images import DataError
+from training.layout import place
 from training.lists import VAL_LIST, write_list
 from training.loaders import make_loaders
 from training.long_tail import class_counts, long_tail_subset, shot_report
@@ -87,7 +87,7 @@ def train(config: Config, console: Console | None = None) -> float:
             raise SettingsError(f"--grad-checkpointing: it is for RepLKNets, not for {kind}; leave it out")
         model.set_grad_checkpointing()
     learner = make_learner(model, config, model_config, counts)
-    learner = learner.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(learner, config.device)
     watch = None
     if config.adversarial == "fast_at":
         epsilon, drop = attack_epsilon(config) / 255, config.overfitting_drop

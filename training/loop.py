@@ -193,7 +193,7 @@ def _backward(
     device = torch.device(config.device)
     loss = torch.zeros((), device=device)
     for micro in range(accumulate):
-        batch = [_move(tensor, device) for tensor in next(loading)]
+        batch = [tensor.to(device, non_blocking=True) for tensor in next(loading)]
         hold = distributed.world_size() > 1 and micro + 1 < accumulate
         with network.no_sync() if hold else nullcontext():
             with autocast(config.device, config.amp):
@@ -208,11 +208,6 @@ def _gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
     if limit:
         return nn.utils.clip_grad_norm_(parameters, limit)
     return nn.utils.get_total_norm(each.grad for each in parameters if each.grad is not None)
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-    return tensor.to(device, non_blocking=True, memory_format=layout)
 
 
 def _loss(network: Any, batch: list[Any]) -> Tensor:

@@ -127,7 +127,7 @@ class PaCo(Learner):
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         """images [B,2,3,S,S], targets [B] -> loss []."""
-        first, second = (view.contiguous(memory_format=torch.channels_last) for view in images.unbind(1))
+        first, second = images.unbind(1)
         logits, queries = self._encode(self.model, self.projection, first)
         if self.key_model is None or self.key_projection is None:
             other_logits, keys = self._encode(self.model, self.projection, second)

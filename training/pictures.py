@@ -22,7 +22,7 @@ def write_reconstructions(
 ) -> None:
     """A PNG with a row for each image [B,3,S,S]: whole, as the model sees it, and with the masked patches filled in."""
     with evaluating(model):
-        filled = model.reconstruct(images.contiguous(memory_format=torch.channels_last), masks)
+        filled = model.reconstruct(images, masks)
     patch = images.shape[2] // masks.shape[1]
     hidden = repeat_patches(masks, patch)[:, None]  # [B,1,S,S]
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))

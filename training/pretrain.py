@@ -26,6 +26,7 @@ from models import (
 from models.modes import evaluating
 from training import distributed
 from training.augment import eval_transform
+from training.layout import place
 from training.loaders import make_loaders
 from training.loop import Learner, fit
 from training.masking import MaskedImages, MaskGenerator, pretrain_transform
@@ -77,7 +78,8 @@ def train(config: Config, console: Console | None = None) -> float:
         model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
         model.encoder.set_grad_checkpointing()
-    learner = Pretraining(model).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    learner = Pretraining(model)
+    place(learner, config.device)
 
     def evaluate(finished: nn.Module) -> dict[str, float]:
         assert isinstance(finished, MaskedPretrainer)
@@ -132,7 +134,7 @@ def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: st
     total = torch.zeros(2, dtype=torch.float64, device=device)
     with evaluating(model):
         for images, masks in loader:
-            value = model(images.to(device, memory_format=torch.channels_last), masks.to(device))
+            value = model(images.to(device), masks.to(device))
             total += torch.stack([value.double() * len(images), value.new_tensor(len(images), dtype=torch.float64)])
     loss_sum, count = distributed.all_sum(total).tolist()
     return loss_sum / count
