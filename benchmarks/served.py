@@ -12,6 +12,7 @@ from unittest.mock import patch
 from benchmarks.harness import publish, versions
 
 IMAGE_SIZE = 224
+SPREAD = 3.0  # standard deviation of the logits, as a trained network's
 TOKEN = "benchmark"  # of shared memory
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: servers sum in another order
 EMPTY_STEP = """
@@ -51,6 +52,29 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
             return (found[0] if isinstance(found, tuple) else found).softmax(1)
 
     return run
+
+
+def random_network(arch: str) -> tuple[Any, Any]:
+    """With random weights, its head scaled so that answers differ between images, and its configuration.
+
+    As it is drawn, all images' probabilities are the same to 1 in 10,000, and whatever answers a thousandth is right.
+    """
+    import torch
+
+    from export.parity import real_pixels
+    from models import ModelConfig, create_model
+
+    config = ModelConfig(arch=arch, image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
+    network = create_model(arch, image_size=IMAGE_SIZE).eval()
+    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
+    images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    with torch.inference_mode():
+        logits = network(images)
+        head: Any = network.get_classifier()  # type: ignore[operator]
+        centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
+        head.weight.mul_(SPREAD / spread)
+        head.bias.copy_((head.bias - centre) * SPREAD / spread)
+    return network, config
 
 
 def check(name: str, answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> None:

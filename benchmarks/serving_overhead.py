@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, TOKEN, bare_pipeline, check, empty_ensemble, steps_ms, write_served
+from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_network, steps_ms, write_served
 
 WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 
@@ -29,11 +29,13 @@ WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
     from client import Classifier, step_times
     from export.build import BuildOptions, build
+    from models import save_checkpoint
     from server import TritonServer
 
     with tempfile.TemporaryDirectory() as folder:
         repository, mapped = Path(folder) / "model_repository", Path(folder) / "with_class_map"
-        options = BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, threads=threads)
+        save_checkpoint(Path(folder) / "checkpoint", *random_network(arch))
+        options = BuildOptions(weights=Path(folder) / "checkpoint", threads=threads)
         build(replace(options, output=repository))
         build(replace(options, output=mapped, class_map=True))
         bare, with_map = bare_pipeline(repository, threads), bare_pipeline(mapped, threads)

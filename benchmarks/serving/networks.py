@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.served import IMAGE_SIZE
+from benchmarks.served import IMAGE_SIZE, random_network
 from benchmarks.serving.servers import PLAIN
 
 MODELS = {  # name -> architecture, precision
@@ -16,33 +16,22 @@ MODELS = {  # name -> architecture, precision
     "small-bf16": ("replknet_small", "bf16"),
 }
 FOLDER = Path("build/serving")
-SPREAD = 3.0  # standard deviation of the logits, as a trained network's: equal answers then mean something
 
 
 @functools.cache
 def build_repository(model: str, threads: int, plain: bool = False) -> Path:
-    """The repository of a network with random weights, its head scaled so that answers differ; `plain`: and PLAIN."""
+    """The repository of a `random_network`; `plain`: and PLAIN."""
     import torch
 
     from export.build import BuildOptions, build
-    from export.parity import real_pixels
     from export.torchscript import save_torchscript
-    from models import ModelConfig, create_model, save_checkpoint
+    from models import save_checkpoint
 
     repository = FOLDER / model / "model_repository"
     shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
     torch.manual_seed(0)
     arch, precision = MODELS[model]
-    config = ModelConfig(arch=arch, image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
-    network = create_model(arch, image_size=IMAGE_SIZE).eval()
-    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
-    images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
-    with torch.inference_mode():
-        logits = network(images)
-        head: Any = network.get_classifier()  # type: ignore[operator]
-        centre, spread = logits.mean(0), (logits - logits.mean(0)).std()
-        head.weight.mul_(SPREAD / spread)
-        head.bias.copy_((head.bias - centre) * SPREAD / spread)
+    network, config = random_network(arch)
     checkpoint = FOLDER / model / "checkpoint"
     save_checkpoint(checkpoint, network, config)
     build(BuildOptions(weights=checkpoint, output=repository, precision=precision, threads=threads))

@@ -11,6 +11,7 @@ import torch
 from benchmarks import served, serving_overhead
 from benchmarks.served import check
 from client import Prediction
+from export.parity import real_pixels
 
 CONFIG = 'parameters {{ key: "{}" value {{ string_value: "{}" }} }}\n'
 VALUES = {"image_size": "8", "resize_size": "9", "interpolation": "bilinear", "crop_mode": "squash"}
@@ -48,6 +49,8 @@ def test_an_answer_that_is_another_is_named() -> None:
 
 @pytest.mark.parametrize("wrong", ["grpc", "http", "mapped"])
 def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = []
+
     @contextmanager
     def server(repository, **_):
         name = "mapped" if repository.name == "with_class_map" else ""
@@ -59,6 +62,8 @@ def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypa
         yield SimpleNamespace(classify=lambda data, top: answer, status=list)
 
     monkeypatch.setattr("export.build.build", lambda options: None)
+    monkeypatch.setattr("models.save_checkpoint", lambda folder, network, config: networks.append(network))
+    monkeypatch.setattr(serving_overhead, "random_network", lambda arch: (f"spread {arch}", None))
     monkeypatch.setattr("server.TritonServer", server, raising=False)
     monkeypatch.setattr("client.Classifier", classifier)
     monkeypatch.setattr(serving_overhead, "bare_pipeline", lambda *_: lambda data: torch.tensor([RIGHT]))
@@ -66,3 +71,19 @@ def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypa
     monkeypatch.setattr(serving_overhead, "interleaved", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"the best class is 1 with 0\.3"):
         serving_overhead.measure("replknet_nano", b"image", 1, 1)
+    assert networks == ["spread replknet_nano"], "whose answers differ"
+
+
+def test_the_answer_for_another_image_is_another() -> None:
+    """At random weights as they are drawn every class has a thousandth, whatever the image: every answer passes."""
+    torch.manual_seed(0)
+    network, config = served.random_network("replknet_nano")
+    pixels = real_pixels(None, config.image_size, 2).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    with torch.inference_mode():
+        right, other = network((pixels - mean) / std).softmax(1).tolist()
+    best = sorted(range(len(other)), key=other.__getitem__, reverse=True)[:5]
+    answer = [{"label": str(index), "index": index, "probability": other[index]} for index in best]
+    check("gRPC", answer, other)
+    with pytest.raises(SystemExit, match="gRPC: class"):
+        check("gRPC", answer, right)
