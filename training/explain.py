@@ -138,7 +138,8 @@ def scores_of(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, c
     scores = {}
     for name, score in (("insertion", insertion), ("deletion", deletion), ("ROAD", road)):
         for whose, judged in (("", maps), (" of a random map", noise)):
-            scores[name + whose] = score(model, images, judged, targets).mean().item()
+            parts = zip(*(tensor.split(AT_ONCE) for tensor in (images, judged, targets)), strict=True)
+            scores[name + whose] = torch.cat([score(model, *part) for part in parts]).mean().item()
     check = randomization_check(model, lambda m: explain(m, images, targets, config.method, config.layer))
     return scores | {f"rank correlation, random down to {part}": value for part, value in check.items()}
 

@@ -1,6 +1,7 @@
 """The script that explains: overlays, their table, folders and shards."""
 
 import csv
+import dataclasses
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import training.cam
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from models.replknet import RepLKNet
 from training import explain as script
@@ -64,6 +66,30 @@ def test_overlays_among_the_images_are_refused(
     monkeypatch.setattr("sys.argv", ["it", "--checkpoint", "c", "--data", ".", "--output", output, "--device", "cpu"])
     assert script.main() == 1
     assert f"--output {output} lies among the images of .: name a folder outside it" in capsys.readouterr().err
+
+
+def test_images_go_through_the_model_a_few_at_a_time(
+    model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds at once would need tens of gigabytes."""
+    (tmp_path / "images").mkdir()
+    for index in range(5):
+        Image.fromarray(np.full((64, 64, 3), 40 * index, np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64, labels=list("abcde")))
+    config = script.Config(tmp_path / "c", tmp_path / "images", tmp_path / "all", device="cpu", scores=True)
+    _, scores = script.explain_images(config)
+    for module in (script, training.cam):
+        monkeypatch.setattr(module, "AT_ONCE", 2)
+    batches: list[int] = []
+    original = RepLKNet.forward_features
+    monkeypatch.setattr(
+        RepLKNet, "forward_features", lambda self, images: batches.append(len(images)) or original(self, images)
+    )
+    _, in_parts = script.explain_images(dataclasses.replace(config, output=tmp_path / "in_parts"))
+    assert max(batches) == 2
+    for name in ("insertion", "deletion", "insertion of a random map"):
+        assert in_parts[name] == pytest.approx(scores[name], rel=1e-4)
+    assert in_parts.keys() == scores.keys()
 
 
 def test_script_writes_overlays(
