@@ -36,26 +36,6 @@ def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list(tmp_path.glob("runs/explained/*.png"))) == 1
 
 
-def test_many_images_are_answered_in_parts(
-    model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """As they are explained: all at once need more memory than there is."""
-    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64))
-    (tmp_path / "images").mkdir()
-    for index in range(5):
-        Image.new("RGB", (70, 80), (50 * index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
-    sizes = []
-    forward = RepLKNet.forward
-    monkeypatch.setattr(RepLKNet, "forward", lambda network, x: [sizes.append(len(x)), forward(network, x)][1])
-    for module in ("training.explain", "training.cam"):
-        monkeypatch.setattr(f"{module}.AT_ONCE", 2)
-    arguments = ["--checkpoint", str(tmp_path / "c"), "--data", str(tmp_path / "images"), "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["explain", *arguments, "--output", str(tmp_path / "out"), "--count", "5"])
-    assert script.main() == 0
-    assert sizes[:3] == [2, 2, 1]
-    assert max(sizes) == 2
-
-
 @pytest.mark.parametrize("output", ["overlays", "."])
 def test_overlays_among_the_images_are_refused(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
