@@ -9,7 +9,6 @@ from torch import Tensor
 from kernels import native
 from kernels.depthwise_conv2d import dispatch, pytorch
 from kernels.layout import dense, laid_out_as
-from kernels.transforms import register_autograd
 
 BEFORE_ACTIVATION_SCHEMA = "depthwise_conv2d_before_activation(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
@@ -98,4 +97,4 @@ for _schema, _cpu, _cuda, _fake in (
     _library.impl(_name, _cpu, "CPU")
     _library.impl(_name, _cuda, "CUDA")
     torch.library.register_fake(f"widefield::{_name}", _fake)
-    register_autograd(_library, f"widefield::{_name}", refuse_double_backward)
+    torch.library.register_autograd(f"widefield::{_name}", refuse_double_backward)

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.layout import dense, laid_out_as
 from kernels.native import is_loaded, load_native_library
-from kernels.transforms import is_transformed, register_autograd
+from kernels.transforms import is_transformed
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
 NAME = "widefield::depthwise_conv2d"
@@ -169,7 +169,7 @@ def _register() -> None:
         _library.impl("depthwise_conv2d", _autocast, key)
     _library.impl("depthwise_conv2d", _transformed, "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(NAME, _fake)
-    register_autograd(_library, NAME, _backward, _setup_context, instead=_transformed)
+    torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
 
 
 _register()

@@ -7,7 +7,7 @@ from kernels.layout import dense
 from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from kernels.masked_patch_loss.vectorized import backward_vectorized, masked_patch_loss_vectorized
-from kernels.transforms import is_transformed, register_autograd
+from kernels.transforms import is_transformed
 
 SCHEMA = (
     "masked_patch_loss(Tensor prediction, Tensor image, Tensor mask, str loss='l1', str target_norm='none', "
@@ -223,12 +223,12 @@ def _register() -> None:
     _library.impl("masked_patch_loss", _cpu, "CPU")
     _library.impl("masked_patch_loss", _cuda, "CUDA")
     torch.library.register_fake(NAME, _fake)
-    register_autograd(_library, NAME, _backward, _setup_context)
+    torch.library.register_autograd(NAME, _backward, setup_context=_setup_context)
     _library.define(BACKWARD_SCHEMA)
     _library.impl("masked_patch_loss_backward", _backward_cpu, "CPU")
     _library.impl("masked_patch_loss_backward", _backward_cuda, "CUDA")
     torch.library.register_fake(f"{NAME}_backward", _backward_fake)
-    register_autograd(_library, f"{NAME}_backward", _double_backward)
+    torch.library.register_autograd(f"{NAME}_backward", _double_backward)
 
 
 _register()

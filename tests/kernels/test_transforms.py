@@ -54,16 +54,14 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-@pytest.mark.parametrize("call", [ours, in_a_program])
-@pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("around", [lambda f: f, compiled], ids=["eager", "compiled"])
-def test_tangents_without_a_transform(around, requires_grad, call):
+def test_tangents_without_a_transform(around):
     def tangent(x):
         with forward_ad.dual_level():
-            return forward_ad.unpack_dual(call(forward_ad.make_dual(x, X), W)).tangent
+            return forward_ad.unpack_dual(ours(forward_ad.make_dual(x, x), W)).tangent
 
     expected = jvp(lambda x: reference(x, W), (X,), (X,))[1]
-    torch.testing.assert_close(around(tangent)(X.clone().requires_grad_(requires_grad)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(around(tangent)(X), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("around", [lambda f: f, compiled], ids=["eager", "compiled"])
@@ -78,30 +76,6 @@ def test_transforms_of_the_loss(target_norm, around):
     value, tangent = around(loss)(masked_patch_loss)
     torch.testing.assert_close((value, tangent), loss(masked_patch_loss_reference), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(value, masked_patch_loss(prediction, image, mask, "l2", target_norm, 3))
-
-
-def operators(x):
-    prediction = x[:, :12, :4, :4]
-    image, mask = torch.zeros(2, 3, 8, 8), torch.ones(2, 2, 2)
-    ops = torch.ops.widefield
-    _, direction, scale = ops.masked_patch_loss(prediction.detach(), image, mask)
-    return {
-        "before_activation": lambda: ops.depthwise_conv2d_before_activation(x, W, None),
-        "grad_input": lambda: ops.depthwise_conv2d_grad_input(x, W),
-        "grad_weight": lambda: ops.depthwise_conv2d_grad_weight(X, x, [5, 3]),
-        "masked_patch_loss": lambda: ops.masked_patch_loss(prediction, image, mask)[0],
-        "masked_patch_loss_backward": lambda: ops.masked_patch_loss_backward(x.sum(), direction, scale, torch.float32),
-    }
-
-
-@pytest.mark.parametrize("name", list(operators(X)))
-def test_an_operator_without_tangents_says_so(name):
-    with forward_ad.dual_level():
-        assert forward_ad.unpack_dual(operators(X)[name]()).tangent is None, "there are none to drop"
-        with pytest.raises(RuntimeError, match=r"has no forward-mode derivative: in place of the operator"):
-            operators(forward_ad.make_dual(X, X))[name]()
-    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
-        jvp(lambda x: operators(x)[name](), (X,), (X,))
 
 
 def test_a_scripted_function():
