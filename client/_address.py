@@ -1,4 +1,4 @@
-"""Where servers are, and what is said to each on the way."""
+"""The servers' addresses, and how to connect to each."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -11,18 +11,18 @@ from client._tls import TLS, TLSLike, as_tls
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 ENCRYPTED = {"grpcs": "grpc", "https": "http"}
 _PREFIX = re.compile(r"(/(?!v2(/|$))[!-.0-~]+)+")
-CONNECT_SECONDS = 2.0  # where another server is left: one that never answers must not take the whole deadline
+CONNECT_SECONDS = 2.0  # with several servers: one that never answers must not use up the whole deadline
 
 
 @dataclass(frozen=True)
 class Address:
-    """One server's.
+    """The address of one server, and how to connect to it.
 
     Attributes:
         tls: None: not encrypted.
-        connect_timeout: the seconds that connecting may take; None: all that are left.
-        prefix: the path under which a gateway has the server, over HTTP.
-        headers: gives those of the next request.
+        connect_timeout: the seconds that connecting may take; None: as long as the request may.
+        prefix: the path of the server behind a gateway; HTTP only.
+        headers: returns the headers of the next request.
     """
 
     host: str
@@ -41,9 +41,9 @@ class Address:
 
 
 def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool, str]:
-    """``"host"``, ``"host:port"``, ``"grpc://host:port"`` -> host, port, encrypted (``grpcs://``, ``https://``), path.
+    """Split ``"host"``, ``"host:port"`` or ``"grpc://host:port"`` into host, port, encrypted and path.
 
-    The last is where a gateway has the server, over HTTP alone. Raises `ValueError`.
+    ``grpcs://`` and ``https://`` mean encrypted; the path is a gateway's, HTTP only. Raises `ValueError`.
     """
     port = DEFAULT_PORTS[protocol]
     if url is None:
@@ -52,7 +52,7 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool, str]:
     if not isinstance(url, str):
         raise ValueError(f"URL {url!r} is not an address; {remedy}")
     try:
-        url.encode()  # of a command line it may hold bytes that are no UTF-8
+        url.encode()  # a command line may hold bytes that are not UTF-8
         parts = urlsplit(url if "://" in url else f"{protocol}://{url}")
         encrypted = parts.scheme in ENCRYPTED
         host, port = parts.hostname or "", (443 if encrypted else port) if parts.port is None else parts.port
@@ -74,8 +74,8 @@ def parse_address(url: str | None, protocol: str) -> tuple[str, int, bool, str]:
 
 
 def addresses(url: str | Sequence[str] | None, protocol: str, tls: TLSLike, headers: Headers = None) -> list[Address]:
-    """Every server's. Raises `ValueError`."""
-    if protocol not in tuple(DEFAULT_PORTS):  # a list, of which a dict cannot be asked, is none of them
+    """Return the address of each server in `url`. Raises `ValueError`."""
+    if protocol not in tuple(DEFAULT_PORTS):  # a dict would raise TypeError for an unhashable protocol
         raise ValueError(f'protocol is {protocol!r}: choose "grpc" or "http"')
     urls = list(url) if isinstance(url, Iterable) and not isinstance(url, (str, bytes)) else [url]
     if not urls:

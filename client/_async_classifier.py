@@ -45,40 +45,40 @@ class AsyncClassifier(Session):
     async def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
     ) -> list[Prediction]:
-        """As `Classifier.classify`."""
+        """See `Classifier.classify`."""
         return list((await self._ask(image, top, timeout, request_id, explain=False)).predictions)
 
     async def explain(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
     ) -> Explanation:
-        """As `Classifier.explain`."""
+        """See `Classifier.explain`."""
         return explanation(await self._ask(image, top, timeout, request_id, explain=True))
 
     async def classify_many(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
     ) -> list[Outcome]:
-        """As `Classifier.classify_many`."""
+        """See `Classifier.classify_many`."""
         return [outcome async for outcome in self.classify_stream(images, top, concurrency)]
 
     def classify_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
     ) -> AsyncIterator[Outcome]:
-        """As `Classifier.classify_stream`, but the event loop reads `images`: a source that waits should be async.
+        """See `Classifier.classify_stream`; but the event loop reads `images`: a source that blocks should be async.
 
-        Leaving it early (``aclose``) cancels what is in flight.
+        Closing the iterator early (``aclose``) cancels the requests in flight.
         """
         self._check_many(images, top, concurrency)
         return async_in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
-        """As `Classifier.status`."""
+        """See `Classifier.status`."""
         self._check(1, timeout)
         self._check_loop()
         asked = (self._status(transport, timeout or self.timeout) for transport in self._transports)
         return list(await asyncio.gather(*asked))
 
     async def close(self) -> None:
-        """Closes the connections; whoever waits for an answer gets a `RuntimeError`. Twice does no harm."""
+        """Close the connections; pending requests raise `RuntimeError`. Closing twice is harmless."""
         self._closed = True
         for transport in self._transports:
             await transport.close()
@@ -98,12 +98,12 @@ class AsyncClassifier(Session):
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
             return await drive_async(self._steps(data, top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
-            self._check_open()  # where it was closed meanwhile, that is the reason
+            self._check_open()  # if it was closed meanwhile, that is the reason
             error.image = describe(image)
             raise
 
     def _check_loop(self) -> None:
-        """Its connections live in the loop of the first request."""
+        """Raise `RuntimeError` unless this is the loop of the first request, in which the connections live."""
         loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if loop is not self._loop:

@@ -29,7 +29,7 @@ class AsyncHttpTransport:
         return wire.decode_answer(*answer, request, self.url)
 
     async def share(self, share: Share) -> list[str]:
-        """As `GrpcTransport.share`."""
+        """See `GrpcTransport.share`."""
         answer = await self._ask(*wire.encode_share(share), "shared memory", share.timeout)
         return wire.decode_share(*answer, share, self.url)
 
@@ -49,7 +49,7 @@ class AsyncHttpTransport:
     async def _ask(
         self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
     ) -> tuple[int, bytes]:
-        """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
+        """Return the HTTP status and the body. Raises a `ClassifierError` if no answer comes."""
         data = b"".join(body)
         try:
             async with self._open().request(
@@ -72,7 +72,7 @@ class AsyncHttpTransport:
         except aiohttp.ClientError as error:
             raise wire.other_protocol(error, self.url) from error
         except asyncio.CancelledError:
-            if self._closed:  # so aiohttp ends a look-up; a task that is cancelled meets it unchanged
+            if self._closed:  # closing made aiohttp cancel a name look-up; the caller's own cancellation is passed on
                 raise error_from_status("CANCELLED", "closed", url=self.url, model=model, timeout=timeout) from None
             raise
 
@@ -84,6 +84,6 @@ class AsyncHttpTransport:
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"Accept-Encoding": "identity"},  # the server would compress, at the price of its cores
+                headers={"Accept-Encoding": "identity"},  # else the server compresses, which costs it CPU time
             )
         return self._session

@@ -1,4 +1,4 @@
-"""One image's way to an answer over attempts and servers. No input or output, so that threads and asyncio share it."""
+"""The attempts for one image, over retries and servers. This module does no I/O, so threads and asyncio share it."""
 
 import random
 import threading
@@ -21,12 +21,12 @@ from client._request import Answer, Request, queue_timeout
 from client._servers import Servers
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds
-NOT_READY_PAUSE = 1.0  # a server that stops says so for two or three seconds; behind one name others may answer
+NOT_READY_PAUSE = 1.0  # a stopping server says so for two or three seconds; others behind the same name may answer
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send `request` to server number `server`, and send the answer back or throw the error."""
+    """A step: send `request` to server number `server`, then `send` its answer or `throw` its error back."""
 
     server: int
     request: Request
@@ -34,7 +34,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait so many seconds."""
+    """A step: wait for `seconds`."""
 
     seconds: float
 
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 
 
 def drive(steps: "Generator[Any, Any, Result]", act: Callable[[Any], Any]) -> Result:
-    """Has `act` do each step, whose answer or error goes back."""
+    """Run `steps` to its result: `act` does each step, and its answer or error is passed back."""
     try:
         step = next(steps)
         while True:
@@ -75,9 +75,9 @@ async def drive_async(steps: "Generator[Any, Any, Result]", act: Callable[[Any],
 
 
 class RetryBudget:
-    """gRPC's retry throttling (proposal A6): servers that stay overloaded, or keep failing, are not sent all twice.
+    """gRPC's retry throttling (proposal A6): retries must not double the load on overloaded or failing servers.
 
-    Every refusal costs a token, every answer earns a tenth; one may try again while more than half are left.
+    Every refusal costs a token, every answer earns a tenth; retries are allowed while more than half are left.
     """
 
     MOST = 10.0
@@ -100,12 +100,12 @@ class RetryBudget:
 
 
 def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudget) -> Steps:
-    """Yields what to do, returns the answer or raises what the last attempt met. All within `request.timeout`.
+    """Yield the steps; return the answer or raise the last attempt's error, all within `request.timeout`.
 
-    Sent again is what another attempt may mend: no connection, not ready, a full queue, a failure of the server (a
-    classification changes nothing there). While another server is left, one that cannot be reached costs neither a
-    retry nor a pause; and one that is silent for half of the time that is left is not waited for, since it may hang. A
-    connection that breaks costs a retry: a request that ends servers must not be handed to all of them.
+    A request is retried where that may help: no connection, not ready, a full queue, a failure of the server (to
+    classify twice does no harm). While another server is untried, one that cannot be reached costs neither a retry nor
+    a pause, and one that is silent for half of the remaining time is given up, since it may hang. A connection that
+    breaks does cost a retry: a request that crashes servers must not be sent to all of them.
     """
     deadline = time.monotonic() + request.timeout
     tried: set[int] = set()
@@ -130,7 +130,7 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             unreachable = isinstance(error, ServerUnavailableError)
             silent = isinstance(error, DeadlineExceededError)
             if silent and not servers.hangs(server):
-                budget.spend()  # it is busy: so are the others, perhaps
+                budget.spend()  # it is busy, as the others may be
             broke = isinstance(error, ConnectionBrokenError)
             if (silent or (unreachable and not broke)) and servers.has_other(tried) and time.monotonic() < deadline:
                 continue
@@ -155,7 +155,7 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
 
 
 def pause_before(used: int, error: ClassifierError, left: float) -> float:
-    """Seconds before retry `used` of those that are `left`, at random, so that callers do not come back at once."""
+    """The seconds to wait before retry `used` (from 0), with `left` to the deadline; random, to spread callers out."""
     growth = 2 ** min(used, 30)
     if isinstance(error, ServerNotReadyError):
         return random.uniform(0.5, 1) * min(LONGEST_PAUSE, NOT_READY_PAUSE * growth, left / 2)

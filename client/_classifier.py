@@ -1,4 +1,4 @@
-"""The class that an application with threads uses; `AsyncClassifier` is its like for asyncio."""
+"""The client for applications with threads; `AsyncClassifier` is its counterpart for asyncio."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,31 +17,31 @@ from client._transport import Transport, open_transports
 
 
 class Classifier(Session):
-    """Classifies images on Widefield servers. May be shared by threads; connects at the first request.
+    """A client that classifies images on Widefield servers. Threads may share it; it connects at the first request.
 
     An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
 
     Args:
         url: ``"host:port"`` (over HTTP also ``"https://gateway/path"``), or several, which take turns; None is this
-            machine at the protocol's own port (gRPC 8001, HTTP 8000). One that cannot be reached or is not ready is
-            left out until it is back.
+            machine at the protocol's own port (gRPC 8001, HTTP 8000). A server that cannot be reached or is not ready
+            is left out until it is back.
         protocol: ``"grpc"`` or ``"http"``; answers and errors are the same.
         model: the model's name on the server.
-        timeout: seconds for one image, from sending to the whole answer, all attempts and pauses included; also told
-            to the server.
+        timeout: seconds for one image, from sending to the whole answer, all attempts and pauses included; also sent to
+            the server, as a limit for each of its queues.
         retries: how often an image is sent again where that may help: no connection, not ready, a full queue, a failure
-            of the server. Pauses are random and grow. Of several servers one that is silent for half of the time that
-            is left is given up for the next; 0 waits for it to the end.
+            of the server. Pauses are random and grow. With several servers, one that is silent for half of the
+            remaining time is given up for the next, unless this is 0.
         tls: a `TLS`, the path of a root certificate, or True for the system's; ``grpcs://`` and ``https://`` mean True.
-        shared_memory_token: for servers on this host, started with the same: images go through shared memory, which
-            is faster. None sends them in the messages.
-        headers: sent with every request (over gRPC as metadata), for a gateway; or a function that gives them, asked
+        shared_memory_token: that of servers on this host: images go through shared memory, which is faster. None sends
+            them in the messages.
+        headers: sent with every request (over gRPC as metadata), for a gateway; or a function that returns them, called
             before each request, so that a key can be renewed.
-        transport: one, or one for each server, instead of `url`, `protocol`, `tls`, the token and `headers`: a fake in
-            a test.
+        transport: one transport, or one for each server, instead of `url`, `protocol`, `tls`, the token and `headers`;
+            for example a fake in a test.
 
     Raises:
-        ValueError: naming the argument that cannot be used. Nothing is sent yet.
+        ValueError: an argument cannot be used; the message names it. Nothing is sent yet.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Classifier(Session):
     def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
     ) -> list[Prediction]:
-        """The `top` most probable classes, best first; all of them where the model has fewer.
+        """Return the `top` most probable classes, best first; all of them if the model has fewer.
 
         Args:
             timeout: seconds, instead of the Classifier's.
@@ -74,47 +74,44 @@ class Classifier(Session):
 
         Raises:
             ClassifierError: one of its subclasses, with the image's name in `image`.
-            ValueError: `top`, `timeout` or `request_id` is none, such as a `top` of 0.
-            RuntimeError: it is closed, or was while it waited.
+            ValueError: `top`, `timeout` or `request_id` is not valid, such as a `top` of 0.
+            RuntimeError: the Classifier is closed, or was closed during the call.
         """
         return list(self._ask(image, top, timeout, request_id, explain=False).predictions)
 
     def explain(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
     ) -> Explanation:
-        """`classify`, and the evidence map of the best class, from the server's ``<model>_explained``.
+        """Do as `classify`, and return the evidence map of the best class too, from the model ``<model>_explained``.
 
-        A server built without ``--class-map`` has none: `ModelNotFoundError`.
+        Raises `ModelNotFoundError` if the served model was built without ``--class-map``.
         """
         return explanation(self._ask(image, top, timeout, request_id, explain=True))
 
     def classify_many(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> list[Outcome]:
-        """One outcome an image, in order: its predictions, or, not raised, the `ClassifierError` that it met.
+        """Return one outcome per image, in order: its predictions or its `ClassifierError`, which is not raised.
 
-        So one bad image costs none of the others. At most `concurrency` requests are in flight. An array [N,H,W,3] is
-        N images; a single one of any form is a `TypeError`.
+        So a bad image does not stop the others. At most `concurrency` requests are in flight. An array [N,H,W,3] is
+        N images; a single image, of any form, raises `TypeError`.
         """
         return list(self.classify_stream(images, top, concurrency))
 
     def classify_stream(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> Iterator[Outcome]:
-        """`classify_many`, each outcome as soon as it and those before it are there.
+        """Yield the outcomes of `classify_many`, each as soon as it and all before it are known.
 
-        `images` may be endless, and may wait, for an outcome too: a thread of its own reads it.
+        A separate thread reads `images`, so it may be endless, and may block, even until an outcome has come.
         """
         self._check_many(images, top, concurrency)
         return in_order(lambda image: self._outcome(image, top), images, concurrency)
 
     def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
-        """What each server says of itself, or the error that it met: readiness, models, and where the time goes.
-
-        All servers are asked at once.
-        """
+        """Return each server's readiness, models and time statistics, or its error. All servers are asked at once."""
         self._check(1, timeout)
         seconds = timeout or self.timeout
         return list(in_order(lambda each: self._status(each, seconds), self._transports, len(self._transports)))
 
     def close(self) -> None:
-        """Closes the connections; whoever waits for an answer or a retry gets a `RuntimeError`. Twice does no harm."""
+        """Close the connections; pending requests and retries raise `RuntimeError`. Closing twice is harmless."""
         self._closed = True
         self._closing.set()
         for transport in self._transports:
@@ -131,7 +128,7 @@ class Classifier(Session):
         try:
             return drive(self._steps(encode(image), top, request_id, timeout, explain), self._act)
         except ClassifierError as error:
-            self._check_open()  # where it was closed meanwhile, that is the reason
+            self._check_open()  # if it was closed meanwhile, that is the reason
             error.image = describe(image)
             raise
 

@@ -11,14 +11,14 @@ import threading
 import time
 from typing import Any
 
-IDLE_SECONDS = 15.0  # as aiohttp's: what lies idle for minutes may be dropped on its way, and nobody told
+IDLE_SECONDS = 15.0  # as in aiohttp; a firewall may silently drop a connection that is idle for minutes
 
 
 class Connection(http.client.HTTPConnection):
-    """`http.client`'s timeout is for each read; this one's `deadline` (monotonic seconds) is for all of a request.
+    """A connection with a `deadline` (monotonic seconds) for a whole request; `http.client`'s timeout is per read.
 
-    With `context` it is encrypted. `connect_timeout` seconds without a connection: no server, not a missed deadline.
-    `made`: there was a connection, so a failure is one that broke.
+    With `context` it is encrypted. If connecting takes more than `connect_timeout` seconds it raises `ConnectionError`,
+    not `TimeoutError`, which is for the deadline. `made`: it was connected, so a failure means that it broke.
     """
 
     deadline: float
@@ -35,8 +35,8 @@ class Connection(http.client.HTTPConnection):
         self._idle_since = time.monotonic()
 
     def is_stale(self) -> bool:
-        """Whether the server has closed it while it lay idle (there is something to read: the end), or may have."""
-        if self.sock is None:  # it connects again
+        """Whether the server has closed it while it was idle (end-of-file can be read), or may have."""
+        if self.sock is None:  # it will connect again
             return False
         if time.monotonic() - self._idle_since > IDLE_SECONDS:
             return True
@@ -60,7 +60,7 @@ class Connection(http.client.HTTPConnection):
                 self.sock.do_handshake()
         except TimeoutError:
             self.close()
-            self.seconds_left()  # raises where it was the deadline
+            self.seconds_left()  # raises TimeoutError if it was the deadline
             raise ConnectionError(f"not connected within {seconds:g} s") from None
         except BaseException:
             self.close()
@@ -69,10 +69,10 @@ class Connection(http.client.HTTPConnection):
         self.made = True
 
     def _reach(self, until: float) -> None:
-        """The first of the name's addresses that accepts; each may take its share of the time that is left."""
+        """Connect to the first of the host's addresses that accepts; each gets its share of the remaining time."""
         found = self._look_up(until)
         for tried, (family, kind, protocol, _, address) in enumerate(found):
-            self.sock: Any = socket.socket(family, kind, protocol)  # here already, for `abort`
+            self.sock: Any = socket.socket(family, kind, protocol)  # set before it connects, for `abort`
             try:
                 self.sock.settimeout(_seconds_until(until) / (len(found) - tried))
                 self.sock.connect(address)
@@ -86,7 +86,7 @@ class Connection(http.client.HTTPConnection):
         raise last
 
     def _look_up(self, until: float) -> list[Any]:
-        """`socket.getaddrinfo` knows no deadline: a thread asks for a name, and is left behind when nobody waits."""
+        """Resolve the host. `socket.getaddrinfo` has no timeout: a thread calls it, and is abandoned if it is late."""
         with contextlib.suppress(socket.gaierror):
             return socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
 
@@ -106,7 +106,7 @@ class Connection(http.client.HTTPConnection):
         return found
 
     def abort(self) -> None:
-        """From another thread: whoever waits for a name, a connection or an answer meets a closed one."""
+        """End the request from another thread, whether it resolves the name, connects or waits for the answer."""
         self._aborted = True
         self._looked_up.put(ConnectionError("closed"))
         sock = self.sock
@@ -134,7 +134,7 @@ class _DeadlineSocket:
         self._sock.settimeout(self._connection.seconds_left())
         try:
             self._sock.sendall(data)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # TLS's words for what TCP calls a broken pipe
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # TLS's name for a broken pipe
             raise BrokenPipeError(str(error)) from error
 
     def makefile(self, mode: str) -> io.BufferedReader:

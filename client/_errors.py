@@ -19,7 +19,7 @@ import re
 
 
 class ClassifierError(Exception):
-    """Base of all.
+    """Base class of these errors.
 
     Attributes:
         image: the picture's name, where one is to blame or was being sent; None otherwise.
@@ -35,7 +35,7 @@ class ClassifierError(Exception):
 
     @property
     def message(self) -> str:
-        """What is wrong and what to do, without the picture's name."""
+        """The problem and the remedy, without the picture's name."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class ClassifierError(Exception):
 
 
 class InvalidImageError(ClassifierError):
-    """The picture: missing, empty, of a wrong type or size, or the server cannot decode it."""
+    """The picture is missing, empty, of a wrong type or size, or the server cannot decode it."""
 
 
 class ModelNotFoundError(ClassifierError):
@@ -55,11 +55,11 @@ class ServerUnavailableError(ClassifierError):
 
 
 class ConnectionFailedError(ServerUnavailableError):
-    """No connection."""
+    """There is no connection, or it broke."""
 
 
 class ConnectionBrokenError(ConnectionFailedError):
-    """It broke before the answer: the server may have computed one, or have ended at this very request."""
+    """The connection broke before the answer: the server may have computed it, or crashed on this very request."""
 
 
 class ServerNotReadyError(ServerUnavailableError):
@@ -83,17 +83,17 @@ class ProtocolError(ClassifierError):
 
 
 class RegionUnknownError(ProtocolError):
-    """A server that was restarted does not know this shared memory. Raised within the package only, as is the next."""
+    """The server does not know this shared memory: it was restarted. Raised within the package only, as is the next."""
 
 
 class RegionKnownError(ProtocolError):
-    """It was shown this shared memory before: over a connection that broke when it had done so."""
+    """The server knows this shared memory already: the connection broke before it could say so."""
 
 
-# tritonserver says these of tensors that do not fit the model; all else it calls an invalid argument is the picture.
+# tritonserver's words for tensors that do not fit the model; any other INVALID_ARGUMENT is about the picture.
 _MISFIT = re.compile(r"(unexpected |expected |inference input|failed to parse|unable to parse|missing )", re.IGNORECASE)
 _NOT_READY = re.compile(r"not (at )?ready|no available versions|stopp|exiting", re.IGNORECASE)
-EXPLAINED = "_explained"  # the name of the model that gives the class map too ends so
+EXPLAINED = "_explained"  # suffix of the model that also returns the class map
 _NOISE = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
 _START = "start it, or check the address (tritonserver's own ports are 8001 for gRPC, 8000 for HTTP)"
 _ENDED = "where the address is right, the server's log says why"
@@ -125,14 +125,14 @@ _CUT_OFF = re.compile(r"socket closed|reset by peer|closed connection|disconnect
 
 
 def error_from_status(status: str, details: str, *, url: str, model: str, timeout: float) -> ClassifierError:
-    """The typed error for a gRPC status name (``"NOT_FOUND"``), ``"NOT_READY"`` or `CUT_OFF`, and the words with it."""
+    """The typed error for a gRPC status name (``"NOT_FOUND"``), ``"NOT_READY"`` or `CUT_OFF`, with its `details`."""
     details = shorten(_NOISE.sub("", details))
     kind, message = _classify(status, details, url, model, timeout)
     return kind(f"{message} [{model} at {url}]")
 
 
 def shorten(words: str, limit: int = 300) -> str:
-    """The first line of what the other side says, which may be a traceback or an image."""
+    """The first line of a server's message (it may be a traceback or an image), cut at `limit` characters."""
     line = words.strip().partition("\n")[0]
     return line if len(line) <= limit else f"{line[:limit]}..."
 
@@ -178,7 +178,7 @@ def _classify(status: str, details: str, url: str, model: str, timeout: float) -
 
 
 def _connecting(details: str, url: str, start: str = _START) -> str:
-    """What to do where there is no connection, or no more."""
+    """The remedy for a connection that failed or broke; `start` is the general one."""
     for words, remedy in _REMEDIES.items():
         if re.search(words, details):
             return remedy
@@ -188,7 +188,7 @@ def _connecting(details: str, url: str, start: str = _START) -> str:
 
 
 def perhaps_wanted(url: str) -> str:
-    """What a server that does not understand this client may want, and the remedy."""
+    """The remedies for a server that may expect another protocol, TLS or a client's certificate."""
     if url.startswith(("grpcs://", "https://")):
         return f"where it wants a client's certificate, {_GIVE_CERTIFICATE}"
     speaks_http = f"where it speaks HTTP, {_GIVE_HTTP}; " if url.startswith("grpc://") else ""

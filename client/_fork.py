@@ -1,4 +1,4 @@
-"""What a forked process must not share with its parent, such as a connection: it begins without."""
+"""Reset what a forked process must not share with its parent, such as connections."""
 
 import os
 import weakref
@@ -7,7 +7,7 @@ from typing import Protocol
 
 class Forgets(Protocol):
     def forget(self) -> None:
-        """Begins anew, in a process that was forked: all that it holds is its parent's, and still in use there."""
+        """Reset this object in a forked process: all that it holds is still in use by the parent."""
 
 
 _ALL: "weakref.WeakSet[Forgets]" = weakref.WeakSet()

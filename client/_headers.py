@@ -1,4 +1,4 @@
-"""What is sent beside every request, for a gateway before the server: a key, a trace."""
+"""Headers (gRPC: metadata) of every request, for a gateway in front of the server: a key, a trace."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +19,10 @@ def no_headers() -> dict[str, str]:
 
 
 def reader(headers: Headers) -> Callable[[], dict[str, str]]:
-    """What gives the next request's headers, by names in lower case; it raises `ValueError` for what cannot be sent.
+    """Return a function that returns the next request's headers, or raises `ValueError` if they cannot be sent.
 
-    A function is asked before each request, from any thread: a key that ends is then renewed. A mapping is read, and
-    checked, once.
+    If `headers` is a function, it is called before each request, from any thread, and may renew a key. A mapping is
+    read and checked once, here. The returned names are in lower case.
     """
     if headers is None:
         return no_headers
@@ -40,20 +40,20 @@ def _checked(headers: Any) -> dict[str, str]:
             raise ValueError(f"header {name!r}: its name is letters, digits, '-', '_' and '.'")
         if _OWN.fullmatch(name.lower()):
             raise ValueError(f"header {name!r} is the client's own, or the protocol's: leave it out")
-        if not isinstance(value, str) or not _VALUE.fullmatch(value):  # which is not told: it may be secret
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):  # not shown: it may be secret
             raise ValueError(f"header {name!r}: its value is visible ASCII, with blanks only inside")
     return {name.lower(): value for name, value in headers.items()}
 
 
 def parse_headers(lines: Iterable[str]) -> dict[str, str]:
-    """Of a command line: ``"name: value"``, or ``"@file"`` with one in each of its lines. Raises `ValueError`."""
+    """Parse a command line's headers: ``"name: value"``, or ``"@file"`` with one a line. Raises `ValueError`."""
     headers: dict[str, str] = {}
     for line in lines:
         if line.startswith("@"):
             headers |= parse_headers(_lines_of(line[1:]))
             continue
         name, colon, value = line.partition(":")
-        if not colon:  # it may be a secret
+        if not colon:  # shown in part: it may be a secret
             raise ValueError(f"header {line[:8]!r}... has no colon: write 'NAME: VALUE', or @FILE")
         headers[name.strip()] = value.strip()
     return headers

@@ -1,4 +1,4 @@
-"""Whatever a caller calls an image -> encoded bytes, checked as far as is possible without decoding."""
+"""Convert every form of an image to encoded bytes, checked as far as is possible without decoding."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ def describe(image: Any) -> str:
 
 
 def encode(image: Any) -> bytes:
-    """Files and bytes as they are; a PIL image or an array as PNG, which loses nothing. Raises `InvalidImageError`."""
+    """Return files and bytes unchanged, a PIL image or an array as (lossless) PNG. Raises `InvalidImageError`."""
     if isinstance(image, (str, os.PathLike)):
         data = _read(os.fsdecode(image))
     elif isinstance(image, (bytes, bytearray, memoryview)):
@@ -54,9 +54,9 @@ def encode(image: Any) -> bytes:
 
 
 def is_one(images: Any) -> bool:
-    """Whether what is given for many images is a single one: some of its forms can be iterated over, too."""
+    """Whether `images` is a single image: some forms of one, such as bytes, are iterable too."""
     if isinstance(images, np.ndarray):
-        return images.ndim in (2, 3)  # rows of pixels; of four dimensions it is many
+        return images.ndim in (2, 3)  # [H,W] or [H,W,3]; [N,H,W,3] is many
     return isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)) or _is_pil(images)
 
 
@@ -66,7 +66,7 @@ def _check_size(size: int) -> None:
 
 
 def _read(name: str) -> bytes:
-    if not name:  # to `Path` it is the current folder
+    if not name:  # `Path("")` is the current folder
         raise InvalidImageError("the path is empty: give that of a file")
     path = Path(name)
     try:
@@ -96,7 +96,7 @@ def _encode_pil(image: Any) -> bytes:
         raise InvalidImageError(f"the PIL image's mode is {image.mode}: scale it to 8 bits (mode L), or give I;16")
     try:
         image.load()  # which turns a TIFF upright
-        exif = _orientation(image)  # the answer is the same as for the file
+        exif = _orientation(image)  # kept, so that the answer is the same as for the file
         if image.mode not in PNG_MODES:
             image = image.convert("RGB")
         buffer = io.BytesIO()
@@ -107,7 +107,7 @@ def _encode_pil(image: Any) -> bytes:
 
 
 def _orientation(image: Any) -> Any:
-    """EXIF data of this alone: Pillow cannot write all that it has read, and the server needs no more."""
+    """EXIF data with only the orientation: Pillow cannot write all that it reads, and the server needs no more."""
     kept = pillow().Exif()
     with contextlib.suppress(Exception):  # none, or damaged: no reason to refuse a picture
         if (turn := int(image.getexif()[ORIENTATION])) in range(2, 9):

@@ -1,4 +1,4 @@
-"""A function over many arguments, in threads or tasks: order kept, in flight bounded, the source read meanwhile."""
+"""Map a function over many arguments in threads or tasks: results in order, a bounded number of calls in flight."""
 
 import asyncio
 import queue
@@ -11,18 +11,19 @@ from typing import TypeVar
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
-AHEAD = 2  # arguments read ahead of the oldest open result, per request in flight: a slow one does not stop the rest
+AHEAD = 2  # arguments read ahead of the oldest open result, per call in flight: a slow call does not stop the rest
 
 
 def in_order(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], concurrency: int
 ) -> Iterator[Result]:
-    """Each result as soon as it and those before it are there; what `arguments` raises comes after them.
+    """Yield each result as soon as it and all before it are ready; at the end raise what `arguments` raised.
 
-    A thread reads `arguments`. Leaving early drops what has not begun; a source that waits is left when it goes on.
+    A thread reads `arguments`. Closing early drops the calls that have not begun; the thread ends when the source next
+    yields or raises.
     """
     room = threading.Semaphore(AHEAD * concurrency - 1)
-    # By its module: gevent may have replaced it since this one was loaded.
+    # Through its module: gevent may have replaced the class since this module was imported.
     waiting: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
     failures: list[BaseException] = []
     left = threading.Event()
@@ -59,10 +60,10 @@ async def async_in_order(
     arguments: Iterable[Argument] | AsyncIterable[Argument],
     concurrency: int,
 ) -> AsyncIterator[Result]:
-    """`in_order` for asyncio: a task reads `arguments`. Leaving early cancels all."""
+    """`in_order` for asyncio: a task reads `arguments`. Closing early cancels all calls."""
     gate, room = asyncio.Semaphore(concurrency), asyncio.Semaphore(AHEAD * concurrency - 1)
     waiting: deque[asyncio.Task[Result]] = deque()
-    news = asyncio.Semaphore(0)  # one more is waiting, or there are no more
+    news = asyncio.Semaphore(0)  # released for each new task, and once at the end
 
     async def call(argument: Argument) -> Result:
         async with gate:

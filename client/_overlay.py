@@ -19,7 +19,7 @@ PALETTE = np.stack(CHANNELS, -1).astype(np.uint8).tobytes()
 
 
 def _upright(image: ImageLike) -> "Image":
-    """In RGB, as the server decodes it: 16-bit grey keeps its high byte. Raises `InvalidImageError`."""
+    """Decode to upright RGB as the server does: 16-bit grey keeps its high byte. Raises `InvalidImageError`."""
     module = pillow()
     from PIL import ImageOps
 
@@ -41,12 +41,12 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5, l
     Args:
         image: the one that was explained, at this or another size.
         explanation: its class map and crop. Evidence against the class counts as none.
-        strength: of the map's colours, more than 0 and at most 1.
-        least: pixels of the longer side; a picture of fewer is enlarged under its map.
+        strength: opacity of the map's colours, more than 0 and at most 1.
+        least: minimum of the longer side in pixels; a smaller picture is enlarged.
 
     Raises:
-        InvalidImageError: no picture, or Pillow is not installed.
-        ValueError: `strength` is not a share.
+        InvalidImageError: the picture cannot be decoded, or Pillow is not installed.
+        ValueError: `strength` is out of range.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength is {strength}: give a share, more than 0 and at most 1")
@@ -58,8 +58,8 @@ def overlay(image: ImageLike, explanation: Explanation, strength: float = 0.5, l
     evidence = np.maximum(explanation.class_map, 0).astype(np.float32)
     heat = module.fromarray(255 * evidence / (evidence.max() or 1.0))
     sides, cells = np.array(picture.size), np.array(heat.size)
-    first, last = np.reshape(explanation.crop, (2, 2))  # shares of width and height, each
-    # Whole pixels, but for float32's rounding; of a padded picture the crop reaches beyond it.
+    first, last = np.reshape(explanation.crop, (2, 2))  # (left, upper), (right, lower)
+    # Whole pixels (1e-3 absorbs float32's rounding); the crop of a padded picture reaches beyond it.
     start = np.floor(first * sides + 1e-3).clip(0, sides - 1).astype(int)
     end = np.ceil(last * sides - 1e-3).clip(start + 1, sides).astype(int)
     seen = (((edge / sides - first) / (last - first) * cells).clip(0, cells) for edge in (start, end))

@@ -1,4 +1,4 @@
-"""The answer's type, and how tritonserver's classification extension writes it."""
+"""The type of an answer, and the parser for tritonserver's classification extension."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Prediction:
 
 
 def parse_predictions(entries: list[str]) -> list[Prediction]:
-    """``"value:index"`` or ``"value:index:label"`` each -> most probable first. Raises `ProtocolError`."""
+    """Parse ``"value:index"`` or ``"value:index:label"`` entries; most probable first. Raises `ProtocolError`."""
     predictions = []
     for entry in entries:
         value, *rest = entry.split(":", 2)  # a label may hold colons
@@ -32,7 +32,7 @@ def parse_predictions(entries: list[str]) -> list[Prediction]:
             predictions.append(Prediction(label, index, float(value)))
         except (IndexError, ValueError):
             raise ProtocolError(f'the server answered {entry!r}, not "value:index:label": check the model') from None
-        if not math.isfinite(predictions[-1].probability):  # of no order, and none of JSON's numbers
+        if not math.isfinite(predictions[-1].probability):  # it cannot be sorted, or written as JSON
             remedy = "check its weights, and what its precision can hold"
             raise ProtocolError(f"the model answered {entry!r}, which is no probability: {remedy}")
     return sorted(predictions, key=lambda p: (-p.probability, p.index))

@@ -8,16 +8,16 @@ import secrets
 import struct
 from collections.abc import Iterable
 
-FOLDER = "/dev/shm"  # where it lies on Linux, the system of tritonserver
+FOLDER = "/dev/shm"  # where Linux, on which tritonserver runs, keeps it
 PROCESSES = "/proc"
 _NAME = re.compile(r"widefield-(?P<namespace>\d+)-(?P<process>\d+)-[0-9a-f]{32}")
 
 
 class Region:
-    """Memory to show to a server. Who knows its name may have that server read it, so it cannot be guessed."""
+    """Memory that a server reads. Anyone who knows its name can have that server read it, so the name is random."""
 
     def __init__(self, size: int) -> None:
-        """Raises `OSError` where there is no memory for it: half of what there is stays free for the server itself."""
+        """Create the region. Raises `OSError` if memory is short: half of `FOLDER` stays free for the server itself."""
         self.name, self.size = f"widefield-{_namespace()}-{os.getpid()}-{secrets.token_hex(16)}", size
         space = os.statvfs(FOLDER)
         if space.f_bavail * space.f_frsize - size < space.f_blocks * space.f_frsize / 2:
@@ -25,7 +25,7 @@ class Region:
         self._path = os.path.join(FOLDER, self.name)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.posix_fallocate(file, 0, size)  # else full memory would be a signal at the first write
+            os.posix_fallocate(file, 0, size)  # else full memory would mean SIGBUS at the first write
             self._memory = mmap.mmap(file, size)
         except BaseException:
             self.hide()
@@ -34,12 +34,12 @@ class Region:
             os.close(file)
 
     def write(self, image: bytes) -> None:
-        """As a string element: its length, then its bytes."""
+        """Write `image` as an element of a string tensor: its length, then its bytes."""
         self._memory[:4] = struct.pack("<I", len(image))
         self._memory[4 : 4 + len(image)] = image
 
     def hide(self) -> None:
-        """Takes the name away; who has it open keeps it. So it is gone with the last process that has."""
+        """Remove the name: processes that have the region open keep it, and it is freed with the last of them."""
         os.unlink(self._path)
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Region:
 
 
 def left_behind(names: Iterable[str]) -> list[str]:
-    """Those of `names` whose clients have ended, as far as their process numbers mean something here."""
+    """Return those of `names` whose clients have ended; only clients in this process's PID namespace are known."""
     found = []
     for name in names:
         made = _NAME.fullmatch(name)
@@ -57,12 +57,12 @@ def left_behind(names: Iterable[str]) -> list[str]:
 
 
 def remove_left_behind() -> None:
-    """The names left by clients that were killed while they showed a region."""
+    """Remove the names left by clients that were killed while they registered a region."""
     for name in left_behind(os.listdir(FOLDER)):
-        with contextlib.suppress(OSError):  # another client's may be quicker
+        with contextlib.suppress(OSError):  # another client may be quicker
             os.unlink(os.path.join(FOLDER, name))
 
 
 def _namespace() -> str:
-    """Of process numbers: a container has its own."""
+    """The id of the PID namespace: a container has its own."""
     return str(os.stat(f"{PROCESSES}/self/ns/pid").st_ino)

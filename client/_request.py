@@ -1,4 +1,4 @@
-"""What goes to a server and what comes back, whichever protocol carries it."""
+"""Requests to a server and its answers, independent of the protocol."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from client._errors import ProtocolError
 from client._prediction import Prediction
 
 INPUT, OUTPUT = "image", "probabilities"
-EVIDENCE = ("class_map", "crop")  # further outputs, where a map is asked for
+EVIDENCE = ("class_map", "crop")  # further outputs, if a map is asked for
 SHARED_MEMORY_HEADER = "widefield-shared-memory"
 
 
@@ -25,8 +25,8 @@ class Request:
         timeout: the seconds that are left for this attempt.
         queue_timeout: the seconds that it may wait in the queue of each of the server's steps.
         id: what the server's log calls it.
-        class_map: whether the map of the answer is asked for too.
-        region: the shared memory that holds the image; None: it goes in the message.
+        class_map: whether the class map is asked for too.
+        region: the name of the shared memory that holds the image; None: the image goes in the message.
     """
 
     model: str
@@ -40,18 +40,20 @@ class Request:
 
 
 def queue_timeout(left: float) -> float:
-    """An eighth of the seconds that are left: the server's steps have two queues. A request that is turned away leaves
-    time to ask again, and one that leaves both queues has three quarters to be answered in."""
+    """The seconds that a request may wait in each of the server's two queues: an eighth of those that are `left`.
+
+    A rejected request then leaves time for a retry, and one that passes both queues has three quarters of the time.
+    """
     return left / 8
 
 
 def microseconds(seconds: float) -> int:
-    """As the server counts; 0 would mean no limit to it."""
+    """Convert to the server's unit, at least 1: to the server 0 means no limit."""
     return max(1, int(seconds * 1e6))
 
 
 class Crop(NamedTuple):
-    """What the model sees of an upright picture, as shares of its width and height; beyond 0 and 1 it is padded."""
+    """The part of an upright picture that the model sees, as shares of width and height; beyond 0 and 1 is padding."""
 
     left: float = 0.0
     upper: float = 0.0
@@ -64,7 +66,7 @@ WHOLE = Crop()
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`predictions`, best first; where one was asked for, `class_map` [h,w] float32 and the part that it is of."""
+    """The answer to a `Request`: `predictions`, best first; if asked for, `class_map` [h,w] float32 and its `crop`."""
 
     predictions: Sequence[Prediction]
     class_map: np.ndarray | None = None
@@ -74,7 +76,10 @@ class Answer:
 def answer_of(
     predictions: Sequence[Prediction], class_map: np.ndarray | None = None, crop: np.ndarray | None = None
 ) -> Answer:
-    """Of the arrays as they came. Raises `ValueError` where a map has not two dimensions, or its crop shows nothing."""
+    """Build an `Answer` from the received arrays.
+
+    Raises `ValueError` unless the map is [h,w] and the crop, [4], overlaps the picture.
+    """
     if class_map is None or crop is None:
         return Answer(predictions)
     if class_map.ndim != 2 or crop.shape != (4,) or not np.isfinite(crop).all():
@@ -92,7 +97,7 @@ def incomplete(request: Request, url: str) -> ProtocolError:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What `explain` returns.
+    """The result of `explain`.
 
     Attributes:
         predictions: as `classify` returns them.
@@ -111,10 +116,10 @@ class Share:
     """A message to a server on this host about shared memory.
 
     Attributes:
-        verb: show a region, take it back, or ask which ones the server has.
+        verb: register a region, unregister it, or list the server's regions.
         region: its name.
-        size: in bytes, where it is shown.
-        token: the server's, for shared memory.
+        size: in bytes, to register it.
+        token: the server's shared-memory token.
         timeout: seconds.
     """
 

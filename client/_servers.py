@@ -1,4 +1,4 @@
-"""Which of several servers is next. No input or output: it is told how each attempt ended."""
+"""The choice of the next of several servers. This module does no I/O: callers report how each attempt ended."""
 
 import random
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from client._errors import ClassifierError, DeadlineExceededError, ServerUnavailableError
 
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds that a dead server is left alone: doubled at every failure in a row
-LATE = 3  # requests in a row without an answer in time: the server hangs
+LATE = 3  # timeouts in a row, after which a server counts as hanging
 
 
 @dataclass
@@ -21,10 +21,10 @@ class _Server:
 
 
 class Servers:
-    """Round robin over `count` servers, safe from every thread.
+    """Round robin over `count` servers; thread-safe.
 
-    One that cannot be reached or is not ready is left out; after a rest one request tries it, and its answer brings it
-    back. Where none is alive, the one whose rest ends first is tried all the same.
+    A server that cannot be reached, is not ready or hangs is left out; after a rest one request tries it, and an answer
+    brings it back. If none is alive, the one whose rest ends first is tried all the same.
     """
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Servers:
         return len(self._servers)
 
     def take(self, avoid: Container[int] = ()) -> int:
-        """The next in turn that is alive, none of `avoid` if another is. Report on it or release it afterwards."""
+        """Return the next server that is alive, outside `avoid` if possible. Report on it or release it afterwards."""
         with self._lock:
             chosen = self._choose(avoid)
             self._next = (chosen + 1) % len(self)
@@ -46,12 +46,12 @@ class Servers:
             return chosen
 
     def has_other(self, avoid: Container[int]) -> bool:
-        """Whether one outside `avoid` is alive, or due for a trial."""
+        """Whether a server outside `avoid` is alive, or due for a trial."""
         with self._lock:
             return any(self._available(number) for number in range(len(self)) if number not in avoid)
 
     def report(self, number: int, error: ClassifierError | None, model: str = "") -> None:
-        """How an attempt ended: with `error`, or None for an answer of `model`."""
+        """Record how an attempt ended: with `error`, or None for an answer of `model`."""
         with self._lock:
             if error is None:
                 self._had.add((number, model))
@@ -66,17 +66,17 @@ class Servers:
                 self._servers[number] = _Server()
 
     def had(self, number: int, model: str) -> bool:
-        """Whether it has answered for that model."""
+        """Whether the server has ever answered for `model`."""
         with self._lock:
             return (number, model) in self._had
 
     def hangs(self, number: int) -> bool:
-        """Whether it has let so many deadlines pass, and answered nothing between them, that it was left out."""
+        """Whether the server was left out because it missed `LATE` deadlines in a row."""
         with self._lock:
             return self._servers[number].late >= LATE
 
     def release(self, number: int) -> None:
-        """The attempt was given up: it says nothing about the server."""
+        """Record that an attempt was abandoned, which says nothing about the server."""
         with self._lock:
             self._servers[number].on_trial = False
 

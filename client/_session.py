@@ -1,4 +1,4 @@
-"""What `Classifier` and `AsyncClassifier` share: the settings, their checks, and each request's steps."""
+"""The base of `Classifier` and `AsyncClassifier`: the settings, their checks, and each request's steps."""
 
 import itertools
 import secrets
@@ -19,10 +19,10 @@ MOST_CLASSES = 2**31 - 1  # gRPC's server drops what is above 32 bits
 
 
 class Session:
-    """`timeout` (seconds), `model` and `retries` may be changed between requests."""
+    """A client's settings: `timeout` (seconds), `model` and `retries` may be changed between requests."""
 
     def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
-        """`transports`: one, or one a server."""
+        """`transports`: one, or a sequence of one for each server. Raises `ValueError`."""
         if not _is_count(retries, 0):
             raise ValueError(f"retries is {retries!r}: give 0 or more")
         self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
@@ -46,7 +46,7 @@ class Session:
         request = Request(
             model=self.model + EXPLAINED if explain else self.model,
             image=image,
-            top=int(top),  # JSON knows no numpy number
+            top=int(top),  # JSON cannot hold numpy's integers
             timeout=self.timeout if timeout is None else timeout,
             id=request_id or f"{self._id_prefix}-{next(self._ids)}",
             class_map=explain,
@@ -79,7 +79,7 @@ def _is_count(value: Any, least: int) -> bool:
 
 
 def _check_text(name: str, value: Any) -> str:
-    """Of a command line it may hold bytes that are no UTF-8."""
+    """Return `value` if it is UTF-8 text, which a command line's need not be; else raise `ValueError`."""
     try:
         value.encode()
     except (AttributeError, UnicodeEncodeError):
@@ -88,7 +88,7 @@ def _check_text(name: str, value: Any) -> str:
 
 
 def explanation(answer: Answer) -> Explanation:
-    """Raises `ProtocolError`."""
+    """Return the `Explanation` in `answer`. Raises `ProtocolError` if it has no class map."""
     if answer.class_map is None:
         raise ProtocolError("the answer holds no class map: check the model")
     return Explanation(list(answer.predictions), answer.class_map, answer.crop)

@@ -1,4 +1,4 @@
-"""Images that a server on this host reads out of shared memory: a request then carries a region's name and no bytes."""
+"""Pass images to a server on this host in shared memory: a request then carries a region's name and no bytes."""
 
 import contextlib
 import os
@@ -26,21 +26,21 @@ from client._request import Answer, Request, Share
 
 SMALLEST, LARGEST = 1 << 20, 1 << 25  # bytes of a region; the server takes no image of more than 20 MB
 MOST = 1 << 28  # bytes of all regions of one server
-ROOMY = 4  # a region so many times as large as needed is kept for larger images
+ROOMY = 4  # a region more than so many times as large as needed is kept for larger images
 TIDY_SECONDS = 0.25  # for what the request itself does not need
 CLOSE_SECONDS = 0.5
 CLOSE_PAUSE = 0.02
-ANSWERED = (InvalidImageError, QueueFullError)  # the server has done with the image
+ANSWERED = (InvalidImageError, QueueFullError)  # the server no longer reads the image
 
 Steps: TypeAlias = "Generator[Request | Share | Pause, Any, Any]"
-"""What to send to the server, whose answer or error comes back, or how long to wait."""
+"""It yields what to send to the server, and gets its answer or error back, or how long to wait."""
 
 
 class SharedMemory:
-    """The regions of one server, one for each request in flight. No input or output: the transports take the steps."""
+    """The regions of one server, one for each request in flight. It does no I/O: the transports do the steps."""
 
     def __init__(self, token: str) -> None:
-        """Raises `ValueError`."""
+        """Raise `ValueError` for a malformed token, or without `FOLDER`."""
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ValueError("the shared-memory token is empty or malformed: give the server's own")
         if not os.path.isdir(FOLDER):
@@ -50,15 +50,15 @@ class SharedMemory:
         forget_when_forked(self)
 
     def forget(self) -> None:
-        """Two processes in one region would be answered for each other's images."""
+        """Start without regions: two processes in one region would get answers for each other's images."""
         self._lock = threading.Lock()
         self._idle: list[Region] = []
-        self._leaving: deque[Region] = deque()  # given up here; the server has them still, and may read them
-        self._bytes = 0  # of these, and of those in use
-        self._met = False  # whether this server was asked for what is left of clients that have ended
+        self._leaving: deque[Region] = deque()  # unused here, but still registered: the server may read them
+        self._bytes = 0  # of all regions, those in use too
+        self._met = False  # whether the regions of clients that have ended were unregistered
 
     def infer(self, request: Request) -> Generator[Any, Any, Answer]:
-        """Where no memory is left the image goes in the message, as without a token."""
+        """Send the image in a region; if it is too large or no memory is left, in the message."""
         deadline = time.monotonic() + request.timeout
         needed = 4 + len(request.image)
         if needed > LARGEST:
@@ -78,7 +78,7 @@ class SharedMemory:
             raise ProtocolError(error.message) from error
 
     def close(self) -> Steps:
-        """Takes the regions back, those that the server still reads once it has done, within `CLOSE_SECONDS`."""
+        """Unregister all regions within `CLOSE_SECONDS`; one that the server still reads is tried again."""
         deadline = time.monotonic() + CLOSE_SECONDS
         while self._bytes and time.monotonic() < deadline:
             with self._lock:
@@ -88,7 +88,7 @@ class SharedMemory:
             try:
                 for _ in range(count):
                     yield from self._take_back(deadline)
-            except ClassifierError:  # it does not answer, or is gone with all that it had
+            except ClassifierError:  # the server does not answer, or is gone
                 return
             if self._bytes:
                 yield Pause(CLOSE_PAUSE)
@@ -103,14 +103,14 @@ class SharedMemory:
         except ANSWERED:
             self._give_back(region)
             raise
-        except BaseException:  # the server may yet read it: the next image must not be written there
+        except BaseException:  # the server may still read it: the next image must not be written there
             self._leaving.append(region)
             raise
         self._give_back(region)
         return answer
 
     def _add(self, size: int, deadline: float) -> Generator[Any, Any, Region | None]:
-        """One more that the server knows, for this request; None where there is no memory for it."""
+        """Register a new region for this request; return None if there is no memory for it."""
         if not self._met:
             yield from self._meet(deadline)
         while not self._reserve(size):
@@ -123,7 +123,7 @@ class SharedMemory:
             self._release(size)
             return None
         try:
-            with contextlib.suppress(RegionKnownError):  # it was sent twice, over a connection that broke
+            with contextlib.suppress(RegionKnownError):  # sent twice, as a connection broke
                 yield self._share("register", region.name, _left(deadline), size)
         except BaseException as error:
             refused = isinstance(error, ClassifierError) and not isinstance(error, DeadlineExceededError)
@@ -134,22 +134,22 @@ class SharedMemory:
         return region
 
     def _meet(self, deadline: float) -> Steps:
-        """Takes back what clients on this host left with the server by ending without `close`."""
+        """Unregister the regions of clients on this host that ended without `close`."""
         remove_left_behind()
         for name in left_behind((yield self._share("status", "", _left(deadline)))):
-            with contextlib.suppress(InferenceError):  # it reads it still
+            with contextlib.suppress(InferenceError):  # the server still reads it
                 yield self._share("unregister", name, _left(deadline))
         self._met = True
 
     def _tidy(self, deadline: float) -> Steps:
-        """One region at most, whatever the server says."""
+        """Unregister one region at most; errors are ignored."""
         with contextlib.suppress(ClassifierError):
             yield from self._take_back(min(deadline, time.monotonic() + TIDY_SECONDS))
 
     def _take_back(self, deadline: float) -> Steps:
-        """The one that left first. It stays in the last place where the server reads it still."""
+        """Unregister the oldest region of `_leaving`; if the server still reads it, it becomes the newest."""
         try:
-            region = self._leaving.popleft()  # nobody else asks for it meanwhile
+            region = self._leaving.popleft()  # so that no other thread unregisters it meanwhile
         except IndexError:
             return
         try:
@@ -168,7 +168,7 @@ class SharedMemory:
         return Share(verb, region, size, self._token, timeout)
 
     def _take(self, size: int) -> Region | None:
-        """The smallest idle one that is large enough."""
+        """Take the smallest idle region that is large enough, if any."""
         with self._lock:
             fitting = [each for each in self._idle if size <= each.size <= ROOMY * size]
             if not fitting:
@@ -178,7 +178,7 @@ class SharedMemory:
             return region
 
     def _evict(self) -> bool:
-        """Of the idle ones the largest; False where there is none."""
+        """Move the largest idle region to `_leaving`; return False if none is idle."""
         with self._lock:
             if not self._idle:
                 return False
@@ -208,5 +208,5 @@ class SharedMemory:
 
 
 def _left(deadline: float) -> float:
-    """Seconds; never 0, which some take for no limit."""
+    """The seconds until `deadline`, but never 0, which some calls take for no limit."""
     return max(1e-3, deadline - time.monotonic())

@@ -1,4 +1,4 @@
-"""What a user typed -> images: files, folders, patterns, standard input, URLs."""
+"""Find the images that a command line names: files, folders, patterns, standard input, URLs."""
 
 import glob
 import http.client
@@ -18,9 +18,9 @@ URL_BYTES = 50_000_000
 
 
 def find_images(folder: Path, unread: list[OSError] | None = None) -> list[Path]:
-    """Every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
+    """Return every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
 
-    Links to folders are followed; each folder is read once. `unread`: to it is added why a folder could not be read.
+    Links to folders are followed; each folder is read once. The errors of unreadable folders are appended to `unread`.
     """
     found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=None if unread is None else unread.append, followlinks=True):
@@ -35,7 +35,7 @@ def find_images(folder: Path, unread: list[OSError] | None = None) -> list[Path]
 
 
 def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple[str, str | None]]:
-    """(name, None) for each image, once, and (argument, what is wrong) where an argument leads to none."""
+    """Yield (name, None) once for each image, and (argument, problem) for an argument without images or unreadable."""
     seen: set[str] = set()
     for argument in arguments:
         names, problem = _expand_one(argument, allow_urls)
@@ -48,9 +48,10 @@ def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple
 
 
 def loader(found: Sequence[tuple[str, str | None]], timeout: float) -> "Callable[[str], bytes | str]":
-    """A name that `expand` has found -> what `Classifier.classify` takes: a path stays one.
+    """Return a function from a name that `expand` found to what `Classifier.classify` takes: the path, or bytes.
 
-    Standard input is read now: Ctrl-C ends a read of the main thread alone. Later it raises `InvalidImageError`.
+    Standard input is read here: Ctrl-C ends a read in the main thread only. URLs are downloaded by the function, each
+    within `timeout` seconds; it raises `InvalidImageError`.
     """
     typed = sys.stdin.buffer.read() if (STDIN, None) in found else b""
 
@@ -73,7 +74,7 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
         return [], "an empty path, perhaps of an empty shell variable: give a file, a folder or a pattern"
     path = Path(argument)
     unread: list[OSError] = []
-    if os.path.isdir(path):  # Path's would raise for one whose folder may not be read
+    if os.path.isdir(path):  # Path.is_dir would raise if its parent may not be read
         files, problem = find_images(path, unread), f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
     elif not os.path.exists(path) and glob.has_magic(argument):
         files = []

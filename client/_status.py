@@ -1,4 +1,4 @@
-"""A server's own account of itself, from its statistics."""
+"""A server's status and statistics, as the server itself reports them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +27,13 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One version of one model since the server's start.
+    """The statistics of one version of one model since the server's start.
 
     Attributes:
         inferences, executions: images, and batches that they were computed in.
-        success, failure: whole requests; failure counts those that were turned away too, and an ensemble's twice.
+        success, failure: whole requests; failure includes rejected ones, and counts an ensemble's twice.
         queue, compute_input, compute, compute_output: where a successful request's time went. An ensemble's compute
-            is its steps' together; the queues are theirs alone.
+            is the sum of its steps'; queues are counted at the steps only.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ModelStatus:
     compute_output: Times
 
     def since(self, before: "ModelStatus | None") -> "ModelStatus":
-        """What was counted since `before` (None: it was not there); all, where counts have fallen: it began anew."""
+        """The difference to `before`; everything if that is None, or if counts have fallen: the model was reloaded."""
         if before is None:
             return self
         counts = {name: getattr(self, name) - getattr(before, name) for name in ("inferences", "executions")}
@@ -68,13 +68,13 @@ class ServerStatus:
     models: list[ModelStatus]
 
     def since(self, before: "ServerStatus") -> list[ModelStatus]:
-        """What each model that is still there has counted since `before`."""
+        """The difference to `before` for each model that is still there."""
         earlier = {(model.name, model.version): model for model in before.models}
         return [model.since(earlier.get((model.name, model.version))) for model in self.models]
 
 
 def parse_status(url: str, metadata: dict[str, Any], ready: bool, statistics: dict[str, Any]) -> ServerStatus:
-    """Of the server's JSON. Raises `ProtocolError`."""
+    """Parse the server's JSON. Raises `ProtocolError`."""
     try:
         models = [_model(entry) for entry in statistics.get("model_stats", ())]
         models.sort(key=lambda model: (model.name, model.version))
@@ -86,10 +86,10 @@ def parse_status(url: str, metadata: dict[str, Any], ready: bool, statistics: di
 def step_times(
     before: "Sequence[ServerStatus | ClassifierError]", after: "Sequence[ServerStatus | ClassifierError]"
 ) -> dict[str, dict[str, Times]]:
-    """What each model's `STEPS` took between two calls of `status()`, all versions and servers together.
+    """Return the times of each model's `STEPS` between two calls of `status()`, summed over versions and servers.
 
-    Servers that did not answer both are left out, as are models that did not work meanwhile. Of a model that was loaded
-    anew (the server restarted) it is what was counted since. See `ModelStatus` for what an ensemble's are.
+    Servers that did not answer both calls and models without requests in between are left out. The times of a model
+    that was reloaded (the server restarted) count from its reload. See `ModelStatus` for those of an ensemble.
     """
     sums: dict[str, dict[str, Times]] = {}
     for one, other in zip(before, after, strict=True):

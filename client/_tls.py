@@ -1,4 +1,4 @@
-"""Encrypted connections, of one description for both protocols."""
+"""The TLS settings of encrypted connections, for both protocols."""
 
 import os
 import ssl
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """What to trust and who to be: PEM files.
+    """The authorities to trust and the client's own certificate, as PEM files.
 
     Attributes:
         root: certificates of the authorities to trust; None: those that this system trusts.
-        certificate, key: the client's own, where the server asks for one; both or neither.
+        certificate, key: the client's own, if the server asks for one; both or neither.
 
-    Raises `ValueError` for half of that pair, and for a file that is not there.
+    Raises `ValueError` for one without the other, and for a file that is not there.
     """
 
     root: str | os.PathLike[str] | None = None
@@ -37,7 +37,7 @@ TLSLike: TypeAlias = "TLS | str | os.PathLike[str] | bool | None"
 
 
 def as_tls(tls: TLSLike) -> TLS | None:
-    """True: the system's roots. A path: that root. Raises `ValueError`."""
+    """Convert to `TLS`: True means the system's roots, a path means that root. Raises `ValueError`."""
     if tls is None or isinstance(tls, TLS):
         return tls
     if isinstance(tls, bool):
@@ -48,7 +48,7 @@ def as_tls(tls: TLSLike) -> TLS | None:
 
 
 def ssl_context(tls: TLS) -> ssl.SSLContext:
-    """Raises `ValueError` where a file holds no certificate or key."""
+    """Create the context for HTTPS. Raises `ValueError` if a file holds no certificate or key."""
     try:
         context = ssl.create_default_context(cafile=tls.root)
         if tls.certificate is not None:
@@ -59,7 +59,7 @@ def ssl_context(tls: TLS) -> ssl.SSLContext:
 
 
 def grpc_credentials(tls: TLS) -> "grpc.ChannelCredentials":
-    """Raises `ValueError` where a file holds no certificate or key: gRPC itself would only say "unavailable"."""
+    """Create the credentials for gRPC. Raises `ValueError` as `ssl_context` does; gRPC would only say "unavailable"."""
     import grpc
 
     ssl_context(tls)

@@ -1,4 +1,4 @@
-"""What carries one image to one server and the answer back."""
+"""The interface of what carries one image to one server and the answer back."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -12,25 +12,25 @@ from client._tls import TLSLike
 if TYPE_CHECKING:
     from client._status import ServerStatus
 
-LONGEST_TIMEOUT = 1_000_000  # seconds; what waits for a socket counts milliseconds in 31 bits
+LONGEST_TIMEOUT = 1_000_000  # seconds; poll counts milliseconds in 31 bits
 
 
 class Transport(Protocol):
-    """Implement these to put something else under a `Classifier`: another protocol, or `client.testing`'s fake."""
+    """The interface to implement for another protocol under a `Classifier`, or for a fake (see `client.testing`)."""
 
     url: str
 
     def infer(self, request: Request) -> Answer:
-        """From any thread, within `request.timeout` seconds. Raises a `ClassifierError`."""
+        """Return the answer within `request.timeout` seconds; thread-safe. Raises a `ClassifierError`."""
 
     def status(self, timeout: float) -> "ServerStatus":
-        """The server's own account of itself. Raises a `ClassifierError`."""
+        """Return the server's status within `timeout` seconds. Raises a `ClassifierError`."""
 
     def close(self) -> None: ...
 
 
 class AsyncTransport(Protocol):
-    """The same for an `AsyncClassifier`. Cancelling the caller must end the request."""
+    """`Transport` for an `AsyncClassifier`. Cancelling the caller must end the request."""
 
     url: str
 
@@ -55,7 +55,10 @@ def open_transports(
     shared_memory_token: str | None = None,
     headers: Headers = None,
 ) -> list[Transport]:
-    """Raises `ValueError` for an unknown protocol, or a malformed URL, token or header. Nothing is sent yet."""
+    """Create a transport for each server; nothing is sent yet.
+
+    Raises `ValueError` for an unknown protocol, or a malformed URL, token or header.
+    """
     found = addresses(url, protocol, tls, headers)
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
         from client._transport_grpc import GrpcTransport
@@ -79,7 +82,7 @@ def open_async_transports(
     shared_memory_token: str | None = None,
     headers: Headers = None,
 ) -> list[AsyncTransport]:
-    """As `open_transports`."""
+    """`open_transports` for an `AsyncClassifier`."""
     found = addresses(url, protocol, tls, headers)
     if protocol == "grpc":
         from client._transport_grpc import AsyncGrpcTransport

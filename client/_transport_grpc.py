@@ -26,7 +26,7 @@ from client._wire_grpc import (
 
 
 class GrpcTransport:
-    """Safe from every thread."""
+    """A thread-safe `Transport`."""
 
     def __init__(self, address: Address) -> None:
         self._headers, self.url = address.headers, address.url("grpc")
@@ -38,7 +38,7 @@ class GrpcTransport:
         return decode_answer(response, request, self.url)
 
     def share(self, share: Share) -> list[str]:
-        """The names of the regions that the server has, where they are asked for. Raises a `ClassifierError`."""
+        """Send `share`; return the names of the server's regions if it asks for them. Raises a `ClassifierError`."""
         name, message, metadata = encode_share(share)
         return decode_regions(self._call(name, message, "shared memory", share.timeout, metadata))
 
@@ -56,12 +56,12 @@ class GrpcTransport:
         metadata = (*self._headers().items(), *metadata)
         try:
             return getattr(self._stub, name)(message, timeout=timeout, metadata=metadata)
-        except (grpc.RpcError, ValueError) as error:  # ValueError: of a channel that another thread has closed
+        except (grpc.RpcError, ValueError) as error:  # ValueError: another thread closed the channel
             raise error_from_rpc(error, self.url, model, timeout) from error
 
 
 class AsyncGrpcTransport:
-    """For asyncio: the channel is made in the event loop of the first request."""
+    """An `AsyncTransport`: the channel is made in the event loop of the first request."""
 
     def __init__(self, address: Address) -> None:
         self._headers, self.url = address.headers, address.url("grpc")
@@ -75,7 +75,7 @@ class AsyncGrpcTransport:
         return decode_answer(response, request, self.url)
 
     async def share(self, share: Share) -> list[str]:
-        """As `GrpcTransport.share`."""
+        """See `GrpcTransport.share`."""
         name, message, metadata = encode_share(share)
         return decode_regions(await self._call(name, message, "shared memory", share.timeout, metadata))
 
@@ -103,7 +103,7 @@ class AsyncGrpcTransport:
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.url, model, timeout) from error
         except asyncio.CancelledError:
-            if self._closed:  # so grpc tells those who wait; a task that is cancelled meets it unchanged
+            if self._closed:  # closing made grpc cancel the call; the caller's own cancellation is passed on
                 raise self._cut_off(model, timeout) from None
             raise
 

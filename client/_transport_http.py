@@ -1,6 +1,6 @@
-"""KServe v2 over HTTP/1.1 with the standard library: a pool of kept-alive connections, safe from every thread.
+"""KServe v2 over HTTP/1.1 with the standard library: a thread-safe pool of kept-alive connections.
 
-tritonclient's HTTP client is bound to gevent: not thread-safe, and no deadline for the whole of a request.
+tritonclient's HTTP client is bound to gevent: it is not thread-safe, and has no deadline for the whole of a request.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class HttpTransport:
         forget_when_forked(self)
 
     def forget(self) -> None:
-        """Two processes on one connection would be given each other's answers."""
+        """Start without connections: two processes on one connection would get each other's answers."""
         self._idle: list[Connection] = []  # append and pop are atomic, as are the set's add and discard
         self._busy: set[Connection] = set()
 
@@ -38,7 +38,7 @@ class HttpTransport:
         return wire.decode_answer(*answer, request, self.url)
 
     def share(self, share: Share) -> list[str]:
-        """As `GrpcTransport.share`."""
+        """See `GrpcTransport.share`."""
         answer = self._ask(*wire.encode_share(share), "shared memory", share.timeout)
         return wire.decode_share(*answer, share, self.url)
 
@@ -52,7 +52,7 @@ class HttpTransport:
 
     def close(self) -> None:
         self._closed = True
-        with contextlib.suppress(IndexError):  # a request may take, or another close, the last one
+        with contextlib.suppress(IndexError):  # a request or another close may take the last one
             while True:
                 self._idle.pop().close()
         for connection in tuple(self._busy):
@@ -61,7 +61,7 @@ class HttpTransport:
     def _ask(
         self, method: str, path: str, headers: dict[str, str], body: Sequence[bytes], model: str, timeout: float
     ) -> tuple[int, bytes]:
-        """HTTP's status and the body. Raises a `ClassifierError` where there is none."""
+        """Return the HTTP status and the body. Raises a `ClassifierError` if no answer comes."""
         path, headers = self._address.prefix + path, self._address.headers() | headers
         connection = self._take()
         connection.deadline = time.monotonic() + timeout
@@ -69,7 +69,7 @@ class HttpTransport:
             return self._exchange(connection, method, path, headers, body)
         except TimeoutError as error:
             raise error_from_status("DEADLINE_EXCEEDED", "", url=self.url, model=model, timeout=timeout) from error
-        except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: a host that is no name
+        except (OSError, http.client.IncompleteRead, UnicodeError) as error:  # UnicodeError: not a host name
             status = CUT_OFF if connection.made else "UNAVAILABLE"
             raise error_from_status(status, str(error), url=self.url, model=model, timeout=timeout) from error
         except http.client.HTTPException as error:
@@ -85,7 +85,7 @@ class HttpTransport:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer may be there already
                 connection.request(method, path, body or None, headers)
             response = connection.getresponse()
-            if (response.length or 0) > LARGEST_ANSWER:  # its memory would be set aside at once
+            if (response.length or 0) > LARGEST_ANSWER:  # it would be allocated at once
                 raise http.client.HTTPException(f"an answer of {response.length} bytes")
             answer = response.read()
         except BaseException:
@@ -94,13 +94,13 @@ class HttpTransport:
         finally:
             self._busy.discard(connection)
         connection.lay_idle()
-        self._idle.append(connection)  # where the server has closed it, it connects again
+        self._idle.append(connection)  # if the server has closed it, it connects again
         if self._closed:
             self.close()
         return response.status, answer
 
     def _take(self) -> Connection:
-        """One that lay idle and is alive, else a new one."""
+        """Take an idle connection that is alive, else a new one."""
         with contextlib.suppress(IndexError):
             while True:
                 connection = self._idle.pop()

@@ -1,4 +1,4 @@
-"""Around the transports of both protocols: the image goes through memory that this host's server reads."""
+"""Transports that pass the image in shared memory to a server on this host, around those of both protocols."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,10 @@ from client._status import ServerStatus
 
 
 class SharedMemoryTransport:
-    """A `Transport`. Images go over `transport`; `sharing`, one like it, shows and takes back the memory.
+    """A `Transport`: `transport` sends the requests; `sharing`, a second one, registers and unregisters the memory.
 
-    They are two so that closing the first ends what is in flight, and the second can still take back what that held.
+    There are two so that closing the first ends the requests in flight, and the second can still unregister their
+    regions.
     """
 
     def __init__(self, transport: Any, sharing: Any, token: str) -> None:
@@ -42,7 +43,7 @@ class SharedMemoryTransport:
 
 
 class AsyncSharedMemoryTransport:
-    """The same as an `AsyncTransport`."""
+    """`SharedMemoryTransport` as an `AsyncTransport`."""
 
     def __init__(self, transport: Any, sharing: Any, token: str) -> None:
         self.url = transport.url

@@ -1,4 +1,4 @@
-"""KServe v2 as protobuf messages: what the blocking and the asyncio transport share."""
+"""KServe v2 as protobuf messages, for the blocking and the asyncio transport."""
 
 import re
 import struct
@@ -41,7 +41,7 @@ _RAW_INPUT = bytes(
 
 
 def channel_arguments(address: Address) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-    """Credentials and options of a channel. Naming one option drops tritonclient's own: all are named."""
+    """The credentials and options of a channel."""
     options = [
         ("grpc.max_send_message_length", -1),  # gRPC's own limit of 4 MB is less than a photograph
         ("grpc.max_receive_message_length", -1),
@@ -50,24 +50,24 @@ def channel_arguments(address: Address) -> tuple[grpc.ChannelCredentials | None,
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),  # gRPC's own 2 minutes would refuse a server that is back
-        ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for every Classifier
-        ("grpc.enable_http_proxy", 0),  # as over HTTP: the address given is the address called
-        ("grpc.enable_retries", 1),  # of what no server has seen, when it ends an old connection; else the Classifier's
+        ("grpc.use_local_subchannel_pool", 1),  # each Classifier has its own connection
+        ("grpc.enable_http_proxy", 0),  # as over HTTP: the environment's proxies are ignored
+        ("grpc.enable_retries", 1),  # only of what no server has seen, as a connection ended; others: the Classifier's
     ]
     if address.connect_timeout is not None:
-        options.append(("grpc.min_reconnect_backoff_ms", int(address.connect_timeout * 1000)))  # gRPC's name for it
+        options.append(("grpc.min_reconnect_backoff_ms", int(address.connect_timeout * 1000)))  # gRPC's connect timeout
     return None if address.tls is None else grpc_credentials(address.tls), options
 
 
 def open_channel(module: Any, target: str, credentials: grpc.ChannelCredentials | None, options: Any) -> Any:
-    """`module`: grpc or grpc.aio."""
+    """Open a channel of `module`: grpc or grpc.aio."""
     if credentials is None:
         return module.insecure_channel(target, options=options)
     return module.secure_channel(target, credentials, options=options)
 
 
 def make_stub(channel: Any) -> Any:
-    """The service's calls over a channel, of threads or of asyncio. ModelInfer takes `encode_request`'s bytes."""
+    """The service's stub on a channel of grpc or grpc.aio. ModelInfer takes `encode_request`'s bytes."""
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     deserialize = service_pb2.ModelInferResponse.FromString
     stub.ModelInfer = channel.unary_unary(f"/{_SERVICE.full_name}/ModelInfer", response_deserializer=deserialize)
@@ -75,7 +75,7 @@ def make_stub(channel: Any) -> Any:
 
 
 def encode_request(request: Request) -> bytes:
-    """A serialized ModelInferRequest. The image is written behind the rest: protobuf would copy it three times."""
+    """Serialize a ModelInferRequest. The image is appended by hand: protobuf would copy it three times."""
     size = 4 + len(request.image)  # a string element: its length, then its bytes
     message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id)
     tensor = message.inputs.add(name=INPUT, datatype="BYTES", shape=[1, 1])
@@ -93,7 +93,7 @@ def encode_request(request: Request) -> bytes:
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first, as protobuf writes lengths."""
+    """Encode a length as protobuf does: seven bits a byte, the lowest first."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -117,12 +117,12 @@ def encode_share(share: Share) -> tuple[str, Any, list[tuple[str, str]]]:
 
 
 def decode_regions(message: Any) -> list[str]:
-    """The names in a status; none in what answers the other calls."""
+    """The regions' names in the answer to "status"; none in the answers to the other calls."""
     return list(getattr(message, "regions", ()))
 
 
 def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url: str) -> Answer:
-    """Raises `ProtocolError`."""
+    """Parse the answer to `request`. Raises `ProtocolError`."""
     pairs = zip(message.outputs, message.raw_output_contents, strict=False)
     outputs = {output.name: (output, raw) for output, raw in pairs}
     try:
@@ -134,7 +134,7 @@ def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url
 
 
 def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> ClassifierError:
-    """`error`: a `grpc.RpcError`, or what grpc raises of a channel that was closed meanwhile."""
+    """The typed error for a `grpc.RpcError`, or for what grpc raises if the channel was closed meanwhile."""
     code = error.code() if isinstance(error, grpc.RpcError) else grpc.StatusCode.CANCELLED
     details = (error.details() or "") if isinstance(error, grpc.RpcError) else str(error)
     broke = code is grpc.StatusCode.UNAVAILABLE and not _UNCONNECTED.search(details.lower())
@@ -142,13 +142,13 @@ def error_from_rpc(error: Exception, url: str, model: str, timeout: float) -> Cl
 
 
 def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> ServerStatus:
-    """Of what `STATUS_CALLS` answer; 64-bit numbers become strings, as they are in the server's own JSON."""
+    """Parse the answers to `STATUS_CALLS`; 64-bit numbers become strings, as they are in the server's own JSON."""
     answer = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
     return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready.ready, answer)
 
 
 def split_bytes_tensor(data: bytes) -> list[str]:
-    """Elements with a 4-byte little-endian length each. Raises `struct.error` where the lengths do not add up."""
+    """Split a string tensor: each element follows its 4-byte little-endian length. Raises `struct.error`."""
     elements, start = [], 0
     while start < len(data):
         (length,) = struct.unpack_from("<I", data, start)
@@ -160,5 +160,5 @@ def split_bytes_tensor(data: bytes) -> list[str]:
 
 
 def _array(output: Any, raw: bytes) -> np.ndarray:
-    """Of the one image: without the batch's dimension."""
+    """The one image's output, float32, without the batch dimension."""
     return np.frombuffer(raw, np.float32).reshape(output.shape[1:]).copy()  # the caller may write to it, as over HTTP

@@ -1,4 +1,4 @@
-"""KServe v2 as HTTP bodies: what the blocking and the asyncio transport share."""
+"""KServe v2 as HTTP bodies, for the blocking and the asyncio transport."""
 
 import json
 import re
@@ -42,7 +42,7 @@ GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the sam
     502: CUT_OFF,  # a proxy's: the server closed without an answer
     503: "NOT_READY",
 }
-GAVE_UP = {  # on their own time, not on ours
+GAVE_UP = {  # timeouts of the server or a proxy
     408: "the server, or a proxy before it, did not wait for the whole request",
     504: "a proxy did not wait for the server's answer",
 }
@@ -92,7 +92,7 @@ def encode_share(share: Share) -> tuple[str, str, dict[str, str], list[bytes]]:
 
 
 def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
-    """The names in a status; none in what answers the other calls. Raises a `ClassifierError`."""
+    """The regions' names in the answer to "status"; none for the other calls. Raises a `ClassifierError`."""
     if status != 200:
         raise refusal(status, body, url, "shared memory", share.timeout)
     if share.verb != "status":
@@ -104,7 +104,7 @@ def decode_share(status: int, body: bytes, share: Share, url: str) -> list[str]:
 
 
 def decode_answer(status: int, body: bytes, request: Request, url: str) -> Answer:
-    """Raises a `ClassifierError`."""
+    """Parse the answer to `request`. Raises a `ClassifierError`."""
     if status != 200:
         raise refusal(status, body, url, request.model, request.timeout)
     try:
@@ -117,7 +117,7 @@ def decode_answer(status: int, body: bytes, request: Request, url: str) -> Answe
 
 
 def decode_status(answers: Sequence[tuple[int, bytes]], url: str, timeout: float) -> ServerStatus:
-    """Of HTTP's status and the body of `METADATA`, `READY` and `STATISTICS`. Raises a `ClassifierError`."""
+    """Parse the HTTP status and body of `METADATA`, `READY` and `STATISTICS`. Raises a `ClassifierError`."""
     metadata, ready, statistics = answers
     described, counted = (_decode_json(*answer, url, timeout) for answer in (metadata, statistics))
     return parse_status(url, described, ready[0] == 200, counted)
@@ -158,5 +158,5 @@ def _decode_json(status: int, body: bytes, url: str, timeout: float) -> dict[str
 
 
 def _array(output: dict[str, Any]) -> np.ndarray:
-    """Of the one image: without the batch's dimension."""
+    """The one image's output, float32, without the batch dimension."""
     return np.array(output["data"], dtype=np.float32).reshape(output["shape"][1:])

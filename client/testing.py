@@ -51,14 +51,14 @@ class _Fake:
 
 
 class FakeTransport(_Fake):
-    """Answers as `reply` says, from any thread.
+    """A thread-safe `Transport` that answers with `reply`.
 
     `reply` is predictions (or their tuples), an `Answer` or an error to raise; or a function of the `Request` that
     returns one of these.
 
     Attributes:
         requests: every `Request`, in the order of arrival.
-        most_in_flight: how many were waiting for their answer at once, at most.
+        most_in_flight: the largest number of requests in flight at once.
         closed: how often it was closed.
     """
 
@@ -74,7 +74,7 @@ class FakeTransport(_Fake):
 
 
 class AsyncFakeTransport(_Fake):
-    """The same for an `AsyncClassifier`; `reply` may be a coroutine function."""
+    """`FakeTransport` for an `AsyncClassifier`; `reply` may be a coroutine function."""
 
     async def infer(self, request: Request) -> Answer:
         with self._counted(request):

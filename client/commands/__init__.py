@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run, parser=command)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed: print would take the other one
+        if getattr(sys, name) is None:  # closed: print(file=None) writes to the other one
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  as long as the process
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""A file of results that an interrupted run is continued from: nothing twice, nothing lost."""
+"""A file of results from which an interrupted run is continued: no image is asked twice, no answer is lost."""
 
 import contextlib
 import csv
@@ -16,20 +16,20 @@ from client._session import Outcome
 from client.commands._options import UsageError
 from client.commands._results import CsvResults, JsonResults, Results
 
-REFUSED = InvalidImageError.__name__  # with a request's id it is the server's word, which would come again
+REFUSED = InvalidImageError.__name__  # with a request id: the server refused it, and would again
 JSON_START, CSV_START = '{"image": "', ",".join(CsvResults.COLUMNS) + "\n"
 SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv"}
 
 
 class Journal:
-    """Results appended to `path`, each flushed whole. `done`: each image that it has, and whether it was answered.
+    """The file at `path`: each result is appended and flushed whole. `done`: image -> whether it was answered.
 
-    Kept of an earlier run are answers, and pictures that the server refused; all else is asked again.
+    Of an earlier run, answers and pictures that the server refused are kept; all other images are asked again.
 
     Raises:
-        UsageError: the file exists and `resume` is False; it is another's, or holds what `classify` does not write; its
-            kind is not known; its answers were written with another `top` (raised by `write` too: of a file with fewer
-            classes only an answer tells whether the model has no more).
+        UsageError: the file exists and `resume` is False; another process writes it; `classify` did not write it; its
+            format is not known; its answers were written with another `top` (`write` raises this too: if they have
+            fewer classes, only a new answer tells whether the model has no more).
     """
 
     def __init__(self, path: Path, kind: str, resume: bool, top: int) -> None:
@@ -50,7 +50,7 @@ class Journal:
         try:
             self._continue(kind == "json", top)
         except BaseException:
-            self.__exit__()  # it would stay locked for as long as the error lives
+            self.__exit__()  # the error's traceback would keep it open and locked
             raise
 
     def _continue(self, is_json: bool, top: int) -> None:
@@ -65,7 +65,7 @@ class Journal:
         self._file.seek(0)
         try:
             read = _read_json if is_json else _read_csv
-            self.done, kept, self._classes = read(self._file.read())  # of each answer in the file; 0: it has none
+            self.done, kept, self._classes = read(self._file.read())  # classes of each answer; 0: no answers
         except UsageError as error:
             raise UsageError(f"--output {self._path}: {error}") from None
         self._check_classes(min(top, self._classes))
@@ -88,7 +88,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # of what could not be written: that was raised
+        with contextlib.suppress(OSError):  # a failed write, which was raised already
             self._file.close()
 
     def _check_classes(self, count: int) -> None:
@@ -100,14 +100,14 @@ class Journal:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        """A full disk's error does not say which file."""
+        """Name the file in an `OSError`: a full disk's error does not."""
         try:
             yield
         except OSError as error:
             raise OSError(f"--output {self._path}: {error.strerror}: make room, then go on with --resume") from error
 
     def _replace(self, kept: str) -> None:
-        """The lines that stay, moved in whole: a crash meanwhile loses none of them."""
+        """Replace the file by the lines `kept`, atomically: a crash meanwhile loses none of them."""
         self._file.seek(0)
         if self._file.read() == kept:
             return
@@ -131,12 +131,12 @@ class Journal:
 
 
 def _stays(error: str, request_id: str | None) -> bool:
-    """An answer (no error), or what the server refused."""
+    """Whether to keep a result: an answer (no error), or a picture that the server refused."""
     return not error or (error == REFUSED and bool(request_id))
 
 
 def _read_json(text: str) -> tuple[dict[str, bool], str, int]:
-    """The images, the lines that stay, and how many classes the first answer has (0: there is none).
+    """Return the images, the lines to keep, and how many classes the first answer has (0: there is none).
 
     Raises `UsageError`.
     """
@@ -158,7 +158,7 @@ def _read_json(text: str) -> tuple[dict[str, bool], str, int]:
 
 
 def _read_csv(text: str) -> tuple[dict[str, bool], str, int]:
-    """As `_read_json`. The last image may lack rows: it is asked again."""
+    """Do as `_read_json`. The last image may lack rows, so it is asked again."""
     if CSV_START.startswith(text):  # cut off in the header, or nothing behind it
         return {}, "", 0
     reader = csv.reader(io.StringIO(text, newline=""))

@@ -1,4 +1,4 @@
-"""Many images and their results, for `classify` and `explain`: in order, a bad one costs none of the others."""
+"""Ask for many images, for `classify` and `explain`: results in order; a bad image does not stop the others."""
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ class Tally:
     answered: int = 0
     failed: int = 0
     unsent: int = 0
-    why: str = "no server answers"  # where some were not sent
+    why: str = "no server answers"  # why some were not sent
 
 
 def answer_all(
@@ -32,9 +32,9 @@ def answer_all(
     results: Results,
     shown: Iterable[Found],
 ) -> Tally:
-    """Writes to `results` what `answer` returns or raises for each image, given its name and its bytes or path.
+    """Write to `results` what `answer` returns or raises for each image, given its name and its bytes or path.
 
-    `model`: the one that it asks; `shown`: `found`, perhaps with a progress bar.
+    `model`: the model that `answer` asks; `shown`: `found`, perhaps with a progress bar.
     """
     load = loader(found, options.timeout)
 

@@ -38,7 +38,7 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
         type=whole(0),
         default=retries,
         metavar="N",
-        help=f"of what another attempt may fix (default: {retries})",
+        help=f"attempts beyond the first, where one may help (default: {retries})",
     )
     parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
     parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
@@ -76,7 +76,7 @@ def add_format_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:
-    """Raises `UsageError`."""
+    """Create the client that the options describe. Raises `UsageError`."""
     try:
         return kind(
             options.url,

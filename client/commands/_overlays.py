@@ -1,4 +1,4 @@
-"""The folder of `explain`: a picture for each image, and explained.csv, which says of which image each one is."""
+"""The output folder of `explain`: a picture for each image, and explained.csv, which names the image of each."""
 
 import csv
 import io
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 TABLE_FILE = "explained.csv"
 COLUMNS = ("file", "label", "probability", "picture")
 LONGEST_NAME = 200  # bytes; a file's name has 255 at most
-CONTINUED = bytes(range(0x80, 0xC0))  # what may not begin a character of UTF-8
+CONTINUED = bytes(range(0x80, 0xC0))  # UTF-8's continuation bytes
 
 
 class Overlays:
     """Pictures in `folder` for `names`. An image's own picture of an earlier run is replaced, any other file kept.
 
-    Raises `UsageError` where no folder can be, or the table in it is another's.
+    Raises `UsageError` if the folder cannot be made, or its table is not of this command.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ class Overlays:
         self._rows[self._pictures[name]] = row
 
     def finish(self) -> None:
-        """Writes the table: what was saved, and what it had of pictures that are still there."""
+        """Write the table: the saved pictures, and its earlier rows whose pictures are still there."""
         if self._rows:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([COLUMNS, *(self._read() | self._rows).values()])
@@ -61,7 +61,7 @@ class Overlays:
     def _is_free(self, picture: str, owner: str | None, name: str) -> bool:
         if owner is None:
             return not (self._folder / picture).exists()
-        return owner == _whole(name) and name != STDIN  # another image each time
+        return owner == _whole(name) and name != STDIN  # standard input is another image each time
 
     def _read(self) -> dict[str, tuple[str, ...]]:
         path = self._folder / TABLE_FILE
@@ -77,7 +77,7 @@ class Overlays:
         return {row[3]: row for row in rows if (self._folder / row[3]).exists()}
 
     def _write(self, name: str, content: bytes) -> None:
-        """Moved in whole: a full disk leaves no part of it."""
+        """Write a file atomically: a full disk leaves no part of it."""
         path, draft = self._folder / name, self._folder / f".{name}.{os.getpid()}"
         try:
             draft.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A server that stops in the middle of many images is waited for; when it does not come back the rest is not sent."""
+"""Wait for a server that stops in the middle of many images; if it does not come back, the rest is not sent."""
 
 import sys
 import threading
@@ -14,17 +14,17 @@ PAUSE = 1.0  # seconds between two attempts
 
 
 class Patience(Generic[Item]):
-    """`ask`, safe from every thread, and again while no server is there: for `seconds`, where one has answered before.
+    """A thread-safe `ask` that is repeated while no server is there, for `seconds` if one has answered before.
 
-    The image at which that ends has its error; those after it get None, and were not sent. One that no server
-    answered within its timeout is not asked again; servers that answer none for `seconds` hang.
-    A first answer that there is no such model ends it too.
+    The image at which the wait ends gets its error; later ones get None, and are not sent. An image that times out is
+    not asked again; if all time out for `seconds`, the servers hang, and the rest is not sent. Nor is it if the first
+    answer is that the model does not exist.
     """
 
     def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
         self._ask, self._seconds = ask, seconds
-        self._answered: float | None = None  # when a server last did
-        self._silent: float | None = None  # since when servers that are there have not
+        self._answered: float | None = None  # when a server last answered
+        self._silent: float | None = None  # since when all requests have timed out
         self._told = False
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -48,11 +48,11 @@ class Patience(Generic[Item]):
         return None
 
     def end(self) -> None:
-        """Nothing is asked any more."""
+        """Send no more images."""
         self._over.set()
 
     def _note(self, outcome: Outcome) -> None:
-        """What a server had no part in, such as a file that is not there, says nothing about it."""
+        """Record that a server answered, unless nothing was sent, as for a file that is not there."""
         if isinstance(outcome, ClassifierError) and not outcome.attempts:
             return
         with self._lock:
@@ -70,7 +70,7 @@ class Patience(Generic[Item]):
                 self._tell(error)
 
     def _is_enough(self, error: ClassifierError, since: float) -> bool:
-        """Whether the image is given up; with it all others, where none was answered since it first failed."""
+        """Whether to give up the image; if none was answered since it first failed, all others are given up too."""
         with self._lock:
             if self._over.is_set():
                 return False

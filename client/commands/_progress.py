@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item]:
-    """`items`, with a bar if somebody sees it.
+    """Return `items`, with a progress bar if standard error is a terminal.
 
     `streamed`: standard output has a line an item; on a terminal these show the progress, and a bar would garble them.
     """
@@ -25,7 +25,7 @@ def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item
 
 @contextlib.asynccontextmanager
 async def clock(seconds: float, words: str) -> AsyncIterator[None]:
-    """A bar of the time that passes meanwhile, if somebody sees it."""
+    """Show a bar of the elapsed time, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

@@ -42,7 +42,7 @@ class JsonResults:
 
 
 class CsvResults:
-    """One row a prediction; of an image that was not answered one row with the error's type and message."""
+    """One row a prediction; for an image that was not answered, one row with the error's type and message."""
 
     COLUMNS = ("image", "rank", "label", "index", "probability", "error", "message", "request_id")
 
@@ -100,14 +100,14 @@ class TableResults:
 
 
 def print_table(table: "Table") -> None:
-    """As wide as the terminal; without one as wide as its rows, for grep."""
+    """Print a table as wide as the terminal; without one, as wide as its rows, for grep."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 10**6).print(table)
 
 
 def open_results(kind: str) -> Results:
-    """`kind`: table, json or csv; to standard output."""
+    """Create the writer for `kind` (table, json or csv) to standard output."""
     if kind == "table":
         return TableResults()
     return (JsonResults if kind == "json" else CsvResults)(sys.stdout)

@@ -50,7 +50,7 @@ WORDS = {  # for people
 
 @dataclass
 class Run:
-    """Seconds; `late` is the longest that this program itself was behind in sending."""
+    """The measurements of a run, in seconds; `late`: the longest delay in sending by this program itself."""
 
     latencies: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """1 where an image was not answered."""
+    """Return the exit status: 1 if an image was not answered."""
     images = _read(options.paths)
     try:
         report, first = asyncio.run(_measure(images, options))
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def closed_loop(classifier: AsyncClassifier, images: Sequence[Named], top: int, callers: int, end: float) -> Run:
-    """`end`: monotonic seconds after which nothing more is sent."""
+    """Run `callers` closed loops until `end` (monotonic seconds)."""
     result, numbers = Run(), iter(range(sys.maxsize))
 
     async def call() -> None:
@@ -107,7 +107,7 @@ async def closed_loop(classifier: AsyncClassifier, images: Sequence[Named], top:
 
 
 async def open_loop(classifier: AsyncClassifier, images: Sequence[Named], top: int, rate: float, end: float) -> Run:
-    """Poisson arrivals, the same at every run."""
+    """Send `rate` images a second until `end`: Poisson arrivals, the same in every run."""
     result, generator, tasks = Run(), random.Random(0), set()
     started = due = time.monotonic()
     number = 0
@@ -139,7 +139,7 @@ async def _send(classifier: AsyncClassifier, named: Named, top: int, due: float,
 async def _measure(
     images: list[Named], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, ClassifierError]]:
-    """The report, and the first error of each kind. Raises `ServerUnavailableError`: none was there to warm up."""
+    """Return the report and the first error of each kind. Raises `ServerUnavailableError` if none can be reached."""
     async with open_classifier(options, AsyncClassifier) as classifier:
 
         async def load(span: float) -> Run:
@@ -173,7 +173,7 @@ async def _measure(
 
 
 def _percentiles(latencies: list[float]) -> dict[str, float | None]:
-    """Seconds -> milliseconds. Nearest rank: the least that `part` % of all do not exceed."""
+    """The percentiles in milliseconds of latencies in seconds, by nearest rank."""
     ordered = sorted(latencies)
     ranks = {part: math.ceil(len(ordered) * part / 100) for part in PERCENTILES}  # from 1
     named = {f"p{part}": ordered[rank - 1] if ordered else None for part, rank in ranks.items()}

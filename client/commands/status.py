@@ -1,7 +1,7 @@
 """Show the servers, their models, and where the time goes.
 
 Times are milliseconds from the server's own statistics: means over the successful requests since its start, those of
-its warm-up included, which can be most of a new server's: `bench` shows the times of its own run alone. The compute
+its warm-up included, which can be most of a new server's: `bench` shows the times of its own run only. The compute
 time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
 ensemble's failures twice.
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """1 where a server is away or not ready."""
+    """Return the exit status: 1 if a server cannot be reached or is not ready."""
     with open_classifier(options, Classifier) as classifier:
         urls, found = classifier.urls, classifier.status()
     if options.format == "json":

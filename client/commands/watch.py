@@ -29,7 +29,7 @@ from client.commands._options import (
 from client.commands._results import Results, open_results
 
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
-REMEMBERED = 100_000  # answered images of folders that have gone
+REMEMBERED = 100_000  # answered images, at most, of folders that have gone
 
 
 class Arrivals:
@@ -41,11 +41,11 @@ class Arrivals:
         self._answered: dict[str, State] = dict(self._seen) if skip_present else {}
 
     def are_there(self) -> bool:
-        """Whether the folder is; a disk that was unmounted leaves an empty one."""
+        """Whether the folder is there; a disk that was unmounted leaves an empty one."""
         return os.path.isdir(self._folder) and os.path.ismount(self._folder) >= self._is_mount
 
     def ready(self) -> list[str]:
-        """Those that have not changed since the last look and are not answered as they are."""
+        """Return the images that have not changed since the last look and were not answered in this state."""
         before, self._seen = self._seen, self._look()
         missing = [name for name in self._answered if name not in self._seen]
         there = {folder for folder in map(os.path.dirname, missing) if os.path.isdir(folder)}
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does not return; Ctrl-C ends it."""
+    """Watch until Ctrl-C; it does not return."""
     if not options.folder.is_dir():
         raise UsageError(f"{options.folder} is not a folder")
     options.top = options.top or (1 if options.format == "table" else 5)
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
 def _look(
     arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
 ) -> str:
-    """Asks for what is ready; returns what keeps it from that, in words."""
+    """Classify the images that are ready; return why that was not possible, else an empty string."""
     if not arrivals.are_there():
         return f"{options.folder} is gone: waiting until it is back"
     names = arrivals.ready()

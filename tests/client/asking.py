@@ -1,4 +1,4 @@
-"""One request straight to a transport; what a host's name stands for meanwhile; a server that stands still."""
+"""Helpers: send one request to a transport, replace the resolver, freeze a server."""
 
 import os
 import signal
@@ -29,8 +29,8 @@ def ask(
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0) -> None:
-    """Every name has an address a port; it is known after so many seconds. Numbers, which other threads of this
-    process may look up meanwhile, stay what they are."""
+    """Make every host name resolve to 127.0.0.1 with each of `ports`, after `after` seconds; numeric addresses, which
+    other threads of this process may look up, still resolve to themselves."""
     real = socket.getaddrinfo
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
@@ -45,7 +45,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int, after: float = 0.0)
 
 @contextmanager
 def frozen(port: int) -> Iterator[None]:
-    """The process that listens on `port` is stopped for a while."""
+    """Stop (SIGSTOP) the process that listens on `port` for the duration of the body."""
     (pid,) = {c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == psutil.CONN_LISTEN}
     os.kill(pid, signal.SIGSTOP)
     try:

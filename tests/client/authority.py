@@ -11,7 +11,7 @@ from stub_http import HttpStub
 
 
 class Authority:
-    """PEM files of an authority, a server's certificate of 127.0.0.1 and a client's."""
+    """PEM files: an authority, a server's certificate for 127.0.0.1 and a client's."""
 
     def __init__(self, folder: Path) -> None:
         self.ca = trustme.CA()

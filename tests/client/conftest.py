@@ -106,7 +106,7 @@ def sharing(address: str, protocol: str, tiny_server: "TritonServer") -> Callabl
 
 @pytest.fixture
 def regions(tiny_server: "TritonServer") -> Iterator[Regions]:  # noqa: F821
-    """None at the beginning; none may be left at the end, nor in /dev/shm."""
+    """The tiny server's regions; fails if any are left at the end, there or in /dev/shm."""
     with grpc.insecure_channel(tiny_server.grpc_url) as channel:
         found = Regions(service_pb2_grpc.GRPCInferenceServiceStub(channel), tiny_server.shared_memory_token)
         found.forget()

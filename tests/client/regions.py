@@ -1,4 +1,4 @@
-"""What a server has been shown of this host's memory, by its own account, and what lies in /dev/shm."""
+"""The shared-memory regions that a server reports as registered, and those in /dev/shm."""
 
 import os
 import time
@@ -17,13 +17,13 @@ class Regions:
         self.stub, self.metadata = stub, [(HEADER, token)]
 
     def sizes(self) -> list[int]:
-        """In MiB."""
+        """The sizes of the registered regions in MiB, ascending."""
         message = service_pb2.SystemSharedMemoryStatusRequest()
         status = self.stub.SystemSharedMemoryStatus(message, metadata=self.metadata, timeout=10)
         return sorted(region.byte_size // MIB for region in status.regions.values())
 
     def forget(self) -> None:
-        """As after a restart. Refused while a step that has answered still lets its request go."""
+        """Unregister all, as a restart would; refused until a step that has answered releases its request."""
         message = service_pb2.SystemSharedMemoryUnregisterRequest()  # without a name: all
         until = time.monotonic() + 2
         while self.sizes():
@@ -34,7 +34,7 @@ class Regions:
                     raise
 
     def await_sizes(self, expected: list[int], ask: Callable[[], object] = lambda: None, seconds: float = 2) -> None:
-        """What the server reads still, a later request takes back: `ask` sends one."""
+        """Wait for these sizes. A region that is still read is unregistered by a later request, which `ask` sends."""
         until = time.monotonic() + seconds
         while (found := self.sizes()) != expected and time.monotonic() < until:
             time.sleep(0.02)
@@ -43,7 +43,7 @@ class Regions:
 
 
 def names(pid: int | None = None) -> list[str]:
-    """In /dev/shm, of one process: others may run."""
+    """The regions of one process in /dev/shm: others may run."""
     return [
         name for name in os.listdir("/dev/shm") if name.startswith("widefield-") and f"-{pid or os.getpid()}-" in name
     ]

@@ -1,4 +1,4 @@
-"""A gRPC server in this process that does as it is told."""
+"""A scripted gRPC server in this process."""
 
 import struct
 import time
@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 class GrpcStub(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers with `raw`, after `act`; keeps what it was sent."""
+    """Answers with `raw`, after `act`; records the requests."""
 
     def __init__(self) -> None:
         self.names = ["probabilities"]

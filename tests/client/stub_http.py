@@ -1,4 +1,4 @@
-"""An HTTP server in this process that does as it is told."""
+"""A scripted HTTP server in this process."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ GOOD = json.dumps({"outputs": [{"name": "probabilities", "data": ["0.9:1:cät"]}
 
 
 class HttpStub(ThreadingHTTPServer):
-    """Answers each request with `status` and `body`, or as `act` does; keeps what it was sent."""
+    """Answers each request with `status` and `body`, or by `act`; records the requests."""
 
     daemon_threads = True
 
@@ -83,7 +83,7 @@ def close_unsaid(handler: Handler) -> bool:
 
 
 def drip(handler: Handler) -> bool:
-    """Each byte comes well within the timeout, all of them do not."""
+    """Answer so slowly that each byte comes well within the timeout, but the whole answer does not."""
     for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n" + b" " * 99:
         handler.wfile.write(bytes([byte]))
         time.sleep(0.02)
@@ -91,7 +91,7 @@ def drip(handler: Handler) -> bool:
 
 
 def refuse(handler: Handler) -> bool:
-    """Before the body was read."""
+    """Refuse before the body was read."""
     handler.wfile.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
     handler.connection.shutdown(socket.SHUT_WR)
     time.sleep(0.2)
@@ -100,7 +100,7 @@ def refuse(handler: Handler) -> bool:
 
 
 def answer(data: bytes) -> Callable[[Handler], bool]:
-    """With these bytes and the end of the connection."""
+    """Answer with `data`, then close the connection."""
 
     def act(handler: Handler) -> bool:
         handler.rfile.read(int(handler.headers["Content-Length"]))

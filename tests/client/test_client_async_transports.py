@@ -156,7 +156,7 @@ def test_close_ends_a_request_in_flight(both: Both) -> None:
 
 
 def test_close_ends_a_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC has a resolver of its own."""
+    """Over HTTP only: gRPC has its own resolver."""
     resolve_to(monkeypatch, 1, after=1.0)
 
     async def main() -> None:

@@ -68,7 +68,7 @@ def test_bench_closed_loop(
 def test_bench_open_loop_counts_from_when_each_was_due(
     async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture
 ) -> None:
-    """This program stalls for 0.3 s once: every image that was due meanwhile is charged with it."""
+    """This program stalls once for 0.3 s, which counts in the latency of every image that was due meanwhile."""
     stalls = iter([0.3])
 
     async def reply(request: Any) -> Any:
@@ -146,7 +146,7 @@ def test_bench_goes_on_after_one_failure_of_the_warm_up(async_served: AsyncFakeT
 
 
 def test_bench_of_no_image_is_a_failure(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
-    """Of so low a rate that none is due."""
+    """The rate is so low that no image is due."""
     assert measured("--rate", "0.001", "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["answered"], report["images_per_s"], report["errors"]) == (0, 0.0, {})

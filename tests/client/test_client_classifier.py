@@ -174,7 +174,7 @@ def test_what_is_changed_to_a_wrong_value(fake: Any, name: str, value: object) -
 
 @pytest.mark.parametrize("top", [np.int32(3), True])
 def test_whole_numbers_of_other_types(fake: Any, top: int) -> None:
-    """JSON cannot write NumPy's, and writes `true`."""
+    """JSON cannot hold NumPy's integers, and would write True as `true`."""
     Classifier(transport=fake).classify(b"x", top)
     assert type(fake.requests[0].top) is int
 

@@ -51,7 +51,7 @@ def test_connections_are_used_again(stub: HttpStub, blocking: HttpTransport) -> 
 def test_a_connection_that_lay_idle_for_long_is_not_used_again(
     stub: HttpStub, blocking: HttpTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A balancer on the way drops it and tells nobody: the next request would wait for its deadline."""
+    """A balancer may drop it silently: the next request on it would wait for its deadline."""
     now = time.monotonic()
     monkeypatch.setattr("client._connection.time.monotonic", lambda: now)
     for connections in (1, 1, 2):
@@ -75,7 +75,7 @@ if child:
 
 
 def test_a_forked_process_has_connections_of_its_own(stub: HttpStub) -> None:
-    """On one connection two processes were given each other's answers."""
+    """Two processes that shared one connection got each other's answers."""
     subprocess.run([sys.executable, "-c", FORKS, f"127.0.0.1:{stub.server_address[1]}"], check=True)
     assert (len(stub.requests), stub.connections) == (4, 2)
 
@@ -129,7 +129,7 @@ def test_a_silent_address_leaves_time_for_the_next(
 
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
-    """Where another server is left."""
+    """With several servers."""
     assert [each.connect_timeout for each in addresses("box", "http", None)] == [None]
     assert [each.connect_timeout for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
     started = time.monotonic()
@@ -139,7 +139,7 @@ def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
 
 
 def closed_while(transport: HttpTransport, waiting: Callable[[], object]) -> list[type[Exception]]:
-    """What a request meets whose transport is closed once `waiting` has returned."""
+    """The errors of a request whose transport is closed once `waiting` has returned."""
     caught: list[type[Exception]] = []
 
     def wait() -> None:
@@ -187,7 +187,7 @@ def test_close_ends_a_handshake() -> None:
 
 
 def test_an_answer_of_impossible_size(stub: HttpStub, blocking: HttpTransport) -> None:
-    """Python would set its memory aside before a byte has come; aiohttp does not."""
+    """http.client would allocate it all before a byte has come; aiohttp does not."""
     stub.act = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000000000\r\n\r\n{")
     with pytest.raises(ProtocolError, match=rf"an answer of 100000000000000 bytes.*\[{blocking.url}\]$"):
         ask(blocking)
@@ -203,7 +203,7 @@ def test_close_leaves_no_connection(stub: HttpStub, blocking: HttpTransport) -> 
 
 
 class TakenMeanwhile(list):
-    """A list whose last entry goes between the look and the pop."""
+    """A list whose last entry disappears between the check and the pop."""
 
     def __bool__(self) -> bool:
         return True

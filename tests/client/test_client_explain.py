@@ -71,7 +71,7 @@ def test_the_map_lies_where_the_model_looked(crop: Crop, covered: tuple[slice, s
 
 
 def test_what_lies_beyond_the_picture_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a padded panorama the crop is a square of its longer side."""
+    """The crop of a padded panorama is a square of its longer side."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 4)
     above, below = np.array([[9.0], [0.0]], np.float32), np.array([[0.0], [9.0]], np.float32)
     crop = Crop(0, 0, 1, 16)  # its upper end alone is in the picture
@@ -81,7 +81,7 @@ def test_what_lies_beyond_the_picture_is_not_drawn(monkeypatch: pytest.MonkeyPat
 
 
 def test_colours() -> None:
-    """Blue without evidence, orange at half of the most, pale yellow at the most."""
+    """Blue without evidence, orange at half of the maximum, pale yellow at the maximum."""
     rising = np.linspace(-1, 2, 97, dtype=np.float32)[None]
     colours = np.asarray(overlay(Image.new("RGB", (97, 1)), Explanation(CAT, rising), strength=1))[0]
     expected = {0: (0, 0, 128), 32: (0, 0, 128), 64: (255, 80, 0), 96: (255, 255, 160)}

@@ -1,4 +1,4 @@
-"""What is known to be wrong with tritonclient, and is not with this client; and what docs/client.md promises.
+"""Known faults of tritonclient that this client does not have, and what docs/client.md promises.
 
 Elsewhere: threads, message sizes (test_client_served.py), a deadline for the whole of a request
 (test_client_http.py, test_client_grpc.py), channel options (test_client_grpc.py), microseconds (both).
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_headers_are_nobody_elses(stub: HttpStub) -> None:
-    """tritonclient writes into the dictionary that its caller gave; here both are made before either is sent."""
+    """tritonclient writes into its caller's dictionary. Here two requests are encoded before either is sent."""
     images, received = [b"one", b"another"], []
 
     def keep(handler: Handler) -> bool:
@@ -47,7 +47,7 @@ def test_headers_are_nobody_elses(stub: HttpStub) -> None:
 
 
 def test_an_answer_does_not_wait_for_a_poll() -> None:
-    """tritonclient's async_infer looks every 10 ms; the median of a hundred answers, one after the other, is less."""
+    """tritonclient's async_infer polls every 10 ms; here the median of a hundred answers in turn is below that."""
     stub = HttpStub()
 
     async def main() -> float:
@@ -85,7 +85,7 @@ print("done")
 
 
 def test_teardown_is_silent() -> None:
-    """tritonclient closes in __del__, where what it needs may be gone; nothing here has one."""
+    """tritonclient closes in __del__, when what it needs may be gone; no class here has a __del__."""
     stub, http = GrpcStub(), HttpStub()
     server, port = serve(stub)
     command = [sys.executable, "-c", UNCLOSED, f"127.0.0.1:{port}", f"127.0.0.1:{http.server_address[1]}"]

@@ -64,7 +64,7 @@ def test_request_and_answer(stub: GrpcStub, transport: GrpcTransport) -> None:
 
 @pytest.mark.parametrize("size", [1, 123, 124, 16_379, 16_380, 2_097_147, 2_097_148])
 def test_the_image_is_the_message_s_field(size: int) -> None:
-    """Where the length takes one byte more, its bytes are protobuf's own."""
+    """The hand-written length equals protobuf's, also around the sizes where it takes one byte more."""
     image = bytes(size)
     message = encode_request(Request("m", image, 5, 1.0, "id"))
     parsed = service_pb2.ModelInferRequest.FromString(message)
@@ -173,7 +173,7 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
 
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
-    """Where another server is left."""
+    """With several servers."""
     transport = GrpcTransport(Address("127.0.0.1", unreachable, None, 0.3))
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError):
@@ -236,7 +236,7 @@ def test_close_ends_a_request_in_flight(stub: GrpcStub, transport: GrpcTransport
 
 @pytest.mark.parametrize("tls", [None, TLS()])
 def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch, tls: TLS | None) -> None:
-    """Naming one channel option drops tritonclient's defaults, so all that matter are named."""
+    """The options whose defaults in gRPC do not suit are set."""
     seen = {}
     name = "insecure_channel" if tls is None else "secure_channel"
     real = getattr(grpc, name)
@@ -250,7 +250,7 @@ def test_channels_are_told_everything(monkeypatch: pytest.MonkeyPatch, tls: TLS 
 
 
 def test_the_address_that_is_given_is_called(stub: GrpcStub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy of the environment's, as over HTTP."""
+    """A proxy in the environment is ignored, as over HTTP."""
     for variable in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:1")
@@ -262,7 +262,7 @@ def test_the_address_that_is_given_is_called(stub: GrpcStub, monkeypatch: pytest
 
 
 def test_all_addresses_of_a_name_take_turns() -> None:
-    """As behind a headless service, here told to gRPC as a name's addresses would be."""
+    """As behind a headless service; here gRPC gets the addresses as a list, as from resolving a name."""
     stubs = GrpcStub(), GrpcStub()
     one, port = serve(stubs[0])
     other, same = serve(stubs[1], port, host="127.0.0.2")

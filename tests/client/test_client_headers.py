@@ -1,4 +1,4 @@
-"""What a gateway before the server wants: headers with every request, and a path."""
+"""What a gateway in front of the server needs: headers with every request, and a path."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SENT = {"Authorization": "Bearer a b", "traceparent": "00-1-2-01"}
 
 @pytest.fixture(params=["grpc", "http"])
 def gateway(request: pytest.FixtureRequest, stub: HttpStub) -> Iterator[tuple[str, str, list[dict[str, str]]]]:
-    """Protocol, address, and what it was sent beside each inference."""
+    """Protocol, address, and the headers of each inference request."""
     seen: list[dict[str, str]] = []
     if request.param == "http":
         stub.act = lambda handler: bool(seen.append({key.lower(): value for key, value in handler.headers.items()}))

@@ -34,7 +34,7 @@ from client._wire_http import decode_status, refusal
 
 
 class Blocked:
-    """An asyncio transport as a blocking one, with an event loop of its own."""
+    """An asyncio transport made blocking, with its own event loop."""
 
     def __init__(self, address: Address) -> None:
         self.loop, self.transport = asyncio.new_event_loop(), AsyncHttpTransport(address)
@@ -142,7 +142,7 @@ def test_statuses(stub: HttpStub, transport: Any, status: int, body: bytes, kind
 
 
 def test_a_proxy_that_wants_tls(stub: HttpStub, transport: Any) -> None:
-    """nginx's words."""
+    """The page that nginx sends."""
     stub.status = 400
     stub.body = b"<html>\r\n<head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n</html>"
     with pytest.raises(
@@ -159,7 +159,7 @@ def test_a_status_that_is_no_json(body: bytes) -> None:
 
 
 def test_a_proxy_that_wants_a_certificate() -> None:
-    """nginx's words, over TLS."""
+    """The page that nginx sends, over TLS."""
     body = b"<html>\r\n<head><title>400 No required SSL certificate was sent</title></head>\r\n</html>"
     error = refusal(400, body, "https://proxy:443", "m", 1)
     assert "; where it wants a client's certificate, give --tls-certificate and --tls-key (in Python tls=)" in str(
@@ -273,7 +273,7 @@ def test_other_protocol(stub: HttpStub, transport: Any) -> None:
 
 
 def test_what_breaks_is_not_sent_again_unasked(stub: HttpStub, transport: Any) -> None:
-    """The server hangs up when the next request is there: it may be what ended it."""
+    """The server closes when the next request has come: that request may have crashed it."""
     ask(transport)
     met: list[Handler] = []
     stub.act = lambda handler: met.append(handler) or hang_up(handler)

@@ -1,4 +1,4 @@
-"""What may be called an image, and how a caller learns that it is none."""
+"""Which values are accepted as an image, and the errors for those that are not."""
 
 import io
 import os
@@ -58,7 +58,7 @@ def test_wider_greys_are_not_clipped(mode: str) -> None:
     [("JPEG", 2, False), ("JPEG", 6, False), ("JPEG", 8, False), ("PNG", 6, False), ("TIFF", 6, True)],
 )
 def test_pil_image_keeps_its_orientation(kind: str, turn: int, turned: bool) -> None:
-    """Pillow itself turns a TIFF when it is loaded."""
+    """Pillow itself turns a TIFF upright when it is loaded."""
     exif = Image.Exif()
     exif[0x0112] = turn
     file = io.BytesIO()
@@ -70,7 +70,7 @@ def test_pil_image_keeps_its_orientation(kind: str, turn: int, turned: bool) -> 
 
 @pytest.mark.parametrize("tag", [0x011A, 0x0112])
 def test_pil_image_with_damaged_exif(tag: int) -> None:
-    """A resolution that is text, which Pillow reads and cannot write; an orientation that is text."""
+    """A resolution that is text, which Pillow reads but cannot write; an orientation that is text."""
     entry = struct.pack("<HHII", tag, 2, 4, int.from_bytes(b"odd\0", "little"))
     exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
     file = io.BytesIO()

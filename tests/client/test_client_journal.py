@@ -1,4 +1,4 @@
-"""``classify --output --resume``: nothing twice, nothing lost."""
+"""``classify --output --resume``: no image is asked twice, no answer is lost."""
 
 import csv
 import errno
@@ -48,7 +48,7 @@ def classify(*arguments: str) -> int:
 
 
 def images(file: str) -> list[str]:
-    """In order, each as often as it is answered."""
+    """The answered images in the file's order, each as often as it has an answer."""
     text = Path(file).read_text()
     if file.endswith(".csv"):
         return [row["image"] for row in csv.DictReader(text.splitlines()) if row["rank"] == "1"]
@@ -60,7 +60,7 @@ ALL = [f"photos/{name}" for name in NAMES]
 
 @pytest.mark.parametrize("file", ["out.jsonl", "out.csv"])
 def test_resume_after_any_cut(folder: Path, fake: FakeTransport, file: str) -> None:
-    """Killed at whatever byte: the rest is asked, the file becomes as if nothing had happened."""
+    """After a kill at any byte the rest is asked, and the file becomes as if nothing had happened."""
     assert classify(file) == 0
     whole = Path(file).read_bytes()
     assert images(file) == ALL
@@ -116,7 +116,7 @@ def test_what_never_reached_the_server_is_asked_again(folder: Path, fake: FakeTr
 @pytest.mark.parametrize("more", [[], ["--resume"]])
 @pytest.mark.parametrize("output", ["/dev/full", "."])
 def test_what_is_no_file(folder: Path, fake: FakeTransport, capsys: Any, output: str, more: list[str]) -> None:
-    """A device would be read to its end, which some do not have."""
+    """A device would be read to its end, and some have none."""
     assert classify(output, "--json", *more) == 2
     assert f"--output {output} is not a file that can be continued: name one" in capsys.readouterr().err
     assert fake.requests == []

@@ -18,7 +18,7 @@ GONE = ConnectionFailedError("refused")
 
 
 class Server:
-    """Answers, but is gone from its `stops`th request on until as many were refused as `refuses` says."""
+    """Answers `stops` requests, then refuses `refuses` connections, then answers again."""
 
     def __init__(self, stops: int, refuses: int) -> None:
         self.stops, self.refuses = stops, refuses
@@ -110,7 +110,7 @@ def test_a_model_that_was_never_there_leaves_the_rest_unsent(
 
 
 def test_a_model_that_was_there_is_asked_for_still(folder: Path, monkeypatch: Any) -> None:
-    """Of several servers one may lack it."""
+    """One of several servers may lack it."""
 
     def reply(request: Any) -> Any:
         return InvalidImageError("no picture") if request.image == b"00" else ModelNotFoundError("no such model")
@@ -132,7 +132,7 @@ def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monk
 
 
 def test_a_run_that_ends_with_an_error_ends_the_wait_at_once(folder: Path, monkeypatch: Any, capsys: Any) -> None:
-    """As does Ctrl-C."""
+    """Ctrl-C does so too."""
     waiting = threading.Event()
 
     def full(results: Any, image: str, outcome: Any) -> None:

@@ -34,7 +34,7 @@ UNSAFE = [InvalidImageError, ModelNotFoundError, ProtocolError]
 
 
 def replies(*script: Reply) -> Callable[[Request], Reply]:
-    """Each once, then the last for ever."""
+    """Reply with each once, then with the last for ever."""
     left = list(script)
     return lambda request: left.pop(0) if len(left) > 1 else left[0]
 
@@ -138,7 +138,7 @@ def test_pauses_are_random_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_server_that_stops_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tritonserver says that it stops for two or three seconds; behind its name another one may answer."""
+    """tritonserver answers "stopping" for two or three seconds; another one behind its name may answer meanwhile."""
     pauses = []
     monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
     monkeypatch.setattr(threading.Event, "wait", lambda self, seconds=None: pauses.append(seconds))
@@ -174,7 +174,7 @@ def test_a_server_that_goes_on_refusing_is_not_asked_twice_by_everyone(error: ty
 
 
 def test_trust_is_bounded() -> None:
-    """Half of it may be spent, however many answers came before."""
+    """Half of the budget may be spent, however many answers came before."""
     budget = policy.RetryBudget()
     for _ in range(2):
         assert [budget.spend() for _ in range(6)] == [True] * 4 + [False] * 2
@@ -226,7 +226,7 @@ def test_servers_take_turns() -> None:
 
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_dead_server_costs_nobody_an_answer(retries: int) -> None:
-    """Even without retries: another server is left, and nothing has been computed."""
+    """Even without retries: another server is untried, and nothing has been computed."""
     dead, alive, other = fakes = [
         FakeTransport(ConnectionFailedError("refused")),
         FakeTransport(CAT),
@@ -284,7 +284,7 @@ def test_all_hang() -> None:
 
 
 def test_a_wait_in_a_queue_is_an_eighth_of_all_that_is_left() -> None:
-    """Not of one attempt's half: a batch's time may be that long."""
+    """Not an eighth of one attempt's half: a batch may take that long."""
     fakes = [FakeTransport(hanging), FakeTransport(CAT)]
     with Classifier(transport=fakes, timeout=0.8) as classifier:
         assert classifier.classify(b"x")
@@ -329,7 +329,7 @@ def test_a_foreign_error_says_nothing_about_the_server() -> None:
 
 
 def test_a_trial_that_is_cancelled_is_made_again() -> None:
-    """Else a server that was gone once is never asked again."""
+    """Otherwise a server that was gone once would never be asked again."""
     now = 100.0
     servers = Servers(2, lambda: now)
     servers.report(0, ConnectionFailedError("refused"))

@@ -74,7 +74,7 @@ def test_both_protocols_agree(tiny_server: "TritonServer", picture: Callable[...
 
 
 def test_every_form_of_one_image_is_answered_alike(classifier: Classifier, tmp_path: Path) -> None:
-    """With EXIF data that turns it: each form must go through."""
+    """The image has an EXIF orientation, which each form must pass on."""
     pixels = np.zeros((32, 48, 3), dtype=np.uint8)
     pixels[:, :14, 0] = pixels[:, 14:, 2] = 250
     exif = Image.Exif()
@@ -180,7 +180,7 @@ def test_full_queue(address: str, protocol: str) -> None:
 
 
 def test_a_wait_that_takes_too_much_of_the_deadline_is_told_before_it_ends(address: str, protocol: str) -> None:
-    """The server is told how long the request may wait in a queue, and turns it away."""
+    """The server is told how long the request may wait in a queue, and then rejects it."""
     with (
         Classifier(address, protocol, model="slow", timeout=20) as first,
         Classifier(address, protocol, model="slow", timeout=2, retries=0) as second,
@@ -260,7 +260,7 @@ def test_status(classifier: Classifier, picture: Callable[..., bytes]) -> None:
 
 
 def settled(classifier: Classifier) -> list[ServerStatus | ClassifierError]:
-    """The server counts a request a little after it has answered it."""
+    """Wait for the statistics: the server counts a request a little after it has answered it."""
     found = None
     while (last := classifier.status()) != found:
         found = last

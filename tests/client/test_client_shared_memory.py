@@ -69,7 +69,7 @@ def test_the_largest_make_room(
 
 
 class LettingGo:
-    """In a transport's place, of a server that lets go at once: what it was asked; images are met with `error`."""
+    """Replaces a transport; its server unregisters at once. `verbs` records the shares; an image raises `error`."""
 
     def __init__(self, error: ClassifierError | None = None) -> None:
         self.error, self.verbs = error, list[str]()
@@ -141,7 +141,7 @@ def test_asyncio_answers_alike(
 
 
 def test_threads(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
-    """Sizes mixed, so that regions come and go while others are in use; no answer is another's."""
+    """Mixed sizes, so that regions come and go while others are in use; no answer goes to another request."""
     images = {(c, s): picture(c, "BMP", size=s) for c in ("red", "green", "blue") for s in (64, 700, 1200)}
     start = threading.Barrier(8)
     wrong: list[object] = []
@@ -184,7 +184,7 @@ if child:
 def test_a_forked_process_has_regions_of_its_own(
     tiny_server: Any, regions: Regions, picture: Any, tmp_path: Path
 ) -> None:
-    """In one region two processes were answered for each other's images."""
+    """Two processes that shared a region got answers for each other's images."""
     files = [tmp_path / f"{colour}.png" for colour in ("red", "green")]
     for file in files:
         file.write_bytes(picture(file.stem))
@@ -192,7 +192,7 @@ def test_a_forked_process_has_regions_of_its_own(
 
 
 def test_closing_right_after_the_answer(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
-    """The server answers a little before it lets go of the region."""
+    """The server answers a little before it releases the region."""
     for _ in range(40):
         with sharing() as classifier:
             classifier.classify(picture("red"))
@@ -201,7 +201,7 @@ def test_closing_right_after_the_answer(sharing: Callable[..., Classifier], regi
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`close` waits for a server that a busy machine holds up."""
+    """Let `close` wait longer, for a server that is slow on a busy machine."""
     monkeypatch.setattr("client._shared_memory.CLOSE_SECONDS", 10.0)
 
 

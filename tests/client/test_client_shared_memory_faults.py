@@ -1,4 +1,4 @@
-"""Shared memory that is not there, not known or not let go, against a real tritonserver."""
+"""Shared memory that is missing, unknown or not released, against a real tritonserver."""
 
 import asyncio
 import errno
@@ -42,7 +42,7 @@ def test_a_server_that_was_restarted(sharing: Callable[..., Classifier], regions
 def test_another_server_behind_the_address(
     sharing: Callable[..., Classifier], regions: Regions, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As behind a balancer: it does not know what the first was shown."""
+    """As behind a balancer: it does not know the regions that the first server has."""
     write = _region.Region.write
 
     def forgetful(region: Any, image: bytes) -> None:
@@ -76,7 +76,7 @@ def test_a_failed_request_leaves_its_region(sharing: Callable[..., Classifier], 
 
 
 def test_many_that_were_given_up(address: str, protocol: str, tiny_server: Any, regions: Regions, picture: Any) -> None:
-    """Each request takes one region back at most, so that those that come after are not late too."""
+    """Each request unregisters one region at most, so that later requests are not late too."""
 
     async def run() -> None:
         token = tiny_server.shared_memory_token
@@ -146,7 +146,7 @@ def test_a_server_that_sees_other_memory(
 def test_a_server_that_does_not_answer_in_time(
     sharing: Callable[..., Classifier], regions: Regions, picture: Any, address: str
 ) -> None:
-    """While it is shown the memory: it may have it, so it is taken back later."""
+    """The registration times out: the server may have done it, so the region is unregistered later."""
     with sharing(retries=0) as classifier:
         classifier._transports[0]._memory._met = True
         with frozen(int(address.rpartition(":")[2])), pytest.raises(DeadlineExceededError):
@@ -176,7 +176,7 @@ def test_no_memory_left(
 
 
 def test_shown_twice(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
-    """As where a connection breaks after the server has done it, and the transport says it again."""
+    """As when a connection breaks after the registration, and the transport repeats it."""
     with sharing(retries=0) as classifier:
         transport = classifier._transports[0]._sharing
         share = transport.share

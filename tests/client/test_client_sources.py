@@ -148,7 +148,7 @@ def test_urls(served: FakeTransport, web: str, capsys: pytest.CaptureFixture, mo
 
 
 def test_urls_go_through_the_proxy(served: FakeTransport, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But none of another kind than http: and https:."""
+    """Only http: and https: have a proxy."""
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("http_proxy", "ftp_proxy"):
@@ -198,7 +198,7 @@ def test_a_url_has_one_timeout_for_the_whole_download(
 
 
 def test_a_pipe_that_is_closed(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Standard output leads nowhere afterwards, so that nothing is said at the program's end either."""
+    """Standard output is /dev/null afterwards, so that its flush at exit reports no error either."""
     Path("a.png").write_bytes(b"a")
     moved: list[int] = []
     monkeypatch.setattr("client.commands.os.dup2", lambda source, target: moved.append(target))

@@ -1,4 +1,4 @@
-"""The server's account of itself and class maps, over both protocols, blocking and asyncio."""
+"""Server status and class maps, over both protocols, blocking and asyncio."""
 
 import asyncio
 import json
@@ -96,7 +96,7 @@ class Server:
             self.http.body = json.dumps({"outputs": outputs}).encode()
 
     def asked_for(self) -> list[str]:
-        """The outputs that the last request names."""
+        """The outputs that the last request asks for."""
         if self.protocol == "grpc":
             return [output.name for output in self.grpc.requests[-1].outputs]
         return [output["name"] for output in json.loads(self.http.requests[-1][1])["outputs"]]
@@ -191,14 +191,14 @@ def test_odd_http_answers() -> None:
 
 
 def test_status_has_one_deadline(server: Server, protocol: str, call: Callable[..., Any]) -> None:
-    """For all of its questions: each is answered within it."""
+    """One deadline for all of its requests, though each is answered within it."""
     (server.grpc if protocol == "grpc" else server.http).pause = 0.25
     (error,) = call(server.url, "status", 0.6)
     assert isinstance(error, DeadlineExceededError)
 
 
 def test_all_servers_are_asked_at_once() -> None:
-    """One that is silent costs the others none of their time."""
+    """A silent server does not delay the others."""
     together = threading.Barrier(3)
 
     class Meeting(FakeTransport):
@@ -216,7 +216,7 @@ def test_times() -> None:
 
 
 def status(*counts: int, queued: float = 0.5) -> ServerStatus:
-    """Of a server whose model b has two versions; `queued`: seconds a request."""
+    """The status of a server whose model b has two versions; `queued`: seconds a request."""
     models = [
         ModelStatus(name, version, 0, 0, NONE, NONE, Times(n, queued * n), NONE, Times(n, 2.0 * n), NONE)
         for (name, version), n in zip((("b", "1"), ("b", "2"), ("idle", "1")), counts, strict=False)

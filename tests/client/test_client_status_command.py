@@ -18,7 +18,7 @@ from client.testing import FakeTransport
 
 
 def table_rows(out: str) -> list[list[str]]:
-    """The cells under each heading, which ends where its column does; the first one's begins there."""
+    """The cells under each heading; headings are right-aligned, but for the first, which is left-aligned."""
     header, *lines, note = out.rstrip().splitlines()[1:]
     assert note == "total to output: means in ms; an ensemble (classifier) counts failures twice"
     ends = [header.index("ver"), *(word.end() for word in list(re.finditer(r"\S+", header))[1:])]

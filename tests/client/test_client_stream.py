@@ -63,7 +63,7 @@ def test_a_source_that_fails_costs_nothing_before_it(fake: Any) -> None:
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_leaving_early_leaves_nothing_running(fake: Any, waits: bool) -> None:
-    """Neither where the source is ahead nor, once it goes on, where it was waited for. What waits is dropped."""
+    """Whether the source is ahead, or blocks and continues later. Waiting calls are dropped."""
     go_on, taken = threading.Event(), []
 
     def images() -> Iterator[bytes]:

@@ -28,7 +28,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module", params=["grpc", "http"])
 def secure(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tuple[str, str]]:
-    """Protocol and address of a server that anyone may call."""
+    """Protocol and address of a server that wants no client certificate."""
     yield from start(request.param, authority, client_needed=False)
 
 
@@ -40,7 +40,7 @@ def mutual(request: pytest.FixtureRequest, authority: Authority) -> Iterator[tup
 
 @pytest.fixture
 def closing(authority: Authority) -> Iterator[HttpStub]:
-    """Encrypted; closes every connection after its answer, without a word, as after an idle timeout."""
+    """An HTTPS server that closes every connection after its answer, unannounced, as after an idle timeout."""
     stub = https_stub(authority)
     stub.act = close_unsaid
     yield stub
@@ -48,7 +48,7 @@ def closing(authority: Authority) -> Iterator[HttpStub]:
 
 
 def both(protocol: str, address: str, tls: Any) -> None:
-    """Raises what either meets."""
+    """Classify with a Classifier and an AsyncClassifier; raise what either raises."""
 
     async def main() -> None:
         async with AsyncClassifier(address, protocol, timeout=10, retries=0, tls=tls) as classifier:
@@ -109,7 +109,7 @@ def test_an_encrypted_client_of_a_plain_port(stub: HttpStub, authority: Authorit
 
 @pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
 def test_a_plain_port_that_hangs_up_on_an_encrypted_client(authority: Authority, kind: Any) -> None:
-    """tritonserver's HTTP does."""
+    """tritonserver's HTTP port does so."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:

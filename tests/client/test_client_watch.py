@@ -1,4 +1,4 @@
-"""``python -m client watch``: what comes into a folder, nothing twice, nothing lost."""
+"""``python -m client watch``: each image that comes into a folder is answered once."""
 
 import json
 import os
