@@ -1,1 +1,1 @@
-"""Load on a running server: ``python -m loadtest``, or locust with loadtest/locustfile.py."""
+"""Load tests of a running server: ``python -m loadtest``, or locust with loadtest/locustfile.py."""

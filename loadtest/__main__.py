@@ -42,7 +42,7 @@ from loadtest.shapes import plan, whole_users
 from loadtest.slo import load_slo
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
-NEEDED = ("locust", *(() if sys.version_info >= (3, 11) else ("tomli",)))  # that the client does without
+NEEDED = ("locust", *(() if sys.version_info >= (3, 11) else ("tomli",)))  # beyond what the client needs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands[arguments.pop(0)] if arguments and arguments[0] in commands else run
     for number in SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, _interrupt)  # or what was started would go on
+            signal.signal(number, _interrupt)  # else child processes would keep running
     try:
         return command(arguments)
     except (OSError, ValueError, RuntimeError) as error:
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     level = options.users if options.rate is None else options.rate
     phases = plan(options.shape or "steady", level, SECONDS, 0.0, options.levels, options.peak or PEAK)
     if options.rate is None:
-        whole_users(phases, len(USERS[options.protocol]))  # before the seconds of the null check
+        whole_users(phases, len(USERS[options.protocol]))  # before the null check, which takes seconds
     peak = max(phase.level for phase in phases)
     if of_locust:
         _check_locust_options(of_locust)
@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check_locust_options(words: Sequence[str]) -> None:
-    """Before the seconds of the null check: exits with 2 where locust would."""
+    """Reject what locust would, before the null check, which takes seconds. Raises `ValueError` or exits with 2."""
     from locust.argument_parser import get_parser
 
     parser = get_parser()
@@ -131,14 +131,14 @@ def _check_locust_options(words: Sequence[str]) -> None:
     add_load_options(parser)
     known, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if word.startswith("-")]
-    if unknown:  # first: what follows one is taken for a word of its own
+    if unknown:  # first: the value of an unknown option is parsed as a command
         raise ValueError(f"{' '.join(unknown)}: not an option of loadtest or locust; see --help")
     if names := set(known.user_classes) - set(USERS["both"]):
         raise ValueError(f"{' '.join(sorted(names))}: not a command of loadtest: run, capacity, null, report")
 
 
 def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
-    """Gives this process to locust."""
+    """Hand this process over to locust, which ends it."""
     passed = dict(vars(options))
     protocol = passed.pop("protocol")
     passed.pop("null_check")

@@ -9,7 +9,7 @@ from loadtest.results import measured, met, on_time
 
 @dataclass
 class Search:
-    """What `find_capacity` found."""
+    """The result of `find_capacity`."""
 
     capacity: float = 0.0  # requests a second; 0: not even the lowest rate tried holds
     limited: bool = False  # True: the highest rate that was allowed holds; the server can do more
@@ -26,11 +26,12 @@ def find_capacity(
     least: float = 0.0,
     tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> Search:
-    """Bisection between `least`, below which no rate can hold, and `high`, doubled up to `ceiling` while it holds.
+    """Bisect between `least`, below which no rate can hold, and `high`, doubled up to `ceiling` while it holds.
 
-    A rate holds when most of its `repeats` runs meet every objective; no more of them are made than decide it. A run
-    that misses one while its sender was late is made again, as often as `repeats`. The answer is within `precision` of
-    the lowest rate that does not hold. `tell` is given each result, whose phases are named by its rate and number.
+    A rate (requests a second) holds when most of its `repeats` runs meet every objective; they stop once that is
+    decided. A run that misses one while its sender was late is made again, at most `repeats` times. The answer is
+    within `precision` (a share) of the lowest rate that does not hold. `tell` is called with each result, whose phases
+    are named by its rate and number.
     """
     search = Search()
 

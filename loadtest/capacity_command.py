@@ -50,7 +50,7 @@ def capacity(arguments: Sequence[str]) -> int:
     slo, protocols = load_slo(options.slo), len(USERS[options.protocol])
     percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * protocols
-    per_s = slo.get("goodput", {}).get("per_s", 0.0)  # each protocol's
+    per_s = slo.get("goodput", {}).get("per_s", 0.0)  # for each protocol
     names = ["protocol", "host", "grpc_host", "images", "sizes", "model", "top", "request_timeout", "header"]
     names += ["tls", "tls_root", "tls_certificate", "tls_key"]
     target = as_words({name: getattr(options, name) for name in names})
@@ -97,7 +97,7 @@ def capacity(arguments: Sequence[str]) -> int:
 
 
 def _unanswered(names: Sequence[str], options: argparse.Namespace) -> str:
-    """`names`: of protocols, as the results have them."""
+    """The message for protocols (`names`, as in the results) over which no request was answered."""
     places = [
         f"over {name} at {server_address(name.lower(), options.host, options.grpc_host)} "
         f"(--{'grpc-host' if name == 'gRPC' else 'host'})"

@@ -62,7 +62,7 @@ def _log_milliseconds(axes: Axes) -> None:
 
 
 def latency_against_throughput(results: Sequence[dict[str, Any]], capacity: float | None = None) -> str:
-    """Each measured phase a point for each percentile and protocol, ringed in red where a request failed.
+    """Plot a point for each measured phase, percentile and protocol, ringed in red if a request failed.
 
     The lines go through the medians of phases of equal level.
     """
@@ -163,7 +163,7 @@ def over_time(result: dict[str, Any]) -> str:
 
 
 def where_the_time_goes(rows: Sequence[tuple[str, dict[str, float]]]) -> str:
-    """A bar for each phase: mean milliseconds by part, the server's steps first, then what lies outside it."""
+    """A bar for each phase: mean milliseconds by part, the server's steps first, then the time outside the server."""
     parts = list(dict.fromkeys(part for _, row in rows for part in row))
     figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.42 * len(rows) + 0.12 * len(parts)), layout="constrained")
     left = [0.0] * len(rows)

@@ -1,4 +1,4 @@
-"""What happens around the users: options, images, schedule, workers' results, the server's statistics, the verdict."""
+"""Locust's event listeners: options, images, schedule, workers' results, the server's statistics, the verdict."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ from loadtest.users import ClassifierUser, Clock, address, open_classifier
 
 
 def install() -> None:
-    """Once a process: adds the listeners to locust's events."""
+    """Add the listeners to locust's events; to be called once per process."""
     events.init_command_line_parser.add_listener(add_options)
     events.init.add_listener(LoadTest.begin)
 
@@ -47,13 +47,13 @@ def install() -> None:
 def add_options(parser: ArgumentParser) -> None:
     add_target_options(parser)
     add_load_options(parser)
-    # The images now, which takes seconds: before locust forks, and before a worker tells its master that it is ready.
+    # Load the images now, which takes seconds: before locust forks, and before a worker reports that it is ready.
     early = ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--images", default="")
     early.add_argument("--sizes", default="")
     options, others = early.parse_known_args()
     if not {"-h", "--help"} & set(others):
-        with contextlib.suppress(OSError, ValueError):  # said when the test begins
+        with contextlib.suppress(OSError, ValueError):  # reported when the test begins
             _images(options.images, options.sizes)
 
 
@@ -75,8 +75,8 @@ class LoadTest:
         self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
         ClassifierUser.images = _images(self.options.images, self.options.sizes)
-        for kind in self.kinds:  # last: where a process ends that has opened it, gRPC's threads complain
-            open_classifier(kind.protocol, environment).close()  # raises where it cannot be
+        for kind in self.kinds:  # last: gRPC's threads complain if the process exits after it was opened
+            open_classifier(kind.protocol, environment).close()  # raises if it cannot be opened
 
     @classmethod
     def begin(cls, environment: Environment, **_: Any) -> None:
@@ -91,14 +91,14 @@ class LoadTest:
         if isinstance(runner, WorkerRunner):
             environment.events.report_to_master.add_listener(test.on_report_to_master)
         else:
-            # Ctrl-C is for locust's main greenlet, not for the user that happens to run.
+            # Ctrl-C must interrupt locust's main greenlet, not the user that happens to run.
             loop, main = gevent.get_hub().loop, gevent.getcurrent()
             numbers = [signal.SIGINT]
-            if environment.shape_class is not None:  # until that ends locust has no handler: its workers would go on
+            if environment.shape_class is not None:  # until it ends locust has no handler: workers would keep running
                 numbers += [each for each in SIGNALS if signal.getsignal(each) != signal.SIG_IGN]  # nohup
             for number in numbers:
                 gevent.signal_handler(number, loop.run_callback, main.throw, KeyboardInterrupt)
-            loop.update_now()  # the time that went by since is not the run's
+            loop.update_now()  # else the time that has passed would count as the run's
             if isinstance(runner, MasterRunner):
                 environment.events.worker_report.add_listener(test.on_worker_report)
                 runner.register_message("loadtest", lambda msg, **_: test.recorder.merge(msg.data["cells"]))
@@ -121,13 +121,13 @@ class LoadTest:
         warm_up = WARM_UP if options.warm_up is None else options.warm_up
         level = options.rate or options.num_users or len(environment.user_classes)
         phases = plan(options.shape or "steady", level, options.seconds, warm_up, options.levels, options.peak or PEAK)
-        # What is in flight when the time is over is still waited for.
+        # Requests in flight when the time is over are still waited for.
         environment.stop_timeout = max(environment.stop_timeout, options.request_timeout + 1)
         if not isinstance(environment.runner, WorkerRunner):
             if not options.rate:
                 phases = whole_users(phases, len(environment.user_classes))
             workers = options.expect_workers if isinstance(environment.runner, MasterRunner) else 1
-            options.senders = workers * len(environment.user_classes) if options.rate else None  # workers are told
+            options.senders = workers * len(environment.user_classes) if options.rate else None  # sent to the workers
             grace = 2.0 if isinstance(environment.runner, MasterRunner) else 0.5 if options.rate else 0.0
             environment.shape_class = Schedule(phases, options.senders, grace)
             environment.shape_class.runner = environment.runner
@@ -140,7 +140,7 @@ class LoadTest:
             self.server = [read_statistics(self.asking)]
             gevent.spawn(self._watch_server)
         if isinstance(environment.runner, WorkerRunner):
-            self._prepare()  # anew: the master's options are there now
+            self._prepare()  # again: the master's options have arrived
         self.recorder.cells.clear()
         self.ended = None
         ClassifierUser.clock = Clock()
@@ -150,11 +150,11 @@ class LoadTest:
     def on_test_stop(self, **_: Any) -> None:
         self.ended = ClassifierUser.clock.now()
         if isinstance(self.environment.runner, WorkerRunner):
-            # What is left, before it says that it has stopped. Its users have finished, and locust would now sleep for
-            # the time that they were given, and find no master any more that tells it to end.
+            # Send the remaining results before the worker reports that it has stopped. Its users have finished, but
+            # locust would still sleep for their stop timeout, and then find no master that tells it to end.
             self.environment.runner.send_message("loadtest", {"cells": self.recorder.take()})
             self.environment.stop_timeout = 0.0
-        elif self.server:  # it has begun
+        elif self.server:  # the test has begun
             self.server = [*self.server[: len(self.phases)], read_statistics(self.asking)]
             self.asking.close()
 
@@ -181,7 +181,7 @@ class LoadTest:
             environment.process_exit_code = 0 if results.met(result) else 1
         elif results.silent(result):
             environment.process_exit_code = 1
-        results.print_result(result, stderr=self.options.json)  # locust's --json has the other
+        results.print_result(result, stderr=self.options.json)  # locust's --json writes to standard output
         files = {self.options.results: json.dumps(result, indent=1)}
         if self.options.report:
             from loadtest.report import render  # matplotlib, only where it is asked for

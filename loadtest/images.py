@@ -11,11 +11,11 @@ LIMIT = 500  # images of a folder
 # Longer side in pixels : images of that size in 20. Thumbnails, pages, phone screens, cameras of 1 and 12 megapixels.
 SIZES = "320:6,640:7,1280:4,1920:2,4000:1"
 QUALITIES = (75, 85, 92)
-GRAIN = 6.0  # grey levels, standard deviation: an enlarged picture has as many bytes a pixel as a camera's
+GRAIN = 6.0  # grey levels, standard deviation: noise that gives an enlarged picture a camera's bytes per pixel
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """``"320:6,640:7"`` -> [(320, 6), (640, 7)]. Raises `ValueError`."""
+    """Parse ``"320:6,640:7"`` into [(320, 6), (640, 7)]. Raises `ValueError`."""
     try:
         sizes = [(int(side), int(count)) for side, count in (part.split(":") for part in text.split(","))]
     except ValueError:
@@ -34,7 +34,7 @@ def find_below(folder: str | Path) -> list[Path]:
 
 
 def photographs() -> list[Path]:
-    """Those that scikit-learn ships. Raises `FileNotFoundError`."""
+    """The photographs that scikit-learn ships. Raises `FileNotFoundError`."""
     package = importlib.util.find_spec("sklearn")  # looked up, not imported
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError("no photographs (scikit-learn is not installed): name a folder with --images")
@@ -45,7 +45,7 @@ def photographs() -> list[Path]:
 
 
 def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:
-    """Encoded images: up to 500 of `folder`, evenly picked, as they are; else photographs in the mix of `sizes`.
+    """Encoded images: up to 500 of `folder`, evenly picked, unchanged; else photographs in the mix of `sizes`.
 
     With both, the folder's images are resized in turn. Raises `FileNotFoundError`, `ValueError`.
     """
@@ -59,7 +59,7 @@ def load_images(folder: Path | None = None, sizes: str = "") -> list[bytes]:
 
 
 def resized(paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[bytes]:
-    """JPEGs, the count of each size; pictures and qualities in turn. The same at every call.
+    """Return JPEGs of `sizes` (pixels of the longer side, count), made from `paths` in turn; the same at every call.
 
     Raises `ValueError` for a picture that cannot be decoded.
     """

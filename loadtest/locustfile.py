@@ -1,4 +1,4 @@
-"""What the locust command reads.
+"""The file that the locust command reads.
 
     locust -f loadtest/locustfile.py --headless -u 4 -r 4 -t 10s --host 127.0.0.1:8000
     locust -f loadtest/locustfile.py --headless --shape step --rate 40 --seconds 60 --report report.html

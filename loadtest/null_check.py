@@ -1,4 +1,4 @@
-"""What the load generator can send, measured against a server that does nothing, in a process of its own here."""
+"""Measure what the load generator can send, against a server that does nothing, in a separate local process."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ NULL_SERVER = "a server that does nothing, in a process of its own on this machi
 
 @contextmanager
 def null_server() -> Iterator[tuple[str, str]]:
-    """HTTP and gRPC address. Raises `RuntimeError` where it does not start."""
+    """Start the server; yield its HTTP and gRPC addresses. Raises `RuntimeError` if it does not start."""
     command = [sys.executable, "-m", "loadtest.null_server"]
     # A session of its own: a terminal's Ctrl-C is for this process, which then ends the other.
     process = subprocess.Popen(
@@ -45,7 +45,7 @@ def null_server() -> Iterator[tuple[str, str]]:
 
 
 def run_load(arguments: Sequence[str]) -> dict[str, Any]:
-    """A run in a process of its own -> its result. Raises `RuntimeError` with what it said where there is none."""
+    """Make a run in a separate process and return its result. Raises `RuntimeError` with its errors if it has none."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results.json")
         command = [sys.executable, "-m", "loadtest", "run", "--null-check", "off", *arguments, "--results", str(path)]
@@ -63,7 +63,7 @@ def run_load(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def null_rate(protocol: str, processes: int, images: Sequence[str] = ()) -> float:
-    """Requests a second that are answered, closed loop; with two protocols twice the slower one's."""
+    """The answers a second to a closed loop; with two protocols twice the slower one's. Raises `RuntimeError`."""
     with null_server() as (http, grpc):
         users = USERS * processes * (2 if protocol == "both" else 1)
         load = ["--users", str(users), "--seconds", str(SECONDS), "--warm-up", str(WARM_UP)]

@@ -1,4 +1,4 @@
-"""A KServe v2 server that does nothing: what a load generator gets from it is the most that it can send.
+"""A KServe v2 server that does nothing: the rate at which it answers a load generator is the most that this can send.
 
     python -m loadtest.null_server
 

@@ -23,7 +23,7 @@ USERS = {
 
 
 def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
-    """Of --host, which is HTTP's, and of --grpc-host, without which gRPC is on port 8001 there."""
+    """The address for `protocol`: --host for HTTP, --grpc-host (default: port 8001 of --host's host) for gRPC."""
     host = host.removeprefix("http://").rstrip("/")
     if protocol == "http":
         return host
@@ -76,7 +76,7 @@ def levels(text: str) -> list[float]:
 
 
 def check_writable(*files: str) -> None:
-    """Before a run of minutes. Raises `ValueError` for one that cannot be written."""
+    """Raise `ValueError` for a file that cannot be written, before a run of minutes."""
     for path in map(Path, filter(None, files)):
         if not path.parent.is_dir():
             raise ValueError(f"{path} cannot be written: no folder {path.parent}")
@@ -87,20 +87,20 @@ def check_writable(*files: str) -> None:
 
 
 def check_shape(options: argparse.Namespace) -> None:
-    """Raises `ValueError` for what another shape would pass over."""
+    """Raise `ValueError` for an option that the chosen shape would ignore."""
     for name, shape in (("levels", "step"), ("peak", "spike")):
         if getattr(options, name) and options.shape != shape:
             raise ValueError(f"--{name} is for --shape {shape}: give that, or leave it out")
 
 
 def check_tls(options: argparse.Namespace) -> None:
-    """Raises `ValueError` for a key without its certificate."""
+    """Raise `ValueError` for a key without its certificate."""
     if options.tls_key and not options.tls_certificate:
         raise ValueError(f"--tls-key {options.tls_key} belongs to --tls-certificate: give both, or leave it out")
 
 
 def write_file(path: Path, text: str) -> None:
-    """Raises `OSError` that names the file; no half of it stays."""
+    """Write `text`. Raises an `OSError` that names the file, of which no part is left."""
     try:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a path in it may not be UTF-8
     except OSError as error:
@@ -110,7 +110,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def write_files(files: Mapping[str, str]) -> bool:
-    """Writes each that has a name; says why one cannot be written, and returns whether all were."""
+    """Write each file that has a name; print why one cannot be written; return whether all were."""
     written = True
     for path, text in files.items():
         try:
@@ -150,7 +150,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
     )
-    # As of python -m client; --tls-key is one of locust's own.
+    # The same as those of python -m client; --tls-key is an option of locust.
     parser.add_argument(
         "--header",
         action="append",
@@ -182,7 +182,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def image_options(options: argparse.Namespace) -> list[str]:
-    """As words. Raises `ValueError` for a folder without images, and for malformed sizes."""
+    """Return words of a command line. Raises `ValueError` for a folder without images or malformed sizes."""
     if options.sizes:
         parse_sizes(options.sizes)
     if options.images:
@@ -191,7 +191,7 @@ def image_options(options: argparse.Namespace) -> list[str]:
 
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
-    """As they are written on a command line."""
+    """Return `options` as words of a command line."""
     words = []
     for name, value in options.items():
         for each in value if isinstance(value, list) else [value]:

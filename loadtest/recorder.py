@@ -1,4 +1,4 @@
-"""What was measured, by phase and by second: latency histograms that workers send to the master and that add up.
+"""Measurements by phase and by window of time: latency histograms that workers send to the master, which adds them up.
 
 Locust rounds times to whole milliseconds, above 100 ms to two digits. Here a bucket is 1 % wide.
 """
@@ -20,15 +20,15 @@ def bucket(milliseconds: float) -> int:
 
 
 def middle(index: int) -> float:
-    """Milliseconds; at most half a per cent from any time in the bucket."""
+    """The bucket's middle in milliseconds, at most half a per cent from any time in it."""
     return math.exp(index * WIDTH)
 
 
 class Cell:
     """The requests of one protocol that were due in one phase, or in one window of time.
 
-    `sent` and `finished` count what left and what was answered in it, whenever that was due: the load and the
-    throughput of a server or a sender that falls behind.
+    `sent` and `finished` count the requests that were sent and answered in it, whenever they were due: the real load
+    and throughput if the sender or the server falls behind.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Cell:
         self.max_ms = max(self.max_ms, latency_ms)
 
     def percentile(self, part: float) -> float | None:
-        """Milliseconds, of the answers."""
+        """Milliseconds that `part` of the answers' latencies do not exceed."""
         value = percentile(self.latency, part)
         return None if value is None else min(value, self.max_ms)
 
@@ -98,7 +98,7 @@ class Recorder:
         self.cells: dict[tuple[str, int, str], Cell] = {}
 
     def record(self, due: float, protocol: str, latency_ms: float, late_ms: float, error: str | None) -> None:
-        """`due`: seconds after the start. What comes after the last phase (a closed loop's last round) is left out."""
+        """Record a request that was `due` seconds after the start; one due after the last phase is left out."""
         for cell in self._cells(due, protocol):
             cell.add(latency_ms, late_ms, error)
         if due < self.phases[-1].end:
@@ -108,7 +108,7 @@ class Recorder:
                 cell.finished += 1
 
     def _cells(self, time: float, protocol: str) -> Iterator[Cell]:
-        """The phase's and the window's at `time` seconds; none after the last phase."""
+        """The cells of the phase and of the window at `time` seconds; none after the last phase."""
         if time >= self.phases[-1].end:
             return
         phase = bisect_right([phase.start for phase in self.phases], time) - 1
@@ -116,7 +116,7 @@ class Recorder:
             yield self.cells.setdefault(key, Cell())
 
     def take(self) -> list[Any]:
-        """All that is there, in a form for the wire; then it begins anew."""
+        """Return all cells in a form that can be sent, and start without any."""
         cells, self.cells = self.cells, {}
         return [[*key, cell.to_wire()] for key, cell in cells.items()]
 

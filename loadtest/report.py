@@ -1,4 +1,4 @@
-"""One HTML file, nothing loaded from elsewhere: the verdict, charts, tables."""
+"""The report as one self-contained HTML file: the verdict, charts, tables."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ _COMPUTE = ("input", "infer", "output")
 
 
 def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:
-    """`results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
+    """Render `results` of one run, or of all the runs of a search for `capacity` (with keys rate, limited, tried)."""
     first = results[0]
     body = [f"<h1>Load on {escape(first['model'])} at {escape(first['host'])}</h1>", *_verdict(results, capacity)]
     body += [f'<p class="note">{text}</p>' for text in _facts(first)]
@@ -142,7 +142,7 @@ def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
 
 def _objectives(result: dict[str, Any]) -> str:
     """A row for each phase and protocol, a column for each objective."""
-    limits: dict[str, set[float]] = {}  # of the least load to be sent each phase has its own
+    limits: dict[str, set[float]] = {}  # the least load to be sent has one limit per phase
     for line in (line for phase in measured(result) for line in phase["slo"]):
         limits.setdefault(line["objective"], set()).add(line["limit"])
     names = [f"{name}: {min(found):g}" if len(found) == 1 else name for name, found in limits.items()]
@@ -156,7 +156,7 @@ def _objectives(result: dict[str, Any]) -> str:
 
 
 def _judged(line: dict[str, Any], shown: bool) -> str:
-    """`shown`: with its limit."""
+    """A cell with the measured value, and with its limit if `shown`."""
     value = shown_value(line) + (f" ({line['limit']:g})" if shown else "")
     return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
 

@@ -1,4 +1,4 @@
-"""A run's result: a dictionary for JSON, the tables for people, and whether it was good."""
+"""A run's result: a dictionary for JSON, tables for people, and whether it met its objectives."""
 
 import math
 import sys
@@ -57,7 +57,7 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
         )
     length = test.recorder.window
     passed = sum(phase["seconds"] for phase in phases)
-    # Also those in which nothing was answered.
+    # All windows, also those in which nothing was answered.
     windows = range(math.ceil(round(passed / length, 6)) if passed > 0 else 0)
     return {
         "open_loop": options.rate is not None,
@@ -88,7 +88,7 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
 
 
 def least_offered(rate: float, seconds: float) -> float:
-    """Requests a second below which a Poisson process of that rate was not sent: five standard deviations.
+    """The least requests a second that chance explains: five standard deviations below a Poisson process of `rate`.
 
     Objectives that are met with less load than was asked for say nothing: a worker was lost, or this machine is slow.
     """
@@ -96,7 +96,7 @@ def least_offered(rate: float, seconds: float) -> float:
 
 
 def rate_to_offer(least: float, seconds: float) -> float:
-    """The rate of which that is the `least_offered`."""
+    """The rate whose `least_offered` is `least` (its inverse)."""
     half = 2.5 / math.sqrt(seconds)
     return (half + math.sqrt(half**2 + least)) ** 2 if least else 0.0
 
@@ -133,7 +133,7 @@ def measured(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def met(result: dict[str, Any]) -> bool:
-    """Every objective in every phase that was measured, of which there is one at least; and the test not cut short."""
+    """Whether every objective was met in every measured phase; False without objectives, or if it was cut short."""
     lines = [line for phase in measured(result) for line in phase["slo"]]
     return result["complete"] and bool(lines) and all(line["met"] for line in lines)
 
@@ -149,7 +149,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def shown_value(line: dict[str, Any]) -> str:
-    """Of an objective; shares to four digits."""
+    """The measured value of an objective as text; shares to four digits."""
     return number(line["value"], 4 if line["limit"] <= 1 and not line["objective"].startswith("sent/s") else 1)
 
 
@@ -181,17 +181,17 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
 
 
 def requests_needed(objective: str) -> int:
-    """ "p99" -> 100: with fewer it is the slowest of them."""
+    """How many answers a percentile takes (100 for "p99"): with fewer it is the slowest of them."""
     return round(100 / (100 - float(objective[1:])))
 
 
 def latency_objectives(result: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds by percentile, "max" too."""
+    """The limits in milliseconds by percentile or "max"."""
     return (result["slo"] or {}).get("latency_ms", {})
 
 
 def too_few(result: dict[str, Any]) -> list[str]:
-    """A line about each percentile that is an objective and of too few answers to be one."""
+    """A warning for each percentile objective that was measured on too few answers."""
     texts = []
     for phase in measured(result):
         few = min(row["answered"] for row in phase["protocols"].values())
@@ -202,12 +202,12 @@ def too_few(result: dict[str, Any]) -> list[str]:
 
 
 def lateness(phase: dict[str, Any]) -> float:
-    """Milliseconds: p99 of how long after it was due a request went, over the worse protocol."""
+    """The p99 in milliseconds of how long after its due time a request was sent, over the worse protocol."""
     return max((row["sent_late_p99_ms"] or 0.0 for row in phase["protocols"].values()), default=0.0)
 
 
 def on_time(result: dict[str, Any]) -> bool:
-    """Whether the sender kept up; where it did not, the result says little of the server."""
+    """Whether the sender kept up; if it did not, the result says little about the server."""
     return all(lateness(phase) <= TOO_LATE for phase in measured(result))
 
 

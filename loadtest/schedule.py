@@ -1,4 +1,4 @@
-"""The phases as locust asks for them."""
+"""The phases as a load shape of locust."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from loadtest.shapes import Phase
 
 
 class Schedule(LoadTestShape):
-    """As many users as a closed loop's phase has, or always the `senders` of an open loop."""
+    """A shape with the users of a closed loop's phases, or always with the `senders` of an open loop."""
 
     abstract = True  # made in an `init` listener, not found by locust
 
@@ -22,7 +22,7 @@ class Schedule(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         rest = next((phase.end for phase in self.phases if phase.end > self.get_run_time()), 0) - self.get_run_time()
-        # Locust asks once a second: be there when the next phase begins, but not before there is any load.
+        # Locust asks once a second: wait for a phase that begins before that, but not before there is any load.
         if 0 < rest < 1 and self.runner.state != STATE_INIT:  # type: ignore[union-attr]
             gevent.sleep(rest)
         now = self.get_run_time()

@@ -1,4 +1,4 @@
-"""The server's own account of where the time went (KServe's statistics extension), between two moments."""
+"""The server's own statistics (KServe's statistics extension) of the time between two moments."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from client import Classifier, ClassifierError, ServerStatus
 
 
 def read_statistics(classifier: Classifier, timeout: float = 5.0) -> ServerStatus | ClassifierError:
-    """The server's error where it gives none."""
+    """Return the server's statistics or its error, within `timeout` seconds."""
     (status,) = classifier.status(timeout)
     return status
 
 
 def difference(before: ServerStatus | ClassifierError, after: ServerStatus | ClassifierError) -> list[dict[str, Any]]:
-    """What happened between: for each model that answered, how often and the mean milliseconds of each part."""
+    """For each model that answered in between: how often, and the mean milliseconds of each part."""
     if not (isinstance(before, ServerStatus) and isinstance(after, ServerStatus)):
         return []
     return [
@@ -34,7 +34,7 @@ def difference(before: ServerStatus | ClassifierError, after: ServerStatus | Cla
 
 
 def of_others(phase: dict[str, Any], model: str) -> str:
-    """A line where the server counted far more or fewer answers than this run had; empty where it did not."""
+    """A warning if the server counted far more or fewer answers than this run had, else an empty string."""
     rows = phase["protocols"].values()
     asked, answered = (sum(row[name] for row in rows) for name in ("requests", "answered"))
     counted = sum(row["requests"] for row in phase["server"] if row["model"] == model)

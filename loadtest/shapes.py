@@ -33,7 +33,7 @@ def plan(
 
     steady: one level. step: up by `levels`, else 25, 50, 75 and 100 % of the level, in equal parts. spike: the level,
     `peak` times it for a fifth of the time, the level again. soak: one level in 12 windows, each judged by itself, so
-    that a slow drift shows.
+    that a slow drift shows. Raises `ValueError` for another shape.
     """
     if shape == "steady":
         parts = [("steady", level, 1.0)]
@@ -55,7 +55,7 @@ def plan(
 
 
 def whole_users(phases: Sequence[Phase], protocols: int) -> list[Phase]:
-    """Of a closed loop. Raises `ValueError` where a phase has no user for one of the protocols."""
+    """Round a closed loop's levels. Raises `ValueError` if a phase has no user for one of the protocols."""
     phases = [replace(phase, level=round(phase.level)) for phase in phases]
     for phase in phases:
         if phase.level < protocols:
@@ -67,9 +67,9 @@ def whole_users(phases: Sequence[Phase], protocols: int) -> list[Phase]:
 
 
 def arrivals(phases: Sequence[Phase], share: float, source: random.Random) -> Iterator[float]:
-    """Seconds after the start at which one of several senders, with its `share` of the rate, has to send.
+    """Yield the seconds after the start at which one of several senders, with its `share` of the rate, has to send.
 
-    A Poisson process has no memory, so it may begin anew with each phase; several senders make up one process.
+    A Poisson process has no memory, so it may restart with each phase; several senders make up one process.
     """
     for phase in phases:
         due = phase.start + source.expovariate(phase.level * share)

@@ -1,4 +1,4 @@
-"""Service level objectives from a TOML file, held against each measured phase.
+"""Service level objectives from a TOML file, checked against each measured phase.
 
 [latency_ms]          # of answers; open loop: from the intended send time
 p50 = 80
@@ -28,7 +28,7 @@ Slo = dict[str, dict[str, float]]
 
 
 def load_slo(path: str | Path) -> Slo:
-    """Raises `ValueError` that names the key, its value and the remedy, or the file where it cannot be read."""
+    """Read objectives. Raises a `ValueError` that names the file, and a wrong key with its value and the remedy."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -58,7 +58,7 @@ def check_slo(slo: Mapping[str, Any]) -> None:
                 dotted = f"{key}.{next(iter(value), '')}"
                 raise ValueError(f'[{table}] {dotted} needs quotes in TOML: write "{dotted}"')
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 <= value <= sys.float_info.max:  # what is infinite would always be met
+            if not number or not 0 <= value <= sys.float_info.max:  # an infinite limit would always be met
                 raise ValueError(f"[{table}] {key} is {value!r}: give a number, 0 or more and finite")
             if (table, key) in SHARES and value > 1:
                 raise ValueError(f"[{table}] {key} is {value}: give a share, 0 to 1")
@@ -70,7 +70,7 @@ def check_slo(slo: Mapping[str, Any]) -> None:
 
 
 def judge(slo: Slo, cell: Cell, seconds: float) -> Iterator[tuple[str, float, float | None, bool]]:
-    """Objective, limit, measured, met: a line for each objective. With no answer at all every latency is missed."""
+    """Yield (objective, limit, measured, met) for each objective. With no answer at all every latency is missed."""
     answered, failed = cell.latency.total(), cell.errors.total()
     for name, limit in slo.get("latency_ms", {}).items():
         value = cell.max_ms if name == "max" else cell.percentile(float(name[1:]) / 100)

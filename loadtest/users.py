@@ -16,7 +16,7 @@ from loadtest.options import server_address
 from loadtest.recorder import Recorder
 from loadtest.shapes import Phase, arrivals
 
-# Importing locust has made the standard library cooperative; gRPC's core must be told before its first channel.
+# Importing locust has patched the standard library for gevent; gRPC must be patched before its first channel.
 grpc.experimental.gevent.init_gevent()
 
 PAUSE_AFTER_ERROR = 0.1  # seconds: a refused connection must not turn a closed loop into a busy one
@@ -24,7 +24,7 @@ LOOK_UP = 0.2  # seconds: how often a sender that waits looks whether the test h
 
 
 class Clock:
-    """When this process's test began, by `time.perf_counter`."""
+    """The seconds since this process's test began."""
 
     def __init__(self) -> None:
         self.origin = time.perf_counter()
@@ -39,10 +39,10 @@ def address(protocol: str, environment: Environment) -> str:
 
 
 def open_classifier(protocol: str, environment: Environment) -> Classifier:
-    """Raises `ValueError` for an option that cannot be used. Nothing is sent yet."""
+    """Create a client; nothing is sent yet. Raises `ValueError` for an option that cannot be used."""
     options: Any = environment.parsed_options
     root, certificate = options.tls_root, options.tls_certificate
-    key = options.tls_key if certificate else None  # locust has a --tls-key too, of its own page
+    key = options.tls_key if certificate else None  # locust's own --tls-key is for its web page
     return Classifier(
         address(protocol, environment),
         protocol,
@@ -55,7 +55,7 @@ def open_classifier(protocol: str, environment: Environment) -> Classifier:
 
 
 class ClassifierUser(User):
-    """Base of both. Closed loop: the next image goes when the answer is there. Open loop: it goes when it is due."""
+    """Base of both users. Closed loop: it sends the next image when it has the answer. Open loop: when it is due."""
 
     abstract = True
     wait_time = constant(0)
@@ -68,7 +68,7 @@ class ClassifierUser(User):
 
     def on_start(self) -> None:
         self.top = self.environment.parsed_options.top
-        self.source = random.Random()  # not the same arrivals at every run: a repeat has to be one
+        self.source = random.Random()  # no seed: a repeated run must have other arrivals
         self.classifier = open_classifier(self.protocol, self.environment)
 
     def on_stop(self) -> None:
@@ -83,7 +83,7 @@ class ClassifierUser(User):
             time.sleep(PAUSE_AFTER_ERROR)
 
     def send_when_due(self, share: float) -> None:
-        """Each request in a greenlet of its own: a slow answer holds up none of those that are due after it."""
+        """Send each request in its own greenlet: a slow answer delays none of those that are due after it."""
         in_flight = Group()
         for due in arrivals(self.phases, share, self.source):
             while (rest := due - self.clock.now()) > 0:
@@ -101,7 +101,7 @@ class ClassifierUser(User):
             gevent.sleep(LOOK_UP)
 
     def send(self, due: float) -> bool:
-        """The latency counts from `due` (seconds after the start), not from when this process came to send."""
+        """Send an image; return whether it was answered. Latency counts from `due`, in seconds after the start."""
         image = self.source.choice(self.images)
         failure: Exception | None = None
         late = self.clock.now() - due

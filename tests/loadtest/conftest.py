@@ -27,7 +27,7 @@ def load_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noq
 
 @pytest.fixture
 def loadtest() -> Callable[..., subprocess.CompletedProcess]:
-    """loadtest("--users", "2") -> what `python -m loadtest` did."""
+    """loadtest("--users", "2") -> the completed `python -m loadtest`."""
 
     def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "loadtest", *arguments]
@@ -56,7 +56,7 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """An address that refuses."""
+    """An address that refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"

@@ -55,7 +55,7 @@ def test_nothing_holds() -> None:
 
 @pytest.mark.parametrize("first", [10.0, 30.0, 60.0, 700.0])
 def test_a_rate_too_low_for_the_goodput_is_not_tried(first: float) -> None:
-    """Of 20 seconds, by chance: `per_s` is 40, and the server does 100."""
+    """`per_s` is 40, and the server does 100; in 20 seconds chance moves the measured rate."""
     source = random.Random(0)
     search = find_capacity(
         lambda rate: result(rate <= 100 and rate + source.gauss(0, math.sqrt(rate / 20)) >= 40),
@@ -105,7 +105,7 @@ def test_a_run_that_was_cut_short_meets_nothing() -> None:
 
 
 def test_a_rate_near_what_the_generator_can_send_is_doubtful() -> None:
-    """Half of the 1000 requests/s that a null model got."""
+    """The limit is half of the 1000 requests/s that a null model got."""
     assert not [line for line in warnings(run(500.0, 1.0)) if "half" in line]
     assert [line for line in warnings(run(510.0, 1.0)) if "510 answers/s are more than half of" in line]
 
@@ -113,7 +113,7 @@ def test_a_rate_near_what_the_generator_can_send_is_doubtful() -> None:
 def test_the_runs_are_as_long_and_begin_as_high_as_the_objectives_need(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Of two protocols: 1000 answers each for a p99.9, and 40/s each that chance alone does not make 39."""
+    """Two protocols: each needs 1000 answers for a p99.9, and a rate that chance does not take below 40/s."""
     (tmp_path / "slo.toml").write_text('[latency_ms]\n"p99.9" = 100\n[goodput]\ndeadline_ms = 100\nper_s = 40')
     loads: list[list[str]] = []
     monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 400.0)
@@ -146,7 +146,7 @@ def test_every_run_is_of_the_target_that_was_named(monkeypatch: pytest.MonkeyPat
 def test_no_rate_that_holds_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Of two protocols with a goodput of 40/s each: none of 80/s or less was tried."""
+    """Two protocols with a goodput of 40/s each: no rate of 80/s or less was tried."""
     (tmp_path / "slo.toml").write_text("[goodput]\ndeadline_ms = 100\nper_s = 40")
     rates = []
 
@@ -164,7 +164,7 @@ def test_no_rate_that_holds_is_a_failure(
 
 
 def test_a_percentile_of_too_few_answers_is_told() -> None:
-    """Of one protocol of two."""
+    """On one of two protocols."""
     result = run(10.0, 1.0)
     assert too_few(result) == []
     assert "All objectives met" in report.render([result])

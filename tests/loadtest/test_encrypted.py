@@ -20,7 +20,7 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
 class CountingStub(GrpcStub):
     @property
     def statistics(self) -> dict[str, Any]:
-        """Of a model that takes 2 ms a request."""
+        """The statistics of a model that takes 2 ms a request."""
         count = len(self.requests)
         stats = {"success": {"count": count, "ns": 2_000_000 * count}}
         return {"model_stats": [{"name": "classifier", "version": "1", "inference_stats": stats}]}
@@ -36,7 +36,7 @@ def authority(tmp_path: Path) -> Authority:
 
 @pytest.fixture
 def hosts(authority: Authority) -> Iterator[list[str]]:
-    """Both want the client's certificate."""
+    """The addresses of two servers, both of which want the client's certificate."""
     opened = [contextlib.contextmanager(start)(kind, authority, True, CountingStub()) for kind in ("http", "grpc")]
     with opened[0] as (_, http), opened[1] as (_, grpc):
         yield ["--host", http, "--grpc-host", grpc]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def hangup(disposition: signal.Handlers) -> Callable[[], object]:
-    """What a process does before it runs: SIGHUP is as nohup, or as a terminal, leaves it."""
+    """A `preexec_fn` that sets SIGHUP's disposition as nohup (ignored) or a terminal (default) does."""
     return lambda: signal.signal(signal.SIGHUP, disposition)
 
 

@@ -1,4 +1,4 @@
-"""The HTML report's tables: what stands in which column, and in which order."""
+"""The HTML report's tables: the content of each column, and the order of the rows."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "total")
 
 
 def result(rate: float, name: str) -> dict[str, Any]:
-    """As `--results` has it: every figure of a row is another."""
+    """A result as `--results` writes it; all figures of a row differ."""
     cell = Cell()
     cell.add(9.0, 0.1, None)
     cell.sent = cell.finished = 30
@@ -27,7 +27,7 @@ def result(rate: float, name: str) -> dict[str, Any]:
 
 
 def rows(page: str, title: str) -> list[dict[str, str]]:
-    """Of the table below that title, by the columns' heads."""
+    """The rows of the table below `title`, by column heads."""
     table = page.split(f"<h2>{title}</h2>")[1].split("</table>")[0]
     heads, *rest = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", line) for line in table.split("<tr>")[1:])
     return [dict(zip(heads, cells, strict=True)) for cells in rest]
@@ -46,7 +46,7 @@ def test_each_column_has_its_own_figure() -> None:
 
 
 def test_the_runs_of_a_search_stand_by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chart of the time has the last of each."""
+    """The chart of times has the last run of each rate."""
     drawn: list[str] = []
     monkeypatch.setattr(report, "where_the_time_goes", lambda shares: drawn.extend(name for name, _ in shares) or "")
     results = [result(rate, f"{rate}/s ({number})") for number, rate in enumerate((8.0, 2.0, 2.0, 4.0), 1)]

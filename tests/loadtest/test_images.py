@@ -31,7 +31,7 @@ def test_photographs_in_the_stated_mix() -> None:
 
 
 def test_only_an_enlarged_picture_gets_grain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it an upload of a camera's size would be a thumbnail's bytes."""
+    """Without it a picture of a camera's size would have a thumbnail's bytes."""
     grainy = load_images(sizes="64:1,700:1")
     monkeypatch.setattr(images, "GRAIN", 0.0)
     small, large = load_images(sizes="64:1,700:1")

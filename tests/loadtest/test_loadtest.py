@@ -1,4 +1,4 @@
-"""Locust in processes of its own (it patches the standard library), against a real server and against none."""
+"""Locust in separate processes (it patches the standard library), against a real server and against none."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_both_users_without_a_failure(
 
 @pytest.mark.server
 def test_users_wait_together(locust: Loadtest, load_server: "TritonServer", tmp_path: Path) -> None:  # noqa: F821
-    """A blocking call would let one user run at a time: 4 users on a model that sleeps would send one by one."""
+    """With blocking calls one user would run at a time: 4 users of a model that sleeps would send one by one."""
     (tmp_path / "sleep.jpg").write_bytes(b"0.5")  # seconds that the model sleeps
     arguments = ["-u", "4", "-r", "4", "-t", "3s", "--json", "--images", str(tmp_path), "--model", "slow"]
     done = locust(*arguments, "--host", load_server.http_url, "--grpc-host", load_server.grpc_url)
@@ -179,7 +179,7 @@ for kind in (users.HttpClassifierUser, users.GrpcClassifierUser):
 
 
 def test_no_two_senders_and_no_two_runs_draw_the_same_arrivals() -> None:
-    """Or each request of one would be due with one of the others: pairs, and no Poisson process."""
+    """Otherwise requests of different senders would be due at the same times, which is no Poisson process."""
     command = [sys.executable, "-c", DRAWN]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout for _ in range(2)]
     assert len({number for drawn in runs for number in drawn.split()}) == 4

@@ -23,7 +23,7 @@ def test_the_null_server_answers(protocol: str) -> None:
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What runs in the null server's place; it is given a second."""
+    """A script that runs instead of the null server; it has a second to start."""
     script = tmp_path / "python"
     script.touch(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
@@ -48,7 +48,7 @@ def test_a_null_server_that_does_not_end_is_killed(python: Path) -> None:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """run(HTTP=250.0): these answers/s will have been measured, after a warm-up of fewer; the words of the run."""
+    """run(HTTP=250.0) fakes a run that measures these answers/s, fewer in warm-up; returns the run's arguments."""
 
     def build(**rates: float) -> list[str]:
         words: list[str] = []

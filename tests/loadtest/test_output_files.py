@@ -16,7 +16,7 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
 def test_a_file_that_cannot_be_written_is_an_error(
     loadtest: Loadtest, pictures: Path, counting_server: Callable, tmp_path: Path
 ) -> None:
-    """Of an objective that was met, too; the other file is written."""
+    """Even if the objective was met; the other file is written."""
     (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
     saved = tmp_path / "saved.json"
     load = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--null-check", "off"]
@@ -42,7 +42,7 @@ def test_half_a_file_does_not_stay(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_written_escaped(tmp_path: Path) -> None:
-    """Of --images, for one."""
+    """The name may be that of --images."""
     write_file(tmp_path / "report.html", "from caf\udce9")
     assert (tmp_path / "report.html").read_text() == r"from caf\udce9"
 

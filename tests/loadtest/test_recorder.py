@@ -31,7 +31,7 @@ def test_percentiles_are_within_half_a_per_cent() -> None:
 
 
 def test_of_a_thousand_the_999th() -> None:
-    """99.9 / 100 is a little more than 0.999, as an objective has it."""
+    """float("99.9") / 100, as from an objective, is a little more than 0.999."""
     cell = Cell()
     for milliseconds in [10.0] * 999 + [5000.0]:
         cell.add(milliseconds, 0.1, None)
@@ -82,7 +82,7 @@ def test_windows_of_a_long_test() -> None:
 
 
 def test_what_falls_behind_counts_when_it_happens() -> None:
-    """Due in the first phase, sent and answered later or never in the test: no load, no throughput of the first."""
+    """Requests due in the first phase but sent or answered after it are not load or throughput of the first."""
     phases = plan("spike", 10, 10)  # before to 4, spike to 6, after to 10
     recorder = Recorder(phases)
     recorder.record(3.0, "HTTP", 500.0, 1.0, None)
@@ -96,7 +96,7 @@ def test_what_falls_behind_counts_when_it_happens() -> None:
 
 
 def test_a_stall_is_in_the_windows_of_the_result() -> None:
-    """Answers from 0 to 3 s and from 8 to 10 s: a chart would draw on what was before them through those that lack."""
+    """Answers from 0 to 3 s and from 8 to 10 s: if windows were missing, a chart would draw the last value across."""
     recorder = Recorder(plan("steady", 2, 10))
     for due in (0.1, 1.2, 2.9, 8.0, 9.5):
         recorder.record(due, "HTTP", 5.0, 0.1, None)

@@ -1,4 +1,4 @@
-"""What the server says of a run, and when it says it of others."""
+"""The server's statistics of a run, and when they include other callers."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from loadtest.server_statistics import difference, of_others
 
 
 def test_each_part_has_its_own_time() -> None:
-    """Of ten requests in five batches since the phase began."""
+    """Times of ten requests in five batches since the phase began."""
 
     def status(requests: int) -> ServerStatus:
         whole, *parts = (Times(requests, requests * ms / 1000) for ms in (10, 1, 2, 3, 4))

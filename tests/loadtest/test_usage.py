@@ -1,4 +1,4 @@
-"""What is refused before any load is sent, and how that is said."""
+"""Wrong usage that is refused before any load is sent, and its messages."""
 
 import os
 import re
@@ -53,7 +53,7 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
     ],
 )
 def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
-    """Before the load generator is measured."""
+    """It is refused before the load generator is measured."""
     done = loadtest(*arguments)
     assert done.returncode == 2
     assert "go to a server that does nothing" not in done.stderr

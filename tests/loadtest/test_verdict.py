@@ -71,7 +71,7 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
 
 @pytest.mark.server
 def test_errors_within_the_objective_are_good(loadtest: Loadtest, tmp_path: Path, target: list[str]) -> None:
-    """Without the file a single error is an exit status of 1."""
+    """Without objectives a single error means exit status 1."""
     (tmp_path / "no picture.jpg").write_bytes(b"no picture")
     load = ["--images", str(tmp_path), "--users", "2", "--seconds", "1", "--warm-up", "0", "--null-check", "off"]
     objectives = slo(tmp_path / "slo.toml", "[errors]\nrate = 1")
@@ -83,7 +83,7 @@ def test_errors_within_the_objective_are_good(loadtest: Loadtest, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.server
 def test_capacity(loadtest: Loadtest, tmp_path: Path, load_server: "TritonServer") -> None:  # noqa: F821
-    """A model that sleeps 50 ms answers at most 20 requests a second and lets one wait: of 29 it must refuse 30 %."""
+    """A model that sleeps 50 ms answers at most 20 requests a second and queues one: of 29 it must refuse 30 %."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/sleep.jpg").write_bytes(b"0.05")
     page, saved = tmp_path / "report.html", tmp_path / "results.json"
