@@ -1,4 +1,4 @@
-"""Checkpoint -> TorchScript and ONNX -> model repository; exported equals eager."""
+"""Export a checkpoint as TorchScript or ONNX to a model repository, and check that it equals the eager model."""
 
 from importlib.util import find_spec
 

@@ -27,8 +27,8 @@ __all__ = ["BuildOptions", "build"]
 def build(options: BuildOptions) -> str:
     """Build the repository and return a summary to print.
 
-    Raises `ValueError`, `OSError` or `RuntimeError` (and their kin: `WeightsError`, `ParityError`, `RepositoryError`)
-    with the repository as it was before.
+    Raises `ValueError`, `OSError` or `RuntimeError` (or their subclasses: `WeightsError`, `ParityError`,
+    `RepositoryError`), and leaves the repository as it was before.
     """
     check_options(options)
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def build(options: BuildOptions) -> str:
 
 @torch.inference_mode()
 def _map_size(model: nn.Module, image_size: int) -> tuple[int, int]:
-    """Height and width of the class map. Raises `ValueError` for a network that has no exact one."""
+    """Return height and width of the class map. Raises `ValueError` for a network that has no exact one."""
     features = model.forward_features(torch.randn(1, 3, image_size, image_size))  # type: ignore[operator]
     height, width = class_maps(model, features).shape[2:]
     return height, width
@@ -105,8 +105,8 @@ class _OnnxBackbone:
 
 
 def _warmup_image(pixels: Tensor, resize_size: int) -> bytes:
-    """A JPEG as large as the preprocess step decodes one in full: the first request finds its memory there."""
-    size = (6 * resize_size, 2 * math.ceil(2.25 * resize_size) - 1)  # one more is decoded at half its size
+    """The largest JPEG that the preprocess step decodes in full: the first request finds its memory allocated."""
+    size = (6 * resize_size, 2 * math.ceil(2.25 * resize_size) - 1)  # with one row more it is decoded at half its size
     buffer = io.BytesIO()
     Image.fromarray(pixels.numpy()).resize(size).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()

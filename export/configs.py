@@ -9,26 +9,26 @@ from tritonclient.grpc import model_config_pb2
 
 MAX_BATCH_SIZE = 16
 BACKBONE_INSTANCES = 2  # of the embedded server
-# Images that each of them takes at a time, and answers one by one: with a second at hand it does not wait for the
-# batcher, and what it has not taken the other one can.
+# Images that each instance takes at a time, and answers one by one: with a second one at hand it does not wait for the
+# batcher, and the other instance can take the rest.
 BACKBONE_TAKES = 2
 PREPROCESS_INSTANCES = 2  # one decodes while the other is being answered
 # On a CPU the embedded `pytorch` backend computes a batch in pieces of these sizes: oneDNN's fusion compiles for each
 # size that it meets and keeps a copy of the weights with it. The smallest is warmed last: it serves most requests.
 BACKBONE_BATCHES = (4, 1)
-# How long a request may wait in a step's queue; a client may ask for less. Waiting is what is bounded: tritonserver
-# 2.51 halves its throughput once `max_queue_size` turns requests away (docs/serving.md), so that bounds memory alone.
+# How long a request may wait in a step's queue; a client may ask for less. The time is what is limited: tritonserver
+# 2.51 halves its throughput once `max_queue_size` rejects requests (docs/serving.md), so that only limits memory.
 QUEUE_SECONDS = 5.0
 QUEUE_REQUESTS = 1024
 WARMUP_IMAGE = "image"  # <model>/warmup/image: one real picture as tritonserver reads a string tensor
 ENSEMBLES = ("classifier", "classifier_explained")
 EMBEDDED = "configs/embedded.pbtxt"  # what the launcher asks the embedded server to read in place of config.pbtxt
-REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
+REPLACES = "# in place of config.pbtxt, sha256 "  # the beginning of its first line
 
 
 @dataclass(frozen=True)
 class ServingSpec:
-    """What the configs must agree on. Sizes in pixels."""
+    """The values that all configs must agree on. Sizes in pixels."""
 
     image_size: int
     resize_size: int
@@ -121,13 +121,13 @@ def backbone_config(spec: ServingSpec) -> str:
 
 
 def embedded_configs(spec: ServingSpec) -> dict[str, str]:
-    """By model, what the embedded server, on a CPU, reads in place of config.pbtxt.
+    """Return, by model, the config that the embedded server reads on a CPU in place of config.pbtxt.
 
-    Waiting images go on in small batches: in larger ones they are answered no sooner, and later where each waits for
-    its batch to end, which under load is what misses deadlines. The backbone has two instances with half the threads
-    each, which do not wait for each other after every operator; an execution that finds the backbone idle takes all of
-    them (LONE_THREAD_COUNT). The softmax has one thread (here each model has its own number) and nothing to fuse. The
-    preprocess step runs in the server's process: one for each instance would cost every request half a millisecond.
+    Batches are small: larger ones answer no image sooner, and many later, since each waits for its batch to end, which
+    misses deadlines under load. The backbone has two instances with half the threads each, which do not wait for each
+    other after every operator; an execution that finds the backbone idle uses all threads (LONE_THREAD_COUNT). The
+    softmax has one thread (here each model has its own count) and nothing to fuse. The preprocess step runs in the
+    server's process: a process for each instance would cost every request half a millisecond.
     """
     few = max(BACKBONE_BATCHES)  # the largest that is compiled for
     sizes = {"preprocess": max(few, spec.threads // PREPROCESS_INSTANCES), "backbone": few}
@@ -160,7 +160,7 @@ def _set_parameters(config: model_config_pb2.ModelConfig, values: dict[str, obje
 
 
 def replaced(config: bytes) -> str:
-    """The first line of a config that takes the place of `config`: the launcher tells when that was changed later."""
+    """The first line of a config that replaces `config`; by it the launcher sees whether `config` was changed later."""
     return f"{REPLACES}{hashlib.sha256(config).hexdigest()}\n"
 
 
@@ -203,14 +203,14 @@ def _ensemble(name: str, spec: ServingSpec, class_map: tuple[int, int] | None) -
 
 
 def configs(spec: ServingSpec) -> dict[str, str]:
-    """config.pbtxt by model."""
+    """Return the text of config.pbtxt by model."""
     texts = {
         "preprocess": preprocess_config(spec),
         "backbone": backbone_config(spec),
         "softmax": softmax_config(spec),
         "classifier": _ensemble("classifier", spec, None),
     }
-    if spec.class_map is not None:  # the same steps, and their second outputs: nobody else pays for them
+    if spec.class_map is not None:  # the same steps with their second outputs: only its callers pay for them
         texts["classifier_explained"] = _ensemble("classifier_explained", spec, spec.class_map)
     return texts
 
@@ -222,7 +222,7 @@ def _backbone_parameters(spec: ServingSpec) -> dict[str, Any]:
 
 
 def _libtorch_parameters(threads: int) -> dict[str, Any]:
-    """The native backend has one thread count for the whole process, the first model's: so each says the same."""
+    """LibTorch's parameters. The native backend uses the first model's thread count for all, so all have the same."""
     return _parameters({"INFERENCE_MODE": "true", "INTRA_OP_THREAD_COUNT": threads, "INTER_OP_THREAD_COUNT": 1})
 
 

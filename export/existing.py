@@ -1,4 +1,4 @@
-"""What earlier builds left in a repository: whether their versions still fit, and the limits that somebody set."""
+"""Check the results of earlier builds in a repository: whether their versions still fit, and which limits were set."""
 
 import re
 from collections.abc import Iterable
@@ -20,8 +20,8 @@ from export.configs import (
 )
 
 KEPT_VERSIONS = 3
-VERSION = re.compile("[1-9][0-9]*")  # tritonserver passes over folders of other names, such as 010
-LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the repository's own stay
+VERSION = re.compile("[1-9][0-9]*")  # tritonserver ignores folders of other names, such as 010
+LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess; they change no accepted image: the repository's are kept
 
 
 class RepositoryError(RuntimeError):
@@ -29,19 +29,18 @@ class RepositoryError(RuntimeError):
 
 
 def version_numbers(model: Path) -> list[int]:
-    """The version folders of a model in a repository, ascending; what else lies there is not tritonserver's."""
+    """The version numbers of a model in a repository, ascending; all other folders are ignored, as by tritonserver."""
     return sorted(int(path.name) for path in model.glob("[1-9]*") if VERSION.fullmatch(path.name) and path.is_dir())
 
 
 def unused_number(model: Path) -> int:
-    """Higher than all versions that are or were there, withdrawn (.N.withdrawn) ones too: a number means one set of
-    weights."""
+    """The number above all versions, withdrawn (.N.withdrawn) ones too: a number never means two sets of weights."""
     withdrawn = (path.name.split(".")[1] for path in model.glob(".*.withdrawn"))
     return max([0, *version_numbers(model), *(int(number) for number in withdrawn if VERSION.fullmatch(number))]) + 1
 
 
 def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
-    """Why the new configs cannot serve the versions that are there with the images they expect; empty if they can."""
+    """Why the new configs cannot serve the existing versions as they were served; empty if they can."""
     backbone, preprocess = (repository / model / "config.pbtxt" for model in ("backbone", "preprocess"))
     served_labels = repository / "classifier" / "labels.txt"
     for path in (backbone, preprocess, served_labels):
@@ -57,13 +56,14 @@ def misfit(repository: Path, spec: ServingSpec, labels: list[str]) -> str:
 
 
 def labels_file(labels: list[str]) -> bytes:
-    """labels.txt: tritonserver splits it at newlines alone and passes its lines on as they are."""
+    """The content of labels.txt: tritonserver splits it at newlines only and passes its lines on as they are."""
     return "".join(f"{label}\n" for label in labels).encode()
 
 
 def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, ServingSpec, list[str]]:
-    """(spec for config.pbtxt, spec for the config of the embedded server, notes). A limit that the repository has wins
-    over the build's, and is noted. Raises `RepositoryError` for an impossible one.
+    """Return (spec for config.pbtxt, spec for the config of the embedded server, notes).
+
+    A limit in the repository overrides the build's, and is noted. Raises `RepositoryError` for an invalid one.
     """
     config = _with_limits(spec, repository / "preprocess" / "config.pbtxt")
     embedded = _with_limits(config, repository / "preprocess" / EMBEDDED)
@@ -78,8 +78,11 @@ def kept_limits(repository: Path, spec: ServingSpec) -> tuple[ServingSpec, Servi
 
 
 def embedded_texts(repository: Path, config: ServingSpec, embedded: ServingSpec) -> dict[str, str]:
-    """`embedded_configs` with the limits of `embedded`. Its first line says which config.pbtxt it was written for:
-    where preprocess's was edited later and still differs, the launcher keeps saying so."""
+    """Return `embedded_configs` with the limits of `embedded`.
+
+    Each names in its first line the config.pbtxt that it replaces. If preprocess's was edited after an earlier build
+    and its limits still differ, the two do not match, and the launcher keeps reporting that.
+    """
     texts = embedded_configs(embedded)
     if not _was_edited(repository / "preprocess"):
         texts["preprocess"] = replaced(preprocess_config(config).encode()) + texts["preprocess"].partition("\n")[2]
@@ -109,7 +112,7 @@ def _with_limits(spec: ServingSpec, config: Path) -> ServingSpec:
 
 
 def _served(backbone: model_config_pb2.ModelConfig, preprocess: model_config_pb2.ModelConfig) -> dict[str, str]:
-    """What all versions share, as words: the backbone's interface, and what is done to an image."""
+    """All that the versions share, as text: the backbone's interface and the preprocessing of an image."""
     interface = {"backend": backbone.backend, "input": _words(backbone.input), "outputs": _words(backbone.output)}
     preparation = {name: value.string_value for name, value in preprocess.parameters.items() if name not in LIMITS}
     return interface | dict(sorted(preparation.items()))

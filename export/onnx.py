@@ -1,4 +1,4 @@
-"""The same backbone as ONNX: standard operators only, dynamic batch."""
+"""Export of the served backbone as ONNX: standard operators only, dynamic batch."""
 
 import logging
 import warnings
@@ -15,7 +15,7 @@ OPSET = 18
 
 
 def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
-    """widefield::depthwise_conv2d in ONNX's terms: Conv with a group a channel, then the activation."""
+    """widefield::depthwise_conv2d in ONNX's terms: Conv with one group per channel, then the activation."""
     from onnxscript import opset18 as op
 
     channels, _, kernel_height, kernel_width = weight.shape
@@ -31,13 +31,13 @@ def _depthwise_conv2d(input: Any, weight: Any, bias: Any = None, activation: str
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.widefield.depthwise_conv2d.default: _depthwise_conv2d
 }
-"""`custom_translation_table` of `torch.onnx.export`: a module of one's own that calls the operator."""
+"""The `custom_translation_table` for `torch.onnx.export` of any module that calls the operator."""
 
 
 def export_onnx(backbone: ServedBackbone, image_size: int, path: Path) -> None:
     """Write pixels [batch,S,S,3] uint8 -> logits [batch,classes] float32, checked by onnx.checker.
 
-    Of a `models.WithClassMap` also class_map [batch,h,w].
+    For a `models.WithClassMap` also -> class_map [batch,h,w] float32.
 
     Raises `RuntimeError` when an operator outside the ONNX standard is left in the graph.
     """

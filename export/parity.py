@@ -1,4 +1,4 @@
-"""An exported graph must answer as the eager model does, on real photographs; a build that does not is refused."""
+"""Check that an exported graph answers as the eager model does on real photographs; if not, the build is refused."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """What was compared and how far apart it was."""
+    """The result of one comparison with the eager model."""
 
     name: str
     images: int
@@ -35,7 +35,7 @@ class Parity:
 
 
 def sample_photographs() -> list[Path]:
-    """The photographs that scikit-learn's package carries, found without importing it. Raises `FileNotFoundError`."""
+    """The photographs that scikit-learn ships, found without importing it. Raises `FileNotFoundError`."""
     spec = importlib.util.find_spec("sklearn")
     folder = Path(spec.origin).parent / "datasets" / "images" if spec is not None and spec.origin is not None else None
     if folder is None or not (found := sorted(folder.glob("*.jpg"))):
@@ -48,7 +48,7 @@ def sample_photographs() -> list[Path]:
 def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
     """Crops of real images, [count,S,S,3] uint8: from `folder`, or from scikit-learn's photographs.
 
-    Raises `FileNotFoundError` where there is none, `ValueError` for one that cannot be decoded.
+    Raises `FileNotFoundError` if there is none, `ValueError` for one that cannot be decoded.
     """
     if folder is None:
         paths = sample_photographs()
@@ -90,9 +90,9 @@ def check_parity(
 ) -> Parity:
     """Compare logits, and class maps where there are any, at batch 1 and at the whole batch.
 
-    The map is that of the answer: where rounding has two classes change places, the maps are of different things and
-    are not compared. Raises `ParityError` naming the difference when it exceeds the tolerance of `precision`, or is not
-    a number.
+    A map belongs to the best class: if rounding makes another class the best, the maps are of different classes and
+    are not compared. Raises a `ParityError` that names the difference if it exceeds the tolerance of `precision`, or is
+    not a number.
     """
     largest = 0.0
     for batch in (pixels[:1], pixels):

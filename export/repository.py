@@ -1,4 +1,4 @@
-"""Writes model_repository/: preprocess, backbone, softmax and the ensemble `classifier`, moved in whole."""
+"""Write model_repository/ atomically: preprocess, backbone, softmax and the ensemble `classifier`."""
 
 import ctypes
 import errno
@@ -39,12 +39,12 @@ def write_repository(
     warmup_image: bytes,
     version: int | None = None,
 ) -> tuple[int, list[str]]:
-    """Add a backbone version to `output`; returns its number, and a line about each setting that was kept and the
-    versions that had to go. On any error nothing changes; one is that another build, release or rollback is under way.
+    """Add a backbone version to `output`; return its number, and notes on kept settings and removed versions.
 
     `write_backbone(folder)` writes the version's files and returns what build.json records beside their checksums.
-    Earlier versions stay (the newest three) while tensors, backend, labels and the images' preparation are the same;
-    else they would be served wrong.
+    The newest `KEPT_VERSIONS` versions are kept if tensors, backend, labels and the preprocessing of images are
+    unchanged; otherwise the earlier ones would be served wrongly, and are removed. Raises `RepositoryError`, also while
+    another build, release or rollback is under way; after any error nothing has changed.
     """
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line per class is needed")
@@ -85,7 +85,7 @@ def _write_constant_parts(
     stage: Path, texts: dict[str, str], embedded: dict[str, str], labels: list[str], warmup_image: bytes
 ) -> None:
     for name, text in texts.items():
-        if name != "backbone":  # whose versions are written by then
+        if name != "backbone":  # its version is written already
             (stage / name / "1").mkdir(parents=True, exist_ok=True)
         _replace(stage / name / "config.pbtxt", text.encode())
     for name, text in embedded.items():
@@ -115,7 +115,7 @@ def _write_constant_parts(
 
 
 def _write_record(version: Path, files: list[Path], **record: Any) -> None:
-    """build.json of a version: `record`, and by their names from there the checksums that the server compares."""
+    """Write build.json of a version: `record`, and the checksums that the server compares, by relative path."""
     digests = {os.path.relpath(file, version): sha256(file) for file in files}
     _replace(version / "build.json", (json.dumps({**record, "files_sha256": digests}, indent=2) + "\n").encode())
 
@@ -139,7 +139,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _moved_in_whole(output: Path) -> Iterator[Path]:
-    """A staging folder beside `output`, holding hard links to what is there, exchanged with it at the end."""
+    """Yield a staging folder beside `output` that holds hard links to its files; exchange the two at the end."""
     output = output.resolve()
     backbone = output / "backbone"
     for path in (output, *output.parents):
@@ -153,7 +153,7 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
     lock = _lock(backbone) if backbone.is_dir() else None
     making: int | None = None
-    try:  # before there is a folder: SIGTERM may come at any time
+    try:  # begins before there is a folder: SIGTERM may come at any time
         output.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(output)
         stage.mkdir()
@@ -188,7 +188,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _of_output(error: OSError, output: Path, stage: Path) -> bool:
-    """Whether the disk is full or a file of the repository is meant, and not one that the build reads."""
+    """Whether the disk is full, or the error is about a file of the repository and not one that the build reads."""
     paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
     if not paths or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -206,7 +206,7 @@ def _remove_abandoned(output: Path) -> None:
 
 
 def _no_models(output: Path) -> list[str]:
-    """Names in a folder that no build has written, of what is neither a model nor hidden; beside models, of folders."""
+    """Names of visible entries other than models, in a folder that no build has written; beside models only folders."""
     if not output.exists() or any(output.glob("backbone/*/build.json")):
         return []
     shown = sorted(path for path in output.iterdir() if not path.name.startswith("."))
@@ -228,7 +228,7 @@ def _is_served(output: Path) -> bool:
     """Whether a server's launcher holds the repository (server/private_folder.py)."""
     try:
         os.close(lock_folder(output))
-    except OSError as error:  # the others: it does not exist yet, or its file system has no locks
+    except OSError as error:  # other errors: it does not exist yet, or its file system has no locks
         return isinstance(error, BlockingIOError)
     return False
 

@@ -1,4 +1,4 @@
-"""What is built: the options of build_models.py, and the network, config and labels that they name."""
+"""The input of a build: the options of build_models.py, and the network, config and labels that they name."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -11,12 +11,12 @@ from models import ModelConfig, classifier_config, create_model, load_weights
 from models.timm_models import is_timm
 
 FORMATS = ("torchscript", "onnx")
-LAST_VERSION = 10**18  # tritonserver reads a number of 64 bits, and ends where it cannot
+LAST_VERSION = 10**18  # tritonserver reads a number of 64 bits, and exits if it cannot
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What build_models.py was asked for; None means: as the checkpoint says."""
+    """The options of build_models.py; None means the checkpoint's value, or the default."""
 
     arch: str | None = None
     weights: Path | None = None
@@ -35,7 +35,7 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions) -> None:
-    """Raises `ValueError`, `FileNotFoundError` or `RuntimeError` for what cannot be built, before any work."""
+    """Raise `ValueError`, `FileNotFoundError` or `RuntimeError` for options that cannot be built, before any work."""
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown or not options.formats:
         raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
@@ -66,7 +66,7 @@ def check_options(options: BuildOptions) -> None:
 
 
 def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
-    """The training-form model in eval mode and its config: from a folder, a weights file or, on request, random."""
+    """Return the model in training form and eval mode, and its config: from a folder, a weights file, or random."""
     if options.weights is not None:
         config = classifier_config(options.weights, options.arch or "")
     else:  # as many classes as labels

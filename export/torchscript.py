@@ -13,7 +13,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 class ServedBackbone(nn.Module):
     """Pixels [B,S,S,3] uint8 (RGB) -> logits [B,classes] float32; normalisation is inside.
 
-    Of a `models.WithClassMap`: logits and class_map [B,h,w] float32.
+    For a `models.WithClassMap`: logits and class_map [B,h,w] float32.
 
     The pixels' HWC order, permuted, is channels_last without a copy: the layout that the convolutions want.
     """
@@ -42,9 +42,9 @@ class ServedBackbone(nn.Module):
 
 
 def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.ScriptModule:
-    """Traced and frozen: weights are constants, which oneDNN's graph fusion needs to pack them once.
+    """Trace and freeze the backbone: weights become constants, which oneDNN's graph fusion needs to pack them once.
 
-    Raises `RuntimeError` when the trace depends on the batch size or the device that it was made with.
+    Raises `RuntimeError` if the trace depends on the batch size or the device that it was made with.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
@@ -59,7 +59,7 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
             for output in [outputs] if isinstance(outputs, Tensor) else outputs:
                 if output.shape[0] != batch:
                     raise RuntimeError(f"the trace bakes in a batch size: {batch} images gave {list(output.shape)}")
-    graph = traced.inlined_graph  # kept: its nodes live no longer than it
+    graph = traced.inlined_graph  # a reference is kept: its nodes are freed with it
     if any(node.output().type().kind() == "DeviceObjType" for node in graph.findAllNodes("prim::Constant")):
         raise RuntimeError(
             f"the trace of {type(backbone.model).__name__} bakes in a device, so it would serve nowhere else: "
@@ -73,7 +73,7 @@ def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """On the CPU."""
+    """Load a TorchScript file on the CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return torch.jit.load(str(path), map_location="cpu")

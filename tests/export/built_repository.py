@@ -1,4 +1,4 @@
-"""What the tests read of a repository that was built."""
+"""Readers for a repository that was built."""
 
 import hashlib
 from pathlib import Path

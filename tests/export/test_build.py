@@ -81,7 +81,7 @@ def test_where_the_embedded_servers_configs_differ(repository: Path) -> None:
 
 
 def test_onnx_alone(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the names that tritonserver's onnxruntime backend has for the numbers of threads."""
+    """The thread counts have the names that tritonserver's onnxruntime backend uses."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
     summary = build(BuildOptions(weights=checkpoint, output=tmp_path / "models", formats=("onnx",)))
     named = f"{tmp_path}/models: replknet_nano, version 1, 5 classes, 64 px, fp32, onnx; equal to eager on 8 images; "
@@ -133,7 +133,7 @@ def test_configs_agree(repository: Path) -> None:
 
 
 def test_warmed_up_with_a_picture_as_large_as_is_decoded_in_full(repository: Path) -> None:
-    """Memory that the first request would have to fetch is there; one pixel more, and it were decoded at half."""
+    """So its memory is allocated before the first request; with one pixel more it would be decoded at half its size."""
     element = (repository / "preprocess/warmup/image").read_bytes()
     data = element[4:]
     assert element[:4] == len(data).to_bytes(4, "little"), "as tritonserver has a string"
@@ -205,7 +205,7 @@ def test_build_record_names_what_was_built(repository: Path, checkpoint: Path) -
 
 
 def test_a_change_of_any_file_is_seen(repository: Path, tmp_path: Path) -> None:
-    """But of the configs, which are the operator's to change."""
+    """Except the configs, which the operator may change."""
     bytecode = shutil.ignore_patterns("__pycache__")  # of a test that has imported the step
     root = shutil.copytree(repository, tmp_path / "models", ignore=bytecode)
     compare_newest(root)
@@ -242,7 +242,7 @@ def test_half_precision_is_half_as_large_and_answers_float32(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is compared with float32, not with what it has lost already."""
+    """It is compared with the float32 model, not with one that is rounded already."""
     compared = []
 
     def check(name: str, eager: ServedBackbone, *rest: Any) -> Parity:

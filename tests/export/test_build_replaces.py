@@ -1,4 +1,4 @@
-"""build_models.py moves what it wrote in whole: versions are numbered, and what fails changes nothing."""
+"""build_models.py writes atomically: versions are numbered, and a failed build changes nothing."""
 
 import errno
 import fcntl
@@ -99,7 +99,7 @@ def test_versions_that_want_other_pixels_do_not_stay(checkpoint: Path, tmp_path:
 def test_failed_build_leaves_the_repository(
     step: str, part: str, formats: tuple[str, ...], repository: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each form is compared as it lies in its file."""
+    """Each format is compared as loaded from its file."""
     before = digest(repository)
 
     def wrong(model: torch.nn.Module) -> torch.nn.Module:
@@ -121,7 +121,7 @@ def test_failed_build_leaves_the_repository(
 def test_one_build_release_or_rollback_at_a_time(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second is refused, and the first one's version is there; that of a release too."""
+    """The second is refused, and the version of the first is there; likewise beside a release."""
     options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
     build(options)
     trace, refused = build_module.trace_backbone, []
@@ -195,7 +195,7 @@ def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    """Files of 100 KB at most: LibTorch's writer would end the process, and leave what fills the disk."""
+    """Here files may have 100 KB at most: LibTorch's own writer would abort the process and leave its file."""
     command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(tmp_path / "models")]
     limit = f"ulimit -f 100; exec {shlex.join(command)}"
     done = subprocess.run(["bash", "-c", limit], capture_output=True, text=True, timeout=120)
@@ -244,7 +244,7 @@ def test_a_first_build_needs_no_locks(checkpoint: Path, tmp_path: Path, monkeypa
 
 
 def test_what_a_killed_build_has_left_is_removed(checkpoint: Path, tmp_path: Path) -> None:
-    """And nothing of one that lives."""
+    """And nothing of a running build."""
     killed, living = tmp_path / ".models.building-0123", tmp_path / ".models.building-4567"
     for folder in (killed, living):
         (folder / "backbone/1").mkdir(parents=True)

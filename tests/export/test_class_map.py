@@ -37,7 +37,7 @@ def repository(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def expected(checkpoint: Path, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and the map of the answer of the training form, in float64."""
+    """The logits and the best class's map of the training-form model, in float64."""
     model, config = load_checkpoint(checkpoint)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (config.mean, config.std))
     images = (pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std
@@ -134,7 +134,7 @@ def test_parity_compares_the_maps_of_the_same_answer() -> None:
 
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1e-4), ("fp16", 2e-2), ("bf16", 1e-1)])
 def test_parity_allows_what_a_precision_rounds(precision: str, allowed: float) -> None:
-    """Of the largest logit, for one image and for all at once."""
+    """A share of the largest logit, for one image and for all at once."""
     logits, pixels = torch.tensor([[-4.0, 1.0], [2.0, 0.0]]), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
 
     def off_by(share: float, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""config.pbtxt of every model: what the numbers in it go with."""
+"""config.pbtxt of every model: what its numbers depend on."""
 
 import pytest
 from google.protobuf import text_format

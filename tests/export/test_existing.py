@@ -1,4 +1,4 @@
-"""A build on a repository that is there: the limits that somebody set stay, and versions go for the reason it says."""
+"""A build into an existing repository: edited limits are kept, and versions are removed for the reason it prints."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def versions(output: Path) -> set[str]:
 
 
 def limit(output: Path, name: str = "max_pixels") -> list[int]:
-    """In config.pbtxt and in what the embedded server reads in its place."""
+    """The limit in config.pbtxt and in the config that the embedded server reads instead."""
     texts = [(output / "preprocess" / file).read_text() for file in FILES]
     return [int(re.search(rf'"{name}"\s+value \{{\s+string_value: "(\d+)"', text)[1]) for text in texts]  # type: ignore[index]
 
@@ -110,7 +110,7 @@ def test_a_limit_that_was_taken_out_is_the_default(output: Path) -> None:
 
 
 def test_a_limit_that_the_embedded_server_alone_has_not_is_its_default(output: Path) -> None:
-    """Which is what it was serving with, whatever config.pbtxt says."""
+    """The embedded server was serving with the default, whatever config.pbtxt says."""
     set_limit(output, 4_000_000, "config.pbtxt")
     take_limit_out(output, EMBEDDED)
     assert build(output)[0] == 2
@@ -118,7 +118,7 @@ def test_a_limit_that_the_embedded_server_alone_has_not_is_its_default(output: P
 
 
 def test_without_the_preprocess_step_nothing_is_built(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a wheel."""
+    """A wheel lacks it."""
     before = digest(output)
     monkeypatch.setattr("export.repository.PREPROCESS_SOURCE", output / "nowhere")
     with pytest.raises(RepositoryError, match=r"nowhere has no \*\.py: run build_models\.py in a checkout"):
@@ -154,7 +154,7 @@ REASONS = {
 
 @pytest.mark.parametrize(("reason", "spec"), REASONS.items())
 def test_what_a_build_cannot_serve_goes_for_the_reason_it_says(output: Path, reason: str, spec: ServingSpec) -> None:
-    """And numbers go on, there and back: a number means one set of weights."""
+    """And numbers keep rising, there and back: a number never means two sets of weights."""
     build(output)
     assert build(output, spec) == (3, [f"removed version 1, 2: {reason}"])
     assert build(output, spec) == (4, [])
@@ -209,7 +209,7 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
 
 
 def test_labels_that_hold_another_line_separator_fit(output: Path) -> None:
-    """tritonserver parts them at newlines alone: what is built can be released."""
+    """tritonserver splits labels at newlines only: what is built can be released."""
     build(output, labels=["caf\u00e9\u2028au lait", "th\u00e9\x85"])
     check_compatible(output, output)
 

@@ -1,4 +1,4 @@
-"""The operator in a module of somebody's own, through torch.onnx.export."""
+"""The operator in a user's own module, through torch.onnx.export."""
 
 import re
 import textwrap
