@@ -22,13 +22,13 @@ CHECKPOINT = Path("runs/digits-nano")
 HELD_OUT = Path("data/digits/val")
 PICTURE = Path("runs/demo.png")
 DIGITS = [str(digit) for digit in range(10)]
-THREADS = "2"  # said, so that the tracked config is the same on every machine
+THREADS = "2"  # fixed, so that the tracked config is the same on every machine
 
 console = Console()
 
 
 class DemoError(RuntimeError):
-    """What keeps the demo from running, in one line."""
+    """The demo cannot run; the message says why in one line."""
 
 
 def train() -> None:
@@ -50,8 +50,10 @@ def build(repository: Path) -> None:
 
 
 def is_built(checkpoint: Path, repository: Path) -> bool:
-    """Whether `repository` serves this checkpoint. Raises `DemoError` where it holds somebody's other network, or does
-    not say whose."""
+    """Whether `repository` serves this checkpoint.
+
+    Raises `DemoError` if it holds another network, or its build.json is damaged.
+    """
     newest = newest_build(repository)
     if newest is None:
         return False
@@ -73,7 +75,7 @@ def is_built(checkpoint: Path, repository: Path) -> bool:
 
 
 def newest_build(repository: Path) -> Path | None:
-    """build.json of the version that is served, of whatever format."""
+    """The build.json of the version that is served, in TorchScript or ONNX."""
     records = [folder / "build.json" for folder in version_folders(repository / "backbone")]
     return next((record for record in reversed(records) if record.exists()), None)
 

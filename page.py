@@ -2,7 +2,7 @@
 
     make page ARGS="--server localhost:8001"
 
-Gradio is imported by `build` alone: it has an environment of its own (docs/page.md).
+Only `build` imports Gradio, which has a separate environment (docs/page.md).
 """
 
 import argparse
@@ -57,7 +57,7 @@ table.bars, .bars :is(tr, td) {border: 0; padding-block: .2em}
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows of one picture.
+    """The contents of the page for one picture.
 
     Attributes:
         classes: label -> probability, best first.
@@ -75,7 +75,7 @@ class Shown:
 
 
 def ask(classifier: Classifier, image: str | None) -> Shown:
-    """Classifies and explains one file. What goes wrong is told in `Shown.note`, not raised."""
+    """Classify and explain one file. Errors are reported in `Shown.note`, not raised."""
     if image is None:
         return Shown()
     before = classifier.status(STATUS_SECONDS)
@@ -109,7 +109,7 @@ def draw(image: str, explanation: Explanation) -> "Image":
 
 
 def settled(classifier: Classifier, before: Sequence[Any]) -> dict[str, dict[str, Times]]:
-    """`step_times` since `before`, once two readings agree: the last step is counted after its answer has left."""
+    """Return `step_times` since `before` once two readings agree: the last step is counted after its answer is sent."""
     steps: dict[str, dict[str, Times]] = {}
     if any(isinstance(status, ServerStatus) for status in before):
         for _ in range(10):
@@ -162,7 +162,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
 
 
 def classes_html(shown: Shown) -> str:
-    """To a tenth of a percent: a thousand classes that are all as likely have that each."""
+    """The classes as bars, to a tenth of a percent: each of a thousand equally likely classes has that."""
     rows = shown.classes.items()
     return bars((label, p, f"{100 * p:.1f} %" if p >= 0.0005 else "< 0.1 %") for label, p in rows)
 
@@ -179,7 +179,7 @@ def times_html(shown: Shown) -> str:
 
 
 def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any, Any]:
-    """The page, a `gradio.Blocks`, and its theme; `answer` is given a file, or None when the picture is taken away."""
+    """The page, a `gradio.Blocks`, and its theme; `answer` is given a file, or None when the picture is removed."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")
     import gradio
     from gradio.themes.utils.fonts import LocalFont
@@ -188,7 +188,7 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
         shown = answer(image)
         return [note_html(shown), shown.picture, classes_html(shown), times_html(shown)]
 
-    # What has been uploaded is deleted after an hour.
+    # Uploads are deleted after an hour.
     with gradio.Blocks(title="Widefield", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown("# Widefield\nDrop a picture: its five best classes, where the evidence for the best one lies.")
         note = gradio.HTML(elem_id="note")
@@ -200,7 +200,7 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
             table = {"show_label": True, "container": True}  # Gradio's Label would round to whole percents
             classes = gradio.HTML(label="Top 5", elem_id="classes", **table)
             times = gradio.HTML(label="Time by step", elem_id="times", **table)
-        # The file as it was sent: Gradio would decode it, and fail, where the server is to be asked.
+        # Pass the file on as it was uploaded: Gradio would decode it, and fail before the server is asked.
         picture.preprocess = lambda payload: payload and payload.path
         event = {"trigger_mode": "always_last", "show_progress": "minimal", "api_visibility": "private"}
         picture.change(show, picture, [note, evidence, classes, times], concurrency_limit=concurrency, **event)
@@ -238,7 +238,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
-    # Gradio asks itself whether it answers: not through a proxy.
+    # Gradio sends a request to itself at the start, which must not go through a proxy.
     others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{others},{options.host},127.0.0.1,localhost".lstrip(",")
     with options.classifier as classifier:
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         except OSError as error:
             busy = f"{options.host}:{options.port} is taken, or not this machine's: see --port"
-            print(f"page: {error if error.errno else busy}", file=sys.stderr)  # gradio's own has no number
+            print(f"page: {error if error.errno else busy}", file=sys.stderr)  # Gradio's own has no errno
             return 1
         print(f"the page is at {page.local_url}, its server at {', '.join(classifier.urls)}", flush=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -28,14 +28,14 @@ def colours_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # 
 
 @pytest.fixture(scope="session")
 def unexplained_server(serving: Callable[..., Any]) -> Iterator["TritonServer"]:  # noqa: F821
-    """The same without class maps."""
+    """A server that knows colours, without class maps."""
     with serving(write_colours_repository, explained=False) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def outside() -> Iterator[socket.socket]:
-    """A proxy for all other machines, which nobody is to ask."""
+    """A proxy for all other machines, which must not get any request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener
 
@@ -49,7 +49,7 @@ def page_python() -> Path:
 
 @pytest.fixture
 def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """start_page(server, *options) -> the page's address. It ends with the test, and well."""
+    """start_page(server, *options) -> the page's address. It is stopped with the test, and must exit with success."""
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
     proxies = {name: proxy for each in ("http_proxy", "https_proxy", "all_proxy") for name in (each, each.upper())}
     local = {"no_proxy": "", "NO_PROXY": "", "GRADIO_TEMP_DIR": str(tmp_path)}
@@ -80,7 +80,7 @@ def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Ite
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator["Chrome"]:  # noqa: F821
-    """Chromium without a window, which writes down what it asks for."""
+    """Headless Chromium that logs its requests."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     driver = shutil.which("chromedriver")
     if not (program and driver):

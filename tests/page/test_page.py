@@ -157,7 +157,7 @@ def test_a_model_without_a_map(picture: Callable[..., str]) -> None:
 
 
 def test_the_time_is_the_answers_alone(picture: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what the question for a map has taken."""
+    """Without the time of the failed request for a map."""
     clock = [0.0]
 
     def reply(request: Request) -> object:
@@ -236,7 +236,7 @@ def test_classes_that_are_all_unlikely_differ() -> None:
 
 
 def test_a_step_whose_mean_is_longer_than_the_request_stays_in_the_table() -> None:
-    """Other requests' times are in the means."""
+    """The means include the times of other requests."""
     text = page.times_html(page.Shown(times=[("backbone", 30.0), ("total", 20.0)], requests=2))
     assert re.findall(r"width: ([^%]*)%", text) == ["100.0", "100.0"]
 

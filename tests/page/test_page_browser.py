@@ -186,7 +186,7 @@ def test_no_server(start_page: Callable[..., str], chromium: Any, flower: Path) 
 
 
 def test_files_that_nobody_dropped_and_a_port_that_is_taken(start_page: Callable[..., str], page_python: Path) -> None:
-    """The page reads no file of its machine but what was dropped; a second one says why it cannot start."""
+    """The page reads no file of its machine but uploads; a second page says why it cannot start."""
     address = start_page("127.0.0.1:1")
     with urlopen(f"{address}config") as answer:
         (event,) = json.load(answer)["dependencies"]
@@ -209,7 +209,7 @@ def test_files_that_nobody_dropped_and_a_port_that_is_taken(start_page: Callable
 
 @contextmanager
 def prefix_proxy(prefix: str, target: str) -> Iterator[str]:
-    """The address of a proxy that takes `prefix` away and knows nothing else, as nginx would be set up."""
+    """The address of a proxy that strips `prefix` and answers nothing else, as nginx would be configured."""
     import aiohttp
     from aiohttp import web
 
