@@ -58,8 +58,8 @@ def activated(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(convolution(input, weight, bias))
 
 
-def by_way(way: str) -> Compute:
-    return lambda input, weight: dispatch.forward_by(way, input, weight, None, "none", "ieee")
+def by_algorithm(algorithm: str) -> Compute:
+    return lambda input, weight: dispatch.run_forward(algorithm, input, weight, None, "none", "ieee")
 
 
 def variants() -> Iterator[Variant]:
@@ -78,7 +78,7 @@ def variants() -> Iterator[Variant]:
             factor = TF32_FACTOR if precision == "tf32" else 4.0
             yield Variant(precision, replace(layer, dtype="float32"), square, ways, factor=factor)
     for layer in stages[2:]:
-        ways = {f"{OURS} whole image": by_way("toeplitz"), f"{OURS} packed image": by_way("packed image")}
+        ways = {f"{OURS} whole image": by_algorithm("toeplitz"), f"{OURS} packed image": by_algorithm("packed image")}
         yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: convolution})
 
 

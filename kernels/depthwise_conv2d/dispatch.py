@@ -48,28 +48,37 @@ def forward_cuda(
     source, size, precision = dense(input), (weight.shape[2], weight.shape[3]), precision_of(input.dtype)
     kernel = kernel_for(source, size)
     if kernel == "pytorch":
-        return forward_by(pytorch.way_of(source), source, weight, bias, activation, precision, flip)
+        return run_forward(pytorch.algorithm_for(source), source, weight, bias, activation, precision, flip)
     if source.numel() == 0:
         return torch.empty_like(source)
 
-    def run(way: Any) -> Tensor:
-        return forward_by(way, source, weight, bias, activation, precision, flip)
+    def run(algorithm: Any) -> Tensor:
+        return run_forward(algorithm, source, weight, bias, activation, precision, flip)
 
     with torch.cuda.device(source.device):
-        return run(tuning.forward_way(source, size, activation, precision, kernel, run) or kernel)
+        return run(tuning.forward_algorithm(source, size, activation, precision, kernel, run) or kernel)
 
 
-def forward_by(
-    way: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str, flip: bool = False
+def run_forward(
+    algorithm: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    precision: str,
+    flip: bool = False,
 ) -> Tensor:
-    """`way`: a tile of the Toeplitz kernel, "toeplitz" for the tensor cores by rule, another of `tile_files.WORDS`, or
-    "packed image", which benchmarks/kernels measures and nothing takes."""
-    if flip and (way == "taps" or way in pytorch.WAYS):
+    """Compute act(convolution + bias) of a contiguous or channels_last `input` [N,C,H,W], in its memory format.
+
+    `algorithm`: a tile of the Toeplitz kernel; "toeplitz", the tensor-core kernel and tile by rule; another of
+    `tile_files.NAMES`; or "packed image", which only benchmarks/kernels asks for.
+    """
+    if flip and (algorithm == "taps" or algorithm in pytorch.MEMORY_FORMATS):
         weight, flip = weight.flip(2, 3), False
-    if way in pytorch.WAYS:
-        return pytorch.forward_by(way, input, weight, bias, activation, precision)
+    if algorithm in pytorch.MEMORY_FORMATS:
+        return pytorch.run_forward(algorithm, input, weight, bias, activation, precision)
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
-    if way == "taps":
+    if algorithm == "taps":
         from kernels.depthwise_conv2d import kernel as taps
 
         output = torch.empty_like(input)
@@ -80,12 +89,12 @@ def forward_by(
     # Their windows are runs of a row: channels_last is transposed there and back.
     source = transpose.contiguous(input)
     output = torch.empty_like(source)
-    if way == "packed image":
+    if algorithm == "packed image":
         packed_image.launch(source, weight, bias, output, activation, precision, flip)
-    elif way == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
+    elif algorithm == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
         whole_image.launch(source, weight, bias, output, activation, precision, flip)
     else:
-        tile = None if way == "toeplitz" else way
+        tile = None if algorithm == "toeplitz" else algorithm
         toeplitz.launch(source, weight, bias, output, activation, precision, tile, flip)
     return transpose.laid_out_as(output, input)
 
@@ -96,17 +105,18 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
 
     precision = precision_of(input.dtype)
     if kernel_for(input, kernel_size) == "pytorch":
-        return pytorch.grad_weight_by(pytorch.way_of(input), grad, input, kernel_size, precision)
+        return pytorch.run_grad_weight(pytorch.algorithm_for(input), grad, input, kernel_size, precision)
     if input.numel() == 0:
         return input.new_zeros(input.shape[1], 1, *kernel_size)
 
-    def run(way: Any) -> Tensor:
-        if way in pytorch.WAYS:
-            return pytorch.grad_weight_by(way, grad, input, kernel_size, precision)
+    def run(algorithm: Any) -> Tensor:
+        if algorithm in pytorch.MEMORY_FORMATS:
+            return pytorch.run_grad_weight(algorithm, grad, input, kernel_size, precision)
         result = input.new_empty(input.shape[1], 1, *kernel_size)
-        grad_weight.launch(transpose.contiguous(grad), transpose.contiguous(input), result, precision, tile=way)
+        grad_weight.launch(transpose.contiguous(grad), transpose.contiguous(input), result, precision, tile=algorithm)
         return result
 
     with torch.cuda.device(input.device):
-        way = tuning.grad_weight_way(input, kernel_size, precision, run)
-        return run(way or grad_weight.choose_tile(*input.shape[2:], *kernel_size, input.element_size()) or "pytorch")
+        algorithm = tuning.grad_weight_algorithm(input, kernel_size, precision, run)
+        algorithm = algorithm or grad_weight.choose_tile(*input.shape[2:], *kernel_size, input.element_size())
+        return run(algorithm or "pytorch")

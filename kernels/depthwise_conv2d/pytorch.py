@@ -1,4 +1,4 @@
-"""PyTorch's own convolution: used where none of our kernels serves, and a way that the tuner may choose."""
+"""PyTorch's own convolution: used where none of our kernels serves, and two algorithms that the tuner may choose."""
 
 import threading
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from torch import Tensor
 from kernels.layout import laid_out_as
 
 # On a GPU contiguous memory takes PyTorch's own kernel from 7 x 7 on, channels_last takes cuDNN's.
-WAYS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}
+MEMORY_FORMATS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}
 _settings = threading.Lock()  # they are the process's
 
 
-def way_of(input: Tensor) -> str:
-    """The one of `WAYS` that leaves a dense input as it lies."""
+def algorithm_for(input: Tensor) -> str:
+    """Return the key of `MEMORY_FORMATS` for the format of `input`: channels_last unless it is contiguous."""
     return "pytorch" if input.is_contiguous() else "pytorch channels_last"
 
 
@@ -67,15 +67,19 @@ def as_ours(dtype: torch.dtype, precision: str) -> Iterator[None]:
                 setattr(*setting)
 
 
-def forward_by(way: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str) -> Tensor:
-    """By one of `WAYS`; laid out as the input."""
-    source = input.contiguous(memory_format=WAYS[way])
+def run_forward(
+    algorithm: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
+) -> Tensor:
+    """Compute in the memory format of `algorithm`, a key of `MEMORY_FORMATS`; the result has the input's format."""
+    source = input.contiguous(memory_format=MEMORY_FORMATS[algorithm])
     with as_ours(input.dtype, precision):
         output = activate(convolution(source, weight, bias), activation)
     return laid_out_as(output, input)
 
 
-def grad_weight_by(way: str, grad: Tensor, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> Tensor:
-    grad, input = (t.contiguous(memory_format=WAYS[way]) for t in (grad, input))
+def run_grad_weight(
+    algorithm: str, grad: Tensor, input: Tensor, kernel_size: tuple[int, ...], precision: str
+) -> Tensor:
+    grad, input = (t.contiguous(memory_format=MEMORY_FORMATS[algorithm]) for t in (grad, input))
     with as_ours(input.dtype, precision):
         return grad_weight(grad, input, kernel_size)

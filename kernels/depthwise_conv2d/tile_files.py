@@ -14,8 +14,8 @@ from torch import Tensor
 from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
 
 TABLE = Path(__file__).with_name("tiles.json")
-WORDS = ("toeplitz", "taps", *pytorch.WAYS)
-Way = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of WORDS
+NAMES = ("toeplitz", "taps", *pytorch.MEMORY_FORMATS)
+Algorithm = toeplitz.Tile | grad_weight.GradWeightTile | str  # a tile, or one of NAMES
 
 
 def cache_file() -> Path:
@@ -46,39 +46,40 @@ class TilesError(RuntimeError):
 
 @cache
 def read(path: Path) -> dict[str, Any]:
-    """The ways of a file by key; empty where there is none, or in a folder that is closed. Raises `TilesError`."""
+    """Return a file's algorithms by key; empty if there is no file, or no access to its folder. Raises `TilesError`."""
     try:
-        ways = json.loads(path.read_text()) if os.path.isfile(path) else {}  # pathlib's raises where it may not look
+        entries = json.loads(path.read_text()) if os.path.isfile(path) else {}  # pathlib's raises where it may not look
     except OSError as error:
         raise TilesError(path, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise TilesError(path, f"is damaged ({error})") from error
-    if not isinstance(ways, dict):
-        raise TilesError(path, f"holds a {type(ways).__name__} in place of tiles by shape")
-    return ways
+    if not isinstance(entries, dict):
+        raise TilesError(path, f"holds a {type(entries).__name__} in place of tiles by shape")
+    return entries
 
 
-def way_in(path: Path, name: str, kind: type) -> Way:
-    """The tile or the word that a file has for a shape. Raises `TilesError`."""
-    way = read(path)[name]
-    if way in WORDS:
-        return way
+def algorithm_in(path: Path, name: str, kind: type) -> Algorithm:
+    """Return the tile or the name that a file has for the shape `name`. Raises `TilesError`."""
+    algorithm = read(path)[name]
+    if algorithm in NAMES:
+        return algorithm
     try:
-        return kind(**way)
+        return kind(**algorithm)
     except TypeError as error:
-        raise TilesError(path, f"has {way!r} for {name!r}, which is not a tile of this version") from error
+        raise TilesError(path, f"has {algorithm!r} for {name!r}, which is not a tile of this version") from error
 
 
-def remember(name: str, way: Way) -> None:
+def remember(name: str, algorithm: Algorithm) -> None:
     """Written whole and moved in place: another process sees the old file or the new one, and adds to the newest."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:  # beside it: the file itself is replaced
         fcntl.flock(lock, fcntl.LOCK_EX)
         read.cache_clear()
-        ways = read(path) | {name: way if isinstance(way, str) else asdict(way)}
+        entries = read(path) | {name: algorithm if isinstance(algorithm, str) else asdict(algorithm)}
         draft = path.with_name(f".{path.name}.{os.getpid()}")  # the lock's holder is its only writer
-        draft.write_text(json.dumps(ways, indent=1, sort_keys=True))  # as readable as the umask has files: it is shared
+        # Several users may share the file: its mode is left to the umask.
+        draft.write_text(json.dumps(entries, indent=1, sort_keys=True))
         os.replace(draft, path)
         read.cache_clear()
 

@@ -1,16 +1,17 @@
-"""Which way a shape goes: the user's own measurement, else the shipped table, else the rule.
+"""The algorithm for a shape: the user's own measurement, else the shipped table, else the rule.
 
 WIDEFIELD_AUTOTUNE=1 measures every shape once, when it is first seen, ours and PyTorch's convolution in both memory
 formats, and keeps the answers in $WIDEFIELD_TILES, else in widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache: a tile
-or the word for another way (dispatch.py). The shipped table's tile comes first, then the rule's and PyTorch's
-ways, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is tried. tiles.json beside this file is the
-shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
+or the name of another algorithm (dispatch.py). The shipped table's tile comes first, then the rule's and PyTorch's
+algorithms, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is tried. tiles.json beside this file
+is the shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,23 +19,25 @@ import triton
 from torch import Tensor
 
 from kernels.depthwise_conv2d import grad_weight, pytorch, tile_files, toeplitz
-from kernels.depthwise_conv2d.tile_files import Way, key
+from kernels.depthwise_conv2d.tile_files import Algorithm, key
 
 SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
-SLOWER = 2.0  # than the least single call: such a way is not measured further
-Run = Callable[[Way], Any]
+SLOWER = 2.0  # than the least single call: such an algorithm is not measured further
+Run = Callable[[Algorithm], Any]
 
 
-def find(plain: str, details: str, kind: type, options: Callable[[], Iterator[Way]], run: Run) -> Way | None:
-    """The way to go; None leaves it to the rule. A tile found for `plain` serves what differs from it in `details`."""
+def find(
+    plain: str, details: str, kind: type, options: Callable[[], Iterator[Algorithm]], run: Run
+) -> Algorithm | None:
+    """Return the algorithm to use, or None for the rule's. A tile for `plain` serves calls that differ in `details`."""
     path, name, table = tile_files.cache_file(), plain + details, tile_files.shipped(tile_files.TABLE, plain)
     tile = kind(**table) if table else None
     tunes = os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing()
     if tunes and name not in tile_files.read(path):
         tile_files.remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
     if name in tile_files.read(path):
-        return tile_files.way_in(path, name, kind)
-    return tile_files.way_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
+        return tile_files.algorithm_in(path, name, kind)
+    return tile_files.algorithm_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
 
 
 def one_call_ms(run: Callable[[], Any]) -> float:
@@ -48,31 +51,32 @@ def one_call_ms(run: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end))
 
 
-def fastest(options: Iterable[Way], run: Run) -> Way:
+def fastest(options: Iterable[Algorithm], run: Run) -> Algorithm:
     """By the median time of those whose single call takes at most SLOWER times the least one's.
 
     What the device has no room for, or cuDNN no algorithm, is passed over. Every word, and each tile before the first
     word, has its call; no other tile is tried when the time is over.
     """
     deadline = time.monotonic() + float(os.environ.get("WIDEFIELD_AUTOTUNE_SECONDS", "60"))
-    times: dict[Way, float] = {}
-    least, words = float("inf"), False
+    times: dict[Algorithm, float] = {}
+    least, named = float("inf"), False
     failure: Exception | None = None
-    for way in options:
-        words |= isinstance(way, str)
-        if words and not isinstance(way, str) and times and time.monotonic() > deadline:
+    for option in options:
+        named |= isinstance(option, str)
+        if named and not isinstance(option, str) and times and time.monotonic() > deadline:
             break
+        call = partial(run, option)
         try:
-            once = one_call_ms(lambda way=way: run(way))  # type: ignore[misc]
+            once = one_call_ms(call)
             if once > SLOWER * least:
                 continue
             least = min(least, once)
-            times[way] = triton.testing.do_bench(lambda way=way: run(way), warmup=5, rep=25, return_mode="median")
+            times[option] = triton.testing.do_bench(call, warmup=5, rep=25, return_mode="median")
         except (triton.errors.TritonError, RuntimeError) as error:
             failure = error
     if not times:
         raise RuntimeError(f"no way to compute this shape could be measured; the last one's failure: {failure}")
-    return min(times, key=lambda way: times[way])
+    return min(times, key=lambda option: times[option])
 
 
 def most_sums(capability: tuple[int, int], element_bytes: int) -> int:
@@ -102,14 +106,14 @@ def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
                     yield replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
 
 
-def forward_way(
+def forward_algorithm(
     input: Tensor, kernel_size: tuple[int, ...], activation: str, precision: str, kernel: str, run: Run
-) -> Way | None:
+) -> Algorithm | None:
     """`kernel`: the rule's choice, "toeplitz" or "taps"; where few taps make it the latter, tiles are the rule's."""
 
-    def options() -> Iterator[Way]:
+    def options() -> Iterator[Algorithm]:
         yield kernel
-        yield from pytorch.WAYS
+        yield from pytorch.MEMORY_FORMATS
         if kernel == "taps":
             yield "toeplitz"
             return
@@ -119,16 +123,16 @@ def forward_way(
     return find(key(kernel, input, kernel_size, precision), details, toeplitz.Tile, options, run)
 
 
-def grad_weight_way(input: Tensor, kernel_size: tuple[int, ...], precision: str, run: Run) -> Way | None:
+def grad_weight_algorithm(input: Tensor, kernel_size: tuple[int, ...], precision: str, run: Run) -> Algorithm | None:
     height, width = input.shape[2:]
 
-    def options() -> Iterator[Way]:
+    def options() -> Iterator[Algorithm]:
         ranked = sorted(
             grad_weight.candidates(height, width, kernel_size[0], kernel_size[1], input.element_size()),
             key=lambda option: option[0],
         )
         yield from (tile for _, tile in ranked[:1])
-        yield from pytorch.WAYS
+        yield from pytorch.MEMORY_FORMATS
         for _, tile in ranked[:8]:
             for stages in (2, 3, 4):
                 for warps in (4, 8):

@@ -20,11 +20,11 @@ def test_every_variant_is_right_each_way(monkeypatch):
     monkeypatch.setattr(variants, "replknet_31b", lambda batch: SMALL)
     went = []
 
-    def forward_by(way, input, weight, bias, activation, precision):
-        went.append(way)
+    def run_forward(algorithm, input, weight, bias, activation, precision):
+        went.append(algorithm)
         return convolution(input, weight)
 
-    monkeypatch.setattr(dispatch, "forward_by", forward_by)
+    monkeypatch.setattr(dispatch, "run_forward", run_forward)
     rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
     of_a_stage = ["strip", "strip", "bias and gelu", "tf32x3", "tf32"]
     assert [row["variant"] for row in rows] == [*of_a_stage * 2, *["small image"] * 2]

@@ -1,4 +1,4 @@
-"""Which way a call on the GPU takes, with what; launches are recorded (conftest.py), as there is no device."""
+"""The algorithm that a call on the GPU uses, and its arguments; launches are only recorded (conftest.py)."""
 
 import pytest
 import torch
@@ -44,9 +44,9 @@ def test_each_kernel_is_taken(taken):
     gradients._grad_input_cuda(*whole)
     op._cuda(whole[0], whole[1][..., :13].contiguous())
     assert taken[4:] == [("whole image", True, "ieee"), ("whole image", True, "ieee", "turned"), tensor_cores]
-    for side, way in ((16, "whole image"), (17, "toeplitz")):  # 256 outputs are the most that a program holds
+    for side, algorithm in ((16, "whole image"), (17, "toeplitz")):  # 256 outputs are the most that a program holds
         op._cuda(torch.zeros(2, 4, side, side).half(), torch.zeros(4, 1, 33, 33).half())
-        assert taken[-1][0] == way
+        assert taken[-1][0] == algorithm
 
 
 def test_no_images_are_no_launch(taken):
@@ -62,9 +62,9 @@ def test_more_channels_than_a_grid_has(taken):
     assert not taken
 
 
-@pytest.mark.parametrize(("height", "way"), [(46340, "taps"), (46341, "pytorch")])
-def test_more_pixels_than_int32_counts(taken, height, way):
-    assert dispatch.kernel_for(torch.empty(1, 1, height, 46341, dtype=torch.half, device="meta"), (3, 3)) == way
+@pytest.mark.parametrize(("height", "algorithm"), [(46340, "taps"), (46341, "pytorch")])
+def test_more_pixels_than_int32_counts(taken, height, algorithm):
+    assert dispatch.kernel_for(torch.empty(1, 1, height, 46341, dtype=torch.half, device="meta"), (3, 3)) == algorithm
 
 
 def test_an_old_device_is_warned_of(taken, monkeypatch):
@@ -122,7 +122,7 @@ def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(ta
         assert gradients._grad_input_cuda(source, weight).stride() == source.stride()
     assert taken == [("toeplitz", True, "ieee", None, "turned")] * 2
     exact = gradients._grad_input_cpu(grad, weight)
-    torch.testing.assert_close(dispatch.forward_by("pytorch", grad, weight, None, "none", "ieee", flip=True), exact)
+    torch.testing.assert_close(dispatch.run_forward("pytorch", grad, weight, None, "none", "ieee", flip=True), exact)
     torch.testing.assert_close(gradients._grad_input_cuda(grad.double(), weight.double()).float(), exact)
 
 

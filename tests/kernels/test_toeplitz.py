@@ -149,9 +149,9 @@ def test_packed_images_on_the_gpu(problem, case, dtype, flip):
     p = problem(case, dtype, "gelu", device="cuda")
     weight = p.weight.flip(2, 3).contiguous() if flip else p.weight
     arguments = ("packed image", p.input, weight, p.bias, "gelu", "ieee", flip)
-    output = dispatch.forward_by(*arguments)
+    output = dispatch.run_forward(*arguments)
     p.check(output)
-    assert torch.equal(output, dispatch.forward_by(*arguments))
+    assert torch.equal(output, dispatch.run_forward(*arguments))
 
 
 @pytest.mark.gpu

@@ -41,41 +41,42 @@ def test_float32s_precision_leaves_the_others_their_tiles(taken):
 
 @pytest.fixture
 def clock(taken, monkeypatch):
-    """Autotuning with a stand-in for the timers: `seconds(way)` says what is fastest; the ways called and timed."""
+    """Autotuning with a stand-in for the timers: `seconds(algorithm)` says what is fastest; `called` and `timed` list
+    the algorithms that had a single call and those that were timed."""
     import triton
 
-    timed = SimpleNamespace(ways=[], called=[], seconds=lambda way: 1.0)
-    real = {name: getattr(pytorch, name) for name in ("forward_by", "grad_weight_by")}
+    stand_in = SimpleNamespace(timed=[], called=[], seconds=lambda algorithm: 1.0)
+    real = {name: getattr(pytorch, name) for name in ("run_forward", "run_grad_weight")}
 
     def by(name):
-        def record(way, *arguments):
-            taken.append(way)
-            return real[name](way, *arguments)
+        def record(algorithm, *arguments):
+            taken.append(algorithm)
+            return real[name](algorithm, *arguments)
 
         return record
 
-    def timer(ways):
+    def timer(algorithms):
         def measure(run, **_):
             run()
             launch = taken.pop()
-            way = (
+            algorithm = (
                 launch
                 if isinstance(launch, str)
                 else launch[3]
                 if launch[0] in ("toeplitz", "grad_weight", "")
                 else launch[0]
             )
-            ways.append(way)
-            return timed.seconds(way)
+            algorithms.append(algorithm)
+            return stand_in.seconds(algorithm)
 
         return measure
 
     for name in real:
         monkeypatch.setattr(pytorch, name, by(name))
-    monkeypatch.setattr(triton.testing, "do_bench", timer(timed.ways))
-    monkeypatch.setattr(tuning, "one_call_ms", timer(timed.called))
+    monkeypatch.setattr(triton.testing, "do_bench", timer(stand_in.timed))
+    monkeypatch.setattr(tuning, "one_call_ms", timer(stand_in.called))
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
-    return timed
+    return stand_in
 
 
 def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
@@ -84,12 +85,12 @@ def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
 
     steps = {toeplitz.Tile: 32, grad_weight.GradWeightTile: 16}
 
-    def seconds(way):
-        if isinstance(way, str):
+    def seconds(algorithm):
+        if isinstance(algorithm, str):
             return 9.0
-        if way is not None and way.stages == 4:
+        if algorithm is not None and algorithm.stages == 4:
             raise triton.runtime.errors.OutOfResources(300, 227, "shared memory")
-        return 5.0 if way is None else abs(way.stages - 2) + abs(way.block_k - steps[type(way)])
+        return 5.0 if algorithm is None else abs(algorithm.stages - 2) + abs(algorithm.block_k - steps[type(algorithm)])
 
     clock.seconds = seconds
     x, w = torch.zeros(4, 2, 16, 16), torch.zeros(2, 1, 9, 9)
@@ -101,25 +102,25 @@ def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
     assert [(type(tile), tile.stages, tile.block_k) for tile in tiles[:2]] == [
         (kind, 2, k) for kind, k in steps.items()
     ]
-    assert {way for way in clock.called if isinstance(way, str)} == set(pytorch.WAYS)
-    assert len(clock.called) == len(set(clock.called)) + 2  # PyTorch's two ways for each of the operations
+    assert {algorithm for algorithm in clock.called if isinstance(algorithm, str)} == set(pytorch.MEMORY_FORMATS)
+    assert len(clock.called) == len(set(clock.called)) + 2  # PyTorch's two algorithms for each of the operations
     tile_files.read.cache_clear()  # as a new process, which does not tune
     monkeypatch.delenv("WIDEFIELD_AUTOTUNE")
     op._cuda(x, w)
     assert taken[-1][3] == tiles[0]
 
 
-@pytest.mark.parametrize("way", sorted(pytorch.WAYS))
+@pytest.mark.parametrize("algorithm", sorted(pytorch.MEMORY_FORMATS))
 @pytest.mark.parametrize("size", [3, 9])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch, way, size, layout):
+def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch, algorithm, size, layout):
     """Forward and the filter's gradient, with right answers in the input's layout; in a later process too."""
-    clock.seconds = lambda timed: 1.0 if timed == way else 2.0
+    clock.seconds = lambda timed: 1.0 if timed == algorithm else 2.0
     x, w, b = torch.randn(3, 4, 8, 6).contiguous(memory_format=layout), torch.randn(4, 1, size, size), torch.randn(4)
     for _ in range(2):
         output = op._cuda(x, w, b, "relu")
         grad = gradients._grad_weight_cuda(output, x, [size, size])
-        assert taken == [way, way]
+        assert taken == [algorithm, algorithm]
         taken.clear()
         tile_files.read.cache_clear()
         monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
@@ -148,7 +149,9 @@ def test_a_measured_tile_serves_what_differs_a_little_and_a_word_does_not(taken,
         other = (x, "relu") if operation == "relu" else (x.contiguous(memory_format=torch.channels_last),)
         monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
         by_rule = compute(*other)
-        clock.seconds = lambda way, kind=fastest, rule=by_rule: float(not isinstance(way, kind) or way in rule)
+        clock.seconds = lambda algorithm, kind=fastest, rule=by_rule: float(
+            not isinstance(algorithm, kind) or algorithm in rule
+        )
         monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "1")
         measured = compute(x)
         monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "0")
@@ -156,23 +159,23 @@ def test_a_measured_tile_serves_what_differs_a_little_and_a_word_does_not(taken,
         assert compute(*other) == (by_rule if fastest is str else measured)
 
 
-def test_a_filter_without_a_tile_is_measured_by_pytorch_s_ways(taken, clock):
+def test_a_filter_without_a_tile_is_measured_by_pytorch_s_algorithms(taken, clock):
     x = torch.randn(1, 4, 33, 33)
     gradients._grad_weight_cuda(x, x, [65, 65])
-    assert clock.ways == list(pytorch.WAYS)
+    assert clock.timed == list(pytorch.MEMORY_FORMATS)
     assert taken == ["pytorch"]
 
 
 def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, clock):
-    clock.seconds = lambda way: 1.0 if way is None else 2.0
+    clock.seconds = lambda algorithm: 1.0 if algorithm is None else 2.0
     op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 3, 3))
-    assert clock.ways == ["taps", *pytorch.WAYS, None]
+    assert clock.timed == ["taps", *pytorch.MEMORY_FORMATS, None]
     assert taken == [("toeplitz", True, "ieee", None)]
 
 
 def test_packed_images_are_not_tried_before_they_have_run_on_a_gpu(taken, clock):
     op._cuda(torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half())
-    assert clock.called[:3] == ["whole image", *pytorch.WAYS]
+    assert clock.called[:3] == ["whole image", *pytorch.MEMORY_FORMATS]
     assert "packed image" not in clock.called
 
 
@@ -180,31 +183,33 @@ def test_packed_images_by_name(taken):
     """As benchmarks/kernels asks for them; in training too, whose filter is turned."""
     x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
     for source, flip in ((x.contiguous(memory_format=torch.channels_last), False), (x, True)):
-        assert bool((dispatch.forward_by("packed image", source, w, None, "none", "ieee", flip) == 3).all())
+        assert bool((dispatch.run_forward("packed image", source, w, None, "none", "ieee", flip) == 3).all())
     assert taken == [("packed image", True, "ieee"), ("packed image", True, "ieee", "turned")]
 
 
-def test_no_way_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
+def test_no_algorithm_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
     """The rule's and PyTorch's come first; what was measured by then is kept."""
     now = [0.0]
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "5.5")
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
 
-    def seconds(way):
+    def seconds(algorithm):
         now[0] += 1.0
-        return 5.0 if isinstance(way, str) else 1.0
+        return 5.0 if isinstance(algorithm, str) else 1.0
 
     clock.seconds = seconds
     op._cuda(torch.zeros(64, 2, 16, 16), torch.zeros(2, 1, 9, 9))
-    assert clock.called[:3] == [None, *pytorch.WAYS]
-    assert [(way.rows, way.block_m) for way in clock.called[3:]] == [(16, 64)]
-    assert clock.ways == [None, clock.called[3]]
+    assert clock.called[:3] == [None, *pytorch.MEMORY_FORMATS]
+    assert [(algorithm.rows, algorithm.block_m) for algorithm in clock.called[3:]] == [(16, 64)]
+    assert clock.timed == [None, clock.called[3]]
     assert taken[-1][3] is None
 
 
 @pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
-def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_long(taken, clock, monkeypatch, operation):
-    """A slow way has one call: PyTorch's took 75 ms each, and the time was over before the table's tile."""
+def test_the_shipped_tile_comes_first_and_the_first_algorithms_have_a_call_however_long(
+    taken, clock, monkeypatch, operation
+):
+    """A slow algorithm has one call: PyTorch's took 75 ms each, and the time was over before the table's tile."""
     now = [0.0]
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "0.5")
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
@@ -215,20 +220,22 @@ def test_the_shipped_tile_comes_first_and_the_first_ways_have_a_call_however_lon
     monkeypatch.setattr(tile_files, "TABLE", tile_files.cache_file().with_name("table.json"))
     tile_files.TABLE.write_text(json.dumps({name: asdict(shipped)}))
 
-    def seconds(way):
+    def seconds(algorithm):
         now[0] += 1.0
-        return 1.0 if way == shipped else 75.0 if isinstance(way, str) else 1.4
+        return 1.0 if algorithm == shipped else 75.0 if isinstance(algorithm, str) else 1.4
 
     clock.seconds = seconds
     x = torch.zeros(64, 128, 56, 56, dtype=torch.bfloat16, device="meta")
     if operation == "toeplitz":
-        tuning.forward_way(x, (31, 31), "none", "ieee", "toeplitz", lambda way: taken.append(("", "", "", way)))
+        tuning.forward_algorithm(
+            x, (31, 31), "none", "ieee", "toeplitz", lambda algorithm: taken.append(("", "", "", algorithm))
+        )
         rule = "toeplitz"
     else:
-        tuning.grad_weight_way(x, (31, 31), "ieee", lambda way: taken.append(("", "", "", way)))
+        tuning.grad_weight_algorithm(x, (31, 31), "ieee", lambda algorithm: taken.append(("", "", "", algorithm)))
         rule = grad_weight.choose_tile(56, 56, 31, 31, 2)
-    assert clock.called == [shipped, rule, *pytorch.WAYS]
-    assert clock.ways == ([shipped] if isinstance(rule, str) else [shipped, rule])
+    assert clock.called == [shipped, rule, *pytorch.MEMORY_FORMATS]
+    assert clock.timed == ([shipped] if isinstance(rule, str) else [shipped, rule])
     assert tile_files.read(tile_files.cache_file()) == {name: asdict(shipped)}
 
 
@@ -273,12 +280,12 @@ def test_tiles_fit_batch_registers_and_shared_memory(taken, monkeypatch, capabil
 def test_nothing_is_measured_while_a_graph_is_captured(taken, clock, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     op._cuda(torch.zeros(3, 4, 8, 6), torch.zeros(4, 1, 7, 7))
-    assert clock.ways == []
+    assert clock.timed == []
     assert taken == [("toeplitz", True, "ieee", None)]
 
 
-def test_a_shape_that_no_way_computes_says_why(taken, clock):
-    def fail(way):
+def test_a_shape_that_no_algorithm_computes_says_why(taken, clock):
+    def fail(algorithm):
         raise RuntimeError("no kernel image")
 
     clock.seconds = fail
