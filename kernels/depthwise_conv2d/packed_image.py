@@ -9,7 +9,7 @@ import triton.language as tl
 from kernels.depthwise_conv2d import whole_image
 from kernels.depthwise_conv2d.activation import activate
 from kernels.depthwise_conv2d.product import product
-from kernels.depthwise_conv2d.whole_image import load_image, rows_of
+from kernels.depthwise_conv2d.whole_image import load_image, padded_width
 
 PACK_BLOCK = 512  # taps that a program writes at once
 LONGEST_ROW = 16  # pixels, a power of 2: a step of the loop is whole rows
@@ -103,7 +103,7 @@ def packed_image_kernel(
 
 
 def suits(input, kernel_size):
-    return whole_image.suits(input, kernel_size) and rows_of(input.shape[3]) <= LONGEST_ROW
+    return whole_image.suits(input, kernel_size) and padded_width(input.shape[3]) <= LONGEST_ROW
 
 
 def launch(input, weight, bias, output, activation, precision="ieee", flip=False):

@@ -99,7 +99,8 @@ def whole_image_kernel(
     tl.store(output_ptr + place, value, mask=real[:, None] & seen[None, :])
 
 
-def rows_of(width):
+def padded_width(width):
+    """Return the pixels of a padded row, ROW in the kernel."""
     return max(2, triton.next_power_of_2(width))
 
 
@@ -107,12 +108,12 @@ def suits(input, kernel_size):
     """Whether every output sees every pixel, a program holds a channel's outputs, and tensor cores take the type."""
     height, width = input.shape[2:]
     whole = kernel_size[0] >= 2 * height - 1 and kernel_size[1] >= 2 * width - 1
-    return whole and height * rows_of(width) <= LARGEST and input.element_size() == 2
+    return whole and height * padded_width(width) <= LARGEST and input.element_size() == 2
 
 
 def sizes(height, width, kernel_height, kernel_width, block_n):
     """What is constant in a compiled kernel besides the channels."""
-    row = rows_of(width)
+    row = padded_width(width)
     constants = {"H": height, "W": width, "KH": kernel_height, "KW": kernel_width, "ROW": row}
     constants["OUTPUTS"] = max(16, triton.next_power_of_2(height * row))
     return {**constants, "BLOCK_N": block_n, "BLOCK_K": 16 if block_n == 16 else 32}
