@@ -67,10 +67,10 @@ def value(d, LOSS: tl.constexpr):
 
 
 @triton.jit
-def put(direction_q, channel, valid, d, LOSS: tl.constexpr):
+def put(unscaled_grad_q, channel, valid, d, LOSS: tl.constexpr):
     """Store the derivative of smooth_l1 or l2 (of this half, which float16 holds: the scale has the factor 2)."""
-    direction = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else d
-    tl.store(direction_q + channel, direction.to(direction_q.dtype.element_ty), mask=valid)
+    unscaled_grad = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else d
+    tl.store(unscaled_grad_q + channel, unscaled_grad.to(unscaled_grad_q.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -83,7 +83,7 @@ def loss_kernel(
     prediction_ptr,  # [B,C*S*S,h,w], contiguous or channels_last
     target_ptr,  # [B,C,h*S,w*S] by the strides below
     mask_ptr,  # [B,h*S/P,w*S/P] by the strides below; any type
-    direction_ptr,  # l1: [B,cdiv(C*S,4)*S,h,w] uint8; else as the prediction; in its memory format
+    unscaled_grad_ptr,  # l1: [B,cdiv(C*S,4)*S,h,w] uint8; else as the prediction; in its memory format
     sum_ptr,  # [programs] float32
     count_ptr,  # [blocks of cells] int32, masked pixels
     batch,
@@ -109,7 +109,8 @@ def loss_kernel(
     """Channels by cells q of the prediction, in four parts: channels g, g + G, g + 2 G, g + 3 G, G = cdiv(C*S, 4) * S.
 
     pixel(k, q) = (c, i*S + dy, j*S + dx) with k = (c*S + dy)*S + dx, q = (b, i, j): PixelShuffle(S) undone by index.
-    Byte (g, q) of the direction has at bits 2t, 2t + 1 the sign at channel g + t*G: 1 is +, 2 is -, 0 is 0 or unmasked.
+    l1: bits 2t, 2t + 1 of byte (g, q) of the unscaled gradient are the sign at channel g + t*G: 1 is +, 2 is -, 0 is 0
+    or unmasked.
     Bytes: masked share of the target read, and of the prediction (all of a contiguous one); a quarter byte written.
     """
     CELLS: tl.constexpr = h * w
@@ -118,7 +119,7 @@ def loss_kernel(
     SHAPE: tl.constexpr = (BLOCK_Q, BLOCK_K) if CHANNELS_LAST else (BLOCK_K, BLOCK_Q)
     STRIDE_K: tl.constexpr = 1 if CHANNELS_LAST else CELLS
     STRIDE_Q: tl.constexpr = K if CHANNELS_LAST else 1
-    DEPTH: tl.constexpr = G if LOSS == 0 else K  # channels of the direction
+    DEPTH: tl.constexpr = G if LOSS == 0 else K  # channels of the unscaled gradient
     SPLITS: tl.constexpr = (G + BLOCK_K * STEPS - 1) // (BLOCK_K * STEPS)
     pid = tl.program_id(0)
     first = pid % SPLITS * (BLOCK_K * STEPS)
@@ -145,8 +146,8 @@ def loss_kernel(
 
     prediction_q = prediction_ptr + (b * (K * CELLS) + cell * STRIDE_Q)
     target_q = target_ptr + (b * target_b + (i * S * target_y + j * S * target_x))
-    direction_q = direction_ptr + (b * (DEPTH * CELLS) + cell * (DEPTH if CHANNELS_LAST else 1))
-    direction_q = along(q, direction_q, CHANNELS_LAST)[1]
+    unscaled_grad_q = unscaled_grad_ptr + (b * (DEPTH * CELLS) + cell * (DEPTH if CHANNELS_LAST else 1))
+    unscaled_grad_q = along(q, unscaled_grad_q, CHANNELS_LAST)[1]
     total = tl.zeros(SHAPE, tl.float32)
     for step in range(0, steps):
         g = first + step * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -172,21 +173,21 @@ def loss_kernel(
         total += (value(d0, LOSS) + value(d1, LOSS)) + (value(d2, LOSS) + value(d3, LOSS))
         if GRADIENT and LOSS == 0:
             code = sign_code(d0, 0) | sign_code(d1, 1) | sign_code(d2, 2) | sign_code(d3, 3)
-            tl.store(direction_q + k0, code.to(tl.uint8), mask=valid)
+            tl.store(unscaled_grad_q + k0, code.to(tl.uint8), mask=valid)
         elif GRADIENT:
-            put(direction_q, k0, valid0, d0, LOSS)
-            put(direction_q, k1, valid1, d1, LOSS)
-            put(direction_q, k2, valid2, d2, LOSS)
-            put(direction_q, k3, valid3, d3, LOSS)
+            put(unscaled_grad_q, k0, valid0, d0, LOSS)
+            put(unscaled_grad_q, k1, valid1, d1, LOSS)
+            put(unscaled_grad_q, k2, valid2, d2, LOSS)
+            put(unscaled_grad_q, k3, valid3, d3, LOSS)
     if GRADIENT and BLOCK_Q == 1:
-        zero = tl.zeros(SHAPE, direction_ptr.dtype.element_ty)
+        zero = tl.zeros(SHAPE, unscaled_grad_ptr.dtype.element_ty)
         for step in range(steps, STEPS):
             g = first + step * BLOCK_K + tl.arange(0, BLOCK_K)
             for t in tl.static_range(1 if LOSS == 0 else 4):
                 k = g + t * G
                 place_k, to_q = along(k * STRIDE_K, inside, CHANNELS_LAST)
                 to_k, _ = along((g < G) & (k < K), inside, CHANNELS_LAST)
-                tl.store(direction_q + place_k, zero, mask=to_k & to_q)
+                tl.store(unscaled_grad_q + place_k, zero, mask=to_k & to_q)
     tl.store(sum_ptr + pid, tl.sum(total))
 
 

@@ -34,10 +34,10 @@ def is_channels_last(prediction):
     return prediction.shape[2] * prediction.shape[3] == 1 or not prediction.is_contiguous()
 
 
-def launch(prediction, target, mask, direction, result, scale, loss):
-    """Fill direction (None: no gradient), result and scale [].
+def launch(prediction, target, mask, unscaled_grad, result, scale, loss):
+    """Fill unscaled_grad (None: no gradient), result and scale [].
 
-    prediction: contiguous or channels_last; mask [B,h',w']: any strides, not bool; direction: see `loss_kernel`.
+    prediction: contiguous or channels_last; mask [B,h',w']: any strides, not bool; unscaled_grad: see `loss_kernel`.
     """
     batch, _, h, w = prediction.shape
     channels, height = target.shape[1:3]
@@ -51,7 +51,7 @@ def launch(prediction, target, mask, direction, result, scale, loss):
         prediction,
         target,
         mask,
-        prediction if direction is None else direction,
+        prediction if unscaled_grad is None else unscaled_grad,
         sums,
         counts,
         batch,
@@ -64,7 +64,7 @@ def launch(prediction, target, mask, direction, result, scale, loss):
         P=height // mask.shape[1],
         CHANNELS_LAST=last,
         LOSS=LOSSES[loss],
-        GRADIENT=direction is not None,
+        GRADIENT=unscaled_grad is not None,
         BLOCK_K=block_k,
         BLOCK_Q=block_q,
         STEPS=steps,
@@ -87,22 +87,21 @@ def launch(prediction, target, mask, direction, result, scale, loss):
     )
 
 
-def launch_backward(direction, grad_loss, scale, grad):
-    """grad := direction * grad_loss * scale, dense and in direction's memory format; bytes are four signs each."""
-    if direction.dtype != torch.uint8:
+def launch_backward(unscaled_grad, grad_loss, scale, grad):
+    """grad := unscaled_grad * grad_loss * scale, of one memory format; a uint8 of unscaled_grad holds four signs."""
+    if unscaled_grad.dtype != torch.uint8:
         grid = (triton.cdiv(grad.numel(), 1024),)
-        backward_kernel[grid](
-            direction, grad_loss, scale, grad, grad.numel(), BLOCK=1024, num_warps=BACKWARD_WARPS, enable_fp_fusion=True
-        )
+        tensors = (unscaled_grad, grad_loss, scale, grad)
+        backward_kernel[grid](*tensors, grad.numel(), BLOCK=1024, num_warps=BACKWARD_WARPS, enable_fp_fusion=True)
         return
     batch, channels, h, w = grad.shape
     last = is_channels_last(grad)
     outer, rows = (batch * h * w, 1) if last else (batch, h * w)
-    inner, size = direction.shape[1] * rows, channels * rows
+    inner, size = unscaled_grad.shape[1] * rows, channels * rows
     block_o, block_i = backward_tile(inner, grad.element_size())
     grid = (triton.cdiv(inner, block_i) * triton.cdiv(outer, block_o),)
     backward_signs_kernel[grid](
-        direction,
+        unscaled_grad,
         grad_loss,
         scale,
         grad,

@@ -11,10 +11,10 @@ from kernels.transforms import is_transformed
 
 SCHEMA = (
     "masked_patch_loss(Tensor prediction, Tensor image, Tensor mask, str loss='l1', str target_norm='none', "
-    "int window=47, bool gradient=True) -> (Tensor loss, Tensor direction, Tensor scale)"
+    "int window=47, bool gradient=True) -> (Tensor loss, Tensor unscaled_grad, Tensor scale)"
 )
 BACKWARD_SCHEMA = (
-    "masked_patch_loss_backward(Tensor grad_loss, Tensor direction, Tensor scale, ScalarType dtype, "
+    "masked_patch_loss_backward(Tensor grad_loss, Tensor unscaled_grad, Tensor scale, ScalarType dtype, "
     "SymInt? channels=None) -> Tensor"
 )
 NAME = "widefield::masked_patch_loss"
@@ -63,17 +63,17 @@ def masked_patch_loss(
     return torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss, target_norm, window, gradient)[0]
 
 
-def _direction(prediction: Tensor, loss: str, gradient: bool) -> Tensor:
-    """Room for d loss / d difference: -1, 0 and 1 fit in a byte, the rest has the prediction's type."""
+def _empty_unscaled_grad(prediction: Tensor, loss: str, gradient: bool) -> Tensor:
+    """Allocate d loss / d difference before its scale: int8 for l1's -1, 0 and 1, else the prediction's type."""
     if not gradient:
         return prediction.new_empty(0)
     return torch.empty_like(prediction, dtype=torch.int8 if loss == "l1" else prediction.dtype)
 
 
-def _packed_direction(prediction: Tensor, image: Tensor, loss: str, gradient: bool) -> Tensor:
-    """The same for the kernels: l1's signs lie four in a byte of [B,cdiv(C*s,4)*s,h,w]."""
+def _empty_packed_grad(prediction: Tensor, image: Tensor, loss: str, gradient: bool) -> Tensor:
+    """Allocate the same for the kernels, which pack four of l1's signs in a byte of [B,cdiv(C*s,4)*s,h,w]."""
     if loss != "l1" or not gradient:
-        return _direction(prediction, loss, gradient)
+        return _empty_unscaled_grad(prediction, loss, gradient)
     batch, _, h, w = prediction.shape
     stride = image.shape[2] // h
     rows = (image.shape[1] * stride + 3) // 4
@@ -105,10 +105,10 @@ def _cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
     source = dense(prediction)
-    direction = _direction(source, loss, gradient)
+    unscaled_grad = _empty_unscaled_grad(source, loss, gradient)
     dtype = _result_dtype(prediction, image)
-    total, scale = masked_patch_loss_vectorized(source, image, mask, loss, target_norm, window, direction, dtype)
-    return total, direction, scale
+    total, scale = masked_patch_loss_vectorized(source, image, mask, loss, target_norm, window, unscaled_grad, dtype)
+    return total, unscaled_grad, scale
 
 
 def _cuda(
@@ -130,7 +130,7 @@ def _cuda(
         mask = mask.view(torch.uint8)
     elif mask.dtype not in MASK_DTYPES:
         mask = (mask != 0).view(torch.uint8)
-    direction = _packed_direction(source, image, loss, gradient)
+    unscaled_grad = _empty_packed_grad(source, image, loss, gradient)
     result, scale = (source.new_empty((), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device(source.device):
         target = image
@@ -139,8 +139,8 @@ def _cuda(
 
             target = torch.empty(image.shape, dtype=torch.float32, device=image.device)
             launch_normalization(image, mask.contiguous(), target, target_norm, window)
-        launch(source, target, mask, direction if gradient else None, result, scale, loss)
-    return result, direction, scale
+        launch(source, target, mask, unscaled_grad if gradient else None, result, scale, loss)
+    return result, unscaled_grad, scale
 
 
 def _fake(
@@ -156,47 +156,48 @@ def _fake(
     dtype = _result_dtype(prediction, image)
     scalar, source = prediction.new_empty((), dtype=dtype), dense(prediction)
     if prediction.device.type == "cuda" and _has_kernels(prediction, image):
-        direction = _packed_direction(source, image, loss, gradient)
+        unscaled_grad = _empty_packed_grad(source, image, loss, gradient)
     else:
-        direction = _direction(source, loss, gradient)
-    return scalar, direction, torch.empty_like(scalar)
+        unscaled_grad = _empty_unscaled_grad(source, loss, gradient)
+    return scalar, unscaled_grad, torch.empty_like(scalar)
 
 
 def _backward_cpu(
-    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
-    return backward_vectorized(direction, grad_loss * scale, dtype)
+    return backward_vectorized(unscaled_grad, grad_loss * scale, dtype)
 
 
 def _backward_cuda(
-    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
     if dtype not in TRITON_DTYPES or scale.dtype not in TRITON_DTYPES:
-        return backward_vectorized(direction, grad_loss * scale, dtype)
+        return backward_vectorized(unscaled_grad, grad_loss * scale, dtype)
     from kernels.masked_patch_loss.launch import launch_backward
 
-    grad = _backward_fake(grad_loss, direction, scale, dtype, channels)
-    with torch.cuda.device(direction.device):
-        launch_backward(direction, grad_loss, scale, grad)
+    grad = _backward_fake(grad_loss, unscaled_grad, scale, dtype, channels)
+    with torch.cuda.device(unscaled_grad.device):
+        launch_backward(unscaled_grad, grad_loss, scale, grad)
     return grad
 
 
 def _backward_fake(
-    grad_loss: Tensor, direction: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
 ) -> Tensor:
-    """Room for the gradient; `channels` of the prediction where `direction` holds four in a byte."""
-    if direction.dtype != torch.uint8 or channels is None:
-        return torch.empty_like(direction, dtype=dtype)
-    batch, _, h, w = direction.shape
-    layout = torch.channels_last if direction.stride(1) == 1 else torch.contiguous_format
-    return torch.empty((batch, channels, h, w), dtype=dtype, device=direction.device, memory_format=layout)
+    """Allocate the gradient: of `channels` channels if `unscaled_grad` packs four of them in a byte."""
+    if unscaled_grad.dtype != torch.uint8 or channels is None:
+        return torch.empty_like(unscaled_grad, dtype=dtype)
+    batch, _, h, w = unscaled_grad.shape
+    layout = torch.channels_last if unscaled_grad.stride(1) == 1 else torch.contiguous_format
+    return torch.empty((batch, channels, h, w), dtype=dtype, device=unscaled_grad.device, memory_format=layout)
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    _, direction, scale = output
-    ctx.mark_non_differentiable(direction)  # scale stands in the graph: by it a second differentiation finds its error
+    _, unscaled_grad, scale = output
+    # scale stays in the graph, so that differentiating twice reaches `_double_backward`, which raises.
+    ctx.mark_non_differentiable(unscaled_grad)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(direction, scale)  # not the loss, which may be divided in place
+    ctx.save_for_backward(unscaled_grad, scale)  # not the loss, which may be divided in place
     ctx.dtype, ctx.channels, ctx.gradient = inputs[0].dtype, inputs[0].shape[1], inputs[6]  # type: ignore[attr-defined]
 
 
@@ -205,9 +206,9 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -
         return (None,) * 7
     if not ctx.gradient:  # type: ignore[attr-defined]
         raise RuntimeError("masked_patch_loss was called with gradient=False: call it with gradient=True to train")
-    direction, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    unscaled_grad, scale = ctx.saved_tensors  # type: ignore[attr-defined]
     backward = torch.ops.widefield.masked_patch_loss_backward
-    grad = backward(grads[0], direction, scale, ctx.dtype, ctx.channels)  # type: ignore[attr-defined]
+    grad = backward(grads[0], unscaled_grad, scale, ctx.dtype, ctx.channels)  # type: ignore[attr-defined]
     return grad, *[None] * 6
 
 

@@ -12,10 +12,10 @@ def masked_patch_loss_vectorized(
     loss: str,
     target_norm: str,
     window: int,
-    direction: Tensor,
+    unscaled_grad: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Fill `direction` unless it is empty; returns the loss and the scale of its gradient, both [] of `dtype`.
+    """Fill `unscaled_grad` unless it is empty; returns the loss and the scale of its gradient, both [] of `dtype`.
 
     One image after another: what lies between two steps then stays in the cache.
     """
@@ -31,7 +31,7 @@ def masked_patch_loss_vectorized(
             mean, std = target_statistics(target, target_norm, patch, window)
             target = ((target - mean) / std).to(dtype)
         cells = target.reshape(channels, h, stride, w, stride)
-        out = direction[b] if direction.numel() else None
+        out = unscaled_grad[b] if unscaled_grad.numel() else None
         if by_cell:
             chosen = repeat_patches(masked[b], patch // stride).flatten().nonzero().squeeze(1)  # [n] cells
             rows = prediction[b].permute(1, 2, 0).view(h * w, -1)  # [h*w,C*s*s]
@@ -55,9 +55,9 @@ def masked_patch_loss_vectorized(
     return total.to(dtype), (2 * scale if loss == "l2" else scale).to(dtype)
 
 
-def backward_vectorized(direction: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """direction * factor, rounded to `dtype`, laid out as `direction`."""
-    return (direction.to(factor.dtype) * factor).to(dtype)
+def backward_vectorized(unscaled_grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """unscaled_grad * factor, rounded to `dtype`, laid out as `unscaled_grad`."""
+    return (unscaled_grad.to(factor.dtype) * factor).to(dtype)
 
 
 def target_statistics(image: Tensor, target_norm: str, patch: int, window: int) -> tuple[Tensor, Tensor]:

@@ -34,12 +34,12 @@ def main() -> None:
         if norm != "none":
             target = torch.full(image.shape, NAN)  # poisoned: what is masked must be written
             launch_normalization(image, mask, target, norm, problem.settings[2])
-        direction = op._packed_direction(prediction, image, loss, True)
-        direction.fill_(77 if loss == "l1" else NAN)
+        unscaled_grad = op._empty_packed_grad(prediction, image, loss, True)
+        unscaled_grad.fill_(77 if loss == "l1" else NAN)
         result, scale = torch.full((1,), NAN), torch.full((1,), NAN)
-        launch(prediction, target, mask, direction, result, scale, loss)
+        launch(prediction, target, mask, unscaled_grad, result, scale, loss)
         grad = torch.full_like(prediction, NAN)
-        launch_backward(direction, torch.tensor(64.0), scale, grad)
+        launch_backward(unscaled_grad, torch.tensor(64.0), scale, grad)
         problem.check(result[0], grad)
         assert grad.stride() == prediction.stride()
         before = result.clone()
@@ -65,8 +65,8 @@ def combinations(dtype: torch.dtype) -> int:
         image = problem.image.transpose(1, 3).contiguous().transpose(1, 3)
         assert not prediction.is_contiguous()
         assert not image.is_contiguous()
-        result, direction, scale = op._cuda(prediction, image, problem.mask, *problem.settings)
-        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, dtype, prediction.shape[1])
+        result, unscaled_grad, scale = op._cuda(prediction, image, problem.mask, *problem.settings)
+        grad = op._backward_cuda(torch.tensor(64.0), unscaled_grad, scale, dtype, prediction.shape[1])
         problem.check(result, grad)
         if empty:
             assert result.item() == 0.0
@@ -87,8 +87,8 @@ def paths(dtype: torch.dtype) -> int:
         assert (block_q == 1, steps > 1) == (last, last)
         count += answered(problem, prediction, problem.image.contiguous(memory_format=layout), problem.mask)
     prediction = torch.full((1, 12, 1, 1), 40000.0).to(dtype)  # twice that is above float16's largest number
-    _, direction, scale = op._cuda(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 1), "l2")
-    grad = op._backward_cuda(torch.tensor(1.0), direction, scale, dtype, 12)
+    _, unscaled_grad, scale = op._cuda(prediction, torch.zeros(1, 3, 2, 2), torch.ones(1, 1, 1), "l2")
+    grad = op._backward_cuda(torch.tensor(1.0), unscaled_grad, scale, dtype, 12)
     torch.testing.assert_close(grad, prediction / 6, rtol=1e-2, atol=0)
     count += 1
     problem = make_loss_problem(LossCase(9, 3, 3, 3, 2, 2), dtype, grad_loss=64.0)
@@ -110,15 +110,15 @@ def paths(dtype: torch.dtype) -> int:
 
 def answered(problem, prediction, image, mask, check: bool = True) -> int:
     """The operator's answers; where the mask is not the problem's, the vectorized implementation's."""
-    result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
-    grad = op._backward_cuda(torch.tensor(64.0), direction, scale, prediction.dtype, prediction.shape[1])
+    result, unscaled_grad, scale = op._cuda(prediction, image, mask, *problem.settings)
+    grad = op._backward_cuda(torch.tensor(64.0), unscaled_grad, scale, prediction.dtype, prediction.shape[1])
     assert grad.stride() == prediction.stride()
     if check:
         problem.check(result, grad)
     else:
         prediction, image = (tensor.nan_to_num() for tensor in (prediction, image))
-        result, direction, scale = op._cuda(prediction, image, mask, *problem.settings)
-        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, prediction.dtype, prediction.shape[1])
+        result, unscaled_grad, scale = op._cuda(prediction, image, mask, *problem.settings)
+        grad = op._backward_cuda(torch.tensor(64.0), unscaled_grad, scale, prediction.dtype, prediction.shape[1])
         expected, signs, scale = op._cpu(prediction, image, mask, *problem.settings)
         torch.testing.assert_close(result, expected)
         torch.testing.assert_close(grad, op._backward_cpu(torch.tensor(64.0), signs, scale, prediction.dtype))
@@ -132,14 +132,14 @@ def dispatched(dtype: torch.dtype) -> int:
         problem = make_loss_problem(CASES[4], dtype, "l1", norm, window=3, grad_loss=64.0)
         prediction = problem.prediction.transpose(2, 3).contiguous().transpose(2, 3)
         image = problem.image.transpose(1, 2).contiguous().transpose(1, 2)
-        result, direction, scale = op._cuda(
+        result, unscaled_grad, scale = op._cuda(
             prediction, image, problem.mask.mT.contiguous().mT.float(), *problem.settings
         )
-        grad = op._backward_cuda(torch.tensor(64.0), direction, scale, dtype, prediction.shape[1])
+        grad = op._backward_cuda(torch.tensor(64.0), unscaled_grad, scale, dtype, prediction.shape[1])
         problem.check(result, grad)
-        loss, direction, _ = op._cuda(prediction, image, problem.mask, *problem.settings, gradient=False)
+        loss, unscaled_grad, _ = op._cuda(prediction, image, problem.mask, *problem.settings, gradient=False)
         assert torch.equal(loss, result)
-        assert direction.numel() == 0
+        assert unscaled_grad.numel() == 0
     return 3
 
 

@@ -242,9 +242,9 @@ def test_opcheck(loss, layout):
     operator = torch.ops.widefield.masked_patch_loss
     opcheck(operator.default, (prediction.clone().requires_grad_(), image, mask, loss, "window", 3))
     opcheck(operator.default, (prediction, image, mask), {"gradient": False})
-    _, direction, scale = operator(prediction, image, mask, loss)
+    _, unscaled_grad, scale = operator(prediction, image, mask, loss)
     backward = torch.ops.widefield.masked_patch_loss_backward
-    opcheck(backward.default, (torch.tensor(2.0), direction, scale, torch.float32))
+    opcheck(backward.default, (torch.tensor(2.0), unscaled_grad, scale, torch.float32))
 
 
 def test_autocast_keeps_float32_arithmetic():

@@ -29,7 +29,7 @@ def loss_source(channels_last, stride, patch, loss="l1", image_last=False, predi
 
     block_k, block_q, steps = launch.tile(3, stride, cells, channels_last)
     types = {name: "i32" for name in kernel.loss_kernel.arg_names}
-    types |= {"prediction_ptr": prediction, "direction_ptr": "*u8" if loss == "l1" else prediction}
+    types |= {"prediction_ptr": prediction, "unscaled_grad_ptr": "*u8" if loss == "l1" else prediction}
     types |= {"target_ptr": "*fp32", "mask_ptr": "*fp32", "sum_ptr": "*fp32", "count_ptr": "*i32"}
     constants = {"C": 3, "h": 6, "w": 6, "S": stride, "P": patch, "CHANNELS_LAST": channels_last}
     constants |= {"LOSS": kernel.LOSSES[loss], "GRADIENT": True}
@@ -57,14 +57,14 @@ def sources():
     types |= {name: "*fp32" for name in ("sum_ptr", "loss_ptr", "scale_ptr")}
     yield "finish", k.finish_kernel, types, {"LOSS": 2, "BLOCK": 8192}, {"C", "sums", "counts"}, 32
     types = {
-        "direction_ptr": "*fp32",
+        "unscaled_grad_ptr": "*fp32",
         "grad_ptr": "*fp32",
         "size": "i64",
         "grad_loss_ptr": "*fp32",
         "scale_ptr": "*fp32",
     }
     yield "backward", b.backward_kernel, types, {"BLOCK": 1024}, set(), 4
-    types |= {"direction_ptr": "*u8", "grad_ptr": "*bf16", "outer": "i32", "inner": "i32", "size": "i32"}
+    types |= {"unscaled_grad_ptr": "*u8", "grad_ptr": "*bf16", "outer": "i32", "inner": "i32", "size": "i32"}
     for name, inner in (("nchw", 768 * 36), ("nhwc", 768)):
         block_o, block_i = backward_tile(inner, 2)
         yield f"backward_{name}", b.backward_signs_kernel, types, {"BLOCK_O": block_o, "BLOCK_I": block_i}, set(), 4
@@ -194,10 +194,12 @@ def test_a_fake_gpu_answers_with_the_kernels_shapes(loss, layout):
     with FakeTensorMode():
         prediction = torch.empty(2, 50, 3, 2, dtype=torch.bfloat16, device="cuda", memory_format=layout)
         image, mask = torch.empty(2, 2, 15, 10, device="cuda"), torch.empty(2, 3, 2, device="cuda")
-        total, direction, scale = torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss)
+        total, unscaled_grad, scale = torch.ops.widefield.masked_patch_loss(prediction, image, mask, loss)
         assert (total.shape, total.dtype, scale.shape) == ((), torch.float32, ())
-        assert (direction.shape[1], direction.dtype) == ((15, torch.uint8) if loss == "l1" else (50, torch.bfloat16))
-        assert direction.is_contiguous(memory_format=layout)
+        assert (unscaled_grad.shape[1], unscaled_grad.dtype) == (
+            (15, torch.uint8) if loss == "l1" else (50, torch.bfloat16)
+        )
+        assert unscaled_grad.is_contiguous(memory_format=layout)
         backward = torch.ops.widefield.masked_patch_loss_backward
-        grad = backward(total, direction, scale, torch.bfloat16, 50)
+        grad = backward(total, unscaled_grad, scale, torch.bfloat16, 50)
         assert (grad.shape, grad.stride(), grad.dtype) == (prediction.shape, prediction.stride(), torch.bfloat16)
