@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.precision import precision_of
-from kernels.layout import dense
+from kernels.layout import contiguous_or_channels_last
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
 LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits
@@ -42,10 +42,14 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
 def forward_cuda(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", flip: bool = False
 ) -> Tensor:
-    """[N,C,H,W] -> as `dense(input)` is laid out; `flip`: the filter turned by 180 degrees (the input's gradient)."""
+    """Return act(convolution + bias) [N,C,H,W] in the memory format of `contiguous_or_channels_last(input)`.
+
+    `flip` turns the filter by 180 degrees, as the input's gradient needs it.
+    """
     from kernels.depthwise_conv2d import tuning
 
-    source, size, precision = dense(input), (weight.shape[2], weight.shape[3]), precision_of(input.dtype)
+    source, precision = contiguous_or_channels_last(input), precision_of(input.dtype)
+    size = (weight.shape[2], weight.shape[3])
     kernel = kernel_for(source, size)
     if kernel == "pytorch":
         return run_forward(pytorch.algorithm_for(source), source, weight, bias, activation, precision, flip)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels import native
 from kernels.depthwise_conv2d import dispatch, pytorch
-from kernels.layout import dense, laid_out_as
+from kernels.layout import contiguous_or_channels_last, laid_out_as
 
 BEFORE_ACTIVATION_SCHEMA = "depthwise_conv2d_before_activation(Tensor input, Tensor weight, Tensor? bias) -> Tensor"
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
@@ -27,14 +27,14 @@ def _before_activation_cuda(input: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _before_activation_fake(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.empty_like(dense(input))
+    return torch.empty_like(contiguous_or_channels_last(input))
 
 
 def _grad_input_layout(grad: Tensor) -> Tensor:
     """Room for the result: channels_last on the CPU, where it is computed so, else as a forward pass returns it."""
     if grad.device.type == "cpu":
         return torch.empty_like(grad, memory_format=torch.channels_last)
-    return torch.empty_like(dense(grad))
+    return torch.empty_like(contiguous_or_channels_last(grad))
 
 
 def _grad_input_cpu(grad: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
-from kernels.layout import dense, laid_out_as
+from kernels.layout import contiguous_or_channels_last, laid_out_as
 from kernels.native import is_loaded, load_native_library
 from kernels.transforms import is_transformed
 
@@ -97,7 +97,7 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """oneDNN's channels_last path, whatever the layout: in NCHW large layers take 25 to 74 times as long."""
     check_arguments(input, weight, bias, activation)
-    source = dense(input)
+    source = contiguous_or_channels_last(input)
     channels_last = source.contiguous(memory_format=torch.channels_last)
     # Of float16, which oneDNN has not, PyTorch's own sums are inexact, and take 15 to 50 times as long as in float32.
     exact = torch.float32 if input.dtype == torch.float16 else input.dtype
@@ -124,7 +124,7 @@ def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None = None, activat
 
 def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     check_arguments(input, weight, bias, activation)
-    return torch.empty_like(dense(input))
+    return torch.empty_like(contiguous_or_channels_last(input))
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:

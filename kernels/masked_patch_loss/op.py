@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels.layout import dense
+from kernels.layout import contiguous_or_channels_last
 from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from kernels.masked_patch_loss.vectorized import backward_vectorized, masked_patch_loss_vectorized
@@ -104,7 +104,7 @@ def _cpu(
     gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
-    source = dense(prediction)
+    source = contiguous_or_channels_last(prediction)
     unscaled_grad = _empty_unscaled_grad(source, loss, gradient)
     dtype = _result_dtype(prediction, image)
     total, scale = masked_patch_loss_vectorized(source, image, mask, loss, target_norm, window, unscaled_grad, dtype)
@@ -125,7 +125,7 @@ def _cuda(
         return _cpu(prediction, image, mask, loss, target_norm, window, gradient)
     from kernels.masked_patch_loss.launch import launch
 
-    source = dense(prediction)
+    source = contiguous_or_channels_last(prediction)
     if mask.dtype == torch.bool:
         mask = mask.view(torch.uint8)
     elif mask.dtype not in MASK_DTYPES:
@@ -154,7 +154,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
     dtype = _result_dtype(prediction, image)
-    scalar, source = prediction.new_empty((), dtype=dtype), dense(prediction)
+    scalar, source = prediction.new_empty((), dtype=dtype), contiguous_or_channels_last(prediction)
     if prediction.device.type == "cuda" and _has_kernels(prediction, image):
         unscaled_grad = _empty_packed_grad(source, image, loss, gradient)
     else:

@@ -66,8 +66,10 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// The tensor itself where it is contiguous or channels_last, else a contiguous copy: outputs are laid out as it is.
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
+// `t` itself if it is contiguous or channels_last, else a contiguous copy. Outputs have the memory format of the result.
+inline Tensor contiguous_or_channels_last(const Tensor& t) {
+  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
+}
 
 using Convolution = decltype(&aoti_torch_cpu_convolution);
 

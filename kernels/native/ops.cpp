@@ -60,7 +60,7 @@ Tensor convolve_channels_last(const Tensor& source, const Tensor& weight, const 
 Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> bias, std::string activation) {
   const Activation act = parse_activation(activation);
   check_arguments(input, weight, bias);
-  const Tensor source = dense(input);
+  const Tensor source = contiguous_or_channels_last(input);
   const bool converted = !is_channels_last(source);  // in NCHW oneDNN takes up to 74 times as long: never that
   const Tensor channels_last = converted ? torch::stable::contiguous(source, MemoryFormat::ChannelsLast) : source;
   Tensor output = convolve_channels_last(channels_last, weight, bias, act);

@@ -47,7 +47,7 @@ std::optional<Tensor> convolve_tensor_cores(const Device& device, const Tensor& 
 Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> bias, std::string activation) {
   const Activation act = parse_activation(activation);
   check_arguments(input, weight, bias);
-  const Tensor source = dense(input);
+  const Tensor source = contiguous_or_channels_last(input);
   const torch::stable::accelerator::DeviceGuard guard(source.get_device());
   if (source.numel() == 0) return torch::stable::empty_like(source);
 
