@@ -100,7 +100,7 @@ def run_forward(
     else:
         tile = None if algorithm == "toeplitz" else algorithm
         toeplitz.launch(source, weight, bias, output, activation, precision, tile, flip)
-    return transpose.laid_out_as(output, input)
+    return transpose.restore_format(output, input)
 
 
 def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) -> Tensor:

@@ -40,7 +40,7 @@ def launch(source, target, rows, columns):
 
 
 def contiguous(input):
-    """[N,C,H,W] in any layout: itself where it is contiguous, else a copy that is."""
+    """Return `input` [N,C,H,W], of any strides, itself if it is contiguous, else a contiguous copy."""
     if input.is_contiguous() or not _is_channels_last(input):
         return input.contiguous()
     output = torch.empty_like(input, memory_format=torch.contiguous_format)
@@ -48,8 +48,8 @@ def contiguous(input):
     return output
 
 
-def laid_out_as(output, like):
-    """Contiguous [N,C,H,W]: itself where `like` is contiguous too, else a copy in channels_last."""
+def restore_format(output, like):
+    """Return contiguous `output` [N,C,H,W] itself if `like` is contiguous too, else a copy with `like`'s strides."""
     if like.is_contiguous() or not _is_channels_last(like):
         return layout.laid_out_as(output, like)
     result = torch.empty_like(like)

@@ -38,7 +38,7 @@ def test_on_a_gpu(shape, dtype):
     plain = torch.randn(shape, device="cuda").to(dtype)
     last = plain.contiguous(memory_format=torch.channels_last)
     assert torch.equal(transpose.contiguous(last), plain)
-    back = transpose.laid_out_as(plain, last)
+    back = transpose.restore_format(plain, last)
     assert back.stride() == last.stride()
     assert torch.equal(back, plain)
     weight = torch.randn(shape[1], 1, 7, 7, device="cuda").to(dtype)

@@ -24,11 +24,11 @@ def main() -> None:
         there = transpose.contiguous(last)
         assert there.is_contiguous()
         assert torch.equal(there, plain)
-        back = transpose.laid_out_as(plain, last)
+        back = transpose.restore_format(plain, last)
         assert back.stride() == last.stride()
         assert torch.equal(back, plain)
         assert transpose.contiguous(plain) is plain
-        assert transpose.laid_out_as(plain, plain) is plain
+        assert transpose.restore_format(plain, plain) is plain
         strided = torch.randn(*shape[:3], 2 * shape[3]).to(dtype)[..., ::2]
         assert torch.equal(transpose.contiguous(strided), strided)
     print(len(SHAPES))
