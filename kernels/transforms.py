@@ -1,11 +1,12 @@
-"""Whether PyTorch differentiates in a way that an operator with its own gradient does not support."""
+"""Detection of the transforms that an operator with its own gradient does not support."""
 
 import torch
 from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Under forward-mode differentiation or a transform of torch.func: the operators would drop the tangents there, so
-    that derivatives would be zero, or be refused; PyTorch's own operations have them all.
+    """Whether forward-mode differentiation or a transform of torch.func is active.
+
+    Our operators would lose the tangents there (zero derivatives) or raise; PyTorch's own operations support both.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

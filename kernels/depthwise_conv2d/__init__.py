@@ -1,7 +1,7 @@
 """Depthwise convolution with a large kernel, stride 1, "same" zero padding; bias and activation fused."""
 
 from kernels.depthwise_conv2d.op import depthwise_conv2d  # isort: skip - registers the operators
-from kernels.depthwise_conv2d import flops  # noqa: F401 - registers what they count
+from kernels.depthwise_conv2d import flops  # noqa: F401 - registers their FLOPs
 from kernels.depthwise_conv2d.precision import float32_precision, set_float32_precision
 
 __all__ = ["depthwise_conv2d", "float32_precision", "set_float32_precision"]

@@ -1,4 +1,4 @@
-"""The activation at the end of every Triton-language kernel of the forward pass, and its number there."""
+"""The activation that ends every forward Triton-language kernel, and the number that selects it."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Which implementation a call on the GPU takes, and how its kernels are launched."""
+"""Choose the implementation of a call on the GPU, and run it."""
 
 import warnings
 from typing import Any
@@ -10,18 +10,18 @@ from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.precision import precision_of
 from kernels.layout import contiguous_or_channels_last
 
-TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores: what the tuner took on an H200 for most layers (README.md)
-LARGEST_SIDE = 255  # of a filter for the tensor cores: their places are counted in 32 bits
+TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores are used, as the tuner chose for most layers on an H200 (README.md)
+LARGEST_SIDE = 255  # of a filter on the tensor cores: toeplitz_kernel.window_place divides in 32 bits
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GRID_LIMIT = 65535  # of CUDA, for the grid's second dimension: the channels
-PIXEL_LIMIT = 2**31 - 128  # of an image: kernel.py counts them in 32 bits, by blocks of 128
-LEAST_CAPABILITY = (8, 0)  # what Triton compiles for, and the first with bfloat16
+GRID_LIMIT = 65535  # CUDA's, on the grid's second dimension, which is the channels
+PIXEL_LIMIT = 2**31 - 128  # of an image: kernel.py indexes them in 32 bits, in blocks of 128
+LEAST_CAPABILITY = (8, 0)  # the least that Triton supports, and the first with bfloat16
 
 
 def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: tuple[int, int]) -> str:
-    """ "toeplitz" (tensor cores), "taps" (few taps or very many, no tensor cores) or "pytorch" (no kernel serves).
+    """Return "toeplitz" (tensor cores), "taps" (few taps or very many, no tensor cores) or "pytorch" (no kernel).
 
-    The first two differ in forward and grad_input alone: grad_weight has one kernel for both.
+    "toeplitz" and "taps" differ only in forward and grad_input: grad_weight has one kernel for both.
     """
     if dtype not in TRITON_DTYPES or capability < LEAST_CAPABILITY:
         return "pytorch"
@@ -30,7 +30,7 @@ def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: 
 
 
 def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
-    """`choose_kernel` on the input's device; warns once where that is too old."""
+    """Return `choose_kernel`'s answer for the device and sizes of `input`; warn if the device is too old."""
     capability = torch.cuda.get_device_capability(input.device)
     if capability < LEAST_CAPABILITY:
         warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
@@ -90,7 +90,7 @@ def run_forward(
         return output
     from kernels.depthwise_conv2d import packed_image, toeplitz, transpose, whole_image
 
-    # Their windows are runs of a row: channels_last is transposed there and back.
+    # These kernels read runs of a row: channels_last is transposed to contiguous memory and back.
     source = transpose.contiguous(input)
     output = torch.empty_like(source)
     if algorithm == "packed image":
@@ -104,7 +104,7 @@ def run_forward(
 
 
 def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) -> Tensor:
-    """[N,C,H,W] twice, any layout -> [C,1,Kh,Kw]."""
+    """Return the filter's gradient [C,1,Kh,Kw] from `grad` and `input` [N,C,H,W] of any strides."""
     from kernels.depthwise_conv2d import grad_weight, transpose, tuning
 
     precision = precision_of(input.dtype)

@@ -1,4 +1,4 @@
-"""What torch.utils.flop_counter counts for the operators: a multiplication and an addition for each tap and output."""
+"""FLOP formulas for torch.utils.flop_counter: a multiplication and an addition for each tap and output."""
 
 from typing import Any
 

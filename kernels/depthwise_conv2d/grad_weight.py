@@ -1,4 +1,4 @@
-"""The filter's gradient on the tensor cores: how a shape is cut up, and the launch (maths: README.md)."""
+"""The filter's gradient on the tensor cores: the tiling of a shape, and the launch (maths: README.md)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,13 +10,13 @@ import triton.language as tl
 from kernels.depthwise_conv2d.grad_weight_kernel import grad_weight_kernel, reduce_kernel
 
 PROGRAMS = 264  # two for each of an H200's multiprocessors
-LEAST_STEPS = 8  # of BLOCK_K a program takes, so that the pipeline fills
+LEAST_STEPS = 8  # of BLOCK_K in a program, so that the pipeline fills
 BLOCK_TAPS = 128
 
 
 @dataclass(frozen=True)
 class GradWeightTile:
-    """How one shape is cut up: a product of [taps * step_x, step_y * (window + extra)] in steps of block_k."""
+    """The tiling of one shape: a matrix product of [taps * step_x, step_y * (window + extra)] in steps of block_k."""
 
     step_y: int
     step_x: int
@@ -29,25 +29,28 @@ class GradWeightTile:
 
 
 def seen_taps(kernel: int, side: int) -> int:
-    """Along one side: the taps that some pixel of the image sees, an odd number in the filter's middle."""
+    """Return how many taps along one side some pixel of the image sees: an odd number in the filter's middle."""
     return min(kernel, 2 * side - 1)
 
 
 def power_of_two(number: int) -> int:
-    """The largest, at most 8, that divides `number`."""
+    """Return the largest power of 2, at most 8, that divides `number`."""
     return next(power for power in (8, 4, 2, 1) if number % power == 0)
 
 
 def window_offset(kernel_width: int, step_x: int, window: int) -> int:
-    """Windows begin at whole vectors where they have the room."""
+    """Return how many columns left of its pixels a window begins: at a multiple of step_x if it has room for that."""
     pad = kernel_width // 2
     aligned = triton.cdiv(pad, step_x) * step_x
     return aligned if aligned - pad + kernel_width + step_x - 1 <= window else pad
 
 
 def candidates(height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int):
-    """(estimated cycles a pixel, tile) for every step that fits: from instruction counts, not measured. None does where
-    too many taps are seen: 65 x 65 in float32, 129 x 129 in 16-bit types, 257 rows."""
+    """Yield (estimated cycles per pixel, tile) for every pair of steps that fits.
+
+    The cycles come from instruction counts, not measurements. No pair fits if too many taps are seen: 65 x 65 in
+    float32, 129 x 129 in 16-bit types, 257 rows.
+    """
     kernel_height, kernel_width = seen_taps(kernel_height, height), seen_taps(kernel_width, width)
     for step_y in (1, 2, 4, 8):
         for step_x in (1, 2, 4, 8):
@@ -62,7 +65,7 @@ def candidates(height: int, width: int, kernel_height: int, kernel_width: int, e
             offset = window_offset(kernel_width, step_x, window + extra)
             vector = min(step_x, power_of_two(width))
             loads = rows / vector + columns / min(vector, power_of_two(offset))
-            covered = triton.cdiv(height, step_y) * triton.cdiv(width, step_x)  # products of a column by a row
+            covered = triton.cdiv(height, step_y) * triton.cdiv(width, step_x)  # outer products
             cycles = covered * (rows * columns / 1024 + loads / 10) / (height * width)
             # IEEE products keep a step's operands in registers: larger steps, or fewer warps, spill.
             block_k, warps = (16, 8) if element_bytes == 4 else (64, 8 if rows * columns > 64 * 64 else 4)
@@ -73,13 +76,16 @@ def candidates(height: int, width: int, kernel_height: int, kernel_width: int, e
 def choose_tile(
     height: int, width: int, kernel_height: int, kernel_width: int, element_bytes: int
 ) -> GradWeightTile | None:
-    """The candidate of the fewest estimated cycles, by the shape alone; None where there is no candidate."""
+    """Return the candidate with the fewest estimated cycles, None if there is no candidate."""
     options = candidates(height, width, kernel_height, kernel_width, element_bytes)
     return min(options, key=lambda option: option[0], default=(0, None))[1]
 
 
 def choose_splits(triples: int, channels: int, block_k: int) -> tuple[int, int]:
-    """(programs a channel, steps of block_k each): few channels fill the device too; never by the device itself."""
+    """Return (programs per channel, steps of block_k in each) with which few channels fill the device too.
+
+    They do not depend on the device, and so neither does the order in which the sums are added.
+    """
     blocks = triton.cdiv(triples, block_k)
     splits = max(1, min(triton.cdiv(PROGRAMS, channels), blocks // LEAST_STEPS))
     steps = triton.cdiv(blocks, splits)
@@ -87,12 +93,12 @@ def choose_splits(triples: int, channels: int, block_k: int) -> tuple[int, int]:
 
 
 def most_registers(element_bytes: int) -> int | None:
-    """A thread's limit. None: the assembler's choice, which for float32 is to spill a little rather than take more."""
+    """Return the limit of registers per thread (None: the assembler's, which in float32 is lower and spills)."""
     return 255 if element_bytes == 4 else None
 
 
 def launch(grad, input, grad_weight, precision="ieee", tile=None):
-    """grad_weight [C,1,KH,KW] from grad and input [N,C,H,W], all contiguous; nothing is empty."""
+    """Fill grad_weight [C,1,KH,KW] from grad and input [N,C,H,W]; all are contiguous and not empty."""
     batch, channels, height, width = input.shape
     kernel_height, kernel_width = grad_weight.shape[2:]
     rows, columns = seen_taps(kernel_height, height), seen_taps(kernel_width, width)

@@ -20,7 +20,7 @@ def load_windows(
     SPAN: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """input[n,c,STEP_Y*yb+t,STEP_X*xb+FIRST+u], u below SPAN: [k,(t,u)]."""
+    """Load input[n,c,STEP_Y*yb+t,STEP_X*xb+FIRST+u], u < SPAN: [k,(t,u)], 0 outside the image."""
     BLOCKS_X: tl.constexpr = (W + STEP_X - 1) // STEP_X
     BLOCKS_Y: tl.constexpr = (H + STEP_Y - 1) // STEP_Y
     t = tl.arange(0, STEP_Y * SPAN) // SPAN  # [(t,u)]
@@ -40,7 +40,7 @@ def grad_weight_kernel(
     partial_ptr,  # [SPLIT,C,TAPS*STEP_X,STEP_Y*(WINDOW+EXTRA)] float32
     N,
     C,
-    steps,  # of BLOCK_K a program takes
+    steps,  # of BLOCK_K in a program
     H: tl.constexpr,  # the image's sides are constants: divisions by them are a third of the loop otherwise
     W: tl.constexpr,
     PAD: tl.constexpr,  # min(KH, 2H-1)//2
@@ -52,7 +52,7 @@ def grad_weight_kernel(
     EXTRA: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
-    INDEX: tl.constexpr,  # int32 where it can count the elements
+    INDEX: tl.constexpr,  # int32 if it can index all elements
 ):
     """One channel's product over a share of the (image, row block, column block) triples, in float32.
 
@@ -93,7 +93,7 @@ def grad_weight_kernel(
         if EXTRA:
             v = load_windows(input_ptr, k, N, C, H, W, WINDOW - OFFSET, STEP_Y, STEP_X, EXTRA, INDEX)
             acc_extra = product(g, v, acc_extra, PRECISION)
-        if SHORT:  # noqa: SIM102 - the compiler knows it
+        if SHORT:  # noqa: SIM102 - known at compile time
             if step % 4 == 3:
                 total += acc
                 acc = tl.zeros_like(acc)
@@ -116,7 +116,7 @@ def grad_weight_kernel(
 @triton.jit
 def reduce_kernel(
     partial_ptr,  # [SPLIT,C,TAPS*STEP_X,STEP_Y*(WINDOW+EXTRA)] float32
-    grad_ptr,  # [N,C,H,W] contiguous: read where a NaN or an infinity has to be kept to its own taps
+    grad_ptr,  # [N,C,H,W] contiguous: read only to confine a NaN or an infinity to its own taps
     input_ptr,  # [N,C,H,W] contiguous: likewise
     grad_weight_ptr,  # [C,1,KH,KW] contiguous
     N,
@@ -158,7 +158,7 @@ def reduce_kernel(
                 column = tl.where(u < WINDOW, t * WINDOW + u, STEP_Y * WINDOW + t * EXTRA + u - WINDOW)
                 total += tl.load(here + row * COLUMNS + column, mask=seen, other=0.0).to(SUM)
 
-    if tl.sum((total != total).to(tl.int32)) != 0:  # a NaN or an infinity met a zero beyond the image: true pairs alone
+    if tl.sum((total != total).to(tl.int32)) != 0:  # a NaN or an infinity met a padding zero: sum real pairs only
         plane = H * W
         for lane in range(BLOCK_TAPS):
             this = tl.arange(0, BLOCK_TAPS) == lane

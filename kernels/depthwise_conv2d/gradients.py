@@ -1,6 +1,6 @@
-"""What widefield::depthwise_conv2d's gradient is made of: operators of their own, so that torch.compile sees them.
+"""The operators that compute the gradients of widefield::depthwise_conv2d, so that torch.compile sees them as such.
 
-Autocast, which may be on around a gradient alone, changes none of them.
+Autocast, which may be enabled for the backward pass only, does not affect them.
 """
 
 import torch
@@ -31,7 +31,7 @@ def _before_activation_fake(input: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def _grad_input_layout(grad: Tensor) -> Tensor:
-    """Room for the result: channels_last on the CPU, where it is computed so, else as a forward pass returns it."""
+    """Allocate the result: channels_last on the CPU, which computes in it, else as a forward pass returns it."""
     if grad.device.type == "cpu":
         return torch.empty_like(grad, memory_format=torch.channels_last)
     return torch.empty_like(contiguous_or_channels_last(grad))
@@ -58,7 +58,7 @@ def _grad_weight_cpu(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Ten
 
 
 def _has_kernel(input: Tensor) -> bool:
-    """With the native library, a processor that it has kernels for, and whole blocks of 16 channels."""
+    """Whether the native library is loaded and has a kernel for this processor, dtype and channels (16 n)."""
     return (
         native.is_loaded()
         and torch.ops.widefield.has_cpu_kernels()

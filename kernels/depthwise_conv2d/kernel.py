@@ -5,7 +5,7 @@ import triton.language as tl
 
 from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
 
-# (BLOCK_P, BLOCK_C) by memory format: the contiguous dimension of a tile lies along the contiguous one of the tensor.
+# (BLOCK_P, BLOCK_C) by memory format: a tile is longest along the tensor's contiguous dimension.
 BLOCKS = {"contiguous": (128, 1), "channels_last": (16, 32)}
 NUM_WARPS = 4
 
@@ -65,7 +65,7 @@ def depthwise_conv2d_kernel(
 
 
 def launch(input, weight, bias, output, activation):
-    """Launch on tensors of one memory format (contiguous or channels_last), `output` laid out as `input`."""
+    """Launch on `input` and `output` of the same memory format, contiguous or channels_last."""
     batch, channels, height, width = input.shape
     block_p, block_c = BLOCKS["contiguous" if input.is_contiguous() else "channels_last"]
     grid = (batch * triton.cdiv(height * width, block_p), triton.cdiv(channels, block_c))

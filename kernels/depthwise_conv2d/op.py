@@ -33,7 +33,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     Returns:
         [N,C,H,W], the input's dtype and memory format. Sums are accumulated in float32 (float64 for float64).
         Under autocast the arguments are cast as convolution's are. Under torch.func's transforms and forward-mode
-        differentiation PyTorch's convolution computes, with derivatives of every order.
+        differentiation PyTorch's convolution is used, which has derivatives of every order.
 
     Raises:
         ValueError: naming the argument, its value and what is expected.
@@ -52,7 +52,7 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
 
 def computed_dtype(t: Tensor) -> torch.dtype:
-    """As autocast gives it to a convolution: floating-point numbers below float64 in its type, where it is on."""
+    """Return the dtype in which `t` is convolved: autocast's, if enabled, for floating-point types except float64."""
     device = t.device.type
     narrow = t.dtype.is_floating_point and t.dtype != torch.float64
     if device in AUTOCAST and narrow and torch.is_autocast_enabled(device):
@@ -61,14 +61,14 @@ def computed_dtype(t: Tensor) -> torch.dtype:
 
 
 def _check_types(input: Any, weight: Any, bias: Any) -> None:
-    """Of Python's callers: the operator itself is only given tensors."""
+    """Raise `ValueError` for what is not a tensor, which only `depthwise_conv2d` itself can be given."""
     for name, value in (("input", input), ("weight", weight), *([] if bias is None else [("bias", bias)])):
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is a {type(value).__name__}: a tensor is expected")
 
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-    """Raises `ValueError` for what the operation is not defined on."""
+    """Raise `ValueError` for arguments that the operation is not defined on."""
     if input.dim() != 4:
         raise ValueError(f"input has shape {list(input.shape)}: [N,C,H,W] is expected")
     channels = input.shape[1]
@@ -95,11 +95,11 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
 
 
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """oneDNN's channels_last path, whatever the layout: in NCHW large layers take 25 to 74 times as long."""
+    """Convolve in channels_last with oneDNN: large layers take 25 to 74 times as long in NCHW."""
     check_arguments(input, weight, bias, activation)
     source = contiguous_or_channels_last(input)
     channels_last = source.contiguous(memory_format=torch.channels_last)
-    # Of float16, which oneDNN has not, PyTorch's own sums are inexact, and take 15 to 50 times as long as in float32.
+    # oneDNN has no float16: PyTorch's own kernel for it is inexact and takes 15 to 50 times as long as in float32.
     exact = torch.float32 if input.dtype == torch.float16 else input.dtype
     shift = None if bias is None else bias.to(exact)
     convolved = pytorch.convolution(channels_last.to(exact), weight.to(exact), shift)
@@ -129,7 +129,7 @@ def _fake(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation:
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
     input, weight, bias, activation = inputs
-    # ReLU's gradient is in the sign of the output; GELU's needs its argument, which backward computes anew.
+    # ReLU's gradient is in the sign of the output; GELU's needs its argument, which backward computes again.
     kept: Any = {"relu": output, "gelu": bias}.get(activation)
     ctx.save_for_backward(input, weight, kept)
     ctx.activation, ctx.has_bias = activation, bias is not None  # type: ignore[attr-defined]
@@ -139,7 +139,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     input, weight, kept = ctx.saved_tensors  # type: ignore[attr-defined]
     activation, has_bias = ctx.activation, ctx.has_bias  # type: ignore[attr-defined]
     if activation == "relu":
-        grad = torch.where(kept <= 0, 0, grad)  # where it is not a number, as PyTorch's
+        grad = torch.where(kept <= 0, 0, grad)  # also where the output is NaN, as in PyTorch
     elif activation == "gelu":
         before = torch.ops.widefield.depthwise_conv2d_before_activation(input, weight, kept)
         grad = torch.ops.aten.gelu_backward(grad, before)
@@ -148,7 +148,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
         grad_input = torch.ops.widefield.depthwise_conv2d_grad_input(grad, weight)
     if ctx.needs_input_grad[1]:  # type: ignore[attr-defined]
         grad_weight = torch.ops.widefield.depthwise_conv2d_grad_weight(grad, input, weight.shape[2:])
-        if weight.is_contiguous():  # of one filter a group: DistributedDataParallel wants that axis' stride too
+        if weight.is_contiguous():  # DistributedDataParallel compares the stride of the axis of size 1 too
             grad_weight = grad_weight.as_strided(weight.shape, weight.stride())
     if has_bias and ctx.needs_input_grad[2]:  # type: ignore[attr-defined]
         grad_bias = grad.sum((0, 2, 3))  # accumulated in float32
@@ -156,8 +156,8 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 
 
 def _register() -> None:
-    """The native library, where it is loaded, brings the schema and the CPU; on CUDA Python compiles just in time."""
-    if not is_loaded() and not load_native_library():  # to load two ends the process
+    """Register the operator. The native library, if loaded, has the schema and the CPU; CUDA's is always Python's."""
+    if not is_loaded() and not load_native_library():  # loading a second library aborts the process
         _library.define(SCHEMA)
         _library.impl("depthwise_conv2d", _cpu, "CPU")
         _library.impl("depthwise_conv2d", _cuda, "CUDA")

@@ -1,6 +1,6 @@
 """whole_image.py's product with the filter's matrix written out first, so that it is read in vectors of 16 bytes.
 
-It has not run on a GPU yet: benchmarks/kernels measures it beside whole_image.py, no call and no tuner takes it.
+It has not run on a GPU yet: only benchmarks/kernels calls it, to compare it with whole_image.py.
 """
 
 import triton
@@ -63,13 +63,13 @@ def packed_image_kernel(
     BLOCK: tl.constexpr,  # of pack_filter
     FLIP: tl.constexpr,  # the filter turned by 180 degrees
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
-    INDEX: tl.constexpr,  # int32 where it can count the elements
+    ACTIVATION: tl.constexpr,  # a value of activation.ACTIVATIONS
+    INDEX: tl.constexpr,  # int32 if it can index all elements
 ):
     """All pixels of BLOCK_N images of one channel, in float32; KH >= 2H-1, KW >= 2W-1. Outputs: y = H-1-oy, x = ox.
 
     acc[n,(oy,ox)] = bias[c] + sum_p input[n,c,p] * packed[px,py+oy,ox]
-    The taps of a pixel for all outputs are one run of `packed`. A program writes its own and reads it behind a barrier.
+    The taps of a pixel for all outputs are one run of `packed`. A program writes its own and reads it after a barrier.
     Bytes: input, filter and output once each; `packed` written once, and read from the L1 cache.
     """
     PLANE: tl.constexpr = 2 * OUTPUTS
@@ -88,8 +88,8 @@ def packed_image_kernel(
     a = load_image(input_ptr, image, real, 0, H, W, ROW, BLOCK_K)
     tl.debug_barrier()
     b = tl.load(taps, mask=(p < H * ROW)[:, None], other=0.0)
-    for begin in range(BLOCK_K, H * ROW + BLOCK_K, BLOCK_K):  # a step ahead: loads take their time beside a product
-        taps += BLOCK_K  # as many rows further down
+    for begin in range(BLOCK_K, H * ROW + BLOCK_K, BLOCK_K):  # one step ahead: loads overlap the product
+        taps += BLOCK_K  # elements, which are whole rows
         next_a = load_image(input_ptr, image, real, begin, H, W, ROW, BLOCK_K)
         next_b = tl.load(taps, mask=(begin + p < H * ROW)[:, None], other=0.0)
         acc = product(a, b, acc, PRECISION)
@@ -107,7 +107,7 @@ def suits(input, kernel_size):
 
 
 def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
-    """output = act(convolution + bias) where it `suits`; arguments as `whole_image.launch`."""
+    """Fill `output` as `whole_image.launch` does, for an input that `suits`."""
     batch, channels = input.shape[:2]
     constants = whole_image.constants_for(input, weight, activation, precision, flip)
     row, plane, programs = constants["ROW"], 2 * constants["OUTPUTS"], triton.cdiv(batch, constants["BLOCK_N"])

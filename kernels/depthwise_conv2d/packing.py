@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 PACK_BLOCK = 512  # elements of a plane that a program writes at once
-PACK_GROUP = 8  # planes a program: one each would be 20,992 programs of 512 bytes in RepLKNet-31B's third stage
+PACK_GROUP = 8  # planes per program: one each would be 20,992 programs of 512 bytes in RepLKNet-31B's third stage
 
 
 @triton.jit
@@ -27,7 +27,7 @@ def pack_filter_kernel(
     Bytes: the packed filter written once; the filter WINDOW times, from the caches.
     """
     SIGN: tl.constexpr = -1 if FLIP else 1
-    plane = WINDOW * (COLUMNS // 8 * 8)  # of 8 columns or more: the compiler is told, so that stores are vectors
+    plane = WINDOW * (COLUMNS // 8 * 8)  # COLUMNS is a multiple of 8: told so, the compiler stores vectors
     c = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1) * GROUP
     weight_ptr += c * KH * KW

@@ -1,4 +1,4 @@
-"""How float32 products are computed on the tensor cores: a setting of the process, as PyTorch's own is."""
+"""The precision of float32 products on the tensor cores: a setting of the process, as PyTorch's own is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,19 +10,19 @@ _precision = "ieee"
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """What products of `dtype` are computed in: the setting is float32's alone."""
+    """Return the precision of products of `dtype`: the setting applies to float32 only."""
     return _precision if dtype == torch.float32 else "ieee"
 
 
 def set_float32_precision(precision: str) -> None:
-    """Forward, grad_input and grad_weight of float32 on a GPU from here on, in every thread; the CPU is always IEEE.
+    """Set the precision of float32 products in forward, grad_input and grad_weight on GPUs, in every thread.
 
-    "ieee" (the default) keeps every bit and takes no tensor cores; "tf32" rounds the factors to 10 bits of mantissa;
-    "tf32x3" makes three such products of each, about as exact as IEEE. Sums are in float32 always. It is read when the
-    operator runs, so a backward pass outside the setting has the precision that holds there.
+    "ieee" (the default) keeps every bit and uses no tensor cores; "tf32" rounds the factors to 10 bits of mantissa;
+    "tf32x3" replaces each product by three such products, about as exact as IEEE. Sums are always float32, and the CPU
+    is always IEEE. The setting is read when the operator runs, also by a backward pass.
 
     Raises:
-        ValueError: for any other word.
+        ValueError: for any other string.
     """
     global _precision
     if precision not in PRECISIONS:
@@ -32,7 +32,7 @@ def set_float32_precision(precision: str) -> None:
 
 @contextmanager
 def float32_precision(precision: str) -> Iterator[None]:
-    """`set_float32_precision` for a block: `with kernels.float32_precision("tf32x3"): loss(model(x)).backward()`."""
+    """Set the precision for a block: `with kernels.float32_precision("tf32x3"): loss(model(x)).backward()`."""
     before = _precision
     set_float32_precision(precision)
     try:

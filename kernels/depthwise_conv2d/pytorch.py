@@ -1,4 +1,4 @@
-"""PyTorch's own convolution: used where none of our kernels serves, and two algorithms that the tuner may choose."""
+"""PyTorch's own convolution: used if no kernel of ours applies, or if the tuner chooses it."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from kernels.layout import laid_out_as
 
 # On a GPU contiguous memory takes PyTorch's own kernel from 7 x 7 on, channels_last takes cuDNN's.
 MEMORY_FORMATS = {"pytorch": torch.contiguous_format, "pytorch channels_last": torch.channels_last}
-_settings = threading.Lock()  # they are the process's
+_settings = threading.Lock()  # for `as_ours`, whose settings are the process's
 
 
 def algorithm_for(input: Tensor) -> str:
@@ -39,8 +39,8 @@ def convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list
 
 
 def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Tensor:
-    """[N,C,H,W] twice -> [C,1,Kh,Kw] contiguous."""
-    if input.device.type == "cpu" and input.shape[1] == 1 and len(input):  # oneDNN's own writes beyond its memory
+    """Return the filter's gradient [C,1,Kh,Kw], contiguous, from `grad` and `input` [N,C,H,W]."""
+    if input.device.type == "cpu" and input.shape[1] == 1 and len(input):  # oneDNN's writes out of bounds
         padding = (kernel_size[0] // 2, kernel_size[1] // 2)
         return F.conv2d(input.transpose(0, 1), grad.transpose(0, 1), padding=padding)  # the images are the channels
     result = input.new_empty(input.shape[1], 1, *kernel_size)
@@ -49,13 +49,13 @@ def grad_weight(grad: Tensor, input: Tensor, kernel_size: tuple[int, ...]) -> Te
 
 @contextmanager
 def as_ours(dtype: torch.dtype, precision: str) -> Iterator[None]:
-    """cuDNN gives the same bits every time, and IEEE products of float32 unless "tf32" was asked for."""
+    """Make cuDNN deterministic for a block, and its float32 products IEEE unless `precision` is "tf32"."""
     cudnn: Any = torch.backends.cudnn
     wanted: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True)]
-    if dtype == torch.float32:  # not allow_tf32, which cannot be read where the newer setting was used
+    if dtype == torch.float32:  # not allow_tf32, which cannot be read once the newer setting was written
         wanted.append((cudnn.conv, "fp32_precision", "tf32" if precision == "tf32" else "ieee"))
     with _settings:
-        # One that is written no longer follows the setting that it inherits from.
+        # Only what differs is written: a setting that was written once is no longer inherited.
         wanted = [(where, name, value) for where, name, value in wanted if getattr(where, name) != value]
         before = [(where, name, getattr(where, name)) for where, name, _ in wanted]
         try:

@@ -1,4 +1,4 @@
-"""The operators on DTensors, images sharded by batch and weights whole: `import kernels.depthwise_conv2d.sharding`.
+"""The operators on DTensors, images sharded by batch, weights replicated: `import kernels.depthwise_conv2d.sharding`.
 
 Nothing here imports it: torch.distributed.tensor takes a second or two to import.
 """
@@ -10,7 +10,7 @@ from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 WHOLE, BATCH = Replicate(), Shard(0)
-Placements = list[tuple[list[Any], list[Any]]]  # outputs, arguments; None where one is no tensor
+Placements = list[tuple[list[Any], list[Any]]]  # outputs, arguments; None for one that is not a tensor
 
 
 @register_sharding(torch.ops.widefield.depthwise_conv2d.default)

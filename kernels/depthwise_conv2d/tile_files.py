@@ -1,4 +1,4 @@
-"""Files of tiles by shape: the user's own, which the tuner writes, and the shipped tiles.json beside this file."""
+"""Files of tiles by shape: the user's own, which the tuner writes, and the shipped tiles.json in this folder."""
 
 import fcntl
 import json
@@ -24,13 +24,14 @@ def cache_file() -> Path:
 
 @cache
 def _cache_file(tiles: str | None, cache_home: str | None, home: str | None) -> Path:
-    """Made once: every call of the operator asks for it, and making it takes longer than a small layer."""
+    """Return the path of the user's file, cached: every call needs it, and a small layer takes less than making it."""
     if tiles:
         return Path(tiles)
     return Path(cache_home or os.path.expanduser("~/.cache"), "widefield", "tiles.json")  # a user may have no home
 
 
 def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> str:
+    """Return a call's key in the files, for example "toeplitz sm_90 bfloat16 64x128x56x56 31x31"."""
     major, minor = torch.cuda.get_device_capability(input.device)
     kind = str(input.dtype).removeprefix("torch.") + ("" if precision == "ieee" else f"-{precision}")
     shape = "x".join(str(size) for size in input.shape)
@@ -48,7 +49,7 @@ class TilesError(RuntimeError):
 def read(path: Path) -> dict[str, Any]:
     """Return a file's algorithms by key; empty if there is no file, or no access to its folder. Raises `TilesError`."""
     try:
-        entries = json.loads(path.read_text()) if os.path.isfile(path) else {}  # pathlib's raises where it may not look
+        entries = json.loads(path.read_text()) if os.path.isfile(path) else {}  # Path.is_file raises without access
     except OSError as error:
         raise TilesError(path, f"cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -70,10 +71,10 @@ def algorithm_in(path: Path, name: str, kind: type) -> Algorithm:
 
 
 def remember(name: str, algorithm: Algorithm) -> None:
-    """Written whole and moved in place: another process sees the old file or the new one, and adds to the newest."""
+    """Add an entry to the user's file, which is replaced atomically, under a lock against other writers."""
     path = cache_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:  # beside it: the file itself is replaced
+    with path.with_suffix(".lock").open("w") as lock:  # not the file itself, which is replaced
         fcntl.flock(lock, fcntl.LOCK_EX)
         read.cache_clear()
         entries = read(path) | {name: algorithm if isinstance(algorithm, str) else asdict(algorithm)}
@@ -86,13 +87,14 @@ def remember(name: str, algorithm: Algorithm) -> None:
 
 @cache
 def shipped(table: Path, name: str) -> dict[str, Any] | None:
-    """The `table`'s tile for the key `name`, else that of the largest batch below: more programs of the same kind.
+    """Return the tile in `table` for the key `name`, else that of the next smaller batch, else None.
 
-    Tiles of bfloat16 serve float16, whose bytes and tensor-core instructions are the same.
+    A larger batch is more programs of the same kind. Tiles of bfloat16 serve float16, whose bytes and tensor-core
+    instructions are the same.
     """
 
     def parts(key: str) -> tuple[int, list[str]]:
-        *kind, shape, kernel = key.split()  # "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
+        *kind, shape, kernel = key.split()
         batch, _, image = shape.partition("x")
         return int(batch), ["bfloat16" if word == "float16" else word for word in (*kind, image, kernel)]
 

@@ -1,4 +1,4 @@
-"""How one shape is cut up for the tensor-core kernel, and its launch."""
+"""The tiling of a shape for the tensor-core kernel, and the launch."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
 
 @dataclass(frozen=True)
 class Tile:
-    """How one shape is cut up; `offset` is how far the input window begins left of the output tile."""
+    """The tiling of one shape; the input window begins `offset` columns left of the output tile."""
 
     rows: int
     columns: int
@@ -26,13 +26,13 @@ class Tile:
     stages: int
 
     def is_flat(self, width: int) -> bool:
-        """Whether a window is a run of whole rows of an image so wide."""
+        """Whether a window is a run of whole rows of an image of this width."""
         return self.window == width <= self.columns
 
 
 @lru_cache(1024)
 def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_bytes: int) -> Tile:
-    """By the shape alone, from what was fast on an H200; on other shapes reasoned (README.md)."""
+    """Return the tile by rule, from the shape: fast on an H200 where it was measured, else reasoned (README.md)."""
     pad = kernel_width // 2
     if width <= 64:  # whole rows
         columns, window, offset = max(8, triton.next_power_of_2(width)), width, 0
@@ -47,8 +47,8 @@ def choose_tile(batch: int, height: int, width: int, kernel_width: int, element_
 
 
 def choose_form(batch, height, forms):
-    """The largest `rows` that leaves 64 (row block, image) pairs, else the smallest: few images need more programs.
-    Then the largest block_m that those pairs fill to three quarters.
+    """Return (rows, block_m) from `forms`: the most rows that leave 64 (row block, image) pairs, else the fewest, since
+    few images need more programs; then the largest block_m that the pairs fill to three quarters, else the smallest.
     """
     pairs = {rows: batch * triton.cdiv(height, rows) for rows, _ in forms}
     rows = max((rows for rows in pairs if pairs[rows] >= 64), default=min(pairs))
@@ -63,12 +63,12 @@ def choose_form(batch, height, forms):
 
 
 def warps_for(sums: int, element_bytes: int) -> int:
-    """Of a program with so many sums; float32's products hold more registers."""
+    """Return the warps for a program with `sums` accumulators; products in float32 need more registers."""
     return 8 if sums >= (4096 if element_bytes == 4 else 16384) else 4
 
 
 def alignment(input, output, tile) -> int:
-    """Elements (at most 8) that every run of pixels begins at a multiple of: the widest load that is allowed."""
+    """Return the alignment, in elements and at most 8, of every run of pixels: the widest load that is allowed."""
     height, width = input.shape[2:]
     places = [tensor.data_ptr() // tensor.element_size() for tensor in (input, output)]
     places += [height * width, tile.rows * width] if tile.is_flat(width) else [width]
@@ -76,7 +76,7 @@ def alignment(input, output, tile) -> int:
 
 
 def log_images(batch, height, tile):
-    """How many images (their logarithm) a program takes of a row block: the fewest programs, then the fewest blocks."""
+    """Return log2 of the images per row block in a program: the fewest programs, then the fewest row blocks in each."""
     blocks = triton.cdiv(height, tile.rows)
 
     def programs(log):
@@ -86,7 +86,7 @@ def log_images(batch, height, tile):
 
 
 def launch(input, weight, bias, output, activation, precision="ieee", tile=None, flip=False):
-    """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
+    """Fill output [N,C,H,W] with act(convolution + bias); all are contiguous. `flip` turns `weight` [C,1,KH,KW]."""
     batch, channels, height, width = input.shape
     kernel_height, kernel_width = weight.shape[2:]
     tile = tile or choose_tile(batch, height, width, kernel_width, input.element_size())

@@ -9,7 +9,7 @@ from kernels.depthwise_conv2d.product import product
 
 @triton.jit
 def window_place(begin, eights, inverse, skipped, BLOCK_K: tl.constexpr):
-    """(row r, window column u) of the places from `begin` on, in windows of which `eights` eights lie in the image."""
+    """Return (row r, window column u) of BLOCK_K elements from `begin` on; 8 * eights columns of a window are used."""
     eighth = begin // 8 + tl.arange(0, BLOCK_K) // 8  # [K]
     r = (eighth * inverse) >> 20  # eighth // eights, for filters of up to dispatch.LARGEST_SIDE
     return r, (skipped + eighth - r * eights) * 8 + tl.arange(0, BLOCK_K) % 8
@@ -19,7 +19,7 @@ def window_place(begin, eights, inverse, skipped, BLOCK_K: tl.constexpr):
 def toeplitz_kernel(
     input_ptr,  # [N,C,H,W] contiguous
     packed_ptr,  # [C,PLANES,WINDOW,COLUMNS]
-    weight_ptr,  # [C,1,KH,KW] contiguous: read where a NaN or an infinity has to be kept to its own outputs
+    weight_ptr,  # [C,1,KH,KW] contiguous: read only to confine a NaN or an infinity to its own outputs
     bias_ptr,  # [C]; not read unless has_bias
     output_ptr,  # [N,C,H,W] contiguous
     N,
@@ -37,21 +37,22 @@ def toeplitz_kernel(
     WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ALIGNMENT: tl.constexpr,  # elements that every run of pixels begins at a multiple of,
+    ALIGNMENT: tl.constexpr,  # of every run of pixels, in elements,
     ROW_ALIGNMENT: tl.constexpr,  # and every row
     FLAT: tl.constexpr,  # WINDOW is W, which COLUMNS holds: a window is a run of whole rows
-    FLIP: tl.constexpr,  # `weight` is to be turned by 180 degrees (`packed` is)
+    FLIP: tl.constexpr,  # `packed` is turned by 180 degrees, `weight` is not yet
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
-    INDEX: tl.constexpr,  # int32 where it can count the elements: half the registers
+    ACTIVATION: tl.constexpr,  # a value of activation.ACTIVATIONS
+    INDEX: tl.constexpr,  # int32 if it can index all elements: half the registers
 ):
     """Output tiles of ROWS x COLUMNS pixels of BLOCK_M (row block, image) pairs of one channel, in float32.
 
     acc[(block,n),(y,x)] = sum_{r,u} input[n,c,y0+r-KH//2,x0+u-offset] * packed[c,r-y+ROWS-1,u,x]
-    Rows r and, by eights, columns u outside the image for the whole tile are skipped. Bytes: the input once from memory
-    and about (1 + KH/ROWS)(WINDOW/COLUMNS) times from the L2 cache, the packed filter once a tile from there.
+    Rows r, and columns u in groups of 8, are skipped if they are outside the image for the whole tile. Bytes: the input
+    once from memory and about (1 + KH/ROWS)(WINDOW/COLUMNS) times from the L2 cache, the packed filter once per tile
+    from the L2 cache.
     """
-    # The division tells the compiler: tl.multiple_of does nothing to an argument.
+    # The divisions tell the compiler the alignment of W, pixels and offset; tl.multiple_of on an argument does not.
     W = (WINDOW if FLAT else W) // ROW_ALIGNMENT * ROW_ALIGNMENT
     pixels = H * W // ALIGNMENT * ALIGNMENT
     offset = offset // 8 * 8
@@ -77,18 +78,18 @@ def toeplitz_kernel(
     o = tl.arange(0, ROWS * COLUMNS)  # [O] pixels of the tile, row by row
     yo = o // COLUMNS
     xo = o % COLUMNS
-    # packed[c,r-yo+ROWS-1,u,xo] lies (r * WINDOW + u) * COLUMNS behind where its column begins
+    # packed[c,r-yo+ROWS-1,u,xo] is (r * WINDOW + u) * COLUMNS elements after the output's pointer
     packed = packed_ptr + c * planes * (WINDOW * COLUMNS)
     packed += ((ROWS - 1 - yo) * (WINDOW * COLUMNS) + xo)[None, :]  # [1,O]
     if FLAT:
         lead = tl.cdiv(KH // 2 * W, ALIGNMENT) * ALIGNMENT  # a run begins at a whole vector,
-        early = lead - KH // 2 * W  # so many pixels early
+        early = lead - KH // 2 * W  # pixels before the window
         start = y0 * W - lead  # [M]
         begin = (r_begin * W + early) // ALIGNMENT * ALIGNMENT
         end = r_end * W + early
     else:
-        skipped = tl.maximum(0, offset - x0) // 8  # of a window, in eights: left of the image
-        eights = tl.minimum(WINDOW, tl.cdiv(W - x0 + offset, 8) * 8) // 8 - skipped  # in the image
+        skipped = tl.maximum(0, offset - x0) // 8  # groups of 8 columns of a window left of the image
+        eights = tl.minimum(WINDOW, tl.cdiv(W - x0 + offset, 8) * 8) // 8 - skipped  # groups in the image
         inverse = (1 << 20) // eights + 1
         begin = r_begin * eights * 8
         end = r_end * eights * 8
@@ -120,7 +121,7 @@ def toeplitz_kernel(
         mask = real[:, None] & (y < H) & (x < W)
         value = activate(acc + bias, ACTIVATION).to(output_ptr.dtype.element_ty)
         tl.store(output_ptr + (image[:, None] + y * W + x), value, mask=mask)
-    else:  # a NaN or an infinity met one of the Toeplitz matrix's zeros: the same sums over the true taps alone
+    else:  # a NaN or an infinity met one of the Toeplitz matrix's zeros: sum again, over real taps only
         for pixel in range(ROWS * COLUMNS):
             y = y0 + pixel // COLUMNS  # [M]
             x = x0 + pixel % COLUMNS + 0 * y

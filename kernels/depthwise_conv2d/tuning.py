@@ -1,10 +1,10 @@
 """The algorithm for a shape: the user's own measurement, else the shipped table, else the rule.
 
-WIDEFIELD_AUTOTUNE=1 measures every shape once, when it is first seen, ours and PyTorch's convolution in both memory
-formats, and keeps the answers in $WIDEFIELD_TILES, else in widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache: a tile
-or the name of another algorithm (dispatch.py). The shipped table's tile comes first, then the rule's and PyTorch's
-algorithms, and after WIDEFIELD_AUTOTUNE_SECONDS (60) for a shape no further tile is tried. tiles.json beside this file
-is the shipped table: sm_90's entries were measured on an H200, sm_80's are reasoned from them and from byte counts.
+WIDEFIELD_AUTOTUNE=1 measures every shape when it is first seen: our kernels, and PyTorch's convolution in both memory
+formats. The fastest, a tile or the name of another algorithm (dispatch.py), is kept in $WIDEFIELD_TILES, else in
+widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache. The shipped table's tile is measured first, then the rule's and
+PyTorch's algorithms, then other tiles until a shape has taken WIDEFIELD_AUTOTUNE_SECONDS (60). The shipped table is
+tiles.json in this folder: sm_90's entries were measured on an H200, sm_80's reasoned from them and from byte counts.
 """
 
 import os
@@ -21,8 +21,8 @@ from torch import Tensor
 from kernels.depthwise_conv2d import grad_weight, pytorch, tile_files, toeplitz
 from kernels.depthwise_conv2d.tile_files import Algorithm, key
 
-SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # a block may have; 99 on the others
-SLOWER = 2.0  # than the least single call: such an algorithm is not measured further
+SHARED_KIB = {(8, 0): 163, (9, 0): 227, (10, 0): 227}  # of shared memory in a block; 99 on others
+SLOWER = 2.0  # times the fastest single call: beyond it an algorithm is not timed further
 Run = Callable[[Algorithm], Any]
 
 
@@ -41,7 +41,7 @@ def find(
 
 
 def one_call_ms(run: Callable[[], Any]) -> float:
-    """Of the second call: the first compiles."""
+    """Return the milliseconds of the second call; the first compiles."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     run()
     start.record()
@@ -52,10 +52,11 @@ def one_call_ms(run: Callable[[], Any]) -> float:
 
 
 def fastest(options: Iterable[Algorithm], run: Run) -> Algorithm:
-    """By the median time of those whose single call takes at most SLOWER times the least one's.
+    """Return the option with the least median time, among those of at most SLOWER times the fastest single call.
 
-    What the device has no room for, or cuDNN no algorithm, is passed over. Every word, and each tile before the first
-    word, has its call; no other tile is tried when the time is over.
+    An option that raises is skipped: the device lacks room for it, or cuDNN an algorithm. Every named algorithm, and
+    each tile before the first of them, is called once; no other tile is tried after WIDEFIELD_AUTOTUNE_SECONDS. Raises
+    `RuntimeError` if all options raise.
     """
     deadline = time.monotonic() + float(os.environ.get("WIDEFIELD_AUTOTUNE_SECONDS", "60"))
     times: dict[Algorithm, float] = {}
@@ -80,14 +81,16 @@ def fastest(options: Iterable[Algorithm], run: Run) -> Algorithm:
 
 
 def most_sums(capability: tuple[int, int], element_bytes: int) -> int:
-    """Sums (block_m * rows * columns) that 8 warps hold without spilling registers: as compiled for every architecture
-    (tests/kernels/test_toeplitz.py)."""
+    """Return the most sums (block_m * rows * columns) that 8 warps hold without spilling registers, from the code
+    compiled for every architecture (tests/kernels/test_toeplitz.py)."""
     return 256 * 128 if element_bytes == 2 and capability[0] in (8, 9, 10) else 128 * 128
 
 
 def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
-    """The rule's tile with other rows and blocks that the batch fills and the shared memory holds, the largest first:
-    they fetch the least."""
+    """Yield the rule's tile with other rows and blocks that the batch fills and the shared memory holds.
+
+    The largest come first: they fetch the least.
+    """
     batch, _, height, width = input.shape
     element_bytes = input.element_size()
     rule = toeplitz.choose_tile(batch, height, width, kernel_width, element_bytes)
@@ -109,7 +112,10 @@ def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
 def forward_algorithm(
     input: Tensor, kernel_size: tuple[int, ...], activation: str, precision: str, kernel: str, run: Run
 ) -> Algorithm | None:
-    """`kernel`: the rule's choice, "toeplitz" or "taps"; where few taps make it the latter, tiles are the rule's."""
+    """Return the algorithm to use, or None for the rule's, which is `kernel`: "toeplitz" or "taps".
+
+    For "taps" the tuner tries "toeplitz" with the rule's tile only.
+    """
 
     def options() -> Iterator[Algorithm]:
         yield kernel
@@ -124,6 +130,7 @@ def forward_algorithm(
 
 
 def grad_weight_algorithm(input: Tensor, kernel_size: tuple[int, ...], precision: str, run: Run) -> Algorithm | None:
+    """Return the algorithm to use for the filter's gradient, or None for the rule's."""
     height, width = input.shape[2:]
 
     def options() -> Iterator[Algorithm]:

@@ -1,4 +1,4 @@
-"""The tensor-core kernel of small images: where every output sees every pixel, a dense matrix product a channel."""
+"""The tensor-core kernel for images in which every output sees every pixel: a dense matrix product per channel."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 from kernels.depthwise_conv2d.activation import ACTIVATIONS, activate
 from kernels.depthwise_conv2d.product import product
 
-LARGEST = 256  # outputs of a program: all of a channel, in rows of a power of 2
+LARGEST = 256  # outputs of a program: all of a channel's, in rows padded to a power of 2
 STAGES = 1  # the kernel loads a step ahead itself
 
 
@@ -14,7 +14,7 @@ STAGES = 1  # the kernel loads a step ahead itself
 def load_image(
     input_ptr, image, real, begin, H: tl.constexpr, W: tl.constexpr, ROW: tl.constexpr, BLOCK_K: tl.constexpr
 ):
-    """Pixels p = (py,px) from `begin` on, ROW of them a line: [N,K]; 0 beyond the image."""
+    """Load pixels p = (py,px) from `begin` on, in rows padded to ROW: [N,K]; 0 outside the image."""
     p = begin + tl.arange(0, BLOCK_K)
     inside = (p // ROW < H) & (p % ROW < W)
     place = image[:, None] + (p // ROW * W + p % ROW)[None, :]
@@ -23,7 +23,7 @@ def load_image(
 
 @triton.jit
 def load_taps(
-    taps,  # [1,O] pointers: where each output has the tap of pixel (0,0)
+    taps,  # [1,O] pointers to each output's tap for pixel (0,0)
     begin,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -32,7 +32,7 @@ def load_taps(
     ROW: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The taps of the even and of the odd pixels from `begin` on, by output: [K/2,O] each."""
+    """Load the taps of the even and of the odd pixels from `begin` on for each output: two [K/2,O]."""
     p = begin + 2 * tl.arange(0, BLOCK_K // 2)
     tap = taps + (STEP * (p // ROW * KW + p % ROW))[:, None]
     row = p // ROW < H
@@ -50,7 +50,7 @@ def whole_image_kernel(
     N,
     has_bias,
     C: tl.constexpr,
-    H: tl.constexpr,  # constants, so that most places in memory are a number away from one another
+    H: tl.constexpr,  # constants, so that most addresses differ by a constant
     W: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
@@ -60,14 +60,14 @@ def whole_image_kernel(
     BLOCK_K: tl.constexpr,
     FLIP: tl.constexpr,  # the filter turned by 180 degrees
     PRECISION: tl.constexpr,
-    ACTIVATION: tl.constexpr,  # of activation.ACTIVATIONS
-    INDEX: tl.constexpr,  # int32 where it can count the elements
+    ACTIVATION: tl.constexpr,  # a value of activation.ACTIVATIONS
+    INDEX: tl.constexpr,  # int32 if it can index all elements
 ):
     """All pixels o of BLOCK_N images of one channel, in float32; KH >= 2H-1 and KW >= 2W-1.
 
     acc[n,o] = bias[c] + sum_p input[n,c,p] * weight[c,0,py-oy+KH//2,px-ox+KW//2]
-    The filter's matrix is read from it, tap by tap, from the L1 cache. Each (p,o) is a tap inside the image: no zero is
-    multiplied, and what is not finite reaches what sees it. Bytes: input, filter and output once each.
+    The matrix is read tap by tap from the filter, in the L1 cache. Each (p,o) has a tap, so no padding zero is
+    multiplied, and a NaN or an infinity reaches exactly the outputs that see it. Bytes: input, filter and output once.
     """
     c = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # [N]
@@ -84,7 +84,7 @@ def whole_image_kernel(
     acc = tl.zeros((BLOCK_N, OUTPUTS), dtype=tl.float32) + bias
     a = load_image(input_ptr, image, real, 0, H, W, ROW, BLOCK_K)
     even, odd = load_taps(taps, 0, H, W, KW, STEP, ROW, BLOCK_K)
-    for begin in range(BLOCK_K, H * ROW + BLOCK_K, BLOCK_K):  # a step ahead: loads take their time beside a product
+    for begin in range(BLOCK_K, H * ROW + BLOCK_K, BLOCK_K):  # one step ahead: loads overlap the product
         next_a = load_image(input_ptr, image, real, begin, H, W, ROW, BLOCK_K)
         next_even, next_odd = load_taps(taps, begin, H, W, KW, STEP, ROW, BLOCK_K)
         b = tl.join(even, odd).permute(0, 2, 1).reshape(BLOCK_K, OUTPUTS)
@@ -105,14 +105,14 @@ def padded_width(width):
 
 
 def suits(input, kernel_size):
-    """Whether every output sees every pixel, a program holds a channel's outputs, and tensor cores take the type."""
+    """Whether every output sees every pixel, a program holds a channel's outputs, and the type is of 16 bits."""
     height, width = input.shape[2:]
     whole = kernel_size[0] >= 2 * height - 1 and kernel_size[1] >= 2 * width - 1
     return whole and height * padded_width(width) <= LARGEST and input.element_size() == 2
 
 
 def sizes(height, width, kernel_height, kernel_width, block_n):
-    """What is constant in a compiled kernel besides the channels."""
+    """Return the kernel's compile-time sizes, for one size of image and of filter."""
     row = padded_width(width)
     constants = {"H": height, "W": width, "KH": kernel_height, "KW": kernel_width, "ROW": row}
     constants["OUTPUTS"] = max(16, triton.next_power_of_2(height * row))
@@ -124,7 +124,7 @@ def warps_for(block_n):
 
 
 def constants_for(input, weight, activation, precision, flip):
-    """What a launch is compiled for; also of packed_image.py."""
+    """Return all compile-time arguments of a launch, of packed_image.py's too."""
     batch, channels, height, width = input.shape
     block_n = max(16, min(64, triton.next_power_of_2(batch)))
     return {
@@ -141,7 +141,7 @@ def constants_for(input, weight, activation, precision, flip):
 
 
 def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
-    """output = act(convolution + bias), [N,C,H,W] contiguous; `weight` [C,1,KH,KW] contiguous, turned where `flip`."""
+    """Fill output [N,C,H,W] with act(convolution + bias); all are contiguous. `flip` turns `weight` [C,1,KH,KW]."""
     batch, channels = input.shape[:2]
     constants = constants_for(input, weight, activation, precision, flip)
     whole_image_kernel[(triton.cdiv(batch, constants["BLOCK_N"]), channels)](

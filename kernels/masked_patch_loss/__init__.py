@@ -1,4 +1,4 @@
-"""The loss of masked image modelling on the masked patches alone, with its gradient computed in the forward pass."""
+"""The loss of masked image modelling on the masked patches only, with its gradient computed in the forward pass."""
 
 from kernels.masked_patch_loss.op import masked_patch_loss
 

@@ -1,4 +1,4 @@
-"""What the masked-patch loss is defined on."""
+"""Checks of the masked-patch loss's arguments."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ TARGET_NORMS = ("none", "window", "patch")
 
 
 def check_arguments(prediction: Tensor, image: Tensor, mask: Tensor, loss: str, target_norm: str, window: int) -> None:
-    """Raises `ValueError` for what the operation is not defined on."""
+    """Raise `ValueError` for arguments that the operation is not defined on."""
     layouts = {"prediction": "[B,C*s*s,h,w]", "image": "[B,C,H,W]", "mask": "[B,h',w']"}
     for (name, layout), tensor in zip(layouts.items(), (prediction, image, mask), strict=True):
         if tensor.dim() != layout.count(",") + 1:

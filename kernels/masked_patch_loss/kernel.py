@@ -6,13 +6,13 @@ import triton.language as tl
 LOSSES = {"l1": 0, "smooth_l1": 1, "l2": 2}
 PARTS = 4  # two bits each in a byte
 TILE = {False: 2048, True: 256}  # elements of a part of a program's tile, by channels_last
-NUM_WARPS = {False: 8, True: 4}  # 4 where vectors fit both: in channels_last, if the target's rows are contiguous
-MOST_PROGRAMS = 4096  # of a contiguous prediction: what is finished in one pass
+NUM_WARPS = {False: 8, True: 4}  # True: both tensors are read in vectors (channels_last, target of contiguous rows)
+MOST_PROGRAMS = 4096  # of a contiguous prediction, so that finish_kernel adds their sums in one pass
 
 
 @triton.jit
 def along(channels, cells, CHANNELS_LAST: tl.constexpr):
-    """Two vectors, ready to be broadcast to a tile [Q,K] in channels_last, else [K,Q]."""
+    """Return both vectors with one more axis, to broadcast to a tile [Q,K] in channels_last, else [K,Q]."""
     return (channels[None, :], cells[:, None]) if CHANNELS_LAST else (channels[:, None], cells[None, :])
 
 
@@ -35,9 +35,9 @@ def read(
     STRIDE_K: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Channels k of the cells: prediction - target (0 where not masked), the channels' offsets, their validity.
+    """Return prediction - target at channels k of the cells (0 where not masked), the channels' offsets and validity.
 
-    Where the prediction is contiguous, masked and unmasked cells share sectors: it is read whole, in vectors.
+    In a contiguous prediction masked and unmasked cells share sectors: all of it is read, in vectors.
     """
     dy, dx = k // S % S, k % S
     channel, prediction_q = along(k * STRIDE_K, prediction_q, CHANNELS_LAST)
@@ -68,7 +68,7 @@ def value(d, LOSS: tl.constexpr):
 
 @triton.jit
 def put(unscaled_grad_q, channel, valid, d, LOSS: tl.constexpr):
-    """Store the derivative of smooth_l1 or l2 (of this half, which float16 holds: the scale has the factor 2)."""
+    """Store the derivative of smooth_l1, or half that of l2, which float16 holds: the scale has the factor 2."""
     unscaled_grad = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else d
     tl.store(unscaled_grad_q + channel, unscaled_grad.to(unscaled_grad_q.dtype.element_ty), mask=valid)
 
@@ -106,7 +106,7 @@ def loss_kernel(
     BLOCK_Q: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Channels by cells q of the prediction, in four parts: channels g, g + G, g + 2 G, g + 3 G, G = cdiv(C*S, 4) * S.
+    """Sum the loss and store its derivative for cells q and channels g + t*G of the prediction, G = cdiv(C*S, 4) * S.
 
     pixel(k, q) = (c, i*S + dy, j*S + dx) with k = (c*S + dy)*S + dx, q = (b, i, j): PixelShuffle(S) undone by index.
     l1: bits 2t, 2t + 1 of byte (g, q) of the unscaled gradient are the sign at channel g + t*G: 1 is +, 2 is -, 0 is 0
@@ -153,7 +153,7 @@ def loss_kernel(
         g = first + step * BLOCK_K + tl.arange(0, BLOCK_K)
         in_g, in_q = along(g < G, inside, CHANNELS_LAST)
         valid = in_g & in_q
-        # Four reads, then what is made of them: no store, which the compiler orders loads by, stands between.
+        # All four reads come before any store: the compiler moves no load across one.
         d0, k0, valid0 = read(
             prediction_q, target_q, mask_q, masked, valid, g,
             target_c, target_y, target_x, mask_y, mask_x, C, S, P, STRIDE_K, CHANNELS_LAST,
@@ -193,7 +193,7 @@ def loss_kernel(
 
 @triton.jit
 def finish_kernel(sum_ptr, count_ptr, loss_ptr, scale_ptr, sums, counts, C, LOSS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: loss = sum / (pixels + 1e-5) / C, scale = (2 for l2, else 1) / (pixels + 1e-5) / C, in float64."""
+    """Compute loss = sum / (pixels + 1e-5) / C, scale = (2 for l2, else 1) / (pixels + 1e-5) / C in float64."""
     total = tl.zeros((BLOCK,), tl.float64)
     pixels = tl.zeros((BLOCK,), tl.int64)
     for start in range(0, sums, BLOCK):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-PREFIX_TILE = 1024  # pixels whose prefix sums a program takes
+PREFIX_TILE = 1024  # pixels whose prefix sums a program computes
 COLUMNS, ROWS = 64, 64  # of a program that slides the window
 NUM_WARPS, COLUMN_WARPS = 4, 2
 
@@ -39,7 +39,7 @@ def prefix_kernel(
 
 @triton.jit
 def between(prefix_ptr, line, H, W, left, right):
-    """prefix[line,right] - prefix[line,left], 0 in the place of prefix[line,-1]; 0 for a line outside."""
+    """Return prefix[line,right] - prefix[line,left], where prefix[line,-1] is 0; 0 for a line outside the image."""
     lines = line + tl.zeros_like(left)
     inside = (lines >= 0) & (lines < H)
     upper = tl.load(prefix_ptr + line * W + right, mask=inside, other=0.0)
@@ -70,7 +70,7 @@ def window_kernel(
     """(x - mean) / sqrt(var + 1e-6) over the window, which slides down BLOCK_Y rows of BLOCK_X columns.
 
     s = sum(x) and t = sum(x^2) over the n pixels of a window, in float64: x - mean = (n x - s) / n and
-    var = (n t - s^2) / (n (n - 1)). A row comes in and a row goes out by differences of prefix sums.
+    var = (n t - s^2) / (n (n - 1)). Each step adds a row and subtracts one, both as differences of prefix sums.
     """
     plane = tl.program_id(0).to(tl.int64)  # of B*C
     x = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)
@@ -149,7 +149,7 @@ def patch_kernel(
 
 
 def launch_normalization(image, mask, target, target_norm, window):
-    """target [B,C,H,W] float32 contiguous := the normalised image where masked; elsewhere it is left as it is."""
+    """target [B,C,H,W] float32 contiguous := the normalised image where masked; elsewhere it is unchanged."""
     batch, channels, height, width = image.shape
     sizes = (channels, height, width)
     grid_size = (mask.shape[1], mask.shape[2])

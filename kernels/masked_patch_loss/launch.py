@@ -7,30 +7,30 @@ from kernels.masked_patch_loss.kernel import LOSSES, MOST_PROGRAMS, NUM_WARPS, P
 from kernels.masked_patch_loss.kernel_backward import NUM_WARPS as BACKWARD_WARPS
 from kernels.masked_patch_loss.kernel_backward import backward_kernel, backward_signs_kernel
 
-MOST_CELLS = 64  # in a program of a contiguous prediction
+MOST_CELLS = 64  # of a contiguous prediction in a program
 LARGEST_FINISH = 8192  # partial sums in one pass
 
 
 def tile(channels, stride, cells, channels_last):
-    """(BLOCK_K, BLOCK_Q, STEPS) for an image of `channels` and a prediction of `cells` in all."""
+    """Return (BLOCK_K, BLOCK_Q, STEPS) for an image of `channels` and a prediction of `cells` in all."""
     length, room = packed(channels, stride), TILE[channels_last]
     block_q = 1 if channels_last else min(triton.next_power_of_2(cells), MOST_CELLS)
     sizes = [1 << n for n in range((room // block_q).bit_length())]
     busy = [size for size in sizes if triton.cdiv(length, size) * size * 3 <= length * 4]  # a quarter idle at most
     block_k = max(busy)
     blocks = triton.cdiv(length, block_k)
-    if channels_last:  # cell by cell, so that what is not masked is skipped, unless cells are small
+    if channels_last:  # one cell per program, so that unmasked cells are skipped, unless cells are small
         return block_k, 1 if blocks > 1 else min(triton.next_power_of_2(cells), room // block_k), blocks
     return block_k, block_q, min(blocks, triton.cdiv(blocks * triton.cdiv(cells, block_q), MOST_PROGRAMS))
 
 
 def packed(channels, stride):
-    """Bytes of the signs of a cell, four in each."""
+    """Return the bytes that hold the signs of a cell, four each."""
     return triton.cdiv(channels * stride, PARTS) * stride
 
 
 def is_channels_last(prediction):
-    """Whether the channels of a cell lie side by side; of a single cell they do in either format."""
+    """Whether the channels of a cell are adjacent in memory; in an image of a single cell they always are."""
     return prediction.shape[2] * prediction.shape[3] == 1 or not prediction.is_contiguous()
 
 
@@ -116,7 +116,7 @@ def launch_backward(unscaled_grad, grad_loss, scale, grad):
 
 
 def backward_tile(inner, element_size):
-    """(BLOCK_O, BLOCK_I): 16 bytes a thread, rows that divide `inner` unless they would be short."""
+    """Return (BLOCK_O, BLOCK_I): 16 bytes per thread; BLOCK_I divides `inner` unless it would be less than 64."""
     room = 32 * BACKWARD_WARPS * 16 // element_size
     block_i = min(room, max(inner & -inner, min(64, triton.next_power_of_2(inner))))
     return room // block_i, block_i

@@ -20,7 +20,7 @@ BACKWARD_SCHEMA = (
 NAME = "widefield::masked_patch_loss"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MASK_DTYPES = (*TRITON_DTYPES, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-COUNTABLE = 2**30  # elements of an image, or cells, that the kernels count in 32 bits
+COUNTABLE = 2**30  # elements of an image, or cells: the kernels index them in 32 bits
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -30,24 +30,24 @@ def masked_patch_loss(
 ) -> Tensor:
     """sum(loss(PixelShuffle(s)(prediction) - target) over masked pixels) / (masked pixels + 1e-5) / C.
 
-    The loss of SimMIM (Xie et al., CVPR 2022) from the decoder's output before its PixelShuffle; the gradient is found
-    in the same pass. Sums run over the whole batch; a mask of zeros gives 0 and zero gradients.
+    The loss of SimMIM (Xie et al., CVPR 2022) from the decoder's output before its PixelShuffle; the gradient is
+    computed in the same pass. Sums run over the whole batch; a mask of zeros gives 0 and zero gradients.
 
     Args:
         prediction: [B,C*s*s,h,w], contiguous or channels_last (anything else is copied); float32, float16, bfloat16 or
             float64.
-        image: [B,C,h*s,w*s], the target; any strides, a type of its own. It gets no gradient.
+        image: [B,C,h*s,w*s], the target; any strides, one of the same types. It gets no gradient.
         mask: [B,h',w'], any type; what is not 0 is masked. A patch is h*s/h' pixels square, and either that size
             divides s or s divides it.
         loss: "l1", "smooth_l1" (beta 1) or "l2".
         target_norm: "none"; "window": (x - mean) / sqrt(var + 1e-6) over the `window` x `window` pixels around each
-            pixel of a channel, as far as they are inside the image, unbiased variance (SimMIM); "patch": the same over
-            the pixels and channels of each mask patch (MAE).
+            pixel of a channel that are inside the image, with unbiased variance (SimMIM); "patch": the same over the
+            pixels and channels of each mask patch (MAE).
         window: odd, at least 3.
 
     Returns:
         [], float32 (float64 if the prediction or the image is), computed in that type; under autocast too. Under
-        torch.func's transforms and forward-mode differentiation the reference computes, in float64.
+        torch.func's transforms and forward-mode differentiation the reference is used, in float64.
 
     Raises:
         ValueError: naming the argument, its value and what is expected.
@@ -82,7 +82,7 @@ def _empty_packed_grad(prediction: Tensor, image: Tensor, loss: str, gradient: b
 
 
 def _has_kernels(prediction: Tensor, image: Tensor) -> bool:
-    """Whether the Triton-language kernels take these types and count these sizes."""
+    """Whether the Triton-language kernels take these types and can index these sizes."""
     if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES:
         return False
     extent = sum((n - 1) * step for n, step in zip(image.shape[1:], image.stride()[1:], strict=True))
@@ -202,7 +202,7 @@ def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, outp
 
 
 def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grads[0] is None:  # the loss has no part in what is differentiated
+    if grads[0] is None:  # what is differentiated does not depend on the loss
         return (None,) * 7
     if not ctx.gradient:  # type: ignore[attr-defined]
         raise RuntimeError("masked_patch_loss was called with gradient=False: call it with gradient=True to train")

@@ -1,4 +1,4 @@
-"""What the operation means, in plain PyTorch; right in float64."""
+"""The specification of the operation in plain PyTorch; accurate in float64."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The loss with PyTorch's own operations: what the CPU runs, and a GPU in float64."""
+"""The loss with PyTorch's own operations, for the CPU, and for float64 on a GPU."""
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,15 @@ def masked_patch_loss_vectorized(
     unscaled_grad: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """Fill `unscaled_grad` unless it is empty; returns the loss and the scale of its gradient, both [] of `dtype`.
+    """Fill `unscaled_grad` unless it is empty; return the loss and the scale of its gradient, both [] of `dtype`.
 
-    One image after another: what lies between two steps then stays in the cache.
+    Images are computed one by one, so that intermediate results stay in the cache.
     """
     channels, height = image.shape[1:3]
     h, w = prediction.shape[2:]
     stride, patch = height // h, height // mask.shape[1]
     masked = mask != 0
-    by_cell = patch % stride == 0  # then a cell is masked or not as a whole, and the masked ones alone are computed
+    by_cell = patch % stride == 0  # then a cell is masked as a whole or not at all: only masked ones are computed
     sums = []
     for b in range(len(image)):
         target = image[b].to(dtype)
@@ -56,15 +56,15 @@ def masked_patch_loss_vectorized(
 
 
 def backward_vectorized(unscaled_grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """unscaled_grad * factor, rounded to `dtype`, laid out as `unscaled_grad`."""
+    """Return unscaled_grad * factor, rounded to `dtype`, with the strides of `unscaled_grad`."""
     return (unscaled_grad.to(factor.dtype) * factor).to(dtype)
 
 
 def target_statistics(image: Tensor, target_norm: str, patch: int, window: int) -> tuple[Tensor, Tensor]:
-    """Mean and sqrt(var + 1e-6) that each pixel is normalised by, var unbiased: [...,C,H,W] twice, C 1 for "patch".
+    """Return the mean and sqrt(var + 1e-6) to normalise each pixel, var unbiased: two [...,C,H,W], C = 1 for "patch".
 
-    "window": over the part of the window that is inside the image, by channel, in float64. Prefix sums about the
-    image's mean: the variance is right to 1e-10 of the contrast. "patch": over each patch x patch square, all channels.
+    "window": over the part of the window inside the image, by channel, in float64, from prefix sums about the image's
+    mean: the variance is accurate to 1e-10 of the contrast. "patch": over each patch x patch square, all channels.
     """
     *batch, channels, height, width = image.shape
     if target_norm == "patch":
@@ -80,7 +80,7 @@ def target_statistics(image: Tensor, target_norm: str, patch: int, window: int) 
 
 
 def window_sums(x: Tensor, window: int) -> Tensor:
-    """[...,H,W]: sums over the window around each pixel, as far as it is inside."""
+    """Return the sums [...,H,W] over the window around each pixel, cut off at the border."""
     for dim in (-1, -2):
         size = x.shape[dim]
         place = torch.arange(size, device=x.device)
@@ -91,7 +91,7 @@ def window_sums(x: Tensor, window: int) -> Tensor:
 
 
 def repeat_patches(patches: Tensor, times: int) -> Tensor:
-    """[...,h,w] -> [...,h*times,w*times]."""
+    """Repeat each element along both axes: [...,h,w] -> [...,h*times,w*times]."""
     return patches.repeat_interleave(times, -2).repeat_interleave(times, -1)
 
 
@@ -102,7 +102,7 @@ def _sum(d: Tensor, loss: str) -> Tensor:
 
 
 def _derivative(d: Tensor, loss: str) -> Tensor:
-    """But for l2's factor 2, which stands in the scale: float16 holds d and not always 2 d."""
+    """Return the derivative, without l2's factor 2, which is in the scale: float16 may hold d but not 2 d."""
     if loss == "l1":
         return d.sign()
     return d.clamp(-1, 1) if loss == "smooth_l1" else d

@@ -1,4 +1,4 @@
-"""The library that carries the operations into processes without Python: found, and loaded, here."""
+"""Find and load the library that brings the operations to processes without Python."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ LIBRARY = Path(__file__).parent / "lib" / "libwidefield.so"
 
 
 def native_library() -> Path | None:
-    """Where the built library lies: $WIDEFIELD_LIBRARY, else kernels/native/lib; None when it is not built.
+    """Return the path of the library, $WIDEFIELD_LIBRARY or else in kernels/native/lib; None if it is not built.
 
-    Raises `RuntimeError` where the variable names no file.
+    Raises `RuntimeError` if the variable names no file.
     """
     if named := os.environ.get("WIDEFIELD_LIBRARY"):
         if not Path(named).is_file():
@@ -21,14 +21,14 @@ def native_library() -> Path | None:
 
 
 def is_loaded() -> bool:
-    """Whether its operators are registered, by `load_native_library` or by torch.ops.load_library."""
+    """Whether the library's operators are registered, by `load_native_library` or by torch.ops.load_library."""
     return hasattr(torch.ops.widefield, "has_cpu_kernels")
 
 
 def load_native_library() -> bool:
-    """Load it unless it is not built or WIDEFIELD_NATIVE=0. True when its operators are registered.
+    """Load the library if it is built and WIDEFIELD_NATIVE is not 0. Return whether it was loaded.
 
-    Raises `RuntimeError` as `native_library`, and when it was built for another PyTorch.
+    Raises `RuntimeError` as `native_library` does, and if the library was built for another PyTorch.
     """
     if os.environ.get("WIDEFIELD_NATIVE") == "0" or (path := native_library()) is None:
         return False

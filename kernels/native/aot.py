@@ -1,7 +1,7 @@
-"""The Triton-language kernels compiled ahead of time, with no GPU.
+"""Ahead-of-time compilation of the Triton-language kernels, without a GPU.
 
-What is compiled is variants.py's choice; a cubin is compiled once for a kernel's source, its warps and stages and
-Triton's version.
+variants.py says what is compiled. A cubin is compiled again only if its kernel's source, its warps or stages, or Triton
+has changed.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ class CompiledKernel:
 
 
 def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[CompiledKernel]:
-    """Compile what `cache` does not hold yet, in as many processes as there are cores."""
+    """Compile what `cache` does not hold yet, in as many processes as there are cores; return all kernels."""
     variants = all_variants() if variants is None else variants
     folders = {source: cache / source_key(source) for source in {variant.source for variant in variants}}
-    for old in cache.iterdir() if cache.is_dir() else []:  # what an older kernel or Triton left
+    for old in cache.iterdir() if cache.is_dir() else []:  # cubins of an older kernel or Triton
         if old not in folders.values():
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     for folder in folders.values():
@@ -43,7 +43,7 @@ def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[Comp
     paths = [folders[v.source] / f"{v}_w{v.warps}_s{v.stages}.cubin" for v in variants]
     missing = [(v, path) for v, path in zip(variants, paths, strict=True) if not path.with_suffix(".json").exists()]
     if missing:
-        os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # or the listing in each cubin is larger than its code
+        os.environ["TRITON_DISABLE_LINE_INFO"] = "1"  # else each cubin has line information larger than its code
         workers = min(len(missing), len(os.sched_getaffinity(0)))
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             list(pool.map(compile_one, *zip(*missing, strict=True)))
@@ -54,18 +54,18 @@ def compile_all(cache: Path, variants: list[Variant] | None = None) -> list[Comp
 
 
 def source_key(source: str) -> str:
-    """Changes when the kernel, how it is compiled or Triton does."""
+    """Return a name that changes with the kernel, how it is compiled and Triton's version."""
     digest = hashlib.sha256(triton.__version__.encode())
-    kernel = (FOLDER / name for name in (source, "activation.py", "product.py"))  # which most call
+    kernel = (FOLDER / name for name in (source, "activation.py", "product.py"))  # most kernels call the last two
     for path in (*kernel, Path(__file__), Path(__file__).with_name("variants.py")):
         digest.update(path.read_bytes())
     return f"{Path(source).stem}-{digest.hexdigest()[:16]}"
 
 
 def compile_one(variant: Variant, path: Path) -> None:
-    """Writes the cubin and, last and in one step, what its launch needs beside it.
+    """Write the cubin to `path` and then, atomically, what its launch needs to a JSON file beside it.
 
-    Raises `RuntimeError` when the kernel wants scratch memory, which the launch does not give.
+    Raises `RuntimeError` if the kernel needs scratch memory, which the launch does not provide.
     """
     kernel, signature, constants, divisible = variant.specialisation()
     attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", n]] for name, n in divisible.items()}

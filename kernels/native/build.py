@@ -1,7 +1,8 @@
-"""Builds kernels/native/lib/libwidefield.so with g++ alone: `python kernels/native/build.py`.
+"""Build kernels/native/lib/libwidefield.so with g++: `python kernels/native/build.py`.
 
-No GPU and no CUDA toolkit. Without Triton the library is built for the CPU only, and says so. Run by its path it does
-not import PyTorch unless there is something to build, nor load an older library that may not fit.
+No GPU and no CUDA toolkit are needed. Without Triton the library is built for the CPU only, with a message. Run by its
+path, this script imports PyTorch only if there is something to build, and never loads an older library, which may not
+fit.
 """
 
 import argparse
@@ -31,7 +32,7 @@ KERNELS = (  # and what chooses their forms
     "whole_image.py",
     "tiles.json",
 )
-KINDS = ("Taps", "Pack", "Toeplitz", "WholeImage")  # of variants.py, as cuda_launch.h has them
+KINDS = ("Taps", "Pack", "Toeplitz", "WholeImage")  # classes of variants.py, and prefixes of cuda_launch.h's tables
 # 2.10: the oldest libtorch that the library loads into, whatever the headers' version.
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", TARGET)
@@ -42,15 +43,15 @@ class BuildError(RuntimeError):
 
 
 def torch_folder() -> Path:
-    """The torch package's folder, found without the seconds that importing it takes."""
+    """Return the torch package's folder without importing it, which takes seconds. Raises `BuildError`."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: it was uninstalled in part
         raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
     return Path(spec.submodule_search_locations[0])
 
 
 def fingerprint(torch: Path) -> str:
-    """Changes when a source, the compiler's flags, PyTorch or Triton does."""
+    """Return a hash of the sources, the compiler's flags and the versions of PyTorch and Triton."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     inputs = sorted(path for suffix in ("cpp", "h", "py") for path in HERE.glob(f"*.{suffix}"))
     inputs += [HERE.parent / "depthwise_conv2d" / name for name in KERNELS]
@@ -74,7 +75,7 @@ def is_current(output: Path = OUTPUT) -> bool:
 
 
 def build(output: Path = OUTPUT) -> str:
-    """Build unless the library is up to date; returns a line that says what was done. Raises `BuildError`."""
+    """Build unless the library is up to date; return a line that says what was done. Raises `BuildError`."""
     torch = torch_folder()
     wanted = fingerprint(torch)
     if is_current(output):
@@ -102,7 +103,7 @@ def compile_kernels(cache: Path) -> list:
 
 
 def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> None:
-    """One object a source, side by side; the finished library replaces the old one in one step."""
+    """Compile the sources in parallel and link them; the new library replaces the old one atomically."""
     with tempfile.TemporaryDirectory(prefix="build-", dir=output.parent) as folder:
         work = Path(folder)
         (work / "cubins.cpp").write_text(cubin_table(kernels))
@@ -111,7 +112,7 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
         objects = [work / f"{source.stem}.o" for source in sources]
         run_all([compiler, *FLAGS, *include, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects, strict=True))
         library = work / output.name
-        # libtorch_cpu is named as needed, so that LD_PRELOAD into a server without torch brings it in.
+        # libtorch_cpu is linked even if unused, so that LD_PRELOAD in a server without torch loads it.
         link = [compiler, "-shared", "-o", str(library), *map(str, objects), f"-L{torch / 'lib'}", "-Wl,--no-as-needed"]
         link += ["-ltorch_cpu", "-Wl,--as-needed", "-ldl", "-pthread"]
         run_all([link])
@@ -119,7 +120,7 @@ def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> 
 
 
 def cubin_table(kernels: list) -> str:
-    """C++ source with every cubin in the library's read-only data and the tables that cuda_launch.cpp searches."""
+    """Return C++ source with every cubin, in read-only data, and the tables that cuda_launch.cpp searches."""
     lines = ['#include "cuda_launch.h"', ""]
     rows: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for index, kernel in enumerate(kernels):

@@ -73,8 +73,8 @@ struct Driver {
   }
 };
 
-// While it lives, this thread may load a module or retain a context though a stream is being captured: the graph holds
-// neither.
+// While this object exists, its thread may load a module or retain a context although a stream is being captured:
+// neither is recorded in the graph.
 class RelaxedCapture {
  public:
   explicit RelaxedCapture(const Driver& driver) : driver_(driver) { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
@@ -87,7 +87,7 @@ class RelaxedCapture {
   int mode_ = kRelaxed;
 };
 
-// While it lives, `context` is the thread's.
+// While this object exists, `context` is the current context of its thread.
 class InContext {
  public:
   InContext(const Driver& driver, void* context) : driver_(driver) {
@@ -109,7 +109,8 @@ class InContext {
   bool pushed_ = false;
 };
 
-// Retained once for each device, and never released: PyTorch's lives as long as the process too.
+// Returns a device's primary context. It is retained once and never released: PyTorch too keeps it until the process
+// ends.
 void* primary_context(const Driver& driver, int device) {
   static std::mutex mutex;
   static std::map<int, void*> contexts;
@@ -124,7 +125,7 @@ void* primary_context(const Driver& driver, int device) {
   return context;
 }
 
-// Loaded once for each context: functions belong to the context that loaded their module.
+// Returns a cubin's function, loaded once per context: it belongs to the context that loaded its module.
 void* load(const Driver& driver, void* context, const Cubin& cubin) {
   static std::mutex mutex;
   static std::map<std::pair<void*, const Cubin*>, void*> functions;

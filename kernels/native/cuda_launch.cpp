@@ -16,19 +16,19 @@ constexpr int kPackGroup = 8;       // packing.PACK_GROUP
 constexpr int kWidestFlat = 64;     // toeplitz.choose_tile
 constexpr int64_t kFewPairs = 64;   // toeplitz.choose_form
 constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridY = 65535;
-constexpr int64_t kMaxElements = int64_t{1} << 31;  // what int32 counts
+constexpr int64_t kMaxElements = int64_t{1} << 31;  // int32 indexes fewer
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int element_bytes(DataType dtype) { return dtype == DataType::float32 ? 4 : 2; }
 
-// Cubins of compute capability 8.x run on any later 8.y; from 9.0 on they are for one architecture alone ("sm_90a").
+// Cubins of compute capability 8.x run on any later 8.y; from 9.0 on they run on one architecture only ("sm_90a").
 bool runs(const Cubin& cubin, int architecture) {
   return cubin.architecture == architecture ||
          (architecture / 10 == 8 && cubin.architecture / 10 == 8 && cubin.architecture < architecture);
 }
 
-// The newest that the device can run.
+// Returns the cubin for the newest architecture that the device can run.
 const TapsKernel* find_taps(int architecture, DataType dtype, bool channels_last) {
   const TapsKernel* best = nullptr;
   for (const TapsKernel *k = kTapsKernels; k != kTapsKernels + kTapsKernelCount; ++k)
@@ -44,13 +44,13 @@ const PackKernel* find_pack(int architecture, DataType dtype) {
   return nullptr;
 }
 
-// Whether input and output both lie at a multiple of so many elements.
+// Whether input and output are both aligned to `elements`.
 bool aligned(const KernelArguments& a, DataType dtype, int elements) {
   const uintptr_t places = reinterpret_cast<uintptr_t>(a.input) | reinterpret_cast<uintptr_t>(a.output);
   return places % (elements * element_bytes(dtype)) == 0;
 }
 
-// The least block that holds the batch, else the largest.
+// Returns the kernel with the smallest block that holds the batch, else with the largest block.
 const WholeImageKernel* find_whole_image(int architecture, const KernelArguments& a, DataType dtype) {
   const auto rank = [&](const WholeImageKernel& k) { return std::make_tuple(ceil_div(a.batch, k.block_n), k.block_n); };
   const WholeImageKernel* best = nullptr;
@@ -68,17 +68,17 @@ bool serves(const ToeplitzKernel& k, const KernelArguments& a) {
          static_cast<int64_t>(a.height) * a.width % k.alignment == 0 && aligned(a, k.dtype, k.alignment);
 }
 
-// (row block, image) pairs of a channel and column of tiles.
+// Returns the number of (row block, image) pairs per channel and column of tiles.
 int64_t pairs(const KernelArguments& a, int rows) { return a.batch * ceil_div(a.height, rows); }
 
-// Whether a tile of toeplitz.choose_form's: the largest block of at most the next power of 2 that computes at most a
-// third more pairs than there are.
+// toeplitz.choose_form's condition on a block: at most the next power of 2 of the pairs, and at most a third more pairs
+// are computed than there are.
 bool filled(const ToeplitzKernel& k, const KernelArguments& a) {
   const int64_t wanted = pairs(a, k.rows);
   return k.block_m < 2 * wanted && 3 * k.block_m * ceil_div(wanted, k.block_m) <= 4 * wanted;
 }
 
-// Of the fewest columns, with the widest loads, what toeplitz.choose_form takes of the forms there are.
+// Returns toeplitz.choose_form's choice among the cubins of the fewest columns and, of those, the widest loads.
 const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, DataType dtype) {
   std::vector<const ToeplitzKernel*> forms;
   const auto group = [](const ToeplitzKernel& k) { return std::make_tuple(k.columns, -k.row_alignment); };
@@ -87,7 +87,7 @@ const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, 
     if (!forms.empty() && group(*k) < group(*forms[0])) forms.clear();
     if (forms.empty() || group(*k) == group(*forms[0])) forms.push_back(k);
   }
-  // The most rows of which there are enough pairs, else the fewest; the largest block that is filled, else the least.
+  // The most rows that leave enough pairs, else the fewest; the largest block that is filled, else the smallest.
   const auto rank = [&](const ToeplitzKernel& k) {
     const bool enough = pairs(a, k.rows) >= kFewPairs, full = filled(k, a);
     return std::make_tuple(!enough, enough ? -k.rows : k.rows, !full, full ? -k.block_m : k.block_m);
@@ -96,12 +96,12 @@ const ToeplitzKernel* find_toeplitz(int architecture, const KernelArguments& a, 
   return best == forms.end() ? nullptr : *best;
 }
 
-// Programs a channel and column of tiles, where one takes 2^log images.
+// Returns the programs per channel and column of tiles if each computes 2^log images.
 int64_t toeplitz_programs(const ToeplitzKernel& k, const KernelArguments& a, int log) {
   return ceil_div(a.batch, int64_t{1} << log) * ceil_div(ceil_div(a.height, k.rows), k.block_m >> log);
 }
 
-// toeplitz.log_images: a program's block_m rows are 2^this images of each of its row blocks.
+// As toeplitz.log_images: a program's block_m rows are 2^log images of each of its row blocks.
 int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
   int best = 0;
   int64_t least = std::numeric_limits<int64_t>::max();
@@ -117,7 +117,7 @@ int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
 bool launch_taps(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
   const TapsKernel* kernel = find_taps(device.architecture, dtype, channels_last);
   if (!kernel) return false;
-  const int64_t pixels = static_cast<int64_t>(a.height) * a.width;  // the kernel counts them in int32, by blocks
+  const int64_t pixels = static_cast<int64_t>(a.height) * a.width;  // the kernel indexes them in int32, by blocks
   if (pixels > kMaxElements - kernel->block_pixels) return false;
   const int64_t grid_x = a.batch * ceil_div(pixels, kernel->block_pixels);
   const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);
@@ -156,7 +156,7 @@ std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const Kern
   return plan;
 }
 
-// Run-time arguments are in the order of the kernels', then come Triton's two scratch pointers.
+// Parameters are in the order of the kernels' run-time arguments, followed by Triton's two scratch pointers.
 void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, void* packed, void* stream) {
   KernelArguments copy = a;
   if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read

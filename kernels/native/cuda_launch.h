@@ -10,7 +10,7 @@ namespace widefield {
 
 enum class DataType { float32, float16, bfloat16 };
 
-// The tables are generated beside the cubins (kernels/native/aot.py).
+// The tables are generated with the cubins (cubin_table in kernels/native/build.py).
 struct TapsKernel {
   Cubin cubin;
   DataType dtype;
@@ -26,8 +26,8 @@ struct ToeplitzKernel {
   DataType dtype;
   bool flat;  // tiles of whole rows
   int columns, rows, block_m;
-  int alignment, row_alignment;  // elements that the runs and the rows of input and output must begin at a multiple of
-  int activation;                // the only one, or -1: any
+  int alignment, row_alignment;  // in elements, of the runs and the rows of input and output
+  int activation;                // the only one supported, or -1 for any
 };
 struct WholeImageKernel {
   Cubin cubin;
@@ -53,31 +53,32 @@ struct KernelArguments {
   int activation;
 };
 
-// All launch on `stream` of `device`, and throw std::runtime_error with the driver's words when a call fails.
+// The functions below launch on `stream` of `device` and throw std::runtime_error with the driver's message if a call
+// fails.
 
-// kernel.py. False when no cubin fits the device's architecture, or the problem exceeds the hardware's grid, or an image
-// what int32 counts.
+// Launches kernel.py. Returns false if no cubin fits the device's architecture, the problem exceeds the hardware's
+// grid, or an image has more pixels than int32 can index.
 bool launch_taps(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
                    void* stream);
 
 struct TensorCorePlan {
   Device device;
-  const WholeImageKernel* whole_image;  // or null: then those below
+  const WholeImageKernel* whole_image;  // or null: then `pack` and `toeplitz`
   const PackKernel* pack;
   const ToeplitzKernel* toeplitz;
   int window, offset, planes;
-  int64_t packed_elements;  // of the input's type: what launch_tensor_cores needs room for
+  int64_t packed_elements;  // of the input's type, in launch_tensor_cores' `packed`
 };
 
-// whole_image.py or toeplitz.py on contiguous memory, or nothing where kernel.py is to serve: filters of few taps, 2^31
-// elements or more, an architecture or a grid that no cubin fits. Of the pointers, it reads how input and output are
-// aligned.
+// Plans whole_image.py or toeplitz.py on contiguous memory. Returns nothing if kernel.py has to be used: for few taps,
+// 2^31 elements or more, an architecture without cubins or too large a grid. Of the pointers only the alignment of
+// input and output is used.
 std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const KernelArguments& arguments, DataType dtype);
 
-// Convolves; toeplitz.py's filter is packed into `packed` first.
+// Runs the plan. toeplitz.py's filter is first packed into `packed`.
 void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& arguments, void* packed, void* stream);
 
-// Says on stderr, once in a process, that PyTorch's convolution serves instead.
+// Prints to stderr, once per process, that PyTorch's convolution is used instead.
 void warn_no_kernel();
 
 }  // namespace widefield

@@ -1,13 +1,14 @@
-// vdpbf16ps adds two products of bfloat16 to a float32 sum, in the time of one: of a pixel and the one below it. A row of
-// the ring is a pair of image rows, the upper in the lower half of each 32-bit lane. Pair p holds the rows 2 p - pad and
-// 2 p - pad + 1, so output rows 2 i and 2 i + 1 need the same pairs, each with a filter of its own:
+// The convolution with vdpbf16ps, which adds two bfloat16 products to a float32 sum in the time of one: here the
+// products of a pixel and of the pixel below it. A row of the ring is a pair of image rows, the upper one in the lower
+// half of each 32-bit lane. Pair p holds rows 2 p - pad and 2 p - pad + 1, so output rows 2 i and 2 i + 1 need the same
+// pairs, each with its own packed filter:
 //
 //   pair          i          i + 1      ...   i + (Kh - 1) / 2
 //   row 2 i       (w0, w1)   (w2, w3)   ...   (w[Kh - 1], -)
 //   row 2 i + 1   (-, w0)    (w1, w2)   ...   (w[Kh - 2], w[Kh - 1])
 //
-// What the missing taps would see is masked: a NaN there is none of that row's. The row beside the image is multiplied as zeros
-// where the other of its pair is inside. Numbers below 2^-126 count as zero.
+// Pixels under a missing tap (-) are masked, since a NaN there must not reach that output row. A row outside the image
+// is multiplied as zeros if the other row of its pair is inside. Numbers below 2^-126 count as zero.
 
 #include "depthwise_conv2d_cpu.h"
 
@@ -22,10 +23,10 @@
 namespace widefield {
 namespace {
 
-constexpr int kTwoRows = 10;  // widest image of which two whole rows are one tile: with more the sums spill
+constexpr int kTwoRows = 10;  // widest image of which a tile holds two whole rows: wider ones spill sums
 constexpr uint32_t kUpper = 0x0000ffff, kLower = 0xffff0000;  // halves of a lane, named by their rows in the image
 
-// What each of two output rows sees of a pair.
+// The parts of a pair that each of two output rows sees.
 struct Halves {
   __m512i of[2];
 
@@ -35,7 +36,7 @@ struct Halves {
 };
 
 struct Pairs {
-  int64_t first, begin, end;  // the first of output row y; of those that touch the image [begin, end)
+  int64_t first, begin, end;  // output row y's first pair, and its pairs [begin, end) that touch the image
 
   Pairs(const DepthwiseShape& s, int64_t y) : first(y / 2) {
     const int64_t pad = s.kernel_height / 2;
@@ -47,7 +48,7 @@ struct Pairs {
 
 bool outermost(const DepthwiseShape& s, int64_t pair) { return pair == 0 || pair == Pairs::count(s) - 1; }
 
-// For a pair counted from the first one.
+// Returns the masks for a pair, counted from the first one.
 Halves halves(const DepthwiseShape& s, int64_t pair) {
   const uint32_t upper_row = pair == Pairs::count(s) - 1 ? kUpper : ~0u, lower_row = pair == 0 ? kLower : ~0u;
   return {{_mm512_set1_epi32(static_cast<int>(upper_row)), _mm512_set1_epi32(static_cast<int>(lower_row))}};
@@ -78,7 +79,7 @@ void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weig
   }
 }
 
-// The same where every tap row spans the image.
+// The same if every row of taps spans the image.
 template <class Kernel, int Rows, int Columns>
 void convolve_whole_rows(const DepthwiseShape& s, const RowRing& in, const float* weight,
                          const Epilogue<BFloat16>& epilogue, int64_t y, BFloat16* output) {
@@ -114,11 +115,11 @@ struct BFloat16Pairs {
 
   static int64_t filter_rows(const DepthwiseShape& s) { return 2 * Pairs::count(s); }
   static int64_t ring_rows(const DepthwiseShape& s) { return std::min(Pairs::count(s), (s.height + 1) / 2 + 1); }
-  // Of those that output row y needs.
+  // The ring's rows [first, end) that output row y needs.
   static int64_t first_ring_row(const DepthwiseShape& s, int64_t y) { return Pairs(s, y).begin; }
   static int64_t end_ring_row(const DepthwiseShape& s, int64_t y) { return Pairs(s, y).end; }
 
-  // [16][Kh][Kw] -> the upper and the lower output row's filter, [pairs][Kw][16] each; `rows` holds [Kh][Kw][16].
+  // [16][Kh][Kw] -> the upper and the lower output row's filter, [pairs][Kw][16] each; `rows` is scratch [Kh][Kw][16].
   static void pack_filter(const DepthwiseShape& s, const BFloat16* weight, float* packed, float* rows) {
     const int64_t row_taps = s.kernel_width * kLanes;
     pack_weight(weight, s.kernel_height * s.kernel_width, rows);
@@ -134,7 +135,7 @@ struct BFloat16Pairs {
         }
   }
 
-  // Pair p of one channel block for each ring.
+  // Copies pair p of one channel block to each ring.
   static void pack_row(const DepthwiseShape& s, const BFloat16* image, int64_t p, const RowRing* rings,
                        int64_t blocks) {
     const int64_t upper = 2 * p - s.kernel_height / 2, row_elements = s.width * s.channels;

@@ -1,4 +1,4 @@
-// Which instructions this processor has.
+// The choice of the CPU kernels by the processor's instructions.
 #include "depthwise_conv2d_cpu.h"
 
 #include <cstdlib>

@@ -1,7 +1,7 @@
 // The depthwise convolution and its filter's gradient on channels_last memory, for CPUs with AVX2 or AVX-512.
 #pragma once
 
-// All of the standard library that the kernels use: before their target, since what it defines must run on any processor.
+// All standard headers that the kernels need, before `#pragma GCC target`: their functions must run on any processor.
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -21,7 +21,7 @@ struct DepthwiseShape {
   int64_t batch, height, width, channels, kernel_height, kernel_width;
 };
 
-// As they lie in memory.
+// The bits of a number in memory.
 struct Half {
   uint16_t bits;
 };
@@ -32,16 +32,16 @@ struct BFloat16 {
 // Calls body(begin, end) on parts of [0, tasks), from several threads.
 using ParallelFor = std::function<void(int64_t tasks, const std::function<void(int64_t, int64_t)>& body)>;
 
-// Of float, Half or BFloat16; channels a multiple of 16. Rows outside the image are skipped, columns are to within a tile;
-// what is left of them is multiplied as zeros, so that an infinite weight there gives NaN. Sums are float32, rounded once,
-// at the end.
+// The kernels for float, Half or BFloat16; channels are a multiple of 16. Rows outside the image are skipped, and
+// columns to within a tile: the rest are zeros that are multiplied, so that an infinite weight there gives NaN. Sums
+// are float32, rounded once, at the end.
 template <class Element>
 struct CpuKernels {
   // input, output [batch,height,width,channels]; weight [channels,kernel_height,kernel_width]; bias [channels] or null.
   void (*forward)(const DepthwiseShape& shape, const Element* input, const Element* weight, const Element* bias,
                   Activation activation, Element* output, int threads, const ParallelFor& parallel_for);
-  // grad, input [batch,height,width,channels] -> output [channels,kernel_height,kernel_width]. `sums` is written over: of
-  // grad_weight_floats(shape), 64-byte aligned.
+  // grad, input [batch,height,width,channels] -> output [channels,kernel_height,kernel_width]. `sums` is scratch memory
+  // of grad_weight_floats(shape), 64-byte aligned.
   void (*grad_weight)(const DepthwiseShape& shape, const Element* grad, const Element* input, float* sums,
                       Element* output, const ParallelFor& parallel_for);
 };
@@ -51,8 +51,8 @@ extern const CpuKernels<Half> avx2_half, avx512_half;
 extern const CpuKernels<BFloat16> avx2_bfloat16, avx512_bfloat16;
 extern const decltype(CpuKernels<BFloat16>::forward) avx512_bf16_forward;
 
-// Those of them that this processor runs; null where it has neither AVX2 nor AVX-512, or $ATEN_CPU_CAPABILITY, which is PyTorch's,
-// says "default". "avx2" there means no AVX-512.
+// Returns the kernels for this processor, or null if it has neither AVX2 nor AVX-512. PyTorch's $ATEN_CPU_CAPABILITY
+// restricts them: "default" to none, "avx2" to AVX2.
 template <class Element>
 const CpuKernels<Element>* cpu_kernels();
 template <>
@@ -62,9 +62,9 @@ const CpuKernels<Half>* cpu_kernels();
 template <>
 const CpuKernels<BFloat16>* cpu_kernels();
 
-// The batch is summed in so many parts, by the shape alone: the same bits for any number of threads.
+// The number of parts in which the batch is summed. It depends only on the shape: equal bits for any number of threads.
 inline int64_t grad_weight_parts(const DepthwiseShape& s) {
-  constexpr int64_t kTasks = 64, kBlock = 16;  // at least so many where the batch allows it: work for many cores
+  constexpr int64_t kTasks = 64, kBlock = 16;  // at least kTasks if the batch allows it: work for many cores
   const int64_t parts = (kTasks * kBlock + s.channels - 1) / s.channels;
   return parts < s.batch ? parts : s.batch;
 }

@@ -17,7 +17,7 @@ void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weig
     Vector acc[Rows][kColumns];
     unroll<Rows * kColumns>([&](auto i) { acc[i / kColumns][i % kColumns] = start; });
     const int64_t begin = first_tap(s, x), end = end_tap(s, x);
-    // Rows - 1 input rows at either end serve one output row alone; acc is indexed by constants, to stay in registers.
+    // Rows - 1 input rows at either end serve only one output row. acc is indexed by constants, to stay in registers.
     const int64_t top = y - pad_y, bottom = top + s.kernel_height;
     if (Rows == 2 && top >= 0) add_row<Kernel, 1, Taps>(in.at(top, x - pad_x), {weight}, begin, end, all, acc);
     for (int64_t r = std::max<int64_t>(0, top + Rows - 1); r < std::min(s.height, bottom); ++r) {
@@ -35,7 +35,7 @@ void convolve_rows(const DepthwiseShape& s, const RowRing& in, const float* weig
   }
 }
 
-// Output row y where every tap row spans the image.
+// Output row y, if every row of taps spans the image.
 template <class Kernel, int Columns, class Element = typename Kernel::Element>
 void convolve_whole_row(const DepthwiseShape& s, const RowRing& in, const float* weight,
                         const Epilogue<Element>& epilogue, int64_t y, Element* output) {
@@ -51,7 +51,7 @@ void convolve_whole_row(const DepthwiseShape& s, const RowRing& in, const float*
   finish<Kernel>(s, acc, epilogue, Columns, output + y * s.width * s.channels);
 }
 
-// A row of the ring is a row of the image, and so with the filter's.
+// The convolution in which a row of the ring is a row of the image, and a packed row of the filter one of the filter.
 template <class T>
 struct Float32 : Fma {
   using Element = T;
@@ -60,7 +60,7 @@ struct Float32 : Fma {
 
   static int64_t filter_rows(const DepthwiseShape& s) { return s.kernel_height; }
   static int64_t ring_rows(const DepthwiseShape& s) { return std::min(s.height, s.kernel_height + 1); }
-  // Of those that output row y needs.
+  // The ring's rows [first, end) that output row y needs.
   static int64_t first_ring_row(const DepthwiseShape& s, int64_t y) {
     return std::max<int64_t>(0, y - s.kernel_height / 2);
   }

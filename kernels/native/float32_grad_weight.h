@@ -2,9 +2,10 @@
 //
 //   grad_weight[ky][kx] = sum over n, y, x of grad_output[n][y][x] * input[n][y + ky - pad][x + kx - pad]
 //
-// A block of channels of a band of input rows, with zero columns on either side, and of the output rows that see them lie
-// in the cache. A tile of taps is accumulated in registers while the band goes by; rows outside are skipped. Tasks are blocks and parts of the batch,
-// whose sums are added in one order: the bits depend on no thread count.
+// For a block of channels, a band of input rows, with zero columns on either side, and the output rows that see it are
+// kept in the cache. A tile of taps is accumulated in registers over the band; rows outside the image are skipped. A
+// task is a block and a part of the batch. The parts' sums are added in a fixed order: the bits do not depend on the
+// threads.
 #pragma once
 
 #include "simd_convolve.h"
@@ -12,14 +13,16 @@
 namespace widefield {
 namespace {
 
-// Sums of sums: of some 80 terms (at least a row's) in registers, of eight of those, of the images. Long sums round more.
+// Three levels of sums, since long sums round more: some 80 terms (at least a row's) in registers, eight of those,
+// images.
 constexpr int64_t kTerms = 80, kBands = 8;
 
 int64_t band_rows(const DepthwiseShape& s) { return std::clamp<int64_t>(kTerms / s.width, 1, s.height); }
 
 constexpr int tile_rows(int columns) { return columns <= kSquareTaps ? columns : 2; }
 
-// sums[ky + i][kx + t] += what input rows [top, bottom) add, i < Rows, t < Columns; no tap beyond the filter's width.
+// sums[ky + i][kx + t] += the terms of input rows [top, bottom), i < Rows, t < Columns; taps beyond the filter's width
+// are skipped.
 template <int Rows, int Columns>
 void add_tile(const DepthwiseShape& s, const RowRing& input, const RowRing& grad, int64_t top, int64_t bottom,
               int64_t ky, int64_t kx, float* sums) {
@@ -70,7 +73,7 @@ Tile tile_of(int64_t columns) {
   }
 }
 
-// As wide as leaves the tiles of a filter row the same width.
+// Returns the tile with the width that makes the tiles of a filter row equal.
 Tile choose_tile(const DepthwiseShape& s) {
   const int64_t tiles = (s.kernel_width + kTapColumns - 1) / kTapColumns;
   return tile_of<>((s.kernel_width + tiles - 1) / tiles);
@@ -86,7 +89,8 @@ void add_band(const DepthwiseShape& s, const Tile& tile, const RowRing& input, c
   }
 }
 
-// sums [taps][lanes] += what one image adds; `group` is room for as many, `input` and `grad` for a band and its rows.
+// sums [taps][lanes] += the terms of one image. `group` is scratch memory of the same size; `input` and `grad` hold a
+// band and the output rows that see it.
 template <class Element>
 void add_image(const DepthwiseShape& s, const Tile& tile, const Element* image, const Element* grad_image,
                const RowRing& input, const RowRing& grad, float* group, float* sums) {

@@ -1,4 +1,4 @@
-// What the operators' CPU and CUDA halves share: checks, memory formats, PyTorch's own convolution.
+// Shared by the operators on CPU and CUDA: checks, memory formats, PyTorch's own convolution.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -66,7 +66,8 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
-// `t` itself if it is contiguous or channels_last, else a contiguous copy. Outputs have the memory format of the result.
+// `t` itself if it is contiguous or channels_last, else a contiguous copy. Outputs have the memory format of the
+// result.
 inline Tensor contiguous_or_channels_last(const Tensor& t) {
   return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
 }

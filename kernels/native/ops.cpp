@@ -11,7 +11,7 @@ void run_parallel(int64_t tasks, const std::function<void(int64_t, int64_t)>& bo
   torch::stable::parallel_for(0, tasks, 1, body);
 }
 
-// A kernel of ours; nothing where none serves.
+// Convolves with our kernel; returns nothing if there is none for this processor.
 template <class Element>
 std::optional<Tensor> convolve_by_kernel(const DepthwiseShape& shape, const Tensor& source, const Tensor& weight,
                                          const std::optional<Tensor>& bias, Activation activation) {
@@ -28,7 +28,7 @@ std::optional<Tensor> convolve_by_kernel(const DepthwiseShape& shape, const Tens
   return output;
 }
 
-// Of float16, which oneDNN has not, PyTorch's own sums are inexact, and take 15 to 50 times as long as in float32.
+// oneDNN has no float16: PyTorch's own kernel for it is inexact and takes 15 to 50 times as long as in float32.
 Tensor convolve_by_pytorch(const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
                            Activation activation) {
   const bool half = source.scalar_type() == ScalarType::Half;
@@ -42,7 +42,7 @@ bool whole_blocks(const DepthwiseShape& s) {
   return s.channels % 16 == 0 && s.batch * s.height * s.width * s.channels > 0;
 }
 
-// source [N,C,H,W] in channels_last; the result too.
+// source and result [N,C,H,W], both in channels_last.
 Tensor convolve_channels_last(const Tensor& source, const Tensor& weight, const std::optional<Tensor>& bias,
                               Activation activation) {
   const DepthwiseShape shape{source.size(0), source.size(2), source.size(3),
@@ -61,7 +61,7 @@ Tensor depthwise_conv2d_cpu(Tensor input, Tensor weight, std::optional<Tensor> b
   const Activation act = parse_activation(activation);
   check_arguments(input, weight, bias);
   const Tensor source = contiguous_or_channels_last(input);
-  const bool converted = !is_channels_last(source);  // in NCHW oneDNN takes up to 74 times as long: never that
+  const bool converted = !is_channels_last(source);  // in NCHW oneDNN takes up to 74 times as long
   const Tensor channels_last = converted ? torch::stable::contiguous(source, MemoryFormat::ChannelsLast) : source;
   Tensor output = convolve_channels_last(channels_last, weight, bias, act);
   if (!converted && is_channels_last(output)) return output;

@@ -8,7 +8,8 @@
 namespace widefield {
 namespace {
 
-// A symbol of libtorch_cuda, which a CPU-only build does not have; by its handle, because a server loads it privately.
+// Returns a symbol of libtorch_cuda, which a CPU-only build lacks. The library's handle is used because a server may
+// load it with local symbols.
 template <class Function>
 Function cuda_symbol(const char* name) {
   void* library = dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_NOLOAD);
@@ -25,11 +26,12 @@ void* current_stream(const Tensor& t) {
   return stream;
 }
 
-// A tensor-core kernel on contiguous memory, to which channels_last is copied and back; nothing where none serves.
+// Runs a tensor-core kernel on contiguous memory; channels_last is copied there and back. Returns nothing if none
+// applies.
 std::optional<Tensor> convolve_tensor_cores(const Device& device, const Tensor& source, KernelArguments arguments,
                                             const Tensor& filter, DataType dtype, void* stream) {
   const bool copied = !source.is_contiguous();
-  if (copied) arguments.input = nullptr;  // a copy is aligned as every allocation is, to more than any load needs
+  if (copied) arguments.input = nullptr;  // a copy is aligned as every allocation is: enough for any load
   const auto plan = plan_tensor_cores(device, arguments, dtype);
   if (!plan) return std::nullopt;
   const Tensor input = copied ? torch::stable::contiguous(source) : source;

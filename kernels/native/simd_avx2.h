@@ -8,7 +8,7 @@
 namespace widefield {
 namespace {
 
-// What 16 registers hold; simd_avx512.h says what each is.
+// Sizes that fit 16 registers; simd_avx512.h explains them.
 constexpr int kLanes = 8;
 constexpr int kColumns = 4;
 constexpr bool kHoldsTaps = false;

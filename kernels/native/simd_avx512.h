@@ -8,10 +8,10 @@
 namespace widefield {
 namespace {
 
-// What 32 registers hold.
+// Sizes that fit 32 registers.
 constexpr int kLanes = 16;       // channels in a vector
 constexpr int kColumns = 7;      // output columns in a tile of two rows: 14 and 28 divide by it; 14 sums hide the latency
-constexpr bool kHoldsTaps = true;  // a filter row of 3 or 5 taps, while the image goes by; with 7 they spill
+constexpr bool kHoldsTaps = true;  // registers hold a filter row of 3 or 5 taps; 7 would spill
 constexpr int kTapColumns = 13;  // taps in a tile of two rows of the filter's gradient, square up to kSquareTaps
 constexpr int kSquareTaps = 5;
 using Vector = __m512;

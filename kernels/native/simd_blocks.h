@@ -1,4 +1,4 @@
-// Blocks of kLanes channels out of channels_last memory: image rows in a ring, filters one tap after the other.
+// Blocks of kLanes channels copied from channels_last memory: image rows to a ring, filters tap by tap.
 #pragma once
 
 #include "depthwise_conv2d_cpu.h"
@@ -6,10 +6,10 @@
 namespace widefield {
 namespace {
 
-constexpr int kGroup = 4;  // channel blocks that are copied in one sweep over the image: cache lines side by side
+constexpr int kGroup = 4;  // channel blocks copied in one pass over the image: adjacent cache lines
 constexpr int kBorder = kColumns - 1;  // zero columns left and right: a tile's taps reach at most this far outside
 
-// The first `count` lanes; the others are zero, and nothing is read there.
+// Loads the first `count` lanes; the others are zero, and their memory is not read.
 template <class Element>
 inline Vector load_part(const Element* p, int64_t count) {
   if (count == kLanes) return load(p);
@@ -18,7 +18,7 @@ inline Vector load_part(const Element* p, int64_t count) {
   return load(lanes);
 }
 
-// The first `count` lanes; nothing is written behind them.
+// Stores only the first `count` lanes.
 template <class Element>
 inline void store_part(Element* p, Vector value, int64_t count) {
   if (count == kLanes) return store(p, value);
@@ -39,8 +39,8 @@ inline Buffer allocate(int64_t floats) {
   return buffer;
 }
 
-// At least `floats`, of this thread, until its next call: threads that allocate at the same time wait for each other in
-// the kernel where the allocator has one arena, for longer than a small layer takes.
+// Returns this thread's buffer of at least `floats`, valid until its next call. It is kept, since threads that allocate
+// at once wait for each other in the kernel if the allocator has one arena, longer than a small layer takes.
 inline float* scratch(int64_t floats) {
   thread_local Buffer buffer;
   thread_local int64_t size = 0;
@@ -51,7 +51,8 @@ inline float* scratch(int64_t floats) {
   return buffer.get();
 }
 
-// f(0) ... f(N - 1) with constants, so that what they index can live in registers: a loop is unrolled too late for that.
+// Calls f(0) ... f(N - 1) with constants, so that arrays indexed by them stay in registers: the compiler unrolls loops
+// too late for that.
 template <int N, class Function>
 [[gnu::always_inline]] inline void unroll(Function&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -59,7 +60,8 @@ template <int N, class Function>
   }(std::make_integer_sequence<int, N>{});
 }
 
-// The latest rows of one channel block: image row y at slot y % slots, [slots][pitch][lanes], column x at x + border.
+// The latest rows of one channel block, [slots][pitch][lanes]: image row y is in slot y % slots, column x at x +
+// border.
 class RowRing {
  public:
   RowRing(int64_t rows, int64_t width, int64_t border = kBorder)
@@ -69,10 +71,10 @@ class RowRing {
 
   int64_t floats() const { return (mask_ + 1) * pitch_ * kLanes; }
 
-  // `data` holds floats().
+  // `data` has room for floats().
   void place(float* data) {
     data_ = data;
-    std::memset(data, 0, floats() * sizeof(float));  // the borders stay so
+    std::memset(data, 0, floats() * sizeof(float));  // the borders stay 0
   }
 
   float* at(int64_t y, int64_t x) const { return data_ + ((y & mask_) * pitch_ + border_ + x) * kLanes; }
@@ -94,7 +96,7 @@ inline void pack_weight(const Element* weight, int64_t taps, float* packed) {
   }
 }
 
-// Row y of one channel block for each ring.
+// Copies row y of one channel block to each ring.
 template <class Element>
 inline void pack_row(const DepthwiseShape& s, const Element* image, int64_t y, const RowRing* rings, int64_t blocks) {
   const Element* pixel = image + y * s.width * s.channels;

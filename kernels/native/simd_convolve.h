@@ -1,13 +1,13 @@
-// What the CPU kernels share: the sums of a tile's filter row, what becomes of them, and the way through the images.
+// Shared by the CPU kernels: the sums of a tile over a filter row, their epilogue, and the loop over the images.
 //
-// A block of channels at a time: its rows are copied to a zero-bordered ring that stays in the cache (the pixels of
-// channels_last lie `channels` elements apart and would fall on the same cache sets), its filters to vectors of as many
-// channels. Then a tile of two rows by kColumns is accumulated in registers; each input vector that is loaded serves both
-// rows. Where the filter is so wide that every tap row spans the image (14 x 14 with 27 taps), the tile is a whole row and
-// no tap is wasted.
+// Blocks of channels are computed one by one. A block's rows are copied to a zero-bordered ring that stays in the cache
+// (pixels in channels_last are `channels` elements apart and would fall on the same cache sets), its filters to vectors
+// of one tap of all its channels. Then a tile of two rows by kColumns is accumulated in registers; each input vector
+// that is loaded serves both rows. If the filter is so wide that every row of taps spans the image (14 x 14 with 27
+// taps), the tile is a whole row and no tap is wasted.
 //
-// Included behind simd_avx2.h or simd_avx512.h under a kernel's own `#pragma GCC target`, nothing of it shared: each has it
-// compiled for its instructions.
+// Included after simd_avx2.h or simd_avx512.h, under a kernel's own `#pragma GCC target`, in an unnamed namespace: each
+// kernel compiles it for its instructions.
 #pragma once
 
 #include "simd_blocks.h"
@@ -18,7 +18,7 @@ namespace {
 constexpr int kWholeRow = 14;  // widest image whose rows are one tile
 constexpr int64_t kStreamed = 2 << 20;  // bytes: an output beyond it leaves the L2 cache before the next layer reads it
 
-// What becomes of a sum; `stream`: past the caches, which saves reading the line that is written (16 floats are one).
+// How a sum is stored. `stream`: past the caches, so that the line (16 floats) need not be read before it is written.
 template <class Element>
 struct Epilogue {
   const Element* bias;  // [channels] or null
@@ -34,13 +34,13 @@ struct Fma {
   }
 };
 
-// Which part of a loaded vector an output row sees: all of it.
+// The part of a loaded vector that an output row sees: all of it.
 struct Everything {
   Vector operator()(int, Vector value) const { return value; }
 };
 
-// acc[i][t] += part(i, input[t + k]) * weight[i][k] over k in order, for one filter row per output row: for all of its
-// `Taps` columns where it is narrow, each input vector loaded once; else (Taps = 0) for k in [begin, end).
+// acc[i][t] += part(i, input[t + k]) * weight[i][k] over k in order, for one filter row per output row. Taps > 0 is the
+// width of a narrow filter, with each input vector loaded once; for Taps = 0, k is in [begin, end).
 template <class Kernel, int Rows, int Taps, class Part, int Columns>
 [[gnu::always_inline]] inline void add_row(const float* input, const float* const (&weight)[Rows], int64_t begin,
                                            int64_t end, Part part, Vector (*acc)[Columns]) {
@@ -70,7 +70,7 @@ template <class Kernel, int Rows, int Taps, class Part, int Columns>
   }
 }
 
-// The same where every tap row spans the image: acc[i][t] += part(i, input[u]) * taps[i][u - t] over all columns u.
+// The same if every row of taps spans the image: acc[i][t] += part(i, input[u]) * taps[i][u - t] over all columns u.
 template <class Kernel, int Rows, int Columns, class Part>
 [[gnu::always_inline]] inline void add_whole_row(const float* input, const float* const (&weight)[Rows], Part part,
                                                  Vector (&acc)[Rows][Columns]) {
@@ -88,7 +88,7 @@ template <class Kernel, int Rows, int Columns, class Part>
   }
 }
 
-// The polynomial of `coefficients`, the highest power first.
+// Returns the polynomial of x with `coefficients`, the highest power first.
 template <size_t N>
 inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
   Vector sum = zero();
@@ -96,7 +96,7 @@ inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
   return sum;
 }
 
-// erf(z) = z p(z z) / q(z z) for |z| <= 3.92, from where on it is 1: a least-squares fit, within 6 * 2^-24 in float32.
+// erf(z) = z p(z z) / q(z z) for |z| <= 3.92, a least-squares fit, else 1 or -1: within 6 * 2^-24 in float32.
 [[gnu::noinline]] Vector gelu(Vector value) {
   constexpr float p[] = {2.0500874e-6f, 2.8488287e-4f, 3.7656217e-3f, 5.2748741e-2f, 0.19040657f, 1.1283791f};
   constexpr float q[] = {3.8091723e-5f, 1.1625366e-3f, 1.4969227e-2f, 0.11410916f, 0.50207617f, 1.0f};
@@ -111,7 +111,7 @@ inline Vector activate(Vector value, Activation activation) {
   return activation == Activation::gelu ? gelu(value) : value;
 }
 
-// acc [Rows][Columns] -> the first `columns` pixels of as many output rows.
+// Stores acc [Rows][Columns] to the first `columns` pixels of Rows output rows, after the activation.
 template <class Kernel, int Rows, int Columns>
 [[gnu::always_inline]] inline void finish(const DepthwiseShape& s, const Vector (&acc)[Rows][Columns],
                                           const Epilogue<typename Kernel::Element>& epilogue, int64_t columns,
@@ -132,12 +132,12 @@ template <class Kernel, int Rows, int Columns>
 inline int64_t first_tap(const DepthwiseShape& s, int64_t x) { return std::max<int64_t>(0, s.kernel_width / 2 - x - kBorder); }
 inline int64_t end_tap(const DepthwiseShape& s, int64_t x) { return std::min(s.kernel_width, s.width - x + s.kernel_width / 2); }
 
-// Output rows from y on, of one channel block.
+// Computes output rows from y on, of one channel block.
 template <class Element>
 using RowsFunction = void (*)(const DepthwiseShape&, const RowRing&, const float* weight, const Epilogue<Element>&,
                               int64_t y, Element* output);
 
-// By how many output rows are made at once, 1 and 2.
+// The functions that compute one and two output rows at once.
 template <class Element>
 struct RowFunctions {
   RowsFunction<Element> one, two;
@@ -163,8 +163,8 @@ RowFunctions<typename Kernel::Element> functions(const DepthwiseShape& s) {
   return Kernel::template row_functions<0>();
 }
 
-// Channel blocks that are taken together: as many as leave the threads with the same work, to a sixteenth. parallel_for
-// gives each thread one run of neighbouring tasks.
+// Returns the number of channel blocks that a task computes: the most with which the busiest thread has at most a
+// sixteenth more than its share of the work. parallel_for gives each thread one run of consecutive tasks.
 inline int64_t choose_group(int64_t blocks, int64_t batch, int64_t threads) {
   int64_t group = std::min<int64_t>(kGroup, blocks);
   for (; group > 1; --group) {
@@ -180,7 +180,7 @@ void convolve(const DepthwiseShape& s, const Element* input, const Element* weig
   const int64_t blocks = s.channels / kLanes, taps = s.kernel_height * s.kernel_width;
   const int64_t filter = Kernel::filter_rows(s) * s.kernel_width * kLanes;
   const int64_t group = choose_group(blocks, s.batch, threads), groups = (blocks + group - 1) / group;
-  // Rows are split only where a thread would idle otherwise: each part copies its border rows anew.
+  // Rows are split only if a thread would idle otherwise, since each part copies its border rows again.
   const int64_t tasks = groups * s.batch, wanted = tasks % threads == 0 ? 1 : (4 * threads + tasks - 1) / tasks;
   const int64_t parts = std::clamp<int64_t>(std::min(wanted, s.height / 8), 1, s.height);
   const int64_t part_rows = ((s.height + parts - 1) / parts + 1) / 2 * 2;

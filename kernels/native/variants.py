@@ -1,4 +1,4 @@
-"""Which forms of the kernels the native library carries: architectures, types, tiles, alignments."""
+"""The variants of the kernels in the native library: architectures, types, tiles, alignments."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ POINTER = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 Specialisation = tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]  # kernel, signature, constants, divisible
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-# 8.6 and 8.9 run 8.0's: the same tensor-core instructions, in less shared memory than they have.
+# 8.6 and 8.9 run the cubins of 8.0: they have its tensor-core instructions, and shared memory enough.
 TENSOR_CORE_ARCHITECTURES = (80, 90, 100, 120)
 TENSOR_CORE_DTYPES = ("float16", "bfloat16")
-# (rows, block_m) by columns, for choose_tile to choose from: most of what it gives for RepLKNet's layers. Blocks in
-# float32 are of 64 at most.
+# (rows, block_m) by columns: most of what toeplitz.choose_tile returns for RepLKNet's layers. In float32 block_m is at
+# most 64.
 FLAT_FORMS = {
     8: ((1, 16), (8, 64)),
     16: ((1, 32), (8, 64)),
@@ -28,12 +28,12 @@ FLAT_FORMS = {
     64: ((1, 64), (2, 128)),
 }
 WINDOW_FORMS = {32: ((1, 64), (4, 128))}
-# Of 16-bit types: elements that a flat tile's rows begin at a multiple of, for 7, 14, 28 and 56 columns.
+# The alignment, in elements, of a flat tile's rows in 16-bit types: that of images of 7, 14, 28 and 56 columns.
 ROW_ALIGNMENT = {8: 1, 16: 2, 32: 4, 64: 8}
-ANY_ROW = {True: (64, 2, 64), False: (32, 4, 64)}  # columns, rows, block_m where rows are aligned to nothing, by flat
+ANY_ROW = {True: (64, 2, 64), False: (32, 4, 64)}  # columns, rows, block_m for unaligned rows, by flat
 WHOLE_IMAGES = ((14, 27), (7, 13))  # height = width and kernel: constants of that kernel
 WHOLE_BLOCKS = (16, 64)  # images
-RELU = 1  # of activation.ACTIVATIONS
+RELU = 1  # a value of activation.ACTIVATIONS
 ANY_ACTIVATION = -1
 
 
@@ -108,7 +108,7 @@ class Toeplitz:
     def warps(self) -> int:
         sums = self.block_m * self.rows * self.columns
         if self.row_alignment == 1 and sums >= 8192:
-            return 8  # single elements take more registers than 4 warps have
+            return 8  # single elements need more registers than 4 warps have
         return toeplitz.warps_for(sums, self.element_bytes)
 
     @property
@@ -117,7 +117,7 @@ class Toeplitz:
 
     @property
     def alignment(self) -> int:
-        """Elements that a run of whole rows of a square image begins at a multiple of, and so every load."""
+        """The alignment, in elements, of a run of whole rows of a square image, and so of every load."""
         rows = min(self.rows, self.row_alignment) if self.flat else 1
         return min(8, rows * self.row_alignment)
 
@@ -181,13 +181,14 @@ Variant = Taps | Pack | Toeplitz | WholeImage
 
 
 def signature(kernel: Any, pointer: str, constants: dict[str, Any], wide: tuple[str, ...] = ()) -> dict[str, str]:
-    """The type of each argument in the kernel's order: what is not a constant is known at run time only."""
+    """Return the type of each argument in the kernel's order; those in `constants` are "constexpr"."""
     types = {name: pointer if name.endswith("_ptr") else "i64" if name in wide else "i32" for name in kernel.arg_names}
     return types | {name: "constexpr" for name in constants}
 
 
 def toeplitz_variants(architecture: int, dtype: str) -> list[Variant]:
-    """In float32 alignment does not pay: single elements are copied asynchronously too, and arithmetic is the limit."""
+    """Return the Toeplitz kernels to compile. None in float32 is for aligned rows, which would not be faster: single
+    elements are copied asynchronously too, and arithmetic is the limit."""
     plain = dtype == "float32"
     variants: list[Variant] = []
     for flat, forms_by_columns in ((True, FLAT_FORMS), (False, WINDOW_FORMS)):
@@ -206,8 +207,8 @@ def toeplitz_variants(architecture: int, dtype: str) -> list[Variant]:
 
 
 def shipped_forms(architecture: int) -> list[tuple[int, int, int]]:
-    """(columns, rows, block_m) of whole rows that tiles.json has besides. So large that they have registers for ReLU
-    alone, which is RepLKNet's."""
+    """Return (columns, rows, block_m) of the flat tiles in tiles.json that FLAT_FORMS lacks. They are so large that
+    registers suffice for only one activation: ReLU, RepLKNet's."""
     tiles = json.loads((FOLDER / "tiles.json").read_text())
     wanted = [tile for name, tile in tiles.items() if name.startswith(f"toeplitz sm_{architecture} ")]
     return [
