@@ -25,7 +25,7 @@ from benchmarks.harness import (
     run_as_served,
     versions,
 )
-from server.runtime import ENVIRONMENT
+from server.tritonserver_options import ENVIRONMENT
 
 FP32_TOLERANCE = 1e-5  # of the largest logit: at random weights another image's logits are 2e-3 away, or less
 BF16_TOLERANCE = 1e-1

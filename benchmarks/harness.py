@@ -196,7 +196,9 @@ def fingerprint(*paths: str, **known: Any) -> str:
 
 def run_as_served(module: str) -> None:
     """Start this benchmark again with what the server sets for its processes: read when a process starts."""
-    from server.runtime import ENVIRONMENT  # not where a GPU is measured: it asks for more than is installed there
+    from server.tritonserver_options import (
+        ENVIRONMENT,
+    )  # not where a GPU is measured: it asks for more than is installed there
 
     if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)

@@ -1,13 +1,12 @@
-"""Compares models with the checksums in their build.json. As a script (deploy/image/serve.sh): the newest versions.
+"""Compares models with the checksums in their build.json.
 
-It stands alone in the image, so it imports nothing of the package.
+It stands alone in the image (deploy/image/serve.py), so it imports nothing of the package.
 """
 
 import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -96,17 +95,3 @@ def _sha256(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
-
-
-def main(repository: str) -> str | None:
-    """The reason not to serve it, None where there is none; prints what is served unchecked."""
-    try:
-        compare_newest(Path(repository))
-        print(unchecked(Path(repository)), end="")
-    except ChecksumError as error:
-        return str(error)
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

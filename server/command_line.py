@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server.management import MANAGEMENT_HEADER, VARIABLES
+from server.management import VARIABLES
+from server.tritonserver_options import MANAGEMENT_HEADER
 
 LIBRARY = "native operator library (default: $WIDEFIELD_LIBRARY, else the built one)"
 

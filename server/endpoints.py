@@ -1,4 +1,4 @@
-"""Where a server listens: as a client connects to it, and as tritonserver's options have it."""
+"""Where a server listens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,13 +21,6 @@ class Endpoints:
         host, port = self.hosts[service], self.ports[service]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-    def listen_address(self, service: str) -> str:
-        """The host as tritonserver's option wants it: HTTP and metrics (libevhtp) write IPv6 unlike gRPC."""
-        host = self.hosts[service]
-        if ":" not in host:
-            return host
-        return f"[{host}]" if service == "grpc" else f"ipv6:{host}"
 
 
 def choose_endpoints(host: str, metrics_host: str, asked: Mapping[str, int], encrypted: bool) -> Endpoints:

@@ -11,7 +11,6 @@ import ctypes
 import glob
 import json
 import os
-import resource
 import select
 import shutil
 import signal
@@ -19,7 +18,6 @@ import subprocess
 import sys
 import time
 
-STACK = 64 << 20  # bytes: of a form (curl's usual type) tritonserver's HTTP puts the body there twice
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 TICK = 0.1  # seconds
@@ -37,14 +35,6 @@ def read_order() -> dict:
             sys.exit(0)  # the supervisor died first: there is nothing to guard
         line += byte
     return json.loads(line)
-
-
-def prepare() -> None:
-    """In tritonserver's process, before it is one: it ends with the guard, and its threads have larger stacks."""
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft == resource.RLIM_INFINITY or soft < STACK:  # without a limit glibc gives a thread 2 MiB
-        resource.setrlimit(resource.RLIMIT_STACK, (STACK if hard == resource.RLIM_INFINITY else min(STACK, hard), hard))
 
 
 class Guard:
@@ -65,7 +55,7 @@ class Guard:
             env={**os.environ, **self.order["environment"]},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=prepare,
+            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # it ends with the guard
         )
         while self.child.poll() is None:
             self._listen()

@@ -1,11 +1,10 @@
 """A model's labels, whose file tritonserver splits at newlines alone; it passes the lines on as they are.
 
-As a script (deploy/image/serve.sh): every model's of a repository. It stands alone in the image, as checksums.py does.
+It stands alone in the image, as checksums.py does.
 """
 
 import math
 import re
-import sys
 from pathlib import Path
 
 ASIDE = re.compile(r"#[^\n]*|\breshape\s*:?\s*\{[^{}]*\}")  # a comment, or the one message that an output holds
@@ -27,6 +26,12 @@ def check_labels(model: Path, config: str) -> None:
             raise LabelsError(f"{path} {fault}: write one label a line in UTF-8, or run build_models.py")
 
 
+def check_all_labels(repository: Path) -> None:
+    """Those of every model. Raises `LabelsError`, `OSError`."""
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        check_labels(config.parent, config.read_text(errors="replace"))
+
+
 def _classes(output: str) -> int:
     """0: of an output whose size is open."""
     sizes = [int(size) for dims in DIMS.findall(output) for size in NUMBER.findall(dims)]
@@ -45,17 +50,3 @@ def _fault(content: bytes, classes: int) -> str:
         return f"is not UTF-8 (byte {error.start})"
     count = len(text.split("\n")) if text else 0
     return f"has {count} labels for {classes} classes" if classes and count != classes else ""
-
-
-def main(repository: str) -> str | None:
-    """The reason not to serve it, None where there is none."""
-    try:
-        for config in sorted(Path(repository).glob("*/config.pbtxt")):
-            check_labels(config.parent, config.read_text(errors="replace"))
-    except (LabelsError, OSError) as error:
-        return str(error)
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

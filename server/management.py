@@ -12,9 +12,8 @@ from typing import Any
 from server.canary import CanaryError, CanaryUnreachedError, ask
 from server.errors import OptionError, ReleaseError
 from server.log import each_once
+from server.tritonserver_options import MANAGEMENT_HEADER
 
-MANAGEMENT_HEADER = "widefield-management"
-SHARED_MEMORY_HEADER = "widefield-shared-memory"
 VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
 SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
 VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from server.runtime import Runtime
+from server.tritonserver_options import widen_stack
 
 GUARD = Path(__file__).resolve().parent / "guard.py"
 SPARE_SECONDS = 5  # from tritonserver's own exit timeout to SIGKILL
@@ -37,6 +38,7 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
             )
+        widen_stack(self.guard.pid)  # and so what it starts, once it has its order
         assert self.guard.stdin is not None  # made with PIPE
         self._orders = self.guard.stdin
         self._say(json.dumps(order) + "\n")

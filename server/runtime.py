@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 import shutil
 import sys
 import sysconfig
@@ -16,37 +15,15 @@ from server.endpoints import Endpoints
 from server.errors import InstallationError
 from server.libraries import find_library, find_resize
 from server.locate import Installation
-from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 from server.preflight import check_libpython, check_loadable, check_numpy, check_python_on_path, check_stub_libraries
 from server.private_folder import MARK, PrivateFolder, hold
 from server.repository import Repository
 from server.tls import Tls
+from server.tritonserver_options import before, common_environment, common_options
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON_VERSION}.so.1.0"
 SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
-RESTRICTED = "model-config,model-repository,trace,logging"  # to the management token; shared memory has its own
-# Read by glibc when a process starts; what the user has set stays. docs/serving.md has the measurements.
-ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "2147483647",  # large activations stay mapped between requests
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
-    "MALLOC_ARENA_MAX": "1",  # the heaps of further arenas end at 64 MB and get few huge pages
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-# 0.1 ms: an OpenMP worker that spins longer holds the core that another step of the ensemble needs.
-SPIN = {"GOMP_SPINCOUNT": "4000"}
-# Milliseconds. By default tritonserver keeps a client that falls silent after HTTP/2's settings for ever. The pings end
-# that; the age ends one that answers them and sends a byte now and then, and spreads clients over new servers.
-GRPC_PATIENCE = {
-    "grpc-keepalive-time": 60_000,
-    "grpc-keepalive-timeout": 20_000,
-    "grpc-keepalive-permit-without-calls": 1,
-    "grpc-http2-max-pings-without-data": 0,  # no limit
-    "grpc-max-connection-age": 120_000,
-    "grpc-max-connection-age-grace": 60_000,  # for requests in flight
-}
-SHM_BYTES = 8 * 1024 * 1024  # of each backend process at its start: 16 images of 224 x 224, in and out, with room
-SHM_GROWTH_BYTES = 8 * 1024 * 1024
 
 
 class Runtime:
@@ -98,13 +75,13 @@ class Runtime:
 
     def environment(self) -> dict[str, str]:
         """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
-        values = {name: value for name, value in (ENVIRONMENT | SPIN).items() if name not in os.environ}
+        values = common_environment(os.environ)
         libraries = [str(self.folder / "lib")] if self.installation.embedded else []
         native = self.installation.native_libtorch
         if native is not None:
             libraries.append(str(native))
         if libraries:
-            values["LD_LIBRARY_PATH"] = before_inherited("LD_LIBRARY_PATH", libraries)
+            values["LD_LIBRARY_PATH"] = before(libraries, os.environ.get("LD_LIBRARY_PATH"))
         if self.installation.embedded:
             values["PATH"] = f"{python_folder()}:{os.environ.get('PATH', os.defpath)}"
             values["WIDEFIELD_LIBPYTHON"] = LIBPYTHON
@@ -113,7 +90,7 @@ class Runtime:
         if self.library is not None:
             values["WIDEFIELD_LIBRARY"] = str(self.library)
         if preload := [str(library) for library in (self.fixes, self.operators) if library is not None]:
-            values["LD_PRELOAD"] = before_inherited("LD_PRELOAD", preload)
+            values["LD_PRELOAD"] = before(preload, os.environ.get("LD_PRELOAD"))
             values["BASH_ENV"] = str(self.folder / MARK)
         return values
 
@@ -126,42 +103,19 @@ class Runtime:
         tls: Tls | None = None,
         shared_memory_token: str | None = None,
     ) -> list[str]:
-        """tritonserver's command line. The restricted interfaces answer only to a header that holds their token.
-
-        A token that is not given is random, and the interface closed: whoever can load models can run code, and whoever
-        can show the server shared memory can read and write what other processes share with it.
-        """
-        options = {
-            "model-repository": self._repository_path(),
-            "model-control-mode": "explicit" if management_token else "none",
-            **{f"{service}-address": endpoints.listen_address(service) for service in endpoints.hosts},
-            **{f"{service}-port": port for service, port in endpoints.ports.items()},
-            "metrics-config": "summary_latencies=true",
-            "log-format": "ISO8601",
-            "exit-timeout-secs": drain_seconds,
-        } | GRPC_PATIENCE
-        if tls is not None:
-            options |= tls.options()
-        if not has_gpu():
-            options |= {"allow-gpu-metrics": "false", "pinned-memory-pool-byte-size": 0}
-        if self.installation.embedded:
-            options["backend-directory"] = str(self.folder / "backends")
-            options["model-config-name"] = "embedded"  # <model>/configs/embedded.pbtxt, where there is one
+        """tritonserver's command line. `extra` comes last, so that it overrides what is set here."""
+        tokens = (management_token, shared_memory_token)
+        encryption = {} if tls is None else tls.options()
+        arguments = common_options(
+            self._repository_path(), endpoints.hosts, endpoints.ports, drain_seconds, tokens, encryption, has_gpu()
+        )
+        arguments += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
+        if self.installation.embedded:  # <model>/configs/embedded.pbtxt, where there is one
+            arguments += [f"--backend-directory={self.folder / 'backends'}", "--model-config-name=embedded"]
+        arguments += [f"--model-control-mode={'explicit' if management_token else 'none'}"]
         if management_token:
-            options["load-model"] = "*"
-        arguments = [f"--{name}={value}" for name, value in options.items()]
-        for interfaces, header, token in (
-            (RESTRICTED, MANAGEMENT_HEADER, management_token),
-            ("shared-memory", SHARED_MEMORY_HEADER, shared_memory_token),
-        ):
-            key = f"{interfaces}:{header}={token or secrets.token_hex(16)}"
-            arguments += [f"--http-restricted-api={key}", f"--grpc-restricted-protocol={key}"]
-        arguments += [  # "python" speaks for the Python-based backends too
-            f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}",
-            f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
-            f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
-        ]
-        return [str(self.installation.executable), "--disable-auto-complete-config", *arguments, *extra]
+            arguments += ["--load-model=*"]
+        return [str(self.installation.executable), *arguments, *extra]
 
     def _assemble_backends(self) -> None:
         if model := self.repository.first_of("python"):
@@ -240,10 +194,6 @@ def python_folder() -> Path:
 
 def is_shell_safe(path: str) -> bool:
     return SHELL_SAFE.fullmatch(path) is not None
-
-
-def before_inherited(variable: str, paths: Sequence[str]) -> str:
-    return ":".join(filter(None, [*paths, os.environ.get(variable)]))
 
 
 def has_gpu() -> bool:

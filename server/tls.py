@@ -9,6 +9,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from server.errors import OptionError
+from server.tritonserver_options import tls_options
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Tls:
 
     def options(self) -> dict[str, str]:
         """tritonserver's."""
-        kind = "grpc-use-ssl" if self.client_ca is None else "grpc-use-ssl-mutual"
-        files = {"grpc-server-cert": self.certificate, "grpc-server-key": self.key, "grpc-root-cert": self.client_ca}
-        return {kind: "true"} | {name: str(file.absolute()) for name, file in files.items() if file is not None}
+        client_ca = None if self.client_ca is None else str(self.client_ca.absolute())
+        return tls_options(str(self.certificate.absolute()), str(self.key.absolute()), client_ca)
 
 
 def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> Tls | None:

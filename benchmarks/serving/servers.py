@@ -19,7 +19,7 @@ from client._prediction import parse_predictions
 from kernels import native_library
 from server import TritonServer
 from server.preflight import free_ports
-from server.runtime import SPIN
+from server.tritonserver_options import SPIN
 
 HERE = Path(__file__).parent
 ENVIRONMENT = Path("build/peers")

@@ -1,4 +1,4 @@
-"""Checks serve.sh's variables: tritonserver would say late what is wrong, as a port that is in use, or not at all.
+"""Checks serve.py's variables: tritonserver would say late what is wrong, as a port that is in use, or not at all.
 
 As server/preflight.py and server/tls.py do for `python -m server`, but with what the image has: the standard library.
 """
@@ -8,20 +8,25 @@ import os
 import re
 import socket
 import ssl
-import sys
 from collections.abc import Mapping
 
-PORTS = {"WIDEFIELD_HTTP_PORT": "8000", "WIDEFIELD_GRPC_PORT": "8001", "WIDEFIELD_METRICS_PORT": "8002"}
+PORTS = {
+    "http": ("WIDEFIELD_HTTP_PORT", "8000"),
+    "grpc": ("WIDEFIELD_GRPC_PORT", "8001"),
+    "metrics": ("WIDEFIELD_METRICS_PORT", "8002"),
+}
+TLS = ("WIDEFIELD_TLS_CERT", "WIDEFIELD_TLS_KEY", "WIDEFIELD_TLS_CLIENT_CA")
+TOKENS = ("WIDEFIELD_MANAGEMENT_TOKEN", "WIDEFIELD_SHARED_MEMORY_TOKEN")
 
 
 class SettingError(Exception):
     """The message names the variable, its value unless that is secret, and what to give."""
 
 
-def check(environment: Mapping[str, str]) -> None:
+def check_settings(environment: Mapping[str, str]) -> None:
     """Raises `SettingError`. An empty variable is as none."""
     ports: dict[int, str] = {}
-    for name, default in PORTS.items():
+    for name, default in PORTS.values():
         port = number(name, environment.get(name) or default, 1, 65535)
         if port in ports:
             raise SettingError(f"{name} is {port}, and so is {ports[port]}: give each its own")
@@ -32,11 +37,10 @@ def check(environment: Mapping[str, str]) -> None:
         raise SettingError(f"WIDEFIELD_GPU is {gpu!r}: give true or false")
     for name in ("WIDEFIELD_HOST", "WIDEFIELD_HTTP_HOST"):
         check_host(name, environment.get(name) or "0.0.0.0")
-    for name in ("WIDEFIELD_MANAGEMENT_TOKEN", "WIDEFIELD_SHARED_MEMORY_TOKEN"):
+    for name in TOKENS:
         if not re.fullmatch(r"[\x21-\x7e]*", re.sub(r"[\r\n]", "", environment.get(name, ""))):
             raise SettingError(f"{name} has spaces or non-ASCII characters: `openssl rand -hex 16` makes one")
-    names = ("WIDEFIELD_TLS_CERT", "WIDEFIELD_TLS_KEY", "WIDEFIELD_TLS_CLIENT_CA")
-    certificate, key, client_ca = (environment.get(name, "") for name in names)
+    certificate, key, client_ca = (environment.get(name, "") for name in TLS)
     if certificate or key or client_ca:
         check_tls(certificate, key, client_ca)
 
@@ -85,10 +89,3 @@ def check_tls(certificate: str, key: str, client_ca: str) -> None:
         else:
             what = "holds no private key that can be used: give a PEM file without a passphrase"
         raise SettingError(f"WIDEFIELD_TLS_KEY is {key}, which {what}") from None
-
-
-if __name__ == "__main__":
-    try:
-        check(os.environ)
-    except SettingError as error:
-        sys.exit(f"serve.sh: {error}")

@@ -19,7 +19,7 @@ STATUS_SECONDS = 2.0
 
 
 def http_address(environment: Mapping[str, str]) -> str:
-    """Where serve.sh has HTTP listen, as it can be asked from here."""
+    """Where serve.py has HTTP listen, as it can be asked from here."""
     everywhere = "" if environment.get("WIDEFIELD_TLS_CERT") else environment.get("WIDEFIELD_HOST", "")
     host = environment.get("WIDEFIELD_HTTP_HOST") or everywhere
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

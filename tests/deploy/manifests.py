@@ -1,6 +1,9 @@
-"""What the tests of deploy/ read: the rendered chart, and every query in the rules and the dashboard."""
+"""What the tests of deploy/ read: the image's files, the chart rendered, the queries of rules and dashboard."""
 
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import helm_call
@@ -23,6 +26,17 @@ class Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(set(keys)) == len(keys), keys
         return super().construct_mapping(node, deep)
+
+
+def lay_out(folder):
+    """Makes the image's /opt/widefield: what the Dockerfile copies from the checkout, and empty libraries."""
+    for name in ("libwidefield.so", "libwidefield_fixes.so"):
+        subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", folder / name], check=True)
+    for line in (DEPLOY / "Dockerfile").read_text().splitlines():
+        words = line.split()
+        if words[:1] == ["COPY"] and words[-1] == "/opt/widefield/" and not words[1].startswith("--from"):
+            for source in words[2:-1]:
+                shutil.copy2(ROOT / source, folder)
 
 
 def render(values=None, release="demo"):

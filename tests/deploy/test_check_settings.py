@@ -8,17 +8,25 @@ import sys
 import pytest
 from certificates import Authority
 from cryptography.hazmat.primitives import serialization
-from manifests import IMAGE
+from manifests import lay_out
 
 
-def said(**variables):
-    """By the script, as it stands in the image; empty where all can be used."""
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """said(**variables): by the entry point, as it stands in the image; empty where all can be used."""
+    image, models = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("models")
+    lay_out(image)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WIDEFIELD_")}
-    command = [sys.executable, "-S", str(IMAGE / "check_settings.py")]
-    named = {f"WIDEFIELD_{name}": value for name, value in variables.items()}
-    done = subprocess.run(command, env=environment | named, input="", capture_output=True, text=True, check=False)
-    assert (done.returncode == 0) == (done.stderr == "")
-    return done.stderr.removesuffix("\n")
+    environment |= {"TRITONSERVER": "/bin/true", "WIDEFIELD_MODELS": str(models)}
+
+    def run(**variables):
+        command = [sys.executable, "-S", str(image / "serve.py")]
+        named = {f"WIDEFIELD_{name}": value for name, value in variables.items()}
+        done = subprocess.run(command, env=environment | named, input="", capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == (done.stderr == "")
+        return done.stderr.removesuffix("\n")
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -30,7 +38,7 @@ def said(**variables):
         {"DRAIN_SECONDS": "0", "MANAGEMENT_TOKEN": "secret\r\n", "SHARED_MEMORY_TOKEN": "~!"},
     ],
 )
-def test_what_can_be_used(variables):
+def test_what_can_be_used(said, variables):
     assert said(**variables) == ""
 
 
@@ -65,8 +73,8 @@ def test_what_can_be_used(variables):
         ),
     ],
 )
-def test_what_cannot_be_used(variables, message):
-    assert said(**variables) == f"serve.sh: {message}"
+def test_what_cannot_be_used(said, variables, message):
+    assert said(**variables) == f"serve.py: {message}"
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def files(authority, tmp_path):
     }
 
 
-def test_files_that_fit(files):
+def test_files_that_fit(said, files):
     assert said(**{name: str(path) for name, path in files.items()}) == ""
 
 
@@ -119,7 +127,7 @@ def rewritten(path, encoding, encryption=None):
         ),
     ],
 )
-def test_files_that_cannot_be_used(files, authority, name, harm, message):
+def test_files_that_cannot_be_used(said, files, authority, name, harm, message):
     harm(files[name], authority)
     found = said(**{each: str(path) for each, path in files.items()})
-    assert found == f"serve.sh: WIDEFIELD_{name} is {files[name]}, {message.format(crt=files['TLS_CERT'])}"
+    assert found == f"serve.py: WIDEFIELD_{name} is {files[name]}, {message.format(crt=files['TLS_CERT'])}"

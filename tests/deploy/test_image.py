@@ -5,24 +5,24 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from certificates import Authority
-from manifests import DEPLOY, IMAGE, ROOT
+from manifests import DEPLOY, ROOT, lay_out
 
-from server.endpoints import Endpoints
-from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
-from server.runtime import ENVIRONMENT, GRPC_PATIENCE, RESTRICTED, SHM_BYTES, SHM_GROWTH_BYTES, SPIN
 from server.tls import Tls
+from server.tritonserver_options import ENVIRONMENT, MANAGEMENT_HEADER, SPIN, common_options, listen_address
 
-SPY = """#!/bin/bash
-printf '%s\\n' "$@" > {out}/arguments
-env > {out}/environment
-bash -c 'env > {out}/stub'
+SPY = """#!{python} -S
+import os, subprocess, sys
+variables = [f"{{name}}={{value}}" for name, value in os.environ.items()]
+for name, lines in (("arguments", sys.argv[1:]), ("environment", variables)):
+    with open("{out}/" + name, "w") as file:
+        print(*lines, sep="\\n", file=file)
+subprocess.run(["bash", "-c", "env > {out}/stub"])  # as tritonserver starts its Python processes
 """
 
 
@@ -36,7 +36,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 12), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 13), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -70,7 +70,7 @@ def test_what_is_copied_is_readable_by_the_user_whatever_the_checkouts_umask(nam
     for words in copied:
         mode = words[0].removeprefix("--chmod=")
         assert mode in ("644", "755", "u=rwX,go=rX"), words
-        scripts = any(word.endswith(("serve.sh", "probe.py")) for word in words)
+        scripts = any(word.endswith(("serve.py", "probe.py")) for word in words)
         assert (mode == "755") == scripts, words
 
 
@@ -86,19 +86,14 @@ def test_the_base_has_a_libtorch_that_the_library_needs():
 def serve(tmp_path):
     """serve(*arguments, **environment) runs the entry point on a program that writes down what it is given."""
     spy = tmp_path / "tritonserver"
-    spy.write_text(SPY.format(out=tmp_path))
+    spy.write_text(SPY.format(out=tmp_path, python=sys.executable))
     spy.chmod(0o755)
-    for name in ("serve.sh", "check_settings.py", "unload.sh"):
-        shutil.copy2(IMAGE / name, tmp_path)
-    for name in ("checksums.py", "labels.py"):
-        shutil.copy2(ROOT / "server" / name, tmp_path)
-    for name in ("libwidefield.so", "libwidefield_fixes.so"):
-        subprocess.run(["g++", "-shared", "-x", "c++", os.devnull, "-o", str(tmp_path / name)], check=True)
+    lay_out(tmp_path)
     (tmp_path / "models").mkdir()
     base = {"PATH": os.environ["PATH"], "TRITONSERVER": str(spy), "WIDEFIELD_MODELS": str(tmp_path / "models")}
 
     def run(*arguments, **environment):
-        command = [str(tmp_path / "serve.sh"), *arguments]
+        command = [str(tmp_path / "serve.py"), *arguments]
         done = subprocess.run(command, env=base | environment, capture_output=True, text=True, check=False)
         if done.returncode:
             return done.stderr, None, None
@@ -113,7 +108,12 @@ def serve(tmp_path):
 
 
 MIB = 2**20
-PREPARED = "from server.guard import prepare; import os; prepare(); os.execvp('bash', ['bash', '-c', 'ulimit -S -s'])"
+LAUNCHED = """
+import os, pathlib, types
+from server.process import ServerProcess
+runtime = types.SimpleNamespace(environment=dict, folder="none", shm_prefix="none")
+ServerProcess([os.environ["TRITONSERVER"]], runtime, pathlib.Path("/dev/stdout"), 1).guard.wait()
+"""
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_launcher_and_the_image_give_the_same_stacks(tmp_path, soft, hard, e
     (tmp_path / "tritonserver").write_text("#!/bin/bash\nulimit -S -s\n")
     environment = {"TRITONSERVER": str(tmp_path / "tritonserver"), "WIDEFIELD_MODELS": str(tmp_path / "models")}
     limits = tuple(each if each == -1 else each * MIB for each in (soft, hard))
-    for command in ([str(tmp_path / "serve.sh")], [sys.executable, "-c", PREPARED]):
+    for command in ([str(tmp_path / "serve.py")], [sys.executable, "-c", LAUNCHED]):
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -139,49 +139,33 @@ def test_the_launcher_and_the_image_give_the_same_stacks(tmp_path, soft, hard, e
         assert done.stdout == f"{1024 * expected}\n", done.stderr
 
 
-def test_python_processes_are_not_preloaded(serve):
-    _, server, stub = serve()
-    # The program is itself a bash script here and has read unload.sh: what reaches its children is what matters.
-    assert "LD_PRELOAD" not in stub
-    assert "BASH_ENV" not in stub
-    assert server["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch"
-
-
 @pytest.mark.usefixtures("serve")
-def test_tritonserver_is_preloaded(tmp_path):
-    """`printenv` in tritonserver's place: no bash in between."""
-    program = shutil.which("printenv")
-    (tmp_path / "serve.sh").write_text(
-        (tmp_path / "serve.sh").read_text().replace('"${options[@]}" "$@"', "LD_PRELOAD BASH_ENV")
-    )
-    environment = {
-        "PATH": os.environ["PATH"],
-        "TRITONSERVER": program,
-        "WIDEFIELD_MODELS": str(tmp_path / "models"),
-    }
+def test_the_entry_point_becomes_tritonserver(tmp_path):
+    """The container's first process, which gets its signals; Python itself ignores SIGPIPE and SIGXFSZ."""
+    (tmp_path / "tritonserver").write_text("#!/bin/sh\necho $$\ngrep SigIgn /proc/$$/status\n")
+    environment = {"TRITONSERVER": str(tmp_path / "tritonserver"), "WIDEFIELD_MODELS": str(tmp_path / "models")}
+    command = [str(tmp_path / "serve.py")]
+    with subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0].split() == [str(process.pid), "SigIgn:", f"{0:016x}"]
+
+
+def test_tritonserver_is_preloaded_and_its_python_processes_are_not(serve, tmp_path):
     libraries = f"{tmp_path / 'libwidefield_fixes.so'}:{tmp_path / 'libwidefield.so'}"
     for own, expected in (({}, libraries), ({"LD_PRELOAD": "libm.so.6"}, f"{libraries}:libm.so.6")):
-        done = subprocess.run(
-            [tmp_path / "serve.sh"], env=environment | own, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines() == [expected, str(tmp_path / "unload.sh")]
+        _, server, stub = serve(**own)
+        assert (server["LD_PRELOAD"], server["BASH_ENV"]) == (expected, str(tmp_path / "unload.sh"))
+        assert not {"LD_PRELOAD", "BASH_ENV"} & stub.keys()
+        assert server["LD_LIBRARY_PATH"] == stub["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch"
 
 
-def test_the_same_settings_as_the_launcher(serve):
+def test_what_is_set(serve, tmp_path):
     arguments, environment, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret", WIDEFIELD_SHARED_MEMORY_TOKEN="shown")
     assert (ENVIRONMENT | SPIN).items() <= environment.items()
-    keys = (f"{RESTRICTED}:{MANAGEMENT_HEADER}=secret", f"shared-memory:{SHARED_MEMORY_HEADER}=shown")
-    for option in (
-        *(f"--http-restricted-api={key}" for key in keys),
-        *(f"--grpc-restricted-protocol={key}" for key in keys),
-        "--model-control-mode=none",
-        "--disable-auto-complete-config",
-        "--metrics-config=summary_latencies=true",
-        f"--backend-config=python,shm-default-byte-size={SHM_BYTES}",
-        f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH_BYTES}",
-        *(f"--{name}={value}" for name, value in GRPC_PATIENCE.items()),
-    ):
-        assert option in arguments
+    hosts = dict.fromkeys(("http", "grpc", "metrics"), "0.0.0.0")
+    ports = {"http": 8000, "grpc": 8001, "metrics": 8002}
+    gpu = Path("/dev/nvidiactl").exists()
+    common = common_options(str(tmp_path / "models"), hosts, ports, 30, ("secret", "shown"), {}, gpu)
+    assert arguments == ["--model-control-mode=none", *common]
     assert not {"WIDEFIELD_MANAGEMENT_TOKEN", "WIDEFIELD_SHARED_MEMORY_TOKEN"} & environment.keys()
 
 
@@ -189,7 +173,7 @@ def test_what_is_served_unchecked_is_told(tmp_path, serve):
     (tmp_path / "models/backbone/1").mkdir(parents=True)
     (tmp_path / "models/backbone/config.pbtxt").touch()
     assert serve()[0]  # it starts all the same
-    warning = "serve.sh: warning: backbone/1: served unchecked, without build.json; build_models.py writes it\n"
+    warning = "serve.py: warning: backbone/1: served unchecked, without build.json; build_models.py writes it\n"
     assert (tmp_path / "said").read_text() == warning
     (tmp_path / "models/backbone/1/build.json").write_text('{"files_sha256": {}}')
     serve()
@@ -204,7 +188,7 @@ def test_labels_that_would_be_served_otherwise_are_refused(tmp_path, serve):
     assert serve()[0][-1].startswith("--")  # it starts
     (model / "labels.txt").write_text("a\nb\n")
     error, _, _ = serve()
-    assert error.startswith(f"serve.sh: {model}/labels.txt has 2 labels for 3 classes: write one label a line")
+    assert error.startswith(f"serve.py: {model}/labels.txt has 2 labels for 3 classes: write one label a line")
     assert len(error.splitlines()) == 1
 
 
@@ -220,12 +204,11 @@ def test_what_the_user_sets_stays(serve):
 
 @pytest.mark.parametrize("host", ["", "127.0.0.2", "::", "::1"])
 @pytest.mark.parametrize("http_host", ["", "127.0.0.1", "::1"])
-def test_addresses_are_written_as_the_launcher_writes_them(serve, host, http_host):
+def test_addresses(serve, host, http_host):
     arguments, _, _ = serve(WIDEFIELD_HOST=host, WIDEFIELD_HTTP_HOST=http_host)
     host = host or "0.0.0.0"
-    endpoints = Endpoints({"http": http_host or host, "grpc": host, "metrics": host}, {})
-    for service in endpoints.hosts:
-        assert f"--{service}-address={endpoints.listen_address(service)}" in arguments
+    for service, its_host in (("http", http_host or host), ("grpc", host), ("metrics", host)):
+        assert f"--{service}-address={listen_address(service, its_host)}" in arguments
 
 
 def test_tls(serve, tmp_path):
@@ -250,7 +233,7 @@ def test_tls(serve, tmp_path):
         error, _, _ = serve(**{key: value for key, value in variables.items() if key != name})
         assert f"{name} is not set" in error
     error, _, _ = serve(**(variables | {"WIDEFIELD_TLS_KEY": str(authority.issue("other")[1])}))
-    assert error.startswith("serve.sh: WIDEFIELD_TLS_KEY is ")
+    assert error.startswith("serve.py: WIDEFIELD_TLS_KEY is ")
     assert not [each for each in serve()[0] if "ssl" in each]
 
 
@@ -294,9 +277,9 @@ def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
     found = f"sha256 {hashlib.sha256(b'buil').hexdigest()[:12]}..., not {digest[:12]}..."
     remedy = f"build it again, or remove {newest} to go back to the version before"
     remedy += f"; if the change is intended, remove {newest / 'build.json'}"
-    assert message == f"serve.sh: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
+    assert message == f"serve.py: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
 
 
 def test_missing_models_are_named(serve):
     message, _, _ = serve(WIDEFIELD_MODELS="/nowhere")
-    assert message == "serve.sh: /nowhere does not exist: mount the model repository, or build the image anew\n"
+    assert message == "serve.py: /nowhere does not exist: mount the model repository, or build the image anew\n"

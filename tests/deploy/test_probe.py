@@ -83,7 +83,7 @@ def probe(tmp_path):
     ],
     ids=str,
 )
-def test_where_serve_sh_lets_http_listen(probe, variables, asked):
+def test_where_the_entry_point_lets_http_listen(probe, variables, asked):
     done = probe(9, "alive", **variables)
     assert done.returncode == 1
     assert f"{asked}:9" in done.stderr

@@ -193,7 +193,7 @@ def management_token():
 @pytest.fixture(scope="session")
 def tokens(management_token):
     """By the header that they are sent in."""
-    from server.management import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
+    from server.tritonserver_options import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 
     return {MANAGEMENT_HEADER: management_token, SHARED_MEMORY_HEADER: "m3mory"}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from certificates import ready, refused
-from manifests import IMAGE, ROOT, queries, selectors
+from manifests import IMAGE, ROOT, lay_out, queries, selectors
 from server_models import in_process
 
 from kernels import native_library
@@ -135,7 +135,7 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
                 done.set()
 
 
-def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority):
+def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority, tmp_path):
     """And with mutual TLS for gRPC."""
     import torch
 
@@ -150,7 +150,6 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority
         "WIDEFIELD_PRELOAD": str(native_library()),
         "WIDEFIELD_FIXES": str(backends.FIXES.output),
         "WIDEFIELD_LIBTORCH": str(Path(torch.__file__).parent / "lib"),
-        "WIDEFIELD_CHECKSUMS": str(ROOT / "server" / "checksums.py"),
         "WIDEFIELD_MODELS": str(light_repository),
         "WIDEFIELD_HOST": "127.0.0.1",
         "WIDEFIELD_TLS_CERT": str(certificate),
@@ -161,7 +160,8 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority
         "WIDEFIELD_METRICS_PORT": str(metrics),
         "WIDEFIELD_DRAIN_SECONDS": "5",
     }
-    command = [str(IMAGE / "serve.sh"), f"--backend-directory={runtime.folder / 'backends'}"]
+    lay_out(tmp_path)
+    command = [str(tmp_path / "serve.py"), f"--backend-directory={runtime.folder / 'backends'}"]
     command += [f"--backend-config=python,shm-region-prefix-name={runtime.shm_prefix}"]
     log = runtime.folder / "log"
     try:

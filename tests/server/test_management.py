@@ -14,14 +14,8 @@ from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc
 
 from server import OptionError, ReleaseError, TritonServer
-from server.management import (
-    MANAGEMENT_HEADER,
-    SHARED_MEMORY_HEADER,
-    SHARED_MEMORY_VARIABLE,
-    VARIABLE,
-    Management,
-    read_token,
-)
+from server.management import SHARED_MEMORY_VARIABLE, VARIABLE, Management, read_token
+from server.tritonserver_options import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "triton-grpc-protocol-"  # tritonserver's own

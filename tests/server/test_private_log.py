@@ -14,7 +14,7 @@ import pytest
 from server import StartError, TritonServer, private_log
 from server.canary import ask
 from server.log import read_from
-from server.management import MANAGEMENT_HEADER
+from server.tritonserver_options import MANAGEMENT_HEADER
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.server

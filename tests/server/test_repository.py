@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from server import RepositoryError, checksums
+from server.checksums import ChecksumError
 from server.repository import EMBEDDED, read_repository, replaced, verify_newest
 
 
@@ -265,8 +266,10 @@ def test_what_cannot_be_read_is_not_told_to_be_built_again(repository, tmp_path,
     with pytest.raises(RepositoryError) as error:
         read_repository(root)
     assert str(error.value) == f"{version / 'model.pt'} cannot be read ({os.strerror(code)}): {remedy}"
-    monkeypatch.setattr(checksums, "check_folders", refused)  # and the script that the image starts
-    assert checksums.main(str(root)) == f"{root} cannot be read ([Errno {code}] {os.strerror(code)}): {remedy}"
+    monkeypatch.setattr(checksums, "check_folders", refused)
+    with pytest.raises(ChecksumError) as error:
+        checksums.compare_newest(root)
+    assert str(error.value) == f"{root} cannot be read ([Errno {code}] {os.strerror(code)}): {remedy}"
 
 
 @pytest.mark.parametrize("model", ["preprocess", "backbone", "softmax"])

@@ -18,6 +18,7 @@ from server.endpoints import Endpoints
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
 from server.runtime import Runtime, has_gpu, is_shell_safe
+from server.tritonserver_options import listen_address
 
 
 def endpoints(host, metrics_host="127.0.0.1"):
@@ -227,7 +228,7 @@ def test_addresses_are_ones_to_connect_to(host, expected):
 
 def test_addresses_as_tritonserver_wants_them():
     def listen(chosen):
-        return [chosen.listen_address(service) for service in ("http", "grpc", "metrics")]
+        return [listen_address(service, chosen.hosts[service]) for service in ("http", "grpc", "metrics")]
 
     assert listen(endpoints("0.0.0.0")) == ["0.0.0.0", "0.0.0.0", "127.0.0.1"]
     assert listen(endpoints("::1", "::")) == ["ipv6:::1", "[::1]", "ipv6:::"]

@@ -9,7 +9,8 @@ from preloaded import compile_program, output_of
 from server import TritonServer
 from server import management as management_module
 from server.canary import ask
-from server.management import MANAGEMENT_HEADER, Management
+from server.management import Management
+from server.tritonserver_options import MANAGEMENT_HEADER
 
 DELAY = 0.1  # seconds
 THREADS = r"""

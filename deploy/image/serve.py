@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Starts tritonserver as this process, with the operator's library and the fixes preloaded into it and not into its
+Python processes. Standard library only, as its neighbours in the image are."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings
+from checksums import ChecksumError, compare_newest, unchecked
+from labels import LabelsError, check_all_labels
+from tritonserver_options import before, common_environment, common_options, tls_options, widen_stack
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str], variables: Mapping[str, str]) -> None:
+    """Does not return. `arguments` are passed on to tritonserver. Raises `SystemExit` with why it cannot be started."""
+    server = variables.get("TRITONSERVER") or "/opt/tritonserver/bin/tritonserver"
+    models = Path(variables.get("WIDEFIELD_MODELS") or "/models")
+    fixes = variables.get("WIDEFIELD_FIXES") or str(HERE / "libwidefield_fixes.so")
+    library = variables.get("WIDEFIELD_PRELOAD") or str(HERE / "libwidefield.so")
+    for path in (server, library, fixes, models):
+        if not os.path.exists(path):
+            sys.exit(f"serve.py: {path} does not exist: mount the model repository, or build the image anew")
+    try:
+        check_settings(variables)
+        compare_newest(models)
+        check_all_labels(models)
+    except (SettingError, ChecksumError, LabelsError, OSError) as error:
+        sys.exit(f"serve.py: {error}")
+    if warning := unchecked(models):
+        print(f"serve.py: warning: {warning}", file=sys.stderr, flush=True)
+    libtorch = variables.get("WIDEFIELD_LIBTORCH") or "/opt/tritonserver/backends/pytorch"
+    environment = {
+        **{name: value for name, value in variables.items() if name not in TOKENS},
+        **common_environment(variables),
+        "LD_LIBRARY_PATH": before([libtorch], variables.get("LD_LIBRARY_PATH")),
+        "LD_PRELOAD": before([fixes, library], variables.get("LD_PRELOAD")),
+        "BASH_ENV": str(HERE / "unload.sh"),  # bash starts the Python processes and reads it first
+    }
+    widen_stack()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what it starts so would too
+        signal.signal(number, signal.SIG_DFL)
+    os.execve(server, [server, *options(models, variables), *arguments], environment)
+
+
+def options(models: Path, variables: Mapping[str, str]) -> list[str]:
+    """tritonserver's. `variables` are checked."""
+    certificate, key, client_ca = (variables.get(name, "") for name in TLS)
+    host = variables.get("WIDEFIELD_HOST") or "0.0.0.0"
+    # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
+    http_host = variables.get("WIDEFIELD_HTTP_HOST") or ("127.0.0.1" if certificate else host)
+    hosts = {"http": http_host, "grpc": host, "metrics": host}
+    ports = {service: int(variables.get(name) or default) for service, (name, default) in PORTS.items()}
+    drain_seconds = int(variables.get("WIDEFIELD_DRAIN_SECONDS") or 30)
+    tokens = [re.sub(r"[\r\n]", "", variables.get(name, "")) for name in TOKENS]  # a file's last line has an end
+    tls = tls_options(certificate, key, client_ca) if certificate else {}
+    gpu = {"true": True, "false": False}.get(variables.get("WIDEFIELD_GPU", ""), os.path.exists("/dev/nvidiactl"))
+    return ["--model-control-mode=none", *common_options(str(models), hosts, ports, drain_seconds, tokens, tls, gpu)]
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while files are compared
+    main(sys.argv[1:], os.environ)
