@@ -20,6 +20,7 @@ from server.runtime import Runtime
 from server.tls import Tls
 
 LOGGER = logging.getLogger("server")
+RESTART_WINDOW = 300.0  # seconds
 PORT_TRIES = 3  # a free port can be taken between the choice and the bind
 
 
@@ -35,7 +36,7 @@ class TritonServer:
             ($TMPDIR/widefield-server-*), emptied at 16 MiB and removed at a clean end.
         start_timeout: seconds until the first real inference must have been answered.
         probe_interval, probe_timeout: seconds between canary inferences, and for one.
-        max_restarts: within `restart_window` seconds; then it gives up.
+        max_restarts: within `RESTART_WINDOW` seconds; then it gives up.
         drain_seconds: for the requests in flight when it stops.
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         shared_memory_token: lets clients on this host that have it send images through shared memory.
@@ -63,7 +64,6 @@ class TritonServer:
         probe_interval: float = 10.0,
         probe_timeout: float = 10.0,
         max_restarts: int = 5,
-        restart_window: float = 300.0,
         drain_seconds: int = 30,
         management_token: str | None = None,
         shared_memory_token: str | None = None,
@@ -72,7 +72,7 @@ class TritonServer:
         on_event: Callable[[str], None] | None = None,
     ) -> None:
         check_options(
-            {"drain-seconds": drain_seconds, "max-restarts": max_restarts, "restart-window": restart_window},
+            {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
             {"start-timeout": start_timeout, "probe-interval": probe_interval, "probe-timeout": probe_timeout},
         )
         check_passed_on(tritonserver_args)
@@ -84,7 +84,7 @@ class TritonServer:
         self.log_file = Path(log_file).absolute() if log_file not in (None, "-") else None
         self.start_timeout = start_timeout
         self.probe_interval, self.probe_timeout = probe_interval, probe_timeout
-        self.max_restarts, self.restart_window = max_restarts, restart_window
+        self.max_restarts = max_restarts
         self.drain_seconds = drain_seconds
         self.management_token, self.shared_memory_token = management_token, shared_memory_token
         self.tls = tls
@@ -224,7 +224,7 @@ class TritonServer:
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
-        restarts = Restarts(self.max_restarts, self.restart_window)
+        restarts = Restarts(self.max_restarts, RESTART_WINDOW)
         try:
             while not self._stopping.is_set():
                 try:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.resilience.footprint import SHARED_MEMORY, Footprint, backends_of, middle, tritonserver_of
-from server import TritonServer
+from server import TritonServer, supervisor
 
 SECONDS = 180.0  # for one restart, on a machine that is busy with other things
 WINDOW = 9  # footprints that are compared: the first ones and the last ones
@@ -70,8 +71,9 @@ def _footprint(names: set[str]) -> Footprint:
 
 def _start(repository: Path, names: set[str]) -> TritonServer:
     # A window so short that no two failures fall into it: it never gives up, and never pauses.
-    server = TritonServer(repository, restart_window=0.001, start_timeout=SECONDS)
-    server.start()
+    server = TritonServer(repository, start_timeout=SECONDS)
+    with patch.object(supervisor, "RESTART_WINDOW", 0.001):
+        server.start()
     names.add(server._runtime.folder.name)
     return server
 

@@ -337,8 +337,9 @@ def test_gives_up(supervised, tmp_path):
         server.wait(5)
 
 
-def test_old_failures_are_forgotten(supervised):
-    server = supervised(["one", "two", "three"], max_restarts=1, restart_window=0.0)
+def test_old_failures_are_forgotten(supervised, monkeypatch):
+    monkeypatch.setattr("server.supervisor.RESTART_WINDOW", 0.0)
+    server = supervised(["one", "two", "three"], max_restarts=1)
     server._stopping.wait = (lambda real: lambda seconds: real(min(seconds + 0.01, 0.3)))(server._stopping.wait)
     with server:
         server.wait(0.2)

@@ -20,7 +20,7 @@ def test_before_the_start_there_is_no_address(tmp_path, address):
 
 
 @pytest.mark.parametrize(
-    "option", ["drain_seconds", "max_restarts", "restart_window", "start_timeout", "probe_interval", "probe_timeout"]
+    "option", ["drain_seconds", "max_restarts", "start_timeout", "probe_interval", "probe_timeout"]
 )
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
 def test_no_number_is_negative_or_without_end(option, value):
