@@ -1,5 +1,6 @@
 """Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
 
+import errno
 import logging
 import threading
 import time
@@ -140,8 +141,9 @@ class TritonServer:
             self._make_runtime(installation, repository)
         except OSError as error:
             remedy = REMEDIES.get(error.errno or 0, "fix that")
+            elsewhere = "" if error.errno == errno.EFBIG else ", or name another in TMPDIR"
             raise InstallationError(
-                f"the server's private folder cannot be made ({error}): {remedy}, or name another in TMPDIR"
+                f"the server's private folder cannot be made ({error}): {remedy}{elsewhere}"
             ) from error
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")
