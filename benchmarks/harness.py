@@ -194,14 +194,17 @@ def fingerprint(*paths: str, **known: Any) -> str:
     return digest.hexdigest()
 
 
-def run_as_served(module: str) -> None:
-    """Start this benchmark again with what the server sets for its processes: read when a process starts."""
-    from server.tritonserver_options import (
-        ENVIRONMENT,
-    )  # not where a GPU is measured: it asks for more than is installed there
+def run_as_served(module: str, spin: bool = False) -> None:
+    """Restart this benchmark with the allocator settings of a server's processes, which glibc reads at the start.
 
-    if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
-        os.environ.update(ENVIRONMENT)
+    `spin`: also with the server's OpenMP spin count, for a loop in this process that is compared with a server.
+    """
+    # Imported here: benchmarks of a GPU also run where what the server needs is not installed.
+    from server.tritonserver_options import ENVIRONMENT, SPIN
+
+    wanted = ENVIRONMENT | SPIN if spin else ENVIRONMENT
+    if any(os.environ.get(key) != value for key, value in wanted.items()):
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 

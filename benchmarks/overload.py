@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=whole_number, default=3, help="turns")
     parser.add_argument("--deadline", type=positive, default=2.0, help="seconds that a caller waits for its answer")
     options = parser.parse_args()
-    run_as_served("benchmarks.overload")
+    run_as_served("benchmarks.overload", spin=True)
     check_archs(options.arch)
     require_server()
     warning = load_average_warning()

@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--archs", default="replknet_nano,replknet_31b")
     parser.add_argument("--rounds", type=whole_number, default=20)
     options = parser.parse_args()
-    run_as_served("benchmarks.serving_overhead")
+    run_as_served("benchmarks.serving_overhead", spin=True)
     archs = options.archs.split(",")
     check_archs(*archs)
     require_server()

@@ -1,6 +1,7 @@
 """What is asked of a script that it cannot do is said in a line; one that has no options says what it does."""
 
 import importlib
+import os
 import re
 import runpy
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import kernels  # noqa: F401 - loads the library, before a test sets WIDEFIELD_NATIVE
 from server.backends import build
+from server.runtime import ENVIRONMENT, SPIN
 
 PARTS = ("device", "native", "native_speed", "end_to_end", "served")
 MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]
@@ -128,10 +131,22 @@ def test_a_case_that_is_none_is_not_replayed_as_another(
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_an_architecture_that_is_not_there_is_named(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", [name, option, "replknet_none"])
     with pytest.raises(SystemExit, match="arch 'replknet_none' is unknown: choose one of replknet_31b, "):
         runpy.run_module(name, run_name="__main__")
+
+
+@pytest.mark.parametrize("name", ["benchmarks.overload", "benchmarks.serving_overhead"])
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_bare_loop_runs_with_what_the_server_s_processes_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its OpenMP threads span for longer than the server's: the two had not the same cores."""
+    monkeypatch.setattr(os, "environ", dict(os.environ) | ENVIRONMENT)
+    monkeypatch.setattr(os, "execv", lambda program, arguments: sys.exit(f"again as {arguments[2]}"))
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit, match=f"again as {name}"):
+        runpy.run_module(name, run_name="__main__")
+    assert os.environ.items() >= (ENVIRONMENT | SPIN).items()
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
@@ -180,7 +195,7 @@ KERNELS = [
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_pytorch_is_not_timed_in_our_place(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator without its library, which is not built or left out, is PyTorch's convolution."""
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr("kernels.native.is_loaded", lambda: False)
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match=r"PyTorch's convolution would be timed as Widefield's: python kernels/native"):
@@ -189,7 +204,7 @@ def test_pytorch_is_not_timed_in_our_place(arguments: list[str], monkeypatch: py
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_pillow_is_not_timed_in_our_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr("server.libraries.find_resize", lambda: None)
     monkeypatch.setattr(sys, "argv", ["preprocess"])
     with pytest.raises(SystemExit, match=r"Pillow's resize would be timed as Widefield's: python server/backends"):
@@ -212,7 +227,7 @@ def test_a_native_library_of_other_sources_is_not_timed(
     library = tmp_path / "libwidefield.so"
     library.touch()
     library.with_suffix(".stamp").write_text("older")
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr("kernels.native.native_library", lambda: library)
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match=f"{library} is not built from these sources.*: python kernels/native/build"):
@@ -223,7 +238,7 @@ def test_a_native_library_of_other_sources_is_not_timed(
 @pytest.mark.parametrize("name", SERVERS)
 def test_a_server_s_library_of_other_sources_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server goes on without some of them, more slowly, and says so only to who asks."""
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda module: None)
+    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     fixes, real = build.FIXES, build.fingerprint
     monkeypatch.setattr(build, "fingerprint", lambda library: "newer" if library is fixes else real(library))
     monkeypatch.setattr(sys, "argv", [name])
