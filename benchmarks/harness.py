@@ -20,6 +20,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin for milliseconds after their work
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 

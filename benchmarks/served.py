@@ -54,7 +54,7 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
     return run
 
 
-def random_network(arch: str) -> tuple[Any, Any]:
+def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
     """With random weights, its head scaled so that answers differ between images, and its configuration.
 
     As it is drawn, all images' probabilities are the same to 1 in 10,000, and whatever answers a thousandth is right.
@@ -64,9 +64,9 @@ def random_network(arch: str) -> tuple[Any, Any]:
     from export.parity import real_pixels
     from models import ModelConfig, create_model
 
-    config = ModelConfig(arch=arch, image_size=IMAGE_SIZE, crop_pct=0.875, interpolation="bicubic")
-    network = create_model(arch, image_size=IMAGE_SIZE).eval()
-    pixels = real_pixels(None, IMAGE_SIZE).permute(0, 3, 1, 2).float() / 255
+    config = ModelConfig(arch=arch, image_size=image_size, crop_pct=0.875, interpolation="bicubic")
+    network = create_model(arch, image_size=image_size).eval()
+    pixels = real_pixels(None, image_size).permute(0, 3, 1, 2).float() / 255
     images = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
     with torch.inference_mode():
         logits = network(images)

@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Timing, interleaved, openvino_core
+from benchmarks.harness import SETTLE, Timing, interleaved, openvino_core
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
 from kernels import depthwise_conv2d
 
 OURS = "widefield"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of the largest output
 SECONDS = 4.0  # of a candidate and layer: what is tens of times slower is measured with fewer calls
-SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin for milliseconds after their work
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ import torch
 
 import kernels  # noqa: F401 - loads the library, before a test sets WIDEFIELD_NATIVE
 from server.backends import build
-from server.runtime import ENVIRONMENT, SPIN
+from server.tritonserver_options import ENVIRONMENT, SPIN
 
 PARTS = ("device", "native", "native_speed", "end_to_end", "served")
 MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]

@@ -1,13 +1,17 @@
 """Who answers otherwise gets no speed: the preprocess step's pipelines, and the network's runtimes on a CPU."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import cpu_inference, preprocess
 from benchmarks.harness import Timing
 from benchmarks.preprocess import BASELINE, OURS
+from benchmarks.served import random_network
 from export.torchscript import ServedBackbone
-from models import ModelConfig, create_model, reparameterize
+from models import reparameterize
 
 
 @pytest.fixture
@@ -15,7 +19,7 @@ def timed(monkeypatch):
     """The candidates that were timed, each called once; the first named takes 1 ms, the next 2 ms and so on."""
     names = []
 
-    def interleaved(candidates, rounds):
+    def interleaved(candidates, rounds, settle=0.0):
         for call in candidates.values():
             call()
         names.extend(candidates)
@@ -43,16 +47,39 @@ def test_a_pipeline_that_is_not_equal_is_named_with_its_distance(timed):
     ]
 
 
-def test_a_runtime_that_answers_for_another_image_is_not_timed(timed, monkeypatch):
-    """At random weights the logits hardly depend on the image: a tolerance of 1e-3 lets every answer pass."""
-    config = ModelConfig("replknet_nano")
-    served = ServedBackbone(reparameterize(create_model("replknet_nano").eval()), config.mean, config.std)
-    tolerance = cpu_inference.FP32_TOLERANCE
-    runners = {"eager": (served, tolerance), "OpenVINO fp32": (lambda pixels: served(pixels.flip(1)), tolerance)}
+@pytest.mark.parametrize("tolerance", [cpu_inference.FP32_TOLERANCE, cpu_inference.BF16_TOLERANCE])
+def test_a_runtime_that_answers_for_another_image_is_not_timed(timed, monkeypatch, tolerance):
+    """At random weights as they are drawn the logits hardly depend on the image: bf16's tolerance let every answer
+    pass."""
+    torch.manual_seed(0)
+    network, config = random_network("replknet_nano", 64)
+    served = ServedBackbone(reparameterize(network), config.mean, config.std)
+    runners = {"eager": (served, tolerance), "OpenVINO fp32": (lambda pixels: served(pixels.roll(1, 0)), tolerance)}
+    monkeypatch.setattr(cpu_inference, "exported", lambda *_: served)
     monkeypatch.setattr(cpu_inference, "candidates", lambda *_: runners)
+    cpu_inference.measure("replknet_nano", 64, [1], 3)
+    assert timed == [*runners]
     with pytest.raises(SystemExit, match="OpenVINO fp32 differs from eager by"):
-        cpu_inference.measure("replknet_nano", 64, [1], 3)
-    assert timed == []
+        cpu_inference.measure("replknet_nano", 64, [8], 3)
+    assert timed == [*runners]
+
+
+def test_every_runtime_has_the_batch_in_its_graph(monkeypatch, tmp_path):
+    """OpenVINO and ONNX Runtime choose their kernels and their memory by it."""
+    import onnxruntime
+
+    overrides = []
+    options = SimpleNamespace(add_free_dimension_override_by_name=lambda *given: overrides.append(given))
+    monkeypatch.setattr(onnxruntime, "SessionOptions", lambda: options)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: None)
+    monkeypatch.setattr(torch.jit, "load", lambda path: None)
+    model, compiled = SimpleNamespace(), []
+    model.reshape = lambda shape: setattr(model, "shape", shape)
+    core = SimpleNamespace(read_model=lambda path: model, compile_model=lambda *given: compiled.append(given[0].shape))
+    monkeypatch.setattr(cpu_inference, "openvino_core", lambda: core)
+    cpu_inference.candidates(None, tmp_path, 8, 64, 2)
+    assert compiled == [[8, 64, 64, 3]] * 2
+    assert overrides == [("batch", 8)]
 
 
 @pytest.fixture
@@ -64,9 +91,10 @@ def runtimes(monkeypatch):
 
         def run(pixels):
             batches.append(len(pixels))
-            return pixels.float().mean((1, 2))
+            return 1 + pixels.double().mean((1, 2))
 
         runners = {"eager": (run, 0.0), "OpenVINO fp32": (lambda pixels: factor * run(pixels), 1e-3)}
+        monkeypatch.setattr(cpu_inference, "exported", lambda *_: run)
         monkeypatch.setattr(cpu_inference, "candidates", lambda *_: runners)
         return batches
 
