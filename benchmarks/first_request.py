@@ -10,6 +10,7 @@ long as the first is counted too: half, where it is like them. Four pictures are
 that a batch of four is the first of its size.
 """
 
+import os
 import statistics
 import tempfile
 import time
@@ -21,15 +22,19 @@ import numpy as np
 
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import load_average_warning, require_server, run_as_served
+from benchmarks.overload import is_right
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, write_served
+from benchmarks.served import IMAGE_SIZE, bare_pipeline, write_served
 
 REQUESTS = 110
 PAUSE = 0.1  # seconds before each
 
 
-def one_start(repository: Path, jpeg: bytes, at_once: int) -> tuple[float, list[float]]:
-    """Milliseconds of the first request (the slowest of those sent at once) and of those about the hundredth."""
+def one_start(repository: Path, jpeg: bytes, right: np.ndarray, at_once: int) -> tuple[float, list[float]]:
+    """Milliseconds of the first request (the slowest of those sent at once) and of those about the hundredth.
+
+    Raises `SystemExit` for an answer that is another than `right`.
+    """
     import tritonclient.grpc as triton_grpc
 
     from server import TritonServer
@@ -46,8 +51,12 @@ def one_start(repository: Path, jpeg: bytes, at_once: int) -> tuple[float, list[
 
         def ask(_: int) -> float:
             begun = time.perf_counter()
-            client.infer("classifier", [tensor])
-            return (time.perf_counter() - begun) * 1e3
+            result = client.infer("classifier", [tensor])
+            taken = (time.perf_counter() - begun) * 1e3
+            answer = result.as_numpy("probabilities")
+            if not is_right(answer.tobytes(), right):
+                raise SystemExit(f"the best class has {answer.max():.6f}, not {right.max():.6f}: no speed reported")
+            return taken
 
         taken = []
         for _ in range(REQUESTS):
@@ -63,8 +72,9 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository))
+        right = bare_pipeline(repository, len(os.sched_getaffinity(0)))(jpeg)[0].numpy()
         for at_once in (1, 4):
-            measured = [one_start(repository, jpeg, at_once) for _ in range(starts)]
+            measured = [one_start(repository, jpeg, right, at_once) for _ in range(starts)]
             pairs = [(first, statistics.median(later)) for first, later in measured]
             as_slow = [taken >= first for first, later in measured for taken in later]
             rows.append(

@@ -79,13 +79,20 @@ def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
 
 def check(name: str, answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> None:
     """Raises `SystemExit` for a server that answers something else: no figure of it would mean anything."""
+    if wrong := difference(answer, right, precision):
+        raise SystemExit(f"{name}: {wrong}")
+
+
+def difference(answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> str | None:
+    """How an answer of five classes differs from the probabilities `right`; None if it is within the tolerance."""
     best, relative = max(range(len(right)), key=right.__getitem__), RELATIVE[precision]
     for entry in answer:
         wanted = right[entry["index"]]
         if not abs(entry["probability"] - wanted) <= ABSOLUTE + relative * wanted:
-            raise SystemExit(f"{name}: class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}")
+            return f"class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}"
     if len(answer) != 5 or right[answer[0]["index"]] < (1 - relative) * right[best] - ABSOLUTE:
-        raise SystemExit(f"{name} answers {answer}: the best class is {best} with {right[best]:.6f}")
+        return f"{answer}: the best class is {best} with {right[best]:.6f}"
+    return None
 
 
 def load_transform(folder: Path) -> Any:

@@ -24,6 +24,7 @@ from benchmarks.commands import command_parser, whole_number
 from benchmarks.harness import Timing, load_average_warning, publish, require_server, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from client import Classifier
+from client._prediction import parse_predictions
 
 SIZES = (5_000, 20_000, 120_000, 1_000_000, 4_000_000, 16_000_000)
 TOP, BURST = 5, 7
@@ -54,6 +55,14 @@ def tritonclient_call(module: Any, url: str) -> Callable[[bytes], Any]:
     return classify
 
 
+def check(way: str) -> None:
+    """Raises `RuntimeError` unless this process is given the five best of a thousand equal probabilities."""
+    answer = call(b"an image")
+    found = answer if isinstance(answer, list) else parse_predictions([entry.decode() for entry in answer.ravel()])
+    if [each.probability for each in found] != [0.001] * TOP:
+        raise RuntimeError(f"{way} answers {found}, not {TOP} classes of 0.001: no speed reported")
+
+
 def burst(size: int) -> list[float]:
     """Milliseconds of each call but the first, which pays for the other processes' caches."""
     data = Random(size).randbytes(size)
@@ -81,6 +90,8 @@ def measure(rounds: int) -> list[dict[str, Any]]:
             for name, url in (("gRPC", server.grpc_url), ("HTTP", server.http_url))
             for way in WAYS
         }
+        for name, process in processes.items():
+            process.submit(check, name).result()
         rows = []
         for size in SIZES:
             samples: dict[str, list[float]] = {name: [] for name in processes}

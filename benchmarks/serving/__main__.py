@@ -41,7 +41,7 @@ from benchmarks.harness import fingerprint, publish, require_server, run_as_serv
 from benchmarks.photographs import turned
 from benchmarks.served import bare_pipeline, check
 from benchmarks.serving import table
-from benchmarks.serving.load import CALLERS, closed_loop, open_loop
+from benchmarks.serving.load import CALLERS, Request, closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
 from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Running, prepare_environment, started
@@ -69,8 +69,7 @@ def expected(repository: Path, threads: int) -> list[list[float]]:
     return [run(picture)[0].tolist() for picture in turned()]
 
 
-def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int) -> dict[str, Any]:
-    requests = [running.request(picture) for picture in pictures]
+def measure(running: Running, requests: list[Request], seconds: float, repeat: int) -> dict[str, Any]:
     closed_loop(running.port, requests, CALLERS[-1], min(seconds, 3))  # batches of every size have been seen
     loads = {f"closed {n}": closed_loop(running.port, requests, n, seconds) for n in CALLERS}
     best = max(load["images_per_s"] for load in loads.values())
@@ -81,12 +80,13 @@ def measure(running: Running, pictures: list[bytes], seconds: float, repeat: int
 
 def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
     repository, pictures = build_repository(model, threads, options.ways == "plain"), turned()
-    right = expected(repository, threads)
+    right, precision = expected(repository, threads), MODELS[model][1]
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):
-            check(f"{server} with {model}", running.classify(picture), probabilities, MODELS[model][1])
+            check(f"{server} with {model}", running.classify(picture), probabilities, precision)
+        requests = [running.checked_request(*pair, precision) for pair in zip(pictures, right, strict=True)]
         others = Others(running.pid)
-        loads = measure(running, pictures, options.seconds, repeat)
+        loads = measure(running, requests, options.seconds, repeat)
         cores = others.cores()
         memory = running.memory_mib()
         cold = round(running.cold_start_s, 2)

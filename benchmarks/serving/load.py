@@ -5,6 +5,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,12 @@ TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Request:
+    """`is_right`: whether the body of an answer is that of this request."""
+
     path: str
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    is_right: Callable[[bytes], bool] = lambda body: True
 
 
 def send(port: int, request: Request, timeout: float = TIMEOUT) -> tuple[int, bytes]:
@@ -39,7 +43,7 @@ def exchange(connection: http.client.HTTPConnection, request: Request) -> tuple[
 
 
 class Caller:
-    """One connection; notes seconds for each good answer, and counts the others."""
+    """One connection; notes the seconds of each right answer, and counts everything else as errors."""
 
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
@@ -48,12 +52,13 @@ class Caller:
 
     def call(self, request: Request, since: float) -> None:
         try:
-            good = exchange(self.connection, request)[0] == 200
+            status, body = exchange(self.connection, request)
         except (OSError, http.client.HTTPException):
-            good = False
+            status, body = 0, b""
             self.connection.close()  # connects again at the next call
-        if good:
-            self.taken.append(time.perf_counter() - since)
+        taken = time.perf_counter() - since
+        if status == 200 and request.is_right(body):
+            self.taken.append(taken)
         else:
             self.errors += 1
 

@@ -1,10 +1,14 @@
 """Servers that are compared are asked in turn, and each turn has a ratio of its own."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
-from benchmarks import instances, transports
+import numpy as np
+import pytest
+
+from benchmarks import first_request, instances, transports
 from benchmarks.harness import Timing
+from client import Prediction
 
 
 def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
@@ -33,6 +37,31 @@ def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
     assert row["ratios"] == [1.25, 2.0, 3.0]
     assert row["ratio"] == 2.0
     assert (row["two_images_per_s"], row["one_images_per_s"], row["two_p99_ms"]) == (50.0, 20.0, 50.0)
+
+
+def test_a_way_that_answers_otherwise_is_not_timed(monkeypatch):
+    thousandth = [Prediction(str(index), index, 0.001) for index in range(5)]
+    monkeypatch.setattr(transports, "call", lambda data: thousandth, raising=False)
+    transports.check("gRPC")
+    for wrong in (thousandth[1:], [*thousandth[1:], Prediction("5", 5, 0.002)]):
+        monkeypatch.setattr(transports, "call", lambda data, wrong=wrong: wrong)
+        with pytest.raises(RuntimeError, match=r"gRPC answers .*, not 5 classes of 0\.001: no speed reported"):
+            transports.check("gRPC")
+    monkeypatch.setattr(transports, "call", lambda data: np.array([[b"0.001000:7"] * 5], object))  # tritonclient's
+    transports.check("gRPC, tritonclient")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_a_first_request_with_another_answer_is_not_told(monkeypatch, factor):
+    right = np.array([0.001, 0.003, 0.002], np.float32)
+    answer = SimpleNamespace(as_numpy=lambda name: (right * np.float32(factor))[None])
+    client = SimpleNamespace(is_server_live=lambda: True, infer=lambda *_: answer)
+    monkeypatch.setattr("server.TritonServer", lambda *_: nullcontext(SimpleNamespace(grpc_url="")), raising=False)
+    monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", lambda url: nullcontext(client))
+    monkeypatch.setattr(first_request, "PAUSE", 0.0)
+    with nullcontext() if factor == 1 else pytest.raises(SystemExit, match=r"best class has 0\.003300, not 0\.003000"):
+        _, later = first_request.one_start("", b"image", right, 4)
+        assert len(later) == 20
 
 
 def test_messages_are_compared_with_tritonclient_and_memory_with_messages():

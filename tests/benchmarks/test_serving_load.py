@@ -1,15 +1,18 @@
 """The load generator of the comparison with other servers: what counts as an answer, and from when its time does."""
 
+import json
 import random
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from benchmarks.serving import load
 from benchmarks.serving.load import Request, closed_loop, open_loop
+from benchmarks.serving.servers import Running
 from loadtest.shapes import Phase, arrivals
 
 PATHS = ("/good", "/bad", "/gone", "/slow")
@@ -58,6 +61,34 @@ def test_each_caller_sends_in_turn_and_good_answers_alone_count(server):
     assert max(asked.values()) - min(asked.values()) <= 2
     assert row["answers"] / passed - 0.01 <= row["images_per_s"] <= row["answers"] / 0.5 + 0.01
     assert row["p50_ms"] >= 20
+
+
+def test_an_answer_that_is_another_s_is_an_error(server):
+    wrong = replace(GOOD, is_right=lambda body: body != b"")
+    row = closed_loop(server.server_port, [GOOD, wrong], callers=1, seconds=0.2)
+    assert row["answers"] + row["errors"] == len(server.asked)
+    assert 0 <= row["answers"] - row["errors"] <= 1
+    assert open_loop(server.server_port, [wrong], 50.0, 0.1, seed=3)["answers"] == 0
+
+
+def test_what_a_server_answers_under_load_is_parsed_once_and_compared():
+    right, parsed = [0.1, 0.3, 0.2, 0.15, 0.25], []
+
+    def answer(body):
+        parsed.append(body)
+        return [{"index": i, "probability": p} for i, p in json.loads(body)]
+
+    best = [[1, 0.3], [4, 0.25], [2, 0.2], [3, 0.15], [0, 0.1]]
+    running = Running(1, 1, 0.0, lambda image: Request("/", image), answer)
+    is_right = running.checked_request(b"image", right, "fp32").is_right
+    body = json.dumps(best).encode()
+    assert is_right(body)
+    assert is_right(body)
+    assert parsed == [body]
+    assert is_right(json.dumps([[1, 0.300001], *best[1:]]).encode())  # a batch sums in another order
+    for other in ([[1, 0.33], *best[1:]], best[1:], [[1, None], *best[1:]], [[9, 0.3], *best[1:]]):
+        assert not is_right(json.dumps(other).encode())
+    assert not is_right(b"")
 
 
 def test_after_a_request_that_took_too_long_the_next_has_another_connection(server, monkeypatch):
