@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels import native_library
 from models import ModelConfig, classifier_config, create_model, load_weights
+from models.files import read_labels
 from models.timm_models import is_timm
 
 FORMATS = ("torchscript", "onnx")
@@ -87,14 +88,3 @@ def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:
     if options.labels is not None:
         return read_labels(options.labels)
     return list(config.labels) if config.labels else [str(index) for index in range(config.num_classes)]
-
-
-def read_labels(path: Path) -> list[str]:
-    """One label a line, the last one with or without its end (\\n, \\r\\n); as training reads a shard's."""
-    try:
-        labels = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
-    if "" in labels:
-        raise ValueError(f"{path}: line {labels.index('') + 1} is empty: a label is needed in each")
-    return labels

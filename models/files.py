@@ -29,6 +29,21 @@ def files_below(folder: Path, on_error: Callable[[OSError], object] | None = Non
         yield from (os.path.join(root, name) for name in names if not HIDDEN.match(name))
 
 
+def read_labels(path: Path) -> list[str]:
+    """Read a text file in UTF-8 with one label a line; the last line may lack its end (\\n or \\r\\n).
+
+    Raises `ValueError`, naming the line, for text that is not UTF-8 and for an empty line; `OSError`.
+    """
+    try:
+        labels = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}: line {line} is not UTF-8 ({error.reason}): convert the file") from error
+    if empty := [line for line, label in enumerate(labels, 1) if not label.strip()]:
+        raise ValueError(f"{path}: line {empty[0]} is empty: a label is needed in each")
+    return labels
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.files import HIDDEN
+from models.files import HIDDEN, read_labels
 from training.images import IMAGE_SUFFIXES, DataError, Labelled, Transform, label_numbers
 from training.names import Names
 from training.settings import first_of
@@ -24,17 +24,6 @@ NO_CLASS = -1
 
 def shard_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("*.tar") if not HIDDEN.search(path.name))
-
-
-def _own_labels(path: Path) -> list[str] | None:
-    """Lines as build_models.py --labels reads them; None where there is no such file."""
-    if not path.exists():
-        return None
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return [line.removesuffix("\n") for line in file]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error}): convert it") from error
 
 
 class Member(NamedTuple):
@@ -64,7 +53,11 @@ class Shards(Labelled):
     ) -> None:
         super().__init__(transform)
         self.paths, self.labelled = shard_files(folder), labelled
-        own = _own_labels(Path(folder) / LABELS_FILE) if labelled else None
+        names = Path(folder) / LABELS_FILE
+        try:
+            own = read_labels(names) if labelled and names.exists() else None
+        except ValueError as error:
+            raise DataError(str(error)) from error
         if labels is None:
             labels = own
         elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes

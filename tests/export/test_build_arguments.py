@@ -13,7 +13,7 @@ from PIL import Image
 from build_models import main, parse_arguments
 from export.build import BuildOptions, build
 from export.parity import real_pixels
-from export.source import check_options, load_model, read_labels
+from export.source import check_options, load_model
 from models import ModelConfig, create_model, load_config, save_checkpoint
 
 
@@ -132,28 +132,10 @@ def test_parity_images_behind_a_link(tmp_path: Path) -> None:
     assert (real_pixels(tmp_path / "[parity]", SIZE, count=1) == torch.tensor([255, 0, 0])).all()
 
 
-def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
-    assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
+def test_the_number_of_classes_is_that_of_the_labels(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\n")
     options = BuildOptions(arch="replknet_nano", random_weights=True, labels=tmp_path / "labels.txt")
     assert load_model(options)[1].num_classes == 2
-
-
-def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_bytes("\u00e9lan\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"labels\.txt is not UTF-8 text: "):
-        read_labels(tmp_path / "labels.txt")
-
-
-def test_an_empty_label_is_named(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("ant\nbee\n\n")
-    with pytest.raises(ValueError, match=r"labels\.txt: line 3 is empty: a label is needed in each"):
-        read_labels(tmp_path / "labels.txt")
-
-
-def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_bytes("ant\u2028eater\r\nbee\x85\r\n".encode())
-    assert read_labels(tmp_path / "labels.txt") == ["ant\u2028eater", "bee\x85"]
 
 
 def test_unknown_precision_is_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.files import replace_file, staged_folder, write_file
+from models.files import read_labels, replace_file, staged_folder, write_file
 
 
 def test_a_file_that_does_not_reach_the_disk_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +62,26 @@ def test_a_folder_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
+    assert read_labels(tmp_path / "labels.txt") == ["ant", "bee"]
+
+
+def test_labels_in_another_encoding_are_named(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("ant\n\u00e9lan\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt: line 2 is not UTF-8 \(.*\): convert the file"):
+        read_labels(tmp_path / "labels.txt")
+
+
+def test_an_empty_label_is_named(tmp_path: Path) -> None:
+    for text, line in (("ant\nbee\n\n", 3), ("ant\n \nbee\n", 2), ("", 1)):
+        (tmp_path / "labels.txt").write_text(text)
+        with pytest.raises(ValueError, match=rf"labels\.txt: line {line} is empty: a label is needed in each"):
+            read_labels(tmp_path / "labels.txt")
+
+
+def test_labels_end_with_their_line_alone(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes("ant\u2028eater\r\nbee\x85\r\n".encode())
+    assert read_labels(tmp_path / "labels.txt") == ["ant\u2028eater", "bee\x85"]

@@ -152,7 +152,7 @@ def test_images_that_are_there_twice(tmp_path: Path) -> None:
     assert note == f"1 images of {tmp_path}/shards have two labels ({shard}:b.png = {shard}:a.png)"
 
 
-def test_labels_that_are_not_utf8_are_errors(tmp_path: Path) -> None:
+def test_labels_that_are_empty_or_not_utf8_are_errors(tmp_path: Path) -> None:
     """No checkpoint could hold them: a run would end in its first epoch."""
     fill(tmp_path / "folder", ant=1, **{os.fsdecode(b"caf\xe9"): 1})
     (error,) = check_data(Config(tmp_path / "folder", workers=0)).errors
@@ -160,7 +160,10 @@ def test_labels_that_are_not_utf8_are_errors(tmp_path: Path) -> None:
     write_shard(tmp_path / "0.tar", {"a.png": png(0), "a.cls": b"0"})
     (tmp_path / "labels.txt").write_bytes(b"caf\xe9\n")
     (error,) = check_data(Config(tmp_path, workers=0)).errors
-    assert re.search(r"labels\.txt is not UTF-8 \(.*\): convert it$", error)
+    assert re.search(r"labels\.txt: line 1 is not UTF-8 \(.*\): convert the file$", error)
+    (tmp_path / "labels.txt").write_text("ant\n\nbee\n")
+    (error,) = check_data(Config(tmp_path, workers=0)).errors
+    assert error.endswith("labels.txt: line 2 is empty: a label is needed in each")
 
 
 def test_workers_that_cannot_be(tmp_path: Path) -> None:
