@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from kernels import native_library
-from models import ModelConfig, classifier_config, create_model, load_weights
+from models import ModelConfig, classifier_config, create_model, load_checkpoint
 from models.files import read_labels
 from models.timm_models import is_timm
 
@@ -77,10 +77,9 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
             config = replace(config, **{name: value})
     if "torchscript" in options.formats and not is_timm(config.arch) and native_library() is None:
         raise RuntimeError("the native library is not built: make native (or python kernels/native/build.py)")
-    model = create_model(config.arch, config.num_classes, config.image_size)
     if options.weights is not None:
-        load_weights(model, options.weights, arch=config.arch)
-    return model.eval(), config
+        return load_checkpoint(options.weights, config)
+    return create_model(config.arch, config.num_classes, config.image_size).eval(), config
 
 
 def labels_of(options: BuildOptions, config: ModelConfig) -> list[str]:

@@ -73,15 +73,16 @@ def _sharded(state: Mapping[str, Tensor]) -> str:
     return next((name for name, tensor in state.items() if hasattr(tensor, "full_tensor")), "")
 
 
-def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelConfig]:
-    """The model in evaluation mode, on the CPU, and its config; of the folder or of the file in it.
+def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> tuple[nn.Module, ModelConfig]:
+    """Load a checkpoint folder, or the file in it: the model in evaluation mode, on the CPU, and its config.
 
-    Raises `WeightsError`, `FileNotFoundError`.
+    With `config`, config.json is not read, and `path` may be a published file. Raises as `load_config`, `create_model`
+    and `load_weights`.
     """
     path = Path(path)
-    config = load_config(path.parent if path.is_file() else path)
+    config = config or load_config(path.parent if path.is_file() else path)
     model = create_model(config.arch, config.num_classes, config.image_size)
-    load_weights(model, path)
+    load_weights(model, path, arch=config.arch)
     return model.eval(), config
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from models import ModelConfig, classifier_config, create_model, load_weights
+from models import ModelConfig, classifier_config, load_checkpoint
 from training.data import open_images
 from training.settings import SettingsError
 
@@ -41,10 +41,8 @@ def load_classifier(
     n01440764 and so on, that is the published one). Raises `SettingsError` where those do not fit, and as
     `models.classifier_config`.
     """
-    config = replace(classifier_config(checkpoint, arch), **inputs)
-    model = create_model(config.arch, config.num_classes, config.image_size)
-    load_weights(model, checkpoint, arch=config.arch)
-    return model.eval(), config, config.labels or _labels(checkpoint, config.num_classes, data)
+    model, config = load_checkpoint(checkpoint, replace(classifier_config(checkpoint, arch), **inputs))
+    return model, config, config.labels or _labels(checkpoint, config.num_classes, data)
 
 
 def _labels(checkpoint: Path, num_classes: int, data: Path | None) -> list[str]:
