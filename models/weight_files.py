@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-ENTRIES = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema")  # the first that is there
+ENTRIES = ("model", "state_dict", "model_state_dict")  # the first that is there
+AVERAGES = ("model_ema", "state_dict_ema")
 # What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before the names of the network's own.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
@@ -35,12 +36,14 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def read_state(path: Path, expected: Collection[str]) -> dict[str, Tensor]:
+def read_state(path: Path, expected: Collection[str], prefer_average: bool = False) -> dict[str, Tensor]:
     """The state dict in `path`, without the wrappers that the model's keys, `expected`, do not have.
+
+    `prefer_average`: of a file with plain and averaged weights (EMA), return the averaged ones.
 
     Raises `FileNotFoundError`, and `WeightsError` for what cannot be read or holds no state dict.
     """
-    state = _without_prefixes(_state_dict(_read(path), path), expected)
+    state = _without_prefixes(_state_dict(_read(path), path, prefer_average), expected)
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{path}: {name!r} is a {type(value).__name__}: a state dict holds tensors only")
@@ -101,11 +104,11 @@ def _unpickled(path: Path) -> Any:
         raise WeightsError(f"{path} cannot be read ({first_line(error)}): it is truncated or damaged") from error
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Any]:
+def _state_dict(content: Any, path: Path, prefer_average: bool) -> dict[str, Any]:
     """What the trainer's checkpoint calls the model, or all of it."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}: a state dict is needed")
-    for name in ENTRIES:
+    for name in (*AVERAGES, *ENTRIES) if prefer_average else (*ENTRIES, *AVERAGES):
         if isinstance(content.get(name), Mapping):
             content = content[name]
             break

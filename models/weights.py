@@ -165,11 +165,11 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
     """Load a file of safetensors or torch.save, or a checkpoint folder, into `model`: all or, on any error, nothing.
 
     Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict", or else
-    under "model_ema" or "state_dict_ema". Keys may begin with "module." (DDP), "_orig_mod." (torch.compile), "model."
-    (Lightning) or "backbone." (OpenMMLab): those without it are then left out, unless they fit the model. A file in the
-    published deploy form turns `model` into that form. A timm model takes what timm publishes as a file and, where timm
-    can translate them, its authors' files. `skip_head` keeps the model's own classifier. Code in a pickle is
-    never run. `arch` is what an error calls the model.
+    under "model_ema" or "state_dict_ema" (a timm model prefers these two, as timm's own loader does). Keys may begin
+    with "module." (DDP), "_orig_mod." (torch.compile), "model." (Lightning) or "backbone." (OpenMMLab): those without
+    it are then left out, unless they fit the model. A file in the published deploy form turns `model` into that form. A
+    timm model takes what timm publishes as a file and, where timm can translate them, its authors' files. `skip_head`
+    keeps the model's own classifier. Code in a pickle is never run. `arch` is what an error calls the model.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity; and for a model without memory, or that is sharded.
@@ -182,7 +182,7 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
         )
     if name := _sharded(own):
         raise WeightsError(f"{name!r} of the model is sharded: load the weights first, and call fully_shard after")
-    state = read_state(path, own.keys())
+    state = read_state(path, own.keys(), prefer_average=of_timm(model))
     target, heads = model, tuple(f"{name}." for name in head_names(model))
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)
@@ -213,7 +213,7 @@ def count_classes(arch: str, path: str | Path) -> int | None:
     path = Path(path)
     with torch.device("meta"):
         model = create_model(arch)
-    state = read_state(path, model.state_dict().keys())
+    state = read_state(path, model.state_dict().keys(), prefer_average=of_timm(model))
     if of_timm(model) and state.keys() != model.state_dict().keys():
         state = _translated(state, model, path)
     head = state.get(head_names(model)[0] + ".weight")

@@ -182,6 +182,16 @@ def test_authors_files_are_translated(prefix: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("average", ["model_ema", "state_dict_ema"])
+def test_averaged_weights_are_preferred_as_timm_does(average: str, tmp_path: Path) -> None:
+    """A file of timm's trainer holds both, and its published accuracy is that of the average."""
+    model, averaged, plain = (create_model("timm/resnet18", classes) for classes in (5, 5, 3))
+    torch.save({"state_dict": plain.state_dict(), average: averaged.state_dict()}, tmp_path / "last.pth.tar")
+    assert count_classes("timm/resnet18", tmp_path / "last.pth.tar") == 5
+    load_weights(model, tmp_path / "last.pth.tar")
+    torch.testing.assert_close(model.state_dict(), averaged.state_dict(), rtol=0, atol=0)
+
+
 def test_reparameterization_is_timms() -> None:
     model, images = warmed("timm/repvit_m0_9"), torch.randn(2, 3, SIZE, SIZE)
     deploy = reparameterize(model)
