@@ -1,9 +1,9 @@
 """RepLKNet-31B with the operator against eager PyTorch convolutions: a training step and inference, in bfloat16.
 
 The same weights and images, in turn, in one process; the figures go to results/end_to_end_<gpu>.json. "eager" is the
-same model with F.conv2d for every K x K and 5 x 5 depthwise layer. Both are timed in the contiguous layout, in which
-training/ trains on a GPU and which is compared, and in channels_last. The operator uses what benchmarks.kernels --tune
-found, where that was run before.
+same model with F.conv2d for every K x K and 5 x 5 depthwise layer. Both are timed in the contiguous layout, which is
+compared and in which training/ trains on a GPU, and in channels_last. The operator uses the algorithms that
+benchmarks.kernels --tune found, if it was run before.
 """
 
 import os

@@ -13,7 +13,7 @@ from benchmarks.kernels.layers import Layer, replknet_31b
 from kernels import depthwise_conv2d
 
 OPERATIONS = 3  # a layer: forward, the filter's gradient, the 5 x 5 beside it
-LEAST_SECONDS = 2.5  # for an operation: the rule's tile, PyTorch's ways and some tiles more are compiled and timed
+LEAST_SECONDS = 2.5  # for an operation: the rule's tile, PyTorch's algorithms and more tiles are compiled and timed
 
 
 def layers() -> list[Layer]:
@@ -22,7 +22,7 @@ def layers() -> list[Layer]:
 
 
 def tune(chosen: Sequence[Layer], device: str, seconds: float, tiles: Path) -> dict[str, Any]:
-    """Measures each operation for its share of `seconds`, but no layer after them; the ways found, which `tiles` keeps.
+    """Tune each operation for its share of `seconds`, but no layer after them; return the algorithms, also in `tiles`.
 
     WIDEFIELD_TILES names that file from here on. A share is checked between candidates, so a slow one overruns it.
     """

@@ -185,7 +185,7 @@ def test_the_whole_run(run, capsys, tmp_path):
     assert document["variants"][0]["ways"].keys() == {c.OURS, c.NATIVE, f"{c.NATIVE} channels_last"}
 
 
-def test_the_tuner_comes_first_and_its_ways_are_in_the_file(run, monkeypatch, tmp_path):
+def test_the_tuner_comes_first_and_its_algorithms_are_in_the_file(run, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(main, "tune", lambda *arguments: seen.append(arguments) or {"a shape": "pytorch"})
     status, document = run(tuning=7.0)
@@ -206,7 +206,7 @@ def test_a_wrong_layer_makes_the_status_1(run, monkeypatch):
     assert all("wrong" in row for row in document["rows"] if row["pass"] == "forward")
 
 
-def test_ways_that_were_tuned_before_are_in_the_file(run, capsys, tmp_path):
+def test_algorithms_that_were_tuned_before_are_in_the_file(run, capsys, tmp_path):
     """The operator takes them whether or not this run tunes."""
     assert run()[1]["tuned"] == {}
     (tmp_path / "own").mkdir()
