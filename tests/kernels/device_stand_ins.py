@@ -1,4 +1,4 @@
-"""What stands in for a GPU: the interpreter in a process of its own, and a torch.cuda.device that selects nothing."""
+"""Stand-ins for a GPU: the interpreter, in its own process, and a torch.cuda.device that selects nothing."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ BY_TIME = (("float16",), pytest.param(("float32", "bfloat16"), marks=pytest.mark
 
 
 def interpreted(script: str, dtypes: tuple[str, ...] = DTYPES) -> dict[str, list[str]]:
-    """What a script of this folder prints under TRITON_INTERPRET (read when Triton is imported), by data type."""
+    """Return the lines that a script prints under TRITON_INTERPRET (read when Triton is imported), by data type."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = f"{FOLDER.parents[1]}:{FOLDER}"
 
@@ -30,5 +30,5 @@ def interpreted(script: str, dtypes: tuple[str, ...] = DTYPES) -> dict[str, list
 
 
 def no_device(_: object) -> contextlib.AbstractContextManager[None]:
-    """In the place of torch.cuda.device."""
+    """Replace torch.cuda.device."""
     return contextlib.nullcontext()

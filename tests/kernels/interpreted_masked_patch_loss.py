@@ -126,7 +126,7 @@ def answered(problem, prediction, image, mask, check: bool = True) -> int:
 
 
 def dispatched(dtype: torch.dtype) -> int:
-    """What the operator does on a GPU, with the CPU in its place: strides, mask types, both passes."""
+    """The code that the operator runs on a GPU, on the CPU: strides, mask types, both passes."""
     torch.cuda.device = lambda device: nullcontext()  # type: ignore[assignment, misc]
     for norm in ("none", "window", "patch"):
         problem = make_loss_problem(CASES[4], dtype, "l1", norm, window=3, grad_loss=64.0)

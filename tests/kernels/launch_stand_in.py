@@ -52,8 +52,8 @@ LAYERS = STAGES | {  # and of RepLKNet-31L at 384 px
 
 
 def python_launches(call, tile=None):
-    """What Python launches for a call: (grid, arguments by the kernel's names) of each kernel; `tile`: in place of its
-    own, which is the whole-image kernel where that suits."""
+    """Return (grid, arguments by the kernel's names) of each kernel that Python launches for a call. `tile` replaces
+    Python's choice, which is the whole-image kernel where that suits."""
     from kernels.depthwise_conv2d import packing, toeplitz, whole_image
     from kernels.depthwise_conv2d.activation import ACTIVATIONS
 
@@ -88,7 +88,7 @@ def python_launches(call, tile=None):
 
 
 def parameters(variant):
-    """(name, bytes) of a cubin's parameters: what is no constant, in the kernel's order, then two scratch pointers."""
+    """Return (name, bytes) of a cubin's parameters: non-constants in the kernel's order, then two scratch pointers."""
     kernel, signature, constants, _ = variant.specialisation()
     named = [(name, SIZES.get(signature[name], "8")) for name in kernel.arg_names if name not in constants]
     return [*named, ("global_scratch", "8"), ("profile_scratch", "8")]
@@ -120,7 +120,7 @@ class Result:
 
 @pytest.fixture(scope="module")
 def run_launches(tmp_path_factory):
-    """Builds the program with a table whose images are the variants' names, and the driver that reads them."""
+    """Build the program with a table whose images are the variants' names, and the driver that reads them."""
     folder = tmp_path_factory.mktemp("launch")
     kernels = []
     for variant in variants.all_variants():

@@ -74,7 +74,7 @@ def make_loss_problem(
     seed: int = 0,
     device: str = "cpu",
 ) -> LossProblem:
-    """What is not masked is NaN: no answer may depend on it (a window reads it, so there it is finite)."""
+    """Unmasked elements are NaN: no answer may depend on them (a window reads them, so there they are finite)."""
     generator = torch.Generator().manual_seed(seed)
     height, width = case.rows * case.stride, case.columns * case.stride
 

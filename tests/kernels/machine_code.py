@@ -1,4 +1,4 @@
-"""Compiles a Triton-language kernel for an architecture that is not here, and reads its machine code."""
+"""Compile a Triton-language kernel for an architecture that is not present, and read its machine code."""
 
 import importlib.metadata
 import re
@@ -44,8 +44,8 @@ def run_tool(name: str, *arguments: str) -> str:
 def machine_code(
     kernel, architecture, pointers, constants, warps, stages, folder: Path, multiples=(), registers=None
 ) -> MachineCode:
-    """As the just-in-time compiler would for aligned pointers: `pointers` by name, the rest 32-bit integers, of which
-    `multiples` are of 16; `registers` a thread at most."""
+    """Compile as the just-in-time compiler does for aligned pointers. `pointers` has their types by name; the other
+    arguments are 32-bit integers, those in `multiples` multiples of 16; `registers` limits a thread's."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

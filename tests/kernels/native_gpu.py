@@ -1,4 +1,4 @@
-"""Run by test_depthwise_conv2d_triton.py on a GPU: the library's cubins, with no `kernels` import in the way."""
+"""Run by test_depthwise_conv2d_triton.py on a GPU: the library's cubins, without importing `kernels`."""
 
 import itertools
 import sys
@@ -15,7 +15,7 @@ TILES += [Case(33, 2, 27, 28, 29, 29), Case(5, 3, 14, 9, 27, 27)]  # rows aligne
 
 
 def check_alone() -> None:
-    """`kernels` would put its own kernels in the place of the library's."""
+    """Importing `kernels` would replace the library's kernels by Python's."""
     assert "kernels" not in sys.modules
 
 

@@ -11,18 +11,18 @@ MASK = np.uint32(0xFFFFE000)  # sign, exponent and 10 bits of mantissa
 
 
 def cut(x: np.ndarray) -> np.ndarray:
-    """What the hardware reads of a factor at worst."""
+    """Truncate to TF32: the least precise reading of a factor that hardware makes."""
     return (x.view(np.uint32) & MASK).view(np.float32)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """cvt.rna.tf32: to the nearest, ties away from zero."""
+    """Round as cvt.rna.tf32 does: to the nearest, ties away from zero."""
     return ((x.view(np.uint32) + np.uint32(0x1000)) & MASK).view(np.float32)
 
 
 @contextmanager
 def rounded_products() -> Iterator[list[str]]:
-    """The list gets the precision of every product: IEEE, TF32 or TF32x3 (three products of two halves of each)."""
+    """Round products as tensor cores do; the list gets the precision of each: IEEE, TF32 or TF32x3 (three of TF32)."""
     seen: list[str] = []
     real = interpreter.InterpreterBuilder.create_dot
 

@@ -1,4 +1,4 @@
-"""What torch.compile and torch.export see of the operators: one graph, any batch and image, autocast."""
+"""The operators under torch.compile and torch.export: one graph, any batch and image, autocast."""
 
 from contextlib import nullcontext
 
@@ -70,7 +70,7 @@ def test_compiled_gradients_are_eager_ones():
 
 @pytest.mark.parametrize("around", [False, True], ids=["inside", "around"])
 def test_autocast_trains_in_one_graph(around):
-    """As in eager: bfloat16 out of float32, gradients in float32; float32 again without autocast."""
+    """The types are those of eager: bfloat16 out of float32, gradients in float32; float32 again without autocast."""
 
     def step(x, w, b):
         with nullcontext() if around else torch.autocast("cpu", torch.bfloat16):

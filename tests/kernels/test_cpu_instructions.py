@@ -1,4 +1,4 @@
-"""Other processors' kernels: this one runs them too, where PyTorch's $ATEN_CPU_CAPABILITY says so."""
+"""The kernels for other processors, which this one runs too if PyTorch's $ATEN_CPU_CAPABILITY selects them."""
 
 import os
 import subprocess

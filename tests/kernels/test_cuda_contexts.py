@@ -8,7 +8,7 @@ from launch_stand_in import STAGES
 
 
 def test_threads_load_each_module_once_a_context(run_launches):
-    """And with this thread's capture mode relaxed, so that a graph's capture is not broken; then it is as it was."""
+    """The thread's capture mode is relaxed, so that a graph's capture is not broken, and restored afterwards."""
     result = run_launches([*STAGES.values()] * 20, contexts=(1, 2) * 4)
     assert len(result.answers) == 8 * 80
     assert set(result.answers) == {"toeplitz", "whole image"}
@@ -22,7 +22,7 @@ def test_threads_load_each_module_once_a_context(run_launches):
 
 @pytest.mark.parametrize("device", [0, 1])
 def test_a_thread_without_a_context_launches_in_its_device_s_primary_one(run_launches, device):
-    """As PyTorch's threads do that have had nothing but cached memory yet; one of another device's context too."""
+    """So do PyTorch's threads that have only used cached memory yet, and threads in another device's context."""
     others = 11 - 10 * device  # a context of the other device
     result = run_launches([*STAGES.values()] * 5, contexts=(0, others) * 4, device=device)
     assert len(result.answers) == 8 * 20

@@ -1,4 +1,4 @@
-"""Which cubin the library launches, and with what: what Python's rules choose among the forms that are compiled."""
+"""The cubin that the library launches, and its arguments: Python's rules, applied to the compiled variants."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ WIDTHS = ((7, 7), (8, 5), (12, 7), (16, 15), (20, 9), (28, 31), (40, 5), (64, 51
 
 
 def python_s_tile(call, architecture=90):
-    """choose_tile's of the forms that the library has where rows are aligned as its tiles want them."""
+    """Return choose_tile's choice among the library's variants for rows that are aligned as its tiles need."""
     element_bytes = 4 if call.dtype == "float32" else 2
     tile = choose_tile(call.batch, *call.size, call.kernel[1], element_bytes)
     flat, columns = tile.is_flat(call.size[1]), tile.columns
@@ -52,7 +52,7 @@ def check_toeplitz(launches, call, tile):
 @pytest.mark.parametrize("activation", [variants.RELU, GELU])
 @pytest.mark.parametrize("batch", [1, 2, 8, 64])
 def test_each_layer_goes_python_s_way(run_launches, architecture, activation, batch):
-    """RepLKNet's at 224 and at 384 px: the kernel, the tile of those compiled, the grid and every argument."""
+    """RepLKNet's layers at 224 and 384 px: the kernel, the compiled tile, the grid and every argument."""
     calls = {name: replace(call, batch=batch, activation=activation) for name, call in LAYERS.items()}
     result = run_launches(calls.values(), architecture)
     launches = iter(result.launches())
@@ -79,7 +79,7 @@ def test_each_layer_goes_python_s_way(run_launches, architecture, activation, ba
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rule_is_python_s(run_launches, dtype):
-    """Of every batch and height; widths that the tiles' alignment fits."""
+    """Many batches and heights; only widths that fit the tiles' alignment."""
     calls = [
         Call(dtype, batch, 2, (height, width), (7, kernel), activation=activation)
         for batch in (1, 2, 3, 4, 5, 7, 8, 12, 16, 33, 64, 65, 130)
@@ -97,7 +97,7 @@ def test_the_rule_is_python_s(run_launches, dtype):
 
 @pytest.mark.parametrize(("batch", "block_n"), [(1, 16), (16, 16), (17, 64), (32, 64), (65, 64)])
 def test_images_of_a_whole_image_program(run_launches, batch, block_n):
-    """Python has a block of 32 besides."""
+    """Python also has a block of 32."""
     ((product, (grid_x, *_), _),) = run_launches([replace(STAGES["stage3"], batch=batch)]).launches()
     assert product.block_n == block_n
     assert grid_x == -(-batch // block_n)
@@ -106,7 +106,7 @@ def test_images_of_a_whole_image_program(run_launches, batch, block_n):
 
 
 def test_parameters_by_name(run_launches):
-    """Every value lies where the kernel's signature has its name."""
+    """Every value is at the position of its name in the kernel's signature."""
     call = Call("float16", 3, 6, (9, 40), (11, 31), activation=1, input=1 << 21, output=1 << 22)
     small = replace(call, kernel=(5, 3), has_bias=False)
     whole = replace(call, size=(7, 7), kernel=(13, 13), has_bias=False, activation=0)
@@ -249,7 +249,7 @@ def test_pytorch_serves_what_no_kernel_does_and_one_warning_says_so(run_launches
 
 @pytest.mark.parametrize("architecture", [87, 103, 121])
 def test_an_architecture_between(run_launches, architecture):
-    """8.7 runs the newest of 8.x; from 9.0 on a cubin is for its architecture alone."""
+    """8.7 runs the newest of 8.x; from 9.0 on a cubin runs only on its architecture."""
     result = run_launches([STAGES["stage1"], replace(STAGES["stage1"], kernel=(3, 3))], architecture)
     if architecture == 87:
         assert [v.architecture for v, _, _ in result.launches()] == [80, 80, 86]

@@ -81,7 +81,7 @@ def test_narrow_filters_and_groups_of_blocks(problem, case, dtype, activation):
 
 
 def test_gelu_over_its_range():
-    """Of single values; beyond the range of its polynomials too."""
+    """GELU of single values, also beyond the range of its polynomials."""
     values = torch.linspace(-12, 12, 1 << 16)
     values[:6] = torch.tensor([math.nan, math.inf, -math.inf, -1e6, 1e6, 0.0])
     x = values.reshape(1, 16, 64, 64).contiguous(memory_format=torch.channels_last)
@@ -158,7 +158,7 @@ def test_native_paths(channels, kernel, expected, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_rounded_once_as_pytorch_rounds(dtype):
-    """A filter that hands on its pixel, and a bias: the rounding alone, for every scale, ties, infinity and NaN."""
+    """With an identity filter and a bias only rounding is tested: every scale, ties, infinity and NaN."""
     x = (torch.randn(4, 64, 8, 9) * torch.logspace(-9, 3, 64).view(64, 1, 1)).to(dtype)
     w, bias = torch.zeros(64, 1, 3, 3, dtype=dtype), x[0, :, 0, 0] * 0.5 ** torch.arange(64)
     w[:, :, 1, 1] = 1
@@ -187,7 +187,7 @@ def test_thread_count_changes_no_bit(problem, threads, dtype):
 @pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (13, 13), (11, 39), (1, 9)], ids=str)
 @pytest.mark.parametrize("row", [0, 1, 9, 10, 19])
 def test_nan_stays_local(implementation, row, kernel, dtype):
-    """Wherever it lies among the pairs of rows that the kernel in bfloat16 takes, and in all of ReLU."""
+    """At every position in the pairs of rows of the bfloat16 kernel, and through ReLU."""
     x = torch.randn(1, 16, 20, 14, dtype=dtype).contiguous(memory_format=torch.channels_last)
     x[0, 3, row, 12] = float("nan")
     found = implementation(x, torch.randn(16, 1, *kernel, dtype=dtype), None, "relu").isnan()
@@ -220,7 +220,7 @@ def test_opcheck(activation, layout):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_a_filter_s_gradient_lies_as_the_filter_does(layout, autocast):
-    """But for sides of 1: CUDA's fused optimisers refuse another layout, which a CPU's accept."""
+    """Except for sides of 1: CUDA's fused optimisers refuse another layout; the CPU's accept it."""
     x = torch.randn(2, 8, 9, 7).contiguous(memory_format=layout)
     filters = [torch.randn(8, 1, *size).to(memory_format=layout).requires_grad_() for size in ((13, 7), (5, 3), (1, 1))]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -242,7 +242,7 @@ def test_opcheck_of_the_gradients(layout):
 
 
 def test_relu_gradient_where_the_output_is_no_number():
-    """As PyTorch's own: what diverged shows in the gradient too."""
+    """The gradient is PyTorch's: a diverged output shows in the gradient too."""
     input = torch.zeros(1, 1, 3, 3)
     input[0, 0, 0, 0] = float("nan")
     weights = [torch.ones(1, 1, 3, 3, requires_grad=True) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The native kernels read nothing beside their tensors: a page that may not be touched lies before and behind each."""
+"""The native kernels read nothing outside their tensors: each is between two pages that cannot be accessed."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The gradients on the CPU: kernels of ours where they serve, PyTorch's convolution elsewhere."""
+"""The gradients on the CPU: our kernels where they apply, else PyTorch's convolution."""
 
 import os
 import subprocess
@@ -124,7 +124,7 @@ def test_paths(channels, dtype, native, layout):
 @pytest.mark.parametrize("size", [(5, 5), (1, 5), (3, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_the_filters_gradient_has_its_strides(layout, size):
-    """That of the axis of 1 too, in which the layouts differ: DistributedDataParallel compares them."""
+    """Also that of the axis of size 1, in which the layouts differ: DistributedDataParallel compares them."""
     x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 1, *size).to(memory_format=layout).requires_grad_()
     outputs = depthwise_conv2d(x, w), F.conv2d(x, w, padding=(size[0] // 2, size[1] // 2), groups=16)
     ours, theirs = (torch.autograd.grad(output.square().sum(), w)[0] for output in outputs)

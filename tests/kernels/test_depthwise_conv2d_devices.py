@@ -58,7 +58,7 @@ def test_no_worse_than_pytorch(case, device, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", [Case(2, 16, 9, 7, 31, 31), Case(3, 16, 30, 33, 13, 13), CASES[3]], ids=str)
 def test_every_element_is_written(case, device, layout):
-    """Memory that the allocator hands out again is NaN beforehand."""
+    """Memory that the allocator reuses is filled with NaN first."""
     arguments = random_arguments(case, torch.float32, device, LAYOUTS[layout])
     poison = [torch.full_like(t, float("nan")) for t in arguments for _ in range(8)]
     del poison
@@ -70,7 +70,7 @@ def test_every_element_is_written(case, device, layout):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_what_is_not_finite_stays_local(device, layout, value):
-    """In the corner of one channel: it reaches the outputs that see it; in the gradient, the inputs likewise."""
+    """A value in the corner of one channel reaches only the outputs (in the gradient, the inputs) that see it."""
     case = Case(3, 16, 20, 20, 13, 13)
     for which, name in ((0, "output"), (3, "grad_input")):
         arguments = random_arguments(case, torch.float32, device, LAYOUTS[layout])

@@ -115,7 +115,7 @@ def test_a_filter_without_a_tile_has_pytorch_s_gradient(taken, dtype, kernel_siz
 
 
 def test_the_gradient_of_the_input_is_the_forward_pass_with_the_filter_turned(taken):
-    """By the tensor cores' kernels themselves; for others it is turned before."""
+    """The tensor-core kernels turn it themselves; for others it is turned before."""
     grad, weight = torch.randn(1, 4, 6, 6), torch.randn(4, 1, 5, 7)
     for layout in (torch.contiguous_format, torch.channels_last):
         source = grad.contiguous(memory_format=layout)
@@ -145,7 +145,7 @@ def test_float32_precision_reaches_every_kernel(taken):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_pytorchs_own_computes_as_ours_do(taken, monkeypatch, cudnn_conv, layout):
-    """Where no kernel serves too: the same bits every time, and IEEE products unless tf32 was asked for."""
+    """Also if no kernel applies: the same bits every time, and IEEE products unless tf32 was asked for."""
     seen = []
 
     def conv2d(*args, **kwargs):

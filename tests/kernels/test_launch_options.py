@@ -1,4 +1,4 @@
-"""What launches name: what Triton's versions differ in (the default of enable_fp_fusion changes in 3.10), and int64."""
+"""Every launch sets the options whose defaults Triton changes (enable_fp_fusion in 3.10), and int64 indices."""
 
 import ast
 from collections.abc import Iterator

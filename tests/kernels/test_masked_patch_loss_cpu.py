@@ -216,7 +216,7 @@ def test_gradcheck(loss, norm):
 
 
 def test_the_loss_may_be_divided_in_place():
-    """As where gradients are accumulated."""
+    """Accumulating gradients does so."""
     problem = make_loss_problem(CASES[0])
     prediction = problem.prediction.clone().requires_grad_()
     grads = []

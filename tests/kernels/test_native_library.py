@@ -199,7 +199,7 @@ def test_what_is_compiled(compiled):
 
 
 def test_another_number_of_warps_is_compiled_anew(monkeypatch, tmp_path):
-    """Which the rule of toeplitz.py may give while the kernel's own source stays."""
+    """toeplitz.py's rule may give others while the kernel's own source stays the same."""
     kernels = []
     (tmp_path / "packing-of_an_older_kernel").mkdir()
     (tmp_path / "older.cubin").touch()

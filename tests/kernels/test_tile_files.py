@@ -42,7 +42,7 @@ def test_the_nearest_batch_below_is_taken(tmp_path):
 
 
 def test_what_several_processes_measure_is_all_kept(taken):
-    """As the ranks of a training run do, one file for all; a lock tells threads apart as it does processes."""
+    """The ranks of a training run share one file; the lock works between threads as between processes."""
     names = [f"shape {number}" for number in range(64)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: tile_files.remember(name, "taps"), names))
@@ -97,7 +97,7 @@ def refuse(*arguments, **options):
 
 
 def test_in_a_closed_folder_there_is_no_file(taken, monkeypatch):
-    """As in the home of another user, which $HOME may name in a container."""
+    """For example the home of another user, which $HOME may name in a container."""
     x, w = torch.zeros(2, 8, 9, 9), torch.zeros(8, 1, 5, 5)
     monkeypatch.setattr(os, "stat", refuse)
     op._cuda(x, w)

@@ -127,7 +127,7 @@ def test_machine_code_of_whole_images(architecture, stage, batch, tmp_path):
 @pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
 @pytest.mark.parametrize(("stage", "batch"), [("stage3", 64), ("stage4", 64), ("stage3", 1)])
 def test_machine_code_of_packed_images(architecture, stage, batch, tmp_path):
-    """What a program has written it reads behind its barrier, in vectors, and never from the read-only cache."""
+    """A program reads what it has written after its barrier, in vectors, and never from the read-only cache."""
     _, size, kernel = STAGES[stage]
     code = compile_whole_image(architecture, size, kernel, torch.bfloat16, batch, tmp_path, "packed_image")
     code.check(architecture, 8 if batch > 16 else 4)

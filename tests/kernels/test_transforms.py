@@ -22,7 +22,7 @@ def ours(x, w):
 
 
 def in_a_program(x, w):
-    """As traced and exported programs call it."""
+    """Call the operator as traced and exported programs do."""
     return torch.ops.widefield.depthwise_conv2d(x, w, B, "gelu")
 
 

@@ -1,4 +1,4 @@
-"""What the tuner measures, keeps and makes the dispatch take: a tile, or PyTorch's convolution where it is faster."""
+"""What the tuner measures and keeps, and the dispatch then uses: a tile, or PyTorch's convolution if it is faster."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
 
 
 def test_a_shipped_tile_is_taken(taken):
-    """With an activation and for channels_last too."""
+    """Also with an activation and for channels_last."""
     x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
     op._cuda(x, w)
     op._cuda(x.to(memory_format=torch.channels_last), w, None, "relu")
@@ -80,7 +80,7 @@ def clock(taken, monkeypatch):
 
 
 def test_autotune_measures_once_and_remembers(taken, clock, monkeypatch):
-    """The fastest of the candidates, one that does not fit passed over; from the file the second time."""
+    """The fastest candidate is used, one that does not fit skipped; the second time it comes from the file."""
     import triton
 
     steps = {toeplitz.Tile: 32, grad_weight.GradWeightTile: 16}
@@ -134,7 +134,7 @@ def test_pytorch_is_taken_where_it_is_measured_faster(taken, clock, monkeypatch,
 
 @pytest.mark.parametrize("operation", ["forward", "relu", "grad_weight"])
 def test_a_measured_tile_serves_what_differs_a_little_and_a_word_does_not(taken, clock, monkeypatch, operation):
-    """A tile fits the same products; what PyTorch took for one layout says nothing of another."""
+    """A tile fits the same products; PyTorch's time for one layout says nothing of another."""
 
     def compute(x, activation="none"):
         if operation == "grad_weight":
@@ -180,7 +180,7 @@ def test_packed_images_are_not_tried_before_they_have_run_on_a_gpu(taken, clock)
 
 
 def test_packed_images_by_name(taken):
-    """As benchmarks/kernels asks for them; in training too, whose filter is turned."""
+    """benchmarks/kernels asks for them by name; also with the filter turned, as in training."""
     x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
     for source, flip in ((x.contiguous(memory_format=torch.channels_last), False), (x, True)):
         assert bool((dispatch.run_forward("packed image", source, w, None, "none", "ieee", flip) == 3).all())
@@ -188,7 +188,7 @@ def test_packed_images_by_name(taken):
 
 
 def test_no_algorithm_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):
-    """The rule's and PyTorch's come first; what was measured by then is kept."""
+    """The rule's algorithm and PyTorch's come first; the fastest of what was measured by then is kept."""
     now = [0.0]
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "5.5")
     monkeypatch.setattr(tuning.time, "monotonic", lambda: now[0])
@@ -317,7 +317,7 @@ def test_pytorch_computes_as_ours_does(monkeypatch, cudnn_conv, precision, users
 
 
 def test_a_setting_that_is_inherited_goes_on_to_be():
-    """In a process of its own: what is once written is never inherited again."""
+    """Run in its own process: a setting that was once written is never inherited again."""
     code = """
 import torch
 from kernels.depthwise_conv2d import pytorch

@@ -71,7 +71,7 @@ def largest_filters(dtype):
 
 
 def turned(dtype):
-    """The filter by 180 degrees, as the gradient of the input wants it."""
+    """Turn the filter by 180 degrees, as the gradient of the input needs it."""
     for case, launch in (
         *((case, toeplitz.launch) for case in CASES[1:7:2]),
         *itertools.product(WHOLE, OF_WHOLE),
