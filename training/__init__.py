@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 _needed = ("torch", "torchvision", "timm", "safetensors", "PIL", "tyro", "scipy", "sklearn")
 _missing = [name for name in _needed if find_spec(name) is None]
-if _missing:  # `name`: of an error in this package `python -m` says one line
+if _missing:  # with this name `python -m` prints one line, no traceback
     raise ImportError(f"training needs {', '.join(_missing)}: pip install '.[train]' brings all of it", name=__name__)
 try:
     import kernels  # noqa: F401

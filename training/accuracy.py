@@ -11,7 +11,7 @@ from training.settings import SettingsError
 
 
 def answers(logits: Tensor) -> Tensor:
-    """[B,classes] -> the class of the highest logit [B]. Raises `SettingsError` where one is NaN or infinite."""
+    """Return the class of the highest logit, [B,classes] -> [B]. Raises `SettingsError` for a NaN or infinite logit."""
     if broken := int((~logits.isfinite()).any(1).sum()):
         raise SettingsError(
             f"{broken} of {len(logits)} images have logits that are NaN or infinite, which is no answer: take another "
@@ -29,12 +29,12 @@ def count_answers(
     ranked: list[tuple[Tensor, Tensor]] | None = None,
     confusion: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Images of each class and how many of them are right [2,num_classes]; and how many images have their class among
-    the five highest logits []. Raises as `answers`.
+    """Count the images of each class and the right answers among them [2,num_classes], and the images whose class is
+    among the five highest logits []. Raises as `answers`.
 
-    Into `confusion` [num_classes,num_classes], rows the truth, columns the answer, the images are counted: gigabytes of
-    tens of thousands of classes. To `ranked` are appended the classes of each batch's images from the highest logit
-    down [B,5 at most], and the probability of the first [B].
+    If given, `confusion` [num_classes,num_classes] (rows: the truth, columns: the answer) counts the images too; for
+    tens of thousands of classes it takes gigabytes. For each batch, the classes from the highest logit down [B,5 at
+    most] and the probability of the first [B] are appended to `ranked`, if given.
     """
     counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
     with evaluating(model):
@@ -42,28 +42,28 @@ def count_answers(
             logits = model(images.to(device)).cpu()  # [B,num_classes]
             answered, ones = answers(logits), torch.ones_like(targets)  # [B]
             counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
-            if confusion is not None:  # a matrix of its own for each batch would take long
+            if confusion is not None:  # in place: to add a matrix for each batch would be slow
                 confusion.view(-1).index_add_(0, targets * num_classes + answered, ones)
             in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
             if ranked is not None:
                 order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
-                order = order.clone()  # a view would keep all num_classes of them
+                order = order.clone()  # a view would keep all num_classes columns
                 ranked.append((order, logits.float().softmax(1).amax(1)))
     return counts, in_top5
 
 
 def by_class(confusion: Tensor) -> Tensor:
-    """Of a confusion matrix, what `count_answers` gives: images and right answers of each class [2,classes]."""
+    """Return the images and right answers of each class [2,classes], as `count_answers`, from a confusion matrix."""
     return torch.stack([confusion.sum(1), confusion.diagonal()])
 
 
 def top1(counts: Tensor) -> float:
-    """Share of right answers, 0..1, of images and right answers of each class [2,classes]."""
+    """Return the share of right answers, 0..1. `counts` [2,classes]: images and right answers of each class."""
     images, right = counts.sum(1).tolist()
     return right / max(1, images)
 
 
 def accuracies(counts: Tensor, in_top5: Tensor) -> dict[str, float]:
-    """ "top1" and, of more than five classes, "top5", 0..1; `counts` [2,classes] as `top1` has them."""
+    """Return "top1" and, for more than five classes, "top5", 0..1; `counts` [2,classes] is as in `top1`."""
     top5 = {"top5": in_top5.item() / max(1, int(counts[0].sum()))} if counts.shape[1] > 5 else {}
     return {"top1": top1(counts), **top5}

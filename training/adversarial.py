@@ -21,14 +21,15 @@ from training.loop import StopTraining
 from training.samplers import evenly
 from training.settings import SettingsError
 
-WATCHED = 64  # held-out images on which the accuracy under PGD-5 is looked at
+WATCHED = 64  # held-out images on which the accuracy under PGD-5 is measured
 
 
 class FastAT(Supervised):
     """ "Fast is better than free" (Wong et al., ICLR 2020): train on one signed step from a random point of the ball.
 
     The step is 1.25 epsilon, projected; epsilon in pixel units. Images are normalised with `mean` and `std`. The attack
-    is made in evaluation mode, the authors' in training mode: batch statistics here are of what is trained on alone.
+    is computed in evaluation mode (the authors': in training mode), so that the batch statistics come only from the
+    images that are trained on.
     """
 
     def __init__(
@@ -48,14 +49,14 @@ class FastAT(Supervised):
 
 
 class OverfittingWatch:
-    """Raises `StopTraining` when the accuracy under PGD-5 falls by more than `drop` below the best so far.
+    """A check that raises `StopTraining` when the accuracy under PGD-5 falls by more than `drop` below the best so far.
 
     Training on one step can collapse within an epoch to a model that resists that one step only ("catastrophic
     overfitting"); the checkpoint of the epoch before is then the one to keep. The best so far is a buffer of the
     learner, so that a resumed run stops where the uninterrupted one would. Only models that have learnt something count
-    for it: one that gives every image the same answer is robust until it learns. The images are the same `WATCHED`
-    every time, evenly over `images`, each process a part of them, `batch_size` at a time. (The authors' code
-    compares with the epoch before, on one batch of the training images.)
+    towards it: a model that gives every image the same answer is robust until it learns. The images are the same
+    `WATCHED` every time, spread evenly over `images` and divided among the processes, `batch_size` at a time. (The
+    authors' code compares with the epoch before, on one batch of the training images.)
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class OverfittingWatch:
     def __call__(self, model: PixelModel, device: str) -> float:
         """Robust accuracy of `model` on the watched images, 0..1."""
         model = model.to(device)
-        counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right as they are, right under the attack
+        counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right when clean, right under the attack
         with evaluating(model):
             for images, targets in self.loader:
                 targets = targets.to(device)
@@ -85,7 +86,7 @@ class OverfittingWatch:
         return robust / total
 
     def check(self, accuracy: float, learnt: bool = True) -> None:
-        """`learnt`: without the attack the model is right more often than one answer to all images would be."""
+        """Raise `StopTraining` or update the best. `learnt`: the clean accuracy is above a constant answer's."""
         best = float(self.learner.best_robust)  # type: ignore[arg-type]
         if accuracy < best - self.drop:
             raise StopTraining(
@@ -108,12 +109,12 @@ class _Dual(nn.Module):
 
 @cache
 def dual_of(norm: Any) -> Any:
-    """The class of `norm`, a batch norm of any kind, that has an auxiliary one."""
+    """Return the subclass of `norm`, a batch norm class of any kind, that has an auxiliary norm."""
     return type(f"Dual{norm.__name__}", (_Dual, norm), {})
 
 
 def add_auxiliary(model: nn.Module) -> None:
-    """Give every batch norm an auxiliary one, in place. Keys and answers of the main path stay as they are."""
+    """Give every batch norm an auxiliary one, in place. The main path keeps its keys and outputs."""
     for module in list(model.modules()):
         if isinstance(module, _BatchNorm):
             auxiliary = deepcopy(module)
@@ -123,7 +124,7 @@ def add_auxiliary(model: nn.Module) -> None:
 
 
 def strip_auxiliary(model: nn.Module) -> nn.Module:
-    """A copy of `model` with its main batch norms alone: what is served, re-parameterised and saved."""
+    """Return a copy of `model` with only its main batch norms: the model that is served, re-parameterised and saved."""
     plain = deepcopy(model)
     for module in list(plain.modules()):
         if isinstance(module, _Dual):
@@ -134,7 +135,7 @@ def strip_auxiliary(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def use_auxiliary(model: nn.Module) -> Iterator[None]:
-    """Inside, the batch norms of `model` are their auxiliary ones."""
+    """Make `model` use its auxiliary batch norms inside the block."""
     norms = [module for module in model.modules() if isinstance(module, _Dual)]
     for norm in norms:
         norm.auxiliary_in_use = True
@@ -149,7 +150,7 @@ class AdvProp(Supervised):
     """AdvProp (Xie et al., CVPR 2020): clean images on the main batch norms + attacked ones on auxiliary ones.
 
     The attack is untargeted PGD on the auxiliary path in evaluation mode, `steps` of 1/255 from a random start (the
-    paper: epsilon 4/255, 5 steps). It is no defence: the main path alone is evaluated and served.
+    paper: epsilon 4/255, 5 steps). It is no defence: only the main path is evaluated and served.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class AdvProp(Supervised):
 
 
 def _pixel_view(mean: list[float], std: list[float]) -> PixelModel:
-    """Normalisation alone; the model itself stays registered once, in the learner."""
+    """Return a `PixelModel` that only normalises, so that the model itself stays registered once, in the learner."""
     return PixelModel(nn.Identity(), mean, std)
 
 

@@ -47,12 +47,12 @@ class Config(InputConfig):
     epsilon: float = 8.0
     """Radius in 255ths of the range of a pixel."""
     steps: int = 20
-    """Of PGD; APGD takes 5 times as many."""
+    """Steps of PGD; APGD takes 5 times as many."""
     step: float = 0.0
-    """Of PGD, in 255ths; 0: 2.5 epsilon / steps."""
+    """Step size of PGD, in 255ths; 0: 2.5 epsilon / steps."""
     restarts: int = 1
     count: int | None = None
-    """This many images, spread evenly over all, which are sorted by class; None: all."""
+    """Number of images, spread evenly over all of them, which are sorted by class; None: all."""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write accuracies and settings to this JSON file."""
     batch_size: int = 64
@@ -63,12 +63,12 @@ class Config(InputConfig):
 
 
 ITERATED = ("attacks", ("pgd", "apgd"))
-USED_BY = {"steps": ITERATED, "step": ("attacks", ("pgd",)), "restarts": ITERATED}  # as `check_used` has it
+USED_BY = {"steps": ITERATED, "step": ("attacks", ("pgd",)), "restarts": ITERATED}  # see `check_used`
 
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracy 0..1 of `right` of `images`, under `settings` (epsilon and step on the 0..1 scale)."""
+    """The accuracy under an attack, 0..1: `right` of `images`; `settings` have epsilon and step on the 0..1 scale."""
 
     attack: str
     accuracy: float
@@ -78,7 +78,7 @@ class Result:
 
 
 def make_attack(name: str, config: Config) -> tuple[Attack, dict[str, Any]]:
-    """The attack and its settings. Raises `SettingsError` for one that is not installed."""
+    """Return the attack and its settings. Raises `SettingsError` if its package is not installed."""
     epsilon = config.epsilon / 255
     if name == "autoattack":
         return auto_attack(config, epsilon), {"epsilon": epsilon, "version": "standard", "seed": config.seed}
@@ -94,7 +94,7 @@ def make_attack(name: str, config: Config) -> tuple[Attack, dict[str, Any]]:
 
 
 def auto_attack(config: Config, epsilon: float) -> Attack:
-    """AutoAttack's standard suite, if its package is there: APGD-CE, targeted APGD-DLR, FAB-T and Square."""
+    """AutoAttack's standard suite (APGD-CE, targeted APGD-DLR, FAB-T, Square). Raises `SettingsError` without it."""
     try:
         from autoattack import AutoAttack
     except ImportError as error:
@@ -111,7 +111,7 @@ def auto_attack(config: Config, epsilon: float) -> Attack:
 
 
 def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _: None) -> list[Result]:
-    """Clean accuracy, then that under each attack; an image counts if it is right clean and under the attack.
+    """Measure the clean accuracy, then that under each attack, for which an image must be right clean and attacked.
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """

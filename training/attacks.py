@@ -1,7 +1,7 @@
 """Attacks in the L-infinity ball around pixels in [0,1]: FGSM, PGD with restarts, APGD-CE.
 
-All take a model of pixels (`PixelModel` has the normalisation inside), leave its mode and its gradients alone, and need
-it in evaluation mode unless the caller means otherwise. epsilon and step are in pixel units, such as 8/255.
+All take a model of pixels (`PixelModel` normalises them itself), do not change its mode or its gradients, and need it
+in evaluation mode unless the caller intends otherwise. epsilon and step are in pixel units, such as 8/255.
 """
 
 import math
@@ -18,7 +18,7 @@ Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class PixelModel(nn.Module):
-    """Pixels [B,3,S,S] in [0,1] -> logits of a model of normalised images."""
+    """A model of normalised images as a model of pixels: [B,3,S,S] in [0,1] -> logits [B,classes]."""
 
     mean: Tensor
     std: Tensor
@@ -36,15 +36,15 @@ class PixelModel(nn.Module):
         return (pixels - self.mean) / self.std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Normalised images back to [0,1]."""
+        """Return normalised images as pixels in [0,1]."""
         return (images * self.std + self.mean).clamp(0, 1)
 
 
 def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropies [B], their gradient with respect to the pixels alone [B,3,S,S], logits [B,classes].
+    """Return cross entropies [B], their gradient with respect to the pixels only [B,3,S,S], and logits [B,classes].
 
-    Under autocast to float16 it is taken in float32: where the model is sure, float16 would round it, and so its sign,
-    to 0.
+    Under autocast to float16 the gradient is computed in float32: for a confident model float16 would round it, and so
+    its sign, to 0.
     """
     device = pixels.device.type
     to_float16 = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
@@ -57,7 +57,7 @@ def losses_and_gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> tu
 
 
 def project(adversarial: Tensor, pixels: Tensor, epsilon: float) -> Tensor:
-    """The nearest point in both the ball around `pixels` and [0,1]."""
+    """Return the nearest point in both the ball around `pixels` and [0,1]."""
     return torch.clamp(adversarial, pixels - epsilon, pixels + epsilon).clamp(0, 1)
 
 
@@ -84,12 +84,12 @@ def pgd(
 ) -> Tensor:
     """Projected gradient ascent (Madry et al., ICLR 2018); `step` None: 2.5 epsilon / steps.
 
-    Of all restarts an image keeps one that is misclassified, if there is one, else that of the highest loss. Raises
-    `SettingsError` for impossible values.
+    Each image keeps the result of a restart that misclassifies it, if there is one, else that of the highest loss.
+    Raises `SettingsError` for impossible values.
     """
     _check(epsilon, steps, restarts)
     size = 2.5 * epsilon / steps if step is None else step
-    if not size >= 0:  # it would go down, or nowhere: any model would look robust
+    if not size >= 0:  # else the loss would fall or stay: any model would look robust
         raise SettingsError(f"step {size}: pixel units, at least 0")
 
     def run() -> Tensor:
@@ -108,16 +108,16 @@ def apgd_ce(
     """Auto-PGD on the cross entropy (Croce & Hein, ICML 2020): no step size to choose.
 
     Steps of 2 epsilon with momentum 0.75 are halved, image by image, at checkpoints where fewer than 75 % of the steps
-    raised the loss, or where neither the step nor the best loss has changed since the last one; then the image goes on
-    from its best point. As in the authors' code, an image that some step misclassifies keeps such a point, of these the
-    one of the highest loss; else the point of the highest loss. Restarts as in `pgd`.
+    raised the loss, or where neither the step nor the best loss has changed since the last one; then the image
+    continues from its best point. As in the authors' code, the result for an image is the point of the highest loss
+    among the misclassified ones or, if there are none, among all. Restarts as in `pgd`.
     """
     _check(epsilon, steps, restarts)
     return _strongest(model, targets, lambda: _apgd_run(model, pixels, targets, epsilon, steps), restarts)
 
 
 def apgd_checkpoints(steps: int) -> list[int]:
-    """Steps at which APGD looks back: ceil(p_j * steps), p_1 = 0.22, then gaps 0.03 shorter, 0.06 the least."""
+    """Steps at which APGD may halve its step: ceil(p_j * steps), p_1 = 0.22, each gap 0.03 shorter, 0.06 the least."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
@@ -162,12 +162,12 @@ def _apgd_run(model: nn.Module, pixels: Tensor, targets: Tensor, epsilon: float,
 
 
 def _loss_where_wrong(losses: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """[B], -inf where the answer is right."""
+    """Return the losses [B], -inf where the answer is right."""
     return torch.where(logits.argmax(1) != targets, losses, -torch.inf)
 
 
 def _strongest(model: nn.Module, targets: Tensor, run: Callable[[], Tensor], restarts: int) -> Tensor:
-    """Of each image the strongest of `restarts` runs; a single one needs no judge."""
+    """Return, for each image, the strongest of `restarts` runs; a single run is not compared."""
     best = run()
     if restarts == 1:
         return best
@@ -183,7 +183,7 @@ def _strongest(model: nn.Module, targets: Tensor, run: Callable[[], Tensor], res
 
 @torch.no_grad()
 def _strength(model: nn.Module, adversarial: Tensor, targets: Tensor) -> Tensor:
-    """[B] the cross entropy, without limit where the answer is wrong."""
+    """Return the cross entropy [B], infinite where the answer is wrong."""
     logits = _at_least_float32(model(adversarial))
     losses = F.cross_entropy(logits, targets, reduction="none")
     return torch.where(logits.argmax(1) != targets, torch.inf, losses)

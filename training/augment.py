@@ -1,4 +1,4 @@
-"""What an image goes through before the model sees it, in training and in evaluation."""
+"""The transforms of images before the model, in training and in evaluation."""
 
 import math
 import re
@@ -21,7 +21,7 @@ from training.images import Transform
 from training.settings import SettingsError
 
 Augmentation = Literal["affine", "crop", "none"]
-MARGIN = 2.25  # of a reduced JPEG over what is made of it, as in the served `preprocess`, which says why
+MARGIN = 2.25  # least size of a reduced JPEG over the output's, as in the served `preprocess`, which says why
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class AugmentConfig:
     """crop: random crops and mirror images, for photographs; affine: small turns, shifts and zooms, never mirrored, for
     drawings; none."""
     min_crop_area: float = 0.25
-    """Of "crop", as a share of the image's area; the published recipes have 0.08."""
+    """Smallest crop of "crop", as a share of the image's area; the published recipes have 0.08."""
     flip: bool = True
-    """Mirror images, of "crop"; not for text, digits or road signs."""
+    """Let "crop" mirror images; not for text, digits or road signs."""
     affine_fill: Literal["mean", "black"] = "mean"
-    """Of the corners that "affine" leaves empty: the mean colour, as in RandAugment, or black, as behind a drawing."""
+    """Colour of the corners that "affine" leaves empty: the mean, as in RandAugment, or black, as behind a drawing."""
     rand_augment: str = ""
     """n2-m9: N of the paper's 14 operations at magnitude M of 30; rand-m9-mstd0.5-inc1: a recipe in timm's words."""
     random_erasing: float = 0.0
@@ -47,20 +47,20 @@ class AugmentConfig:
 
 
 def eval_transform(config: ModelConfig) -> Transform:
-    """PIL RGB -> normalised float32 [3,S,S], from the very pixels that the served `preprocess` makes.
+    """Return PIL RGB -> normalised float32 [3,S,S], from the same pixels as in the served `preprocess`.
 
-    Large JPEGs are decoded at a fraction of their size, as there; those that a fraction does not divide are not, and
+    Large JPEGs are decoded at a fraction of their size, as there, except those that the fraction does not divide, which
     differ slightly.
 
     timm's evaluation: the shorter side becomes floor(image_size / crop_pct) with the aspect kept (`crop_mode` center),
-    or both sides do (squash), or the longer one (border: the rest is the mean); then the centre is cut out.
+    or both sides do (squash), or the longer one (border: the rest is filled with the mean); then the centre is cut out.
     """
     side = math.floor(config.image_size / config.crop_pct)
     return Transform([*to_square(config, side), *to_normalised(config)], math.ceil(MARGIN * side))
 
 
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
-    """PIL RGB -> normalised float32 [3,S,S], varied: crop or affine, RandAugment, erasing. Raises `SettingsError`."""
+    """PIL RGB -> normalised float32 [3,S,S], varied by crop or affine, RandAugment, erasing. Raises `SettingsError`."""
     size, mode = config.image_size, InterpolationMode(config.interpolation)
     short_side = math.ceil(MARGIN * size)
     steps: list[Any] = []
@@ -84,7 +84,7 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
 
 
 def short_side_of_crops(size: int, min_crop_area: float) -> int:
-    """What an image's shorter side may be reduced to: the smallest crop, of sides 3 to 4, is then not enlarged."""
+    """Return the least shorter side of a decoded image at which the smallest crop, of sides 3 to 4, is not enlarged."""
     return math.ceil(size / math.sqrt(min_crop_area * 3 / 4))
 
 
@@ -92,10 +92,10 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
     """RandAugment (Cubuk et al., 2020), PIL -> PIL of the same size.
 
     "nN-mM" (or "mM", N = 2): N draws with replacement from the paper's 14 operations at magnitude M of 0..30, identity
-    among them (torchvision's RandAugment). Where the paper's scale ends is in dispute: the authors' code
-    (tensorflow/tpu) divides by 10, so their M = 9 turns an image by 27 degrees and this one by 9; n2-m27 is nearest to
-    theirs. "rand-...": timm's variant, of 10 too, with its own 15 operations, each applied half the time, as RepLKNet's
-    recipe has it. Raises `SettingsError` for anything else.
+    among them (torchvision's RandAugment). The maximum of the paper's scale is disputed: the authors' code
+    (tensorflow/tpu) divides by 10, so their M = 9 rotates an image by 27 degrees and this one by 9; n2-m27 is nearest
+    to theirs. "rand-...": timm's variant, also divided by 10, with its own 15 operations, each applied half the time,
+    as in RepLKNet's recipe. Raises `SettingsError` for anything else.
     """
     grey = mean_colour(config)
     if found := re.fullmatch(r"(?:n(\d+)-)?m(\d+)", policy):
@@ -111,7 +111,7 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
         except (AssertionError, ValueError, KeyError) as error:
             raise SettingsError(f"--rand-augment {policy}: timm refuses it ({error})") from error
         most = chain.ops[0].magnitude_max or 10
-        if chain.num_layers < 1 or chain.ops[0].magnitude > most:  # timm would do nothing, or less
+        if chain.num_layers < 1 or chain.ops[0].magnitude > most:  # timm would apply nothing, or less than asked
             raise SettingsError(f"--rand-augment {policy}: n is at least 1, m is 0 to {most:g} (mmax raises it)")
         for operation in chain.ops:
             if operation.name.startswith("Posterize"):
@@ -124,12 +124,12 @@ def rand_augment(policy: str, config: ModelConfig) -> Callable[[Image.Image], Im
 
 
 def mean_colour(config: ModelConfig) -> tuple[int, ...]:
-    """RGB 0..255, which is 0 once it is normalised."""
+    """Return the RGB colour, 0..255, that normalisation maps to 0."""
     return tuple(round(255 * value) for value in config.mean)
 
 
 def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """timm may ask for 0 bits, which is black and which Pillow 13 refuses."""
+    """Keep `bits` bits of each channel; timm may ask for 0, which is black and which Pillow 13 refuses."""
     if bits >= 8:
         return image
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
@@ -138,7 +138,8 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
 class MixBatch:
     """Mixup and CutMix on a batch: images [B,3,S,S], targets [B] -> images, soft targets [B,classes].
 
-    timm's Mixup; drawn from NumPy's generator. Raises `SettingsError` for an odd batch size, which it cannot pair.
+    Uses timm's Mixup, which draws from NumPy's generator. Raises `SettingsError` for an odd batch size, which it cannot
+    pair.
     """
 
     def __init__(self, augment: AugmentConfig, label_smoothing: float, num_classes: int, batch_size: int) -> None:
@@ -151,7 +152,7 @@ class MixBatch:
             num_classes=num_classes,
         )
 
-    @torch.compiler.disable  # or each share that is drawn would be a constant of graphs of its own
+    @torch.compiler.disable  # else each share that is drawn would be a constant, and compile a new graph
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return self.mix(images.clone(), targets)
 
@@ -167,7 +168,7 @@ class TwoViews(Transform):
 
 
 def to_square(config: ModelConfig, side: int) -> list[Any]:
-    """PIL RGB -> PIL of image_size squared: resized to `side` and cut out as `crop_mode` says."""
+    """The steps PIL RGB -> PIL RGB of image_size x image_size: resize to `side`, then crop, as `crop_mode` says."""
     size = config.image_size
     if config.crop_mode == "border":
         keep_ratio = ResizeKeepRatio(side, longest=1.0, interpolation=config.interpolation)
@@ -177,9 +178,9 @@ def to_square(config: ModelConfig, side: int) -> list[Any]:
 
 
 def to_normalised(config: ModelConfig) -> list[Any]:
-    """PIL RGB -> normalised float32 [3,H,W]: the last steps of every transform."""
+    """The last steps of every transform: PIL RGB -> normalised float32 [3,H,W]."""
     to_float, normalize = v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std, inplace=True)
-    return [v2.PILToTensor(), torch.Tensor.contiguous, to_float, normalize]  # of pixels in rows it takes half as long
+    return [v2.PILToTensor(), torch.Tensor.contiguous, to_float, normalize]  # contiguous: twice as fast
 
 
 def to_picture(image: Tensor, config: ModelConfig) -> np.ndarray:

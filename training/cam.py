@@ -1,4 +1,4 @@
-"""Where a classifier looks: CAM, Grad-CAM, HiResCAM, LayerCAM, as maps [B,h,w] that are not scaled yet."""
+"""Maps [B,h,w] of where a classifier looks, not scaled: CAM, Grad-CAM, HiResCAM, LayerCAM."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,14 @@ from models.wrappers import bare_model
 from training.settings import SettingsError
 
 Method = Literal["cam", "gradcam", "hirescam", "layercam"]
-AT_ONCE = 16  # images whose activations are kept: half a gigabyte each of RepLKNet-31B at 224 px
-ALWAYS_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d)  # in networks with [B,h,w,C] inside too
+AT_ONCE = 16  # images of a pass: RepLKNet-31B at 224 px keeps half a gigabyte of activations for each
+ALWAYS_CHANNELS_FIRST = (nn.Conv2d, nn.BatchNorm2d)  # also in networks that compute in [B,h,w,C]
 
 
 @torch.no_grad()
 def cam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    """Exact evidence for class targets[b], whose mean over the positions is the logit (Zhou et al., CVPR 2016).
+    """Return the exact evidence [B,h,w] for class targets[b]: its mean over the positions is the logit (Zhou et al.,
+    CVPR 2016).
 
     Raises `ValueError` for a network with more than a mean and a linear layer after its features.
     """
@@ -31,11 +32,13 @@ def cam(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
 
 
 def gradient_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str, method: Method) -> Tensor:
-    """A map from the activation A [B,C,h,w] of `layer` and the gradient G of the target's logit with respect to it.
+    """Return maps [B,h,w] from the activation A [B,C,h,w] of `layer` and the gradient G of the target's logit with
+    respect to A.
 
     gradcam: relu(sum_c mean(G_c) A_c) (Selvaraju et al., ICCV 2017). hirescam: relu(sum_c G_c A_c) (Draelos & Carin,
-    2020); before pooling and a linear layer it is CAM over h*w without the bias, and so is Grad-CAM. layercam:
-    sum_c relu(G_c) A_c, rectified (Jiang et al., TIP 2021). Raises `SettingsError` for another layer or method.
+    2020); before pooling and a linear layer it is CAM divided by h*w, without the bias, and so is Grad-CAM. layercam:
+    sum_c relu(G_c) A_c, rectified (Jiang et al., TIP 2021). Raises `SettingsError` for a layer without such maps and
+    for an unknown method.
     """
     module = _module(model, layer)
     with evaluating(model), _capture(module) as kept, torch.enable_grad():
@@ -73,7 +76,7 @@ def _module(model: nn.Module, layer: str) -> nn.Module:
 
 @contextmanager
 def _capture(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The outputs of `module` in the forward passes within."""
+    """Collect the outputs of `module` in the forward passes inside the block."""
     kept: list[Tensor] = []
     hook = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
     try:
@@ -89,9 +92,9 @@ def last_layer(model: nn.Module) -> str:
 
 
 def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, layer: str = "") -> Tensor:
-    """A map in 0..1 of the images' size, [B,H,W]: what speaks for the class is bright. `layer`: empty, the last one.
+    """Return maps [B,H,W] in 0..1, of the images' size: evidence for the class is bright. `layer` empty: the last one.
 
-    Raises `SettingsError` where the layer has a single position, which shows nothing.
+    Raises `SettingsError` for a layer with a single position, whose map shows nothing.
     """
     model = bare_model(model)
     parts = zip(images.split(AT_ONCE), targets.split(AT_ONCE), strict=True)
@@ -109,7 +112,7 @@ def explain(model: nn.Module, images: Tensor, targets: Tensor, method: Method, l
 
 
 def upscale(raw: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """[B,h,w] -> [B,H,W], bilinear, each map stretched to 0..1 (a flat one is 0)."""
+    """Upsample [B,h,w] -> [B,H,W], bilinear, and stretch each map to 0..1 (a constant one becomes 0)."""
     maps = F.interpolate(raw[:, None].float(), tuple(size), mode="bilinear", align_corners=False)[:, 0]
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""Is a map right? Insertion and deletion (Petsiuk et al., BMVC 2018); randomisation (Adebayo et al., NeurIPS 2018)."""
+"""Scores of maps: insertion and deletion (Petsiuk et al., BMVC 2018); randomisation (Adebayo et al., NeurIPS 2018)."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,7 +12,7 @@ from models import RepLKNet, head_names
 
 
 def brightness_rank(maps: Tensor) -> Tensor:
-    """[B,H,W] -> [B,H,W], 0 for the brightest pixel of each map; equal ones in their order."""
+    """Rank the pixels of each map, 0 for the brightest; equal ones in their order. [B,H,W] -> [B,H,W]."""
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     return order.argsort(1).view_as(maps)
 
@@ -32,7 +32,7 @@ def replacement_curve(
 
 
 def area_under(curve: Tensor) -> Tensor:
-    """[B,steps+1] over 0..1 -> [B], trapezoids."""
+    """Integrate curves [B,steps+1] over 0..1 by trapezoids -> [B]."""
     return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
@@ -48,15 +48,15 @@ def insertion(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor) -
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's correlation [B] of maps [B,H,W], ties by their mean rank."""
-    from scipy.stats import rankdata  # half a second, only where scores are asked for
+    """Spearman's correlation [B] of maps [B,H,W]; ties get their mean rank."""
+    from scipy.stats import rankdata  # the import takes half a second
 
     a, b = (torch.from_numpy(rankdata(maps.flatten(1).cpu(), axis=1)) for maps in (first, second))
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
 
 
 def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
-    """Every part with weights, from the head to the stem."""
+    """The names of all parts with weights, from the head to the stem."""
     if isinstance(model, RepLKNet):
         parts = ["stem", "stages.0"]
         for i in range(len(model.transitions)):
@@ -71,11 +71,11 @@ def parts_from_the_head(model: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def randomization_check(model: nn.Module, explain: Callable[[nn.Module], Tensor]) -> dict[str, float]:
-    """Mean rank correlation of the maps of `model` with those after its parts are randomised, one after the other.
+    """Return, by part, the mean rank correlation of the maps of `model` with those after the part is randomised.
 
-    From the head down, each part stays random while the next one becomes so. A map that explains the model must change:
+    Parts are randomised one after the other from the head down, and stay so. A map that explains the model must change:
     a correlation near 1 means that it shows the image and not the model. The weights of a part are permuted, so that
-    their distribution stays.
+    their distribution does not change.
     """
     before, changed = explain(model), deepcopy(model)
     generator = torch.Generator().manual_seed(0)

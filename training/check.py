@@ -1,4 +1,4 @@
-"""Looks at a data set before a run: decodes every image and lists all that would stop training, and what is twice.
+"""Check a data set before a run: decode every image; list all that would stop training, and images that occur twice.
 
 Examples:
     python -m training.check my_images
@@ -35,7 +35,7 @@ class Config:
     data: tyro.conf.Positional[Path]
     """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself; or a run's val.csv."""
     val_folder: str = "val"
-    """What is held out, beside train/."""
+    """Folder of the held-out images, beside train/."""
     workers: int = field(default_factory=lambda: min(1024, len(os.sched_getaffinity(0))))
     """Processes that decode."""
 
@@ -44,7 +44,7 @@ class Config:
 class Findings:
     """`errors` stop a training, `notes` do not; `parts`: what was read, in words.
 
-    `seen`: by a digest of its pixels, an image's folder, label and name.
+    `seen`: the digest of an image's pixels -> its folder, label and name.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Findings:
 
 
 class Decoded(Dataset[tuple[str, bytes]]):
-    """Why an image cannot be read, empty if it can; and a digest of its pixels."""
+    """For each image, why it cannot be read (empty if it can), and a digest of its pixels."""
 
     def __init__(self, dataset: Labelled) -> None:
         dataset.loader = read_image
@@ -72,7 +72,7 @@ class Decoded(Dataset[tuple[str, bytes]]):
 
 
 def check_data(config: Config) -> Findings:
-    """All that is wrong with the data. Raises `SettingsError`."""
+    """Find all that is wrong with the data. Raises `SettingsError`."""
     check_ranges(config)
     findings = Findings()
     if not (config.data / "train").is_dir():
@@ -98,13 +98,13 @@ def check_data(config: Config) -> Findings:
 
 
 def data_below(folder: Path) -> list[str]:
-    """Folders in it that have a train/ of labels or of shards: it is one level too high."""
+    """Return the folders in `folder` that have a train/ of labels or shards: `folder` is then one level too high."""
     found = (path for path in folder.glob("*/train/[!.]*") if path.is_dir() or path.suffix == ".tar")
     return sorted({str(path.parents[1]) for path in found})
 
 
 def check_part(folder: Path, labels: list[str] | None, workers: int, findings: Findings) -> list[str] | None:
-    """Its labels, None where it cannot be opened."""
+    """Add the findings of one folder; return its labels, or None if it cannot be opened."""
     dataset: Labelled
     try:
         if shard_files(folder) or not folder.is_dir():
@@ -129,7 +129,7 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
 
 
 def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, bytes]], findings: Findings) -> None:
-    """Errors of images that cannot be decoded, notes of those whose pixels were seen before."""
+    """Add errors for images that cannot be decoded, notes for those whose pixels were seen before."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for index, (error, digest) in enumerate(decoded):
         if error:
@@ -147,7 +147,7 @@ def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, by
 
 
 def label_notes(labels: Iterable[str]) -> list[str]:
-    """Labels that people would take for one."""
+    """Return notes on labels that look the same to people."""
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
         alike[" ".join(unicodedata.normalize("NFKC", label).casefold().split())].append(label)
@@ -155,7 +155,7 @@ def label_notes(labels: Iterable[str]) -> list[str]:
 
 
 def report(config: Config, console: Console) -> bool:
-    """Whether the data can be trained on."""
+    """Print the findings; return whether the data can be trained on."""
     with console.status(f"decoding {config.data}"):
         findings = check_data(config)
     lines = [f"error: {error}" for error in findings.errors] + [f"note: {note}" for note in findings.notes]

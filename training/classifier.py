@@ -1,4 +1,4 @@
-"""A trained classifier and its labels: of a checkpoint, or of a weights file that others publish."""
+"""Load a trained classifier and its labels from a checkpoint, or from a weights file that others publish."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from training.settings import SettingsError
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """What a published file does not say; of a checkpoint, what is to differ from it."""
+    """Settings that a published file does not contain, or that replace a checkpoint's."""
 
     arch: str = ""
-    """Of a published file in --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its own."""
+    """Architecture of a published --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its
+    own."""
     image_size: int = 0
     """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct and crop_mode when left out."""
     crop_pct: float = 0.0
@@ -26,7 +27,7 @@ class InputConfig:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What is not left out of how images are prepared."""
+        """The settings of the images' preparation that were given."""
         values = {name: getattr(self, name) for name in ("image_size", "crop_pct", "crop_mode")}
         return {name: value for name, value in values.items() if value}
 
@@ -34,12 +35,12 @@ class InputConfig:
 def load_classifier(
     checkpoint: Path, arch: str = "", data: Path | None = None, **inputs: Any
 ) -> tuple[nn.Module, ModelConfig, list[str]]:
-    """The model in evaluation mode, its config, in which `inputs` replace what is there, and the label of each class.
+    """Load the model in evaluation mode, its config with the values of `inputs` replaced, and the label of each class.
 
-    A published file, beside which no config.json of ours lies, needs its `arch`. It has no labels: they are the numbers
-    of the classes or, if `data` has as many labels by other names, those in their order (for ImageNet's folders,
-    n01440764 and so on, that is the published one). Raises `SettingsError` where those do not fit, and as
-    `models.classifier_config`.
+    A published file, which has no config.json of ours beside it, needs its `arch`. It has no labels: they are the
+    numbers of the classes or, if `data` has as many labels with other names, those in their order (for ImageNet's
+    folders, n01440764 and so on, the published order). Raises `SettingsError` if the labels of `data` do not fit, and
+    as `models.classifier_config`.
     """
     model, config = load_checkpoint(checkpoint, replace(classifier_config(checkpoint, arch), **inputs))
     return model, config, config.labels or _labels(checkpoint, config.num_classes, data)

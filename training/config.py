@@ -13,7 +13,7 @@ from training.splits import SplitConfig
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What is trained besides a plain classifier."""
+    """Settings of the training methods besides plain classification."""
 
     loss: Literal["cross_entropy", "balanced_softmax", "logit_adjustment", "ldam", "focal", "paco", "gpaco"] = (
         "cross_entropy"
@@ -26,7 +26,7 @@ class MethodConfig:
     drw_start: float = 0.8
     """Share of the run after which ldam weighs classes; 1: never."""
     class_weights: ClassWeights = "none"
-    """Of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
+    """Class weights of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
     sampler: Sampling = "instance"
     imbalance: float = 0.0
     """Train on an exponential long tail of this ratio, cut from the data (the largest class keeps as many as the
@@ -69,9 +69,9 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct, crop_mode, mean and std when left out."""
     crop_pct: float = 0.0
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """Of evaluation and serving. center; squash: the aspect is not kept; border: all of the image, in a border."""
+    """Crop in evaluation and serving. center; squash: the aspect is not kept; border: all of the image, in a border."""
     mean: tuple[float, ...] = ()
-    """Of the normalisation, red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255."""
+    """Mean of red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255."""
     std: tuple[float, ...] = ()
-    """Likewise."""
+    """Standard deviation of each, likewise."""
     drop_path: float = 0.1

@@ -29,8 +29,9 @@ from training.shards import Shards, shard_files
 class LabelledFolder(Labelled):
     """Images of FOLDER/LABEL/*, at any depth, without hidden files and folders; a class may have no images.
 
-    `passed_over`: how many files of each suffix in the class folders are not read; `outside`: images in none of them;
-    `hidden`: folders that would be classes but for their names. Raises `DataError` where there is no class.
+    `passed_over`: how many files of each suffix in the class folders are not read; `outside`: how many images are in no
+    class folder; `hidden`: folders of images that are left out because their names are hidden. Raises `DataError` if
+    there is no class.
     """
 
     def __init__(self, folder: Path, transform: Transform | None) -> None:
@@ -57,8 +58,9 @@ class LabelledFolder(Labelled):
 
 
 def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str]:
-    """Why a folder cannot be trained on, or evaluated with `labels`: labels that no checkpoint can hold, that are
-    unknown or have no images."""
+    """Return why a folder cannot be trained on, or evaluated with `labels`: labels that no checkpoint can hold, that
+    are unknown or have no images.
+    """
     folder, errors, used, known = dataset.root, [], set(dataset.targets), set(labels or [])
     if labels is not None and set(labels).isdisjoint(dataset.classes):
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
@@ -79,13 +81,13 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
 
 
 def label_errors(labels: Sequence[str]) -> list[str]:
-    """Of those that no served model can have."""
+    """Return an error for each label that no served model can have."""
     wrong = [label for label in labels if not is_one_line(label)]
     return [f"the label {label!r} is empty or has a line break, and cannot be served: rename it" for label in wrong]
 
 
 def image_folder(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> LabelledFolder:
-    """(image, class index) of FOLDER/LABEL/*; `labels` fixes the order of the classes, else it is alphabetical.
+    """Open FOLDER/LABEL/* as (image, class index); `labels` fixes the order of the classes, else it is alphabetical.
 
     Raises `DataError` for a folder that is missing, a class without images, or a label that is not in `labels`.
     """
@@ -103,10 +105,10 @@ def image_folder(folder: str | Path, transform: Transform | None, labels: list[s
 
 
 def open_images(folder: str | Path, transform: Transform | None, labels: list[str] | None = None) -> Labelled:
-    """(image, class index) of a folder of folders, of the WebDataset shards (*.tar) that it holds, or of a list (.csv).
+    """Open (image, class index) of a folder of label folders, a folder of WebDataset shards (*.tar), or a list (.csv).
 
-    Raises `DataError` as `image_folder`, for a shard that is damaged or holds a class out of range or none at all, and
-    for a list whose images are not there.
+    Raises `DataError` as `image_folder`, for a shard that is damaged or has an image without a class or with one out of
+    range, and for a list whose images do not exist.
     """
     if is_list(folder):
         return Listed(Path(folder), transform, labels)
@@ -120,10 +122,10 @@ def open_images(folder: str | Path, transform: Transform | None, labels: list[st
 
 
 class Unlabelled(Dataset[Image.Image]):
-    """PIL RGB images of every file below a folder, of the shards (*.tar) in it, or of a list; labels are not looked at.
+    """PIL RGB images of every file below a folder, of the shards (*.tar) in it, or of a list; labels are ignored.
 
-    `names`: the file of each, or SHARD:MEMBER; `passed_over`: as a `LabelledFolder` has it. Raises `DataError` for a
-    folder that is missing or without images, and for a shard, an image or a list that cannot be read.
+    `names`: the file of each, or SHARD:MEMBER; `passed_over`: as in `LabelledFolder`. Raises `DataError` for a folder
+    that is missing or without images, and for a shard, an image or a list that cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Processes started by torchrun: who am I, sums over all, batch statistics over all."""
+"""Processes started by torchrun: their ranks, sums and batch statistics over all of them."""
 
 import os
 from typing import Any, TypeVar
@@ -33,15 +33,15 @@ def setup(device: str) -> str:
 
 
 def check_device(device: str) -> None:
-    """Raises `SettingsError` for a device that PyTorch cannot use."""
+    """Raise `SettingsError` for a device that PyTorch cannot use."""
     try:
-        torch.zeros(1, device=device).item()  # which the device "meta" has not
+        torch.zeros(1, device=device).item()  # fails on the device "meta"
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         raise SettingsError(f"--device {device} cannot be used ({first_line(error)}): choose another") from error
 
 
 def backend(device: str) -> str:
-    """Of the process group: NCCL alone could not sum what lies on the CPU, such as an evaluation's counts."""
+    """Return the process group's backend. NCCL without Gloo could not sum tensors on the CPU, such as counts."""
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
 
 
@@ -70,7 +70,7 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(tensor: Tensor) -> Tensor:
-    """[B,...] of every process, of which each has as many, one after the other; no gradient."""
+    """Concatenate the rows of all processes, without gradient: [B,...], the same B in each -> [processes * B,...]."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -79,19 +79,20 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
 
 
 def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """`module` with its gradients averaged over all processes; buffers are made equal here, and no more after that."""
+    """Wrap `module` so that gradients are averaged over all processes. Buffers are made equal only once, here."""
     for each in module.modules():
-        if isinstance(each, DepthwiseConv2d) and each.weight.is_contiguous():  # [C,1,Kh,Kw], also where it was
-            # channels_last: a sum of two gradients has these strides of the axis of 1, and the buckets the weight's.
+        if isinstance(each, DepthwiseConv2d) and each.weight.is_contiguous():  # [C,1,Kh,Kw]
+            # channels_last is contiguous too, with another stride for the axis of size 1. DDP's buckets would have the
+            # weight's stride, but a sum of two gradients has the standard one.
             each.weight.data = each.weight.data.view(-1).view(each.weight.shape)
     devices = [device.index] if device.type == "cuda" else None
-    network = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)  # no second copy of them all
-    network.broadcast_buffers = False  # the argument of this name warns from torch 2.13 on; 2.11 has no other
+    network = DistributedDataParallel(module, devices, gradient_as_bucket_view=True)  # no second copy of all gradients
+    network.broadcast_buffers = False  # the argument of this name warns since torch 2.13; 2.11 lacks its successor
     return network
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """The sum in both directions: what one process's activations add, every process's loss sees."""
+    """The sum over processes, forward and backward: each process's activations contribute to every process's loss."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -125,9 +126,9 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: Network, device: str) -> Network:
-    """Every batch norm of `model` over all processes: PyTorch's own on GPUs, `CpuSyncBatchNorm` on CPUs.
+    """Let the batch norms of `model` span all processes: PyTorch's SyncBatchNorm on GPUs, `CpuSyncBatchNorm` on CPUs.
 
-    Raises `ValueError` on CPUs for a model with batch norms that hold more, such as an activation (some of timm's).
+    Raises `ValueError` on CPUs for a model with batch norms that include more, such as an activation (some of timm's).
     """
     if device.startswith("cuda"):
         return timm.layers.convert_sync_batchnorm(model)  # it knows norms that hold an activation, too

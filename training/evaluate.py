@@ -36,7 +36,7 @@ from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
 from training.settings import ARGUMENTS_FILE, Amp, SettingsError, autocast, check_ranges, json_object
 
-CORRECTIONS = ("tau_norm", "logit_adjustment")  # of the head; --save keeps them in args.json
+CORRECTIONS = ("tau_norm", "logit_adjustment")  # of the head; --save records them in args.json
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Config(InputConfig):
     data: Path
     """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
     deploy: bool = False
-    """Re-parameterise first: what is served."""
+    """Re-parameterise the model first, as it is served."""
     tau_norm: float = 0.0
     """Divide the head's rows by their length to this power (tau-normalised classifier); 0: leave the head."""
     logit_adjustment: float = 0.0
@@ -62,7 +62,7 @@ class Config(InputConfig):
     predictions: Path | None = None
     """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
     amp: Amp = "off"
-    """Automatic mixed precision; to see a run's own figures again, what it was trained with."""
+    """Automatic mixed precision; to reproduce a run's own figures, give what it was trained with."""
     batch_size: int = 64
     workers: int = 2
     """Processes that decode images."""
@@ -70,12 +70,12 @@ class Config(InputConfig):
 
 
 def arguments_file(checkpoint: Path) -> Path:
-    """args.json of a checkpoint's folder, or beside its file."""
+    """The path of args.json, in a checkpoint's folder or beside its file."""
     return (checkpoint.parent if checkpoint.is_file() else checkpoint) / ARGUMENTS_FILE
 
 
 def arguments(checkpoint: Path) -> dict[str, Any]:
-    """What the args.json beside a checkpoint holds; nothing where there is none.
+    """Read the args.json beside a checkpoint; empty if there is none.
 
     Raises `SettingsError` for a damaged file.
     """
@@ -84,15 +84,15 @@ def arguments(checkpoint: Path) -> dict[str, Any]:
 
 
 def training_counts(checkpoint: Path) -> list[int] | None:
-    """Training images of each class, if its `arguments` say. Raises `SettingsError` as they do."""
+    """The number of training images of each class, if the checkpoint's `arguments` hold it. Raises as `arguments`."""
     return arguments(checkpoint).get("class_counts")
 
 
 def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None:
-    """The corrections for long-tailed training that need no training, in place. `made`: the checkpoint's `arguments`.
+    """Apply the corrections for long-tailed data that need no training, in place. `made`: the checkpoint's `arguments`.
 
-    Raises `SettingsError`, also for a head that `save_corrected` wrote: to adjust it again would count twice, and to
-    tau-normalise it would undo the adjustment, which is in its bias.
+    Raises `SettingsError` if the class counts are missing, and for a head that `save_corrected` wrote: a second
+    adjustment would count twice, and tau-normalisation would remove the adjustment, which is in the bias.
     """
     once = CORRECTIONS if config.tau_norm else CORRECTIONS[1:] if config.logit_adjustment else ()
     if done := [f"--{name.replace('_', '-')} {made[name]}" for name in once if made.get(name)]:
@@ -109,10 +109,10 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
 def evaluate(
     config: Config, tell: Callable[[Tensor, list[str], Tensor], object] = lambda *found: None
 ) -> tuple[Tensor, list[str], Tensor]:
-    """The confusion matrix, the label of each row, and the images that are right by top-5, as `count_answers` counts.
+    """Return the confusion matrix, the label of each row, and the number of images that are right by top-5.
 
-    `tell` is given them before a file is written, so that a full disk does not cost them.
-    Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
+    `tell` is called with these before any file is written, so that a full disk does not lose them. Raises `DataError`,
+    `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
     """
     check_ranges(config)
     check_device(config.device)
@@ -150,7 +150,7 @@ def evaluate(
 
 
 def written_tables(config: Config) -> dict[str, Path]:
-    """By option."""
+    """The paths of the tables to write, by option."""
     named = {"--csv": config.csv, "--confusion": config.confusion, "--predictions": config.predictions}
     return {option: path for option, path in named.items() if path is not None}
 
@@ -158,7 +158,7 @@ def written_tables(config: Config) -> dict[str, Path]:
 def save_corrected(
     folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, made: dict[str, Any]
 ) -> None:
-    """The checkpoint, and in args.json what it was made of: it is no run, so it has no settings of one."""
+    """Write the checkpoint, and in args.json its origin and corrections, but no settings: it is not a run."""
     corrections = {name: getattr(config, name) or made.get(name, 0.0) for name in CORRECTIONS}
     save_checkpoint(folder, model, model_config)
     values = {"class_counts": made.get("class_counts"), "checkpoint": str(config.checkpoint), **corrections}
@@ -174,7 +174,7 @@ def prediction_header(num_classes: int) -> list[str]:
 def prediction_rows(
     dataset: Labelled, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[object, ...]]:
-    """The file (SHARD:MEMBER), its label and what `count_answers` has ranked, in the dataset's order."""
+    """Yield each file (or SHARD:MEMBER), its label and the answers that `count_answers` ranked, in order."""
     found = (
         (order, share) for batch in ranked for order, share in zip(*(part.tolist() for part in batch), strict=True)
     )

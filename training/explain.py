@@ -33,8 +33,8 @@ from training.samplers import evenly
 from training.script import exit_code, parse
 from training.settings import SettingsError, check_ranges, first_of
 
-LONGEST_STEM = 200  # bytes: with what is put around it a file's name may have 255
-TABLE_FILE = "explained.csv"  # label: the explained one, of which the probability is
+LONGEST_STEM = 200  # bytes: a file's name, with its prefix and suffix, may have 255
+TABLE_FILE = "explained.csv"  # columns label and probability: of the explained class
 BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
 COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
 
@@ -52,13 +52,13 @@ class Config(InputConfig):
     method: Method = "cam"
     """cam is exact and needs no gradient; the others work on any layer."""
     layer: str = ""
-    """Of the gradient methods, such as norm or stages.2; empty: the last one. cam has none but that."""
+    """Layer for the gradient methods, such as norm or stages.2; empty: the last one. cam has only that one."""
     target: str = ""
     """The label to explain; empty: the answer."""
     count: int = 16
-    """How many images are explained, evenly over the folder."""
+    """Number of images to explain, spread evenly over the folder."""
     scores: bool = False
-    """Insertion, deletion, ROAD and the randomisation check."""
+    """Compute insertion, deletion, ROAD and the randomisation check."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -72,9 +72,9 @@ def overlay(picture: np.ndarray, heat: Tensor) -> Image.Image:
 
 
 def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str, Tensor]]:
-    """Names and transformed pictures of `count` images, evenly over the folder.
+    """Return the names and transformed pictures of `count` images, spread evenly over the folder.
 
-    Raises `SettingsError` for a path that is not there, `DataError` where there is no image in it.
+    Raises `SettingsError` for a path that does not exist, `DataError` for one without images.
     """
     if not path.exists():
         raise SettingsError(
@@ -88,7 +88,7 @@ def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str,
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
-    """Write one overlay for each image, and explained.csv; a table of it, and the scores if they are asked for.
+    """Write one overlay for each image, and explained.csv; return its table, and the scores if they are asked for.
 
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
@@ -133,7 +133,7 @@ def shortened(stem: str) -> str:
 
 
 def scores_of(model: nn.Module, images: Tensor, maps: Tensor, targets: Tensor, config: Config) -> dict[str, float]:
-    """Insertion, deletion and ROAD (beside those of random maps), the rank correlation after each randomised part."""
+    """Insertion, deletion and ROAD, also of random maps, and the rank correlation after each randomised part."""
     noise = torch.rand(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps.device)
     scores = {}
     for name, score in (("insertion", insertion), ("deletion", deletion), ("ROAD", road)):

@@ -43,10 +43,10 @@ __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 def train(config: Config, console: Console | None = None) -> float:
     """Train and write the checkpoint; returns the top-1 of the last epoch on val/, 0..1.
 
-    The checkpoint is that of the last epoch: val/ chooses nothing (except when FastAT stops), so its accuracy is an
-    honest estimate. Raises `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be trained
-    on, `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved, `Terminated` on
-    SIGTERM.
+    The checkpoint is that of the last epoch: val/ is not used to choose it (except when FastAT stops), so its accuracy
+    is an honest estimate. Raises `ValueError` (`DataError`, `SettingsError`, `WeightsError`) for input that cannot be
+    trained on, `RuntimeError` if the loss diverges, `StateError` (an `OSError`) if the run cannot be saved,
+    `Terminated` on SIGTERM.
     """
     check_loop(config, PRESETS[config.preset])
     check_method(config)
@@ -54,7 +54,7 @@ def train(config: Config, console: Console | None = None) -> float:
     check_output(config, config.output)
     config, console = begin(config, PRESETS, console)
 
-    train_images, val_set = open_split(config)  # their transforms are the model's, and that needs the labels
+    train_images, val_set = open_split(config)  # their transforms need the model, and that the labels
     labels, targets = train_images.classes, train_images.targets
     if passed_over := ignored(train_images, val_set):
         console.print(passed_over, highlight=False)
@@ -125,7 +125,7 @@ def train(config: Config, console: Console | None = None) -> float:
 
 
 def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfig]:
-    """The model to train, with what the command line says laid over the checkpoint's own config."""
+    """Create the model to train. The command line overrides the checkpoint's own config."""
     start = starting_config(config.arch, config.weights)
     model_config = replace(
         start,
@@ -149,7 +149,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
 
 
 def keeps_head(config: Config, labels: list[str]) -> bool:
-    """Whether the head of --weights is trained on; otherwise it is a new one."""
+    """Whether training continues with the head of --weights; otherwise it begins with a new one."""
     same = config.weights is not None and starting_config(config.arch, config.weights).labels == labels
     return (same or config.keep_head) and not config.head_only
 
