@@ -62,7 +62,7 @@ def _raise(error: OSError) -> None:
 
 
 class Transform(v2.Compose):
-    """PIL RGB -> what `steps` make of it, one after the other; `short_side`: as `read_image` has it."""
+    """The composition of `steps` on a PIL RGB image; `short_side` is that of `read_image`."""
 
     def __init__(self, steps: Sequence[Callable[[Any], Any]], short_side: int | None = None) -> None:
         super().__init__(steps)
@@ -70,7 +70,7 @@ class Transform(v2.Compose):
 
 
 def load_image(file: str | BytesIO, name: str | None = None, short_side: int | None = None) -> Image.Image:
-    """`read_image`, whose refusal says what to do in a run that has begun."""
+    """Read as `read_image`; errors also say what to do in a run that has begun."""
     try:
         return read_image(file, name, short_side)
     except DataError as error:
@@ -79,11 +79,11 @@ def load_image(file: str | BytesIO, name: str | None = None, short_side: int | N
 
 
 def read_image(file: str | BytesIO, name: str | None = None, short_side: int | None = None) -> Image.Image:
-    """RGB, upright, from a path or from a file in memory called `name`.
+    """Read an RGB image, upright, from a path or from a file in memory called `name`.
 
-    `short_side`: see `reduce`; None: decoded in full.
+    `short_side`: see `reduce`; None: decode in full.
 
-    Raises `DataError` if it is not a whole image, or has pixels whose range is not known.
+    Raises `DataError` if it is not a complete image, or has pixels whose range is not known.
     """
     try:
         with Image.open(file) as image:
@@ -102,8 +102,9 @@ def read_image(file: str | BytesIO, name: str | None = None, short_side: int | N
 
 
 def reduce(image: Image.Image, short_side: int) -> None:
-    """Have a JPEG decoded at a half, quarter or eighth of its size, if that divides it (what is left over would shift
-    the picture) and the shorter side keeps `short_side` pixels: libjpeg's scaled decoding."""
+    """Set a JPEG to be decoded at a half, quarter or eighth of its size (libjpeg's scaled decoding), if that divides
+    both sides (a remainder would shift the picture) and the shorter side keeps `short_side` pixels.
+    """
     for part in (8, 4, 2):
         if min(image.size) >= part * short_side and not any(side % part for side in image.size):
             image.draft(None, (image.width // part, image.height // part))
@@ -111,7 +112,7 @@ def reduce(image: Image.Image, short_side: int) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """1 to 8 of a loaded image, as the served `preprocess` has it: damaged EXIF data does not make the picture so."""
+    """Return a loaded image's EXIF orientation, 1 to 8; damaged data count as 1, as in the served `preprocess`."""
     try:
         return int(image.getexif().get(Base.Orientation, 1))
     except Exception:
@@ -119,7 +120,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def bits_without_a_range(image: Image.Image) -> str:
-    """What the pixels are, if neither 8 nor 16 bits without a sign: Pillow has 16-bit PNG as I or I;16 and PGM as I."""
+    """Name pixels that are not of 8 or 16 unsigned bits, else "". Pillow opens 16-bit PNG as I or I;16, PGM as I."""
     if image.mode == "F":
         return "pixels in floating point, whose range is not known"
     if image.format == "TIFF" and image.mode.startswith("I"):
@@ -127,27 +128,27 @@ def bits_without_a_range(image: Image.Image) -> str:
         bits = tags.get(BITS_PER_SAMPLE, (1,))[0]
         if image.mode == "I" or bits != 16:
             return f"{'signed ' if bits == 16 else ''}pixels of {bits} bits, whose range is not known"
-        if tags.get(PHOTOMETRIC) == 0:  # Pillow turns them round at 8 bits, not at 16
+        if tags.get(PHOTOMETRIC) == 0:  # Pillow inverts them at 8 bits, not at 16
             return "16-bit pixels of which 0 is white"
     return ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """As the served `preprocess` does: 16-bit grey keeps its high byte, which PIL's own conversion would clip."""
+    """Convert as the served `preprocess` does: 16-bit grey keeps its high byte; PIL's own conversion would clip it."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def label_numbers(labels: Sequence[str]) -> dict[str, int]:
-    """Label -> its place, of equal ones the first: to look each up in a list takes long where there are thousands."""
+    """Map each label to its index, equal ones to the first: to search a list of thousands for each would be slow."""
     return {label: number for number, label in reversed(list(enumerate(labels)))}
 
 
 class Labelled(Dataset[tuple[Any, int]]):
-    """(image, class index). `names`: the file of each image, or SHARD:MEMBER.
+    """A data set of (image, class index). `names`: the file of each image, or SHARD:MEMBER.
 
-    `transform`, if any, is applied to what `loader(source, name, short_side)` gives.
+    `transform`, if any, is applied to what `loader(source, name, short_side)` returns.
     """
 
     def __init__(self, transform: Transform | None) -> None:

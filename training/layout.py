@@ -1,4 +1,4 @@
-"""The memory format that a network computes in. Its weights decide: convolutions bring their inputs into theirs."""
+"""The memory format that a network computes in. Its weights decide: convolutions convert their inputs to it."""
 
 import torch
 from torch import nn

@@ -32,15 +32,15 @@ class Supervised(Learner):
 
 
 class CosineSupervised(Supervised):
-    """Logits are cosines of the pooled feature and the rows of the head's weight, as LDAM's margins need.
+    """A learner whose logits are cosines of the pooled feature and the head's rows, as LDAM's margins need.
 
-    The deployed head has the rows at length 1 and no bias: a feature's length scales all logits of an image, so the
-    answer is the same and the model stays a plain one.
+    The deployed head has rows of length 1 and no bias: a feature's length scales all logits of an image, so the answer
+    is the same, and the saved model is a plain one.
     """
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         features, head = pooled_features(self.model, images), linear_head(self.model)  # [B,C]
-        with torch.autocast(images.device.type, enabled=False):  # LDAM's scale of 30 would make bf16's error 0.1
+        with torch.autocast(images.device.type, enabled=False):  # in bf16, LDAM's scale of 30 makes an error of 0.1
             cosines = F.linear(F.normalize(features.to(head.weight.dtype)), F.normalize(head.weight))  # [B,classes]
         return self.criterion(cosines + 0.0 * head.bias, targets)
 
@@ -58,10 +58,10 @@ class CosineSupervised(Supervised):
 
 
 class HeadOnly(Supervised):
-    """Classifier re-training (cRT; Kang et al., ICLR 2020): a new head on features that stay as they are.
+    """Classifier re-training (cRT; Kang et al., ICLR 2020): a new head on frozen features.
 
-    The backbone is in evaluation mode, so its batch statistics stay too (in the authors' code they go on). Meant for a
-    class-balanced sampler.
+    The backbone is in evaluation mode, so its batch statistics are frozen too (in the authors' code they are updated).
+    Meant for a class-balanced sampler.
     """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:

@@ -13,17 +13,17 @@ from training.settings import first_of
 
 VAL_LIST = "val.csv"
 COLUMNS = ("file", "label")
-TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # a file's name is any bytes
-BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # as a spreadsheet's "CSV UTF-8" begins
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be any bytes
+BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # with which a spreadsheet's "CSV UTF-8" begins
 
 
 def is_list(path: str | Path) -> bool:
-    """By its name, also where it is not there; a folder may be called so."""
+    """Whether `path` has a list's name, .csv: it need not exist, but is no folder."""
     return Path(path).suffix == ".csv" and not Path(path).is_dir()
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Whole or not at all, where `path` is not a device such as /dev/stdout. Raises `OSError`."""
+    """Write a CSV file completely or not at all, unless it is a device such as /dev/stdout. Raises `OSError`."""
 
     def write(to: Path) -> None:
         with to.open("w", **TEXT) as file:
@@ -35,13 +35,13 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]
 
 
 def write_list(path: Path, images: Labelled) -> None:
-    """Files with their whole paths, so that every script finds them from anywhere."""
+    """Write the list of `images`, with absolute paths, so that scripts find the files from any folder."""
     labels = (images.classes[target] for target in images.targets)
     write_csv(path, COLUMNS, zip(map(os.path.abspath, images.names), labels, strict=True))
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
-    """file and label of each line. Raises `DataError` for a list that is none, or of images that are not there."""
+    """Read the file and label of each line. Raises `DataError` for a malformed list or images that do not exist."""
     if not path.exists():
         raise DataError(f"{path} does not exist: name a list of images, or a folder")
     with path.open(**BOM) as file:

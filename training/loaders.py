@@ -1,4 +1,4 @@
-"""Batches of a data set: each process's share, from any place in a run, decoded by workers that end with it."""
+"""Loaders of a data set: each process's batches, from any step on, decoded by workers that end with the run."""
 
 import gc
 import os
@@ -18,7 +18,7 @@ from training.settings import LoopConfig
 
 
 class Numbered(Dataset[Any]):
-    """`dataset` by (index, number of the image in the run): the number seeds what is random about the image."""
+    """`dataset` indexed by (index, number of the image in the run): the number seeds the image's random transform."""
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -39,22 +39,22 @@ def make_loader(
     pin_memory: bool = False,
     weights: Weights | None = None,
 ) -> DataLoader[Any]:
-    """This process's batches (images [B,3,S,S], targets [B]).
+    """Return a loader of this process's batches (images [B,3,S,S], targets [B]).
 
-    In training as `EpochBatches` says, and `loader.batch_sampler.set_position` is where to start. In evaluation every
-    image once, in order, each process a part of them.
+    In training the batches are those of `EpochBatches`, and `loader.batch_sampler.set_position` sets where they start.
+    In evaluation every image comes once, in order, divided among the processes.
     """
     size = len(cast(Any, dataset))
     rank, world = distributed.rank(), distributed.world_size()
     mine = range(rank, size, world)
-    if not train and len(mine) <= batch_size:  # one batch is one process's work: this one's
+    if not train and len(mine) <= batch_size:  # a single batch is decoded in this process
         workers = 0
     common: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": pin_memory,
         "worker_init_fn": _begin_worker,
-        "generator": torch.Generator().manual_seed(seed),  # or each iterator would draw from the run's own
+        "generator": torch.Generator().manual_seed(seed),  # else each iterator would draw from the run's own
     }
     if not train:
         return DataLoader(dataset, batch_size, sampler=mine, **common)
@@ -66,7 +66,7 @@ def make_loader(
 def make_loaders(
     train_set: Dataset[Any], val_set: Dataset[Any], config: LoopConfig, weights: Weights | None = None
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Of the training and of the held-out images, as `config` has it."""
+    """Return the loaders of the training and of the held-out images, with the settings of `config`."""
     loading: dict[str, Any] = {"workers": config.workers, "seed": config.seed}
     loading["pin_memory"] = config.device.startswith("cuda")
     return (
@@ -76,18 +76,20 @@ def make_loaders(
 
 
 def _begin_worker(_: int) -> None:
-    """SIGTERM to all processes is the main one's to answer, which needs its workers to end the step.
+    """Prepare a worker process. Only the main process handles a SIGTERM to all processes: it needs its workers until
+    the step's end.
 
-    The main one's own SIGTERM still ends a worker: ignored, a main process that ends by an error would wait for ever.
+    A SIGTERM that the main process sends still ends a worker: else a main process that ends by an error would wait for
+    ever.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_on_parents_sigterm, args=(os.getppid(),), daemon=True).start()
     sys.excepthook = _hide_connection_errors
-    gc.freeze()  # a collection writes to all objects that there are, here 130 MB that are the main process's too
+    gc.freeze()  # a collection writes to all objects, and would copy 130 MB that are shared with the main process
 
 
 def _hide_connection_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Batches that an ended main process never fetched are a worker's ConnectionError: no news after Ctrl-C."""
+    """Print errors other than a ConnectionError, which workers get after Ctrl-C for batches never fetched."""
     if not isinstance(error, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar, log.jsonl, TensorBoard."""
+"""The reports of a run in progress: a progress bar, log.jsonl, TensorBoard."""
 
 import json
 import sys
@@ -17,13 +17,13 @@ from training.settings import LoopConfig, SettingsError
 
 LOG_FILE = "log.jsonl"
 UNWRAPPED = 10_000  # columns, more than any line has
-LINE_EVERY = 30.0  # seconds, where no terminal shows the bar
+LINE_EVERY = 30.0  # seconds between lines, if no terminal shows the bar
 
 
 def standard_output() -> Console:
-    """As wide as the terminal; in a file or a pipe no line is wrapped: to a program it would be two.
+    """Return a console as wide as the terminal; in a file or a pipe, which programs read, no line is wrapped.
 
-    What the terminal cannot show, such as a file's name that is not UTF-8, is escaped, as on standard error.
+    What cannot be encoded, such as a file's name that is not UTF-8, is escaped, as on standard error.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -34,9 +34,9 @@ def standard_output() -> Console:
 class RunLog:
     """Progress bar on `console`, a JSON line for each epoch in `folder`/log.jsonl, scalars for TensorBoard.
 
-    Where `console` is no terminal, a line every half minute stands for the bar. Only the `main` process writes. A
-    resumed log keeps the lines of the `epochs` that are evaluated. Raises `SettingsError` if TensorBoard is asked for
-    and not installed.
+    If `console` is no terminal, a line every half minute replaces the bar. Only the `main` process writes. A resumed
+    log keeps the lines of its first `epochs` epochs, those that were evaluated. Raises `SettingsError` if TensorBoard
+    is asked for and not installed.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunLog:
         self.bar = self.progress.add_task("starting", total=total, completed=step)
         self.console, self.main, self.epochs = console, main, config.epochs
         self.total, self.first, self.begun = total, step, time.perf_counter()
-        self.lines = 0  # that are printed, or due, for want of a terminal
+        self.lines = 0  # printed, or due, if no terminal shows the bar
         self.path = folder / LOG_FILE
         self.writer = tensorboard_writer(config.output / "tensorboard", step) if config.tensorboard and main else None
         if main:
@@ -71,7 +71,7 @@ class RunLog:
         self.started, self.seen, self.speed = time.perf_counter(), 0, 0.0
 
     def step(self, epoch: int, step: int, images: int, values: dict[str, float]) -> None:
-        """`images` of all processes in this optimiser step."""
+        """Report an optimiser step. `images`: their number in this step, over all processes."""
         self.seen += images
         now = time.perf_counter()
         self.speed = self.seen / (now - self.started)
@@ -87,7 +87,7 @@ class RunLog:
                 self.writer.add_scalar(f"train/{name}", value, step)
 
     def epoch(self, record: dict[str, Any], metrics: dict[str, float]) -> None:
-        """End of an epoch: its record, with the metrics of the evaluation."""
+        """Report the end of an epoch: its record, with the metrics of the evaluation."""
         if not self.main:
             return
         seconds = time.perf_counter() - self.started

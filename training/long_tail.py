@@ -17,7 +17,7 @@ ClassWeights = Literal["none", "inverse", "inverse_sqrt", "effective"]
 def long_tail_counts(largest: int, classes: int, imbalance: float) -> list[int]:
     """n_i = largest * imbalance^(-i / (classes - 1)), rounded down, at least 1 (Cui et al., CVPR 2019).
 
-    `imbalance` is the first count over the last one. Raises `SettingsError` below 1.
+    `imbalance` is the first count divided by the last. Raises `SettingsError` below 1.
     """
     if not imbalance >= 1:
         raise SettingsError(f"--imbalance {imbalance}: the largest class over the smallest, at least 1")
@@ -26,7 +26,7 @@ def long_tail_counts(largest: int, classes: int, imbalance: float) -> list[int]:
 
 
 def long_tail_subset(targets: Sequence[int], classes: int, imbalance: float, seed: int = 0) -> list[int]:
-    """Indices of a long-tailed part of a data set: class i keeps `long_tail_counts` of it, drawn by `seed`.
+    """Indices of a long-tailed part of a data set: class i keeps its `long_tail_counts`, drawn with `seed`.
 
     The largest count is that of the smallest class, so the shape is exact whatever the classes' sizes.
     """
@@ -46,7 +46,7 @@ def class_counts(targets: Sequence[int], classes: int) -> list[int]:
 
 
 def class_weights(counts: Sequence[int], rule: ClassWeights) -> Tensor | None:
-    """[classes] loss weights of mean 1, or None.
+    """Return the classes' loss weights of mean 1 [classes], or None for "none".
 
     inverse: 1/n. inverse_sqrt: 1/sqrt(n). effective: (1 - beta)/(1 - beta^n), the inverse of the effective number of
     samples, beta 0.9999 (Cui et al., CVPR 2019). Raises `SettingsError` for an empty class and an unknown rule.
@@ -67,7 +67,7 @@ def class_weights(counts: Sequence[int], rule: ClassWeights) -> Tensor | None:
 
 
 def log_prior(counts: Sequence[int]) -> Tensor:
-    """[classes] log of each class's share of the training images. Raises `SettingsError` for an empty class."""
+    """Return the log of the classes' training shares [classes]. Raises `SettingsError` for an empty class."""
     _check_counts(counts)
     n = torch.tensor(counts, dtype=torch.float64)
     return (n / n.sum()).log().float()
@@ -80,7 +80,7 @@ def _check_counts(counts: Sequence[int]) -> None:
 
 @torch.no_grad()
 def tau_normalize(head: nn.Linear, tau: float) -> None:
-    """Rows of the weight divided by their length to the power tau, no bias, in place (Kang et al., ICLR 2020).
+    """Divide the weight's rows by their length to the power tau and zero the bias, in place (Kang et al., ICLR 2020).
 
     tau = 0 leaves the weight, 1 makes all rows equally long.
     """
@@ -96,10 +96,10 @@ def adjust_logits(head: nn.Linear, counts: Sequence[int], tau: float) -> None:
 
 
 def shot_report(answered: Tensor, counts: Sequence[int]) -> dict[str, float]:
-    """Mean of the classes' accuracies, 0..1: "balanced" of all, "many", "medium" and "few" by training images.
+    """Return mean class accuracies, 0..1: "balanced" over all classes, "many", "medium" and "few" by training images.
 
-    `answered` [2,classes]: test images and right answers. A group without a class that has test images is left out.
-    Empty where the largest class has at most 1.5 times the images of the smallest.
+    `answered` [2,classes]: test images and right answers. A group without a class that has test images is left out. The
+    report is empty if the largest class has at most 1.5 times the images of the smallest.
     """
     if max(counts) <= 1.5 * min(counts):
         return {}

@@ -2,7 +2,8 @@
 
 What is trained is a `Learner`: a module that takes a batch and returns the loss, and that holds all that must survive
 an interruption (centres, queues, momentum encoders) in its parameters and buffers. Randomness is a function of the step
-(`training.randomness`), the learning rate too, so a state is: weights, averages, optimiser, scaler, step.
+(`training.randomness`), the learning rate too, so a saved state consists of weights, averages, optimiser, scaler and
+step.
 """
 
 import json
@@ -28,22 +29,22 @@ from training.samplers import EpochBatches
 from training.settings import LoopConfig, SettingsError, accumulation, as_json, autocast, check_same
 from training.state import check_same_step, is_finished, load_state, metrics_of, open_run, save_state, signal_noted
 
-LEAST_SCALE = 2.0**-10  # fp16 gradients that overflow even so are not a matter of scale
+LEAST_SCALE = 2.0**-10  # if fp16 gradients overflow even so, the scale is not the cause
 
 
 class Learner(nn.Module):
-    """forward(images, targets, ...) -> loss, the mean over the batch. `model` is what is averaged and saved."""
+    """A module: forward(images, targets, ...) -> loss, the mean over the batch. Its `model` is averaged and saved."""
 
     model: nn.Module
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Before an epoch, also the one that a resumed run begins in."""
+        """Called before each epoch, also before the one in which a run is resumed."""
 
     def after_step(self) -> None:
-        """After each optimiser step."""
+        """Called after each optimiser step."""
 
     def deployed(self, model: nn.Module) -> nn.Module:
-        """The plain model in `model` (`self.model` or its average): what is evaluated and saved."""
+        """Return the plain model to evaluate and save, from `model` (`self.model` or its average)."""
         return model
 
 
@@ -56,7 +57,7 @@ class DivergenceError(RuntimeError):
 
 
 class Terminated(Exception):  # noqa: N818
-    """SIGTERM came; the state is saved."""
+    """The process received SIGTERM; the state is saved."""
 
 
 def fit(
@@ -69,11 +70,11 @@ def fit(
     save: Callable[[Path, nn.Module], None],
     console: Console,
 ) -> dict[str, float]:
-    """Train and publish config.output, unless that was done; returns the metrics of the last epoch.
+    """Train and publish config.output, unless it is finished already; return the metrics of the last epoch.
 
-    `loader` is of `training.loaders.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON values)
-    are kept as args.json, and a run is resumed only under the same ones. `evaluate(model)` is called in every process,
-    `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
+    `loader` is made by `training.loaders.make_loader(train=True)`; `learner` is on config.device. `arguments` (JSON
+    values) are stored as args.json, and a run is resumed only with the same ones. `evaluate(model)` is called in every
+    process, `save(folder, model)` in the first one. Raises `DivergenceError`, `SettingsError`, `StateError`,
     `Terminated`.
     """
     main, world = distributed.rank() == 0, distributed.world_size()
@@ -111,10 +112,10 @@ def fit(
         check_same(json.loads(state["arguments"]), arguments, last, defaults)
         learner.load_state_dict(state["learner"])
         averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(deepcopy(state["optimizer"]))  # on a CPU it would keep the file's own tensors
+        optimizer.load_state_dict(deepcopy(state["optimizer"]))  # on a CPU it would keep the mapped file's tensors
         scaler.load_state_dict(state["scaler"])
         step, evaluated, loss_sum, metrics = (state[name] for name in ("step", "evaluated", "loss_sum", "metrics"))
-    del state  # else it would lie beside the run to its end, in every process
+    del state  # else every process would keep it in memory to the end
 
     def save_run() -> None:
         if main:
@@ -147,14 +148,14 @@ def fit(
                 loss = _backward(network, loading, accumulate, config, scaler)
                 scaler.unscale_(optimizer)
                 norm = _gradient_norm(parameters, config.clip_grad)
-                stop_now = torch.full_like(loss, stop_asked())  # of a number a tensor would wait for a GPU
+                stop_now = torch.full_like(loss, stop_asked())  # torch.tensor(number) would wait for a GPU
                 signals = distributed.all_sum(torch.stack([loss / world, norm.detach().float() / world, stop_now]))
                 scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
                 learner.after_step()
                 if ema:
                     ema.update(learner.model, step=step + 1)
-                loss_now, norm_now, stop = signals.tolist()  # waits for a GPU, which has the whole step's work by now
+                loss_now, norm_now, stop = signals.tolist()  # waits for a GPU, whose queue has the whole step by now
                 _check_finite(loss_now, norm_now, step, epoch, config, scaler)
                 scaler.update()
                 step += 1
@@ -189,7 +190,7 @@ def fit(
 def _backward(
     network: Any, loading: Iterator[Any], accumulate: int, config: LoopConfig, scaler: torch.amp.GradScaler
 ) -> Tensor:
-    """Adds the gradients of a step's `accumulate` batches; returns the mean of this process's losses."""
+    """Add the gradients of a step's `accumulate` batches; return the mean of this process's losses."""
     device = torch.device(config.device)
     loss = torch.zeros((), device=device)
     for micro in range(accumulate):
@@ -204,7 +205,7 @@ def _backward(
 
 
 def _gradient_norm(parameters: list[nn.Parameter], limit: float) -> Tensor:
-    """The norm [] of all gradients together, which are scaled down to `limit` where that is not 0."""
+    """Return the norm [] of all gradients together, and scale them down to norm `limit` unless that is 0."""
     if limit:
         return nn.utils.clip_grad_norm_(parameters, limit)
     return nn.utils.get_total_norm(each.grad for each in parameters if each.grad is not None)

@@ -1,4 +1,4 @@
-"""Losses on logits [B,classes], most for long tails. Targets are [B]; where it is said, soft ones [B,classes] too."""
+"""Losses on logits [B,classes], most for long tails. Targets are [B]; some losses take soft ones [B,classes] too."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training.long_tail import class_weights, log_prior
 from training.settings import SettingsError
 
-MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, as its authors' code has them
+MAX_MARGIN, SCALE = 0.5, 30.0  # of LDAM, from its authors' code
 
 
 class CrossEntropy(nn.Module):
@@ -32,7 +32,7 @@ class CrossEntropy(nn.Module):
 
 
 class LogitAdjusted(nn.Module):
-    """Cross entropy of logits + tau * log prior (Menon et al., ICLR 2021), soft targets too.
+    """Cross entropy of logits + tau * log prior (Menon et al., ICLR 2021); takes soft targets too.
 
     At tau = 1 it is balanced softmax (Ren et al., NeurIPS 2020): the model learns logits for balanced classes.
     """
@@ -64,9 +64,9 @@ class Focal(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        dtype = torch.promote_types(logits.dtype, torch.float32)  # which autocast on a CPU would not do
+        dtype = torch.promote_types(logits.dtype, torch.float32)  # autocast on a CPU does not promote it
         log_p = F.log_softmax(logits, 1, dtype=dtype).gather(1, targets[:, None]).squeeze(1)  # [B]
-        missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)  # [B] 1 - p; at 0 a root has no slope
+        missing = (-log_p.expm1()).clamp_min(torch.finfo(log_p.dtype).tiny)  # [B] 1 - p, above 0 for its gradient
         loss = -(missing**self.gamma) * log_p
         if self.weight is not None:
             loss = loss * self.weight[targets].to(loss.dtype)
@@ -76,9 +76,9 @@ class Focal(nn.Module):
 class LDAM(nn.Module):
     """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019), on cosines.
 
-    Cross entropy of 30 * (cosine - margin of the true class); margins ~ n^(-1/4), the largest 0.5. From
-    `drw_start` of the run on (1: never) classes weigh by their effective number, beta 0.9999; the mean stays that of
-    the batch, where the authors' code divides by the sum of its weights.
+    Cross entropy of 30 * (cosine - margin of the true class); margins ~ n^(-1/4), the largest 0.5. From the share
+    `drw_start` of the run on (1: never) classes are weighted by their effective number, beta 0.9999; the loss is still
+    the mean over the batch, whereas the authors' code divides by the sum of the weights.
     """
 
     margins: Tensor

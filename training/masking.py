@@ -1,4 +1,4 @@
-"""SimMIM's masks, and images without labels that come with one (Xie et al., CVPR 2022)."""
+"""SimMIM's masks (Xie et al., CVPR 2022), and a data set of unlabelled images with masks."""
 
 import math
 from typing import Any
@@ -18,10 +18,10 @@ from training.settings import SettingsError
 
 
 class MaskGenerator:
-    """() -> [image_size // patch_size] * 2 bool, ceil(ratio * patches) of them True: masked.
+    """A generator of masks [h',w'] bool, h' = w' = image_size // patch_size: ceil(ratio * h' * w') are True, masked.
 
-    Drawn as upstream draws: the first of NumPy's random permutation. Raises `SettingsError` for a patch that does not
-    divide the image, a ratio outside 0..1, or one that leaves no patch to see.
+    Masks are drawn as upstream: the first patches of NumPy's random permutation. Raises `SettingsError` for a patch
+    that does not divide the image, a ratio outside 0..1, or one that leaves no patch visible.
     """
 
     def __init__(self, image_size: int = 192, patch_size: int = 32, ratio: float = 0.6) -> None:
@@ -44,7 +44,7 @@ class MaskGenerator:
 
 
 def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) -> Transform:
-    """PIL RGB -> normalised [3,S,S]: upstream's random crop, bilinear, and, for photographs, its mirror image."""
+    """PIL RGB -> normalised [3,S,S]: upstream's random bilinear crop and, if `flip`, random mirroring."""
     size, mode = config.image_size, InterpolationMode.BILINEAR
     steps: list[Any] = [
         v2.RandomResizedCrop(size, scale=(min_crop_area, 1.0), ratio=(3 / 4, 4 / 3), interpolation=mode)
@@ -55,7 +55,7 @@ def pretrain_transform(config: ModelConfig, min_crop_area: float, flip: bool) ->
 
 
 class MaskedImages(Dataset[tuple[Tensor, Tensor]]):
-    """(image [3,S,S], mask [h',w']). With a `seed` an image has the same mask every time, as evaluation wants."""
+    """A data set of (image [3,S,S], mask [h',w']). With a `seed` an image always has the same mask, for evaluation."""
 
     def __init__(self, images: Unlabelled, transform: Transform, masks: MaskGenerator, seed: int | None = None) -> None:
         self.images, self.transform, self.masks, self.seed = images, transform, masks, seed

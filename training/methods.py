@@ -1,4 +1,4 @@
-"""From settings to a learner: the loss and the method around the model."""
+"""Make a learner, the loss and the method around the model, from the settings."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ HARD_TARGETS = ("ldam", "focal", "paco", "gpaco")
 WITHOUT_SMOOTHING = ("ldam", "focal", "paco")
 LABEL_SMOOTHING = 0.1
 EPSILONS = {"fast_at": 8.0, "advprop": 4.0}  # the papers', in 255ths
-USED_BY = {  # as `check_used` has it
+USED_BY = {  # see `check_used`
     "logit_tau": ("loss", ("logit_adjustment",)),
     "focal_gamma": ("loss", ("focal",)),
     "drw_start": ("loss", ("ldam",)),
@@ -34,8 +34,7 @@ USED_BY = {  # as `check_used` has it
 
 
 def check_method(config: Config) -> None:
-    """Raises `SettingsError` for settings that exclude each other, and for one that nothing would look at,
-    but for the preset's own."""
+    """Raise `SettingsError` for settings that exclude each other, and for one without effect, except the preset's."""
     check_used(config, PRESETS[config.preset], USED_BY)
     mixing = config.mixup > 0 or config.cutmix > 0
     special = config.loss in ("ldam", "paco", "gpaco")
@@ -61,12 +60,12 @@ def check_method(config: Config) -> None:
 
 
 def attack_epsilon(config: MethodConfig) -> float:
-    """The size that is asked for, or the paper's, in 255ths; 0 without an attack."""
+    """The attack's size in 255ths: the one asked for or the paper's; 0 without an attack."""
     return EPSILONS.get(config.adversarial, 0.0) if config.epsilon is None else config.epsilon
 
 
 def label_smoothing(config: MethodConfig) -> float:
-    """What is asked for, or what goes with the loss, 0..1."""
+    """The label smoothing, 0..1: the one asked for or the loss's default."""
     usual = 0.0 if config.loss in WITHOUT_SMOOTHING else LABEL_SMOOTHING
     return usual if config.label_smoothing is None else config.label_smoothing
 
@@ -108,7 +107,7 @@ def make_learner(model: nn.Module, config: Config, model_config: ModelConfig, co
         return HeadOnly(model, criterion)
     if config.mixup <= 0 and config.cutmix <= 0:
         return Supervised(model, criterion)
-    if (images := sum(counts)) < config.batch_size and images % 2:  # they are one batch
+    if (images := sum(counts)) < config.batch_size and images % 2:  # all images are one batch
         what = f"--batch-size {config.batch_size} with --mixup or --cutmix on {images} images"
         raise SettingsError(f"{what}: {images - 1} or a lower even one")
     mix = MixBatch(config, label_smoothing(config), model_config.num_classes, config.batch_size)

@@ -1,4 +1,4 @@
-"""The names of a data set's files, a million of them and more."""
+"""The names of a data set's files, of which there may be millions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class Names(Sequence[str]):
-    """Texts without a NUL, as one block of bytes; they are numbered from 0 and not sliced.
+    """A sequence of strings without NUL, stored as one block of bytes; indices are integers, not slices.
 
-    Of a list every worker would come to hold a copy: to read a `str` changes its reference count, and with it the page
-    that forked processes share.
+    Every worker would come to hold a copy of a list: to read a `str` changes its reference count, and with it the
+    memory page that forked processes share.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -14,8 +14,9 @@ from training.settings import LoopConfig, SettingsError
 
 
 class Average(ModelEmaV3):
-    """timm's average of all of `model`'s state. The tensors are listed once: two state dicts in each step take longer
-    than to start the kernels, for which a GPU waits."""
+    """timm's average of all of `model`'s state. The tensors are listed once: to make two state dicts in each step takes
+    longer than to launch the kernels, and the GPU would wait.
+    """
 
     def __init__(self, model: nn.Module, decay: float, use_warmup: bool) -> None:
         super().__init__(model, decay, use_warmup=use_warmup)
@@ -43,7 +44,7 @@ def undecayed_names(model: nn.Module) -> set[str]:
 def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, layer_decay: float) -> list[dict]:
     """Groups with `weight_decay` (none for biases, norms and other vectors) and, under layer decay, timm's `lr_scale`.
 
-    What `learner` holds besides `model` (projections, tokens) learns at the full rate. Raises `SettingsError` for a
+    Parameters of `learner` outside `model` (projections, tokens) learn at the full rate. Raises `SettingsError` for a
     layer decay outside 0..1, or on a model whose layers are not known.
     """
     if not 0.0 < layer_decay <= 1.0:
@@ -68,16 +69,17 @@ def make_optimizer(learner: nn.Module, model: nn.Module, config: LoopConfig) -> 
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: LoopConfig, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine, by optimiser step; a function of the step alone, so it has no state to save.
+    """Linear warm-up, then a cosine, by optimiser step; it depends only on the step, so it has no state to save.
 
-    The first step has 1 % of the peak, the first one after the warm-up the peak. RepLKNet's authors begin at 0 and have
-    the peak one step earlier, with the same cosine; SimMIM's begin at 0.5 % and let the cosine run from the first step.
+    The rate is 1 % of the peak in the first step, and the peak in the first step after the warm-up. RepLKNet's authors
+    begin at 0 and reach the peak one step earlier, with the same cosine; SimMIM's begin at 0.5 % and let the cosine run
+    from the first step.
     """
     steps = config.epochs * steps_per_epoch
     warmup = min(steps - 1, int(config.warmup_epochs * steps_per_epoch))
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(2, steps - warmup),  # a single step is the peak either way; of 1 timm warns
+        t_initial=max(2, steps - warmup),  # timm warns of 1; a single step is the peak anyway
         lr_min=config.lr / 100 if config.min_lr is None else config.min_lr,
         warmup_t=warmup,
         warmup_prefix=True,

@@ -1,4 +1,4 @@
-"""Whether results can be written where they are wanted: looked at before the work that makes them."""
+"""Check, before any work, that results can be written where they are wanted."""
 
 import os
 import tempfile
@@ -11,12 +11,12 @@ from training.settings import ARGUMENTS_FILE, SettingsError
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raises `SettingsError` where no file could be written in `folder`, which need not be there yet."""
+    """Raise `SettingsError` if no file can be written in `folder`, which need not exist yet."""
     _check(option, folder, folder)
 
 
 def check_file(option: str, path: Path) -> None:
-    """Raises `SettingsError` where `path` could not be written; its folder need not be there yet."""
+    """Raise `SettingsError` if `path` cannot be written; its folder need not exist yet."""
     if path.is_dir():
         raise SettingsError(f"{option} {path} is a folder: name a file")
     if path.exists() and path.name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, LOG_FILE, VAL_LIST):
@@ -28,13 +28,13 @@ def check_file(option: str, path: Path) -> None:
 
 
 def check_outside(output: Path, images: Path) -> None:
-    """Raises `SettingsError` for an --output among the `images`: what is written there would be taken for more."""
+    """Raise `SettingsError` for an --output among the `images`: results would be taken for more images."""
     if output.resolve().is_relative_to(images.resolve()):
         raise SettingsError(f"--output {output} lies among the images of {images}: name a folder outside it")
 
 
 def check_no_checkpoint(option: str, folder: Path) -> None:
-    """Raises `SettingsError` for a folder with a checkpoint, or with a run in progress, that would be lost."""
+    """Raise `SettingsError` for a folder with a checkpoint, or with a run in progress, that would be lost."""
     for name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, "last"):
         if (folder / name).exists():
             raise SettingsError(f"{option} {folder} holds a checkpoint ({name}): name another folder")

@@ -1,8 +1,8 @@
 """Parametric contrastive learning: PaCo (Cui et al., ICCV 2021) and GPaCo (Cui et al., TPAMI 2023).
 
-The learned centres are the rows of the model's head: their logits, with the log prior of the classes, stand in each
-anchor's softmax beside its similarities to the other view and to a queue of earlier features. At inference the answer
-is the head's, without the prior, so the saved model is a plain one.
+The learned centres are the rows of the model's head: each anchor's softmax is over their logits, with the log prior of
+the classes, and its similarities to the other view and to a queue of earlier features. Inference uses only the head,
+without the prior, so the saved model is a plain one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from training.long_tail import log_prior
 from training.loop import Learner
 from training.settings import SettingsError
 
-EMPTY = -1  # label of a place in the queue that nothing has been written to
+EMPTY = -1  # label of an empty place in the queue
 
 
 def paco_loss(
@@ -36,9 +36,9 @@ def paco_loss(
     Args:
         centre_logits: [A,classes], without the prior.
         similarities: [A,M] cosine / temperature. Contrast i, for i < A, is anchor i itself, and is left out.
-        targets: [A]. contrast_targets: [M], `EMPTY` for a place that holds nothing: it is in no sum.
+        targets: [A]. contrast_targets: [M], `EMPTY` for an empty place, which is left out of all sums.
         prior: [classes] log prior.
-        alpha: weight w of a contrast of the anchor's class; its centre's is 1, `smoothing` of it the other centres'.
+        alpha: weight w of a contrast of the anchor's class; its centre has 1 - smoothing, the others share the rest.
     """
     anchors, classes = centre_logits.shape
     same_place = torch.arange(similarities.shape[1], device=targets.device) == torch.arange(
@@ -83,7 +83,7 @@ class PaCo(Learner):
     """Learner of images [B,2,3,S,S], two views each.
 
     `generalized` is GPaCo: no momentum encoder, both views are anchors, the projection has three layers. Otherwise the
-    second view is a key of an encoder that follows the first by `momentum`.
+    second view is a key, from an encoder that follows the first with `momentum`.
 
     Unlike in the authors' code, both views are augmented alike (theirs: RandAugment for the first; for the second a
     weaker recipe, in GPaCo another RandAugment), keys are not shuffled over the processes, and the projection has no
@@ -139,7 +139,7 @@ class PaCo(Learner):
             anchors, anchor_targets = queries, targets
         contrasts = torch.cat([queries, keys, self.queue.features.clone()])  # [2B+K,dim]
         contrast_targets = torch.cat([targets, targets, self.queue.labels.clone()])
-        with torch.autocast(images.device.type, enabled=False):  # the temperature would make bf16's error 0.02
+        with torch.autocast(images.device.type, enabled=False):  # in bf16, the temperature makes an error of 0.02
             similarities = anchors @ contrasts.T / self.temperature
         loss = paco_loss(
             logits.float(),

@@ -1,4 +1,4 @@
-"""What a masked model makes of images, as a picture to look at."""
+"""A picture of a masked model's reconstructions."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ GAP = 2  # white pixels between two pictures
 def write_reconstructions(
     path: Path, model: MaskedPretrainer, images: Tensor, masks: Tensor, config: ModelConfig
 ) -> None:
-    """A PNG with a row for each image [B,3,S,S]: whole, as the model sees it, and with the masked patches filled in."""
+    """Write a PNG with a row for each image [B,3,S,S]: whole, as the model sees it, with masked patches filled in."""
     with evaluating(model):
         filled = model.reconstruct(images, masks)
     patch = images.shape[2] // masks.shape[1]

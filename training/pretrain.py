@@ -41,7 +41,7 @@ __all__ = ["PRESETS", "Config", "make_model", "parse_arguments", "train"]
 
 
 class Pretraining(Learner):
-    """The loss of a masked batch; what is saved of the model is its encoder."""
+    """A learner with the loss of a masked batch; only the model's encoder is saved."""
 
     model: MaskedPretrainer
 
@@ -108,7 +108,7 @@ def train(config: Config, console: Console | None = None) -> float:
 
 
 def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
-    """The model to train and what its checkpoint will say: no labels, so fine-tuning makes a head of its own."""
+    """Create the model to train and its checkpoint's config, without labels, so that fine-tuning makes a new head."""
     if config.arch and config.arch not in ARCHITECTURES:
         raise SettingsError(f"--arch {config.arch}: choose one of {', '.join(ARCHITECTURES)}")
     start = starting_config(config.arch, config.weights)
@@ -130,7 +130,7 @@ def make_model(config: Config) -> tuple[MaskedPretrainer, ModelConfig]:
 
 @torch.no_grad()
 def evaluation_loss(model: MaskedPretrainer, loader: DataLoader[Any], device: str) -> float:
-    """Mean over the images of all processes, running statistics, the images' fixed masks."""
+    """Return the mean over the images of all processes, with running statistics and the images' fixed masks."""
     total = torch.zeros(2, dtype=torch.float64, device=device)
     with evaluating(model):
         for images, masks in loader:

@@ -27,16 +27,16 @@ class Config(LoopConfig, SplitConfig):
     image_size: int = 192
     """Pixels, a multiple of 32."""
     mean: tuple[float, ...] = ()
-    """Of the normalisation, red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255.
-    Empty: the architecture's."""
+    """Mean of red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255. Empty: the
+    architecture's."""
     std: tuple[float, ...] = ()
-    """Likewise."""
+    """Standard deviation of each, likewise."""
     mask_patch: int = 32
     """Side of a masked square, pixels: a multiple of 4 that divides 32 or is a multiple of it."""
     mask_ratio: float = 0.6
     """Share of the patches that is masked, rounded up to whole patches."""
     mask_mode: Literal["token", "sparse"] = "token"
-    """token: SimMIM's learned vector; sparse: what is masked stays out of every layer and batch norm (SparK)."""
+    """token: SimMIM's learned vector; sparse: masked positions are left out of every layer and batch norm (SparK)."""
     loss: Literal["l1", "smooth_l1", "l2"] = "l1"
     target_norm: Literal["none", "window", "patch"] = "none"
     """The target. none: the image as it is; window: normalised by mean and deviation around each pixel (SimMIM); patch:
@@ -44,7 +44,7 @@ class Config(LoopConfig, SplitConfig):
     window: int = 47
     """Side of that window, pixels, odd."""
     min_crop_area: float = 0.67
-    """Of the random crop, as a share of the image's area."""
+    """Smallest random crop, as a share of the image's area."""
     flip: bool = True
     """Mirror images."""
     drop_path: float = 0.0
@@ -107,7 +107,7 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Raises `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
+    """Raise `SettingsError` for settings that do not fit together; MaskGenerator and the operator check the rest."""
     check_loop(config, PRESETS[config.preset])
     if config.image_size < STRIDE or config.image_size % STRIDE:
         raise SettingsError(f"--image-size {config.image_size}: a multiple of {STRIDE} is needed")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-STEP, IMAGE, ORDER, EVALUATION = range(4)  # streams of one seed that never meet
+STEP, IMAGE, ORDER, EVALUATION = range(4)  # independent streams of one seed
 
 
 def derived_seed(*words: int) -> int:
@@ -30,9 +30,9 @@ def seed_everything(*words: int) -> None:
 
 @contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Python, NumPy and PyTorch on the CPU draw from `words` inside, and go on as before after.
+    """Seed Python, NumPy and PyTorch on the CPU with `words` inside the block, and restore their states after it.
 
-    Not in a loader's worker, which draws nothing else: to put back NumPy's state alone takes longer than to seed all.
+    In a loader's worker, which draws nothing else, no state is restored: NumPy's alone takes longer than to seed all.
     """
     seed = derived_seed(*words)
     if get_worker_info() is not None:

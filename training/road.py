@@ -1,8 +1,8 @@
-"""ROAD, "Remove And Debias" (Rong et al., ICML 2022): is a map right, judged without leaving the data's own kind?
+"""ROAD, "Remove And Debias" (Rong et al., ICML 2022): a score of maps on images that stay close to the data.
 
 Pixels that a map calls important are removed by noisy linear imputation: each becomes the weighted mean of its eight
-neighbours, the removed ones among them solved for together, plus a little noise. Unlike a mean value, what is filled in
-does not tell the network by its shape which pixels are gone.
+neighbours, by one linear system for all removed pixels, plus a little noise. Unlike a constant, the imputed pixels do
+not show the network by their shape which pixels were removed.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ NEIGHBOURS = {(i, j): 1 / 6 if i == 0 or j == 0 else 1 / 12 for i in (-1, 0, 1) 
 
 
 def impute(image: Tensor, removed: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """image [3,H,W] with the pixels of `removed` [H,W] filled in.
+    """Return image [3,H,W] with the pixels of `removed` [H,W], bool, imputed.
 
-    A removed pixel x_i solves sum_j w_ij (x_i - x_j) = 0 over its neighbours j inside the image: w is 1/6 beside it,
-    1/12 across the corner. `noise` is the standard deviation of what is added, in the image's (normalised) units.
+    A removed pixel x_i solves sum_j w_ij (x_i - x_j) = 0 over its neighbours j inside the image: w is 1/6 for direct
+    neighbours, 1/12 for diagonal ones. `noise` is the standard deviation of what is added, in the image's (normalised)
+    units.
     """
     gone = removed.cpu().numpy()
     (height, width), count = gone.shape, int(gone.sum())
@@ -62,10 +63,11 @@ def road(
     percentiles: Sequence[int] = PERCENTILES,
     noise: float = 0.01,
 ) -> Tensor:
-    """The combined score [B]: higher is better, about 0 for a map that knows nothing.
+    """Return the combined score [B]: higher is better, about 0 for a random map.
 
-    Half the probability of the target without the p % least relevant pixels, less that without the p % most relevant
-    ones, the mean over `percentiles`. images [B,3,H,W] normalised, maps [B,H,W]. At least one pixel always stays.
+    It is the mean over p in `percentiles` of half the target's probability without the p % least relevant pixels, minus
+    half that without the p % most relevant ones. images [B,3,H,W] normalised, maps [B,H,W]. At least one pixel always
+    stays.
     """
     rank = brightness_rank(maps)  # [B,H,W]
     pixels = rank[0].numel()

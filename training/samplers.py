@@ -1,4 +1,4 @@
-"""Which image comes when: batches that depend on the seed and the epoch alone, from any place in the epoch on."""
+"""The order of the images: batches that depend only on the seed and the epoch, from any batch of the epoch on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
@@ -15,13 +15,13 @@ Weights = Callable[[int], Tensor | None]  # epoch -> weight of every image, None
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (index of the image, number of the image in the run), for one of `world` processes.
+    """Batches: lists of (index of the image, number of the image in the run), for one of `world` processes.
 
-    All processes draw the same order and take turns of `batch_size` of it, so n processes train on what one would with
-    n times the batch. An incomplete last batch is left out; a set smaller than one batch is one batch. With `weights`
-    an epoch is as long as ever and its images are drawn with replacement. With `windows` (sizes of the runs of images
-    that lie together, such as shards) runs come in random order and images are shuffled within `buffer` at a time.
-    Raises `SettingsError` for a set too small for all processes.
+    All processes draw the same order and take `batch_size` images of it in turn, so n processes train on the images
+    that one would with n times the batch size. An incomplete last batch is left out; a set smaller than one batch is
+    one batch. With `weights` the images of an epoch, of the same length, are drawn with replacement. With `windows`
+    (sizes of groups of images that are stored together, such as shards) groups come in random order and images are
+    shuffled within `buffer` at a time. Raises `SettingsError` for a set too small for all processes.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.epoch, self.first = 0, 0
 
     def set_position(self, epoch: int, first: int = 0) -> None:
-        """The next iteration is `epoch` from its batch `first` on."""
+        """Let the next iteration be that of `epoch`, from its batch `first` on."""
         self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.size // (self.batch_size * self.world)
 
     def order(self, epoch: int) -> Tensor:
-        """[size] the images of an epoch."""
+        """Return the indices of an epoch's images, in order [size]."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, ORDER, epoch))
         weights = self.weights(epoch) if self.weights else None
         if weights is not None:
@@ -73,13 +73,13 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def evenly(size: int, count: int) -> list[int]:
-    """`count` of `size` places, or all: always the same ones and, where images are sorted by class, of all classes."""
+    """Return `count` indices spread evenly over `size`, or all: always the same, of all classes if sorted by class."""
     chosen = min(count, size)
     return [index * size // chosen for index in range(chosen)]
 
 
 def class_sampling(name: Sampling, targets: Sequence[int], epochs: int) -> Weights | None:
-    """The weights of a sampler of Kang et al., "Decoupling" (ICLR 2020): a class is drawn with probability ~ n^q.
+    """Return the weights of a sampler of Kang et al. (ICLR 2020): a class of n images is drawn with probability ~ n^q.
 
     "instance": q = 1, every image once. "class_balanced": q = 0. "square_root": q = 1/2. "progressive": from instance
     to class-balanced, linearly over the epochs. Raises `SettingsError` for another name.

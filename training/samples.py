@@ -75,7 +75,7 @@ def _write_tiles(folder: Path, name: str, photo: np.ndarray, left: int, right: i
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """name -> uint8 [H,W,3] of the real photographs at hand."""
+    """The photographs of the installed packages: name -> uint8 [H,W,3]."""
     from sklearn.datasets import load_sample_images
 
     bunch = cast(Any, load_sample_images())

@@ -1,5 +1,6 @@
-"""How a run begins: its settings and what it starts from; and how a training script ends, one line on standard error
-and an exit code, whatever stops it."""
+"""The start of a run: its settings and initial weights; and the end of a training script: an exit code and, for
+whatever stops it, one line on standard error.
+"""
 
 import argparse
 import functools
@@ -38,10 +39,9 @@ def parse_run(
     description: str | None,
     arguments: Sequence[str] | None = None,
 ) -> AnyConfig:
-    """The preset's values, overridden by the command line. A checkpoint folder's architecture stands above the
-    preset's."""
+    """Return the preset's values, overridden by the command line. A checkpoint folder's architecture comes first."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", nargs="?")  # of a value that is left out `parse` tells
+    first.add_argument("--preset", nargs="?")  # `parse` reports a missing value
     first.add_argument("--weights", nargs="?", type=Path)
     options = first.parse_known_args(arguments)[0]
     preset = presets.get(options.preset, presets[usual])
@@ -51,17 +51,17 @@ def parse_run(
 
 
 def starting_config(arch: str, weights: Path | None) -> ModelConfig:
-    """`checkpoint_config`, else that of the architecture. Raises `WeightsError` as it does."""
+    """Return the `checkpoint_config`, else the config of the architecture. Raises as `checkpoint_config`."""
     return checkpoint_config(weights, arch) or ModelConfig(arch or DEFAULT_ARCH)
 
 
 def begin(
     config: AnyConfig, presets: Mapping[str, AnyConfig], console: Console | None = None
 ) -> tuple[AnyConfig, Console]:
-    """Join torchrun's other processes, write what a preset trains on, set threads and seed.
+    """Join torchrun's other processes, write the data of a preset, set threads and seed.
 
     Returns `config` with this process's device, and a console that is quiet in all processes but the first. Raises
-    `SettingsError` for a device that cannot be used, `DataError` where the data's folder holds something else.
+    `SettingsError` for a device that cannot be used, `DataError` if the data's folder holds something else.
     """
     config = replace(config, device=distributed.setup(config.device))
     main = distributed.rank() == 0
@@ -82,22 +82,21 @@ def parse(
     arguments: Sequence[str] | None = None,
     default: Settings | None = None,
 ) -> Settings:
-    """The command line of `python -m module`; `--help | head` is no error."""
+    """Parse the command line of `python -m module`; a pipe that closes (`--help | head`) is no error."""
     call = functools.partial(tyro.cli, prog=f"python -m {module}", description=description, args=arguments)
     try:
         return call(settings) if default is None else call(settings, default=default)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest is flushed at the exit
         sys.exit(0)
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:
-    """0 when `run` ends by itself, 130 after Ctrl-C, 143 after SIGTERM, 1 for what cannot be trained on or saved.
+    """Call `run` and return 0, 130 after Ctrl-C, 143 after SIGTERM, or 1 for what cannot be trained on or saved.
 
-    torchrun is told the error, which it shows as the root cause.
+    The error is reported to torchrun, which shows it as the root cause.
 
-    `output`: the folder of a run that can be resumed. What nobody foresaw is raised: its traceback is what there is to
-    go by.
+    `output`: the folder of a run that can be resumed. An unexpected error is raised, for its traceback.
     """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         run = record(run)
@@ -123,7 +122,7 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
 
 
 def _remedy(error: RuntimeError, trains: bool) -> str:
-    """Of what a machine that is too small ends in."""
+    """Return what to do about the error of a machine that is too small; empty for other errors."""
     if isinstance(error, torch.OutOfMemoryError) and trains:
         return "take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
     if isinstance(error, torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""What every training script can be told, and how it is kept beside the checkpoint."""
+"""The settings that training scripts share, and their record beside the checkpoint."""
 
 import json
 import math
@@ -13,7 +13,7 @@ import timm
 import torch
 
 ARGUMENTS_FILE = "args.json"
-FREE_TO_CHANGE = frozenset(  # of the data what is in it is compared, of both batch sizes images_per_step
+FREE_TO_CHANGE = frozenset(  # the data's content is compared instead, and images_per_step for both batch sizes
     (
         *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
         *("global_batch_size", "grad_checkpointing", "torch", "timm"),
@@ -48,13 +48,13 @@ class LoopConfig:
     """None: 1 % of lr."""
     warmup_epochs: float = 2.0
     weight_decay: float = 0.05
-    """Of the weights of convolutions and linear layers; biases and batch norms have none."""
+    """Decay of the weights of convolutions and linear layers; biases and batch norms have none."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each group of layers to the next one away from the head; 1: the same for all."""
     clip_grad: float = 0.0
     """Largest norm of all gradients together; 0: no limit."""
     ema_decay: float = 0.999
-    """Of the averaged weights, which are what is evaluated and saved; 0: the weights themselves."""
+    """Decay of the averaged weights, which are evaluated and saved; 0: the weights themselves are."""
     ema_warmup: bool = True
     """In step t the decay is at most 1 - t^(-2/3), so that a short run's average forgets its start; 0.9999 is reached
     in a million steps. Without it the decay is constant."""
@@ -73,8 +73,8 @@ class LoopConfig:
     """CPU threads that compute; 0: all."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     resume: Literal["auto", "never"] = "auto"
-    """auto: go on from output/last if a run with the same settings was cut off there, and leave one that finished as
-    it is; never: start over, without the run in output/last."""
+    """auto: resume from output/last if a run with the same settings was interrupted there, and leave a finished one as
+    it is; never: start over, and discard the run in output/last."""
     save_every: int = 0
     """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
     tensorboard: bool = False
@@ -103,8 +103,9 @@ NOT_CHECKPOINTED = (("compile", True), ("head_only", True), ("adversarial", "adv
 
 
 def check_ranges(config: Any) -> None:
-    """Raises `SettingsError` for a number in a script's settings that would be passed over in silence or fail
-    somewhere in the run; the least and the most of each name are the same in every script."""
+    """Raise `SettingsError` for a number in a script's settings that would be ignored silently or fail during the run;
+    each name has the same range in every script.
+    """
     for name, value in vars(config).items():
         option = f"--{name.replace('_', '-')} {value}"
         if isinstance(value, float) and not math.isfinite(value):
@@ -117,9 +118,9 @@ def check_ranges(config: Any) -> None:
 
 
 def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tuple[str, ...]]]) -> None:
-    """Raises `SettingsError` for a setting that is not as in `defaults` and that nothing would look at.
+    """Raise `SettingsError` for a setting that differs from `defaults` and would have no effect.
 
-    `used_by`: setting -> the choice that it belongs to, of one value or several, and those of them that look at it.
+    `used_by`: setting -> the choice that it depends on, which has one value or several, and the values that use it.
     """
     for name, (choice, users) in used_by.items():
         value, chosen = getattr(config, name), getattr(config, choice)
@@ -132,9 +133,10 @@ def check_used(config: Any, defaults: Any, used_by: Mapping[str, tuple[str, tupl
 
 
 def check_loop(config: LoopConfig, preset: LoopConfig) -> None:
-    """`check_ranges`, and what only a run has: the rates, the average, the crops, activation checkpointing.
+    """Check the ranges and what only a run has: rates, average, crops, activation checkpointing. Raises
+    `SettingsError`.
 
-    `preset`: where the settings come from that were not asked for.
+    `preset`: the values of settings that were not given.
     """
     check_ranges(config)
     if config.lr <= 0:
@@ -160,7 +162,7 @@ def autocast(device: str, amp: Amp) -> torch.autocast:
 
 
 def accumulation(config: LoopConfig, batch_size: int, processes: int, batches: int) -> int:
-    """Forward passes of one process in one optimiser step, of the `batches` of `batch_size` that it has in an epoch.
+    """Return the forward passes of a process in an optimiser step; in an epoch it has `batches` of `batch_size`.
 
     Raises `SettingsError` for sizes that do not divide, and for a step of more images than an epoch has.
     """
@@ -185,7 +187,7 @@ def as_json(config: LoopConfig, **more: Any) -> dict[str, Any]:
 
 
 def json_object(path: Path, content: bytes) -> dict[str, Any]:
-    """`content`, which is all or a line of the file at `path`. Raises `SettingsError` where it is not a JSON object."""
+    """Parse `content`, all or a line of the file at `path`. Raises `SettingsError` if it is not a JSON object."""
     try:
         values = json.loads(content)
     except ValueError as error:
@@ -196,9 +198,9 @@ def json_object(path: Path, content: bytes) -> dict[str, Any]:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, defaults: Mapping[str, Any]) -> None:
-    """Raises `SettingsError` at the first setting, or else fact of the data, that would make it another run.
+    """Raise `SettingsError` for the first setting, or else fact about the data, in which the runs differ.
 
-    A setting that `before` does not know, because it is newer than that run, was as in `defaults`.
+    A setting that `before` lacks, because it is newer than that run, had its value in `defaults`.
     """
     for name in {**now, **before}:  # settings come before what follows from them and the data, such as class_counts
         was, is_now = before.get(name, defaults.get(name)), now.get(name)
@@ -215,12 +217,12 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, 
 
 
 def first_of(names: Sequence[str]) -> str:
-    """For a message: twenty of them, and dots where there are more."""
+    """Join the first twenty names for a message, with dots if there are more."""
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def one_line(error: BaseException) -> str:
-    """The message without the traceback and the error's name, which a worker process puts before it."""
+    """Return the message on one line, without the traceback and error's name that a worker process puts before it."""
     words = str(error)
     if words.startswith("Caught "):
         words = re.split(rf"^(?:[\w.]+\.)?{type(error).__qualname__}: ", words, flags=re.MULTILINE)[-1]

@@ -1,7 +1,7 @@
 """WebDataset shards: plain tar files whose members come in groups, KEY.jpg beside KEY.cls or KEY.json.
 
 The headers are read once, so that every image has a number: shuffling, weighted sampling, several processes and exact
-resumption then work as for folders. Pixels are read by their place in the file, shard after shard.
+resumption then work as for folders. Images are read at their offset in the shard.
 """
 
 import json
@@ -27,7 +27,7 @@ def shard_files(folder: str | Path) -> list[Path]:
 
 
 class Member(NamedTuple):
-    """One image: its shard, and where it lies there."""
+    """One image: the number of its shard, and its offset and size there, in bytes."""
 
     shard: int
     offset: int
@@ -38,9 +38,9 @@ class Shards(Labelled):
     """The images of FOLDER/*.tar.
 
     A class is an integer (KEY.cls) or the value of "label" or "cls" in KEY.json; an integer is an index, a text one of
-    the labels. FOLDER/labels.txt, one a line, or `labels` names the classes, and both where there are both; without
-    them they are numbered. Not `labelled`: classes are not read, there are none, and every index is `NO_CLASS`.
-    `sizes`: images of each shard. Raises `DataError` naming the shard and key, or the labels that differ.
+    the labels. The labels are the lines of FOLDER/labels.txt or `labels`, which must agree if both are given; without
+    them classes are numbered. If not `labelled`, no class is read, and every target is `NO_CLASS`. `sizes`: images of
+    each shard. Raises `DataError` naming the shard and key, or the labels that differ.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Shards(Labelled):
             raise DataError(str(error)) from error
         if labels is None:
             labels = own
-        elif own is not None and own != labels[: len(own)]:  # its indices would be taken for other classes
+        elif own is not None and own != labels[: len(own)]:  # its indices would mean other classes
             known = f"the {len(labels)} labels ({first_of(labels)})"
             raise DataError(f"{folder}/{LABELS_FILE} differs from {known}: give it those, in this order")
         self._first = label_numbers(labels or [])
-        self._numbers: dict[int, int] = {}  # one object a class
+        self._numbers: dict[int, int] = {}  # one int object for each class
         self.sizes: list[int] = []
         images: list[tuple[str, Member]] = []
         for number, path in enumerate(self.paths):
@@ -75,7 +75,7 @@ class Shards(Labelled):
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
         self.names = Names(name for name, _ in images)
-        self.members = np.array([member for _, member in images])  # [N,3], and no objects, for the reason of `Names`
+        self.members = np.array([member for _, member in images])  # [N,3]; no objects, see `Names`
         if labels is None:
             most = max(self.targets)
             if most >= len(self.names):  # as many labels might not fit in memory
@@ -90,7 +90,7 @@ class Shards(Labelled):
     def _index(self, number: int, path: Path, labels: list[str] | None, images: list[tuple[str, Member]]) -> None:
         """Append the images of one shard, and their targets. Members of a key are neighbours, as the format asks."""
         image: tuple[str, Member] | None = None  # and its name
-        said: dict[str, tuple[str, str]] = {}  # by suffix, what a member says of the class, and the member's name
+        said: dict[str, tuple[str, str]] = {}  # suffix -> the text of a member with the class, and its name
         key = None
         try:
             with tarfile.open(path, "r:") as shard:
@@ -123,7 +123,7 @@ class Shards(Labelled):
         labels: list[str] | None,
         images: list[tuple[str, Member]],
     ) -> None:
-        suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold whatever it likes
+        suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold anything
         target = self._target(*said[suffix], suffix, labels) if said else None
         if image is None and target is not None:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -143,7 +143,7 @@ class Shards(Labelled):
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f'{name} is not a JSON object with "label" or "cls"') from error
         elif value.removeprefix("-").isdecimal():
-            value = int(value)  # an index, even where a label is written so
+            value = int(value)  # an index, even if a label looks like one
         if isinstance(value, str) and value in self._first:
             return self._first[value]
         try:
@@ -159,7 +159,7 @@ class Shards(Labelled):
 
     def source(self, index: int) -> BytesIO:
         member = Member(*self.members[index].tolist())
-        shard = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)  # kept open, thousands would be too many
+        shard = os.open(self.paths[member.shard], os.O_RDONLY | os.O_CLOEXEC)  # thousands cannot all stay open
         try:
             return BytesIO(os.pread(shard, member.size, member.offset))
         finally:

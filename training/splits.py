@@ -19,7 +19,7 @@ from training.shards import shard_files
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """What is held out."""
+    """Which images are held out."""
 
     data: Path
     """Folder of the images."""
@@ -27,7 +27,7 @@ class SplitConfig:
     """Hold out this share of every class in DATA/LABEL/FILE, the same images with every seed and in every script;
     training.finetune lists them in the output's val.csv. 0: DATA has train/ and val/."""
     val_folder: str = "val"
-    """What is held out lies beside train/ in this folder, such as valid or test."""
+    """Folder of the held-out images beside train/, such as valid or test."""
 
 
 def open_split(config: SplitConfig) -> tuple[Labelled, Labelled]:
@@ -42,7 +42,7 @@ def open_split(config: SplitConfig) -> tuple[Labelled, Labelled]:
 
 
 def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
-    """As `open_split`, images at any depth; of DATA/LABEL/FILE the same ones are held out."""
+    """Open images at any depth, otherwise as `open_split`; of DATA/LABEL/FILE the same ones are held out."""
     if config.val_share:
         whole = Unlabelled(_flat(config))
         kept, held_out = _divide(config, whole.names)
@@ -55,17 +55,17 @@ def open_unlabelled_split(config: SplitConfig) -> tuple[Unlabelled, Unlabelled]:
 
 
 def check_output(config: SplitConfig, output: Path) -> None:
-    """Raises `SettingsError` for one among the images: it would be a class, or its pictures trained on."""
+    """Raise `SettingsError` for an output among the images: it would be a class, or its pictures trained on."""
     parts = [config.data] if config.val_share else [config.data / "train", config.data / config.val_folder]
     for part in parts:
         check_outside(output, part)
 
 
 def held_out_of(files: Sequence[str], share: float) -> list[int]:
-    """Places of `share` of the paths in each first folder, in order: those whose SHA-256 is least.
+    """Return the indices, sorted, of `share` of the paths in each top folder: those with the smallest SHA-256.
 
-    So they depend on no seed and no version, and few change when files come or go. A folder with two files or more has
-    one on either side; one with a single file keeps it.
+    The choice depends on no seed and no version, and changes little when files are added or removed. A folder with two
+    files or more has one on either side; the file of a folder with only one is not held out.
     """
     folders: defaultdict[str, list[int]] = defaultdict(list)
     for place, file in enumerate(files):
@@ -79,20 +79,21 @@ def held_out_of(files: Sequence[str], share: float) -> list[int]:
 
 
 def names_digest(*datasets: Labelled | Unlabelled) -> list[str]:
-    """Of each, the number of images and a SHA-256 of their relative names and classes: compared when a run goes on, so
-    that the folder may move."""
+    """Return, for each data set, the number of images and a SHA-256 of their relative names and classes, which are
+    compared when a run is resumed, so that the folder may move.
+    """
     return [_names_digest(dataset) for dataset in datasets]
 
 
 def ignored(*datasets: Labelled | Unlabelled) -> str:
-    """One line about the files that are passed over; empty where there are none."""
+    """Return one line about the files that are not read; empty if there are none."""
     # Two parts of one folder have the same lines.
     lines = dict.fromkeys(line for dataset in datasets for line in passed_over_lines(dataset))
     return f"ignored: {'; '.join(lines)}" if lines else ""
 
 
 def passed_over_lines(dataset: Labelled | Unlabelled) -> list[str]:
-    """Files that are not read, by suffix, and images outside class folders or in hidden ones."""
+    """Describe files that are not read, by suffix, and images outside class folders or in hidden ones."""
     if not isinstance(dataset, LabelledFolder | Unlabelled):
         return []
     name = f"{Path(dataset.root).name}/"
@@ -128,7 +129,7 @@ def _part(whole: LabelledFolder, indices: list[int]) -> LabelledFolder:
 
 
 def _flat(config: SplitConfig) -> Path:
-    """--data, if a share of it can be held out."""
+    """Return --data. Raises `SettingsError` unless a share of it can be held out."""
     data, asked = config.data, f"--val-share {config.val_share}"
     if not 0 < config.val_share < 1:
         raise SettingsError(f"{asked}: at least 0 and below 1")
@@ -142,7 +143,7 @@ def _flat(config: SplitConfig) -> Path:
 
 
 def two_folders(config: SplitConfig) -> tuple[Path, Path]:
-    """What is trained on and what is held out, where both are there."""
+    """Return the folders of training and held-out images. Raises `DataError`, `SettingsError` unless both exist."""
     data, train, val = config.data, config.data / "train", config.data / config.val_folder
     if not data.is_dir():
         raise DataError(f"--data {data} is not a folder: name one with train/ and {config.val_folder}/")

@@ -1,4 +1,4 @@
-"""The state of a run: one file, replaced in one step, from which the run goes on exactly; and how a run ends."""
+"""The state of a run: one file, replaced atomically, from which the run resumes exactly; and the end of a run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class StateError(OSError):
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write `folder`/state.pt, Ctrl-C held back until it is whole. Raises `StateError`, the earlier state in place."""
+    """Write `folder`/state.pt, delaying Ctrl-C until it is complete. A `StateError` leaves the earlier state."""
     path = folder / STATE_FILE
 
     def write(to: Path) -> None:
@@ -38,7 +38,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
 
     try:
-        with signal_noted(signal.SIGINT) as interrupted:  # torch's writer would make it an error about the file
+        with signal_noted(signal.SIGINT) as interrupted:  # torch's writer would turn it into an error about the file
             replace_file(path, write)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as a RuntimeError
         kept = "the state before it is kept" if path.exists() else "nothing is saved yet"
@@ -50,7 +50,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 @contextmanager
 def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
-    """Inside, the signal is only noted; what this gives says whether it has come. Python's main thread alone can."""
+    """Only record the signal inside the block; the yielded function tells if it came. Works only in the main thread."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -63,7 +63,7 @@ def signal_noted(number: int) -> Iterator[Callable[[], bool]]:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """The state in `folder`, None if there is none: mapped, so that the processes of a machine share its memory.
+    """Load the state in `folder`, None if there is none, memory-mapped so that the processes of a machine share it.
 
     Raises `StateError` for a damaged file.
     """
@@ -77,7 +77,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same_step(step: int, folder: Path, device: torch.device) -> None:
-    """Raises `SettingsError` in every process where they have not found the same `step` in `folder`."""
+    """Raise `SettingsError` in every process unless all have found the same `step` in `folder`."""
     steps = distributed.all_gather_rows(torch.tensor([step], device=device)).tolist()
     if len(set(steps)) > 1:
         raise SettingsError(
@@ -87,13 +87,14 @@ def check_same_step(step: int, folder: Path, device: torch.device) -> None:
 
 
 def is_finished(output: Path) -> bool:
-    """Whether a run has ended there, or somebody's checkpoint lies there."""
+    """Whether `output` holds a finished run or another checkpoint."""
     return (output / WEIGHTS_FILE).exists()
 
 
 def metrics_of(output: Path, arguments: dict[str, Any], defaults: dict[str, Any]) -> dict[str, float]:
-    """The last record of a finished run. Raises `SettingsError` for one with other `arguments` (of `defaults`:
-    `check_same`), none or damaged."""
+    """Return the last record of a finished run. Raises `SettingsError` if its arguments differ from `arguments`
+    (`defaults`: see `check_same`), are missing or damaged.
+    """
     path, log = output / ARGUMENTS_FILE, output / LOG_FILE
     if not (path.exists() and log.exists()):
         raise SettingsError(f"{output} holds a checkpoint: name another --output, or replace it with --resume never")
@@ -102,7 +103,7 @@ def metrics_of(output: Path, arguments: dict[str, Any], defaults: dict[str, Any]
 
 
 def publish(last: Path, output: Path) -> None:
-    """The finished checkpoint takes its place, the model file last: it says "finished"."""
+    """Move the finished checkpoint to `output`, the model file last, as it marks a finished run."""
     files = sorted(path for path in last.iterdir() if path.suffix in (".json", ".jsonl", ".csv"))
     if not (last / VAL_LIST).exists():
         (output / VAL_LIST).unlink(missing_ok=True)  # of another run, that held out other images
@@ -113,8 +114,8 @@ def publish(last: Path, output: Path) -> None:
 
 @contextmanager
 def open_run(output: Path, arguments: dict[str, Any], afresh: bool) -> Iterator[None]:
-    """`output`/last, where this process alone trains; `publish` when the block has ended. `afresh`: without an earlier
-    run. Raises `SettingsError` where nothing can be written, or another process trains.
+    """Create and lock `output`/last, in which only this process trains, and `publish` it when the block ends. `afresh`:
+    discard an earlier run. Raises `SettingsError` if nothing can be written, or another process trains there.
     """
     check_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
@@ -147,7 +148,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _let_go() -> None:
-    """In a forked process, such as a loader's worker: it may outlive its run and would keep the folder locked."""
+    """Close the locks' handles in a forked worker, which may outlive its run and would keep the folder locked."""
     while _handles:
         os.close(_handles.pop())
 
