@@ -1,4 +1,4 @@
-"""The class activation map of a network that ends in global average pooling and a linear layer: in the graph, exact."""
+"""The exact class activation map, in the graph, of a network that ends in global average pooling and a linear layer."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def class_maps(model: nn.Module, features: Tensor) -> Tensor:
 
     CAM (Zhou et al., CVPR 2016) with the bias: the mean over the positions is the logit, exactly, in the training and
     in the deploy form, because both the mean and the head are linear. Raises `ValueError` for a network with anything
-    else between its features and its logits. What is not a number or infinite stays so.
+    else between its features and its logits. NaN and infinity are passed on.
     """
     network: Any = model
     head, maps = linear_head(model), channels_first(model, features)
@@ -45,7 +45,7 @@ def _no_map(model: nn.Module) -> str:
 class WithClassMap(nn.Module):
     """Images [B,3,H,W] -> logits [B,classes] and the evidence map of the answer [B,h,w]. No gradients: exportable.
 
-    For networks that `class_maps` does not refuse. Rows are taken by index_select: indexing would trace the device.
+    For networks that `class_maps` accepts. Rows are selected by index_select: indexing would trace the device.
     """
 
     def __init__(self, model: nn.Module) -> None:

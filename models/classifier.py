@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Normalised images [B,3,H,W] -> what the classifier's last layer is given, [B,C]."""
+    """Normalised images [B,3,H,W] -> the input of the classifier's last layer, [B,C]."""
     network: Any = model
     return network.forward_head(network.forward_features(images), pre_logits=True)
 

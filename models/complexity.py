@@ -18,10 +18,10 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
     """Multiply-accumulates of convolutions and matrix products for one image in evaluation mode ("FLOPs" in papers).
 
-    Runs on fake tensors: nothing is computed, wherever the model lies and however large it is.
+    Runs on fake tensors: nothing is computed, whatever the model's device and size.
     """
-    model = bare_model(model)  # nn.DataParallel takes no weights of a call
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # buffers that are not saved, too
+    model = bare_model(model)  # functional_call does not work on nn.DataParallel
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # non-persistent buffers too
     with evaluating(model), FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
         fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
         dtype = next(model.parameters()).dtype

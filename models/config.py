@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself beside its weights."""
+"""The config of a checkpoint, stored beside its weights."""
 
 from dataclasses import dataclass, field
 
@@ -9,16 +9,16 @@ CROP_MODES = ("center", "squash", "border")
 
 
 def is_one_line(label: str) -> bool:
-    """Not empty either: what a server's labels.txt can hold."""
+    """Whether `label` can be a line of a server's labels.txt: not blank, without a line break."""
     return bool(label.strip()) and "\n" not in label
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a checkpoint is and how its images are prepared: config.json.
+    """config.json: a checkpoint's architecture and how its images are prepared.
 
-    Sizes in pixels, mean and std on the 0..1 scale. What is left at 0 or empty is the architecture's own.
-    Raises `ValueError` for impossible values.
+    Sizes in pixels, mean and std on the 0..1 scale. A value left at 0 or empty is the architecture's own. Raises
+    `ValueError` for impossible values.
     """
 
     arch: str
@@ -66,6 +66,6 @@ class ModelConfig:
 
     @property
     def fill(self) -> tuple[int, int, int]:
-        """RGB around an image that does not fill its crop, as in timm: the mean for border, else black."""
+        """RGB, 0..255, around an image that does not fill its crop, as in timm: the mean for border, else black."""
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
         return red, green, blue

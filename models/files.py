@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the process ends."""
+"""Read labels, list files; write files and folders completely or not at all, whenever the process ends."""
 
 import fcntl
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: nowhere anybody's image
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX(/|$))")  # .ipynb_checkpoints, ._0001.jpg: never a user's image
 
 
 def files_below(folder: Path, on_error: Callable[[OSError], object] | None = None) -> Iterator[str]:
-    """Paths of files at any depth, in no order; links to folders are followed, each folder is read once.
+    """Yield the paths of files at any depth, in no order; links to folders are followed, each folder is read once.
 
-    What is `HIDDEN` is left out. `on_error`: told of a folder that cannot be read.
+    `HIDDEN` names are left out. `on_error` is called for a folder that cannot be read.
     """
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=on_error, followlinks=True):
@@ -45,7 +45,7 @@ def read_labels(path: Path) -> list[str]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then take its place in one step, on the disk when this returns. Raises `OSError`."""
+    """Write a file beside `path`, flush it to the disk, and rename it to `path` in one step. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -55,14 +55,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
-    except (OSError, SafetensorError) as error:  # safetensors' own error derives from Exception alone
+    except (OSError, SafetensorError) as error:  # safetensors' own error derives only from Exception
         raise OSError(f"{path} cannot be written ({error}): what was there is kept; make room and resume") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """As `replace_file`, in a folder that is made; what is no file, such as /dev/stdout, is written to."""
+    """Write as `replace_file`, creating the folder; a device or pipe, such as /dev/stdout, is written to directly."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         write(path)
@@ -72,7 +72,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill beside `folder`, whose place it takes in the end; where the block raises, it is removed."""
+    """Yield a new folder to fill. It is renamed to `folder` when the block ends, and removed if the block raises."""
     staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -83,8 +83,8 @@ def staged_folder(folder: Path) -> Iterator[Path]:
 
 
 def lock_folder(folder: Path) -> int:
-    """A handle that holds the folder's lock until it is closed. Raises `BlockingIOError` where another has it, another
-    `OSError` where the file system has no locks.
+    """Return a handle that holds the folder's lock until it is closed. Raises `BlockingIOError` if another process
+    holds the lock, another `OSError` if the file system has no locks.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -96,7 +96,7 @@ def lock_folder(folder: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, so that a power cut after it loses nothing: a file's content, or the names in a folder."""
+    """Flush a file's content, or a folder's names, to the disk, so that a power cut loses nothing."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,13 +1,13 @@
-"""Masked image modelling on a RepLKNet: SimMIM's token, or visible positions alone as SparK has them.
+"""Masked image modelling on a RepLKNet: SimMIM's token, or only visible positions, as in SparK.
 
 token   (SimMIM, Xie et al., CVPR 2022) the stem's output is replaced by a learned vector where a patch is masked.
-sparse  (SparK, Tian et al., ICLR 2023) nothing takes the place of what is masked: after every convolution it is 0
-        there, and every batch norm takes its statistics from the visible positions. A learned vector then fills the
-        empty positions of the last map, and one large-kernel block brings them what their neighbours know (FCMAE, Woo
-        et al., CVPR 2023): a 1 x 1 decoder alone would see nothing there. SparK's own decoder is a U-Net over the maps
-        of all stages, and its loss is "l2" with the targets normalised by "patch".
+sparse  (SparK, Tian et al., ICLR 2023) masked positions are left out: after every convolution they are 0, and every
+        batch norm takes its statistics from the visible positions. A learned vector then fills the empty positions of
+        the last map, and one large-kernel block brings them information from their neighbours (FCMAE, Woo et al., CVPR
+        2023): a 1 x 1 decoder alone would see nothing there. SparK's own decoder is a U-Net over the maps of all
+        stages, and its loss is "l2" with the targets normalised by "patch".
 
-In both the masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
+In both modes masked pixels are 0 before the stem, whose overlapping convolutions would carry them to visible positions.
 """
 
 from typing import Literal, cast
@@ -64,14 +64,14 @@ class MaskedPretrainer(nn.Module):
         else:
             self.visible = Visible()
             for module in encoder.modules():
-                if type(module) in (nn.BatchNorm2d, MaskedBatchNorm2d):  # also one that another pretrainer had
+                if type(module) in (nn.BatchNorm2d, MaskedBatchNorm2d):  # the latter from another pretrainer
                     module.__class__ = MaskedBatchNorm2d
                     module.visible = self.visible  # type: ignore[assignment]
             self._check_norms()
             self.fill = FillEmpty(features)
 
     def _check_norms(self) -> None:
-        """Others than ours, also those of convert_sync_batchnorm later, would see what is masked."""
+        """Raise `ValueError` for batch norms that would see masked positions, such as convert_sync_batchnorm's."""
         for module in self.encoder.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, MaskedBatchNorm2d):
                 raise ValueError(f"the encoder has {type(module).__name__}: sparse mode needs nn.BatchNorm2d")

@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside, and in its own mode after."""
+    """Put every module into evaluation mode inside the block, and back into its own mode after it."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -67,7 +67,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_arch(arch: str) -> None:
-    """Raises `ValueError` for a name that is neither in `ARCHITECTURES` nor timm's, with near ones."""
+    """Raise `ValueError`, with similar names, for a name that is neither in `ARCHITECTURES` nor timm's."""
     if not isinstance(arch, str):
         raise ValueError(f"arch {arch!r} is not a name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
     if is_timm(arch):
@@ -95,15 +95,15 @@ def input_defaults(arch: str) -> Inputs:
     names = ("crop_pct", "interpolation", "crop_mode", "mean", "std")
     values = {name: config[name] for name in names if config.get(name)}
     if "crop_pct" in values:
-        values["crop_pct"] = min(1.0, values["crop_pct"])  # above 1 timm pads what it has resized: VOLO's largest
+        values["crop_pct"] = min(1.0, values["crop_pct"])  # above 1 timm pads the resized image: VOLO's largest
     return Inputs(image_size=width, **values)
 
 
 def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwargs: Any) -> nn.Module:
     """A model in training form with random weights: normalised images [B,3,H,W] -> logits [B,num_classes].
 
-    `num_classes` 0: no head, the answer is the pooled features. `kwargs` are the architecture's own (`drop_path_rate`,
-    ...), and `in_channels` for images of other than 3 (timm's word for it, `in_chans`, is taken too). `image_size`
+    `num_classes` 0: no head, the output is the pooled features. `kwargs` are the architecture's own (`drop_path_rate`,
+    ...), and `in_channels` for images of other than 3 (timm's name for it, `in_chans`, is accepted too). `image_size`
     matters only to timm models that are made for one size; 0: the architecture's. Nothing is downloaded: `pretrained`
     is False. A RepLKNet has neither timm's `features_only` (`forward_features` gives the last map) nor its
     `global_pool` (it is the mean).

@@ -18,7 +18,7 @@ from models.timm_models import of_timm, reparameterize_timm
 from models.wrappers import bare_model
 
 Foldable = nn.Conv2d | nn.Linear
-FORWARDS = {nn.Conv2d.forward, nn.Linear.forward}  # of layers that are their weight and bias alone
+FORWARDS = {nn.Conv2d.forward, nn.Linear.forward}  # of layers that apply only their weight and bias
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
@@ -30,11 +30,10 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
     In a timm model the blocks that timm can merge are merged; it may keep batch norms, which tracing then folds.
 
-    Parametrisations (weight norm, ...) become plain weights; what somebody put in a batch norm's or DropPath's place
-    stays.
+    Parametrisations (weight norm, ...) become plain weights; a module put in place of a batch norm or DropPath is kept.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
-    running statistics, for what is beside one and is no plain convolution or linear layer, for weights that a hook
+    running statistics, for a layer beside one that is no plain convolution or linear layer, for weights that a hook
     computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none), and for a hook
     on what is folded away.
     """
@@ -59,7 +58,7 @@ def reparameterize(model: nn.Module) -> nn.Module:
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Also torchvision's and timm's frozen ones."""
+    """Whether `module` is a batch norm, including torchvision's and timm's frozen ones."""
     return isinstance(module, _BatchNorm) or type(module).__name__ == "FrozenBatchNorm2d"
 
 
@@ -81,7 +80,7 @@ def batch_norm_affine(bn: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold_after(conv: nn.Conv2d, bn: nn.Module) -> None:
-    """conv := bn(conv(.)), in place. Raises `ValueError` for a `conv` with a forward of its own."""
+    """Set conv := bn(conv(.)), in place. Raises `ValueError` for a `conv` with a custom forward."""
     _check_plain(conv)
     scale, shift = batch_norm_affine(bn)
     bias = shift if conv.bias is None else conv.bias.double() * scale + shift  # [C_out]
@@ -90,10 +89,10 @@ def fold_after(conv: nn.Conv2d, bn: nn.Module) -> None:
 
 @torch.no_grad()
 def fold_before(bn: nn.Module, layer: Foldable) -> None:
-    """layer := layer(bn(.)), in place; exact for a linear layer and for a 1 x 1 convolution without padding.
+    """Set layer := layer(bn(.)), in place; exact for a linear layer and for a 1 x 1 convolution without padding.
 
     Raises `ValueError` for any other convolution, whose zero padding would have to become -shift / scale, and for a
-    `layer` with a forward of its own.
+    `layer` with a custom forward.
     """
     _check_plain(layer)
     if isinstance(layer, nn.Conv2d) and (layer.kernel_size != (1, 1) or layer.padding != (0, 0) or layer.groups != 1):
@@ -108,7 +107,7 @@ def fold_before(bn: nn.Module, layer: Foldable) -> None:
 
 @torch.no_grad()
 def merge_branches(large: nn.Conv2d, small: nn.Conv2d | None) -> nn.Conv2d:
-    """One K x K depthwise convolution equal to the sum of two that have been folded; the small kernel is centred."""
+    """Return one K x K depthwise convolution equal to the sum of two folded ones; the small kernel is centred."""
     weight, bias = large.weight.double(), cast(Tensor, large.bias).double()  # [C,1,K,K], [C]
     if small is not None:
         margin = (large.kernel_size[0] - small.kernel_size[0]) // 2
@@ -119,8 +118,9 @@ def merge_branches(large: nn.Conv2d, small: nn.Conv2d | None) -> nn.Conv2d:
 
 
 def _make_plain(module: nn.Module) -> None:
-    """What is parametrised becomes parameters. (remove_parametrizations would break what the copy was made of: they
-    share a class, from which it takes the attribute.)"""
+    """Replace parametrised weights by plain parameters. (remove_parametrizations would break the original model: the
+    copy shares its class, from which the attribute would be deleted.)
+    """
     names = module.parametrizations.keys()  # type: ignore[operator, union-attr]
     values = {name: nn.Parameter(getattr(module, name).detach()) for name in names}
     plain = type_before_parametrizations(module)
@@ -131,7 +131,7 @@ def _make_plain(module: nn.Module) -> None:
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """What a hook computes before each call is no parameter: it may be an earlier call's, and the hook stays."""
+    """Raise `ValueError` for a weight that a hook computes before each call: it may be outdated, and the hook stays."""
     for name, module in model.named_modules():
         for part in ("weight", "bias"):
             if isinstance(vars(module).get(part), Tensor):

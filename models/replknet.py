@@ -100,7 +100,7 @@ class RepLKNetStage(nn.Module):
 class RepLKNet(nn.Module):
     """Normalised images [B,3,H,W] -> logits [B,num_classes]. Height and width are divided by 4, 8, 16 and 32.
 
-    With `num_classes` 0 it answers with what a head would be given, the mean of its features over the positions [B,C].
+    With `num_classes` 0 it returns the input of a head, the mean of its features over the positions [B,C].
 
     `layers`, `channels`, `kernel_sizes`: one entry a stage. `small_kernel`: size of the parallel branch, None for none.
     `dw_ratio`: width of the depthwise convolution over `channels`. `drop_path_rate`: rate of the last block, growing
@@ -152,7 +152,7 @@ class RepLKNet(nn.Module):
         self.head = _head(channels[-1], num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """[B,3,H,W] -> [B,C,h,w], h = ceil(H/32), after the final norm (deploy form: before it, the head has it)."""
+        """[B,3,H,W] -> [B,C,h,w], h = ceil(H/32), after the final norm (deploy form: before it, it is in the head)."""
         return self.forward_stages(self.forward_stem(images))
 
     def forward_stem(self, images: Tensor) -> Tensor:
@@ -179,9 +179,9 @@ class RepLKNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head with random weights; 0: none. `global_pool` is timm's, for what calls it so: None or "avg".
+        """Replace the head by a new one with random weights; 0: none. `global_pool` is timm's argument: None or "avg".
 
-        Raises `ValueError` for another, and for the deploy form, whose head has the norm.
+        Raises `ValueError` for another `global_pool`, and in deploy form, where the head contains the norm.
         """
         if global_pool not in (None, "avg"):
             raise ValueError(f"global_pool {global_pool!r}: a RepLKNet has only the mean (avg)")
@@ -194,15 +194,15 @@ class RepLKNet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Training keeps the blocks' inputs alone and computes them again in the backward pass (models.checkpointing).
+        """In training, keep only the blocks' inputs, and recompute blocks in the backward pass (models.checkpointing).
 
-        Not inside a context that is gone by then, such as AdvProp's choice of norms or a sparse mask.
+        Not for forward passes in a context that has ended by then, such as AdvProp's choice of norms or a sparse mask.
         """
         for stage in self.stages:
             cast(RepLKNetStage, stage).grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """The layer-decay group of a parameter by its name; `coarse` is timm's, and there is one grouping."""
+        """Return the function parameter name -> layer-decay group; `coarse` is timm's argument, without effect."""
         return partial(layer_group, layers=[len(cast(RepLKNetStage, stage).blocks) // 2 for stage in self.stages])
 
     def merge_branches(self) -> None:
@@ -212,7 +212,7 @@ class RepLKNet(nn.Module):
                 module.reparameterize()
 
     def reparameterize(self) -> None:
-        """Deploy form, in place: no batch norm is left but the last of a model without a head.
+        """Deploy form, in place: no batch norm is left, except the last one of a model without a head.
 
         `models.reparameterize` does it on a copy.
         """

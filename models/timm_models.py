@@ -1,6 +1,6 @@
-"""Baselines: any model of timm by name, `timm/NAME`, through the same doors as our own.
+"""Baselines: any model of timm by name, `timm/NAME`, through the same functions as our own.
 
-timm is imported when a model of it is asked for. Its models and RepLKNet have `forward_features(images)`,
+timm is imported only when one of its models is asked for. Its models and RepLKNet have `forward_features(images)`,
 `forward_head(features, pre_logits)` and `get_classifier()` in common, which training, explanation and export rely on.
 """
 
@@ -26,9 +26,9 @@ def _timm(arch: str) -> Any:
 
 
 def timm_config(arch: str) -> dict[str, Any]:
-    """What timm says of "timm/NAME" or "timm/NAME.TAG": input size, crop, normalisation, interpolation.
+    """Return timm's config of "timm/NAME" or "timm/NAME.TAG": input size, crop, normalisation, interpolation.
 
-    Raises `ValueError` for a name or a tag that timm does not know, naming near ones, and without timm.
+    Raises `ValueError` for a name or a tag that timm does not know, with similar ones, and without timm.
     """
     timm = _timm(arch)
     name = arch.removeprefix(PREFIX)
@@ -43,7 +43,7 @@ def timm_config(arch: str) -> dict[str, Any]:
 
 
 def near_timm_names(arch: str) -> list[str]:
-    """Names to suggest for one that is not ours; empty where timm is not installed."""
+    """Return timm's names similar to `arch`, to suggest; empty if timm is not installed."""
     try:
         import timm
     except ImportError:
@@ -52,7 +52,7 @@ def near_timm_names(arch: str) -> list[str]:
 
 
 def near_names(name: str, known: list[str], most: int = 5, least: float = 0.6) -> list[str]:
-    """Those of `known`, lower-case names, that are closest to `name`, whatever its case."""
+    """Return the names in `known`, all lower-case, that are closest to `name`, ignoring its case."""
     return difflib.get_close_matches(name.lower(), known, most, least)
 
 
@@ -89,7 +89,7 @@ def reparameterize_timm(model: nn.Module) -> None:
 
 
 def renamed_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The authors' keys in timm's words, where the model's module has timm's `checkpoint_filter_fn`."""
+    """Rename the authors' keys to timm's, if the model's module has timm's `checkpoint_filter_fn`."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return state if translate is None else translate(dict(state), model)
 

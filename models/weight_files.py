@@ -1,4 +1,4 @@
-"""The state dict inside a file of weights, as trainers of many libraries write them; no code in it is ever run."""
+"""Read the state dict in a weights file, as trainers of many libraries write it; no code in the file is ever run."""
 
 import argparse
 import re
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-ENTRIES = ("model", "state_dict", "model_state_dict")  # the first that is there
+ENTRIES = ("model", "state_dict", "model_state_dict")  # the first one present is used
 AVERAGES = ("model_ema", "state_dict_ema")
 # What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before the names of the network's own.
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
@@ -29,7 +29,7 @@ class WeightsError(ValueError):
 
 
 class _Ignored:
-    """Stands for NumPy's numbers and arrays and for paths, such as a best accuracy and its log: they are no weights."""
+    """Replaces NumPy's numbers and arrays, and paths, such as a best accuracy and its log: they are no weights."""
 
     def __init__(self, *_: Any) -> None: ...
 
@@ -51,12 +51,12 @@ def read_state(path: Path, expected: Collection[str], prefer_average: bool = Fal
 
 
 def first_line(error: BaseException) -> str:
-    """The message without the stack that PyTorch's C++ puts after it."""
+    """Return the message without the stack that PyTorch's C++ puts after it."""
     return ESCAPES.sub("", str(error) or type(error).__name__).splitlines()[0]
 
 
 def _read(path: Path) -> Any:
-    """By content: the same suffix, such as .bin or .ckpt, is given to files of every kind."""
+    """Load a file by its content: the same suffix, such as .bin or .ckpt, is used for files of every kind."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     try:
@@ -105,7 +105,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _state_dict(content: Any, path: Path, prefer_average: bool) -> dict[str, Any]:
-    """What the trainer's checkpoint calls the model, or all of it."""
+    """Return the state dict inside a trainer's checkpoint, or all of `content`."""
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}: a state dict is needed")
     for name in (*AVERAGES, *ENTRIES) if prefer_average else (*ENTRIES, *AVERAGES):
@@ -116,9 +116,9 @@ def _state_dict(content: Any, path: Path, prefer_average: bool) -> dict[str, Any
 
 
 def _without_prefixes(state: dict[str, Any], expected: Collection[str]) -> dict[str, Any]:
-    """A prefix that the model lacks is removed where all keys have it, or all of those that would fit the model.
+    """Remove a prefix that the model lacks, if all keys have it, or all keys that would fit the model.
 
-    In the latter case the other keys are left out: a loss's or a metric's, beside the network in a trainer's module.
+    In the latter case the other keys are left out, such as those of a loss or a metric in a trainer's module.
     """
     others = [prefix for prefix in PREFIXES if not any(name.startswith(prefix) for name in expected)]
     found = any(name in expected for name in state)

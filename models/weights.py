@@ -69,7 +69,7 @@ def _check_sizes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
 
 
 def _sharded(state: Mapping[str, Tensor]) -> str:
-    """The first weight that is a DTensor, of which this process has a part alone; empty where none is."""
+    """Return the name of the first weight that is a DTensor, of which this process has only a part, else ""."""
     return next((name for name, tensor in state.items() if hasattr(tensor, "full_tensor")), "")
 
 
@@ -87,7 +87,7 @@ def load_checkpoint(path: str | Path, config: ModelConfig | None = None) -> tupl
 
 
 def load_config(folder: str | Path) -> ModelConfig:
-    """config.json of a checkpoint folder. Raises `WeightsError` for what it should not hold, `FileNotFoundError`."""
+    """Read config.json of a checkpoint folder. Raises `WeightsError` for invalid content, `FileNotFoundError`."""
     path = Path(folder) / CONFIG_FILE
     if not path.exists():
         if path.with_name("last").is_dir():
@@ -99,7 +99,7 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise WeightsError(f"{path} is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}: an object is needed")
-    values.setdefault("crop_mode", "center")  # of a checkpoint from before it was kept: all were cropped so
+    values.setdefault("crop_mode", "center")  # older checkpoints lack it: all were cropped this way
     known = [entry.name for entry in fields(ModelConfig)]
     for name in [*(n for n in values if n not in known), *(n for n in known if n not in values)]:
         raise WeightsError(f"{path}: {name!r} is {'unknown' if name in values else 'missing'}")
@@ -110,9 +110,9 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 
 def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
-    """The config in the checkpoint folder `weights`, or beside the file `weights`; None where there is none.
+    """Return the config in the checkpoint folder `weights`, or beside the file `weights`; None if there is none.
 
-    Raises `WeightsError` for an `arch` that it does not hold, for a file of which nothing says the architecture, and as
+    Raises `WeightsError` if `arch` is given and is not the config's, for a file whose architecture is unknown, and as
     `load_config`.
     """
     folder = checkpoint_folder(weights)
@@ -127,14 +127,14 @@ def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
 
 
 def classifier_config(weights: Path, arch: str) -> ModelConfig:
-    """`checkpoint_config`, else that of a published file of `arch`: as many classes as its head has, else 1000.
+    """Return the `checkpoint_config`, else that of a published file of `arch`, with its head's classes, or 1000.
 
     Raises `WeightsError` for a pre-trained encoder, and as `checkpoint_config`.
     """
     config = checkpoint_config(weights, arch)
     if config is None:
         if not weights.is_file():
-            return load_config(weights)  # which says what is not there
+            return load_config(weights)  # raises FileNotFoundError
         config = ModelConfig(arch, count_classes(arch, weights) or 1000)
     if config.num_classes == 1:
         raise WeightsError(
@@ -144,14 +144,14 @@ def classifier_config(weights: Path, arch: str) -> ModelConfig:
 
 
 def checkpoint_folder(weights: Path | None) -> Path | None:
-    """Where config.json says what `weights` are; a published file has none, or another library's beside it."""
+    """Return the folder whose config.json describes `weights`; a published file has none, or another library's."""
     if weights is None or weights.is_dir():
         return weights
     return weights.parent if _is_own_config(weights.parent / CONFIG_FILE) else None
 
 
 def _is_own_config(path: Path) -> bool:
-    """Whether a config.json is there, and not another library's: Hugging Face's lie beside weights too."""
+    """Whether `path` is a config.json of ours: Hugging Face also puts one beside weights."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -166,10 +166,10 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
 
     Files, whatever their suffix: a plain state dict, or one under "model", "state_dict" or "model_state_dict", or else
     under "model_ema" or "state_dict_ema" (a timm model prefers these two, as timm's own loader does). Keys may begin
-    with "module." (DDP), "_orig_mod." (torch.compile), "model." (Lightning) or "backbone." (OpenMMLab): those without
-    it are then left out, unless they fit the model. A file in the published deploy form turns `model` into that form. A
+    with "module." (DDP), "_orig_mod." (torch.compile), "model." (Lightning) or "backbone." (OpenMMLab): keys without it
+    are then left out, unless they fit the model. A file in the published deploy form turns `model` into that form. A
     timm model takes what timm publishes as a file and, where timm can translate them, its authors' files. `skip_head`
-    keeps the model's own classifier. Code in a pickle is never run. `arch` is what an error calls the model.
+    keeps the model's own classifier. Code in a pickle is never run. `arch` names the model in errors.
 
     Raises `FileNotFoundError`, and `WeightsError` for a file that cannot be read, a key that is missing, unexpected or
     of another shape, another number of classes, NaN or infinity; and for a model without memory, or that is sharded.
@@ -204,12 +204,12 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
 
 
 def weights_file(path: Path) -> Path:
-    """The file itself, or the one in a checkpoint folder."""
+    """Return the file itself, or the one in a checkpoint folder."""
     return path / WEIGHTS_FILE if path.is_dir() else path
 
 
 def count_classes(arch: str, path: str | Path) -> int | None:
-    """Classes of the head in a weights file of `arch`; None where it has none. Raises as `load_weights`."""
+    """Return the number of classes in a weights file of `arch`; None without a head. Raises as `load_weights`."""
     path = Path(path)
     with torch.device("meta"):
         model = create_model(arch)
@@ -230,7 +230,7 @@ def _translated(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
 def _checked(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, heads: tuple[str, ...], other: str
 ) -> dict[str, Tensor]:
-    """`state` in the model's dtypes, or `WeightsError` at the first key, in the model's order, that does not fit."""
+    """Return `state` in the model's dtypes, or raise `WeightsError` for the first key, in order, that does not fit."""
     head = f"{heads[0]}weight"
     if head in state and head in expected and state[head].dim() == 2 and len(state[head]) != len(expected[head]):
         raise WeightsError(

@@ -6,7 +6,7 @@ WRAPPED = ({"_orig_mod"}, {"module"})
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The model itself, whose keys have no "_orig_mod." or "module." before them; one that nothing wraps as it is."""
+    """Return the model inside its wrappers, whose keys do not begin with "_orig_mod." or "module."."""
     while (names := {name for name, _ in model.named_children()}) in WRAPPED:
         model = model.get_submodule(names.pop())
     return model
