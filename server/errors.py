@@ -21,6 +21,12 @@ REMEDIES = {
 }
 
 
+def elsewhere(error: OSError) -> str:
+    """What to do about a folder for temporary files that cannot be written."""
+    remedy = REMEDIES.get(error.errno or 0, "fix that")
+    return remedy if error.errno == errno.EFBIG else f"{remedy}, or name another in TMPDIR"
+
+
 class ServerError(RuntimeError):
     """Base of all; the message is one line that says what is wrong and what to do."""
 

@@ -17,6 +17,7 @@ from server.libraries import find_library, find_resize
 from server.locate import Installation
 from server.preflight import check_libpython, check_loadable, check_numpy, check_python_on_path, check_stub_libraries
 from server.private_folder import MARK, PrivateFolder, hold
+from server.private_log import PrivateLog
 from server.repository import Repository
 from server.tls import Tls
 from server.tritonserver_options import before, common_environment, common_options
@@ -29,7 +30,16 @@ SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes
 class Runtime:
     """Made once for a server, used again at every restart, removed at its end."""
 
-    def __init__(self, installation: Installation, repository: Repository, library: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        repository: Repository,
+        library: str | Path | None = None,
+        log: Path | None = None,
+        forward_log: bool = False,
+    ) -> None:
+        self._told_lost = False
+        self._given = (installation, repository, library, log, forward_log)
         self.installation = installation
         self.repository = repository
         self.library = find_library(library, repository)
@@ -37,8 +47,10 @@ class Runtime:
         base = tempfile.gettempdir()
         self._private = PrivateFolder(base if is_shell_safe(base) else "/tmp")
         self.folder = self._private.path
+        self.log = log or self.folder / "tritonserver.log"
         self.shm_prefix = f"{self.folder.name}-"
         self._release_repository = hold(self, repository.path)  # for build_models.py
+        self._private_log = PrivateLog(self.log, forward_log) if log is None else None
         try:
             self._write_preload_guard()
             fixes = backends.FIXES.output if backends.is_current(backends.FIXES) else None
@@ -57,9 +69,29 @@ class Runtime:
             self._release_repository = hold(self, self.repository.path)
             before()
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody has removed the private folder, such as in a cleaning of /tmp by hand."""
+        return not (self.folder / MARK).is_file()
+
+    def tend(self) -> Iterator[str]:
+        """Called each half second that tritonserver runs; yields a line when the private folder is gone, once."""
+        self.hold_repository()
+        if self.lost and not self._told_lost:
+            self._told_lost = True
+            yield f"{self.folder} was removed: no model can be loaded until the server restarts"
+
+    def anew(self) -> "Runtime":
+        """As this one was made, in another folder."""
+        return Runtime(*self._given)
+
     def remove(self) -> None:
-        self._private.remove()
-        self._release_repository()
+        try:
+            if self._private_log is not None:
+                self._private_log.close()
+        finally:
+            self._private.remove()
+            self._release_repository()
 
     def warnings(self) -> Iterator[str]:
         """A line for each thing that works, but not as it should."""

@@ -1,6 +1,5 @@
 """Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
 
-import errno
 import logging
 import threading
 import time
@@ -8,13 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.endpoints import Endpoints, choose_endpoints
-from server.errors import REMEDIES, InstallationError, ServerError, StartError, unforeseen
-from server.locate import Installation, find_tritonserver
+from server.errors import InstallationError, ServerError, StartError, elsewhere, unforeseen
+from server.locate import find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_passed_on
-from server.private_folder import MARK
-from server.private_log import PrivateLog
 from server.process import ServerProcess
-from server.repository import Repository, read_repository, verify_newest
+from server.repository import read_repository, verify_newest
 from server.restarts import Restarts
 from server.run import Run
 from server.runtime import Runtime
@@ -138,13 +135,10 @@ class TritonServer:
         if self.log_file is not None:
             check_log_file(self.log_file)
         try:
-            self._make_runtime(installation, repository)
+            self._runtime = Runtime(installation, repository, self.library, self.log_file, self.forward_log)
         except OSError as error:
-            remedy = REMEDIES.get(error.errno or 0, "fix that")
-            elsewhere = "" if error.errno == errno.EFBIG else ", or name another in TMPDIR"
-            raise InstallationError(
-                f"the server's private folder cannot be made ({error}): {remedy}{elsewhere}"
-            ) from error
+            message = f"the server's private folder cannot be made ({error}): {elsewhere(error)}"
+            raise InstallationError(message) from error
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")
         # A thread of its own, so that the server does not depend on the thread that asked for it.
@@ -209,20 +203,17 @@ class TritonServer:
     def _choose_endpoints(self) -> Endpoints:
         return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
-    def _make_runtime(self, installation: Installation, repository: Repository) -> None:
-        self._runtime = Runtime(installation, repository, self.library)
-        self._log = self.log_file or self._runtime.folder / "tritonserver.log"
-        self._private_log = PrivateLog(self._log, self.forward_log) if self.log_file is None else None
-
     def _mend_runtime(self) -> None:
-        """Anew where somebody has cleaned /tmp by hand."""
+        """Makes the private folder anew where it was removed."""
         lost = self._runtime
-        if not (lost.folder / MARK).is_file():
+        if lost.lost:
             self._tell(f"the server's private folder {lost.folder} was removed: it is made anew")
-            if self._private_log is not None:
-                self._private_log.close()
-            self._make_runtime(lost.installation, lost.repository)
+            self._runtime = lost.anew()
             lost.remove()
+
+    def _tend(self) -> None:
+        for line in self._runtime.tend():
+            self._tell(f"warning: {line}")
 
     def _supervise(self) -> None:
         """The whole life of the server: runs of tritonserver, one after another."""
@@ -251,8 +242,6 @@ class TritonServer:
         except Exception as error:
             self._error = ServerError(unforeseen(error))
         finally:
-            if self._private_log is not None:
-                self._private_log.close()
             self._ready.clear()
             self._settled.set()
             self._finished.set()
@@ -270,11 +259,12 @@ class TritonServer:
                 self._endpoints = self._choose_endpoints()
 
     def _prove_and_watch(self) -> str:
-        offset = self._log.stat().st_size if self._log.exists() else 0
+        log = self._runtime.log
+        offset = log.stat().st_size if log.exists() else 0
         with self._spawn() as process:
             self._process = process
             has_canary = self._runtime.repository.has_canary
-            run = Run(process, self.http_url, has_canary, self._log, offset, self._stopping)
+            run = Run(process, self.http_url, has_canary, log, offset, self._stopping)
             run.await_ready(self.start_timeout)
             if self._stopping.is_set():
                 return "stopped"
@@ -282,7 +272,7 @@ class TritonServer:
                 self._tell("the server answers again")
             self._ready.set()
             self._settled.set()
-            reason = run.watch(self.probe_interval, self.probe_timeout, self._runtime.hold_repository)
+            reason = run.watch(self.probe_interval, self.probe_timeout, self._tend)
             if self._stopping.is_set():
                 process.stop(self._at_once)
             return reason
@@ -296,4 +286,4 @@ class TritonServer:
             tls=self.tls,
             shared_memory_token=self.shared_memory_token,
         )
-        return ServerProcess(command, self._runtime, self._log, self.drain_seconds)
+        return ServerProcess(command, self._runtime, self._runtime.log, self.drain_seconds)

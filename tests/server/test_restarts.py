@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 
 import psutil
 import pytest
@@ -96,10 +97,13 @@ def test_a_private_folder_that_was_removed_is_made_anew(light_repository, sleep,
     with TritonServer(light_repository, on_event=events.append, log_file=log and tmp_path / log) as server:
         lost = server._runtime.folder
         shutil.rmtree(lost)
+        wait_until(lambda: events, 5, "told")
+        assert events == [f"warning: {lost} was removed: no model can be loaded until the server restarts"]
+        time.sleep(1.5)  # it is told once
         tritonserver_of(server._process.guard.pid).kill()
         wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
-        assert events[1] == f"the server's private folder {lost} was removed: it is made anew"
+        assert events[2] == f"the server's private folder {lost} was removed: it is made anew"
         folder = server._runtime.folder
         assert (folder / "tritonserver.log").exists() == (log is None)
         processes = processes_of(server._process.guard.pid)

@@ -4,7 +4,6 @@ import errno
 import itertools
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -215,6 +214,7 @@ def supervised(monkeypatch, tmp_path, tmp_path_factory):
         folder = private
         repository = SimpleNamespace(path=tmp_path)
         warnings = staticmethod(tuple)
+        lost = False
 
         def __init__(self, *arguments):
             self.removed = False
@@ -383,9 +383,9 @@ def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
 
     class Private:
         repository = Repository
-        hold_repository = None
+        log = tmp_path / "log"
 
-    server._runtime, server._log = Private, Path(tmp_path / "log")
+    server._runtime = Private
     monkeypatch.setattr("server.supervisor.Run", Once)
     server._spawn = Closed
     assert server._run_once() == "died"
@@ -394,7 +394,7 @@ def test_a_taken_port_is_chosen_again(monkeypatch, tmp_path):
 
     tries.clear()
     fixed = TritonServer(tmp_path, http_port=1025, grpc_port=1026, metrics_port=1027)
-    fixed._endpoints, fixed._runtime, fixed._log, fixed._spawn = server._endpoints, Private, tmp_path / "log", Closed
+    fixed._endpoints, fixed._runtime, fixed._spawn = server._endpoints, Private, Closed
     with pytest.raises(StartError, match="already in use"):
         fixed._run_once()
     assert len(tries) == 1
