@@ -13,7 +13,7 @@ from server.errors import (
 
 try:
     from server.supervisor import TritonServer
-except ModuleNotFoundError as error:  # with `name`, `python -m` prints one line for an error in this package
+except ModuleNotFoundError as error:  # `python -m` prints an ImportError in one line if `name` is this package
     message = f"server needs {error.name}: pip install '.[serve]' in the checkout"
     raise ImportError(message, name=__name__) from None
 

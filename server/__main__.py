@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0 after a clean stop, 1 when the server could not start or kept failing, 2 for a wrong option."""
+    """Return the exit code: 0 after a clean stop, 1 if the server did not start or kept failing, 2 for a bad option."""
     options = vars(parse_arguments(arguments))
     interrupt_on_signals()
     begun = time.monotonic()
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def server_of(options: dict[str, Any]) -> TritonServer:
-    """Not started yet. Raises `OptionError`."""
+    """Make the server from the command line's options without starting it. Raises `OptionError`."""
     check_words(options["tritonserver_args"])
     folder, *more = options.pop("model_repository") or ["model_repository"]
     if more:
@@ -122,12 +122,12 @@ def server_of(options: dict[str, Any]) -> TritonServer:
         options[token] = read_token(options[token], options.pop(f"{token}_file"), name=name)
     options["tls"] = tls_of(*(options.pop(name) for name in ("tls_certificate", "tls_key", "tls_client_ca")))
     for variable in VARIABLES.values():
-        os.environ.pop(variable, None)  # nothing that is started inherits it
+        os.environ.pop(variable, None)  # so that child processes do not inherit it
     return TritonServer(folder, **options, on_event=say)
 
 
 def check_words(passed_on: list[str]) -> None:
-    """Raises `OptionError` where the first of them is not an option."""
+    """Raise `OptionError` if the first word does not start with "-"."""
     if passed_on and not passed_on[0].startswith("-"):
         word = passed_on[0]
         meant = f"did you mean --model-repository {word}?" if Path(word).is_dir() else "see --help"
@@ -135,18 +135,18 @@ def check_words(passed_on: list[str]) -> None:
 
 
 def client_command(image: str, url: str, protocol: str = "grpc") -> str:
-    """To paste into another shell in this folder, whether the virtual environment is active there or not."""
+    """Return a client command for another shell in this folder, which need not have the virtual environment active."""
     here = os.path.join(os.getcwd(), "")
     python = os.path.relpath(sys.executable) if sys.executable.startswith(here) else sys.executable
     return shlex.join([python, "-m", "client", "classify", image, "--url", url, "--protocol", protocol])
 
 
 def show(text: str) -> None:
-    """Prints to standard output; the server goes on where nobody reads that."""
+    """Print to standard output; if it is closed, the server keeps running."""
     try:
         print(text, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered is flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 def say(line: str) -> None:

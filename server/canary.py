@@ -9,11 +9,11 @@ import zlib
 from typing import Any
 
 SIDE = 32  # pixels
-LONGEST = 1e9  # seconds: a socket takes no more than nine times that
+LONGEST = 1e9  # seconds: a socket's timeout must be less than 9.2e9
 
 
 class CanaryError(Exception):
-    """The server answered with something other than probabilities. `status`: the HTTP status, where it was not 200."""
+    """The server did not answer with probabilities. `status`: the HTTP status if it was not 200."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class CanaryError(Exception):
 
 
 class CanaryUnreachedError(CanaryError):
-    """No connection, or what listens there does not speak HTTP."""
+    """The server cannot be reached, or does not speak HTTP."""
 
 
 class CanaryTimeoutError(CanaryError):
@@ -29,7 +29,7 @@ class CanaryTimeoutError(CanaryError):
 
 
 class CanaryRefusedError(CanaryError):
-    """HTTP 503: a full queue turned the canary away, or no request for the model is served."""
+    """HTTP 503: a queue was full, or the model is not served."""
 
 
 PERHAPS_BUSY = (CanaryTimeoutError, CanaryRefusedError)  # harmless while others are answered
@@ -47,9 +47,9 @@ def canary_png() -> bytes:
 
 
 def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, Any]]:
-    """The outputs for one image through `model` over HTTP: name, shape, data.
+    """Send one image to `model` over HTTP; return its outputs, each with "name", "shape" and "data".
 
-    Raises `CanaryError`, one of `PERHAPS_BUSY` where load may be the reason.
+    Raises `CanaryError`; one of `PERHAPS_BUSY` if load may be the reason.
     """
     element = canary_png()
     body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor
@@ -70,7 +70,7 @@ def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, 
 
 
 def is_ready(address: str, timeout: float) -> bool:
-    """tritonserver's own opinion, which a dead backend process does not change."""
+    """Whether tritonserver says that it is ready, which it does even if a backend process is dead."""
     try:
         ask(address, "GET", "/v2/health/ready", timeout)
     except CanaryError:
@@ -79,7 +79,7 @@ def is_ready(address: str, timeout: float) -> bool:
 
 
 def success_count(address: str, model: str, timeout: float) -> int:
-    """Inferences that `model`, and the ensembles named after it (MODEL_explained), have answered since the start.
+    """Count the inferences that `model` and the ensembles MODEL_* (MODEL_explained) have answered since the start.
 
     Raises `CanaryError`.
     """
@@ -99,7 +99,7 @@ def ask(
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> Any:
-    """The JSON that the server at `address` answers; {} for an empty body. Raises `CanaryError`."""
+    """Return the JSON answer of the server at `address`, {} for an empty body. Raises `CanaryError`."""
     try:
         with contextlib.closing(http.client.HTTPConnection(address, timeout=min(timeout, LONGEST))) as connection:
             connection.request(method, path, body, headers or {})
@@ -107,8 +107,8 @@ def ask(
             text = response.read()
     except TimeoutError as error:
         raise CanaryTimeoutError(f"no answer to {path} in {timeout:g} s") from error
-    except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: of a host like a..b
-        raise CanaryUnreachedError(f"{path}: {error!r}") from error  # repr: another protocol's answer is no text
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: a host such as a..b
+        raise CanaryUnreachedError(f"{path}: {error!r}") from error  # repr: it may hold binary data
     if response.status != 200:
         kind = CanaryRefusedError if response.status == 503 else CanaryError
         said = text[:500].decode(errors="replace")

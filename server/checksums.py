@@ -1,6 +1,6 @@
 """Compares models with the checksums in their build.json.
 
-It stands alone in the image (deploy/image/serve.py), so it imports nothing of the package.
+The image has a copy of this file without the package (deploy/image/serve.py), so it imports only the standard library.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ class ChecksumError(Exception):
 
 
 def newest_version(model: Path) -> Path | None:
-    """The version folder of the highest number, which tritonserver loads."""
+    """Return the version folder with the highest number, which tritonserver loads; None if there is none."""
     return next(reversed(version_folders(model)), None)
 
 
 def version_folders(model: Path) -> list[Path]:
-    """By number, ascending; empty where there is no such model."""
+    """Return a model's version folders in ascending order; none if there is no such model."""
     found = model.iterdir() if model.is_dir() else ()
     versions = (folder for folder in found if VERSION.fullmatch(folder.name) and folder.is_dir())
     return sorted(versions, key=lambda folder: int(folder.name))
 
 
 def check_folders(repository: Path) -> None:
-    """tritonserver takes every folder for a model. Raises `ChecksumError` for one that is not, such as lost+found."""
+    """Raise `ChecksumError` for a folder that is no model, such as lost+found: tritonserver would try to load it."""
     for folder in sorted(repository.iterdir()):
         if folder.is_dir() and not (folder / "config.pbtxt").is_file():
             raise ChecksumError(
@@ -42,7 +42,7 @@ def check_folders(repository: Path) -> None:
 
 
 def compare_newest(repository: Path) -> None:
-    """The version of every model that tritonserver would load. Raises `ChecksumError`."""
+    """Run `compare` on the newest version of each model, which tritonserver loads. Raises `ChecksumError`."""
     try:
         check_folders(repository)
         for version in _newest_versions(repository):
@@ -52,14 +52,14 @@ def compare_newest(repository: Path) -> None:
 
 
 def unchecked(repository: Path) -> str:
-    """A line about the versions that tritonserver would load and that have no build.json; empty where all have one."""
+    """Return a line about the newest versions that have no build.json; empty if all have one."""
     unknown = [version for version in _newest_versions(repository) if not (version / RECORD).is_file()]
     names = [f"{version.parent.name}/{version.name}" for version in unknown]
     return f"{', '.join(names)}: served unchecked, without {RECORD}; build_models.py writes it" if names else ""
 
 
 def compare(version: Path) -> None:
-    """Passes over a version that has no build.json: see `unchecked`. Raises `ChecksumError`."""
+    """Raise `ChecksumError` if a file does not match its checksum. Skips a version without build.json (`unchecked`)."""
     record = version / RECORD
     if not record.is_file():
         return
@@ -72,7 +72,7 @@ def compare(version: Path) -> None:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
     remedy += f"; if the change is intended, remove {record}"
     for name, digest in expected.items():
-        path = Path(os.path.normpath(version / name))  # labels.txt, for one, lies in the folder above
+        path = Path(os.path.normpath(version / name))  # labels.txt is in the folder above
         try:
             with path.open("rb") as file:
                 found = _sha256(file)
@@ -85,7 +85,7 @@ def compare(version: Path) -> None:
 
 
 def _newest_versions(repository: Path) -> list[Path]:
-    """Of every model that has one."""
+    """Return the newest version folder of each model that has one."""
     found = (newest_version(config.parent) for config in sorted(repository.glob("*/config.pbtxt")))
     return [version for version in found if version is not None]
 

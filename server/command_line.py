@@ -1,4 +1,4 @@
-"""What the server's commands share: the options of the repository and the tokens, and signals."""
+"""Options for the repository and the tokens, and signal handling, which the server's commands share."""
 
 import argparse
 import math
@@ -14,7 +14,7 @@ LIBRARY = "native operator library (default: $WIDEFIELD_LIBRARY, else the built 
 
 
 def add_token_options(parser: argparse.ArgumentParser, name: str = "management", asks: bool = False) -> None:
-    """`name`: "management" or "shared-memory"; `asks`: of a command that asks a server, which has the token."""
+    """Add the options of a token. `name`: "management" or "shared-memory"; `asks`: the command is a client."""
     opens = {
         "management": f"opens the management interfaces to the header {MANAGEMENT_HEADER}, for releases too",
         "shared-memory": "lets clients on this host that have it send images through memory",
@@ -50,7 +50,7 @@ def positive(text: str) -> float:
 
 
 def interrupt_on_signals() -> None:
-    """SIGTERM ends it as Ctrl-C does, with its clean-up; so does closing its terminal, unless nohup started it."""
+    """Make SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does; SIGHUP too, unless nohup ignores it."""
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         signal.signal(signal.SIGHUP, interrupt)
@@ -58,7 +58,7 @@ def interrupt_on_signals() -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """For a moment's change that is made whole: a signal that comes meanwhile comes too late."""
+    """Ignore SIGINT, SIGTERM and SIGHUP during a short change that must not be left half done."""
     handlers = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield

@@ -11,14 +11,14 @@ from tritonclient.grpc import model_config_pb2
 from server.errors import ReleaseError
 from server.model_configs import PREPROCESS, config_files, read_config
 
-LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess: no accepted image changes by them; the server's own stay
-CLASS_MAP = "class_map"  # an output that a build has or has not
+LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess; they change no accepted image, so the served ones are kept
+CLASS_MAP = "class_map"  # an optional output
 REMEDY = "serve it as a server of its own and move the clients there, or stop this one, build in its place and start it"
 read = partial(read_config, refusal=ReleaseError)
 
 
 def check_compatible(built: Path, served: Path) -> None:
-    """Raises `ReleaseError`, which names what differs.
+    """Raise `ReleaseError` with the difference if `built` cannot replace `served`.
 
     The weights may differ, but not the tensors, the labels, or what is done to an image before it reaches them. The
     served configs stay as they are, so their limits, instances, threads and batching may differ.
@@ -40,8 +40,10 @@ def check_compatible(built: Path, served: Path) -> None:
 
 
 def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) -> None:
-    """Raises `ReleaseError` where a config file was changed since the start: a load reads it anew, and the model might
-    no longer fit those around it. `running`: model -> the config that it was loaded with, as JSON.
+    """Raise `ReleaseError` if a config file was changed since the server started.
+
+    A load reads the config again, and the model might no longer fit the other models. `running`: returns the config
+    that a model was loaded with, as JSON.
     """
     for folder in sorted(path.parent for path in repository.glob("*/config.pbtxt")):
         there = [read(repository, folder.name, file) for file in config_files(repository, folder.name)]
@@ -54,7 +56,7 @@ def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) ->
 
 
 def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
-    """The first tensor that differs, in words."""
+    """Describe the first tensor that differs."""
     ours, theirs = ({each.name: each for each in (*config.input, *config.output)} for config in (new, old))
     for name in {**ours, **theirs}:
         if name not in ours:
@@ -67,7 +69,7 @@ def _of(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) ->
 
 
 def _prepared_otherwise(new: model_config_pb2.ModelConfig, old: model_config_pb2.ModelConfig) -> str:
-    """The parameters of preprocess that differ, in words; empty where none does."""
+    """Describe the parameters of preprocess that differ; empty if none does."""
     names = sorted({*new.parameters, *old.parameters} - {*LIMITS})
     values = [(name, *(each.parameters[name].string_value or "not set" for each in (new, old))) for name in names]
     return ", ".join(f"{name} {ours}, not {theirs}" for name, ours, theirs in values if ours != theirs)

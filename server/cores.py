@@ -1,4 +1,4 @@
-"""How many cores a server on this machine may keep busy."""
+"""The number of cores that a server on this machine may use."""
 
 import contextlib
 import math
@@ -9,11 +9,11 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores() -> int:
-    """This process's affinity, but at most a container's CPU quota (cgroup v2 or v1), rounded up."""
-    # As model_repository/preprocess/1/model.py has it, which stands alone.
+    """Return the size of this process's affinity mask, at most the CPU quota (cgroup v2 or v1) rounded up."""
+    # model_repository/preprocess/1/model.py has a copy, since it cannot import this.
     allowed = len(os.sched_getaffinity(0))
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError):  # not this version's; "max"
+        with contextlib.suppress(OSError, ValueError):  # the other cgroup version, or "max"
             quota, period = (int(word) for file in files for word in (CGROUP / file).read_text().split())
             if quota > 0:  # v1 says -1 for no limit
                 allowed = min(allowed, math.ceil(quota / period))

@@ -1,4 +1,4 @@
-"""What can go wrong with a server.
+"""The errors of the package.
 
 ServerError
 ├── InstallationError
@@ -12,7 +12,7 @@ ServerError
 
 import errno
 
-# Of a file that cannot be written.
+# What to do if a file cannot be written.
 REMEDIES = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or have the quota raised",
@@ -22,17 +22,17 @@ REMEDIES = {
 
 
 def elsewhere(error: OSError) -> str:
-    """What to do about a folder for temporary files that cannot be written."""
+    """Say what to do if a folder for temporary files cannot be written."""
     remedy = REMEDIES.get(error.errno or 0, "fix that")
     return remedy if error.errno == errno.EFBIG else f"{remedy}, or name another in TMPDIR"
 
 
 class ServerError(RuntimeError):
-    """Base of all; the message is one line that says what is wrong and what to do."""
+    """The base class. The message is one line that says what is wrong and what to do."""
 
 
 class InstallationError(ServerError):
-    """tritonserver or something that it needs is missing, or of a wrong version."""
+    """tritonserver or a dependency of it is missing or has the wrong version."""
 
 
 class RepositoryError(ServerError):
@@ -40,30 +40,30 @@ class RepositoryError(ServerError):
 
 
 class OptionError(ServerError):
-    """An option cannot be used: a host, a port, one port for two, the log file, a library, a token, TLS's files."""
+    """An option cannot be used: a host, a port, a log file, a library, a token or a TLS file."""
 
 
 class PortInUseError(ServerError):
-    """A port that was asked for is another process's."""
+    """Another process listens on a requested port."""
 
 
 class StartError(ServerError):
-    """tritonserver ended, or did not answer a real inference in time."""
+    """tritonserver ended, or did not answer the first inference in time."""
 
 
 class ReleaseError(ServerError):
-    """A version was not made live; the one before serves on."""
+    """A version was not made live; the previous one is still served."""
 
 
 class GaveUpError(ServerError):
-    """It kept failing after it had been ready, and the limit of restarts is reached."""
+    """tritonserver was ready once but kept failing, and the limit of restarts is reached."""
 
 
 def exit_code(error: Exception) -> int:
-    """Of a command that it ends: 2 for wrong usage, as argparse has it, else 1."""
+    """Return a command's exit code: 2 for wrong usage, as argparse does, else 1."""
     return 2 if isinstance(error, OptionError) else 1
 
 
 def unforeseen(error: Exception) -> str:
-    """The supervisor's line for an error that is not one of these."""
+    """Return the supervisor's message for an unexpected error."""
     return f"the supervisor failed: {type(error).__name__}: {error}"

@@ -1,9 +1,9 @@
-"""The process between the supervisor and tritonserver; whatever ends the supervisor, it leaves nothing behind.
+"""The process between the supervisor and tritonserver, which cleans up even if the supervisor is killed.
 
-It reads one JSON line on standard input (the order), starts tritonserver in a session of its own, and waits: "stop"
-drains it (SIGTERM, then SIGKILL after the grace), "kill" does not wait; the end of the input or another parent means
-that the supervisor is dead, which drains too. At the end it kills what is left of tritonserver's process group and
-removes its shared memory files. It exits as tritonserver did. Standard library only: it runs without site-packages.
+It reads one JSON line (the order) on standard input, starts tritonserver in a new session and waits. "stop" drains
+tritonserver (SIGTERM, then SIGKILL after the grace period); "kill" kills it at once. The end of the input or a new
+parent process means that the supervisor is dead, and drains too. At the end the guard kills the rest of tritonserver's
+process group, removes its shared-memory files and exits with tritonserver's code. It runs without site-packages.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class Guard:
         self.signalled = False
 
     def run(self) -> int:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned backend processes come to us and can be reaped
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # become the parent of orphaned backend processes, to reap them
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         self.child = subprocess.Popen(
@@ -55,7 +55,7 @@ class Guard:
             env={**os.environ, **self.order["environment"]},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # it ends with the guard
+            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # die if the guard dies
         )
         while self.child.poll() is None:
             self._listen()

@@ -1,13 +1,13 @@
-"""A model's labels, whose file tritonserver splits at newlines alone; it passes the lines on as they are.
+"""Checks a model's file of labels: tritonserver splits it at newlines only and serves each line unchanged.
 
-It stands alone in the image, as checksums.py does.
+The image has a copy of this file without the package, as of checksums.py.
 """
 
 import math
 import re
 from pathlib import Path
 
-ASIDE = re.compile(r"#[^\n]*|\breshape\s*:?\s*\{[^{}]*\}")  # a comment, or the one message that an output holds
+ASIDE = re.compile(r"#[^\n]*|\breshape\s*:?\s*\{[^{}]*\}")  # a comment, or the only message that an output may contain
 OUTPUT = re.compile(r"""\{[^{}]*\blabel_filename\s*:\s*["']([^"'\n]+)["'][^{}]*\}""")
 DIMS = re.compile(r"\bdims\s*:\s*(\[[^\]]*\]|-?\d+)")
 NUMBER = re.compile(r"-?\d+")
@@ -15,11 +15,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LabelsError(Exception):
-    """A file of labels would be served otherwise than it is meant; the message has a remedy."""
+    """tritonserver would serve wrong labels; the message says what to do."""
 
 
 def check_labels(model: Path, config: str) -> None:
-    """`config`: the text of its config.pbtxt. Raises `LabelsError`; a file that is missing tritonserver names."""
+    """Raise `LabelsError` for wrong labels; tritonserver reports a missing file. `config`: the text of config.pbtxt."""
     for output in OUTPUT.finditer(ASIDE.sub("", config)):
         path = model / output.group(1)
         if path.is_file() and (fault := _fault(path.read_bytes(), _classes(output.group()))):
@@ -27,19 +27,19 @@ def check_labels(model: Path, config: str) -> None:
 
 
 def check_all_labels(repository: Path) -> None:
-    """Those of every model. Raises `LabelsError`, `OSError`."""
+    """Run `check_labels` on every model. Raises `LabelsError` or `OSError`."""
     for config in sorted(repository.glob("*/config.pbtxt")):
         check_labels(config.parent, config.read_text(errors="replace"))
 
 
 def _classes(output: str) -> int:
-    """0: of an output whose size is open."""
+    """Return the number of elements of an output; 0 if a dimension is variable."""
     sizes = [int(size) for dims in DIMS.findall(output) for size in NUMBER.findall(dims)]
     return math.prod(sizes) if sizes and min(sizes) > 0 else 0
 
 
 def _fault(content: bytes, classes: int) -> str:
-    """Empty where there is none."""
+    """Describe what is wrong with the file; empty if nothing is."""
     if content.startswith(BYTE_ORDER_MARK):
         return "begins with a byte order mark, which the first label would hold"
     if 0 < content.count(b"\n") == content.count(b"\r\n"):

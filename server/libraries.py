@@ -1,4 +1,4 @@
-"""Where the libraries lie that tritonserver is started with: the native operators' and the preprocess step's."""
+"""Finds the libraries that tritonserver is started with: the native operators and the preprocess step's resize."""
 
 import os
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ ELF = b"\x7fELF"
 def find_library(
     library: str | Path | None, repository: Repository, environment: Mapping[str, str] = os.environ
 ) -> Path | None:
-    """The native library: named, else $WIDEFIELD_LIBRARY, else where it is built; None where no model needs it.
+    """Return the native library: `library`, else $WIDEFIELD_LIBRARY, else the built one; None if no model needs it.
 
-    Raises `OptionError` when the named one is not a library, `InstallationError` when one is needed and missing.
+    Raises `OptionError` if the given file is not a library, `InstallationError` if a model needs one and there is none.
     """
     named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
     if named is not None:
@@ -33,9 +33,9 @@ def find_library(
 
 
 def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The preprocess step's library: $WIDEFIELD_RESIZE, else the built one; None where that is missing or out of date.
+    """Return the resize library: $WIDEFIELD_RESIZE, else the built one; None if that is missing or out of date.
 
-    Raises `OptionError` when the named one is not a library.
+    Raises `OptionError` if $WIDEFIELD_RESIZE is not a library.
     """
     if named := environment.get("WIDEFIELD_RESIZE"):
         return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python server/backends/build.py resize")

@@ -16,7 +16,7 @@ HOW_TO_GET_IT = (
 
 @dataclass(frozen=True)
 class Installation:
-    """One tritonserver on this machine. `embedded`: the wheel's, which has no LibTorch backend."""
+    """A tritonserver on this machine. `embedded`: it is the wheel's, which has no LibTorch backend."""
 
     executable: Path
 
@@ -34,12 +34,12 @@ class Installation:
 
     @property
     def native_libtorch(self) -> Path | None:
-        """The folder of the native LibTorch backend and its libtorch, where there is one."""
+        """Return the folder of the native LibTorch backend and its libtorch, None if there is none."""
         folder = self.backends / "pytorch"
         return folder if (folder / "libtriton_pytorch.so").is_file() else None
 
     def stub(self, python_version: str) -> Path:
-        """The Python backend's process for "3.11" and the like. Raises `InstallationError`."""
+        """Return the Python backend's executable for a version such as "3.11". Raises `InstallationError`."""
         path = self.root / "python_backend_stubs" / python_version / "triton_python_backend_stub"
         if not path.is_file():
             known = ", ".join(sorted(folder.name for folder in path.parent.parent.iterdir()))
@@ -50,7 +50,7 @@ class Installation:
 
 
 def find_tritonserver() -> Installation:
-    """Raises `InstallationError` where there is none, with how to get it."""
+    """Find tritonserver. Raises `InstallationError`, which says how to get it."""
     named = os.environ.get("TRITONSERVER")
     if named:
         if not os.access(named, os.X_OK) or not Path(named).is_file():

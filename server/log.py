@@ -5,8 +5,8 @@ from pathlib import Path
 
 FAILED_LOAD = re.compile(r"""failed to load ('[^']+') version \d+: (?:\w+(?: \w+)?: )?(.*?)"?$""")
 ERROR_LINE = re.compile(r"^(?:\S+Z E|E\d{4}) [^\]]*\] *\"?(.*?)\"?$")  # ISO8601, or tritonserver's own format
-UNREADABLE = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)$")  # of no named file
-INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I | *\d+# ")  # the last: of a crash's stack
+UNREADABLE = re.compile(r"Error parsing text-format inference\.ModelConfig: (\d+):(\d+): (.*)$")  # it names no file
+INFORMATION = re.compile(r"\||\+|I\d{4} |\S+Z I | *\d+# ")  # the last: a crash's stack trace
 CREATING = re.compile(r"^error: creating server: (?:\w+ - )?(.*)$")
 USAGE = re.compile(r"^\S*tritonserver: (.*option.*)$")
 NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver version", "DCGM", "pinned system memory")
@@ -15,14 +15,14 @@ NOISE = ("CudaDriverHelper", "NVML", "unable to create stream", "CUDA driver ver
 def read_from(path: Path, offset: int) -> str:
     try:
         with path.open("rb") as file:
-            file.seek(offset if offset <= file.seek(0, 2) else 0)  # it was shortened meanwhile
+            file.seek(offset if offset <= file.seek(0, 2) else 0)  # the file has been truncated
             return file.read().decode(errors="replace")
     except OSError:
         return ""
 
 
 def failure_reasons(text: str) -> list[str]:
-    """At most three lines: each model that failed and why, else the first errors, else tritonserver's last word."""
+    """Return at most three lines: each model that failed and why, else the first errors, else the last line."""
     lines = [line for line in text.splitlines() if not any(noise in line for noise in NOISE)]
     reasons: list[str] = []
     for pattern in (USAGE, FAILED_LOAD, ERROR_LINE, CREATING):
@@ -35,11 +35,11 @@ def failure_reasons(text: str) -> list[str]:
 
 
 def _first_line(message: str) -> str:
-    """A Python traceback's first line: tritonserver writes the others behind it, escaped."""
+    """Return a Python traceback's first line; tritonserver appends the others, escaped."""
     return each_once(message.split("\\n")[0].replace('\\"', '"'))
 
 
 def each_once(message: str) -> str:
-    """Of a warm-up's list each reason once: tritonserver has one for each image, with "; " behind it."""
+    """Remove repeated reasons: a failed warm-up lists one for each image, each followed by "; "."""
     first, *others = message.strip("; \n").split("; ")
     return "; ".join([first, *(reason for reason in dict.fromkeys(others) if not first.endswith(reason))])

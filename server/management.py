@@ -1,4 +1,4 @@
-"""tritonserver's repository interface, which answers only to the management token; and where tokens come from."""
+"""A client of tritonserver's repository interface, which needs the management token, and the reading of tokens."""
 
 import contextlib
 import json
@@ -17,42 +17,42 @@ from server.tritonserver_options import MANAGEMENT_HEADER
 VARIABLE = "WIDEFIELD_MANAGEMENT_TOKEN"
 SHARED_MEMORY_VARIABLE = "WIDEFIELD_SHARED_MEMORY_TOKEN"
 VARIABLES = {"management": VARIABLE, "shared-memory": SHARED_MEMORY_VARIABLE}
-TOKEN = re.compile(r"[\x21-\x7e]+")  # what a header's value may be
-UNLOAD_SECONDS = 30.0  # how long a version that is being unloaded is waited for
+TOKEN = re.compile(r"[\x21-\x7e]+")  # valid in the value of an HTTP header
+UNLOAD_SECONDS = 30.0  # how long to wait for a version to be unloaded
 POLL = 0.1  # seconds
-REST = 0.5  # seconds from then to a load: its ensembles are unloaded beside it, later where the processors are busy
+REST = 0.5  # seconds between an unload and a load: the ensembles are unloaded in parallel, and may take longer
 HOW_TO_GIVE_IT = f"give the server and this command the same --management-token-file, or ${VARIABLE}"
 
 
 class Management:
-    """Loads models of the server at `address` ("host:port" of its HTTP). `timeout`: seconds for one load."""
+    """Loads models on the server whose HTTP is at `address` ("host:port"). `timeout`: seconds for one load."""
 
     def __init__(self, address: str, token: str, timeout: float) -> None:
         self.address, self.timeout = address, timeout
         self._headers = {MANAGEMENT_HEADER: token}
 
     def load(self, model: str) -> None:
-        """Loads what has changed in the model's folder; the version before serves until then, and stays on a failure.
+        """Load the model's folder again. The previous version serves until then, and still does after a failure.
 
-        A version that is still being unloaded is waited for: to load it meanwhile may end tritonserver 2.51
-        (docs/serving.md). Raises `ReleaseError` with tritonserver's reason.
+        Waits until no version is being unloaded: a load meanwhile may crash tritonserver 2.51 (docs/serving.md). Raises
+        `ReleaseError` with tritonserver's reason.
         """
         deadline = time.monotonic() + min(self.timeout, UNLOAD_SECONDS)
         while "UNLOADING" in self._states(model).values() and time.monotonic() < deadline:
             time.sleep(POLL)
-        time.sleep(REST)  # it is not forgotten as soon as it is unloaded
+        time.sleep(REST)  # the server removes it a little after it reports it as unloaded
         self._ask(f"/v2/repository/models/{model}/load", self.timeout)
 
     def ready_versions(self, model: str) -> list[int]:
-        """Those that are served now, ascending."""
+        """Return the versions that are served now, ascending."""
         return sorted(version for version, state in self._states(model).items() if state == "READY")
 
     def config(self, model: str) -> dict[str, Any]:
-        """What the model was loaded with, as JSON of tritonserver's ModelConfig."""
+        """Return the config that the model was loaded with, a ModelConfig as JSON."""
         return self._ask(f"/v2/models/{model}/config", min(self.timeout, 30.0), "GET")
 
     def _states(self, model: str) -> dict[int, str]:
-        """By version: READY, LOADING, UNLOADING, UNAVAILABLE."""
+        """Return version -> state: READY, LOADING, UNLOADING or UNAVAILABLE."""
         index = self._ask("/v2/repository/index", min(self.timeout, 30.0))
         models = [each for each in index if isinstance(each, dict)] if isinstance(index, list) else []
         versions = [each for each in models if each.get("name") == model and "version" in each]
@@ -77,7 +77,7 @@ def read_token(
     environment: Mapping[str, str] = os.environ,
     name: str = "management",
 ) -> str | None:
-    """As given, else the file's first line, else the environment's; None where there is none. Raises `OptionError`."""
+    """Return `token`, else the first line of `file`, else the environment's token, else None. Raises `OptionError`."""
     if token is None and file is not None:
         try:
             token = (Path(file).read_text().splitlines() or [""])[0].strip()
@@ -97,8 +97,8 @@ def read_token(
 
 
 def _reason(text: str) -> str:
-    """tritonserver's own words out of "PATH: HTTP 400: {"error": ...}"; one line."""
+    """Extract tritonserver's message from "PATH: HTTP 400: {"error": ...}", as one line."""
     start = text.find("{")
-    with contextlib.suppress(ValueError, LookupError):  # of an answer that was cut off
+    with contextlib.suppress(ValueError, LookupError):  # the answer may be cut off
         text = json.loads(text[start:])["error"] if start >= 0 else text
     return " ".join(each_once(text).split())

@@ -14,7 +14,7 @@ ENSEMBLE, PREPROCESS, BACKBONE, SOFTMAX = "classifier", "preprocess", "backbone"
 def read_config(
     repository: Path, model: str, file: str = "config.pbtxt", refusal: type[ServerError] = RepositoryError
 ) -> model_config_pb2.ModelConfig:
-    """Raises `refusal` for one that is missing or that tritonserver could not read."""
+    """Parse a model's config. Raises `refusal` if it is missing or tritonserver could not read it."""
     path = repository / model / file
     try:
         return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
@@ -23,10 +23,10 @@ def read_config(
 
 
 def config_files(repository: Path, model: str) -> list[str]:
-    """The model's configs, the one that the embedded server reads last."""
+    """Return the names of the model's config files; the embedded server reads the last one."""
     return ["config.pbtxt", EMBEDDED] if (repository / model / EMBEDDED).exists() else ["config.pbtxt"]
 
 
 def own_file(repository: Path, model: str, embedded: bool) -> str:
-    """The config that the server, the embedded one or another, reads."""
+    """Return the name of the config file that the embedded server, or another one, reads."""
     return config_files(repository, model)[-1 if embedded else 0]

@@ -1,4 +1,4 @@
-"""Checks before the start: what tritonserver would say late, in many lines or not at all, said early in one."""
+"""Checks before the start, with one line each; tritonserver would report these errors late, at length or not at all."""
 
 import ctypes
 import difflib
@@ -18,7 +18,7 @@ from server.errors import InstallationError, OptionError, PortInUseError
 from server.locate import Installation
 
 PORT_FLAGS = {"http": "--http-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
-OURS = {  # tritonserver's options -> those that the launcher makes them from, and knows the server by
+OURS = {  # tritonserver's option -> the launcher's option that sets it
     **{flag: flag for flag in PORT_FLAGS.values()},
     "--http-address": "--host",
     "--grpc-address": "--host",
@@ -26,11 +26,11 @@ OURS = {  # tritonserver's options -> those that the launcher makes them from, a
     "--exit-timeout-secs": "--drain-seconds",
 }
 ANY_ADDRESS = ("0.0.0.0", "::")
-EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's own, and those in server/backends
+EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's, and those in server/backends
 
 
 def check_options(not_negative: Mapping[str, float], positive: Mapping[str, float]) -> None:
-    """Option -> value, as the command line names it."""
+    """Raise `OptionError` for a value out of range. Both arguments: name on the command line -> value."""
     for name, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise OptionError(f"--{name} is {value:g}: give 0 or more")
@@ -40,7 +40,7 @@ def check_options(not_negative: Mapping[str, float], positive: Mapping[str, floa
 
 
 def check_passed_on(options: Sequence[str]) -> None:
-    """Refuses those of tritonserver's own options, which follow `--`, by which the launcher would lose track of it."""
+    """Raise `OptionError` for an option after `--` that would hide the server from the launcher."""
     for name in (option.partition("=")[0] for option in options):
         if name in OURS:
             raise OptionError(f"{name} cannot be passed on, the launcher sets it: give {OURS[name]} before --")
@@ -49,7 +49,7 @@ def check_passed_on(options: Sequence[str]) -> None:
 
 
 def check_numpy(model: str) -> None:
-    """The embedded server's Python backend, which `model` names, answers empty tensors under numpy 2, silently."""
+    """Raise `InstallationError` for numpy 2: the embedded Python backend, which `model` uses, returns empty tensors."""
     try:
         version = importlib.metadata.version("numpy")
     except importlib.metadata.PackageNotFoundError:
@@ -63,7 +63,7 @@ def check_numpy(model: str) -> None:
 
 
 def check_stub_libraries(stub: Path, environment: dict[str, str]) -> None:
-    """Asks the dynamic loader, without running the stub, whether all its libraries are found."""
+    """Raise `InstallationError` unless the dynamic loader finds the stub's libraries. Does not run the stub."""
     listing = subprocess.run(
         [str(stub)], env={**environment, "LD_TRACE_LOADED_OBJECTS": "1"}, capture_output=True, text=True, check=False
     )
@@ -73,7 +73,7 @@ def check_stub_libraries(stub: Path, environment: dict[str, str]) -> None:
 
 
 def check_libpython(name: str) -> None:
-    """tritonserver would crash where the dynamic loader does not find it."""
+    """Raise `InstallationError` if the dynamic loader does not find libpython: tritonserver would crash."""
     try:
         ctypes.CDLL(name)
     except OSError:
@@ -84,13 +84,13 @@ def check_libpython(name: str) -> None:
 
 
 def check_python_on_path(folder: Path) -> None:
-    """The stub finds its packages through the first python3 on PATH: the launcher puts `folder` there."""
+    """Raise `InstallationError` if `folder`, which is put first on PATH, has no python3 for the stub to find."""
     if not os.access(folder / "python3", os.X_OK):
         raise InstallationError(f"{folder} has no python3, the Python backend needs one: use a virtual environment")
 
 
 def check_loadable(folder: Path) -> None:
-    """tritonserver loads libraries from there; of a mount that forbids it the loader says "failed to map segment"."""
+    """Raise `InstallationError` if `folder` is mounted noexec: tritonserver loads libraries from it."""
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise InstallationError(
             f"{folder.parent} is mounted noexec, and the server's backends are loaded from there: "
@@ -99,7 +99,7 @@ def check_loadable(folder: Path) -> None:
 
 
 def check_backends(needed: Mapping[str, str], installation: Installation, extra: Sequence[str] = ()) -> None:
-    """`needed`: model -> backend; `extra`: further options, which may name another folder of backends."""
+    """Raise `InstallationError` for a missing backend. `needed`: model -> backend; `extra`: tritonserver's options."""
     if not installation.embedded or any(option.startswith("--backend-directory") for option in extra):
         return
     for model, backend in needed.items():
@@ -114,7 +114,7 @@ def check_backends(needed: Mapping[str, str], installation: Installation, extra:
 
 
 def check_log_file(path: Path) -> None:
-    """Makes its folder, and the file where there is none."""
+    """Create the log file and its folder if they do not exist. Raises `OptionError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
@@ -125,7 +125,7 @@ def check_log_file(path: Path) -> None:
 
 
 def resolve(host: str) -> str:
-    """`host`, a name or an address of this machine, as a number: of IPv4 where it has one. Raises `OptionError`."""
+    """Return the numeric address of `host` on this machine, IPv4 if it has one. Raises `OptionError`."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -142,7 +142,7 @@ def resolve(host: str) -> str:
 
 
 def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
-    """`asked`: service -> its numeric host and port. Raises `OptionError`, or `PortInUseError` with the process."""
+    """Raise `OptionError` or `PortInUseError` for ports that cannot be used. `asked`: service -> numeric host, port."""
     for service, (_, port) in asked.items():
         if not 1 <= port <= 65535:
             raise OptionError(f"{PORT_FLAGS[service]} is {port}: choose one from 1024 to 65535, or 0 for any free one")
@@ -160,12 +160,12 @@ def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
 
 
 def overlap(host: str, other: str) -> bool:
-    """Whether one port cannot serve both. gRPC listens on IPv6 too when it is told 0.0.0.0."""
+    """Whether two services on these hosts need different ports. gRPC at 0.0.0.0 listens on IPv6 too."""
     return host == other or host in ANY_ADDRESS or other in ANY_ADDRESS
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """`host`: as `resolve` returns it."""
+    """Whether a service can listen on the port of `host`, a numeric address."""
     with socket.socket(family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
         try:
@@ -178,7 +178,7 @@ def port_is_free(host: str, port: int) -> bool:
 
 
 def port_owner(port: int) -> str:
-    """Name and pid of the process that listens on `port`; empty where the system does not tell."""
+    """Return the name and pid of the process that listens on `port`; empty if they are unknown."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
@@ -189,11 +189,11 @@ def port_owner(port: int) -> str:
 
 
 def free_ports(hosts: Sequence[str]) -> list[int]:
-    """For each of the numeric hosts a port that is free now; no two are the same.
+    """Choose a free port for each of the numeric hosts; all differ.
 
-    Below Linux's ephemeral ports: one of those could go to another process while the server loads, before it listens.
+    They are below Linux's ephemeral ports, which other processes may be given before tritonserver listens.
     """
-    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # whatever seed this process has set
+    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # not affected by random.seed
     return [next(port for port in candidates if port_is_free(host, port)) for host in hosts]
 
 

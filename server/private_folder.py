@@ -1,4 +1,4 @@
-"""The folder in /tmp that a process has to itself while it lives: a server's, or a copy of a repository to try."""
+"""Temporary folders that belong to one process: a server's, or a copy of a repository for a trial."""
 
 import contextlib
 import fcntl
@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 PREFIX = "widefield-server-"
-MARK = "unload.sh"  # the first file in a server's
-NEW_SECONDS = 60.0  # one that is younger may be about to be locked
+MARK = "unload.sh"  # the first file in a server's folder
+NEW_SECONDS = 60.0  # a younger folder may not be locked yet
 
 
 class PrivateFolder:
-    """Locked until `remove`, so that systemd-tmpfiles, which cleans /tmp by age, and the next start pass it over.
+    """A temporary folder, locked until `remove`, so that neither systemd-tmpfiles nor the next start removes it.
 
-    `mark`: what its owner creates in it first. The next start removes an abandoned folder only if it holds this.
+    `mark`: the file that its owner creates in it first. The next start removes an abandoned folder only if it has this
+    file.
     """
 
     def __init__(self, base: str, prefix: str = PREFIX, mark: str = MARK) -> None:
@@ -30,7 +31,7 @@ class PrivateFolder:
     def remove(self) -> None:
         try:
             shutil.rmtree(self.path, ignore_errors=True)
-        finally:  # Ctrl-C meanwhile: half of it, without its mark, nobody would ever remove
+        finally:  # after Ctrl-C: a rest without the mark would never be removed
             shutil.rmtree(self.path, ignore_errors=True)
             self._unlock()
 
@@ -42,18 +43,18 @@ class PrivateFolder:
 
 
 def hold(owner: object, folder: Path) -> Callable[[], object]:
-    """A shared lock, which shows that the folder is in use, until `owner` goes or what is returned is called."""
+    """Lock the folder (shared) until `owner` is collected or the returned function is called: it is in use."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with contextlib.suppress(OSError):  # a file system without locks, or a build that looks whether there is one
+    with contextlib.suppress(OSError):  # a file system without locks, or a build that tests the lock
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return weakref.finalize(owner, os.close, handle)
 
 
 def remove_left_behind(base: str, prefix: str, mark: str) -> None:
-    """This user's, of processes that were killed together with what would have cleaned up after them."""
-    name = re.compile(rf"{prefix}[a-z0-9_]{{8}}")  # as mkdtemp makes it
+    """Remove this user's folders left by processes that were killed together with their guards."""
+    name = re.compile(rf"{prefix}[a-z0-9_]{{8}}")  # mkdtemp's pattern
     for path in Path(base).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # locked, or another start was quicker
+        with contextlib.suppress(OSError):  # locked, or removed by another start
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(handle)

@@ -1,4 +1,4 @@
-"""tritonserver as an operating-system process, behind its guard."""
+"""Runs tritonserver as a process behind a guard (guard.py)."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from server.runtime import Runtime
 from server.tritonserver_options import widen_stack
 
 GUARD = Path(__file__).resolve().parent / "guard.py"
-SPARE_SECONDS = 5  # from tritonserver's own exit timeout to SIGKILL
+SPARE_SECONDS = 5  # between tritonserver's own exit timeout and SIGKILL
 
 
 class ServerProcess:
@@ -22,7 +22,7 @@ class ServerProcess:
 
     def __init__(self, command: list[str], runtime: Runtime, log: Path, drain_seconds: int) -> None:
         self.grace = drain_seconds + SPARE_SECONDS
-        self.processes: list[psutil.Process] = []  # tritonserver first, then its backends'
+        self.processes: list[psutil.Process] = []  # tritonserver first, then its backend processes
         order = {
             "command": command,
             "environment": runtime.environment(),
@@ -36,9 +36,9 @@ class ServerProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
+                start_new_session=True,  # Ctrl-C in a terminal reaches only the supervisor
             )
-        widen_stack(self.guard.pid)  # and so what it starts, once it has its order
+        widen_stack(self.guard.pid)  # inherited by tritonserver, which is not started before the order
         assert self.guard.stdin is not None  # made with PIPE
         self._orders = self.guard.stdin
         self._say(json.dumps(order) + "\n")
@@ -47,12 +47,15 @@ class ServerProcess:
         return self.guard.poll()
 
     def remember_backends(self) -> None:
-        """Call it when the server is ready: from then on each backend process must live."""
+        """Remember the backend processes of a server that is ready; `dead_backend` then watches them."""
         self.processes = self._descendants()
 
     def dead_backend(self) -> str | None:
-        """Names a backend process that has died, else None. Where as many live as before, a model was loaded anew, and
-        the new ones are remembered. Those of a tritonserver that has died end with it: `exit_code` will say how."""
+        """Describe a backend process that has died, else return None.
+
+        If as many are alive as before, a model was reloaded, and the new ones are remembered. The end of tritonserver
+        itself is reported by `exit_code`.
+        """
         for backend in self.processes[1:]:
             if not is_alive(backend):
                 now = [each for each in self._descendants() if is_alive(each)]
@@ -63,11 +66,11 @@ class ServerProcess:
         return None
 
     def drain(self) -> None:
-        """From now on no request is taken; the end comes when those in flight are answered."""
+        """Make tritonserver refuse new requests and end once those in flight are answered."""
         self._say("stop\n")
 
     def stop(self, at_once: threading.Event) -> None:
-        """Drains and waits for the end; `at_once`, when it is set meanwhile, ends the wait for requests in flight."""
+        """Drain and wait for the end. If `at_once` is set meanwhile, kill without waiting for requests in flight."""
         self.drain()
         deadline = time.monotonic() + self.grace + SPARE_SECONDS
         while self.exit_code() is None:
@@ -75,7 +78,7 @@ class ServerProcess:
                 self.kill()
 
     def kill(self) -> None:
-        """At once, for a server that hangs."""
+        """Kill tritonserver and its backend processes at once."""
         self._say("kill\n")
         try:
             self.guard.wait(SPARE_SECONDS * 2)
@@ -95,7 +98,7 @@ class ServerProcess:
             self._orders.close()
 
     def _descendants(self) -> list[psutil.Process]:
-        """tritonserver first, then its backend processes."""
+        """Return tritonserver, then its backend processes."""
         try:
             return psutil.Process(self.guard.pid).children(recursive=True)
         except psutil.Error:

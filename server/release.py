@@ -3,8 +3,8 @@
     python build_models.py --weights runs/new --output built
     python -m server.release built --model-repository model_repository --management-token-file token
 
-The version is compared with its checksums and with what is served, then proved by a server of its own; only then does
-it go into the served repository as the next version of the backbone, and live. If that fails, the one before stays.
+The new version is compared with its checksums and with what is served, then tried on a separate server. Only then is it
+copied into the served repository as the backbone's next version and loaded. If that fails, the previous one stays live.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from server.repository import CANARY_MODEL, read_repository, verify
 from server.supervisor import TritonServer
 from server.versions import KEPT, Versions
 
-BUSY_SECONDS = 30.0  # how long a busy server is asked again
-AGAIN_SECONDS = 120.0  # how long a server that ended is waited for
+BUSY_SECONDS = 30.0  # how long to retry a busy server
+AGAIN_SECONDS = 120.0  # how long to wait for a server that ended
 Say = Callable[[str], None]
 
 
 def release(built: Path, repository: Path, management: Management, library: str | None, say: Say) -> int:
-    """Returns the version that is live now. Raises `ServerError`; the version before then stays live."""
+    """Make `built` live and return its version. Raises `ServerError`; the previous version then stays live."""
     if built.resolve() == repository.resolve():
         raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
-    read_repository(built)  # complete, and as it was built
+    read_repository(built)  # checks that it is complete and unchanged
     check_compatible(built, repository)
     source = Versions(built).newest_folder()
     if not (source / "build.json").is_file():
@@ -58,7 +58,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
             folder = versions.folder(number)
 
             def undo() -> None:
-                versions.withdraw(number, keep=incoming.exists())  # then it is another's, built in place meanwhile
+                versions.withdraw(number, keep=incoming.exists())  # if so, the number is another build's
 
             switch(management, number, before, lambda: incoming.rename(folder), undo, say)
         try:
@@ -69,7 +69,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
 
 
 def rollback(repository: Path, management: Management, say: Say) -> tuple[int, int]:
-    """Goes back to the version before; returns the numbers that were and are live. Raises `ServerError`."""
+    """Go back to the previous version; return the numbers of the old and the new live version. Raises `ServerError`."""
     with Versions(repository).locked() as versions:
         live = check_live(versions, management)
         before = [number for number in versions.numbers() if number < live]
@@ -85,10 +85,10 @@ def rollback(repository: Path, management: Management, say: Say) -> tuple[int, i
 def switch(
     management: Management, wanted: int, before: int, change: Callable[[], object], undo: Callable[[], object], say: Say
 ) -> None:
-    """`change` the repository so that `wanted` is its newest version, and load it; on any failure `undo`."""
+    """Call `change`, which makes `wanted` the newest version, and load it. On any failure call `undo` and restore."""
     try:
         change()
-        with ThreadPoolExecutor(1) as pool:  # waited for though Ctrl-C comes: tritonserver goes on with a load
+        with ThreadPoolExecutor(1) as pool:  # waits even after Ctrl-C, since tritonserver continues a load
             pool.submit(management.load, BACKBONE).result()
         if management.ready_versions(BACKBONE) != [wanted]:
             raise ReleaseError(
@@ -104,11 +104,11 @@ def switch(
 
 
 def restore(management: Management, version: int, say: Say) -> str:
-    """Waits until the server, which may have been restarted, answers with `version`. Returns the outcome in words."""
+    """Wait until the server, which may be restarting, answers with `version`. Return the outcome in words."""
     deadline, waiting = time.monotonic() + AGAIN_SECONDS, False
     while True:
         try:
-            management.load(BACKBONE)  # where it is live too: a load that nobody waits for any more is then behind it
+            management.load(BACKBONE)  # even if it is live: this waits for a load that was abandoned
             check_answers(management.address)
             return f"version {version} is live"
         except ServerError as error:
@@ -128,7 +128,7 @@ def listed(versions: list[int]) -> str:
 
 
 def state_of(repository: Path, management: Management) -> str:
-    """What is live, or, where the server does not say, what it will serve, in words."""
+    """Describe the live version, or, if the server does not answer, the version that it will serve."""
     try:
         return f"version {listed(management.ready_versions(BACKBONE))} is live"
     except (ServerError, KeyboardInterrupt) as error:
@@ -138,7 +138,7 @@ def state_of(repository: Path, management: Management) -> str:
 
 
 def check_live(versions: Versions, management: Management) -> int:
-    """The version that is live, which must be the folder's newest. Raises `ReleaseError`."""
+    """Return the live version. Raises `ReleaseError` unless it is the newest in the folder."""
     live, newest = management.ready_versions(BACKBONE), versions.numbers()[-1]
     if live != [newest]:
         raise ReleaseError(
@@ -151,7 +151,7 @@ def check_live(versions: Versions, management: Management) -> int:
 
 
 def check_answers(address: str) -> None:
-    """The canary image must get probabilities; a busy server is asked again. Raises `ReleaseError`."""
+    """Raise `ReleaseError` unless the canary image gets probabilities. Retries while the server is busy."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -170,7 +170,7 @@ def check_answers(address: str) -> None:
 
 @contextmanager
 def staged(repository: Path, incoming: Path, number: int) -> Iterator[Path]:
-    """A repository of links: what is served, but `incoming` as the only version of the backbone."""
+    """Make a repository of links to the served one, with `incoming` as the backbone's only version."""
     repository = repository.resolve()
     with PrivateFolder(tempfile.gettempdir(), "widefield-release-", BACKBONE) as stage:
         (stage / BACKBONE).mkdir()
@@ -211,8 +211,10 @@ def management_of(options: argparse.Namespace) -> Management:
 
 
 def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Management, Say], str]) -> int:
-    """A command's exit code: 0 and what `action` says, 1 and why not (2 for a wrong option), 130 and what is live
-    after Ctrl-C or SIGTERM."""
+    """Run a command: print the result of `action` or the error. Return the exit code: 0, 1, 2 (wrong option) or 130.
+
+    130 is for Ctrl-C and SIGTERM; the version that is live is then printed.
+    """
 
     def say(line: str) -> None:
         print(f"server.{name}: {line}", file=sys.stderr, flush=True)
@@ -228,7 +230,7 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
     except (ServerError, OSError) as error:
         say(f"not {done}: {error}")
         return exit_code(error)
-    with suppress(OSError):  # nobody reads it; it is done all the same
+    with suppress(OSError):  # standard output is closed; the release is done
         print(said, flush=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""What the launcher must know of a model repository before tritonserver reads it."""
+"""Reads and checks a model repository before tritonserver does."""
 
 import hashlib
 import os
@@ -14,8 +14,8 @@ from server.errors import RepositoryError
 from server.labels import LabelsError, check_labels
 
 CANARY_MODEL = "classifier"
-EMBEDDED = "configs/embedded.pbtxt"  # which the embedded server reads in place of config.pbtxt
-REPLACES = "# in place of config.pbtxt, sha256 "  # how it begins
+EMBEDDED = "configs/embedded.pbtxt"  # read by the embedded server instead of config.pbtxt
+REPLACES = "# in place of config.pbtxt, sha256 "  # its first line begins so
 BUILD = "run build_models.py"
 FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
 PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
@@ -27,21 +27,21 @@ class Repository:
     path: Path
     models: tuple[str, ...]
     needs_library: str | None
-    """The first model that calls an operator of the native library, None where no model does."""
+    """The first model that calls an operator of the native library, or None."""
     backends: Mapping[str, str]
-    """Model -> the backend that the embedded server must have for it. No ensembles, no models that bring theirs."""
+    """Model -> backend that the embedded server must have. Without ensembles and models that include their backend."""
     unchecked: str = ""
-    """A line about the versions without checksums; empty where there are none."""
+    """A line about the versions without checksums; empty if there are none."""
     overridden: tuple[str, ...] = ()
-    """One line for each config.pbtxt that was edited where the embedded server reads another in its place."""
+    """A line for each config.pbtxt that was edited although the embedded server reads another file."""
 
     def first_of(self, backend: str) -> str | None:
-        """The first model of a backend, None where there is none."""
+        """Return the first model of a backend, or None."""
         return next((model for model, name in self.backends.items() if name == backend), None)
 
     @property
     def resizes(self) -> bool:
-        """Whether a model's code looks for the library that resizes images."""
+        """Whether a model's code uses the resize library."""
         return any(self.path.glob("*/*/pillow_resize.py"))
 
     @property
@@ -63,8 +63,11 @@ def _as_repository_error() -> Iterator[None]:
 
 @_as_repository_error()
 def read_repository(path: str | Path) -> Repository:
-    """Raises `RepositoryError`: a folder that is missing, empty or unreadable, or holds something else than models; a
-    model without versions or weights, or whose labels tritonserver would not serve as they are meant."""
+    """Read and check the repository.
+
+    Raises `RepositoryError` if the folder is missing, empty or unreadable, if a folder in it is no model, or if a model
+    has no version, no weights, changed files or wrong labels.
+    """
     root = Path(os.path.expanduser(path)).absolute()
     if root.is_file():
         raise RepositoryError(f"model repository {root} is a file: name the folder that build_models.py has written")
@@ -103,7 +106,7 @@ def read_repository(path: str | Path) -> Repository:
 
 
 def _meant(root: Path) -> str:
-    """A question: the folder above a model, or the one repository below; empty where there is neither."""
+    """Suggest the parent of a model's folder, or the only repository in a subfolder; empty if there is neither."""
     below = {config.parents[1] for config in root.glob("*/*/config.pbtxt")}
     near = [root.parent] if (root / "config.pbtxt").is_file() else [*below]
     return f"did you mean {near[0]}?" if len(near) == 1 else ""
@@ -111,21 +114,18 @@ def _meant(root: Path) -> str:
 
 @_as_repository_error()
 def verify(version: Path) -> None:
-    """Compares a version's files with the checksums that its build.json holds; one that has none is taken as it is.
-
-    Raises `RepositoryError` for a file that is missing, cut off or changed since it was built.
-    """
+    """Raise `RepositoryError` if a file of the version does not match its build.json. Skips a version without one."""
     compare(version)
 
 
 @_as_repository_error()
 def verify_newest(repository: Path) -> None:
-    """`verify` of every model's version that tritonserver would load."""
+    """Verify the newest version of each model, which tritonserver loads. Raises `RepositoryError`."""
     compare_newest(repository)
 
 
 def _artifact(config: str) -> str:
-    """The file that one version of the model must hold; empty for an ensemble or an unknown backend."""
+    """Return the name of the file that a version must have; empty for an ensemble or an unknown backend."""
     return _value("default_model_filename", config) or FILES.get(_backend(config), "")
 
 
@@ -135,25 +135,25 @@ def _backend(config: str) -> str:
 
 
 def _value(name: str, config: str) -> str:
-    """The first such field outside comments and strings; empty where there is none."""
+    """Return the first string field of that name outside comments and strings; empty if there is none."""
     string = r""" "[^"\n]*" | '[^'\n]*' """
     found = re.search(rf"^(?:[^#\"'\n]|{string})*?\b(?:{name})\s*:\s*({string})", config, re.MULTILINE | re.VERBOSE)
     return found.group(1).strip()[1:-1] if found else ""
 
 
 def replaced(config: bytes) -> str:
-    """The first line of an embedded server's config: which config.pbtxt it was written for."""
+    """Return the first line of embedded.pbtxt, which has the hash of the config.pbtxt that it was written for."""
     return f"{REPLACES}{hashlib.sha256(config).hexdigest()}\n"
 
 
 def _was_edited(config: Path, embedded: Path) -> bool:
-    """Whether `config` is another than the one that `embedded` says it was written for."""
+    """Whether `config` differs from the config.pbtxt that `embedded` was written for."""
     text = embedded.read_text(errors="replace")
     return text.startswith(REPLACES) and not text.startswith(replaced(config.read_bytes()))
 
 
 def _calls_operator(weights: Path) -> bool:
-    """Whether a TorchScript archive's code names the native library's operators."""
+    """Whether a TorchScript archive's code names the native library's operators. Raises `RepositoryError`."""
     try:
         with zipfile.ZipFile(weights) as archive:
             code = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]

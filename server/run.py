@@ -1,4 +1,4 @@
-"""One run of tritonserver: waits until it has proved itself, then watches it until it must be restarted."""
+"""One run of tritonserver: waits for the first inference, then watches the server until it must be restarted."""
 
 import contextlib
 import threading
@@ -13,15 +13,15 @@ from server.log import failure_reasons, read_from
 from server.process import ServerProcess
 from server.repository import CANARY_MODEL
 
-TICK = 0.5  # seconds between looks at the backend processes
-POLL = 0.05  # seconds between questions while starting
+TICK = 0.5  # seconds between checks of the backend processes
+POLL = 0.05  # seconds between checks while starting
 LONGER = "give it longer with --start-timeout, a release with --timeout"
-MISSES = 3  # failed canaries in a row that mean a restart
+MISSES = 3  # failed canaries in a row that cause a restart
 
 
 @dataclass
 class Run:
-    """`http`: the address to ask; `has_canary`: whether the repository serves a model for the canary image."""
+    """Waits for and watches a server. `http`: its address; `has_canary`: whether it serves a model for the canary."""
 
     process: ServerProcess
     http: str
@@ -31,7 +31,7 @@ class Run:
     stopping: threading.Event
 
     def await_ready(self, timeout: float) -> None:
-        """Returns after a real inference, or when asked to stop. Raises `StartError`."""
+        """Return after the first inference, or when `stopping` is set. Raises `StartError`."""
         deadline = time.monotonic() + timeout
         while not self.stopping.wait(POLL):
             code = self.process.exit_code()
@@ -52,10 +52,10 @@ class Run:
             return
 
     def watch(self, interval: float, timeout: float, meanwhile: Callable[[], object] = lambda: None) -> str:
-        """Returns why the server must be restarted, or "stopped" when asked to stop. `meanwhile` is called each tick.
+        """Return why the server must be restarted, or "stopped" if `stopping` is set. Calls `meanwhile` each tick.
 
-        A canary that gets no answer in time, or is turned away by a full queue, while other answers go out is no
-        reason: the server is busy, not hung.
+        A canary that is late or refused by a full queue does not count if the server has answered other requests: it is
+        busy, not hung.
         """
         misses = 0
         answered = self._answered(timeout)
@@ -92,7 +92,7 @@ class Run:
             raise CanaryError("the server does not say ready")
 
     def _answered(self, timeout: float) -> int | None:
-        """How many requests the canary's model and its like have answered, None where nobody knows."""
+        """Return how many requests the canary's model and its variants have answered, None if unknown."""
         if self.has_canary:
             with contextlib.suppress(CanaryError):
                 return success_count(self.http, CANARY_MODEL, timeout)

@@ -1,4 +1,4 @@
-"""A server's private folder (backends, the libraries that the stub needs, the log) and the command that uses it."""
+"""A server's private folder (backends, libraries, log), and tritonserver's environment and command line."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ from server.tritonserver_options import before, common_environment, common_optio
 
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON_VERSION}.so.1.0"
-SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths through bash, unquoted
+SHELL_SAFE = re.compile(r"[\w./+=@:,-]*", re.ASCII)  # the Python backend passes paths to bash without quotes
 
 
 class Runtime:
-    """Made once for a server, used again at every restart, removed at its end."""
+    """The private folder of a server and what is made from it: used at every restart, removed at the end."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Runtime:
         self.folder = self._private.path
         self.log = log or self.folder / "tritonserver.log"
         self.shm_prefix = f"{self.folder.name}-"
-        self._release_repository = hold(self, repository.path)  # for build_models.py
+        self._release_repository = hold(self, repository.path)  # tells build_models.py that it is served
         self._private_log = PrivateLog(self.log, forward_log) if log is None else None
         try:
             self._write_preload_guard()
@@ -63,7 +63,7 @@ class Runtime:
             raise
 
     def hold_repository(self) -> None:
-        """The folder that is there now: each build puts another in its place."""
+        """Lock the repository's present folder: each build replaces the folder."""
         before = self._release_repository
         with contextlib.suppress(OSError):  # it was removed
             self._release_repository = hold(self, self.repository.path)
@@ -71,18 +71,18 @@ class Runtime:
 
     @property
     def lost(self) -> bool:
-        """Whether somebody has removed the private folder, such as in a cleaning of /tmp by hand."""
+        """Whether the private folder was removed, such as by somebody who emptied /tmp."""
         return not (self.folder / MARK).is_file()
 
     def tend(self) -> Iterator[str]:
-        """Called each half second that tritonserver runs; yields a line when the private folder is gone, once."""
+        """Keep the repository locked; yield a line once if the private folder was removed. Called each tick."""
         self.hold_repository()
         if self.lost and not self._told_lost:
             self._told_lost = True
             yield f"{self.folder} was removed: no model can be loaded until the server restarts"
 
     def anew(self) -> "Runtime":
-        """As this one was made, in another folder."""
+        """Make another runtime with the same arguments."""
         return Runtime(*self._given)
 
     def remove(self) -> None:
@@ -94,7 +94,7 @@ class Runtime:
             self._release_repository()
 
     def warnings(self) -> Iterator[str]:
-        """A line for each thing that works, but not as it should."""
+        """Yield a line for each thing that works, but badly."""
         if self.repository.unchecked:
             yield self.repository.unchecked
         if self.installation.embedded:
@@ -106,7 +106,7 @@ class Runtime:
             yield f"requests may wait half a second, and a release may end the server: {build} fixes"
 
     def environment(self) -> dict[str, str]:
-        """What is set for tritonserver and its backend processes on top of the supervisor's own environment."""
+        """Return the variables for tritonserver and its backend processes to add to this process's environment."""
         values = common_environment(os.environ)
         libraries = [str(self.folder / "lib")] if self.installation.embedded else []
         native = self.installation.native_libtorch
@@ -135,14 +135,14 @@ class Runtime:
         tls: Tls | None = None,
         shared_memory_token: str | None = None,
     ) -> list[str]:
-        """tritonserver's command line. `extra` comes last, so that it overrides what is set here."""
+        """Return tritonserver's command line. `extra` comes last and so overrides the other options."""
         tokens = (management_token, shared_memory_token)
         encryption = {} if tls is None else tls.options()
         arguments = common_options(
             self._repository_path(), endpoints.hosts, endpoints.ports, drain_seconds, tokens, encryption, has_gpu()
         )
         arguments += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
-        if self.installation.embedded:  # <model>/configs/embedded.pbtxt, where there is one
+        if self.installation.embedded:  # the server then reads <model>/configs/embedded.pbtxt if it exists
             arguments += [f"--backend-directory={self.folder / 'backends'}", "--model-config-name=embedded"]
         arguments += [f"--model-control-mode={'explicit' if management_token else 'none'}"]
         if management_token:
@@ -159,16 +159,16 @@ class Runtime:
         python = self.folder / "backends" / "python"
         python.mkdir(parents=True)
         bundled = self.installation.backends / "python"
-        # A copy: tritonserver refuses a library whose real path lies outside the backend's folder.
+        # A copy: tritonserver refuses a library whose real path is outside the backend's folder.
         shutil.copy2(bundled / "libtriton_python.so", python)
         (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
-        (python / stub.name).symlink_to(stub)  # its RPATH counts from the real path
+        (python / stub.name).symlink_to(stub)  # its RPATH is relative to the real path
         for library in backends.BACKENDS:
             self._place(library)
         check_stub_libraries(stub, {**os.environ, **self.environment()})
 
     def _place(self, library: backends.Library) -> None:
-        """One of our own backends, if it is built; it must be where a model needs it."""
+        """Copy one of our backends if it is built. Raises `InstallationError` if it is not, but a model needs it."""
         name = library.folder.name
         model = self.repository.first_of(name)
         folder = self.folder / "backends" / name
@@ -183,12 +183,12 @@ class Runtime:
                     f"model {model} needs the {name} backend, not built for this environment yet: "
                     f"run {sys.executable} {backends.__file__}"
                 )
-        except backends.BuildError as error:  # no PyTorch; not every repository needs it
+        except backends.BuildError as error:  # PyTorch is missing, which not every repository needs
             if model:
                 raise InstallationError(f"model {model} needs the {name} backend: {error}") from None
 
     def _link(self, name: str, library: Path | None) -> Path | None:
-        """A path without spaces and colons, which separate LD_PRELOAD's."""
+        """Link the library to a path without spaces and colons, which separate the paths in LD_PRELOAD."""
         if library is None:
             return None
         link = self.folder / name
@@ -196,7 +196,7 @@ class Runtime:
         return link
 
     def _link_libpython(self) -> None:
-        """libpython alone: this Python's whole library folder could shadow the server's other libraries."""
+        """Link only libpython: the whole library folder of this Python could shadow other libraries of the server."""
         folder = self.folder / "lib"
         folder.mkdir()
         own = Path(sysconfig.get_config_var("LIBDIR") or "") / LIBPYTHON
@@ -206,7 +206,7 @@ class Runtime:
             check_libpython(LIBPYTHON)
 
     def _write_preload_guard(self) -> None:
-        """bash starts the stubs, and reads this file first: LD_PRELOAD is for tritonserver itself."""
+        """Write the file that bash reads before it starts a stub, so that only tritonserver has LD_PRELOAD."""
         (self.folder / MARK).write_text("unset LD_PRELOAD BASH_ENV\n")
 
     def _repository_path(self) -> str:
@@ -220,7 +220,7 @@ class Runtime:
 
 
 def python_folder() -> Path:
-    """Where this Python's `python3` lies; not resolved, because a virtual environment's is a link."""
+    """Return the folder of this Python's `python3`; not resolved, since it is a link in a virtual environment."""
     return Path(sys.executable).parent
 
 

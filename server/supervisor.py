@@ -1,4 +1,4 @@
-"""Keeps one tritonserver answering: starts it, proves it with a real inference, watches it, restarts it, drains it."""
+"""Keeps a tritonserver running: starts it, tests it with a real inference, watches it, restarts it and drains it."""
 
 import logging
 import threading
@@ -28,23 +28,23 @@ class TritonServer:
     Args:
         repository: the model repository's folder.
         host, metrics_host: addresses or names of this machine to listen on.
-        http_port, grpc_port, metrics_port: 0 picks a free one.
-        library: the native operator library; None takes $WIDEFIELD_LIBRARY or the built one.
+        http_port, grpc_port, metrics_port: 0 chooses a free one.
+        library: the native operator library; by default $WIDEFIELD_LIBRARY or the built one.
         log_file: tritonserver's output; "-" is standard error; None is tritonserver.log in a private folder
             ($TMPDIR/widefield-server-*), emptied at 16 MiB and removed at a clean end.
-        start_timeout: seconds until the first real inference must have been answered.
+        start_timeout: seconds in which the first real inference must be answered.
         probe_interval, probe_timeout: seconds between canary inferences, and for one.
-        max_restarts: within `RESTART_WINDOW` seconds; then it gives up.
+        max_restarts: within `RESTART_WINDOW` seconds; after one more failure the server gives up.
         drain_seconds: for the requests in flight when it stops.
         management_token: opens the restricted interfaces to requests with the header widefield-management.
         shared_memory_token: lets clients on this host that have it send images through shared memory.
-        tls: for gRPC; tritonserver's HTTP has none, and then listens on 127.0.0.1 only.
-        tritonserver_args: passed on as they are; what is an argument here is refused.
-        on_event: called with one line at every restart and after it, and for what works but not as it should; None
-            logs it as a warning of the logger `server`.
+        tls: for gRPC; tritonserver's HTTP has no TLS and then listens on 127.0.0.1 only.
+        tritonserver_args: passed on to tritonserver; options that have an argument here are refused.
+        on_event: called with one line at and after every restart, and for each warning; by default the logger `server`
+            logs it as a warning.
 
     Raises:
-        ServerError: at the start, one of its subclasses (server.errors); `GaveUpError` from `wait` later.
+        ServerError: a subclass of it (server.errors) at the start; `GaveUpError` later, from `wait`.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class TritonServer:
 
     @property
     def ready(self) -> bool:
-        """Whether it has proved itself since its last start; False while it restarts, not at a first failed canary."""
+        """Whether an inference was answered since the last start. A single failed canary does not make it False."""
         return self._ready.is_set()
 
     def start(self) -> None:
-        """Blocks until a real inference has been answered. Raises `ServerError`."""
+        """Start the server and wait until a real inference has been answered. Raises `ServerError`."""
         if self._thread is not None:
             raise ServerError("this server was started before: make a new TritonServer")
         if self.tls is not None:
@@ -141,23 +141,23 @@ class TritonServer:
             raise InstallationError(message) from error
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")
-        # A thread of its own, so that the server does not depend on the thread that asked for it.
+        # A separate thread, so that the server does not depend on the thread that called `start`.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
         self._thread.start()
-        while not self._settled.wait(1.0):  # in steps: a signal's handler runs between them
+        while not self._settled.wait(1.0):  # in steps, so that signal handlers can run
             pass
         if self._error is not None:
             self.stop()
             raise self._error
 
     def stop(self, at_once: bool = False) -> None:
-        """Drains and ends the server; nothing is left of it. `at_once` does not wait for requests in flight."""
+        """Drain and end the server, and remove its private folder. `at_once`: do not wait for requests in flight."""
         if at_once:
             self._at_once.set()
         self._stopping.set()
         if self._thread is None:
             return
-        if self._process is not None:  # the thread may wait for a canary's answer
+        if self._process is not None:  # the supervisor's thread may be waiting for a canary
             if at_once or not self._ready.is_set():
                 self._process.kill()
             else:
@@ -167,13 +167,13 @@ class TritonServer:
         self._runtime.remove()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until the server has ended (True) or `timeout` seconds have passed. Raises `GaveUpError`."""
+        """Wait until the server has ended (True) or `timeout` seconds have passed (False). Raises `GaveUpError`."""
         end = None if timeout is None else time.monotonic() + timeout
         while self._thread is not None and not self._finished.is_set():
             left = 1.0 if end is None else min(1.0, end - time.monotonic())
             if left <= 0:
                 return False
-            self._finished.wait(left)  # not Thread.join: a Ctrl-C in it makes a living thread look dead
+            self._finished.wait(left)  # not Thread.join: after Ctrl-C in it, a running thread looks dead
         if self._error is not None:
             raise self._error
         return True
@@ -194,7 +194,7 @@ class TritonServer:
             raise
 
     def _tell(self, event: str) -> None:
-        """A listener that fails, such as a terminal that was closed, does not end what it listens to."""
+        """Call `on_event`. If that fails, such as on a closed terminal, log it and continue."""
         try:
             self.on_event(event)
         except Exception:
@@ -204,7 +204,7 @@ class TritonServer:
         return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
     def _mend_runtime(self) -> None:
-        """Makes the private folder anew where it was removed."""
+        """Make a new private folder if it was removed."""
         lost = self._runtime
         if lost.lost:
             self._tell(f"the server's private folder {lost.folder} was removed: it is made anew")
@@ -216,12 +216,12 @@ class TritonServer:
             self._tell(f"warning: {line}")
 
     def _supervise(self) -> None:
-        """The whole life of the server: runs of tritonserver, one after another."""
+        """Run tritonserver again and again until `stop` or the limit of restarts."""
         restarts = Restarts(self.max_restarts, RESTART_WINDOW)
         try:
             while not self._stopping.is_set():
                 try:
-                    if self.restarts:  # `start` has read it the first time
+                    if self.restarts:  # before the first run, `start` has done both
                         verify_newest(self._runtime.repository.path)
                         self._mend_runtime()
                     reason = self._run_once()
@@ -229,7 +229,7 @@ class TritonServer:
                     if not self._settled.is_set():
                         raise
                     foreseen = isinstance(error, (ServerError, OSError))
-                    reason = str(error) if foreseen else unforeseen(error)  # it had been ready before: try again
+                    reason = str(error) if foreseen else unforeseen(error)  # the server was ready before: try again
                 self._ready.clear()
                 if self._stopping.is_set():
                     return
@@ -247,7 +247,7 @@ class TritonServer:
             self._finished.set()
 
     def _run_once(self) -> str:
-        """A run of tritonserver, the first on other ports if need be; returns why it ended, or must."""
+        """Run tritonserver once, on other ports if the chosen ones were taken. Return why it ended or must restart."""
         tries = PORT_TRIES if 0 in self.asked_ports.values() and not self._settled.is_set() else 1
         while True:
             tries -= 1

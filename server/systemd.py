@@ -1,4 +1,4 @@
-"""What systemd is told, where a unit of Type=notify has started this process."""
+"""Notifies systemd if a unit of Type=notify started this process."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import socket
 
 
 def notify(state: str) -> None:
-    """`state` as sd_notify(3) has it, such as READY=1; does nothing where systemd does not listen."""
+    """Send `state`, such as READY=1 (sd_notify(3)), to systemd; do nothing if it does not listen."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

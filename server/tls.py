@@ -14,14 +14,14 @@ from server.tritonserver_options import tls_options
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files. `client_ca`: clients must show a certificate that one of these has signed (mutual TLS)."""
+    """PEM files. `client_ca`: clients must have a certificate that one of these has signed (mutual TLS)."""
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
 
     def check(self) -> None:
-        """Raises `OptionError`: what tritonserver would not say, or only as a port that it could not open."""
+        """Raise `OptionError` for unusable files; tritonserver would report a port in use, or nothing."""
         certificate = _certificates(self.certificate, "--tls-certificate")[0]
         key = _read(self.key, "--tls-key")
         try:
@@ -40,13 +40,13 @@ class Tls:
             _certificates(self.client_ca, "--tls-client-ca")
 
     def options(self) -> dict[str, str]:
-        """tritonserver's."""
+        """Return tritonserver's options."""
         client_ca = None if self.client_ca is None else str(self.client_ca.absolute())
         return tls_options(str(self.certificate.absolute()), str(self.key.absolute()), client_ca)
 
 
 def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> Tls | None:
-    """None where no file is given. Raises `OptionError` for half of a pair."""
+    """Return None if no file is given. Raises `OptionError` if the certificate or the key is missing."""
     if certificate is None and key is None and client_ca is None:
         return None
     if certificate is None or key is None:
@@ -55,7 +55,7 @@ def tls_of(certificate: str | None, key: str | None, client_ca: str | None) -> T
 
 
 def _certificates(path: Path, option: str) -> list[x509.Certificate]:
-    """At least one, each of them valid today."""
+    """Read the certificates of a file. Raises `OptionError` if there is none or one is not valid today."""
     data = _read(path, option)
     try:
         found = x509.load_pem_x509_certificates(data)

@@ -42,9 +42,9 @@ from server.tuned_settings import (
     write_settings,
 )
 
-LEAST_GAIN = 1.03  # of images a second: smaller differences are noise
-TURNS = 3  # of each, at the end: of a dozen that were tried once, one is ahead by luck
-CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # to this machine
+LEAST_GAIN = 1.03  # in images a second: smaller differences are noise
+TURNS = 3  # of the final comparison: among a dozen settings tried once, one is best by chance
+CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # without a proxy, one for each caller
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Score:
 
 
 def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[Settings]]]:
-    """One list of alternatives after the other, each made from the best of those before."""
+    """Yield functions, one for each tuned setting, that return alternatives to the best settings so far."""
     yield lambda best: [
         replace(best, backbone_instances=count, backbone_threads=max(1, cores // count))
         for count in sorted({1, 2, cores})
@@ -69,11 +69,11 @@ def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[S
 
 
 def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, callers: int, seconds: float) -> Score:
-    """Images a second and the 99th percentile of a closed loop of `callers` on a server with these settings."""
+    """Start a server with these settings and measure a closed loop of `callers` for `seconds`."""
     with copied(repository) as copy:
         write_settings(copy, settings, embedded)
         with TritonServer(copy) as server:
-            closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm
+            closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm-up
             begun = time.perf_counter()
             taken = closed_loop(server.grpc_url, image, callers, seconds)
             passed = time.perf_counter() - begun
@@ -81,13 +81,13 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
 
 
 def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> list[float]:
-    """Each caller sends the next image when it has its answer; the seconds that each took."""
+    """Let each caller send images one after another for `seconds`; return the latency of each request in seconds."""
     request = service_pb2.ModelInferRequest(model_name=ENSEMBLE)
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
 
     def call(_: int) -> list[float]:
-        """Raises `TuneError` with the server's reason."""
+        """Return the latencies of one caller. Raises `TuneError` with the server's reason."""
         taken: list[float] = []
         with grpc.insecure_channel(address, options=CHANNEL) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -108,7 +108,7 @@ def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> lis
 
 @contextmanager
 def copied(repository: Path) -> Iterator[Path]:
-    """The repository in a folder of its own; the weights are links, the configs are not."""
+    """Copy the repository into a temporary folder, with links to the weights."""
 
     def copy(source: str, target: str) -> None:
         if source.endswith(".pbtxt"):
@@ -130,9 +130,10 @@ def tune(
     p99_ms: float | None,
     say: Callable[[str], None],
 ) -> tuple[Settings, Score, Score]:
-    """The best settings, and the scores of the best that was tried and of `now`: medians, where these differ.
+    """Return the best settings, and the scores of the best candidate and of `now` (medians if these differ).
 
-    Better is more images a second, within `p99_ms` where one is given. `largest`: of the batches that are tried.
+    Better means more images a second, with a p99 of at most `p99_ms` if it is given. `largest`: the largest batch to
+    try.
     """
 
     def value(found: Score) -> float:
@@ -226,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def own_image(repository: Path) -> bytes:
-    """The picture that preprocess is warmed up with, else the canary."""
+    """Return the image that preprocess is warmed up with, else the canary."""
     warmup = repository / PREPROCESS / "warmup" / "image"
     return warmup.read_bytes()[4:] if warmup.is_file() else canary_png()
 

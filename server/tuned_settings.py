@@ -1,4 +1,4 @@
-"""What `server.tune` reads from the configs of a repository and writes to them."""
+"""The settings that `server.tune` reads from a repository's configs and writes to them."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ from server.errors import ServerError
 from server.model_configs import BACKBONE, ENSEMBLE, PREPROCESS, SOFTMAX, config_files, own_file, read_config
 from server.repository import EMBEDDED, replaced
 
-ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second only where it was asked for
+ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second exists only if it was asked for
 THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
 
 
 class TuneError(ServerError):
-    """The repository cannot be tuned; it is as it was."""
+    """The repository cannot be tuned; it is unchanged."""
 
 
 read = partial(read_config, refusal=TuneError)
@@ -27,7 +27,7 @@ read = partial(read_config, refusal=TuneError)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tuned. `delay_us`: how long the backbone's batcher waits for more requests."""
+    """The tuned settings. `delay_us`: how long the backbone's batcher waits for more requests, in microseconds."""
 
     preprocess_instances: int
     backbone_instances: int
@@ -43,7 +43,7 @@ class Settings:
 
 
 def read_settings(repository: Path, embedded: bool = True) -> Settings:
-    """As the server has them. Raises `TuneError` for a repository that build_models.py has not written."""
+    """Read the settings. Raises `TuneError` for a repository that build_models.py has not written."""
     preprocess, backbone = (
         read(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
     )
@@ -62,16 +62,16 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
 
 
 def largest_batch(repository: Path, embedded: bool = True) -> int:
-    """The largest batch that the steps around the backbone take."""
+    """Return the largest batch that all steps around the backbone accept."""
     configs = (read(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, SOFTMAX))
     return min(config.max_batch_size for config in configs)
 
 
 def write_settings(repository: Path, settings: Settings, embedded: bool = True) -> None:
-    """Raises `TuneError`, and has written nothing.
+    """Write the settings into the configs. Raises `TuneError`, and has then written nothing.
 
-    The batches are the same in every config, since no ensemble may take larger ones than its backbone; the backbone's
-    instances and threads are this server's own: another one may have a GPU.
+    The batch sizes are written to every config, since no ensemble may accept larger ones than its backbone. The
+    backbone's instances and threads are written only for this kind of server: another one may have a GPU.
     """
     changed = {}
     for name in (name for name in ENSEMBLES if (repository / name).is_dir()):
@@ -96,19 +96,19 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
 
 
 def check_writable(repository: Path) -> None:
-    """For `write_settings`, which comes after minutes of measuring. Raises `TuneError`."""
+    """Raise `TuneError` if `write_settings`, which follows minutes of measuring, would fail."""
     for folder in sorted({path.parent for path in repository.rglob("*.pbtxt")}):
         if not os.access(folder, os.W_OK):
             raise TuneError(f"{folder} cannot be written: mount it writable, tune as its owner, or give --dry-run")
 
 
 def replace_all(texts: dict[Path, str]) -> None:
-    """None where there is no room for all. Raises `TuneError`."""
+    """Write all files, or none if the disk is full. Raises `TuneError`."""
     drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
     try:
         for path, text in texts.items():
             drafts[path].write_bytes(text.encode())
-            with contextlib.suppress(OSError):  # a file system without modes
+            with contextlib.suppress(OSError):  # the file system has no permissions
                 shutil.copymode(path, drafts[path])
         for path, draft in drafts.items():
             os.replace(draft, path)
@@ -120,7 +120,7 @@ def replace_all(texts: dict[Path, str]) -> None:
 
 
 def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
-    """Where they run stays as it is: no group, as build_models.py leaves the backbone, is a GPU where there is one."""
+    """Set the number of instances but not their device: without a group, tritonserver uses a GPU if there is one."""
     if config.instance_group:
         del config.instance_group[1:]
         config.instance_group[0].count = count
@@ -136,7 +136,7 @@ def set_batches(config: model_config_pb2.ModelConfig, settings: Settings) -> Non
 
 
 def set_preferred(config: model_config_pb2.ModelConfig, settings: Settings) -> None:
-    """As build_models.py has it: two where images run one by one, else the largest batch that is compiled for."""
+    """Set the preferred batch as build_models.py does: 2 if images run one by one, else the largest warm-up batch."""
     wanted = 2 if settings.backbone_instances > 1 else max([2, *(each.batch_size for each in config.model_warmup)])
     config.dynamic_batching.preferred_batch_size[:] = [min(wanted, settings.max_batch_size)]
 

@@ -1,4 +1,4 @@
-"""The backbone's version folders in a repository: the newest is the live one, the withdrawn are hidden from it."""
+"""The backbone's version folders in a repository: the newest is live, withdrawn ones are hidden."""
 
 import fcntl
 import os
@@ -17,7 +17,7 @@ WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
 
 
 class Versions:
-    """Folders N are versions, `.N.withdrawn` are those that were rolled back, or failed and left an empty folder."""
+    """Folder N is version N; `.N.withdrawn` was rolled back, or is empty because its release failed."""
 
     def __init__(self, repository: Path) -> None:
         self.model = repository / BACKBONE
@@ -26,7 +26,7 @@ class Versions:
         return self.model / str(number)
 
     def numbers(self) -> list[int]:
-        """Ascending. Raises `ReleaseError` where there is none."""
+        """Return the versions, ascending. Raises `ReleaseError` if there is none."""
         found = [int(folder.name) for folder in version_folders(self.model)]
         if not found:
             raise ReleaseError(f"{self.model} holds no version: run build_models.py")
@@ -36,13 +36,13 @@ class Versions:
         return self.folder(self.numbers()[-1])
 
     def unused_number(self) -> int:
-        """Higher than all that are or were there, so that a number means one set of weights."""
+        """Return a number higher than any used one, so that a number always means the same weights."""
         return max([*self.numbers(), *self._withdrawn()]) + 1
 
     def withdraw(self, number: int, keep: bool = True) -> None:
-        """Hides it, in the place of an older one of this number. Nothing to do for one that is not there.
+        """Hide a version, if it exists, and replace an older hidden one of this number.
 
-        Without `keep` the number alone is kept, so that no other weights get it.
+        Without `keep` only an empty folder is left, so that the number is not used again.
         """
         if self.folder(number).exists():
             hidden = self._hidden(number)
@@ -57,7 +57,7 @@ class Versions:
             self._hidden(number).rename(self.folder(number))
 
     def remove_all_but(self, kept: int) -> None:
-        """Keeps the newest versions, and of the withdrawn only the newest."""
+        """Remove all versions except the newest `kept` and the newest withdrawn one that has files."""
         for number in self.numbers()[:-kept]:
             shutil.rmtree(self.folder(number))
         withdrawn = self._withdrawn()
@@ -67,14 +67,14 @@ class Versions:
 
     @contextmanager
     def incoming(self, source: Path) -> Iterator[Path]:
-        """A copy of `source` in the same folder, hidden, so that one rename makes it a version; else it is removed."""
+        """Copy `source` into a hidden folder that a rename makes a version. It is removed at the end if it is left."""
         copy = self.model / ".incoming"
-        shutil.rmtree(copy, ignore_errors=True)  # of a release that was killed
+        shutil.rmtree(copy, ignore_errors=True)  # left by a release that was killed
         try:
             try:
                 shutil.copytree(source, copy)
             except OSError as error:
-                reason = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)  # the first of a list
+                reason = str(error.args[0][0][2] if isinstance(error, shutil.Error) else error)  # the list's first
                 remedy = next(
                     (words for code, words in REMEDIES.items() if os.strerror(code) in reason),
                     "fix that, or release as a user who may read the one and write the other",
@@ -86,7 +86,7 @@ class Versions:
 
     @contextmanager
     def locked(self) -> Iterator["Versions"]:
-        """One change at a time, builds (export/repository.py) too. Raises `ReleaseError` while another is under way."""
+        """Lock the model against other releases, rollbacks and builds. Raises `ReleaseError` if one is under way."""
         try:
             handle = os.open(self.model, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:

@@ -1,6 +1,6 @@
-"""Checks serve.py's variables: tritonserver would say late what is wrong, as a port that is in use, or not at all.
+"""Checks the entry point's environment variables before the start; tritonserver reports mistakes late or never.
 
-As server/preflight.py and server/tls.py do for `python -m server`, but with what the image has: the standard library.
+server/preflight.py and server/tls.py do the same for `python -m server`. This file has only the standard library.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ class SettingError(Exception):
 
 
 def check_settings(environment: Mapping[str, str]) -> None:
-    """Raises `SettingError`. An empty variable is as none."""
+    """Raise `SettingError` for a variable that cannot be used. An empty variable counts as unset."""
     ports: dict[int, str] = {}
     for name, default in PORTS.values():
         port = number(name, environment.get(name) or default, 1, 65535)
@@ -52,7 +52,10 @@ def number(name: str, value: str, least: int, most: int) -> int:
 
 
 def check_host(name: str, host: str) -> None:
-    """Told a name, tritonserver's HTTP listens on 255.255.255.255 and says that all is well."""
+    """Raise `SettingError` unless `host` is an address of this container.
+
+    Given a host name, tritonserver's HTTP listens on 255.255.255.255 and reports no error.
+    """
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -74,7 +77,7 @@ def check_tls(certificate: str, key: str, client_ca: str) -> None:
         if not (os.path.isfile(path) and os.access(path, os.R_OK)):
             raise SettingError(f"{name} is {path or 'not set'}, which is not a readable file: mount it")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_ciphers("ALL:@SECLEVEL=0")  # a key that is too weak is not this check's
+    context.set_ciphers("ALL:@SECLEVEL=0")  # this check accepts weak keys
     for name, path in files.items():
         try:
             if path != key:
@@ -82,7 +85,7 @@ def check_tls(certificate: str, key: str, client_ca: str) -> None:
         except ssl.SSLError:
             raise SettingError(f"{name} is {path}, which holds no certificate: give a PEM file") from None
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # asks nobody for a passphrase
+        context.load_cert_chain(certificate, key, password=lambda: "")  # do not prompt for a passphrase
     except ssl.SSLError as error:
         if "MISMATCH" in str(error.reason):
             what = f"does not belong to WIDEFIELD_TLS_CERT ({certificate}): give its own key"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Exec probe: `probe.py ready` and `probe.py alive`. Exit code 0 for yes, 1 for no with the reason on standard error.
 
-Both send the canary image through the whole ensemble. A busy server may turn it away (HTTP 503) or not answer it in
-time: when it answers others meanwhile it is alive and ready, so load alone takes no pod out of service and kills none.
-`ready` asks for tritonserver's own opinion too.
+Both send the canary image through the whole ensemble. A busy server may refuse it (HTTP 503) or answer too late. If the
+server answers other requests meanwhile, it counts as alive and ready, so load alone neither removes nor kills a pod.
+`ready` also asks tritonserver whether it is ready.
 """
 
 import os
@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 
 MODEL = "classifier"
-INFERENCE_SECONDS = 8.0  # with STATUS_SECONDS three times it stays below the probes' timeoutSeconds
+INFERENCE_SECONDS = 8.0  # plus three times STATUS_SECONDS is less than the probes' timeoutSeconds
 STATUS_SECONDS = 2.0
 
 
 def http_address(environment: Mapping[str, str]) -> str:
-    """Where serve.py has HTTP listen, as it can be asked from here."""
+    """Return "host:port" at which the HTTP of serve.py can be reached from inside the container."""
     everywhere = "" if environment.get("WIDEFIELD_TLS_CERT") else environment.get("WIDEFIELD_HOST", "")
     host = environment.get("WIDEFIELD_HTTP_HOST") or everywhere
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
@@ -27,7 +27,7 @@ def http_address(environment: Mapping[str, str]) -> str:
 
 
 def check(question: str, address: str) -> None:
-    """Raises `CanaryError`, with the reason, when the answer is no."""
+    """Raise `CanaryError` with the reason if the server is not ready or not alive."""
     if question == "ready" and not is_ready(address, STATUS_SECONDS):
         raise CanaryError(f"{address} says that it is not ready")
     before = success_count(address, MODEL, STATUS_SECONDS)

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
-"""Starts tritonserver as this process, with the operator's library and the fixes preloaded into it and not into its
-Python processes. Standard library only, as its neighbours in the image are."""
+"""The image's entry point: checks the settings and the models, then replaces itself with tritonserver.
+
+The operator's library and the fixes are preloaded into tritonserver but not into its Python processes. This file and
+the modules beside it in the image use only the standard library.
+"""
 
 import os
 import re
@@ -18,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: list[str], variables: Mapping[str, str]) -> None:
-    """Does not return. `arguments` are passed on to tritonserver. Raises `SystemExit` with why it cannot be started."""
+    """Become tritonserver, with `arguments` added to its command line. Raise `SystemExit` if it cannot be started."""
     server = variables.get("TRITONSERVER") or "/opt/tritonserver/bin/tritonserver"
     models = Path(variables.get("WIDEFIELD_MODELS") or "/models")
     fixes = variables.get("WIDEFIELD_FIXES") or str(HERE / "libwidefield_fixes.so")
@@ -40,24 +43,24 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         **common_environment(variables),
         "LD_LIBRARY_PATH": before([libtorch], variables.get("LD_LIBRARY_PATH")),
         "LD_PRELOAD": before([fixes, library], variables.get("LD_PRELOAD")),
-        "BASH_ENV": str(HERE / "unload.sh"),  # bash starts the Python processes and reads it first
+        "BASH_ENV": str(HERE / "unload.sh"),  # read by bash before it starts a Python process
     }
     widen_stack()
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what it starts so would too
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python; tritonserver would inherit that
         signal.signal(number, signal.SIG_DFL)
     os.execve(server, [server, *options(models, variables), *arguments], environment)
 
 
 def options(models: Path, variables: Mapping[str, str]) -> list[str]:
-    """tritonserver's. `variables` are checked."""
+    """Return tritonserver's command-line options. `variables` must have passed `check_settings`."""
     certificate, key, client_ca = (variables.get(name, "") for name in TLS)
     host = variables.get("WIDEFIELD_HOST") or "0.0.0.0"
-    # TLS is gRPC's alone: HTTP has none, and then answers in this container or pod only.
+    # tritonserver has TLS for gRPC only, so with TLS its HTTP listens inside this container or pod only.
     http_host = variables.get("WIDEFIELD_HTTP_HOST") or ("127.0.0.1" if certificate else host)
     hosts = {"http": http_host, "grpc": host, "metrics": host}
     ports = {service: int(variables.get(name) or default) for service, (name, default) in PORTS.items()}
     drain_seconds = int(variables.get("WIDEFIELD_DRAIN_SECONDS") or 30)
-    tokens = [re.sub(r"[\r\n]", "", variables.get(name, "")) for name in TOKENS]  # a file's last line has an end
+    tokens = [re.sub(r"[\r\n]", "", variables.get(name, "")) for name in TOKENS]  # such as a file's last newline
     tls = tls_options(certificate, key, client_ca) if certificate else {}
     gpu = {"true": True, "false": False}.get(variables.get("WIDEFIELD_GPU", ""), os.path.exists("/dev/nvidiactl"))
     return ["--model-control-mode=none", *common_options(str(models), hosts, ports, drain_seconds, tokens, tls, gpu)]

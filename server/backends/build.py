@@ -1,8 +1,9 @@
-"""Builds the embedded server's libraries with g++ alone: `python server/backends/build.py [pytorch] [resize] ...`.
+"""Build the embedded server's libraries with g++: `python server/backends/build.py [pytorch] [resize] ...`.
 
-`pytorch` is the backend that runs TorchScript, linked against this environment's libtorch; `python_in_process` the
-one that runs the preprocess step, `resize` Pillow's resize for it, and `fixes` what is preloaded into tritonserver
-against three of its defects, the three linked against nothing. Each is built again when what it is made of changes.
+`pytorch` is the backend that runs TorchScript, linked against this environment's libtorch. `python_in_process` is the
+backend that runs the preprocess step, `resize` is Pillow's resize for that step, and `fixes` is preloaded into
+tritonserver to work around three of its defects; these three need no other library. A library is rebuilt when its
+sources, flags or PyTorch change.
 """
 
 import argparse
@@ -57,7 +58,7 @@ RESIZE = Library(
     HERE / "resize",
     HERE / "resize" / "lib" / "libwidefield_resize.so",
     sources=("resize.cpp",),
-    # Contracted, a product and a sum are rounded once: no longer Pillow's weights.
+    # Without -ffp-contract=off, a fused multiply-add rounds once, and the weights differ from Pillow's.
     flags=("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-ffp-contract=off"),
 )
 FIXES = Library(
@@ -71,20 +72,20 @@ LIBRARIES = {library.folder.name: library for library in (*BACKENDS, RESIZE, FIX
 
 
 class BuildError(RuntimeError):
-    """A library could not be built; one that was there is unchanged."""
+    """A library could not be built; an earlier build of it is unchanged."""
 
 
 def torch_folder() -> Path:
-    """The torch package's folder, found without the seconds that importing it takes."""
+    """Return the torch package's folder without importing torch, which takes seconds. Raises `BuildError`."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: an empty folder left by pip
         raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
     return Path(spec.submodule_search_locations[0])
 
 
 def fingerprint(library: Library) -> str:
-    """Changes when a source, the compiler's flags or the PyTorch that it needs does, or when that lies elsewhere."""
-    torch = torch_folder().resolve() if library.torch else None  # by whatever link this environment was reached
+    """Return a hash of the sources, the compiler's flags and, if needed, PyTorch's version and folder."""
+    torch = torch_folder().resolve() if library.torch else None  # the same through any symbolic link
     digest = hashlib.sha256(f"{library.flags} {torch}".encode())
     for path in [*(library.folder / name for name in (*library.sources, *library.headers)), HERE / "build.py"]:
         digest.update(path.read_bytes())
@@ -94,13 +95,13 @@ def fingerprint(library: Library) -> str:
 
 
 def is_current(library: Library) -> bool:
-    """Whether it is built, from these sources and for this environment's PyTorch. Raises `BuildError` without one."""
+    """Whether the library is built from these sources for this PyTorch. Raises `BuildError` if PyTorch is missing."""
     wanted = fingerprint(library)
     return library.output.exists() and library.stamp.exists() and library.stamp.read_text() == wanted
 
 
 def build(library: Library) -> str:
-    """Build unless the library is current; returns a line that says what was done. Raises `BuildError`."""
+    """Build the library unless it is current; return a line that says what was done. Raises `BuildError`."""
     output = library.output
     if is_current(library):
         return f"{output.name} is up to date"
@@ -123,14 +124,14 @@ def build(library: Library) -> str:
 
 
 def torch_options() -> tuple[list[str], list[str]]:
-    """The compiler's and the linker's."""
+    """Return the options for PyTorch of the compiler and of the linker."""
     torch = torch_folder()
     include = [f"-isystem{torch / 'include'}", f"-isystem{torch / 'include/torch/csrc/api/include'}"]
     return include, [f"-L{torch / 'lib'}", f"-Wl,-rpath,{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-ldl"]
 
 
 def run_all(commands: Iterable[list[str]]) -> None:
-    """The commands, side by side; none is left where one fails."""
+    """Run the commands in parallel. If one fails, end the others and raise `BuildError`."""
     with ExitStack() as stack:
         processes = [(command, start(command, stack)) for command in commands]
         for command, process in processes:
@@ -140,12 +141,12 @@ def run_all(commands: Iterable[list[str]]) -> None:
 
 
 def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
-    """In a group of its own, which ends with the stack: g++ starts the compiler itself."""
+    """Start the command in its own process group, which `stack` ends: g++ starts child processes."""
     try:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     except OSError as error:
         raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
-    stack.enter_context(process)  # waits for it
+    stack.enter_context(process)  # waits for the process at the end
     stack.callback(end, process)
     return process
 

@@ -1,7 +1,8 @@
-"""Python's side of backend.cpp: loads a model.py for the Python backend, and hands it requests in the server's threads.
+"""The Python side of backend.cpp: loads a Python backend's model.py and passes it requests in the server's threads.
 
-Each instance imports its model.py and what lies beside it anew, so that instances share no variable and versions no
-module; what lies beside it has to be imported while it loads. Its JSON config comes as the Python backend's does.
+Each instance imports its own copy of model.py and of the modules beside it, so that instances share no variables and
+versions share no modules. Modules beside model.py must be imported while it loads. The JSON config has the Python
+backend's format.
 """
 
 import ctypes
@@ -49,7 +50,7 @@ class Request(ctypes.Structure):
     _fields_ = [("id", ctypes.c_char_p), ("inputs", ctypes.POINTER(Tensor)), ("input_count", ctypes.c_uint64)]
 
 
-# CFUNCTYPE gives the interpreter's lock away for the call, PYFUNCTYPE keeps it: what is short.
+# CFUNCTYPE releases the GIL during the call; PYFUNCTYPE keeps it, for short calls.
 Create = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
 Destroy = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 Execute = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.POINTER(ctypes.POINTER(Request)), ctypes.c_uint64)
@@ -72,11 +73,11 @@ class Bridge(ctypes.Structure):
 
 
 class Models:
-    """The instances by number."""
+    """The model instances, by number."""
 
     def __init__(self, server: Bridge) -> None:
         self._server = server
-        self._models: dict[int, Any] = {}  # TritonPythonModel each
+        self._models: dict[int, Any] = {}  # number -> TritonPythonModel
         self._numbers = itertools.count(1)
         self._loading = threading.Lock()
 
@@ -86,7 +87,7 @@ class Models:
                 model = load(folder.decode())
             if hasattr(model, "initialize"):
                 model.initialize({"model_config": config.decode(), "model_instance_name": instance.decode()})
-        except BaseException as error:  # sys.exit() too is a reason that the model cannot be loaded
+        except BaseException as error:  # includes sys.exit() in model.py
             self._server.tell(text, f"{type(error).__name__}: {error}\n{traceback.format_exc()}".encode())
             return 0
         number = next(self._numbers)
@@ -129,7 +130,7 @@ class Models:
 
 
 def load(folder: str) -> Any:
-    """A new TritonPythonModel of `folder`/model.py."""
+    """Import `folder`/model.py and return a new TritonPythonModel."""
     before = set(sys.modules)
     importlib.invalidate_caches()
     sys.path.insert(0, folder)
@@ -149,14 +150,14 @@ def load(folder: str) -> Any:
 
 
 def read_request(request: Request) -> pb_utils.InferenceRequest:
-    """Raises `ValueError` for what its sender has to mend."""
+    """Convert the server's request. Raises `ValueError` if its sender made a mistake."""
     tensors = [request.inputs[i] for i in range(request.input_count)]
     inputs = [pb_utils.Tensor(tensor.name.decode(), as_array(tensor)) for tensor in tensors]
     return pb_utils.InferenceRequest(request.id.decode(errors="replace"), inputs)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
-    """In the server's memory; strings as a copy."""
+    """Return a view of the tensor in the server's memory, or a copy if it holds strings. Raises `ValueError`."""
     shape = tensor.shape[: tensor.rank]
     memory = memoryview((ctypes.c_char * tensor.bytes).from_address(tensor.data) if tensor.bytes else b"").cast("B")
     if tensor.type == STRINGS:
@@ -170,7 +171,7 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 
 def split_strings(data: memoryview) -> list[bytes]:
-    """Of a string tensor's elements, each behind its length. Raises `ValueError` where one ends beyond the tensor."""
+    """Split a string tensor, in which a length of 4 bytes precedes each string. Raises `ValueError` if cut off."""
     strings = []
     begin = 0
     while begin < len(data):
@@ -184,7 +185,7 @@ def split_strings(data: memoryview) -> list[bytes]:
 
 
 def as_tensor(output: pb_utils.Tensor) -> Tensor:
-    """Valid while `output` lives."""
+    """Return a view of `output`, valid as long as `output` exists. Raises `ValueError` for strings."""
     array = output.as_numpy()
     if array.dtype not in NUMBERS:
         raise ValueError(f"output '{output.name()}' is {array.dtype}: numbers and booleans alone can be answered here")
@@ -194,7 +195,7 @@ def as_tensor(output: pb_utils.Tensor) -> Tensor:
 
 
 def connect(place: int) -> Bridge:
-    """`place`: the address of the library's `Bridge`, which gets functions that it keeps alive."""
+    """Fill in the library's `Bridge` at the address `place`; the returned object keeps its functions alive."""
     bridge = Bridge.from_address(place)
     models = Models(bridge)
     bridge.create, bridge.destroy, bridge.execute = (

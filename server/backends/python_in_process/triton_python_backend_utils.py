@@ -1,4 +1,4 @@
-"""What a model.py imports from tritonserver's Python backend, as far as one on the CPU needs it: names and types."""
+"""The names and types of tritonserver's Python backend that a model.py on the CPU imports."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ Log = Callable[[int, str, int, str], None]  # level, file, line, text
 
 
 class TritonModelException(Exception):  # noqa: N818 - the Python backend's name
-    """What a model raises of its own accord."""
+    """An error that a model raises itself."""
 
 
 class TritonError:
-    """Why a request has no answer; codes are TRITONSERVER_Error's."""
+    """The reason why a request failed; the codes are those of TRITONSERVER_Error."""
 
     UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
 
@@ -38,7 +38,7 @@ class Tensor:
         return self._name
 
     def as_numpy(self) -> np.ndarray:
-        """Strings as an array of bytes objects. A request's is valid while `execute` runs."""
+        """Return the array; strings are bytes objects. The array of a request is valid only while `execute` runs."""
         return self._array
 
 
@@ -70,9 +70,9 @@ class InferenceResponse:
 
 
 class Logger:
-    """To the server's own log, with the caller's place."""
+    """Writes to the server's log, with the caller's file and line."""
 
-    write: Log | None = None  # the server's, once there is one
+    write: Log | None = None  # set by bridge.connect
 
     @classmethod
     def _log(cls, level: int, message: str) -> None:
