@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from benchmarks import harness
 from benchmarks.gpu_check import SKIPPED, end_to_end, served
 from benchmarks.harness import Timing
 from benchmarks.kernels.tables import end_to_end_table
+from benchmarks.served import random_network
+from export.parity import real_pixels
 from kernels import depthwise_conv2d
 
 
@@ -150,15 +154,42 @@ def test_no_server_is_a_skip_with_the_reason(monkeypatch, capsys):
 
 def test_a_server_that_answers_otherwise_fails(monkeypatch):
     monkeypatch.setattr(served, "missing", lambda: None)
-    monkeypatch.setattr(served, "serve", lambda folder: (0.5, 5))
-    assert served.main() == 1
-    monkeypatch.setattr(served, "serve", lambda folder: (0.001, 5))
+    for distance in (0.1, float("nan")):
+        monkeypatch.setattr(served, "serve", lambda folder, distance=distance: (distance, 4))
+        assert served.main() == 1
+    monkeypatch.setattr(served, "serve", lambda folder: (0.001, 4))
     assert served.main() == 0
+
+
+def test_the_answer_for_another_image_is_refused(monkeypatch, tmp_path):
+    """At random weights as they are drawn its probabilities are the same to 1 in 10,000."""
+    torch.manual_seed(0)
+    network, config = random_network("replknet_nano", 64)
+    images = real_pixels(None, 64, 4).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    with torch.inference_mode():
+        answers = network((images - mean) / std).softmax(1).split(1)
+    right = dict(zip("abcd", answers, strict=True))
+
+    def infer(turn):
+        inputs = iter("abcd"[turn:] + "abcd"[:turn])
+        return lambda *_: SimpleNamespace(as_numpy=lambda name: right[next(inputs)].numpy() * (1 + 1e-4))
+
+    monkeypatch.setattr("benchmarks.photographs.turned", lambda: list(right))
+    monkeypatch.setattr("benchmarks.served.random_network", lambda arch: (network, config))
+    monkeypatch.setattr("benchmarks.served.bare_pipeline", lambda *_: right.__getitem__)
+    monkeypatch.setattr("export.build.build", lambda options: None)
+    monkeypatch.setattr("server.TritonServer", lambda *_: nullcontext(SimpleNamespace(grpc_url="")), raising=False)
+    for turn, refused in ((0, False), (1, True)):
+        client = SimpleNamespace(infer=infer(turn))
+        monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", lambda url, client=client: nullcontext(client))
+        distance, images = served.serve(tmp_path)
+        assert (distance > served.TOLERANCE, images) == (refused, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.server
 def test_a_real_server_is_held_to_the_same_file_in_one_process(tmp_path):
-    difference, classes = served.serve(tmp_path)
-    assert difference <= served.TOLERANCE
-    assert classes == 5
+    distance, images = served.serve(tmp_path)
+    assert distance <= served.TOLERANCE
+    assert images == 4
