@@ -1,4 +1,4 @@
-"""The masked-patch loss, forward and backward, against SimMIM's own formulation in eager PyTorch.
+"""The masked-patch loss, forward and backward, against SimMIM's own formulation in PyTorch, eager and compiled.
 
     python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--size 192] [--rounds 15]
 
@@ -9,6 +9,7 @@ gradient written) over the time, as a share of what a copy reaches in the same p
 timed in turn, on a GPU the bandwidth that docs/kernels.md's limit has. A wrong answer ends the run.
 """
 
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -60,7 +61,17 @@ def ours(prediction: Tensor, image: Tensor, mask: Tensor, norm: str) -> Tensor:
     return masked_patch_loss(prediction, image, mask, "l1", norm)
 
 
-IMPLEMENTATIONS = {"eager": eager, "widefield": ours}
+def compiled(*given: Any) -> Tensor:
+    return _compiler()(*given)
+
+
+@functools.cache
+def _compiler() -> Callable[..., Tensor]:
+    """When it is used: torch.compile takes seconds to import."""
+    return torch.compile(eager, dynamic=False, fullgraph=True)
+
+
+IMPLEMENTATIONS = {"eager": eager, "torch.compile": compiled, "widefield": ours}
 
 
 def inputs(batch: int, size: int, dtype: torch.dtype, layout: torch.memory_format, device: str) -> tuple[Tensor, ...]:
@@ -127,18 +138,23 @@ def measure(
                 inputs(batch, size, dtype, layout, device) for _ in range(math.ceil(CACHE[device] / used) - 1)
             ]
             sources = [torch.empty(used, dtype=torch.uint8, device=device).random_() for _ in sets if ceiling is None]
+            targets = [torch.empty_like(source) for source in sources]
             for norm in NORMS:
+                torch.compiler.reset()  # a compiled function keeps eight shapes at most
                 for name, function in IMPLEMENTATIONS.items():
                     check(name, function, first, norm)
                 candidates = {name: step(function, sets, norm) for name, function in IMPLEMENTATIONS.items()}
                 if ceiling is None:
-                    candidates["copy"] = lambda blocks=sources: [block.clone() for block in blocks]  # type: ignore[misc]
+                    pairs = list(zip(targets, sources, strict=True))
+                    candidates["copy"] = lambda pairs=pairs: [to.copy_(block) for to, block in pairs]  # type: ignore[misc]
                 few = max(2, rounds // 5) if norm == "window" and device == "cpu" else rounds  # eager takes seconds
                 timings = timed(candidates, len(sets), few, device)
                 bandwidth = ceiling / 1000 if ceiling else 2 * used / timings["copy"].median  # bytes/ms
                 row = {"batch": batch, "size": size, "dtype": str(dtype).removeprefix("torch."), "norm": norm}
                 row |= {"layout": "nchw" if layout == torch.contiguous_format else "nhwc", "ms": timings}
                 row |= {"speedup_over_eager": round(timings["eager"].median / timings["widefield"].median, 2)}
+                compiled = timings["torch.compile"].median
+                row |= {"speedup_over_compiled": round(compiled / timings["widefield"].median, 2)}
                 row |= {"of_copy": round(least / timings["widefield"].median / bandwidth, 3)}
                 row |= {"bandwidth_gb_per_s": round(bandwidth / 1e6, 1), "least_mb": round(least / 1e6, 2)}
                 rows.append(row)

@@ -94,11 +94,13 @@ def losses(result: Result) -> list[Result]:
 
 
 def loss_table(result: Result) -> list[str]:
-    header = ["target_norm", "prediction", "us", "x eager", "of the copy's bandwidth, on the least bytes"]
+    peers = {"x eager": "speedup_over_eager", "x torch.compile": "speedup_over_compiled"}
+    peers = {title: key for title, key in peers.items() if all(key in row for row in result["losses"])}
+    header = ["target_norm", "prediction", "us", *peers, "of the copy's bandwidth, on the least bytes"]
     rows = []
     for row in losses(result):
         cells = [row["norm"], {"nhwc": "channels_last"}.get(row["layout"], row["layout"])]
-        cells += [f"{1000 * row['ms']['widefield']['median']:.1f}", f"{row['speedup_over_eager']:.1f}"]
+        cells += [f"{1000 * row['ms']['widefield']['median']:.1f}", *(f"{row[key]:.1f}" for key in peers.values())]
         rows.append([*cells, f"{row['of_copy']:.0%}"])
     title = f"**The masked-patch loss, forward and backward**, batch 128, 192 px, bfloat16 ({conditions(result)})"
     return [title, "", *table(header, rows)]
