@@ -43,9 +43,9 @@ class BuildError(RuntimeError):
 
 
 def torch_folder() -> Path:
-    """Return the torch package's folder without importing it, which takes seconds. Raises `BuildError`."""
+    """The torch package's folder, found without the seconds that importing it takes."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: it was uninstalled in part
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
         raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
     return Path(spec.submodule_search_locations[0])
 
