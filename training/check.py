@@ -138,7 +138,7 @@ def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, by
         name, label = dataset.names[index], dataset.classes[dataset.targets[index]]
         where, other_label, other = findings.seen.setdefault(digest, (folder, label, name))
         if where != folder:
-            found[f"are in {where} too: what they say of a model is worth little"].append(f"{name} = {other}")
+            found[f"are in {where} too: accuracy on them says little of a model"].append(f"{name} = {other}")
         elif label != other_label:
             found["have two labels"].append(f"{name} = {other}")
         elif name != other:

@@ -124,7 +124,7 @@ def test_shards_are_decoded_too(tmp_path: Path) -> None:
 
 
 def test_images_that_are_there_twice(tmp_path: Path) -> None:
-    """In training's and in what is held out, which flatters a model; under two labels; in one class."""
+    """In training and held-out images, which flatters a model; under two labels; in one class."""
     fill(tmp_path / "train", ant=3, bee=2)
     fill(tmp_path / "val", ant=1, bee=1)
     Image.open(tmp_path / "train/ant/0.png").save(tmp_path / "val/bee/0.bmp")  # other bytes
@@ -138,7 +138,7 @@ def test_images_that_are_there_twice(tmp_path: Path) -> None:
     assert findings.notes == [
         f"2 images of {train} are there twice ({train}/bee/7.png = {train}/bee/0.png)",
         f"1 images of {train} have two labels ({train}/bee/9.png = {train}/ant/2.png)",
-        f"2 images of {val} are in {train} too: what they say of a model is worth little "
+        f"2 images of {val} are in {train} too: accuracy on them says little of a model "
         f"({val}/ant/1.png = {train}/ant/1.png)",
     ]
     for name, size in (("wide", (8, 2)), ("high", (2, 8))):  # the same bytes, another picture
