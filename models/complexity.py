@@ -20,7 +20,7 @@ def count_macs(model: nn.Module, image_size: int, in_channels: int = 3) -> int:
 
     Runs on fake tensors: nothing is computed, whatever the model's device and size.
     """
-    model = bare_model(model)  # functional_call does not work on nn.DataParallel
+    model = bare_model(model)  # nn.DataParallel does not use functional_call's weights
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # non-persistent buffers too
     with evaluating(model), FakeTensorMode(), FlopCounterMode(display=False) as counter, torch.no_grad():
         fake = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}

@@ -86,7 +86,7 @@ class LDAM(nn.Module):
 
     def __init__(self, counts: Sequence[int], drw_start: float = 0.8) -> None:
         super().__init__()
-        self.register_buffer("deferred", class_weights(counts, "effective"))  # refuses an empty class
+        self.register_buffer("deferred", class_weights(counts, "effective"))  # raises for an empty class
         margins = torch.tensor(counts, dtype=torch.float64) ** -0.25
         self.register_buffer("margins", (margins * (MAX_MARGIN / margins.max())).float())
         self.drw_start, self.weighted = drw_start, False

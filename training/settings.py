@@ -206,7 +206,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, 
         was, is_now = before.get(name, defaults.get(name)), now.get(name)
         if name in FREE_TO_CHANGE or was == is_now:
             continue
-        if isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now):  # a thousand classes
+        if isinstance(was, list) and isinstance(is_now, list) and len(was) == len(is_now):  # say which class
             index = next(i for i, (a, b) in enumerate(zip(was, is_now, strict=True)) if a != b)
             name, was, is_now = f"{name}[{index}]", was[index], is_now[index]
         shown = reprlib.repr if isinstance(is_now, list) else repr
