@@ -31,7 +31,7 @@ def write(path: Path, content: object) -> Path:
 
 
 def refused(path: Path, *messages: str, **options: bool) -> str:
-    """`WeightsError` with the file's name and each message, and not one weight changed; returns what it says."""
+    """Check that loading raises `WeightsError` with file and messages, and changes no weight; return its text."""
     model = nano(0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(WeightsError) as error:

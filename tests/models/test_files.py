@@ -1,4 +1,4 @@
-"""A file or a folder takes its place whole, or what was there stays."""
+"""Files and folders are replaced completely or not at all; labels are read."""
 
 import errno
 import os

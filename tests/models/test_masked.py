@@ -1,4 +1,4 @@
-"""The masked pre-training model: nothing of a masked patch is seen, batch norms count visible positions alone."""
+"""The masked pre-training model: masked patches are not seen, and batch norms count only visible positions."""
 
 import copy
 from unittest.mock import Mock
@@ -305,7 +305,7 @@ def test_compiles_without_a_graph_break_and_under_autocast(mode, batch):
 
 
 def test_norms_that_were_converted_later_are_refused() -> None:
-    """They would see what is masked."""
+    """They would see masked positions."""
     model = MaskedPretrainer(create_model("replknet_nano", 1), "sparse")
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with pytest.raises(ValueError, match=r"the encoder has SyncBatchNorm: sparse mode needs nn\.BatchNorm2d"):

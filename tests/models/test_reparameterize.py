@@ -247,7 +247,7 @@ def parametrised(model: RepLKNet) -> None:
 
 
 def hooked(model: RepLKNet) -> None:
-    """What is not folded away, the latter of another class than in the copy."""
+    """Modules that are not folded, the latter of another class than in the copy."""
     weight_norm(model.head)
     for module in (model.stages[0], model.head):
         module.register_forward_hook(lambda module, inputs, output: 2 * output)

@@ -1,4 +1,4 @@
-"""What timm's models let one do with them, done with a RepLKNet."""
+"""The methods that timm's models have, on a RepLKNet."""
 
 from pathlib import Path
 

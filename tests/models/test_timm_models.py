@@ -1,4 +1,4 @@
-"""Baselines of timm through the doors of our own models; nothing is downloaded."""
+"""Baselines of timm through the functions of our own models; nothing is downloaded."""
 
 import json
 import re

@@ -84,7 +84,7 @@ def test_numbers_and_paths_under_another_versions_or_systems_names(
 
 
 def test_an_encoder_in_anothers_checkpoint(state: State, tmp_path: Path) -> None:
-    """OpenMMLab's classifier lies beside the backbone and under a name of its own: it is not ours."""
+    """OpenMMLab's classifier is outside the backbone and has another name than ours."""
     content = {f"backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
     content |= {"head.fc.weight": torch.zeros(9, 256), "head.fc.bias": torch.zeros(9)}
     path = write(tmp_path / "mmlab.pth", {"state_dict": content})

@@ -55,7 +55,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def before_step(number: int, act: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
-    """`act` right before the step `number`, 0 being the first."""
+    """Call `act` right before the step `number`, counted from 0."""
     original = training.loop.seed_everything
 
     def seed(*words: int) -> None:
@@ -73,7 +73,7 @@ def records(folder: Path) -> list[dict]:
 
 
 def start(config: Config, workers: int = 0) -> subprocess.Popen:
-    """The run as a user starts it, in a process group of its own; it saves its state after each step."""
+    """Start the run as a user does, in its own process group; it saves its state after each step."""
     options = ["--data", str(config.data), "--output", str(config.output), "--epochs", str(config.epochs)]
     options += ["--batch-size", "16", "--workers", str(workers), "--warmup-epochs", "0.5", "--ema-decay", "0.5"]
     command = [sys.executable, "-m", "training.finetune", "--preset", "digits", *options, "--save-every", "1"]
@@ -82,7 +82,7 @@ def start(config: Config, workers: int = 0) -> subprocess.Popen:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
-    """Until the file is there, or the process has ended."""
+    """Wait until the file exists, or the process has ended."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None and not path.exists():
         time.sleep(0.05)

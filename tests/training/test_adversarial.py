@@ -167,8 +167,9 @@ class Labelled(TensorDataset):
 def test_the_watch_sees_the_same_images_of_all_classes(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """val/ lies class by class: its first batch would be of one. In each epoch, in a resumed one, and whatever the
-    batch size."""
+    """val/ is sorted by class, so its first batch would have only one. The images are the same in each epoch, after
+    resuming, and for every batch size.
+    """
     seen: list[int] = []
     strengths: set[tuple[float, int]] = set()
     attack = adversarial.pgd
@@ -194,7 +195,7 @@ def test_the_watch_sees_the_same_images_of_all_classes(
 
 
 def test_an_answer_that_is_always_the_same_is_no_robustness() -> None:
-    """Most images are of class 0, so a model that knows nothing is right on as many of them, attacked or not."""
+    """Most images are of class 0, so a model that always answers 0 is mostly right, attacked or not."""
     images = torch.zeros(4, 3, 4, 4)
     images[3:] = 1.0
     holder = nn.Module()

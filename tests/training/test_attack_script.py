@@ -36,7 +36,7 @@ def test_script_reports_accuracies_with_settings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Under the name that explain and compare have for the file, and under its own."""
+    """With the option's name in explain and compare, and with its own."""
     saved = tmp_path / "robust.json"
     options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--count", "10"]
     monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", output, str(saved), "--device", "cpu"])
@@ -53,7 +53,7 @@ def test_script_reports_accuracies_with_settings(
 def test_results_that_cannot_be_saved_are_shown(
     checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """On a full disk; those of the run before are kept."""
+    """The disk is full; the results of the run before are kept."""
     saved = tmp_path / "robust.json"
     saved.write_text("of before")
     options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--count", "4"]
@@ -82,7 +82,7 @@ class Brightness(nn.Module):
 def test_what_was_wrong_is_not_right_under_an_attack(
     checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the attack makes of it; here that is what all of them are right on."""
+    """Even if the attack's image is right, as all are here."""
     load = attack_script.load_classifier
     monkeypatch.setattr(attack_script, "load_classifier", lambda *given: (Brightness(), *load(*given)[1:]))
 
@@ -113,7 +113,7 @@ def test_random_starts_are_the_seeds(checkpoint: Path, small_digits: Path, monke
 def test_a_part_of_the_images_is_of_all_classes(
     checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They lie class by class: the first so many would be of one."""
+    """Images are sorted by class: the first ones would all be of one."""
     seen: list[int] = []
 
     def remember(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def test_a_part_of_the_images_is_of_all_classes(
     ],
 )
 def test_settings_that_cannot_be(changes: dict, message: str, tmp_path: Path) -> None:
-    """Twice the same attack would be counted twice; a step that goes back, or nowhere, is no attack."""
+    """The same attack twice would be counted twice; a negative or empty step is no attack."""
     config = attack_script.Config(tmp_path, tmp_path, device="cpu")
     with pytest.raises(SettingsError, match=message):
         attack_checkpoint(dataclasses.replace(config, **changes))

@@ -1,4 +1,4 @@
-"""Attacks stay in the ball, raise the loss and leave the model alone."""
+"""Attacks stay in the ball, raise the loss and do not change the model."""
 
 import pytest
 import torch
@@ -153,7 +153,7 @@ def test_apgd_finds_the_corner_of_a_linear_model(batch: tuple[Tensor, Tensor]) -
 
 
 def points_of_the_paper(model: nn.Module, pixels: Tensor, target: Tensor, start: Tensor, steps: int) -> list[Tensor]:
-    """Algorithm 1 of Croce & Hein (ICML 2020) for one image: every point whose loss is taken."""
+    """Algorithm 1 of Croce & Hein (ICML 2020) for one image: every point at which the loss is computed."""
 
     def at(x: Tensor) -> tuple[float, Tensor]:
         x = x.clone().requires_grad_(True)
@@ -204,7 +204,7 @@ class Peak(nn.Module):
 
 
 def test_apgd_gives_a_step_that_was_halved_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the peak, which the start is at, each step but the first raises the loss and none reaches the best one."""
+    """The start is at the peak: each step but the first raises the loss, and none reaches the best one."""
     pixels, steps, visited = torch.full((1, 3, 1, 1), 0.5).double(), 100, []
     targets, model = torch.zeros(1, dtype=torch.int64), Peak()
     start = pixels - 0.991 * EPSILON

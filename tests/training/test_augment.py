@@ -229,7 +229,7 @@ def test_mixing() -> None:
 
 
 def test_a_compiled_learner_mixes_outside_its_graph() -> None:
-    """Each share and rectangle that is drawn would be a constant of graphs of its own."""
+    """Else each share and rectangle that is drawn would be a constant, and compile a new graph."""
 
     def losses(compiled: bool) -> list[float]:
         mix = MixBatch(AugmentConfig(mixup=0.8, cutmix=1.0), 0.1, 3, 4)

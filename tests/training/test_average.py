@@ -1,4 +1,4 @@
-"""The averaged weights: timm's numbers and keys, in less of Python's time."""
+"""The averaged weights: timm's numbers and keys, with less time spent in Python."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def test_maps_are_scaled_to_the_image() -> None:
 
 @pytest.mark.parametrize("method", ["cam", "layercam"])
 def test_a_few_images_at_a_time(method: str, model: RepLKNet, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a hundred, the activations would fill a machine's memory."""
+    """The activations of a hundred images would fill a machine's memory."""
     targets = torch.arange(len(images))
     expected = explain(model, images, targets, method)
     monkeypatch.setattr("training.cam.AT_ONCE", 2)
@@ -166,7 +166,7 @@ def test_insertion_begins_with_the_papers_blur() -> None:
 
 
 def test_pixels_that_are_equally_bright_are_replaced_in_their_order() -> None:
-    """On every processor: sorting may else leave ties, of which maps are full, as it pleases."""
+    """On every processor: an unstable sort may order ties, which maps are full of, differently."""
 
     class Top(nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ WNIDS = ("n01440764", "n01443537", "n01484850")
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """As RepLKNet's: a torch.save with the weights under "model"."""
+    """A file like RepLKNet's: a torch.save with the weights under "model"."""
     torch.manual_seed(0)
     path = tmp_path / "published.pth"
     torch.save({"model": create_model("replknet_nano", 3).state_dict()}, path)

@@ -203,7 +203,7 @@ def test_grey_of_unknown_range_is_no_black_image(bits: int, kind: int, dtype: st
 
 
 def test_sixteen_bits_of_which_0_is_white_are_not_turned_round() -> None:
-    """Pillow does it at 8 bits alone."""
+    """Pillow does it only at 8 bits."""
     pixels = np.array([[0x10, 0xF0]])
     content = tiff(bits=8, kind=1, pixels=pixels.astype(np.uint8), white=0)
     assert np.asarray(load_image(io.BytesIO(content)))[0, :, 0].tolist() == [0xEF, 0x0F]

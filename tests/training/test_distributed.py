@@ -78,7 +78,7 @@ def test_statistics_of_their_own_are_averaged(tiny: Tiny, folder: Path, tmp_path
 
 
 def test_each_process_draws_its_own_random_numbers(folder: Path) -> None:
-    """Or both would drop the same paths and mix alike."""
+    """Else both would drop the same paths and mix alike."""
     drawn = [number for rank in (0, 1) for number in torch.load(folder / f"results{rank}.pt")["drawn"]]
     assert len(set(drawn)) == len(drawn) == 2 * 6
 
@@ -97,7 +97,7 @@ def test_the_watch_is_over_the_images_of_all_processes(folder: Path) -> None:
 
 
 def test_two_processes_resume(folder: Path) -> None:
-    """In the very same weights, with --sync-bn; and not where they find the run at different steps."""
+    """To the very same weights, with --sync-bn; and not if they find the run at different steps."""
     assert_same(folder / "whole", folder / "cut")
     assert records(folder / "whole") == records(folder / "cut")
     for rank, name in enumerate(("cut", "alone")):
@@ -142,7 +142,7 @@ def test_sync_batch_norm_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
-    """As a user starts it, and cut off by SIGTERM to its parent."""
+    """As a user starts it; then its parent gets SIGTERM."""
     config = tiny(tmp_path / "run")
     options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "4"]
     options += ["--save-every", "1", "--batch-size", "8", "--sync-bn", "--device", "cpu"]

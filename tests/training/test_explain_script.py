@@ -40,7 +40,7 @@ def test_the_scripts_own_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_overlays_among_the_images_are_refused(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Next time they would be explained, or stop a training that finds a label more."""
+    """They would be explained next time, or stop a training, which would find one more label."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(script, "load_classifier", None)  # called, it would be a TypeError
     monkeypatch.setattr("sys.argv", ["it", "--checkpoint", "c", "--data", ".", "--output", output, "--device", "cpu"])

@@ -1,4 +1,4 @@
-"""A disk that fills up, and one that loses power: what was there is kept, and the run goes on."""
+"""A disk that fills up or loses power: the earlier state is kept, and the run can be resumed."""
 
 import errno
 import os
@@ -58,7 +58,7 @@ def test_weights(tmp_path: Path) -> None:
 
 
 def test_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """While the weights of an epoch are written: one line, and the same command goes on."""
+    """The disk fills up while an epoch's weights are written: one line is printed, and the same command resumes."""
     config = tiny(tmp_path / "cut")
     monkeypatch.setattr(training.finetune, "parse_arguments", lambda: config)
     original = training.finetune.save_checkpoint

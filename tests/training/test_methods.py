@@ -1,4 +1,4 @@
-"""From settings to a learner: what holds, and what is refused."""
+"""Learners made from settings, and settings that are refused."""
 
 import dataclasses
 import json

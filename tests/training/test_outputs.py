@@ -168,7 +168,7 @@ def test_a_correction_that_leaves_no_numbers_is_not_saved(checkpoint: Path, smal
 
 
 def test_saved_in_its_own_layout(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
-    """The evaluation's channels_last and --deploy are not in what is saved."""
+    """The saved checkpoint has neither the evaluation's channels_last nor its --deploy form."""
     config = evaluate.Config(checkpoint, small_digits / "val", deploy=True, save=tmp_path / "saved", device="cpu")
     evaluate.evaluate(config)
     before, after = (load_checkpoint(folder)[0].state_dict() for folder in (checkpoint, tmp_path / "saved"))

@@ -89,7 +89,7 @@ def test_queue_takes_any_number_and_keeps_the_newest() -> None:
 
 @pytest.mark.parametrize("generalized", [False, True])
 def test_learner(generalized: bool) -> None:
-    """Features in the queue have length 1 each; keys carry gradient in GPaCo alone; the momentum encoder follows."""
+    """Features in the queue have length 1 each; keys carry gradient only in GPaCo; the momentum encoder follows."""
     torch.manual_seed(0)
     model = create_model("replknet_nano", 3)
     learner = PaCo(model, COUNTS, generalized=generalized, queue_size=7, dim=6, momentum=0.9).train()

@@ -82,7 +82,7 @@ def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch
 def test_cut_off_in_an_evaluation(
     place: str, adversarial: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its epoch is not trained again; nor does it stand in the log twice where it had got that far.
+    """Its epoch is neither trained again nor logged twice.
 
     The attacks of an evaluation are those of the uninterrupted run, too.
     """
@@ -168,7 +168,7 @@ def test_a_run_from_before_an_option_had_it_at_its_default(
 def test_starting_over_leaves_nothing_of_the_old_run_to_resume(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cut off before its own first state, it would otherwise go on from the old one."""
+    """Interrupted before its own first state, it would otherwise resume from the old one."""
     config = tiny(tmp_path / "cut", save_every=1)
     with monkeypatch.context() as patch:
         before_step(8, die, patch)

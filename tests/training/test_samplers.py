@@ -1,4 +1,4 @@
-"""Which image comes when: order, resumption, several processes, shards, random numbers."""
+"""The order of images: epochs, resumption, several processes, shards, random numbers."""
 
 import io
 import json
@@ -194,7 +194,7 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
 
 
 def test_a_number_that_is_no_index_is_named(tmp_path: Path) -> None:
-    """Not counted up to: as many labels as 1,700,000,000 would fill the memory."""
+    """Making labels for all 1,700,000,000 classes would fill the memory."""
     write_shard(tmp_path / "0.tar", {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1700000000"})
     with pytest.raises(DataError, match=r"0\.tar:b\.png: class 1700000000, but .* has 2 images: without labels\.txt"):
         open_images(tmp_path, None)

@@ -126,7 +126,7 @@ def test_ctrl_c_waits_for_the_state_to_be_whole(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_batch_that_nobody_fetches_is_no_news(capsys: pytest.CaptureFixture) -> None:
-    """What a worker's thread meets when Ctrl-C ends the main process between a batch's message and its memory."""
+    """Ctrl-C may end the main process between a batch's message and its memory, an error in the worker's thread."""
     for error in (ConnectionResetError("Connection reset by peer"), BrokenPipeError("Broken pipe")):
         _hide_connection_errors(type(error), error, None)
     assert capsys.readouterr().err == ""

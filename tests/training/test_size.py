@@ -1,4 +1,4 @@
-"""What may not grow with a million images and thousands of classes: memory of workers, work that is done again."""
+"""Costs that may not grow with millions of images and thousands of classes: workers' memory, repeated work."""
 
 import gc
 import time
@@ -44,7 +44,7 @@ class Unscanned(list):
 
 
 class Written(Dataset[float]):
-    """MB that a worker has written to, and no longer shares, while it does `work`."""
+    """Return the MB that a worker wrote to, and no longer shares, during `work`."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
@@ -126,7 +126,7 @@ def test_labels_are_not_looked_through_for_each_image(tmp_path: Path) -> None:
 
 
 def test_a_worker_seeds_and_puts_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy's state alone takes longer to save and to put back than all there is to seed."""
+    """To save and restore NumPy's state takes longer than to seed all generators."""
 
     class Drawn(Dataset[float]):
         def __getitem__(self, _: int) -> float:

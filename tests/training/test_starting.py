@@ -119,7 +119,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def head_of(config: finetune.Config) -> tuple[torch.Tensor, str]:
-    """That of the model to train, after an epoch without learning, and what the run said."""
+    """Return the head after an epoch without learning, and what the run printed."""
     console = Console(file=StringIO(), width=500)
     finetune.train(dataclasses.replace(config, epochs=1, lr=1e-30, ema_decay=0.0), console)
     return load_checkpoint(config.output)[0].head.weight, console.file.getvalue()

@@ -1,4 +1,4 @@
-"""What a step of the shared loop adds to the weights and when it is read; most on a layer: fast in half precision."""
+"""What a step of the shared loop adds to the weights, and when its loss is read; mostly on one layer, for speed."""
 
 import math
 from collections.abc import Callable
@@ -45,7 +45,7 @@ Run = Callable[..., OneLayer]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """run(name, images, **changes): what three epochs of SGD at one rate, without an average, have made."""
+    """run(name, images, **changes): the weights after three epochs of SGD at a constant rate, without an average."""
 
     def make(name: str, images: Tensor = IMAGES, **changes: object) -> OneLayer:
         values = {"epochs": 3, "batch_size": 8, "optimizer": "sgd", "lr": RATE, "min_lr": RATE, "warmup_epochs": 0.0}
@@ -100,7 +100,7 @@ def test_steps_are_those_of_the_gradients_mean(
 
 
 def test_a_resumed_run_goes_on_at_its_fp16_scale(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first steps overflow and are skipped: begun anew, the scale would have the next ones skipped as well."""
+    """The first steps overflow and are skipped: with the initial scale, the next ones would be skipped as well."""
     large = {"images": 100 * IMAGES, "amp": "fp16"}
     whole = run("whole", **large)
     with monkeypatch.context() as patch:

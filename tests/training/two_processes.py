@@ -71,7 +71,7 @@ def queue_labels() -> list[int]:
 
 
 def robust() -> float:
-    """What the watch of Fast-AT sees of 5 images, of which one process has two."""
+    """The robust accuracy that Fast-AT's watch measures on 5 images, two of them in one process."""
     torch.manual_seed(0)
     images = TensorDataset(torch.randn(5, 3, 32, 32), torch.tensor([0, 0, 1, 1, 2]))
     images.targets = images.tensors[1].tolist()
@@ -83,7 +83,7 @@ def robust() -> float:
 
 
 def cut_and_resumed(config: Config) -> str:
-    """Runs in cut/, which is cut off and goes on, and in whole/; what process 1 is told that finds another folder."""
+    """A run in cut/ that is interrupted and resumed, and one in whole/; and process 1's error in another folder."""
     config = dataclasses.replace(config, lr=4e-3, optimizer="adamw", epochs=2, save_every=2)
     train(dataclasses.replace(config, output=config.output / "whole"), QUIET)
     cut = dataclasses.replace(config, output=config.output / "cut")
