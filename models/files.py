@@ -45,7 +45,7 @@ def read_labels(path: Path) -> list[str]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside `path`, flush it to the disk, and rename it to `path` in one step. Raises `OSError`."""
+    """Write a file beside `path` and rename it to `path` in one step, each flushed to the disk. Raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()

@@ -33,9 +33,9 @@ def reparameterize(model: nn.Module) -> nn.Module:
     Parametrisations (weight norm, ...) become plain weights; a module put in place of a batch norm or DropPath is kept.
 
     Raises `TypeError` for a model that has no `reparameterize()` of its own, and `ValueError` for a batch norm without
-    running statistics, for a layer beside one that is no plain convolution or linear layer, for weights that a hook
-    computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none), and for a hook
-    on what is folded away.
+    running statistics, for a layer beside a batch norm unless it is a plain convolution or linear layer, for weights
+    that a hook computes (torch.nn.utils.prune, weight_norm and spectral_norm; those of parametrizations have none), and
+    for a hook on what is folded away.
     """
     model = bare_model(model)
     convert = getattr(model, "reparameterize", None)
@@ -63,7 +63,10 @@ def is_batch_norm(module: nn.Module) -> bool:
 
 
 def batch_norm_affine(bn: Any) -> tuple[Tensor, Tensor]:
-    """scale [C] and shift [C], float64, of a batch norm of any kind (SyncBatchNorm too) in evaluation mode."""
+    """Return scale [C] and shift [C], float64, of a batch norm of any kind (SyncBatchNorm too) in evaluation mode.
+
+    Raises `ValueError` for one without running statistics.
+    """
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError(
             f"{bn} keeps no running statistics, so it depends on the batch and cannot be folded: "

@@ -114,8 +114,8 @@ def publish(last: Path, output: Path) -> None:
 
 @contextmanager
 def open_run(output: Path, arguments: dict[str, Any], afresh: bool) -> Iterator[None]:
-    """Create and lock `output`/last, in which only this process trains, and `publish` it when the block ends. `afresh`:
-    discard an earlier run. Raises `SettingsError` if nothing can be written, or another process trains there.
+    """Create `output`/last, lock `output` so that only this process trains there, and `publish` when the block ends.
+    `afresh`: discard an earlier run. Raises `SettingsError` if nothing can be written, or another process trains there.
     """
     check_folder("--output", output)
     output.mkdir(parents=True, exist_ok=True)
