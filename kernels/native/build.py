@@ -43,9 +43,9 @@ class BuildError(RuntimeError):
 
 
 def torch_folder() -> Path:
-    """The torch package's folder, found without the seconds that importing it takes."""
+    """Return the torch package's folder without importing torch, which takes seconds. Raises `BuildError`."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: what pip left of one
+    if spec is None or not spec.origin or not spec.submodule_search_locations:  # no origin: an empty folder left by pip
         raise BuildError("PyTorch is not installed: pip install 'torch>=2.11'")
     return Path(spec.submodule_search_locations[0])
 
@@ -139,7 +139,7 @@ def cubin_table(kernels: list) -> str:
 
 # From here to `end` as in server/backends/build.py: neither may import the other, and each is run by its path.
 def run_all(commands: Iterable[list[str]]) -> None:
-    """The commands, side by side; none is left where one fails."""
+    """Run the commands in parallel. If one fails, end the others and raise `BuildError`."""
     with ExitStack() as stack:
         processes = [(command, start(command, stack)) for command in commands]
         for command, process in processes:
@@ -149,12 +149,12 @@ def run_all(commands: Iterable[list[str]]) -> None:
 
 
 def start(command: list[str], stack: ExitStack) -> subprocess.Popen:
-    """In a group of its own, which ends with the stack: g++ starts the compiler itself."""
+    """Start the command in its own process group, which `stack` ends: g++ starts child processes."""
     try:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     except OSError as error:
         raise BuildError(f"compiler {error.filename} cannot be run ({error.strerror}): name one in CXX") from None
-    stack.enter_context(process)  # waits for it
+    stack.enter_context(process)  # waits for the process at the end
     stack.callback(end, process)
     return process
 
