@@ -6,11 +6,11 @@ COPY --chmod=644 constraints-page.txt ./
 RUN pip install --no-cache-dir --only-binary :all: -r constraints-page.txt
 COPY --chmod=u=rwX,go=rX client client
 COPY --chmod=644 page.py ./
-# HOME, uploads and caches: the file system is read-only but for /tmp.
+# HOME, uploads and caches: only /tmp is writable.
 ENV HOME=/tmp \
     GRADIO_TEMP_DIR=/tmp/page \
     PYTHONDONTWRITEBYTECODE=1
-# Fails here and not at the start.
+# Fail now, not at the start.
 RUN python -c "import gradio, page, tritonclient.grpc, tritonclient.http"
 USER 10001:10001
 EXPOSE 7860

@@ -11,6 +11,7 @@ import ctypes
 import glob
 import json
 import os
+import resource
 import select
 import shutil
 import signal
@@ -55,7 +56,7 @@ class Guard:
             env={**os.environ, **self.order["environment"]},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # die if the guard dies
+            preexec_fn=self._prepare,
         )
         while self.child.poll() is None:
             self._listen()
@@ -68,6 +69,11 @@ class Guard:
         self._clean_up()
         code = self.child.returncode
         return code if code >= 0 else 128 - code
+
+    def _prepare(self) -> None:
+        """In the child, before it becomes tritonserver: die if the guard dies, and give threads larger stacks."""
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_STACK, tuple(self.order["stack"]))
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signalled = True

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from server.runtime import Runtime
-from server.tritonserver_options import widen_stack
+from server.tritonserver_options import stack_limits
 
 GUARD = Path(__file__).resolve().parent / "guard.py"
 SPARE_SECONDS = 5  # between tritonserver's own exit timeout and SIGKILL
@@ -29,6 +29,7 @@ class ServerProcess:
             "grace": self.grace,
             "runtime": str(runtime.folder),
             "shm_prefix": runtime.shm_prefix,
+            "stack": stack_limits(),
         }
         with log.open("ab") as output:
             self.guard = subprocess.Popen(
@@ -38,7 +39,6 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in a terminal reaches only the supervisor
             )
-        widen_stack(self.guard.pid)  # inherited by tritonserver, which is not started before the order
         assert self.guard.stdin is not None  # made with PIPE
         self._orders = self.guard.stdin
         self._say(json.dumps(order) + "\n")

@@ -94,9 +94,9 @@ def tls_options(certificate: str, key: str, client_ca: str | None) -> dict[str, 
     return {"grpc-use-ssl": "true", **options}
 
 
-def widen_stack(process: int = 0) -> None:
-    """Raise the stack limit, at most to the hard limit, for programs started by `process` (a pid; 0: this one)."""
-    soft, hard = resource.prlimit(process, resource.RLIMIT_STACK)
+def stack_limits() -> tuple[int, int]:
+    """Return the soft and hard RLIMIT_STACK for tritonserver: at least `STACK`, at most the hard limit; in bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if soft == resource.RLIM_INFINITY or soft < STACK:  # unlimited: glibc gives a thread 2 MiB
-        size = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-        resource.prlimit(process, resource.RLIMIT_STACK, (size, hard))
+        soft = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+    return soft, hard

@@ -7,6 +7,7 @@ the modules beside it in the image use only the standard library.
 
 import os
 import re
+import resource
 import signal
 import sys
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings
 from checksums import ChecksumError, compare_newest, unchecked
 from labels import LabelsError, check_all_labels
-from tritonserver_options import before, common_environment, common_options, tls_options, widen_stack
+from tritonserver_options import before, common_environment, common_options, stack_limits, tls_options
 
 HERE = Path(__file__).resolve().parent
 
@@ -45,7 +46,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         "LD_PRELOAD": before([fixes, library], variables.get("LD_PRELOAD")),
         "BASH_ENV": str(HERE / "unload.sh"),  # read by bash before it starts a Python process
     }
-    widen_stack()
+    resource.setrlimit(resource.RLIMIT_STACK, stack_limits())
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python; tritonserver would inherit that
         signal.signal(number, signal.SIG_DFL)
     os.execve(server, [server, *options(models, variables), *arguments], environment)

@@ -1,4 +1,4 @@
-// What backends share: tritonserver's errors as exceptions and back, a model's config and folder.
+// Code that the backends share: conversion of tritonserver's errors and exceptions, a model's config and folder.
 #pragma once
 
 #include <chrono>
@@ -12,9 +12,9 @@
 
 namespace widefield {
 
-std::string message_of(const std::exception& error);  // each backend's own
+std::string message_of(const std::exception& error);  // defined by each backend
 
-// Throws it as a `std::runtime_error`.
+// Throws `error` as a `std::runtime_error`, unless it is null.
 inline void check(TRITONSERVER_Error* error) {
   if (!error) return;
   const std::string message = TRITONSERVER_ErrorMessage(error);
@@ -28,7 +28,7 @@ inline void log_failure(TRITONSERVER_Error* error) {
   TRITONSERVER_ErrorDelete(error);
 }
 
-// Runs `body`, and turns what it throws into the server's error.
+// Runs `body`, and converts an exception into a tritonserver error.
 template <class Body>
 TRITONSERVER_Error* guarded(Body body) {
   try {
@@ -83,7 +83,7 @@ inline std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
   return names;
 }
 
-// An output of `bytes` from host memory.
+// Copies `bytes` of host memory into an output of the response.
 inline void write_output(TRITONBACKEND_Response* response, const std::string& name, TRITONSERVER_DataType type,
                          const int64_t* shape, uint32_t rank, const void* data, uint64_t bytes) {
   TRITONBACKEND_Output* output = nullptr;

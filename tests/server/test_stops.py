@@ -19,6 +19,7 @@ from server_processes import commands_of, nothing_left_of, processes_of, shm_of,
 from benchmarks.resilience.footprint import tritonserver_of
 from server import TritonServer
 from server.process import GUARD
+from server.tritonserver_options import stack_limits
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def guarded(tmp_path):
 
     def start(script, grace=60):
         order = {"command": ["bash", "-c", script], "environment": {}, "grace": grace}
-        order |= {"runtime": str(tmp_path / "runtime"), "shm_prefix": f"{tmp_path.name}-"}
+        order |= {"runtime": str(tmp_path / "runtime"), "shm_prefix": f"{tmp_path.name}-", "stack": stack_limits()}
         command, pipe = [sys.executable, "-I", "-S", str(GUARD)], subprocess.PIPE
         guards.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1, start_new_session=True))
         guards[-1].stdin.write(json.dumps(order) + "\n")

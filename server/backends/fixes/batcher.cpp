@@ -1,10 +1,10 @@
-// Preloaded into tritonserver: its dynamic batcher looks at its queue every millisecond, not every half second.
+// Preloaded into tritonserver: its dynamic batcher checks its queue every millisecond instead of every half second.
 //
-// With a queue policy (default_timeout_microseconds, allow_timeout_override or max_queue_size) the batcher gives out a
-// request only where an instance is idle, and what should tell it of that is lost now and then: a request that comes
-// while all are busy, or just as one is done, then waits for the next request, or for the end of the batcher's sleep of
-// half a second (docs/serving.md). Here that sleep is cut up. pthread_cond_clockwait may return early at any time, so
-// whoever calls it looks again whether there is something to do; a thread that nobody woke for long looks less often.
+// With a queue policy (default_timeout_microseconds, allow_timeout_override or max_queue_size) the batcher dispatches a
+// request only to an idle instance, and sometimes misses the wake-up for it. A request that comes while all instances
+// are busy, or just as one finishes, then waits for the next request or for the end of the batcher's sleep of half a
+// second (docs/serving.md). This splits that sleep: pthread_cond_clockwait may return early at any time, so its caller
+// checks its condition again. A thread that was not woken for a second checks less often.
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
@@ -16,13 +16,13 @@
 namespace {
 
 constexpr int64_t kMillisecond = 1000000;  // ns
-// The batcher's 500 ms, less what passes until it is here.
+// The batcher's 500 ms, less the time until this is called.
 constexpr int64_t kShortest = 450 * kMillisecond, kLongest = 500 * kMillisecond;
 constexpr int64_t kBusy = kMillisecond, kIdle = 50 * kMillisecond;
-constexpr int kBusyLooks = 1000;  // in vain, until a thread is idle
+constexpr int kBusyLooks = 1000;  // without a wake-up, until a thread counts as idle
 
 thread_local int looks = 0;
-thread_local int64_t deadline = 0;  // of the sleep that is being cut up
+thread_local int64_t deadline = 0;  // of the sleep that is being split
 
 int64_t nanoseconds(const timespec& t) { return t.tv_sec * 1000 * kMillisecond + t.tv_nsec; }
 

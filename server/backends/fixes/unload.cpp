@@ -1,11 +1,10 @@
-// Preloaded into tritonserver: a model that nobody needs any more is destroyed a tenth of a second later.
+// Preloaded into tritonserver: delays the destruction of an unloaded model by a tenth of a second.
 //
-// tritonserver destroys a model in a thread of its own, which marks the model's entry in the server's books as
-// unloaded, and then looks it up and removes it. A load that replaces the same version (as each load of a backbone does
-// with its ensemble) frees the entry itself where it finds the mark, which is too early: it then unlocks a mutex in
-// freed memory, and the thread may remove the entry of the next model, which lies there by now. tritonserver crashes,
-// or hangs for good (docs/serving.md). With the thread a little later, the load finds no mark, and leaves the entry to
-// it.
+// tritonserver destroys a model in a separate thread, which marks the model's entry in the server's table as unloaded,
+// then looks the entry up and removes it. A load that replaces the same version (as each load of a backbone does with
+// its ensemble) frees a marked entry itself, which is too early: it then unlocks a mutex in freed memory, and the
+// thread may remove the next model's entry, which has the same address. tritonserver crashes or hangs permanently
+// (docs/serving.md). If the thread starts a little later, the load finds no mark and leaves the entry to the thread.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -16,7 +15,7 @@
 
 namespace {
 
-using State = std::unique_ptr<std::thread::_State>;  // what a std::thread runs
+using State = std::unique_ptr<std::thread::_State>;  // the function that a std::thread runs
 constexpr auto kDelay = std::chrono::milliseconds(100);
 
 struct Later : std::thread::_State {
@@ -30,7 +29,7 @@ struct Later : std::thread::_State {
 
 }  // namespace
 
-// std::thread::_M_start_thread(State, void (*)()), which libstdc++ exports: `state` comes by reference.
+// std::thread::_M_start_thread(State, void (*)()), which libstdc++ exports; `state` is passed by reference.
 extern "C" __attribute__((visibility("default"))) void
 _ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE(
     std::thread* thread, State* state, void (*depend)()) {

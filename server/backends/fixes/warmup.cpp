@@ -1,9 +1,9 @@
-// Preloaded into tritonserver: a model whose warm-up fails is refused with the reason, instead of ending the server.
+// Preloaded into tritonserver: a failed warm-up makes the load fail with the reason, instead of crashing the server.
 //
-// The thread that loads a model waits for its warm-up, which another thread runs, and destroys the model where that
-// fails. It then asks the other thread for its models, which are in that thread's list again only a moment after it has
-// told of the failure; in most cases the list is empty, and tritonserver crashes (docs/serving.md). Here who has
-// waited for a failure (a std::future of a Status that is not a success) comes back a little later.
+// The thread that loads a model waits for the warm-up, which another thread runs, and destroys the model if it fails.
+// To do so it reads the other thread's list of models, which is filled again only a moment after the failure is
+// reported; usually the list is still empty, and tritonserver crashes (docs/serving.md). Here the wait for a failure (a
+// std::future of a Status that is not a success) returns a little later.
 #include <dlfcn.h>
 
 #include <chrono>
@@ -18,7 +18,7 @@ using Result = std::__future_base::_Result_base;
 using Pointer = std::unique_ptr<Result, Result::_Deleter>;
 constexpr auto kDelay = std::chrono::milliseconds(100);
 
-// `status`: of the future's state, where its result stands right before it. A Status begins with its code, one byte.
+// `status`: a member of the future's state; the result is stored right before it. A Status begins with a one-byte code.
 bool is_failure(const unsigned* status) {
   const Result* result = reinterpret_cast<const Pointer*>(status)[-1].get();
   return result && !std::strcmp(typeid(*result).name(), "NSt13__future_base7_ResultIN6triton4core6StatusEEE") &&

@@ -1,8 +1,8 @@
 // Backend "python_in_process": a model.py for tritonserver's Python backend, run in the server's own process.
 //
-// The Python backend runs each instance in a process of its own, which keeps the server safe from what a model may do, and
-// costs each request two more wake-ups and copies. Here the server's thread calls Python. What is Python's is in bridge.py,
-// which fills in `Bridge` through ctypes: so this needs nothing of Python to be built, and serves every version of it.
+// The Python backend runs each instance in its own process, which protects the server from the model but costs each
+// request two more wake-ups and copies. Here the server's thread calls Python. The Python code is in bridge.py, which
+// fills in `Bridge` through ctypes, so this file builds without Python's headers and works with every Python version.
 #include <dlfcn.h>
 
 #include <cstdlib>
@@ -20,11 +20,11 @@ std::string message_of(const std::exception& error) { return error.what(); }
 namespace {
 
 struct Bridge {
-  // Python's. `text`: where a failure is to be told with `tell`.
+  // Implemented in Python. `create` reports a failure by calling `tell` with `text`.
   int64_t (*create)(const char* folder, const char* config, const char* instance, void* text);  // 0: failed
   void (*destroy)(int64_t model);
   void (*execute)(int64_t model, Request* const* requests, uint64_t count);
-  // This library's. `answer` may fail, by what it returns; `fail` takes a code of TRITONSERVER_Error's.
+  // Implemented here. `answer` returns an error message or null; the code of `fail` is a TRITONSERVER_Error's.
   const char* (*answer)(Request* request, const Tensor* outputs, uint64_t count);
   void (*fail)(Request* request, int32_t code, const char* message);
   void (*tell)(void* text, const char* message);
@@ -39,7 +39,7 @@ struct Libpython {
   void* (*save)();
 } libpython = {};
 
-// Python keeps what it knows of a thread only while it holds the thread's state: one that stays, for the server's own.
+// Gives the calling thread a permanent Python thread state; otherwise Python would make a new one for each call.
 void enter_python() {
   static thread_local const bool known = (libpython.ensure(), libpython.save(), true);
   (void)known;
@@ -54,7 +54,7 @@ void find(void* library, const char* name, Function*& function) {
 void start_python(const std::string& folder) {
   const char* name = std::getenv("WIDEFIELD_LIBPYTHON");
   if (!name) throw std::runtime_error("WIDEFIELD_LIBPYTHON is not set: python -m server sets it");
-  void* library = dlopen(name, RTLD_NOW | RTLD_GLOBAL);  // Python's extension modules look for it among all
+  void* library = dlopen(name, RTLD_NOW | RTLD_GLOBAL);  // GLOBAL: Python's extension modules need its symbols
   if (!library) throw std::runtime_error(dlerror());
   find(library, "Py_IsInitialized", libpython.is_initialized);
   find(library, "Py_InitializeEx", libpython.initialize);
@@ -71,8 +71,8 @@ void start_python(const std::string& folder) {
   bridge.log = [](int32_t level, const char* file, int32_t line, const char* message) {
     log_failure(TRITONSERVER_LogMessage(static_cast<TRITONSERVER_LogLevel>(level), file, line, message));
   };
-  if (!libpython.is_initialized()) {  // which it stays where this fails, and is tried again for the next model
-    libpython.initialize(0);          // signals stay the server's
+  if (!libpython.is_initialized()) {  // it may be, if an earlier load of this backend failed
+    libpython.initialize(0);          // leaves the server's signal handlers
     libpython.save();
   }
   const std::string place = std::to_string(reinterpret_cast<uintptr_t>(&bridge));

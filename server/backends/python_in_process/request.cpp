@@ -3,8 +3,8 @@
 namespace widefield {
 namespace {
 
-// The request is released before its answer is sent: whoever has the answer may take back the memory that the request
-// lay in, and this thread, of low priority, may be long in coming to it.
+// Releases the request before sending its answer: a client that has the answer may free the shared memory that held the
+// request, and this thread, which has a low priority, might release it much later.
 void send(
     Work& work, TRITONBACKEND_Response* response, TRITONSERVER_Error* error, uint64_t computed, bool counts = true) {
   if (counts)
@@ -49,7 +49,7 @@ void fail(Work& work, TRITONSERVER_ErrorCode code, const char* message) {
     return;
   }
   auto* error = TRITONSERVER_ErrorNew(code, message);
-  send(work, response, error, now_ns(), code != ERROR_CANCELLED);  // it would be counted as the backend's failure
+  send(work, response, error, now_ns(), code != ERROR_CANCELLED);  // a cancelled request is not the backend's failure
   TRITONSERVER_ErrorDelete(error);
 }
 

@@ -1,4 +1,4 @@
-// A request of tritonserver's as Python sees it, and its answer.
+// A request as Python sees it, and its answer.
 #pragma once
 
 #include <deque>
@@ -9,7 +9,7 @@
 
 namespace widefield {
 
-// One tensor of a request or of an answer. These structs are bridge.py's too.
+// One tensor of a request or of an answer. bridge.py declares the same structs.
 struct Tensor {
   const char* name;
   int32_t type;
@@ -25,13 +25,13 @@ struct Request {
   uint64_t input_count;
 };
 
-// A request from its tensors to its answer. Python sees the first part, and names a request by it.
+// A request and the state of its processing. Python has a pointer to the base class.
 struct Work : Request {
   TRITONBACKEND_ModelInstance* instance = nullptr;
-  TRITONBACKEND_Request* request = nullptr;  // null when it was answered
+  TRITONBACKEND_Request* request = nullptr;  // null once it is answered
   std::vector<Tensor> tensors;
-  std::deque<std::string> pieces;         // tensors that came in several
-  std::string failure;                    // of the last answer
+  std::deque<std::string> pieces;         // inputs that arrived in several buffers, joined
+  std::string failure;                    // the message that `answer` returned
   uint64_t start = 0, compute_start = 0;  // nanoseconds
 
   int64_t batch_size() const { return tensors.empty() || tensors[0].rank == 0 ? 1 : tensors[0].shape[0]; }
@@ -39,10 +39,10 @@ struct Work : Request {
 
 inline Work& work_of(Request* request) { return static_cast<Work&>(*request); }
 
-// Whether Python is to see the request; where not, it has its answer.
+// Reads the request's inputs. Returns false if that failed; the request is then answered.
 bool read_request(Work& work);
 
-// Null, or why it could not be sent: the request still needs an answer then.
+// Sends the answer. Returns null, or an error message; the request then still needs an answer.
 const char* answer(Work& work, const Tensor* outputs, uint64_t count);
 void fail(Work& work, TRITONSERVER_ErrorCode code, const char* message);
 

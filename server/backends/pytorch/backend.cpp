@@ -1,9 +1,9 @@
-// Backend "pytorch" for a tritonserver without the native LibTorch one: TorchScript, by the native backend's rules.
+// Backend "pytorch" for a tritonserver without the native LibTorch backend: runs TorchScript by the native one's rules.
 //
-// The requests of one execute call run as one batch; when that fails, each runs alone and fails alone. With oneDNN
-// graph fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch runs in pieces of the sizes that the
-// config's model_warmup names: the fuser compiles the model anew for each batch size, in slow runs and with a copy of
-// the weights. In pieces of one image, or with LONE_THREAD_COUNT, requests run and are answered one after the other.
+// The requests of one execute call run as one batch; if that fails, each request runs separately. With oneDNN graph
+// fusion (on a CPU; ENABLE_ONEDNN_FUSION "false" turns it off) the batch is split into pieces of the sizes in the
+// config's model_warmup, since the fuser compiles the model for each new batch size, which takes some slow runs and a
+// copy of the weights. With pieces of one image, or LONE_THREAD_COUNT, requests run and are answered one by one.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -31,10 +31,10 @@ struct Model {
   ModuleLoader loader;
   std::once_flag lone_loaded;
   std::unique_ptr<LoneModel> lone;
-  std::atomic<int> computing = 0;  // instances
+  std::atomic<int> computing = 0;  // instances that are computing
 };
 
-// From its start to its end one of the model's instances computes.
+// Counts one of the model's instances as computing while it exists.
 struct Turn {
   explicit Turn(std::atomic<int>& computing) : computing(computing) { ++computing; }
   ~Turn() { --computing; }
@@ -66,18 +66,18 @@ struct Instance {
 
   std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) {
     if (!lone || model.computing > 1) return torch_model.run(inputs);
-    // Warm-up finds its model idle: both are warmed then.
+    // During warm-up the model is idle, so both models are warmed here.
     if (!torch_model.is_warm(inputs)) torch_model.run(inputs);
     return model.lone->run(inputs);
   }
 
-  // With few threads an image of a batch takes as long as one alone: they need no second copy of the weights.
+  // With few threads a batch is no faster per image than single images: one size, one copy of the weights is enough.
   std::vector<int64_t> piece_sizes() const {
     const auto& sizes = settings.warmup_sizes;
     return lone && !sizes.empty() ? std::vector{sizes.back()} : sizes;
   }
 
-  // Whether requests run apart, which costs nothing then: whoever came first need not wait for the last.
+  // Whether requests run one by one, which costs nothing for pieces of one image; the first need not wait for the last.
   bool singly() const { return piece_sizes() == std::vector<int64_t>{1} && (lone || torch_model.is_fused()); }
 
   TRITONBACKEND_ModelInstance* handle;
@@ -88,7 +88,7 @@ struct Instance {
   TorchModel torch_model;
 };
 
-// One forward pass over all, split again by their batch sizes.
+// Runs one forward pass over all requests and splits the outputs by their batch sizes.
 void run_together(Instance& instance, const std::vector<Work*>& works) {
   std::vector<at::Tensor> inputs;
   for (size_t i = 0; i < instance.settings.inputs.size(); ++i) {
@@ -109,7 +109,7 @@ void run(Instance& instance, const std::vector<Work*>& works) {
   if (works.size() > 1 && instance.settings.max_batch_size > 0) {
     try {
       return run_together(instance, works);
-    } catch (const std::exception&) {  // each alone shows whose fault it is
+    } catch (const std::exception&) {  // run separately, so that only the faulty ones fail
     }
   }
   for (auto* work : works) attempt(*work, [&] { work->outputs = instance.compute(work->inputs); });
@@ -134,11 +134,11 @@ void execute(Instance& instance, TRITONBACKEND_Request** requests, uint32_t coun
   const uint64_t compute_end = now_ns();
   for (Work& work : works) answer(work, instance.settings);
   const uint64_t exec_end = now_ns();
-  // Counted and released before it is sent: whoever has the answer finds it in the statistics, and may take back the
-  // memory that the request lay in.
+  // Each request is counted and released before its answer is sent: a client that has the answer finds it in the
+  // statistics, and may free the shared memory that held the request.
   for (Work& work : works) {
-    work.inputs.clear();  // they may lie in the request
-    if (work.code != ERROR_CANCELLED)  // it would be counted as the backend's failure
+    work.inputs.clear();  // they may point into the request
+    if (work.code != ERROR_CANCELLED)  // a cancelled request is not the backend's failure
       log_failure(TRITONBACKEND_ModelInstanceReportStatistics(
           instance.handle, work.request, work.ready(), exec_start, compute_start, compute_end, exec_end));
     log_failure(TRITONBACKEND_RequestRelease(work.request, kReleaseAll));
@@ -201,7 +201,7 @@ EXPORTED TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     const Turn turn(state.model.computing);
     const uint32_t together = state.singly() ? 1 : count;
     execute(state, requests, together);
-    for (uint32_t start = together; start < count; ++start)  // the server would answer the first again, were this thrown
+    for (uint32_t start = together; start < count; ++start)  // an error returned here would answer the first again
       if (auto* error = guarded([&] { execute(state, requests + start, 1); })) refuse(requests[start], error);
   });
 }

@@ -10,14 +10,14 @@
 #include <mutex>
 #include <vector>
 
-// Of the OpenMP that libtorch brings, whatever the file is called.
+// From libtorch's OpenMP library, whatever its file name is.
 extern "C" void omp_set_num_threads(int count) __attribute__((weak));
 
 namespace widefield {
 namespace {
 
-// A model that computes with every core gets one thread a core. Left to the scheduler, two that wait for each other at
-// an operator's end may share a core while the other core idles: under load that costs most of the throughput.
+// Pins one thread to each core if the model uses every core. Otherwise two threads that wait for each other at the end
+// of an operator may share a core while another core is idle, which costs most of the throughput under load.
 void spread_over_cores() {
   cpu_set_t allowed;
   const int count = at::get_num_threads();
@@ -47,8 +47,8 @@ void configure_process(const Settings& settings) {
 
 void set_thread_count(int count) {
   if (!omp_set_num_threads) return;
-  // PyTorch sets a thread's number from the environment at its first use, once in its library and once in what is
-  // inlined here: neither may come after this.
+  // PyTorch sets the thread count from the environment at its first use, once in its library and once in code inlined
+  // here. Both must happen before the count is set below.
   at::internal::lazy_init_num_threads();
   at::get_num_threads();
   omp_set_num_threads(count);

@@ -1,4 +1,4 @@
-// A config's settings put into effect: for the process, and for each thread that computes.
+// Applies a config's settings to the process and to each thread that computes.
 #pragma once
 
 #include <optional>
@@ -7,12 +7,12 @@
 
 namespace widefield {
 
-// PyTorch's process-wide switches as the config sets them; what it does not name stays as LibTorch has it.
+// Sets PyTorch's process-wide switches; those that the config does not name keep LibTorch's defaults.
 void configure_process(const Settings& settings);
 
 void set_thread_count(int count);  // of the calling thread's operators
 
-// The calling thread computes with this number of threads, or LibTorch's own: each instance has a thread of its own.
+// Sets the number of threads (default: LibTorch's) with which the calling thread, one for each instance, computes.
 void configure_thread(const Settings& settings, std::optional<int> threads);
 
 }  // namespace widefield

@@ -1,4 +1,4 @@
-// Reads the JSON in which tritonserver hands over a model's config.
+// Reads a model's config, which tritonserver passes as JSON.
 #pragma once
 
 #include <map>
@@ -10,13 +10,13 @@
 namespace widefield {
 
 struct Json {
-  std::string text;  // of a string, unescaped; of a number, true, false or null as it was written
+  std::string text;  // a string, unescaped; a number, true, false or null as written
   std::vector<Json> items;
   std::map<std::string, Json> members;
 
   static Json parse(std::string_view source);
 
-  // The member, or an empty value: an absent field means its default.
+  // Returns the member, or an empty value, since an absent field has its default.
   const Json& operator[](const std::string& name) const {
     static const Json absent;
     const auto found = members.find(name);
@@ -95,7 +95,7 @@ class JsonReader {
     const char kind = source_.substr(at_ + 1, 1).empty() ? '\0' : source_[at_ + 1];
     at_ += 2;
     static const std::map<char, char> control{{'n', '\n'}, {'t', '\t'}, {'r', '\r'}, {'b', '\b'}, {'f', '\f'}};
-    if (kind == 'u') {  // the server writes only control characters so
+    if (kind == 'u') {  // the server escapes only control characters like this
       const auto code = std::stoi(std::string(source_.substr(at_, 4)), nullptr, 16);
       at_ += 4;
       return static_cast<char>(code);

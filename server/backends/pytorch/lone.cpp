@@ -21,7 +21,7 @@ LoneModel::~LoneModel() {
 }
 
 std::vector<at::Tensor> LoneModel::run(const std::vector<at::Tensor>& inputs) {
-  // Shared: the thread is still in the task when its result wakes this one.
+  // A shared_ptr: the worker thread is still inside the task when the result wakes this thread.
   const auto task = std::make_shared<std::packaged_task<std::vector<at::Tensor>()>>([&] { return model_.run(inputs); });
   auto outputs = task->get_future();
   {

@@ -1,7 +1,7 @@
-// LONE_THREAD_COUNT: an execution that finds its model idle computes with that many threads, others with their own few.
+// LONE_THREAD_COUNT: the number of threads of an execution that finds its model idle; others use INTRA_OP_THREAD_COUNT.
 //
-// Instances of few threads each give the most images a second, since none waits for another's at an operator's end; but
-// one request alone would leave cores idle.
+// Several instances with few threads each give the most images a second, since fewer threads wait for each other at the
+// end of an operator. But then a single request would leave cores idle.
 #pragma once
 
 #include <condition_variable>
@@ -13,16 +13,15 @@
 
 namespace widefield {
 
-// A model's executions that run alone: one thread of their own, whose workers spread over the cores, whichever instance
-// asks. Two instances with such a team each would be more threads than cores, and OpenMP's workers then sleep between
-// operators.
+// Runs a model's lone executions, for all its instances, in one thread whose OpenMP workers are spread over the cores.
+// If each instance had such a team, there would be more threads than cores, and workers would sleep between operators.
 class LoneModel {
  public:
-  LoneModel(const Settings& settings, ModuleLoader& loader, std::vector<int64_t> sizes);  // of its pieces
+  LoneModel(const Settings& settings, ModuleLoader& loader, std::vector<int64_t> sizes);  // sizes of the pieces
   ~LoneModel();
   LoneModel(const LoneModel&) = delete;
 
-  // Throws what `TorchModel::run` does. One caller at a time.
+  // Throws what `TorchModel::run` throws. Must not be called by two threads at once.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
  private:
@@ -34,7 +33,7 @@ class LoneModel {
   std::condition_variable changed_;
   std::function<void()> task_;
   bool ending_ = false;
-  std::thread thread_;  // the last member: it uses the others
+  std::thread thread_;  // the last member, since it uses the others
 };
 
 }  // namespace widefield

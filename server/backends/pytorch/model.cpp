@@ -17,11 +17,10 @@
 namespace widefield {
 namespace {
 
-constexpr int kRunsToWarm = 3;  // TorchScript profiles, compiles, and is fast
+constexpr int kRunsToWarm = 3;  // TorchScript profiles in the first, compiles in the second
 thread_local bool fuse_on_this_thread = false;
 
-// A group that computes from constants alone: PyTorch reads the device of the first input that it has not got, which
-// ends the process.
+// Removes fusion groups that compute only from constants: PyTorch reads the device of their first input and crashes.
 void unmerge_groups_without_inputs(torch::jit::Block* block) {
   for (auto it = block->nodes().begin(); it != block->nodes().end();) {
     auto* node = *it++;
@@ -31,7 +30,7 @@ void unmerge_groups_without_inputs(torch::jit::Block* block) {
   }
 }
 
-// oneDNN graph fusion for the models that ask for it: PyTorch's own switch holds for the whole process.
+// Registers oneDNN graph fusion for models that ask for it; PyTorch's own switch is for the whole process.
 void register_fusion() {
   static const auto pass = torch::jit::registerPrePass([](std::shared_ptr<torch::jit::Graph>& graph) {
     if (!fuse_on_this_thread) return;
@@ -45,7 +44,7 @@ bool is_fusion_failure(const std::exception& error) {
   return std::string(error.what()).find("File a bug report") != std::string::npos;
 }
 
-// While it lives, this thread's operators have no workers.
+// Makes this thread's operators run without workers while it exists.
 class WithoutWorkers {
  public:
   WithoutWorkers() { set_thread_count(1); }
@@ -56,7 +55,7 @@ class WithoutWorkers {
   const int before_ = at::get_num_threads();
 };
 
-// forward()'s result as tensors; the native backend takes a tensor or a tuple of them, no more.
+// Converts forward()'s result to tensors. The native backend accepts only a tensor or a tuple of tensors.
 std::vector<at::Tensor> flatten(const c10::IValue& result) {
   std::vector<c10::IValue> values;
   if (result.isTuple()) {
@@ -109,8 +108,8 @@ std::shared_ptr<torch::jit::Module> ModuleLoader::read(at::Device device) const 
     throw std::invalid_argument(path_ + " is missing: build the repository first (build_models.py)");
   if (device.is_cuda() && !dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL))
     throw std::invalid_argument("an instance wants a GPU, and this PyTorch has none: " + std::string(dlerror()));
-  // The server keeps the thread that loads: a team of workers that it left behind would make OpenMP count more threads
-  // than cores, and then the workers of every other team sleep between operators instead of spinning.
+  // The server keeps the loading thread. If it left a team of workers, OpenMP would count more threads than cores, and
+  // the workers of all other teams would sleep between operators instead of spinning.
   const WithoutWorkers alone;
   auto module = std::make_shared<torch::jit::Module>(torch::jit::load(path_, device));
   module->eval();
@@ -193,8 +192,8 @@ std::vector<at::Tensor> TorchModel::run_piece(const std::vector<at::Tensor>& inp
   return outputs;
 }
 
-// oneDNN fusion does not take every graph: what fails with it before it ever ran, and not without it, runs without it
-// from then on.
+// oneDNN fusion does not support every graph. A model that fails with fusion while it warms up, but not without, is run
+// without fusion from then on.
 c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, int64_t batch) {
   fuse_on_this_thread = fused_;
   if (!fused_) return module_->forward(std::move(arguments));
@@ -205,7 +204,7 @@ c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, int64_t batc
   }
   fuse_on_this_thread = false;
   if (!unfused_) unfused_ = loader_.read(device_);
-  auto result = unfused_->forward(std::move(arguments));  // throws where the input is at fault
+  auto result = unfused_->forward(std::move(arguments));  // throws if the input is at fault
   const std::string message = loader_.path() + ": oneDNN graph fusion fails on this model and is turned off";
   TRITONSERVER_LogMessage(LOG_WARN, __FILE__, __LINE__, message.c_str());
   module_ = std::move(unfused_);

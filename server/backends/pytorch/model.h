@@ -1,4 +1,4 @@
-// One instance's TorchScript model: tensors in config order in, tensors in config order out.
+// An instance's TorchScript model; inputs and outputs are in the config's order.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -15,12 +15,12 @@ namespace widefield {
 
 at::ScalarType scalar_type(TRITONSERVER_DataType type);
 
-// Loads a version's weights; instances of a model that asks for ENABLE_WEIGHT_SHARING get one module a device.
+// Loads a version's weights. With ENABLE_WEIGHT_SHARING, the instances on a device share one module.
 class ModuleLoader {
  public:
   ModuleLoader(const Settings& settings, std::string path) : settings_(settings), path_(std::move(path)) {}
   std::shared_ptr<torch::jit::Module> load(at::Device device);
-  std::shared_ptr<torch::jit::Module> read(at::Device device) const;  // anew, shared with none
+  std::shared_ptr<torch::jit::Module> read(at::Device device) const;  // a new module
   const std::string& path() const { return path_; }
 
  private:
@@ -32,7 +32,7 @@ class ModuleLoader {
 
 class TorchModel {
  public:
-  // `sizes`: of the pieces that a batch runs in with oneDNN fusion, largest first.
+  // `sizes`: the sizes of the pieces into which oneDNN fusion splits a batch, largest first.
   TorchModel(
       const Settings& settings,
       ModuleLoader& loader,
@@ -40,14 +40,14 @@ class TorchModel {
       at::Device device,
       std::vector<int64_t> sizes);
 
-  // Throws what forward() throws, and `std::invalid_argument` for results that do not fit the config.
+  // Throws what forward() throws, and `std::invalid_argument` if its results do not fit the config.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs);
 
   bool is_fused() const { return fused_; }
-  bool is_warm(const std::vector<at::Tensor>& inputs) const;  // such a batch has run as often as TorchScript needs
+  bool is_warm(const std::vector<at::Tensor>& inputs) const;  // has run such a batch often enough
 
  private:
-  int64_t batch_of(const std::vector<at::Tensor>& inputs) const;  // 0 where the config has none
+  int64_t batch_of(const std::vector<at::Tensor>& inputs) const;  // 0 without a batch dimension
   std::vector<int64_t> pieces(int64_t batch) const;
   std::vector<at::Tensor> run_piece(const std::vector<at::Tensor>& inputs);
   c10::IValue forward(std::vector<c10::IValue> arguments, int64_t batch);
@@ -60,7 +60,7 @@ class TorchModel {
   bool fused_;
   std::shared_ptr<torch::jit::Module> module_, unfused_;
   std::vector<size_t> input_positions_, output_positions_;
-  std::map<int64_t, int> runs_;  // by batch size, which the config bounds
+  std::map<int64_t, int> runs_;  // batch size (at most max_batch_size) -> runs
 };
 
 }  // namespace widefield

@@ -10,7 +10,7 @@ namespace widefield {
 std::string message_of(const std::exception& error) {
   const auto* c10_error = dynamic_cast<const c10::Error*>(&error);
   const std::string message = c10_error ? c10_error->what_without_backtrace() : error.what();
-  // Behind TorchScript's traceback and its indented code stands what went wrong, as `ValueError: ...`. It comes first:
+  // The error itself (`ValueError: ...`) follows TorchScript's traceback and its indented code. It is put first, since
   // the client and the launcher show one line.
   auto reason = message.rfind("<--- HERE\n");
   if (reason == std::string::npos) return message;
@@ -23,7 +23,7 @@ std::string message_of(const std::exception& error) {
 
 namespace {
 
-// The request's tensor, in place where it lies in one piece of host memory and is aligned for its type.
+// Returns an input as a tensor: a view if it is one aligned buffer in host memory, else a copy.
 at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setting) {
   TRITONBACKEND_Input* input = nullptr;
   check(TRITONBACKEND_RequestInput(request, setting.name.c_str(), &input));
@@ -32,7 +32,7 @@ at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setti
   uint64_t bytes = 0;
   auto type = TYPE_INVALID;
   check(TRITONBACKEND_InputProperties(input, nullptr, &type, &shape, &dims, &bytes, &buffers));
-  if (dims != setting.rank)  // the server takes a batch of 0 for none
+  if (dims != setting.rank)  // the server treats a batch of 0 as no batch
     throw RequestError("input '" + setting.name + "' has no batch: the first number of its shape must be 1 or more");
   const auto options = at::TensorOptions(scalar_type(type));
   const auto read = [&](uint32_t index, uint64_t* size) {

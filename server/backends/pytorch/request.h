@@ -1,4 +1,4 @@
-// A request of tritonserver's: its tensors in, its answer out.
+// Reads a request's inputs and sends its answer.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,12 +11,12 @@
 
 namespace widefield {
 
-// What the sender has to mend.
+// An error that the sender of the request made.
 struct RequestError : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-// One request of an execute call, from its tensors to its answer.
+// One request of an execute call and the state of its processing.
 struct Work {
   TRITONBACKEND_Request* request;
   TRITONBACKEND_Response* response = nullptr;
@@ -30,7 +30,7 @@ struct Work {
   }
 };
 
-// Runs `body`; what it throws becomes the request's error.
+// Runs `body`; an exception becomes the request's error.
 template <class Body>
 void attempt(Work& work, Body body) {
   try {

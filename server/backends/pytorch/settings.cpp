@@ -64,7 +64,7 @@ class Parameters {
   const Json& parameters_;
 };
 
-// The index in NAME__<index>, where a name ends so.
+// Returns the index of a name such as NAME__<index>.
 std::optional<size_t> written_index(const std::string& name) {
   const size_t mark = name.rfind("__");
   if (mark == std::string::npos) return std::nullopt;
@@ -120,7 +120,7 @@ Settings::Settings(const Json& config)
   intra_op_threads = parameters.count("INTRA_OP_THREAD_COUNT");
   inter_op_threads = parameters.count("INTER_OP_THREAD_COUNT");
   lone_threads = parameters.count("LONE_THREAD_COUNT");
-  output_positions();  // a wrong config stops the load, not a request
+  output_positions();  // so that a wrong config fails at load, not at a request
 }
 
 std::vector<size_t> Settings::input_positions(const std::vector<std::string>& arguments) const {

@@ -1,5 +1,5 @@
-// Pillow's resize of RGB pictures, to the bit, of the part of the result that is asked for: the same filters, rounded to
-// the same fixed point, rows first and then columns, eight bits between (libImaging/Resample.c).
+// Computes part of Pillow's resize of an RGB image, bit for bit: the same filters in the same fixed-point format, first
+// along rows, then along columns, with 8-bit values in between (libImaging/Resample.c).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,8 +16,8 @@
 
 namespace {
 
-constexpr int kChannels = 4;  // R, G, B and one that is not used
-constexpr int kPoint = 22;    // bits after it: eight more are the level's, two the sum's and the sign's
+constexpr int kChannels = 4;  // R, G, B and an unused one
+constexpr int kPoint = 22;    // fractional bits; the others: 8 for the value, 2 for overflow of the sum and the sign
 constexpr int32_t kHalf = 1 << (kPoint - 1);
 
 double bilinear(double x) { return std::max(0.0, 1.0 - std::fabs(x)); }
@@ -37,7 +37,7 @@ struct Filter {
 
 constexpr Filter kFilters[] = {{bilinear, 1}, {bicubic, 2}};  // in the order of `resize_part`
 
-// What one place along an axis of the result is made of.
+// The input pixels, and their weights, of one output position along an axis.
 struct Taps {
   int first, count;
   const int32_t* weights;
@@ -45,8 +45,8 @@ struct Taps {
 
 class Axis {
  public:
-  // The places [start, stop) of `size`, onto which [begin, end) of `length` pixels is resized; each weight `copies`
-  // times over, and one more that can be read.
+  // Output positions [start, stop) of `size`, to which input pixels [begin, end) of `length` are resized. Each weight
+  // is repeated `copies` times, and one more after the last may be read.
   Axis(const Filter& filter, int length, float begin, float end, int size, int start, int stop, int copies) {
     const double scale = static_cast<double>(end - begin) / size;
     const double stretch = std::max(scale, 1.0), support = filter.support * stretch;
@@ -81,7 +81,7 @@ class Axis {
 };
 
 #if defined(__x86_64__)
-// Two taps at a time, then the odd one.
+// Adds two taps at a time, then a single last one.
 __attribute__((target("avx2"))) void sum_columns_avx2(const uint8_t* row, const std::vector<Taps>& columns, int32_t* out) {
   const __m128i half = _mm_set1_epi32(kHalf);
   for (const auto& [first, count, weights] : columns) {
@@ -149,9 +149,9 @@ extern "C" __attribute__((visibility("default"))) int widefield_has_avx2() {
 #endif
 }
 
-// `pixels` [height,width,4]; of them `box` (left, top, right, bottom) is resized to `size` (width, height) and `window`
-// (left, top, right, bottom) of that written to `out` [H,W,3]. `filter`: 0 bilinear, 1 bicubic. Returns 0, or 1 where
-// memory is short.
+// Resizes `box` (left, top, right, bottom) of `pixels` [height,width,4] to `size` (width, height), and writes the part
+// `window` (left, top, right, bottom) of the result to `out` [H,W,3]. `filter`: 0 bilinear, 1 bicubic. Returns 0, or 1
+// if there is not enough memory.
 extern "C" __attribute__((visibility("default"))) int widefield_resize_part(
     const uint8_t* pixels, int width, int height, const float box[4], const int size[2], int filter, const int window[4],
     int avx2, uint8_t* out) {

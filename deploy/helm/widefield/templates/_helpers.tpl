@@ -1,4 +1,4 @@
-{{/* Of 63 characters "-dashboard" takes ten. */}}
+{{/* At most 63 characters, ten of them for "-dashboard". */}}
 {{- define "widefield.name" -}}
 {{ $chart := .Values.nameOverride | default .Chart.Name }}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) }}
@@ -21,7 +21,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{/* Not empty where HTTP is served beyond the pod. */}}
+{{/* Not empty if HTTP is served outside the pod. */}}
 {{- define "widefield.http" -}}
 {{ if and .Values.service.http (not .Values.tls.secretName) }}true{{ end }}
 {{- end }}
@@ -32,7 +32,7 @@ exec:
 timeoutSeconds: {{ .timeout }}
 {{- end }}
 
-{{/* Variables that extraEnv may not have, with the value that is there for each. */}}
+{{/* Variables that extraEnv must not set -> the value to use instead. */}}
 {{- define "widefield.values" -}}
 WIDEFIELD_MODELS: modelRepository
 WIDEFIELD_HTTP_HOST: service.http
@@ -42,7 +42,7 @@ WIDEFIELD_TLS_KEY: tls
 WIDEFIELD_TLS_CLIENT_CA: tls
 {{- end }}
 
-{{/* A list; extraEnv may have another WIDEFIELD_GPU, and no name may stand twice. */}}
+{{/* A list without duplicates; WIDEFIELD_GPU in extraEnv replaces the chart's. */}}
 {{- define "widefield.env" -}}
 - {name: WIDEFIELD_DRAIN_SECONDS, value: {{ .Values.shutdown.drainSeconds | quote }}}
 - {name: WIDEFIELD_GPU, value: {{ gt (int .Values.gpu.count) 0 | quote }}}
