@@ -11,7 +11,7 @@ OUR_COLOUR, OTHERS = "tab:green", ("0.82", "0.65", "0.45")
 
 
 def gpu_panel(axes: Any, result: dict[str, Any]) -> None:
-    """Microseconds by stage, a bar a way to compute it; logarithmic, for they lie three powers of ten apart."""
+    """Microseconds by stage, a bar for each candidate; logarithmic: they span three powers of ten."""
     forward = [passes[0] for passes in stages(result, 64)]
     ways: dict[str, list[float | None]] = {"Widefield": [us(row) for row in forward]}
     ways["whole-image Toeplitz + bmm"] = [_fastest(row, "toeplitz") for row in forward]

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share."""
+"""Parsers that the benchmarks' command lines share."""
 
 import argparse
 import math
@@ -7,26 +7,26 @@ from importlib.machinery import ModuleSpec
 
 
 def command_parser(description: str | None, spec: ModuleSpec | None) -> argparse.ArgumentParser:
-    """--help shows `description` as it is written; `spec`, the module's own, says how it is called."""
+    """A parser whose --help shows `description` unwrapped; the module's `spec` gives the command in the usage line."""
     program = None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
     layout = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(prog=program, description=description, formatter_class=layout)
 
 
 def no_options(description: str | None, spec: ModuleSpec | None) -> None:
-    """--help says what is done; whatever else is asked for is refused before it is."""
+    """Parse a command line that has no options but --help; exits with status 2 for any other."""
     command_parser(description, spec).parse_args()
 
 
 def whole_number(text: str, least: int = 1) -> int:
-    """An option's whole number."""
+    """Parse a whole number of at least `least`, as an argparse type."""
     if not (text.isascii() and text.isdigit() and int(text) >= least):
         raise argparse.ArgumentTypeError(f"{text!r}: give a whole number, {least} or more")
     return int(text)
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Whole numbers, by commas."""
+    """Parse whole numbers of at least 1, separated by commas, as an argparse type."""
     return [whole_number(part) for part in text.split(",")]
 
 
@@ -41,7 +41,7 @@ def positive(text: str) -> float:
 
 
 def check_archs(*names: str) -> None:
-    """Raises `SystemExit` for an unknown one."""
+    """Raise `SystemExit` for an unknown architecture."""
     from models import check_arch
 
     try:
@@ -52,7 +52,7 @@ def check_archs(*names: str) -> None:
 
 
 def chosen(text: str, known: Iterable[str], what: str) -> list[str]:
-    """Names, by commas. Raises `SystemExit` for an unknown one."""
+    """Parse names separated by commas. Raises `SystemExit` for a name that is not in `known`."""
     names, known = text.split(","), list(known)
     for name in names:
         if name not in known:

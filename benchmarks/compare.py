@@ -63,10 +63,11 @@ class Config:
 
 
 def compare(config: Config, progress: Callable[[str], None] = lambda _: None) -> tuple[list[Row], dict[str, Any]]:
-    """The rows, and what is written beside them. Random weights: time and counts do not depend on them.
+    """Return the rows and the rest of the results. Weights are random: time and counts do not depend on them.
 
-    Everything is of the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no architecture,
-    twice the same, an impossible number or an output that cannot be written, `ValueError` for an unknown one.
+    Everything is measured in the deploy form, fp32, eager, channels_last, one image. Raises `SettingsError` for no
+    architecture, a duplicate, an invalid number or an output that cannot be written, and `ValueError` for an
+    architecture that is unknown.
     """
     if not config.archs or len(set(config.archs)) < len(config.archs):
         raise SettingsError(f"--archs {' '.join(config.archs)}: at least one, each once")
@@ -124,7 +125,7 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
 
 
 def _call(network: nn.Module, size: int, device: str) -> Callable[[], object]:
-    """One forward pass of one image, waited for."""
+    """Run one forward pass of one image and wait for its end."""
     network = copy.deepcopy(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
 
@@ -139,7 +140,7 @@ def _call(network: nn.Module, size: int, device: str) -> Callable[[], object]:
 
 
 def _head_parameters(model: nn.Module) -> int:
-    """Of the last layer of the training form; 0 where it is not a single linear one."""
+    """The number of parameters of the training form's last layer; 0 unless that is a single linear layer."""
     try:
         return count_parameters(linear_head(model))
     except ValueError:

@@ -29,7 +29,7 @@ from benchmarks.harness import (
 from benchmarks.served import random_network
 from server.tritonserver_options import ENVIRONMENT
 
-# Largest distance of an image's logits from eager's, of their norm; another photograph's logits are 0.16 away or more.
+# Largest distance of an image's logits from eager's, relative in norm; another photograph's are 0.16 or more away.
 FP32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 6e-2
 
@@ -81,7 +81,7 @@ def candidates(
 
 
 def distance(logits: Any, expected: Any) -> float:
-    """The largest of the images' distances of logits [N,classes], of the norm of those expected."""
+    """The largest distance of an image's logits [classes], relative to the norm of the expected ones."""
     return float(((logits - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 

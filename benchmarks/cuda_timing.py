@@ -1,6 +1,6 @@
 """Timing on a GPU: replays of a CUDA graph for what takes microseconds, events around single calls for the rest.
 
-Every call of a list works on inputs of its own; together they exceed the L2 cache, so that none finds its inputs there.
+Every call of a list has its own inputs. Together they exceed the L2 cache, so that no call finds its inputs there.
 """
 
 import itertools
@@ -12,12 +12,12 @@ import torch
 from benchmarks.harness import Timing
 
 Step = Callable[[], Any]
-LONG_MS = 1.0  # from here on a launch is lost in the time, and a graph of many calls would take seconds
+LONG_MS = 1.0  # above this a launch does not matter, and a graph of many calls would take seconds
 REPLAYS = (5, 200)  # at least, at most
 
 
 def sets_that_exceed_the_cache(bytes_a_set: int, most: int = 128) -> int:
-    """How many sets of inputs of `bytes_a_set` together take twice the L2 cache."""
+    """The number of sets of `bytes_a_set` that together take twice the L2 cache; at most `most`."""
     cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     return max(1, min(most, -(-2 * cache // bytes_a_set)))
 
@@ -45,14 +45,14 @@ def elapsed_ms(run: Step) -> float:
 
 
 def time_calls(calls: Sequence[Step], milliseconds: float = 60.0) -> tuple[Timing, str]:
-    """Milliseconds a call, and how they were found: "graph", or "events" (and why, where capturing failed).
+    """Return milliseconds a call, and the method: "graph", or "events" (with the reason if capturing failed).
 
-    `milliseconds` is about what the measurement takes. Call it under a stream of its own, the one that forward passes
-    ran on: autograd runs a gradient on its forward pass's stream, and a graph holds what runs on the one it captures.
+    `milliseconds` is about what the measurement takes. Call it under a non-default stream, the one that the forward
+    passes ran on: autograd runs a backward pass on the stream of its forward pass, and a graph captures one stream.
     """
     calls[0]()
     torch.cuda.synchronize()
-    if min(elapsed_ms(calls[0]) for _ in range(3)) > LONG_MS:  # the host may be late with one
+    if min(elapsed_ms(calls[0]) for _ in range(3)) > LONG_MS:  # the host may be late with a single call
         return _events(calls, milliseconds), "events"
     try:
         graph = captured(lambda: [call() for call in calls])
@@ -65,7 +65,7 @@ def time_calls(calls: Sequence[Step], milliseconds: float = 60.0) -> tuple[Timin
 
 
 def _events(calls: Sequence[Step], milliseconds: float) -> Timing:
-    """triton.testing's, which also empties the L2 cache before each call."""
+    """Time with triton.testing.do_bench, which also clears the L2 cache before each call."""
     import triton.testing
 
     turn = itertools.cycle(calls)

@@ -1,8 +1,8 @@
-"""What `make demo` takes after the set-up: training, all of a first run, a second run; and what it answers.
+"""The time that `make demo` takes after the set-up (training, the whole first run, a second run), and its answers.
 
     python -m benchmarks.demo
 
-In a copy of the checkout that has no data and no checkpoint, by the commands that the demo runs.
+It runs the demo's commands in a copy of the checkout without data and checkpoints.
 """
 
 import os
@@ -26,7 +26,7 @@ ANSWER = re.compile(r"^(grpc|http): (\d+) of (\d+) held-out images right.*?; ([\
 
 
 def copy_checkout(target: Path) -> None:
-    """What git tracks, as it is in the working tree, and what `make native` built. Raises `SystemExit` without that."""
+    """Copy the tracked files of the working tree, and the built libraries. Raises `SystemExit` without those."""
     if missing := [str(folder) for folder in LIBRARIES if not (ROOT / folder).is_dir()]:
         raise SystemExit(f"not built: {', '.join(missing)}: make native")
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
@@ -39,7 +39,7 @@ def copy_checkout(target: Path) -> None:
 
 
 def timed(folder: Path, *arguments: str) -> tuple[float, str]:
-    """Seconds of a Python command in `folder`, and what it printed."""
+    """Run a Python command in `folder`; returns its seconds and its output."""
     begun = time.perf_counter()
     environment = {**os.environ, "COLUMNS": "200"}  # no line of a table is broken
     done = subprocess.run(

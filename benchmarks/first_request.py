@@ -2,12 +2,12 @@
 
     python -m benchmarks.first_request [--archs replknet_nano,replknet_small] [--starts 5]
 
-The server is started anew each time; its own proof, one small picture, comes first, as it does in service. The client's
-connection is made before the clock runs. Each request, the first one too, comes after a pause: in a loop without one
-the hundredth would find hot caches, which has nothing to do with warm-up. "Hundredth" is the median of requests 91 to
-110 of the same start. A single request is often slower than a median, so how many of those twenty took at least as
-long as the first is counted too: half, where it is like them. Four pictures are in flight at once in the second row, so
-that a batch of four is the first of its size.
+The server is started again each time. Its canary, one small picture, comes first, as in production, and the client
+connects before the clock starts. Every request comes after a pause: in a loop without one the hundredth would find hot
+caches, which has nothing to do with warm-up. "Hundredth" is the median of requests 91 to 110 of the same start. A
+single request is often slower than a median, so the share of those twenty that took at least as long as the first is
+counted too: it is a half if the first is like them. In the second row four pictures are in flight at once, so that the
+first batch of four is measured. Wrong answers end the run.
 """
 
 import os
@@ -31,9 +31,9 @@ PAUSE = 0.1  # seconds before each
 
 
 def one_start(repository: Path, jpeg: bytes, right: np.ndarray, at_once: int) -> tuple[float, list[float]]:
-    """Milliseconds of the first request (the slowest of those sent at once) and of those about the hundredth.
+    """Return milliseconds of the first request (the slowest of those sent at once) and of each from 91 to 110.
 
-    Raises `SystemExit` for an answer that is another than `right`.
+    Raises `SystemExit` for an answer that differs from `right`, probabilities [classes].
     """
     import tritonclient.grpc as triton_grpc
 

@@ -1,4 +1,4 @@
-"""Interleaved timing; results files, with the machine and the versions they are worth nothing without; environments."""
+"""Interleaved timing, results files with the machine and the versions, and checks of what is going to be timed."""
 
 import functools
 import hashlib
@@ -48,11 +48,11 @@ def interleaved(
     seconds: float = math.inf,
     settle: float = 0.0,
 ) -> dict[str, Timing]:
-    """Times all candidates in turn, `rounds` times; all are warmed up before.
+    """Time all candidates in turn, `rounds` times, after a warm-up.
 
-    Each turn is a burst of calls whose first is not counted: it pays for the others' caches and spinning threads.
-    `settle`: seconds from a turn's start that are not counted either, where another runtime's threads spin for longer.
-    `seconds`: a candidate whose counted calls took more is dropped, so that a slow one does not stretch the run.
+    Each turn is a burst of calls whose first is not counted: it suffers from the others' caches and spinning threads.
+    `settle`: seconds at the start of a turn that are not counted either, if other runtimes' threads spin for longer.
+    `seconds`: a candidate gets no further turn when its counted calls took more, so that it does not stretch the run.
     """
     for call in candidates.values():
         for _ in range(3):
@@ -74,7 +74,7 @@ def interleaved(
 
 
 def machine() -> dict[str, Any]:
-    """The processor and how much of it this process may use."""
+    """The processor, and the cores and memory that this process may use."""
     described = Path("/proc/cpuinfo").read_text()
     names = (line.split(":", 1)[1].strip() for line in described.splitlines() if line.startswith("model name"))
     cpu = next(names, platform.processor())
@@ -84,7 +84,7 @@ def machine() -> dict[str, Any]:
 
 
 def pin_float32() -> None:
-    """float32 on a GPU is IEEE's: cuDNN's convolutions take TF32 by default, products where the environment says so."""
+    """Compute float32 on a GPU as IEEE float32: by default cuDNN uses TF32, and the environment may ask cuBLAS to."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -92,7 +92,7 @@ def pin_float32() -> None:
 
 
 def gpu() -> dict[str, Any]:
-    """The current CUDA device, what drives it, and whether float32 is TF32 there."""
+    """The current CUDA device, the versions of CUDA and cuDNN, and whether float32 is computed in TF32."""
     import torch
 
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -109,7 +109,7 @@ def gpu() -> dict[str, Any]:
 
 
 def name_on(hardware: dict[str, Any], name: str) -> str:
-    """The name of a results file of one GPU: "kernels", "NVIDIA H200" -> kernels_nvidia_h200."""
+    """The name of one GPU's results file: "kernels", "NVIDIA H200" -> kernels_nvidia_h200."""
     return f"{name}_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
 
 
@@ -118,14 +118,14 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def code(root: Path) -> dict[str, Any]:
-    """The commit of a checkout, and whether anything but results was changed since; empty where git knows none."""
+    """The commit of a checkout, and whether anything but results has changed since; empty outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed within another project's checkout
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():  # installed inside another project's checkout
             return {}
         changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
         return {"commit": git("rev-parse", "HEAD"), "changed_since": bool(changed)}
@@ -134,19 +134,19 @@ def code(root: Path) -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """The date, the machine and, where git knows it, the code."""
+    """The date, the machine and, in a checkout, the commit."""
     return {"date": date.today().isoformat(), "machine": machine(), **code(ROOT)}
 
 
 def write_results(name: str, **content: Any) -> Path:
-    """benchmarks/results/<name>.json, with the date and the machine."""
+    """Write benchmarks/results/<name>.json, with the date and the machine."""
     return write_document(RESULTS / f"{name}.json", **content)
 
 
 def write_document(path: Path, **content: Any) -> Path:
-    """A JSON file of results, with its name, the date, the machine and, where git knows it, the code.
+    """Write a JSON file of results, with its name and `circumstances`.
 
-    It takes an earlier one's place when it is whole: a call that is cut off, or a full disk, leaves that.
+    It replaces an earlier file only when it is complete: an interrupted call or a full disk leaves the earlier one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": path.stem, **circumstances(), **content}
@@ -164,7 +164,7 @@ def write_document(path: Path, **content: Any) -> Path:
 
 
 def publish(name: str, *, warning: str | None, **content: Any) -> None:
-    """`write_results`, with what makes the figures doubtful; says where they are."""
+    """`write_results` with a warning that makes the figures doubtful, if any; prints the path."""
     path = write_results(name, warning=warning, **content)
     print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
@@ -176,21 +176,21 @@ def _plain(value: Any) -> Any:
 
 
 def load_average_warning() -> str | None:
-    """One line when other work is running: its share would be in the figures."""
+    """A line if other work is running, which would change the figures."""
     load = os.getloadavg()[0]
     return f"load average {load:.1f}: other work is running, do not publish these figures" if load > 1.5 else None
 
 
 def fingerprint(*paths: str, **known: Any) -> str:
-    """Changes when a source in `paths` (files or folders, from the root), the machine or anything of `known` does.
+    """A hash of the sources in `paths` (files or folders, from the root), the machine and `known`.
 
-    A run that is kept stands for one of now only where it is the same.
+    A kept run is used again only if its fingerprint is the same.
     """
     digest = hashlib.sha256(json.dumps([machine(), known], sort_keys=True).encode())
     for top in (ROOT / path for path in paths):
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
             name = path.relative_to(ROOT)
-            if path.suffix in SOURCES and "lib" not in name.parts:  # built of the others
+            if path.suffix in SOURCES and "lib" not in name.parts:  # is built from the others
                 digest.update(str(name).encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -210,7 +210,7 @@ def run_as_served(module: str, spin: bool = False) -> None:
 
 
 def require_native() -> None:
-    """Raises `SystemExit` where a CPU's figures of Widefield would be PyTorch's own convolution's, or other code's."""
+    """Raise `SystemExit` if PyTorch's convolution, or a library of other sources, would be timed as Widefield's."""
     import kernels  # noqa: F401 - loads the library
     from kernels.native import is_loaded, native_library
     from kernels.native.build import is_current
@@ -228,7 +228,7 @@ def require_native() -> None:
 
 
 def require_server() -> None:
-    """Raises `SystemExit` where a server would run a library of other sources, or without one."""
+    """Raise `SystemExit` if a server would run a library of other sources, or without one."""
     from server.backends import build as backends
 
     require_native()
@@ -241,10 +241,10 @@ def require_server() -> None:
 
 @functools.cache
 def openvino_core() -> Any:
-    """OpenVINO's Core, one for the process and never let go.
+    """OpenVINO's Core, a single one that the process keeps.
 
-    Each Core's CPU plugin brings a signal stack of its own and takes it away again: where a second Core came between,
-    the thread keeps one that is unmapped, and the next signal ends the process.
+    Each Core's CPU plugin installs its own signal stack and unmaps it at its end. With a second Core in between, the
+    thread is left with an unmapped stack, and the next signal ends the process.
     """
     import openvino
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.instances [--models nano,small,mobilenetv3] [--repeats 8] [--seconds 2]
 
-Both servers are up at once and asked in turn, so that a machine whose speed wanders treats them alike; the ratio is the
-median of the turns' own. A request alone has all threads on either (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
+Both servers run at once and are measured in turn, because a machine's speed varies; the ratio is the median of the
+turns' ratios. On either, a single request gets all threads (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
 """
 
 import os
@@ -42,7 +42,7 @@ def requests(running: Running) -> list[Any]:
 
 
 def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict[str, Any]]:
-    """A row for each number of callers: images a second and milliseconds, medians, of two instances and of one."""
+    """Return a row for each number of callers: median images a second and milliseconds of both servers."""
     repository = build_repository(model, threads)
     with tempfile.TemporaryDirectory() as folder:
         single = one_of_all(repository, threads, Path(folder) / "models")

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def percentiles(seconds: Sequence[float], name: str = "") -> dict[str, float | None]:
-    """`name`p50_ms and p99_ms; None where nothing was counted."""
+    """Return `name`p50_ms and `name`p99_ms; None if there are no latencies."""
     values = np.percentile(seconds, [50, 99]) * 1e3 if seconds else [None, None]
     return {
         f"{name}p{part}_ms": None if value is None else round(float(value), 2)

@@ -1,4 +1,4 @@
-"""Tables and paragraphs of the documentation."""
+"""Tables and paragraphs in the documentation's Markdown."""
 
 import re
 import textwrap
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Its lines."""
+    """The lines of a table."""
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def beside(published: float | None) -> str:
-    """What stands behind a figure of our own."""
+    """The published figure in brackets, to follow our own; empty if there is none."""
     return "" if published is None else f" ({published:g})"
 
 
@@ -25,12 +25,12 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def busy(result: dict[str, Any]) -> str:
-    """Of a results file with a warning: how high the load was; else empty."""
+    """How high the load was, if the results file has a warning; else empty."""
     return f"; the host was busy: {result['warning'].split(':')[0]}" if result.get("warning") else ""
 
 
 def wrapped(text: str) -> str:
-    """Paragraphs and lists in lines of at most 120 columns; blocks that begin otherwise than with a word stay."""
+    """Wrap paragraphs and lists to 120 columns; tables, headings, pictures and code are left as they are."""
     return "\n\n".join(map(wrapped_block, re.split(r"\n{2,}", text.strip()))) + "\n"
 
 

@@ -5,8 +5,9 @@
 At the published recipe: stride 32, 60 % of the 32-pixel patches masked, image in float32, prediction in float32 (on a
 CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together
 exceed the cache, so that no launch is timed. `of_copy` is the least traffic (masked share of prediction and image read,
-gradient written) over the time, as a share of what a copy reaches in the same process: on a CPU one of as many bytes,
-timed in turn, on a GPU the bandwidth that docs/kernels.md's limit has. A wrong answer ends the run.
+gradient written) over the time, as a share of a copy's bandwidth in the same process: on a CPU that of a copy of as
+many bytes into existing memory, timed in turn; on a GPU that of the limit in docs/kernels.md. A wrong answer ends the
+run.
 """
 
 import functools
@@ -36,11 +37,11 @@ from kernels import masked_patch_loss
 
 STRIDE, PATCH, RATIO = 32, 32, 0.6
 NORMS = ("none", "window", "patch")
-CACHE = {"cpu": 0, "cuda": 128 * 2**20}  # bytes that the inputs of a round exceed; on a CPU one set is used
+CACHE = {"cpu": 0, "cuda": 128 * 2**20}  # bytes that the inputs of a round exceed; a CPU uses one set
 
 
 def eager(prediction: Tensor, image: Tensor, mask: Tensor, norm: str, window: int = 47) -> Tensor:
-    """Upstream's loss, and MAE's normalisation where `norm` is "patch"."""
+    """SimMIM's loss as published; with MAE's normalisation if `norm` is "patch"."""
     if norm == "window":
         mean = F.avg_pool2d(image, window, 1, window // 2, count_include_pad=False)
         square = F.avg_pool2d(image**2, window, 1, window // 2, count_include_pad=False)
@@ -67,7 +68,7 @@ def compiled(*given: Any) -> Tensor:
 
 @functools.cache
 def _compiler() -> Callable[..., Tensor]:
-    """When it is used: torch.compile takes seconds to import."""
+    """The compiled loss, made at its first use: torch.compile takes seconds to import."""
     return torch.compile(eager, dynamic=False, fullgraph=True)
 
 
@@ -91,13 +92,13 @@ def step(function: Callable[..., Tensor], sets: list[tuple[Tensor, ...]], norm: 
 
 
 def check(name: str, function: Callable[..., Tensor], tensors: tuple[Tensor, ...], norm: str) -> None:
-    """Ends the run if the loss or more than 1 gradient in 10,000 (a sign at a tie) differs from float64's."""
+    """Raise `SystemExit` if the loss or more than 1 gradient in 10,000 (a sign at a tie) differs from float64's."""
     exact = tensors[0].detach().double().requires_grad_()
     expected = eager(exact, tensors[1].double(), tensors[2].double(), norm)
     expected_grad = torch.autograd.grad(expected, exact)[0]
     loss = function(*tensors, norm)
     grad = torch.autograd.grad(loss, tensors[0])[0]
-    off = ~((grad.double() - expected_grad).abs() <= 0.01 * expected_grad.abs().max())  # one that is no number too
+    off = ~((grad.double() - expected_grad).abs() <= 0.01 * expected_grad.abs().max())  # also true of NaN
     if not abs(loss.item() / expected.item() - 1) < 1e-3 or off.double().mean() > 1e-4:
         raise SystemExit(
             f"{name}, norm {norm}: {loss.item()} against {expected.item()}, {off.double().mean():.2%} of gradients off"
@@ -105,16 +106,16 @@ def check(name: str, function: Callable[..., Tensor], tensors: tuple[Tensor, ...
 
 
 def timed(candidates: dict[str, Step], calls: int, rounds: int, device: str) -> dict[str, Timing]:
-    """Milliseconds of one of the `calls` that a candidate makes."""
+    """Time the candidates; milliseconds of one of the `calls` that each makes."""
     if device == "cpu":
         return {name: _divided(timing, calls) for name, timing in interleaved(candidates, rounds).items()}
-    torch.cuda.synchronize()  # the inputs are there for whatever stream
+    torch.cuda.synchronize()  # the inputs are ready for any stream
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     with torch.cuda.stream(torch.cuda.Stream()):
         graphs = {name: captured(run) for name, run in candidates.items()}
         for _ in range(max(rounds, 2)):
             for name, graph in graphs.items():
-                graph.replay()  # pays for the other candidates' caches
+                graph.replay()  # not counted: the caches hold the other candidates' data
                 samples[name].append(elapsed_ms(graph.replay) / calls)
     return {name: Timing.of(values) for name, values in samples.items()}
 
@@ -126,7 +127,7 @@ def _divided(timing: Timing, calls: int) -> Timing:
 def measure(
     batches: list[int], size: int, rounds: int, device: str, ceiling: float | None = None
 ) -> list[dict[str, Any]]:
-    """`ceiling`: bytes/s, where no copy is to be timed beside the losses."""
+    """Return a row for each batch, layout and norm. `ceiling`: bytes/s, if no copy is to be timed beside the losses."""
     rows = []
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     for batch in batches:

@@ -1,12 +1,13 @@
-"""What a server does with more work than it can do: goodput at twice the load that it can sustain, and at four times.
+"""A server under overload: its goodput at twice and at four times the load that it can sustain.
 
     python -m benchmarks.overload [--arch replknet_small] [--seconds 10] [--repeats 3] [--deadline 2]
 
-First the callers of a closed loop (each waits for its answer) that get the most answers. Then, in turns since a
-machine's speed wanders: a bare loop of the same steps in one process, the closed loop of that many callers, and
-requests at set rates, Poisson, whether or not earlier ones are answered. Each load is compared with the mean of the
-closed loops before and after it; the report is the turn of the median. Goodput counts the answers within the deadline,
-from when the request was due, over the time until the last of them; one that is not the bare loop's is "wrong".
+First it finds the number of callers at which a closed loop (each caller waits for its answer) gets the most answers.
+Then it measures in turns, because a machine's speed varies: a bare loop of the same steps in one process, the closed
+loop with that many callers, and open loops: Poisson arrivals at set rates, whether or not earlier ones are answered.
+Each load is compared with the mean of the closed loops before and after it; the turn with the median is reported.
+Goodput is the answers within the deadline, counted from when the request was due, over the time until the last of them.
+An answer that differs from the bare loop's is "wrong".
 """
 
 import itertools
@@ -32,13 +33,13 @@ from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 1.0, 2.0, 4.0)  # of the closed loop's best
-PAUSE = 2.0  # seconds between loads: the queues run empty
-CLOSE = 1e-5  # of a probability: batches sum in another order; at random weights another image's are 3e-5 away
-ROUNDED = 1e-6  # a class comes with six decimals
+PAUSE = 2.0  # seconds between loads, in which the queues empty
+CLOSE = 1e-5  # relative: batches sum in another order. With random weights another image's probabilities are 3e-5 away
+ROUNDED = 1e-6  # tritonserver's classes come with six decimals
 
 
 def bare_rate(repository: Path, threads: int, jpeg: bytes, seconds: float) -> float:
-    """Images a second of the same steps, one after the other in this process."""
+    """Images a second of the same steps in this process, one image at a time."""
     run = bare_pipeline(repository, threads)
     for _ in range(5):
         run(jpeg)
@@ -50,12 +51,12 @@ def bare_rate(repository: Path, threads: int, jpeg: bytes, seconds: float) -> fl
 
 
 def is_right(answer: bytes, right: np.ndarray) -> bool:
-    """Float32 probabilities beside the bare loop's."""
+    """Whether the bytes of an answer's float32 probabilities are those of the bare loop, up to rounding."""
     return len(answer) == right.nbytes and np.allclose(np.frombuffer(answer, np.float32), right, rtol=CLOSE, atol=0)
 
 
 def closed_loop(url: str, jpeg: bytes, right: np.ndarray, callers: int, seconds: float) -> dict[str, Any]:
-    """Raises `SystemExit` for an answer that is another than `right`."""
+    """Images a second and latencies of `callers`. Raises `SystemExit` for an answer that differs from `right`."""
     from client import Classifier
 
     end = time.perf_counter() + seconds
@@ -78,7 +79,7 @@ def closed_loop(url: str, jpeg: bytes, right: np.ndarray, callers: int, seconds:
 
 
 def open_loop(url: str, jpeg: bytes, right: np.ndarray, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
-    """Every request is sent when it is due. Latencies count from then, not from when this process came to send it."""
+    """Send each request when it is due. Latencies count from then, not from when this process managed to send it."""
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -107,7 +108,7 @@ def open_loop(url: str, jpeg: bytes, right: np.ndarray, rate: float, seconds: fl
     with grpc.insecure_channel(url, options=options) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         started = time.perf_counter()
-        for offset in arrivals([Phase("open loop", rate, 0.0, seconds)], 1.0, random.Random(0)):  # alike at every run
+        for offset in arrivals([Phase("open loop", rate, 0.0, seconds)], 1.0, random.Random(0)):  # as at every run
             due = started + offset
             time.sleep(max(0.0, due - time.perf_counter()))
             lag, count = max(lag, time.perf_counter() - due), count + 1
@@ -115,7 +116,7 @@ def open_loop(url: str, jpeg: bytes, right: np.ndarray, rate: float, seconds: fl
             call.add_done_callback(lambda done, due=due: note(done, due))
         for _ in range(count):
             all_done.acquire()
-    # Answers that come after the last request are not of its seconds alone.
+    # The time of answers that come after the last request counts too.
     lasted = max([seconds, *(end - started for kind, _, end in outcomes if kind == "in time")])
     kinds = {kind: [taken for name, taken, _ in outcomes if name == kind] for kind, _, _ in outcomes}
     return {
@@ -173,7 +174,7 @@ def measure(arch: str, jpeg: bytes, seconds: float, repeats: int, deadline: floa
 def one_turn(
     url: str, jpeg: bytes, right: np.ndarray, peak: float, seconds: float, deadline: float
 ) -> list[dict[str, Any]]:
-    """Each of the loads once."""
+    """Measure each of the loads once."""
     rows = []
     for load in LOADS:
         time.sleep(PAUSE)
@@ -183,8 +184,7 @@ def one_turn(
 
 
 def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
-    """Of one load's turns the one with the median share of the closed loops' rate around it; beside it every turn's
-    share and outcomes."""
+    """The turn whose share of the closed loops' rate around it is the median; with every turn's share and outcomes."""
     shares = [round(row["goodput_per_s"] / peak, 3) for row, peak in zip(rows, peaks, strict=True)]
     middle = statistics.median_low(shares)
     each = {"goodput_of_peak_each": shares, "outcomes_each": [row["outcomes"] for row in rows]}

@@ -16,9 +16,9 @@ SENSOR_NOISE = 2.0  # grey levels
 def detailed(photograph: np.ndarray, width: int, height: int) -> Image.Image:
     """A photograph [h,w,3] of uint8 enlarged, with detail down to single pixels.
 
-    Enlarged by Lanczos; its own fine detail (what a four times smaller copy has lost) is laid over it, mirrored tile by
-    tile, at its own scale, twice that and so on; then noise as a sensor's. An enlargement alone would be smooth, which
-    makes every decoder look right, and its file small, which makes every decoder look fast.
+    It is enlarged by Lanczos. Its fine detail (what a four times smaller copy lacks) is then added in mirrored tiles
+    at scales 1, 2, 4 and so on, with noise like a sensor's. Without them the picture would be smooth, so that every
+    decoder looked right, and its file small, so that every decoder looked fast.
     """
     source = Image.fromarray(photograph)
     small = source.resize((source.width // 4, source.height // 4), Image.Resampling.BOX)
@@ -54,14 +54,14 @@ def photograph() -> bytes:
 
 @functools.cache
 def turned() -> list[bytes]:
-    """`photograph`, and three that differ from it: a server that mixes answers up is found out."""
+    """`photograph` and three that differ from it, so that a server that mixes up answers is detected."""
     image = Image.open(io.BytesIO(photograph()))
     ways = (Image.Transpose.ROTATE_180, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM)
     return [photograph(), *(encoded(image.transpose(way), "JPEG", quality=85) for way in ways)]
 
 
 def files() -> Iterator[tuple[str, list[bytes]]]:
-    """(what, its files), a file a photograph."""
+    """Yield (kind, its files), one file for each photograph."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images().images

@@ -1,11 +1,11 @@
-"""The preprocess step alone: images a second against Pillow, torchvision and OpenCV pipelines of equal output.
+"""The preprocess step by itself: images a second against Pillow, torchvision and OpenCV pipelines of equal output.
 
     python -m benchmarks.preprocess [--rounds 10]
 
 Encoded bytes in, pixels [224,224,3] of uint8 out: the shorter side resized to 256, the centre cut out; one thread each,
 with the server's allocator settings. Equal is within 1 grey level on average of Pillow's full decoding and bicubic
-resize, the training's evaluation transform; a candidate that is further away is named with its distance and gets no
-speed. Also: the memory that one 12-megapixel photograph takes in a fresh process, with reduced decoding and without.
+resize, the training's evaluation transform; a candidate that differs more is listed with its distance and without a
+speed. Also: the memory that one 12-megapixel photograph takes in a new process, with reduced decoding and without.
 """
 
 import functools
@@ -100,13 +100,13 @@ def candidates() -> dict[str, Pipeline]:
 
 
 def distances(pipeline: Pipeline, baseline: Pipeline, images: list[bytes]) -> tuple[float, int]:
-    """Grey levels on average, of the image where that is largest, and at most."""
+    """Return differences in grey levels: the mean of the image where it is largest, and the largest of all pixels."""
     differences = [np.abs(pipeline(data).astype(int) - baseline(data)) for data in images]
     return max(float(d.mean()) for d in differences), max(int(d.max()) for d in differences)
 
 
 def compare(pipelines: dict[str, Pipeline], name: str, images: list[bytes], rounds: int) -> dict[str, Any]:
-    """One kind of file: each candidate's distance, and images a second where it is equal."""
+    """Measure one kind of file: each candidate's distance, and images a second if it is equal."""
     found = {key: distances(run, pipelines[BASELINE], images) for key, run in pipelines.items()}
     equal = {
         key: functools.partial(lambda run: [run(data) for data in images], run)
@@ -131,7 +131,7 @@ def compare(pipelines: dict[str, Pipeline], name: str, images: list[bytes], roun
 
 
 def memory_mib(data: bytes) -> dict[str, float]:
-    """What decoding `data` adds to a fresh process's largest footprint, MiB."""
+    """MiB that decoding `data` adds to the peak memory of a new process."""
     found = {}
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Programs of the system that tests and benchmarks start."""
+"""The system's programs that tests and benchmarks start."""
 
 import os
 import shutil

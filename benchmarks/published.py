@@ -1,4 +1,4 @@
-"""What others report of the architectures (published.json, a source for each figure), and what follows for a choice."""
+"""Published figures of the architectures (published.json, with sources), and recommendations that follow."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ MOBILE_MACS = 600e6  # "the mobile setting" of the mobile architectures' own pap
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture: what is counted and timed here beside what its authors publish (accuracies in percent)."""
+    """One architecture: counts and times of this run, and the published figures (accuracies in percent)."""
 
     arch: str
     image_size: int
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An architecture for a use, and the figures that speak for it; no architecture where none qualifies."""
+    """An architecture for a use, and the figures that support it; no architecture if none qualifies."""
 
     use: str
     arch: str | None
@@ -42,7 +42,7 @@ def claims() -> list[dict[str, str]]:
 
 
 def recommend(rows: Sequence[Row]) -> list[Recommendation]:
-    """For accuracy, for a mobile CPU and for few labels, out of `rows` and by their figures alone."""
+    """Recommend an architecture for accuracy, for a mobile CPU and for few labels, only by the figures of `rows`."""
     return [_for_accuracy(rows), _for_mobile(rows), _for_few_labels(rows)]
 
 
@@ -96,7 +96,7 @@ def _for_few_labels(rows: Sequence[Row]) -> Recommendation:
 
 
 def _ranked(rows: Sequence[Row], figure: str, allowed: Callable[[Row], bool] = lambda _: True) -> list[Row]:
-    """Those that have the figure, the highest first; of equals, the one with fewer multiply-accumulates."""
+    """The rows that have the figure, highest first; equals by fewer multiply-accumulates."""
     having = [row for row in rows if row.published.get(figure) is not None and allowed(row)]
     return sorted(having, key=lambda row: (-row.published[figure], row.macs))
 

@@ -100,7 +100,7 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
 
 
 def gpu_tables(newest: dict[str, Any], before: dict[str, Any]) -> list[list[str]]:
-    """`before` reached batch 1 and all variants; its kernels find a NaN and add the bias in another way, no more."""
+    """A GPU's tables. `before`, an earlier run, has batch 1 and the variants; only NaN and bias handling differ."""
     return [
         kernels.stage_table(newest),
         kernels.goal_table(newest, before),

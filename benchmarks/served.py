@@ -1,4 +1,4 @@
-"""What the benchmarks of a server share: the same steps without one, a server of empty steps, their results."""
+"""Shared by the benchmarks of a server: the same steps without it, an ensemble of empty steps, results files."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ from unittest.mock import patch
 from benchmarks.harness import publish, versions
 
 IMAGE_SIZE = 224
-SPREAD = 3.0  # standard deviation of the logits, as a trained network's
+SPREAD = 3.0  # standard deviation of the logits, as in a trained network
 TOKEN = "benchmark"  # of shared memory
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: servers sum in another order
 EMPTY_STEP = """
@@ -32,7 +32,7 @@ class TritonPythonModel:
 
 
 def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
-    """Encoded bytes -> probabilities with no server between the steps."""
+    """Return a function from encoded bytes to probabilities [1,classes] that runs the steps without a server."""
     import torch
 
     from server.model_configs import read_config
@@ -55,9 +55,9 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
 
 
 def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
-    """With random weights, its head scaled so that answers differ between images, and its configuration.
+    """Return a network with random weights and its configuration. Its head is scaled so that images' answers differ.
 
-    As it is drawn, all images' probabilities are the same to 1 in 10,000, and whatever answers a thousandth is right.
+    Without that all images' probabilities are the same to 1 in 10,000, and any server that answers 0.001 is right.
     """
     import torch
 
@@ -78,13 +78,13 @@ def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
 
 
 def check(name: str, answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> None:
-    """Raises `SystemExit` for a server that answers something else: no figure of it would mean anything."""
+    """Raise `SystemExit` for a wrong answer: the server's figures would mean nothing."""
     if wrong := difference(answer, right, precision):
         raise SystemExit(f"{name}: {wrong}")
 
 
 def difference(answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> str | None:
-    """How an answer of five classes differs from the probabilities `right`; None if it is within the tolerance."""
+    """Return how an answer of five classes differs from the probabilities `right`; None if within the tolerance."""
     best, relative = max(range(len(right)), key=right.__getitem__), RELATIVE[precision]
     for entry in answer:
         wanted = right[entry["index"]]
@@ -96,18 +96,18 @@ def difference(answer: list[dict[str, Any]], right: list[float], precision: str 
 
 
 def load_transform(folder: Path) -> Any:
-    """evaluation_transform.py of a preprocess step, with the library that the server gives it."""
+    """Import evaluation_transform.py of a preprocess step, with the library that the server gives it."""
     from server.libraries import find_resize
 
     library = find_resize()
     served = {} if library is None else {"WIDEFIELD_RESIZE": str(library)}
-    # The Python backend too finds what is beside the step.
+    # The Python backend has the step's folder on its path too.
     with patch.dict(os.environ, served), patch.object(sys, "path", [*sys.path, str(folder)]):
         return importlib.import_module("evaluation_transform")
 
 
 def empty_ensemble(repository: Path, target: Path) -> Path:
-    """A copy of the repository whose steps take the same tensors and compute nothing."""
+    """Copy the repository to `target`, with steps that take the same tensors and compute nothing; returns `target`."""
     import torch
 
     shutil.copytree(repository, target, ignore=shutil.ignore_patterns("build.json"))
@@ -123,12 +123,12 @@ def empty_ensemble(repository: Path, target: Path) -> Path:
 
 
 def steps_ms(steps: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Model -> phase -> mean milliseconds, of `client.step_times`."""
+    """Return {model: {phase: mean milliseconds}} of `client.step_times`."""
     return {model: {name: round(one.mean_ms, 3) for name, one in times.items()} for model, times in steps.items()}
 
 
 def write_served(name: str, jpeg: bytes, warning: str | None, **content: Any) -> None:
-    """The results of a benchmark that serves `jpeg`, with the versions that matter there; says where they are."""
+    """`publish` the results of a benchmark that serves `jpeg`, with the versions of the packages involved."""
     publish(
         name,
         warning=warning,

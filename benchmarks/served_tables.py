@@ -1,4 +1,4 @@
-"""The pages' tables of what is served: overhead, steps, overload, instances, preprocessing, faults."""
+"""The pages' tables about serving: overhead, steps, overload, instances, preprocessing, faults."""
 
 from collections import Counter
 from typing import Any
@@ -58,7 +58,7 @@ def steps_table(result: dict[str, Any], load: str) -> list[str]:
 
 
 def first_request_table(result: dict[str, Any]) -> list[str]:
-    """One server start a figure."""
+    """The table of first requests; each figure is of one server start."""
     lines = [f"**The first request after ready**, beside the hundredth, ms ({conditions(result)})", ""]
     rows = []
     for row in result["rows"]:
@@ -98,7 +98,7 @@ def overload_table(result: dict[str, Any]) -> list[str]:
 
 
 def instances_table(result: dict[str, Any]) -> list[str]:
-    """Two backbone instances of half the threads against one of all."""
+    """The table of two backbone instances with half the threads against one with all."""
     lines = [
         "**Two instances or one**: two backbone instances of half the threads against one of all, "
         f"{result['repeats']} turns of {result['seconds']:g} s each, images/s (p50, p99 in ms), medians "
@@ -134,12 +134,12 @@ def preprocess_table(result: dict[str, Any]) -> list[str]:
 
 
 def _milliseconds(value: float | None) -> str:
-    """None: nothing was answered."""
+    """Milliseconds as text; None (nothing was answered) as a dash."""
     return "-" if value is None else f"{value:.0f}"
 
 
 def _elsewhere(part: dict[str, Any], first: dict[str, Any]) -> str:
-    """When a part was measured, and on what, where that is not as of the first."""
+    """When and on what a part was measured, if that differs from the first part."""
     if any(part[name] != first[name] for name in ("machine", "versions")):
         return f" ({conditions(part | {'warning': None})})"
     return f" ({part['date']})" if part["date"] != first["date"] else ""

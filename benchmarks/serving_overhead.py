@@ -1,13 +1,14 @@
-"""What serving adds: one image at a time through the ensemble, against the same work in one process.
+"""The time that serving adds: one image at a time through the ensemble, against the same work in one process.
 
     python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
 
-The baseline decodes the same JPEG with the served preprocess step's own code and runs the same TorchScript file with
-the same threads; where an answer is another, nothing is timed. All are timed in turn, in one run; the difference is the
-server: over gRPC and HTTP, the image in the message and through shared memory. Also: seconds from launch to ready, and
-the limit: the same request through an ensemble of three steps that compute nothing (`empty`); what each step takes by
-the server's own statistics; and the bare pipeline, and the served `classifier`, of a network built with a class map
-that nobody asks for.
+The baseline decodes the same JPEG with the code of the served preprocess step and runs the same TorchScript file with
+the same number of threads; if an answer differs, nothing is timed. All candidates are timed in turn in one run. The
+difference is the server's: over gRPC and HTTP, with the image in the message and through shared memory.
+
+Also measured: the seconds from launch to ready; a lower limit, the same request through an ensemble of three steps that
+compute nothing (`empty`); the time of each step by the server's statistics; and the bare pipeline and the served
+`classifier` of a network that is built with a class map, which no request asks for.
 """
 
 import os

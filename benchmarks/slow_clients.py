@@ -1,9 +1,9 @@
-"""What tritonserver does with clients that never come to an end: how long it keeps them, what they cost, who waits.
+"""tritonserver with clients that never finish a request: how long it keeps them, their cost, and who has to wait.
 
     python -m benchmarks.slow_clients [--repository model_repository] [--clients 500] [--seconds 20]
 
-Each kind opens its connections straight to the server, without the proxies of deploy/, and says a byte every second
-or so, or nothing. Meanwhile the canary image is classified again and again.
+Each kind of client connects directly to the server, without the proxies of deploy/, and sends about a byte a second, or
+nothing. Meanwhile the canary image is classified repeatedly.
 """
 
 import contextlib
@@ -52,9 +52,9 @@ CALL = {
     b"content-type": b"application/grpc",
 }
 START = frame(HEADERS, b"".join(header(*field) for field in CALL.items()), flags=4, stream=1)  # END_HEADERS
-MESSAGE = OPEN + START + frame(DATA, struct.pack(">BI", 0, 1_000_000), stream=1)  # the length of a message, not yet it
+MESSAGE = OPEN + START + frame(DATA, struct.pack(">BI", 0, 1_000_000), stream=1)  # a length without its message
 DRIP = frame(DATA, b"\n", stream=1)
-KINDS: dict[str, tuple[str, bytes, list[bytes]]] = {  # protocol, said at once, then a piece of these a second, in turn
+KINDS: dict[str, tuple[str, bytes, list[bytes]]] = {  # protocol, first bytes, then a piece each second
     "HTTP, the header a byte a second": ("http", POST + b"X: ", [b"x"]),
     "HTTP, a body of 1 MB a byte a second": ("http", POST + b"Content-Length: 1000000\r\n\r\n{", [b" "]),
     "gRPC, the preface a byte a second": ("grpc", b"", [PREFACE[i : i + 1] for i in range(len(PREFACE))]),
@@ -68,9 +68,9 @@ KINDS: dict[str, tuple[str, bytes, list[bytes]]] = {  # protocol, said at once, 
 
 
 class SlowClient:
-    """A connection that has said `first`, and says the next of `pieces` whenever it is asked to go on.
+    """A connection that has sent `first` and sends the next of `pieces` at each `go_on`.
 
-    `closed_after`: seconds until the server was seen to have ended it; None while it has not.
+    `closed_after`: seconds until it was noticed that the server had closed it; None if it has not.
     """
 
     def __init__(self, connection: socket.socket, first: bytes, pieces: Sequence[bytes]) -> None:
@@ -86,7 +86,7 @@ class SlowClient:
         try:
             self.connection.send(next(self.pieces, b""))
             while self.connection.recv(65536):
-                pass  # what it says does not matter
+                pass  # the answer does not matter
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError:
@@ -95,7 +95,7 @@ class SlowClient:
 
 
 def canaries(url: str) -> tuple[list[float], int]:
-    """Of 30: milliseconds of each that was answered; how many were not."""
+    """Send 30 canaries; returns the milliseconds of those answered, and the number of the others."""
     taken, failed = [], 0
     for _ in range(30):
         begun = time.perf_counter()
@@ -152,7 +152,7 @@ def main() -> None:
     rows = []
     with TritonServer(options.repository, probe_interval=3600) as server:
         process = tritonserver_of(os.getpid())
-        assert process is not None  # it has just said ready
+        assert process is not None  # it is ready
         values, missed = canaries(server.http_url)
         if missed:
             raise SystemExit(f"alone: {missed} canaries were not answered: nothing would be seen of slow clients")

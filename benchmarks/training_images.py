@@ -1,4 +1,4 @@
-"""A training's images: what one process reads, decodes and varies a second, beside timm's own data set and transforms.
+"""Images a second that one process reads, decodes and augments for training, against timm's data set and transforms.
 
     python -m benchmarks.training_images [--rounds 10]
 
@@ -30,7 +30,7 @@ IMAGE_SIZE, IMAGES = 224, 8
 
 
 def transforms(recipe: str) -> dict[str, Any]:
-    """Ours, and timm's of the same settings."""
+    """Return our transform and timm's with the same settings."""
     from timm.data import create_transform
 
     from models.config import ModelConfig
@@ -74,7 +74,7 @@ def prepare(dataset: Any) -> None:
 
 
 def folders(root: Path) -> Iterator[tuple[str, Path]]:
-    """(what, a folder of LABEL/FILE): scikit-learn's two photographs at one size."""
+    """Yield (size, a folder of LABEL/FILE) with scikit-learn's two photographs at that size."""
     from sklearn.datasets import load_sample_images
 
     for number, (name, size) in enumerate(SIZES.items()):
@@ -86,7 +86,7 @@ def folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def decoded_size(folder: Path, transform: Any) -> list[int]:
-    """What an image is decoded to for `transform`."""
+    """The size to which an image is decoded for `transform`."""
     from training.images import load_image
 
     return list(load_image(str(next(folder.glob("*/*"))), short_side=transform.short_side).size)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.transports [--rounds 30]
 
-An ensemble of three steps that compute nothing takes random bytes, so the time is the way there and the answer's back.
-Each way has a process of its own, as an application would have it: what one leaves to the allocator changes the copies
-of another. All are timed in turn.
+An ensemble of three steps that compute nothing takes random bytes, so that the time is that of the transport. Each way
+has its own process, as in an application: in a shared one, the allocator's state after one way would change the copies
+of another. All are timed in turn; one answer of each is checked before.
 """
 
 import importlib
@@ -43,7 +43,7 @@ def connect(way: str, protocol: str, url: str) -> None:
 
 
 def tritonclient_call(module: Any, url: str) -> Callable[[bytes], Any]:
-    """A classification as tritonclient's documentation has it."""
+    """Return a classification by tritonclient, as in its documentation."""
     client = module.InferenceServerClient(url)
 
     def classify(data: bytes) -> Any:
@@ -56,7 +56,7 @@ def tritonclient_call(module: Any, url: str) -> Callable[[bytes], Any]:
 
 
 def check(way: str) -> None:
-    """Raises `RuntimeError` unless this process is given the five best of a thousand equal probabilities."""
+    """Raise `RuntimeError` unless the answer is five classes of a thousand with equal probabilities."""
     answer = call(b"an image")
     found = answer if isinstance(answer, list) else parse_predictions([entry.decode() for entry in answer.ravel()])
     if [each.probability for each in found] != [0.001] * TOP:
@@ -64,7 +64,7 @@ def check(way: str) -> None:
 
 
 def burst(size: int) -> list[float]:
-    """Milliseconds of each call but the first, which pays for the other processes' caches."""
+    """Milliseconds of each call but the first, which suffers from the other processes' use of the caches."""
     data = Random(size).randbytes(size)
     taken = []
     for _ in range(BURST):
@@ -106,7 +106,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
 
 def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Protocol -> the messages' time over tritonclient's, and shared memory's over the messages'."""
+    """For each protocol: messages' time over tritonclient's, and shared memory's over messages'."""
     medians = {name: each.median for name, each in timings.items()}
     return {
         name: {

@@ -1,6 +1,6 @@
 """Do the runs of the evidence and write benchmarks/results/evidence_*.json.
 
-python -m benchmarks.evidence                       # about an hour on two cores; what this code has done is kept
+python -m benchmarks.evidence                       # about an hour on two cores; keeps the runs of the same code
 python -m benchmarks.evidence --only long_tail --seeds 3
 python -m benchmarks.evidence.report                # docs/results.md from the results
 """
@@ -23,7 +23,7 @@ ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # r
 
 
 def rows_of(arms: list[Arm], results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row an arm, with its settings and, for each seed, the metrics, the seconds and those of what it starts from."""
+    """A row for each arm: its settings and, for each seed, the metrics, its seconds and those of the runs before it."""
     rows = []
     for arm in arms:
         seeds = [
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(arms: dict[str, list[Arm]], cache: Path, jobs: int) -> int:
-    """Do what is not done of `arms` by experiment, and write the results of the experiments that are whole."""
+    """Do the missing runs of `arms` (by experiment), and write the results of every experiment that is complete."""
     runs = runs_of([arm for group in arms.values() for arm in group])
     runs.sort(key=lambda run: run.seed)  # all of the first seed before the second: a fault of any method shows early
     for data in {run.data for run in runs}:

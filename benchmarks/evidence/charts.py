@@ -33,7 +33,7 @@ def draw_long_tail(result: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def _chart(path: Path, what: str, count: int, height: float, sharey: bool = False) -> Iterator[Any]:
-    """`count` panels side by side, 11 x `height` inches; written when they are drawn."""
+    """Yield `count` panels side by side, 11 x `height` inches; writes the file at the end of the block."""
     import matplotlib
 
     matplotlib.use("Agg")

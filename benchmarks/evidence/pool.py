@@ -1,4 +1,4 @@
-"""Independent runs side by side, each in a process of its own; what is done already is not done again."""
+"""Independent runs in parallel, each in its own process; finished runs are not repeated."""
 
 import multiprocessing
 import time
@@ -14,7 +14,7 @@ from benchmarks.evidence.run import Run
 def run_all(
     runs: list[Run], root: Path, jobs: int, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Results by the run's name, and the errors of the runs that failed or wait for one that did.
+    """Return results by run name, and the errors of runs that failed or depend on one that did.
 
     A run begins as soon as the one it starts from is done, in the order of `runs` otherwise.
     """
@@ -51,7 +51,7 @@ def run_all(
 
 
 class _Clock:
-    """The time left, from the runs' guesses and how long those that are done took in truth."""
+    """An estimate of the time left, from the runs' estimates and what the finished ones took."""
 
     def __init__(self) -> None:
         self.started, self.spent = time.perf_counter(), 0.0

@@ -20,7 +20,7 @@ SHOTS = ("balanced", "many", "medium", "few")
 
 
 def load(name: str, results: Path) -> dict[str, Any]:
-    """Raises `FileNotFoundError` with the command that writes the file."""
+    """Read one experiment's results. Raises `FileNotFoundError` with the command that writes the file."""
     path = results / f"evidence_{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: python -m benchmarks.evidence --only {name} writes it")
@@ -43,8 +43,10 @@ def points(value: Spread) -> str:
 
 
 def seconds(row: dict[str, Any]) -> str:
-    """Wall time of a run and, behind a slash, of its thread alone, the seeds' median: a seed may have been stopped, or
-    cut off and gone on with. What it starts from comes on top."""
+    """The seeds' median of a run's wall time and, after a slash, of its thread's time, as text.
+
+    A median, because a seed may have been paused or resumed. The runs that it starts from are added.
+    """
     cells = []
     for unit in ("seconds", "processor_seconds"):
         before = median(values_of(row, f"{unit}_before"))
@@ -53,7 +55,7 @@ def seconds(row: dict[str, Any]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Between empty lines."""
+    """A table between empty lines."""
     return ["", *markdown.table(header, rows), ""]
 
 
@@ -102,7 +104,7 @@ def robustness_tables(result: dict[str, Any]) -> list[str]:
 
 
 def agreeing_steps(row: dict[str, Any]) -> int:
-    """How many first steps' losses agree to 1e-6, the operators' with the references'; the fewest of any seed."""
+    """The number of first steps in which the operators' loss equals the references' to 1e-6; the least of all seeds."""
     fewest = []
     for curves in (seed["losses"] for seed in row["seeds"]):
         pairs = zip(curves["operator"], curves["reference"], strict=True)
@@ -181,7 +183,7 @@ def summaries(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def minutes_in_all(loaded: dict[str, dict[str, Any]], unit: str) -> float:
-    """Of all runs, two at a time; one that stands in several tables, or that others start from, counts once."""
+    """Minutes of all runs, two at a time; a run that is in several tables, or that others start from, counts once."""
     passed: dict[tuple[str, ...], float] = {(): 0.0}  # runs, each begun from the one before -> seconds of them all
     for seed in (seed for result in loaded.values() for row in result["rows"] for seed in row["seeds"]):
         runs = tuple(seed["runs"])
@@ -195,7 +197,7 @@ def minutes_in_all(loaded: dict[str, dict[str, Any]], unit: str) -> float:
 
 
 def measured(loaded: dict[str, dict[str, Any]]) -> str:
-    """The machine and the versions, and which experiment was measured on which day: they are measured one by one."""
+    """The machine, the versions and the day of each experiment, which are measured separately."""
     days: dict[str, dict[str, list[str]]] = {}  # by machine and versions
     for name, result in loaded.items():
         days.setdefault(conditions({**result, "date": ""}), {}).setdefault(result["date"], []).append(name)
@@ -206,7 +208,7 @@ def measured(loaded: dict[str, dict[str, Any]]) -> str:
 
 
 def whole(results: Path, figures: Path) -> str:
-    """The text of docs/results.md; draws the charts into `figures`."""
+    """Return the text of docs/results.md; draws the charts into `figures`."""
     loaded = {name: load(name, results) for name in SECTIONS}
     draw_simmim(loaded["simmim"], figures / "evidence_simmim.png")
     draw_long_tail(loaded["long_tail"], figures / "evidence_long_tail.png")

@@ -41,14 +41,14 @@ class Run:
     """A guess, for the time left."""
 
     def as_json(self) -> dict[str, Any]:
-        """What makes the run what it is: two runs with the same values have the same result."""
+        """The values that identify the run: two runs with the same values have the same result."""
         values = asdict(self)
         values.pop("seconds")
         values["start"] = self.start.as_json() if self.start else None
         return values
 
     def chain(self) -> list["Run"]:
-        """The runs that must be done before this one, and itself, in order."""
+        """The runs that must come before this one, in order, and this one."""
         return [*(self.start.chain() if self.start else []), self]
 
 

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """Over seeds: mean, standard deviation (n - 1), least, largest."""
+    """Mean, standard deviation (n - 1), minimum and maximum over seeds."""
 
     mean: float
     std: float
@@ -25,7 +25,7 @@ class Spread:
         return cls(statistics.fmean(values), std, min(values), max(values), len(values))
 
     def verdict(self) -> str:
-        """Of differences of one seed each: "gains" or "costs" where 0 is outside their mean's 95 % interval."""
+        """Return "gains" or "costs" if 0 is outside the 95 % interval of the seeds' mean difference."""
         if self.count < 2:
             return "one seed"
         half = float(student_t.ppf((1 + CONFIDENCE) / 2, self.count - 1)) * self.std / self.count**0.5

@@ -1,11 +1,11 @@
-"""At least 50,000 hostile inputs to the real tritonserver, more to the preprocess step alone, and what was held.
+"""At least 50,000 hostile inputs to the real tritonserver, and more to the preprocess step alone.
 
     python -m benchmarks.fuzz [--cases 84000] [--seed 0]
     python -m benchmarks.fuzz --replay http/0/17
 
 After every block of 500 the server must run in the same processes, answer good images with the same probabilities on
-both protocols and have no new shared-memory file; at its end none may be left. What this tritonserver is known not to
-survive (lethal.py) is tried apart.
+both protocols and have no new shared-memory file; at its end none may be left. Inputs that this tritonserver is known
+not to survive (lethal.py) are tried separately.
 """
 
 import multiprocessing
@@ -27,14 +27,14 @@ from export.configs import PREPROCESS_INSTANCES, ServingSpec
 
 SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
 BLOCK = 500
-# MiB that may be added to what is held at the start: in tritonserver each sender's largest file, twice; where the
-# preprocess step runs, for each of its instances an image of the most pixels with four channels.
+# MiB of growth that is allowed: in tritonserver twice each sender's largest file; where the preprocess step runs, one
+# image of the most pixels with four channels for each instance.
 ROOM_FOR_FILES = 2 * SENDERS * ServingSpec.max_file_bytes // 2**20
 ROOM_FOR_IMAGES = PREPROCESS_INSTANCES * 4 * ServingSpec.max_pixels // 2**20
 
 
 def blocks(cases: int, seed: int) -> list[tuple[str, list[str]]]:
-    """Every kind's blocks, in turn."""
+    """Return the blocks of all kinds, interleaved."""
     made = []
     for kind, share in SHARES.items():
         names = [f"{kind}/{seed}/{index}" for index in range(round(cases * share))]
@@ -104,7 +104,7 @@ def run(repository: Path, cases: int, seed: int) -> dict[str, Any]:
 
 
 def memory(resident: list[list[float]]) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """MiB held, and held at most, by tritonserver and by the preprocess step's processes, where it has its own."""
+    """MiB of tritonserver and of the preprocess step's processes, if it has any: samples, and the allowed maximum."""
     held = {"tritonserver": [each[0] for each in resident]}
     if len(resident[0]) > 1:
         held["preprocess"] = [sum(each[1:]) for each in resident]
@@ -115,7 +115,7 @@ def memory(resident: list[list[float]]) -> tuple[dict[str, list[float]], dict[st
 
 
 def thin(values: Iterable[float]) -> list[int]:
-    """At the start, after each tenth of the run, at the end."""
+    """Keep the values at the start, after each tenth of the run and at the end."""
     rounded = [round(value) for value in values]
     return [rounded[part * (len(rounded) - 1) // 10] for part in range(11)]
 

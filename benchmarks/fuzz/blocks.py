@@ -1,4 +1,4 @@
-"""Blocks of cases: each is made from its kind and its number alone, so that any can be made again."""
+"""Blocks of cases. A case depends only on its kind and its number, so that any can be repeated."""
 
 import random
 import time
@@ -51,7 +51,7 @@ def image_case(rng: random.Random) -> bytes:
 
 
 def preprocess_block(cases: list[str]) -> Outcomes:
-    """In this process, with the step's own function: run it in a process that may crash."""
+    """Call the preprocess step's function in this process, which a case may crash."""
     transform = load_transform(STEP)
     settings = transform.Settings(image_size=32, resize_size=32, interpolation="bicubic")
     outcomes = Outcomes()
@@ -70,7 +70,7 @@ def preprocess_block(cases: list[str]) -> Outcomes:
 
 
 def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
-    """Over the wire, several senders at a time."""
+    """Send a block to the server, several cases at a time."""
     outcomes = Outcomes()
     with open_channel(server) as channel, ThreadPoolExecutor(SENDERS) as pool:
 
@@ -92,7 +92,7 @@ def open_channel(server: TritonServer) -> grpc.Channel:
 
 
 def served_case(kind: str, rng: random.Random) -> tuple[str | None, bytes]:
-    """gRPC's method, None for HTTP, and what is sent."""
+    """Return gRPC's method (None: HTTP) and the bytes to send."""
     if kind == "http":
         return None, http_cases.request(rng, small())
     if kind == "grpc":
@@ -104,7 +104,7 @@ def served_case(kind: str, rng: random.Random) -> tuple[str | None, bytes]:
 
 
 def send_case(server: TritonServer, channel: grpc.Channel, method: str | None, data: bytes) -> str:
-    """The outcome; what ought not to be begins with "finding"."""
+    """Send one case and return its outcome, which begins with "finding" if it is a fault."""
     try:
         return send_http(server.http_url, data) if method is None else send_grpc(channel, method, data)
     except Exception as error:

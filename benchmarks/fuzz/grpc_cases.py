@@ -114,7 +114,7 @@ def _raw_bytes(rng: random.Random, request: Any, images: list[bytes]) -> None:
 
 
 def _image(rng: random.Random, request: Any, images: list[bytes]) -> None:
-    """The image damaged in a frame that is in order, or the frame lying about it."""
+    """A damaged image in a valid frame, or an image in a frame with a wrong length."""
     data = mutate(rng, rng.choice(images), images)
     size = rng.choice((len(data), len(data), len(data), 0, len(data) + 1, 2**31, 2**32 - 1))
     del request.raw_input_contents[:]
@@ -141,7 +141,7 @@ def _inputs(rng: random.Random, request: Any, images: list[bytes]) -> None:
 
 
 def _contents(rng: random.Random, request: Any, images: list[bytes]) -> None:
-    """Typed contents in place of raw ones, beside them, of another type, of another length."""
+    """Typed contents instead of raw ones or in addition, of another type or another length."""
     for each in request.inputs:
         kind = rng.randrange(5)
         count = rng.choice((0, 1, 2, 1000, 3072))

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.fuzz.http_message import binary, dump, inference, message
 from benchmarks.fuzz.mutations import flip_bits, mutate
 
-# Far below what tritonserver 2.51.0 does not survive or give back (lethal.py): chunks, levels of JSON, and the elements
+# Far below the limits at which tritonserver 2.51.0 ends or leaks (lethal.py): chunks, levels of JSON, and the elements
 # that a shape claims.
 MOST_CHUNKS, DEEPEST, LARGEST = 500, 5000, 2**20
 HOSTILE: tuple[Any, ...] = (
@@ -45,7 +45,7 @@ def request(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def mutate_json(rng: random.Random, content: Any) -> Any:
-    """One node replaced, removed, doubled or wrapped."""
+    """Replace, remove, duplicate or wrap one node."""
     content = copy.deepcopy(content)
     places: list[tuple[Any, Any]] = []
 
@@ -73,7 +73,7 @@ def mutate_json(rng: random.Random, content: Any) -> Any:
 
 
 def bounded(content: Any) -> Any:
-    """Without a shape for which tritonserver would set gigabytes aside."""
+    """The request, without any shape for which tritonserver would allocate gigabytes."""
     inputs = content.get("inputs") if isinstance(content, dict) else None
     for each in inputs if isinstance(inputs, list) else ():
         shape = each.get("shape") if isinstance(each, dict) else None
@@ -97,7 +97,7 @@ def json_fields(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def json_only(rng: random.Random, images: list[bytes]) -> bytes:
-    """No binary extension: tensors of the other steps as JSON numbers, in order or not."""
+    """Tensors of the other steps as JSON numbers, valid or not, without the binary extension."""
     name, shape, kind, size = rng.choice(
         (("logits", [1, 1000], "FP32", 1000), ("pixels", [1, 32, 32, 3], "UINT8", 3072), ("image", [1, 1], "BYTES", 1))
     )
@@ -129,7 +129,7 @@ def json_bytes(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def lengths(rng: random.Random, images: list[bytes]) -> bytes:
-    """Lengths that lie: of the header, of the tensor, of the element inside it, of the body."""
+    """Wrong lengths of the header, the tensor, the element in it or the body."""
     content, tensor = inference(rng.choice(images))
     header = len(dump(content))
     lie = rng.choice(
@@ -151,7 +151,7 @@ def lengths(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def several(rng: random.Random, images: list[bytes]) -> bytes:
-    """Inputs twice, unknown ones, many; batches that do not add up."""
+    """Duplicate, unknown or many inputs; inconsistent batches."""
     content, tensor = inference(rng.choice(images))
     count = rng.choice((2, 3, 16, 17, 200))
     if rng.random() < 0.5:
@@ -187,7 +187,7 @@ def headers(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def encodings(rng: random.Random, images: list[bytes]) -> bytes:
-    """Compressed bodies, and unknown encodings. tritonserver 2.51.0 loses what it unpacks of refused ones."""
+    """Compressed bodies, and unknown encodings. tritonserver 2.51.0 leaks what it unpacks of refused bodies."""
     content, tensor = inference(rng.choice(images))
     body = dump(content) + tensor
     packed, encoding = rng.choice(
@@ -235,7 +235,7 @@ def paths(rng: random.Random, images: list[bytes]) -> bytes:
 
 
 def raw_bytes(rng: random.Random, images: list[bytes]) -> bytes:
-    """A request in order with bits flipped anywhere in its first lines; or no HTTP at all."""
+    """A valid request with bits flipped in its first lines, or bytes that are not HTTP."""
     content, tensor = inference(rng.choice(images[:3]))
     whole = binary(content, tensor)
     if rng.random() < 0.2:

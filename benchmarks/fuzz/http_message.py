@@ -1,4 +1,4 @@
-"""Requests of the KServe v2 interface over HTTP, as bytes: in order, or with the headers, paths and lengths given."""
+"""Requests of the KServe v2 interface over HTTP, as bytes: valid, or with the headers, paths and lengths given."""
 
 import json
 import struct
@@ -8,7 +8,7 @@ INFER = "/v2/models/classifier/infer"
 
 
 def inference(image: bytes, **more: Any) -> tuple[dict[str, Any], bytes]:
-    """JSON and tensor of an inference that is in order."""
+    """Return the JSON and the tensor of a valid inference request."""
     tensor = struct.pack("<I", len(image)) + image
     described = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tensor)}}
     return {"inputs": [described], **more}, tensor

@@ -1,4 +1,4 @@
-"""Real image files of every kind that is accepted, to start from."""
+"""Valid image files of every accepted format, which the mutations start from."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from benchmarks.photographs import encoded
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Slopes and noise: neither flat nor incompressible."""
+    """Gradients and noise: neither flat nor incompressible."""
     y, x = np.mgrid[0:height, 0:width]
     base = np.stack([x * 255 // width, y * 255 // height, (x + y) % 256], axis=-1)
     noise = np.random.default_rng(seed).integers(0, 64, base.shape)
@@ -26,7 +26,7 @@ def exif(orientation: int) -> Image.Exif:
 
 @functools.cache
 def good() -> dict[str, bytes]:
-    """Files that must be answered, and always the same."""
+    """Files that must always get the same answer."""
     plain = picture(61, 43)
     return {
         "JPEG": encoded(plain, "JPEG"),

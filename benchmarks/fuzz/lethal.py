@@ -1,6 +1,6 @@
-"""What tritonserver 2.51.0 does not survive or does not give back, each on a server of its own; all of it over HTTP.
+"""Inputs over HTTP that end tritonserver 2.51.0 or make it leak memory, each tried on its own server.
 
-The main run stays below these limits. A server ended by one of them is started again by its supervisor.
+The main run stays below these limits. The supervisor restarts a server that one of them has ended.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from benchmarks.fuzz.images import good
 from benchmarks.fuzz.watch import ask, resident_mib
 from benchmarks.fuzz.wire import send_http
 
-UNTIL_IT_ENDS = 20.0  # seconds that a chunked body, which has no length, is left to the server
+UNTIL_IT_ENDS = 20.0  # seconds that the server is given for a chunked body, which has no length
 
 
 def in_chunks(count: int, method: str = "POST") -> bytes:
-    """A body of `count` bytes, each a chunk."""
+    """A body of `count` chunks of one byte."""
     body = b"1\r\n[\r\n" * count + b"0\r\n\r\n"
     return message(body, {"Transfer-Encoding": "chunked"}, method=method)
 
@@ -41,7 +41,7 @@ def is_right(server: Any, expected: Any) -> bool:
 
 
 def try_input(repository: Path, name: str) -> dict[str, Any]:
-    """Returns what happened. Raises `AssertionError` when the server is not right again within a minute."""
+    """Return what happened. Raises `AssertionError` unless the server answers correctly again within a minute."""
     from server import TritonServer
 
     events: list[str] = []

@@ -1,4 +1,4 @@
-"""A real file made hostile: bytes, lengths and sizes changed at random, and where a format has checksums, with them."""
+"""Random changes to a valid file's bytes, lengths and sizes; checksums are made to fit, if the format has them."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ KINDS = (b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"eXIf",
 
 
 def mutate(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """One to four changes in a row."""
+    """Apply one to four changes."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         data = rng.choice(MUTATIONS)(rng, data, others)
     return data
@@ -28,7 +28,7 @@ def flip_bits(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def set_number(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """A length, a size or an offset becomes an edge value."""
+    """Set a length, a size or an offset to an edge value."""
     form = rng.choice(("B", "<H", ">H", "<I", ">I"))
     number = rng.choice((*EDGES, *SIZES, rng.getrandbits(32)))
     value = struct.pack(form, number & ((1 << 8 * struct.calcsize(form)) - 1))
@@ -52,13 +52,13 @@ def insert(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def splice(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """The beginning of one file and the end of another."""
+    """Join the beginning of one file and the end of another."""
     other = rng.choice(others)
     return data[: rng.randrange(len(data) + 1)] + other[rng.randrange(len(other)) :]
 
 
 def change_structure(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """By the file's own format; other files have a number set."""
+    """Change the file as its format is built; in unknown formats, set a number."""
     if data.startswith(PNG_MAGIC):
         return _png(rng, data)
     if data.startswith(b"\xff\xd8"):
@@ -83,7 +83,7 @@ MUTATIONS: tuple[Callable[[random.Random, bytes, list[bytes]], bytes], ...] = (
 
 
 def _place(rng: random.Random, data: bytes | bytearray) -> int:
-    """An index, in half of the cases in the header."""
+    """A random index, in half of the cases in the header."""
     return rng.randrange(max(1, min(len(data), rng.choice((64, len(data))))))
 
 
@@ -163,7 +163,7 @@ def _jpeg(rng: random.Random, data: bytes) -> bytes:
 
 
 def _riff(rng: random.Random, data: bytes) -> bytes:
-    """WebP's extended header in front: another canvas, other features than the chunks have."""
+    """Put WebP's extended header in front, with a canvas and features that do not fit the chunks."""
     canvas = [rng.choice(SIZES) & 0xFFFFFF for _ in "wh"]
     body = bytes([rng.getrandbits(8), 0, 0, 0]) + b"".join(side.to_bytes(3, "little") for side in canvas)
     rest = data[30:] if data[12:16] == b"VP8X" else data[12:]

@@ -1,4 +1,4 @@
-"""What must hold after every block: the same processes, the same answers, bounded memory, no file left."""
+"""The invariants after every block: the same processes and answers, bounded memory, no file left."""
 
 import re
 import time
@@ -44,7 +44,7 @@ def shared_memory_files(server: TritonServer) -> set[str]:
 
 @dataclass
 class Watch:
-    """Raises `AssertionError` from `check` when anything of it does not hold."""
+    """The state that must hold; `check` raises `AssertionError` if it does not."""
 
     server: TritonServer
     resident: list[list[float]] = field(default_factory=list)  # MiB of each process, at the start and after each block
@@ -71,6 +71,6 @@ class Watch:
         self.resident.append(resident_mib(self.server))
 
     def left_over(self) -> list[str]:
-        """After the server's end: its files that are still there."""
+        """The server's files that are still there after its end."""
         time.sleep(0.5)
         return sorted(path for path in self.files if Path(path).exists())

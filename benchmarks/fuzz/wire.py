@@ -1,7 +1,7 @@
-"""Sends a hostile request as it is, and says in a few words what came of it.
+"""Send a hostile request unchanged, and describe its outcome in a few words.
 
-A refusal is right when it is typed: HTTP 4xx, gRPC's INVALID_ARGUMENT and its kin, or 503 / UNAVAILABLE for a wait that
-the request itself bounded. `UPSTREAM` holds what tritonserver 2.51.0 itself refuses with another type; what is neither
+A refusal is right if its type is: HTTP 4xx, gRPC's INVALID_ARGUMENT and the like, or 503 / UNAVAILABLE for a wait that
+the request itself bounded. `UPSTREAM` matches what tritonserver 2.51.0 refuses with another type; every other outcome
 begins with "finding".
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 PATIENCE = 30.0  # seconds for an answer to a whole request
-WAIT_FOR_MORE = 1.0  # seconds that an unfinished request is left alone
+WAIT_FOR_MORE = 1.0  # seconds to wait for an answer to an unfinished request
 TYPED = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
 UPSTREAM = re.compile(
     "failed to parse the request JSON buffer|Unable to (parse|set) |attempt to get members for non-object"  # HTTP 500
@@ -48,7 +48,7 @@ def send_http(address: str, request: bytes, wait_for_more: float = WAIT_FOR_MORE
 
 
 def is_whole(request: bytes) -> bool:
-    """Whether it is surely all there: one length, and the body as long."""
+    """Whether the request is certainly complete: one Content-Length, and a body of that length."""
     head, end, body = request.partition(b"\r\n\r\n")
     lengths = re.findall(rb"\r\ncontent-length: (\d{1,9})(?=\r\n|$)", head, re.IGNORECASE)
     plain = re.match(rb"(GET|POST) /\S* HTTP/1\.1\r\n", head) is not None and b"ncoding:" not in head
@@ -92,5 +92,5 @@ def judge(typed: bool, status: str, text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Without what differs from case to case."""
+    """The text without what differs from case to case, such as numbers."""
     return re.sub(r"\d+", "N", text.strip())[:160]

@@ -1,11 +1,11 @@
-"""Everything that needs a GPU, in one call: each part a process with a time of its own.
+"""Everything that needs a GPU, in one call: each part is a process with its own time limit.
 
     python -m benchmarks.gpu_check [--seconds 480] [--only tests,native]
 
 A part that fails or runs out of time does not stop the others; without a GPU only the first is run. After every part
-benchmarks/results/gpu_check.json says what is known so far, so that a call that is cut off leaves what it had; all that
-a part printed is in build/gpu_check/<part>.log. The exit status is 0 only if nothing failed; a part that the machine
-has no means for is skipped, with the reason.
+benchmarks/results/gpu_check.json is written anew, so that an interrupted call keeps its results; the whole output of a
+part is in build/gpu_check/<part>.log. The exit status is 0 only if nothing failed; a part for which the machine lacks
+something is skipped, with the reason.
 """
 
 import contextlib
@@ -27,27 +27,27 @@ from benchmarks.harness import write_results
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "build" / "gpu_check"  # <part>.log, all that it printed
 TOTAL_SECONDS = 480.0
-LEAST_SECONDS = 5.0  # no part begins with less
+LEAST_SECONDS = 5.0  # no part is started with less time left
 NAME = "gpu_check"
 
 
 @dataclass(frozen=True)
 class Part:
-    """`command` follows the interpreter. `seconds` are its own; it may also use what the parts before it left over.
+    """A part of the check: the interpreter's arguments `command`, and its share of the time, `seconds`.
 
-    After that the part and all that it started are killed.
+    It may also use the time that earlier parts left over. After that it and all that it started are killed.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: float
-    needed: bool = False  # without it the others are not tried
-    environment: Mapping[str, str] = field(default_factory=dict)  # besides what is set
+    needed: bool = False  # if it fails, the others are not tried
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to this process's
 
 
 @dataclass
 class Outcome:
-    """status: passed, failed, skipped, running, pending. `why`: of anything but a pass; `tail`: its last lines."""
+    """`status`: passed, failed, skipped, running, pending. `why`: the reason if not passed. `tail`: the last lines."""
 
     name: str
     budget: float
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = 
     parser.add_argument("--seconds", type=positive, default=TOTAL_SECONDS, help="for all parts together")
     parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # the part that runs is ended too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the running part is ended too
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
     names = options.only.split(",") if options.only else list(everything)
     if unknown := [name for name in names if name not in everything]:

@@ -32,9 +32,9 @@ OURS, EAGER = "widefield", "eager"
 GOALS = {"training step": 3.0, "inference": 2.5}
 BATCHES = (64, 32, 16, 8)
 LEAST_KERNEL = 5
-LEAST_ROUNDS, SECONDS = 2, 20.0  # of one comparison: after them no further round, however slow a variant is
+LEAST_ROUNDS, SECONDS = 2, 20.0  # of one comparison: after both no further round is started
 CHECKED_IMAGES = 8
-WORSE, LEAST_ERROR = 2.0, 1e-3  # allowed: so many times eager's own error against float32, or this share of the norm
+WORSE, LEAST_ERROR = 2.0, 1e-3  # allowed: this many times eager's error against float32, or this share of the norm
 
 Convolve = Callable[..., Tensor]
 Work = Callable[..., list[Tensor]]  # (model, images, precise)
@@ -52,7 +52,7 @@ def is_large_depthwise(module: nn.Module) -> bool:
 
 @contextmanager
 def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
-    """All depthwise layers from 5 x 5 on computed by `convolve`; yields a list with the number of its calls."""
+    """Compute all depthwise layers from 5 x 5 upwards with `convolve`; yields a list with the number of its calls."""
     calls = [0]
 
     def counted(*arguments: Any, **named: Any) -> Tensor:
@@ -76,8 +76,11 @@ def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
 def training_step(
     model: nn.Module, images: Tensor, labels: Tensor, precise: bool = False, optimizer: Optimizer | None = None
 ) -> list[Tensor]:
-    """Forward, backward and the optimiser's step, under autocast unless `precise`; the logits and the first depthwise
-    filter's gradient. Not the loss: at random weights it is the same whatever a kernel does."""
+    """Forward, backward and the optimiser's step, under autocast unless `precise`.
+
+    Returns the logits and the gradient of the first depthwise filter. Not the loss: with random weights it is the same
+    whatever a kernel computes.
+    """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=not precise):
         logits = model(images)
         loss = F.cross_entropy(logits, labels)
@@ -97,9 +100,9 @@ def infer(model: nn.Module, images: Tensor, precise: bool = False) -> list[Tenso
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format, optimizer: Optimizer | None = None) -> None:
-    """The weights, and the optimiser's moments with them: a fused step refuses what lies otherwise.
+    """Set the memory format of the weights and of the optimiser's moments: a fused step refuses different strides.
 
-    One state serves all variants, because nothing they do changes the weights.
+    All variants share one state, because none changes the weights.
     """
     model.to(memory_format=layout)
     for state in optimizer.state.values() if optimizer else ():
@@ -120,7 +123,7 @@ def variants() -> dict[str, tuple[Convolve, torch.memory_format]]:
 def compare(
     model: nn.Module, images: Tensor, work: Work, rounds: int, optimizer: Optimizer | None = None
 ) -> dict[str, Any]:
-    """{"ms": {name: Timing}, "speedup_over_eager", ...}. Raises `ValueError` where an answer is not right."""
+    """Return {"ms": {name: Timing}, "speedup_over_eager", ...}. Raises `ValueError` for a wrong answer."""
     errors, used = check(model, images[:CHECKED_IMAGES], work, optimizer)
     samples: dict[str, list[float]] = {name: [] for name in variants()}
     deadline = time.monotonic() + SECONDS
@@ -146,9 +149,9 @@ def compare(
 def check(
     model: nn.Module, images: Tensor, work: Work, optimizer: Optimizer | None = None
 ) -> tuple[dict[str, list[float]], int]:
-    """Each variant's errors against eager in float32, relative in norm, and how many layers each computed.
+    """Return each variant's errors against eager in float32, relative in norm, and the number of layers computed.
 
-    Raises `ValueError` where an error is more than WORSE times eager's own, or a variant computed fewer layers.
+    Raises `ValueError` if an error is more than WORSE times eager's, or if a variant computed fewer layers.
     """
     precise = deepcopy(model).float()
     with depthwise_by(precise, eager):
@@ -171,7 +174,7 @@ def check(
 
 
 def what_fits(batches: tuple[int, ...], run: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """`run` at the largest batch that the memory holds."""
+    """Call `run` with the largest batch that fits in memory. Raises `ValueError` if none does."""
     for batch in batches:
         try:
             return {"batch": batch} | run(batch)
@@ -191,11 +194,11 @@ def measure(
 
     def train(batch: int) -> dict[str, Any]:
         images, labels = torch.randn(batch, 3, size, size, device=device), torch.arange(batch, device=device)
-        # At a rate of 0: all of AdamW's work, and the weights stay those that every variant starts from.
+        # A learning rate of 0: AdamW does all its work, and the weights that every variant starts from do not change.
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=device != "cpu")
 
         def step(timed: nn.Module, images: Tensor, precise: bool = False) -> list[Tensor]:
-            own = optimizer if timed is model else None  # not of the copy that is computed precisely
+            own = optimizer if timed is model else None  # not for the float32 copy
             return training_step(timed, images, labels[: len(images)], precise, own)
 
         return compare(model.train(), images, step, rounds, optimizer)

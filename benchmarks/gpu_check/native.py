@@ -1,7 +1,7 @@
 """The native library on a GPU, through TorchScript, in a process that never imports `kernels`.
 
-This process traces the operator on the CPU; a second one loads the library and the file, and holds it to float64 in
-every type and layout, in a CUDA graph, and from two threads on two streams.
+This process traces the operator on the CPU. A second process loads the library and the file, and compares the results
+with float64 in every type and layout, in a CUDA graph, and from two threads on two streams.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ FELL_BACK = "no kernel is compiled for this GPU"
 
 
 def write_case(folder: Path, index: int) -> None:
-    """<index>.pt: the operator with a bias and ReLU, traced; <index>.case: its filter and bias."""
+    """Write <index>.pt, the traced operator with bias and ReLU, and <index>.case, its filter and bias."""
     from kernels import depthwise_conv2d
 
     channels, size, kernel = CASES[index]
@@ -51,7 +51,7 @@ def load(folder: Path, index: int, dtype: torch.dtype, device: str) -> tuple[Any
 
 
 def check_answer(module: Any, case: dict[str, Any], input: Tensor) -> None:
-    """Within its bound of float64. Raises `RuntimeError`."""
+    """Raise `RuntimeError` unless the answer is within its error bound of float64's."""
     dtype = input.dtype
     weight, bias = (case[name].to(input.device, dtype).double() for name in ("weight", "bias"))
     settings: dict[str, Any] = {"padding": weight.shape[2] // 2, "groups": weight.shape[0]}
@@ -65,7 +65,7 @@ def check_answer(module: Any, case: dict[str, Any], input: Tensor) -> None:
 
 
 def check_graph(module: Any, input: Tensor) -> None:
-    """A captured call answers anew for what its input holds at the replay."""
+    """Raise `RuntimeError` unless a replayed graph computes with the input's values at the time of the replay."""
     for _ in range(3):
         module(input)
     torch.cuda.synchronize()
@@ -82,7 +82,7 @@ def check_graph(module: Any, input: Tensor) -> None:
 
 
 def check_threads(module: Any, inputs: list[Tensor], calls: int = 50) -> None:
-    """Each thread on a stream of its own gets the bits that one thread alone gets."""
+    """Raise `RuntimeError` unless threads on separate streams get the same bits as a single thread."""
     expected = [module(input).clone() for input in inputs]
     torch.cuda.synchronize()
     faults: list[str] = []
@@ -110,7 +110,7 @@ def check_threads(module: Any, inputs: list[Tensor], calls: int = 50) -> None:
 
 @torch.no_grad()
 def check_all(folder: Path, device: str) -> int:
-    """Every case, type and layout; returns how many."""
+    """Check every case, type and layout; returns the number of answers checked."""
     count = 0
     for index, (channels, size, _) in enumerate(CASES):
         for dtype in EPS:
@@ -126,7 +126,7 @@ def check_all(folder: Path, device: str) -> int:
 
 
 def alone(library: str, folder: str) -> int:
-    """What the second process does."""
+    """Run the checks in the second process."""
     torch.ops.load_library(library)
     count = check_all(Path(folder), "cuda")
     if "kernels" in sys.modules:

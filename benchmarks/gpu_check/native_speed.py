@@ -1,7 +1,7 @@
 """The native library's kernels beside Python's: RepLKNet-31B's K x K layers with bias and ReLU, bfloat16, one process.
 
-`kernels` takes the operator's place on CUDA when it is imported. So the library's calls are captured in CUDA graphs
-first, which keep what they captured; then Python's, and both are replayed in turn. Results: native_<gpu>.json.
+Importing `kernels` replaces the library's operator on CUDA. So the library's calls are captured in CUDA graphs first,
+which keep what they captured; then Python's are, and both are replayed in turn. Results: native_<gpu>.json.
 """
 
 import runpy
@@ -27,7 +27,7 @@ Graph = Any
 
 @dataclass
 class Problem:
-    """`inputs` together exceed the L2 cache."""
+    """One layer with its tensors; `inputs` together exceed the L2 cache."""
 
     layer: Layer
     inputs: list[Tensor]
@@ -39,7 +39,7 @@ class Problem:
         return output
 
     def graph(self) -> Graph:
-        """Of one call for each input; raises `RuntimeError` where the answer is off its bound."""
+        """Capture one call for each input. Raises `RuntimeError` if the answer exceeds its error bound."""
         check_answer(self.run, {"weight": self.weight, "bias": self.bias}, self.inputs[0])
         return captured(lambda: [self.run(input) for input in self.inputs])
 
@@ -57,7 +57,7 @@ def make_problem(layer: Layer, device: str) -> Problem:
 
 
 def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
-    """Milliseconds a call of each graph, which has so many."""
+    """Milliseconds a call; each graph holds `calls`."""
     for graph in graphs.values():
         graph.replay()
     samples: dict[str, list[float]] = {name: [] for name in graphs}
@@ -69,8 +69,8 @@ def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
 
 @torch.no_grad()
 def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dict[str, Any]]:
-    """A row for each layer and batch. Raises `RuntimeError` where other kernels would be timed as the library's."""
-    if not runpy.run_path(str(BUILD))["is_current"](LIBRARY):  # by its path: importing it is importing `kernels`
+    """Return a row for each layer and batch. Raises `RuntimeError` if other kernels would be timed as the library's."""
+    if not runpy.run_path(str(BUILD))["is_current"](LIBRARY):  # by path: an import would import `kernels`
         raise RuntimeError(f"{LIBRARY} is not built from these sources: python kernels/native/build.py")
     torch.ops.load_library(str(LIBRARY))
     problems = [make_problem(layer, device) for batch in BATCHES for layer in replknet_31b(batch)]

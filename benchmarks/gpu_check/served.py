@@ -1,4 +1,4 @@
-"""The ensemble on a GPU, where there is a tritonserver: built, served, and held to the same file in one process."""
+"""The ensemble on a GPU, if there is a tritonserver: built, served, and compared with the same file in one process."""
 
 import importlib.util
 import sys
@@ -13,7 +13,7 @@ TOLERANCE = 0.03  # of the norm of the logits: rounding to TF32 makes 0.004, ano
 
 
 def missing() -> str | None:
-    """Why nothing can be served here."""
+    """The reason why nothing can be served on this machine, or None."""
     for module in ("psutil", "tritonclient", "PIL"):
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed on this machine"
@@ -28,10 +28,7 @@ def missing() -> str | None:
 
 
 def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
-    """(the images' largest distance from the same file in one process, images), over gRPC.
-
-    A distance is that of the centred log-probabilities, which are the logits up to a constant, of their norm.
-    """
+    """Serve over gRPC; returns (largest `distance` of an image from the same file in one process, images)."""
     import numpy as np
     import torch
     import tritonclient.grpc as triton_grpc
@@ -61,13 +58,13 @@ def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
 
 
 def distance(found: Any, expected: Any) -> float:
-    """Of the centred logs of probabilities [1,classes], of the norm of those expected."""
+    """The distance of probabilities [1,classes] as centred logits (their logs less the mean), relative in norm."""
     logits, right = (each.log() - each.log().mean() for each in (found, expected))
     return float((logits - right).norm() / right.norm())
 
 
 def _place_on_the_gpu(config: Path) -> None:
-    """The embedded server's config, which keeps the backbone on the CPU."""
+    """Change the embedded server's config, which keeps the backbone on the CPU."""
     config.write_text(config.read_text().replace("KIND_CPU", "KIND_GPU"))
 
 

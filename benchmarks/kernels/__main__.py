@@ -3,10 +3,10 @@
     python -m benchmarks.kernels                     # CUDA where there is a GPU; --seconds bounds the sweep
     python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
     python -m benchmarks.kernels.cpu_gradients       # both gradients and a training step on the CPU
-    python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # the roofline picture alone
+    python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # only the roofline picture
 
 Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32,
-and the masked-patch loss. A layer whose answer is wrong carries no speed and makes the exit status 1.
+and the masked-patch loss. A layer with a wrong answer gets no speed and makes the exit status 1.
 docs/kernels.md says how it is measured.
 """
 
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 
 def line(row: Row) -> str:
-    """One pass of one layer on a GPU."""
+    """The line that is printed for one pass of one layer on a GPU."""
     name = f"N {row['batch']:3} C {row['channels']:4} H {row['size']:3} K {row['kernel']:2} {row['dtype']:8}"
     name += f" {row['pass']:11}"
     if "wrong" in row:
@@ -62,7 +62,7 @@ def line(row: Row) -> str:
 
 
 def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
-    """The masked-patch loss's rows, or why there are none: it ends where an answer is wrong."""
+    """Return the masked-patch loss's rows and None, or no rows and the reason, such as a wrong answer."""
     try:
         return measure_loss([128], 192, 15, device, bandwidth), None
     except (SystemExit, RuntimeError) as failure:
@@ -70,8 +70,8 @@ def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
 
 
 def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
-    """Ceilings, the tuner for `tuning` seconds, RepLKNet-31B's layers with every peer, the loss, the variants, then as
-    much of the sweep as the time allows."""
+    """Measure the ceilings, RepLKNet-31B's layers with every peer, the loss, the variants and as much of the sweep as
+    fits in `seconds`; before the layers the tuner runs for `tuning` seconds. Returns the exit status."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     pin_float32()
@@ -92,14 +92,14 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         content["rows"] += rows
         for row in rows:
             print(line(row), flush=True)
-        write_results(name, **content)  # after every layer: what is measured stays if the run is cut off
+        write_results(name, **content)  # after every layer, so that an interrupted run keeps its results
 
     def save_variant(row: Row) -> None:
         content["variants"].append(row)
         print(variants.line(row), flush=True)
         write_results(name, **content)
 
-    with torch.cuda.stream(torch.cuda.Stream()):  # gradients follow their forward pass's stream, graphs need one
+    with torch.cuda.stream(torch.cuda.Stream()):  # graphs need one; gradients follow the forward pass
         bandwidths = cuda.measure_bandwidths(device)
         torch.cuda.empty_cache()
         best = max(bandwidths, key=bandwidths.__getitem__)

@@ -21,7 +21,7 @@ class Tensors:
 
 
 def passes(tensors: Tensors) -> dict[str, Tensor]:
-    """forward, grad_input and grad_weight by PyTorch's own convolution, in the type of `tensors`."""
+    """Compute forward, grad_input and grad_weight with PyTorch's convolution, in the type of `tensors`."""
     input, weight = (t.detach().requires_grad_() for t in (tensors.input, tensors.weight))
     output = F.conv2d(input, weight, padding=weight.shape[2] // 2, groups=weight.shape[0])
     gradients = torch.autograd.grad(output, (input, weight), tensors.grad)
@@ -29,13 +29,15 @@ def passes(tensors: Tensors) -> dict[str, Tensor]:
 
 
 def bound(sums: Tensor, answer: Tensor, dtype: torch.dtype) -> Tensor:
-    """4 (eps_float32 sum |x||w| + eps |answer|) at each element, as the tests demand: accumulated in float32, rounded
-    once to `dtype`. `sums`, `answer`: of float64, without an activation."""
+    """The error bound of each element, as in the tests: 4 (eps_float32 sum |x||w| + eps_dtype |answer|).
+
+    It is that of float32 accumulation, rounded once to `dtype`. `sums`, `answer`: float64, before the activation.
+    """
     return 4 * (EPS[torch.float32] * sums + EPS[dtype] * answer.abs()) + 1e-30
 
 
 def share(answer: Tensor, exact: Tensor, limit: Tensor) -> float:
-    """The largest error over its bound `limit`, of all elements: right up to 1. Infinite where one is no number."""
+    """The largest ratio of an element's error to its bound `limit`: right if at most 1, infinite if one is NaN."""
     return float(((answer.detach().double() - exact).abs() / limit).nan_to_num(nan=float("inf")).max())
 
 
@@ -50,7 +52,7 @@ class Reference:
         self.bound = {name: bound(sums[name], self.expected[name], tensors.input.dtype) for name in PASSES}
 
     def error(self, name: str, answer: Tensor) -> float:
-        """The share of the bound; infinite where the answer has another shape."""
+        """`share` of the bound; infinite if the answer has another shape."""
         if answer.shape != self.expected[name].shape:
             return float("inf")
         return share(answer, self.expected[name], self.bound[name])

@@ -1,4 +1,4 @@
-"""What is compared on a GPU: the operator, PyTorch's depthwise convolutions, a whole-image Toeplitz product."""
+"""The candidates on a GPU: the operator, PyTorch's depthwise convolutions, a whole-image Toeplitz product."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -37,7 +37,7 @@ class Candidate:
 
 
 def cudnn_directly(input: Tensor, weight: Tensor) -> Tensor:
-    """cuDNN whatever PyTorch would choose: older versions have no setting for it."""
+    """Call cuDNN whatever PyTorch would choose: older versions have no setting for it."""
     padding, cudnn = [weight.shape[2] // 2] * 2, torch.backends.cudnn
     arguments = (padding, [1, 1], [1, 1], weight.shape[0], cudnn.benchmark, False, False)
     return torch.ops.aten.cudnn_convolution(input, weight, *arguments)
@@ -56,14 +56,14 @@ def toeplitz_matrix(weight: Tensor, size: int) -> Tensor:
 
 
 def toeplitz_bmm(input: Tensor, matrix: Tensor) -> Tensor:
-    """A batched product by channel; its output is [C,N,HW] in memory, which is to its advantage."""
+    """A batched product over channels; its output is [C,N,HW] in memory, which saves it a transposition."""
     rows = input.flatten(2).transpose(0, 1)  # [C,N,HW]
     return torch.bmm(rows, matrix).transpose(0, 1).unflatten(2, input.shape[2:])
 
 
 @contextmanager
 def cudnn_settings(**values: Any) -> Iterator[None]:
-    """torch.backends.cudnn with these, such as benchmark=True."""
+    """Set attributes of torch.backends.cudnn, such as benchmark=True, inside the block."""
     backend = torch.backends.cudnn
     before = {name: getattr(backend, name) for name in values}
     try:
@@ -76,7 +76,7 @@ def cudnn_settings(**values: Any) -> Iterator[None]:
 
 
 def candidates(compiled: bool = True) -> Iterator[Candidate]:
-    """Everything that this PyTorch can do. `compiled`: with torch.compile, which takes seconds a shape."""
+    """Yield every way that this PyTorch has. `compiled`: also torch.compile, which takes seconds a shape."""
     last = torch.channels_last
     yield Candidate(OURS, depthwise_conv2d, "ours", brief=True)
     yield Candidate(f"{OURS} channels_last", depthwise_conv2d, "ours", last)
@@ -105,9 +105,9 @@ def candidates(compiled: bool = True) -> Iterator[Candidate]:
 
 
 def steps(candidate: Candidate, which: str, sets: list[Tensors]) -> list[Step]:
-    """A call of one pass for each set of inputs, laid out as the candidate likes; each returns the pass's result.
+    """Return a call of one pass for each set of inputs, in the candidate's layout; a call returns the pass's result.
 
-    The Toeplitz matrix is built here, outside the time: a served model's filters do not change.
+    The Toeplitz matrix is built here, outside the measured time: a served model's filters do not change.
     """
     calls: list[Step] = []
     for tensors in sets:
@@ -118,7 +118,7 @@ def steps(candidate: Candidate, which: str, sets: list[Tensors]) -> list[Step]:
         if which == "forward":
             calls.append(partial(candidate.convolve, input, operand))
             continue
-        wanted = input if which == "grad_input" else operand  # alone: an operator may see only what requires a gradient
+        wanted = input if which == "grad_input" else operand  # no other: it could cost time
         wanted.requires_grad_()
         output = candidate.convolve(input, operand)
         calls.append(partial(_gradient, output, wanted, grad))

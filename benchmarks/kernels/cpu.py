@@ -1,9 +1,9 @@
 """The layers on a CPU, with bias and ReLU: the operator against oneDNN, ONNX Runtime and OpenVINO.
 
 oneDNN is PyTorch's own fused convolution in channels_last with its filter packed beforehand, and a plain convolution on
-contiguous memory. OpenVINO is given both layouts: a layer alone is no reason to charge it with a conversion. In
-bfloat16 all have images, filters and answers of it (OpenVINO the bias in float32); ONNX Runtime has no such convolution
-for a CPU.
+contiguous memory. OpenVINO is measured in both layouts, because in a network it would not convert at each layer. In
+bfloat16 images, filters and answers are bfloat16 (OpenVINO's bias is float32); ONNX Runtime has no such convolution for
+a CPU.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from kernels import depthwise_conv2d
 
 OURS = "widefield"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of the largest output
-SECONDS = 4.0  # of a candidate and layer: what is tens of times slower is measured with fewer calls
+SECONDS = 4.0  # for a candidate and layer: one that is tens of times slower is measured with fewer calls
 
 Row = dict[str, Any]
 
 
 def dtypes() -> list[str]:
-    """bfloat16 only where oneDNN computes in it."""
+    """The types to measure: bfloat16 only if oneDNN computes in it."""
     return list(TOLERANCE) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["float32"]
 
 
@@ -36,7 +36,7 @@ def layers(batches: list[int]) -> list[Layer]:
 
 
 def layer_model(layer: Layer, weight: Tensor, bias: Tensor) -> bytes:
-    """The layer with its ReLU as an ONNX model, "input" -> "output", [N,C,H,W]."""
+    """Return the layer with its ReLU as an ONNX model, "input" -> "output", [N,C,H,W]."""
     from onnx import TensorProto, helper, numpy_helper
 
     shape = [layer.batch, layer.channels, layer.size, layer.size]
@@ -71,7 +71,7 @@ def onnx_runtime(model: bytes, input: Tensor, threads: int) -> Callable[[], Tens
 
 
 def open_vino(model: bytes, input: Tensor, threads: int, layout: str) -> Callable[[], Tensor]:
-    """Computes in the input's dtype; `layout` "NCHW" or "NHWC" of the input's and output's memory."""
+    """Compile for the input's dtype and shape; `layout`, "NCHW" or "NHWC", is that of input and output in memory."""
     import openvino
 
     core = openvino_core()
@@ -84,7 +84,7 @@ def open_vino(model: bytes, input: Tensor, threads: int, layout: str) -> Callabl
     request = core.compile_model(steps.build(), "CPU", hints).create_infer_request()
     source = input if layout == "NCHW" else input.permute(0, 2, 3, 1).contiguous()
     output = torch.empty_like(source)
-    # numpy has no bfloat16: OpenVINO is told what the numbers are
+    # numpy has no bfloat16: OpenVINO is told the type
     memory = [t.numpy() if t.dtype == torch.float32 else t.view(torch.int16).numpy() for t in (source, output)]
     shared = [openvino.Tensor(array, openvino.Shape(array.shape), kind) for array in memory]
     request.set_input_tensor(shared[0])
@@ -123,8 +123,10 @@ def candidates(layer: Layer, threads: int) -> dict[str, Callable[[], Tensor]]:
 
 @torch.inference_mode()
 def measure_layer(layer: Layer, rounds: int, threads: int, seconds: float = SECONDS) -> Row:
-    """{"ms": {name: Timing}, "best_peer", "ratio_to_best_peer" (ours over theirs, below 1 is faster), ...}; where an
-    answer differs from oneDNN's {"wrong": why} and no speed."""
+    """Return {"ms": {name: Timing}, "best_peer", "ratio_to_best_peer" (ours over theirs: below 1 is faster), ...}.
+
+    If an answer differs from oneDNN's: {"wrong": reason} and no speed.
+    """
     calls = candidates(layer, threads)
     expected = calls["oneDNN channels_last"]().float()
     for name, call in calls.items():

@@ -27,13 +27,13 @@ from models import create_model
 
 PEERS = {"oneDNN channels_last": torch.channels_last, "oneDNN nchw": torch.contiguous_format}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the largest number
-SECONDS = 2.0  # of a candidate and layer
+SECONDS = 2.0  # for a candidate and layer
 
 Row = dict[str, Any]
 
 
 def candidates(layer: Layer) -> dict[str, dict[str, Callable[[], Tensor]]]:
-    """Gradient -> candidate -> its call."""
+    """Return {gradient: {candidate: call}}."""
     shape, size = (layer.batch, layer.channels, layer.size, layer.size), [layer.kernel] * 2
     images = [torch.randn(shape).to(layer.torch_dtype) for _ in range(2)]
     weight = (torch.randn(layer.channels, 1, *size) / layer.kernel).to(layer.torch_dtype)
@@ -51,14 +51,14 @@ def candidates(layer: Layer) -> dict[str, dict[str, Callable[[], Tensor]]]:
 
 
 def of_pytorch(pair: list[Tensor], weight: Tensor, index: int) -> Tensor:
-    """The gradient of the input (0) or the filter (1), the other not computed."""
+    """Compute the gradient of the input (0) or the filter (1), and not the other."""
     grad, input = pair
     return convolution_backward(grad, input, weight, [i == index for i in range(3)])[index]
 
 
 @torch.no_grad()
 def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[Row]:
-    """A row for each gradient, {"ms", "best_peer", "ratio_to_best_peer"}; of a wrong answer {"wrong"} and no speed."""
+    """Return a row for each gradient: {"ms", "best_peer", "ratio_to_best_peer"}, or {"wrong"} and no speed."""
     rows = []
     for gradient, calls in candidates(layer).items():
         fields = asdict(layer) | {"gradient": gradient}
@@ -79,9 +79,9 @@ def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[R
 
 
 def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> list[Row]:
-    """Forward, backward and AdamW's step in channels_last; all depthwise layers from 5 x 5 on by the operator, or by
-    PyTorch's convolution. Where logits or gradient are off float32's by more than end_to_end allows there is no speed.
-    """
+    """Measure forward, backward and AdamW's step in channels_last, with the depthwise layers from 5 x 5 upwards
+    computed by the operator or by PyTorch's convolution. There is no speed if the logits or the gradient differ from
+    float32's by more than end_to_end allows."""
     model = create_model(arch).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     shape = (batch, 3, image_size, image_size)

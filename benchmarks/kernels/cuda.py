@@ -1,4 +1,4 @@
-"""A layer on a GPU: every candidate's answer held to float64, then timed; what that is of the machine's limit."""
+"""A layer on a GPU: every candidate's answer is compared with float64's, then timed and set beside the limit."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -16,8 +16,8 @@ from benchmarks.kernels.accuracy import Reference, Tensors
 from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
 
-PEER_TOLERANCE = 16.0  # bounds that a peer may be off: one that sums otherwise stays a peer, a wrong one does not
-BANDWIDTH_BYTES = {"copy": 2**32, "add": 2**30}  # of the source; the target is as large
+PEER_TOLERANCE = 16.0  # times the bound that a peer's error may be: it may sum in another order, not be wrong
+BANDWIDTH_BYTES = {"copy": 2**32, "add": 2**30}  # of the source; the target is of the same size
 COPIES = 10
 MATMUL_SIZES = {"bfloat16": 8192, "float16": 8192, "float32": 4096}
 
@@ -25,8 +25,10 @@ Row = dict[str, Any]
 
 
 def measure_bandwidths(device: str, sizes: dict[str, int] = BANDWIDTH_BYTES) -> dict[str, float]:
-    """Bytes/s read and written: "copy", by events (in a graph it would go by a copy engine, slower), and "add", a
-    kernel that adds a number to float32. The copy is smaller where the memory is."""
+    """Measure bytes/s read and written, by "copy" and by "add", a kernel that adds a number to float32.
+
+    The copy is timed by events: in a graph a copy engine would make it, more slowly. It is smaller on a smaller GPU.
+    """
     room = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory // 8
     length = min(sizes["copy"], room)
     source = torch.randint(0, 256, (length,), dtype=torch.uint8, device=device)
@@ -40,7 +42,7 @@ def measure_bandwidths(device: str, sizes: dict[str, int] = BANDWIDTH_BYTES) -> 
 
 
 def measure_ceilings(device: str, bandwidth: float, sizes: dict[str, int] = MATMUL_SIZES) -> Ceilings:
-    """`bandwidth` and a large matrix product of each type (float32: IEEE, no TF32) on random numbers."""
+    """Return the `bandwidth` and FLOP/s of a large matrix product of each type (float32: IEEE, no TF32)."""
     peak = {}
     for name, size in sizes.items():
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
@@ -61,7 +63,7 @@ def random_sets(layer: Layer, device: str) -> list[Tensors]:
 
 
 def measure_layer(layer: Layer, ways: Iterable[Candidate], device: str, ceilings: Ceilings) -> list[Row]:
-    """A row a pass. A candidate is timed where its answer is right; where ours is wrong the row carries no speed."""
+    """Return a row for each pass. A candidate with a wrong answer is not timed; if it is ours, the row has no speed."""
     sets = random_sets(layer, device)
     reference = Reference(sets[0])
     chosen = [way for way in ways if way.suits(layer)]
@@ -85,9 +87,9 @@ def measure(
     error_of: Callable[[Tensor], float],
     settings: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Row:
-    """{"error": of the bound, "ms": Timing, "timer"}; without a speed {"error", "wrong"} or {"failed"}.
+    """Return {"error": share of the bound, "ms": Timing, "timer"}, or without a speed {"error", "wrong"} or {"failed"}.
 
-    `error_of`: the share of the bound, of an answer of the first call. Inside `settings` all is made and called.
+    `error_of`: from an answer of the first call to its share of the bound. `settings` is active throughout.
     """
     try:
         with settings():
@@ -101,12 +103,12 @@ def measure(
                 why = f"its error went from {error:.3g} to {again:.3g} of the bound"
                 return {"error": f"{again:.3g}", "wrong": why}
             return {"error": round(error, 3), "ms": timing, "timer": timer}
-    except Exception as failure:  # a compiler's, out of memory, ...: the other candidates are still measured
+    except Exception as failure:  # of a compiler, out of memory, ...: the other candidates are still measured
         return {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
 
 
 def judge(layer: Layer, results: dict[str, Row], kinds: dict[str, str], ceilings: Ceilings) -> Row:
-    """Our time beside the limit and the peers'; {"wrong": why} and no speed where our answer is not right."""
+    """Compare our time with the limit and the peers; {"wrong": reason} and no speed if our answer is wrong."""
     for name, result in results.items():
         if kinds[name] == "ours" and "ms" not in result:
             why = result.get("wrong") or result["failed"]
@@ -137,8 +139,10 @@ def run_layers(
     deadline: float,
     report: Callable[[list[Row]], None],
 ) -> list[str]:
-    """Reports the rows of each layer (with all candidates, or the brief ones) begun before `deadline`; the names of the
-    others."""
+    """Report the rows of each layer (with all candidates, or the brief ones) begun before `deadline`.
+
+    Returns the names of the layers that were left out.
+    """
     left_out = []
     for layer, everything in layers:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""The goals on an H200 in bfloat16, and what of them one run has measured."""
+"""The goals on an H200 in bfloat16, and how far one run has met them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Goal:
-    """`value(layers, losses)` is None where the run has not measured it. `most`: the goal is an upper limit."""
+    """A goal. `value(layers, losses)` is None if the run has not measured it. `most`: the goal is an upper limit."""
 
     name: str
     unit: str
@@ -30,7 +30,7 @@ class Goal:
 
 
 def stage_rows(layers: Rows, which: str, batch: int = 64) -> Rows | None:
-    """The right rows of RepLKNet-31B's four stages in bfloat16, or None where one is missing."""
+    """The rows of RepLKNet-31B's four stages in bfloat16, or None if one is missing or wrong."""
     found = []
     for layer in replknet_31b(batch):
         fields = asdict(layer) | {"pass": which}
@@ -57,7 +57,7 @@ def _all_layers_ms(layers: Rows, _: Rows) -> float | None:
 
 
 def _least(figure: str, which: str, batch: int = 64) -> Callable[[Rows, Rows], float | None]:
-    """The worst of the four stages."""
+    """A goal's value: the least `figure` of the four stages."""
 
     def value(layers: Rows, _: Rows) -> float | None:
         rows = stage_rows(layers, which, batch)
@@ -91,7 +91,7 @@ GOALS = [
 
 
 def goal_rows(layers: Rows, losses: Rows) -> Rows:
-    """Every goal with the figure measured and "met", "stretch met", "NOT MET" or "not measured"."""
+    """Return every goal with the measured figure and "met", "stretch met", "NOT MET" or "not measured"."""
     rows = []
     for goal in GOALS:
         value = goal.value(layers, losses)

@@ -1,4 +1,4 @@
-"""The layers that are measured, and the least work that each is: valid taps, bytes, the limit of a machine."""
+"""The layers that are measured, and the least work of each: valid taps, bytes, the machine's limit."""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ PASSES = ("forward", "grad_input", "grad_weight")
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What this machine reaches, measured in the same run: bytes/s of a copy, FLOP/s of a matrix product by dtype."""
+    """The machine's peaks, measured in the same run: bytes/s of a copy, FLOP/s of a matrix product by dtype."""
 
     bandwidth: float
     peak: dict[str, float]
@@ -37,7 +37,7 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds on valid taps, N C (sum_y t(y))^2: t(y) of the K taps of output row y lie inside the image.
 
-        The same for the three passes: each pair of an output and a tap inside the image is one product in any of them.
+        All three passes have as many: each pair of an output and a tap inside the image is one product.
         """
         return self.batch * self.channels * valid_taps(self.size, self.kernel) ** 2
 
@@ -51,11 +51,11 @@ class Layer:
 
     @property
     def bytes(self) -> int:
-        """Least traffic of a pass: two images and a filter, each once (read, read, written in some order)."""
+        """Least traffic of a pass: two images and a filter, each read or written once."""
         return 2 * self.input_bytes + self.channels * self.kernel**2 * self.torch_dtype.itemsize
 
     def limit_ms(self, ceilings: Ceilings) -> float:
-        """max(bytes / bandwidth, FLOPs on valid taps / peak): nothing on this machine is faster."""
+        """max(bytes / bandwidth, FLOPs on valid taps / peak): the roofline's lower limit."""
         return 1000 * max(self.bytes / ceilings.bandwidth, self.flops / ceilings.peak[self.dtype])
 
 
@@ -76,7 +76,7 @@ def small_kernels(batch: int, dtype: str) -> list[Layer]:
 
 
 def sweep() -> list[Layer]:
-    """What else is measured on a GPU, the most telling first: a time budget cuts the end off."""
+    """The other layers that are measured on a GPU, most important first: the time may not be enough for all."""
     layers = replknet_31b(1)
     layers += replknet_31b(64, "float16") + replknet_31b(64, "float32")
     layers += small_kernels(64, "bfloat16")

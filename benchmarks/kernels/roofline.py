@@ -1,4 +1,4 @@
-"""The roofline picture of one results file: FLOPs on valid taps a byte, FLOP/s, the ceilings of that run."""
+"""The roofline picture of one results file: FLOP/s over FLOPs on valid taps per byte, with that run's ceilings."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ MARKERS = dict(zip(PASSES, "os^", strict=True))
 
 
 def points(document: dict[str, Any], dtype: str) -> list[dict[str, Any]]:
-    """{"candidate", "pass", "intensity" in FLOP/byte, "tflops"} of the rows of a type that carry a speed."""
+    """{"candidate", "pass", "intensity" in FLOP/byte, "tflops"} of each row of a type that has a speed."""
     found = []
     for row in document["rows"]:
         if row["dtype"] != dtype or "wrong" in row:
@@ -28,7 +28,7 @@ def points(document: dict[str, Any], dtype: str) -> list[dict[str, Any]]:
 
 
 def draw(document: dict[str, Any], name: str, dtype: str = "bfloat16", folder: Path = PICTURES) -> Path:
-    """docs/img/<name>_roofline.png. Raises `ValueError` where the document has no speed of that type."""
+    """Write docs/img/<name>_roofline.png. Raises `ValueError` if the document has no speed of that type."""
     found = points(document, dtype)
     if not found:
         raise ValueError(f"{name} has no row in {dtype} with a speed: nothing to draw")

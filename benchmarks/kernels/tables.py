@@ -23,7 +23,7 @@ def us(row: Result, candidate: str = OURS) -> float:
 
 
 def host_bound(row: Result) -> bool:
-    """Below a millisecond a time by events is the host's: such a row says nothing about the kernel."""
+    """Whether the row says nothing about the kernel: below a millisecond, events measure the host's time."""
     return row["candidates"][OURS]["timer"] == "events" and us(row) < 1000
 
 
@@ -73,7 +73,7 @@ def batch_one_table(result: Result) -> list[str]:
 
 
 def variant_table(result: Result) -> list[str]:
-    """What the sweep has not, each way in microseconds."""
+    """The table of the variants, with each candidate's microseconds."""
     rows = []
     for row in result["variants"]:
         ways = [(way, found) for way, found in row["ways"].items() if "ms" in found and "channels_last" not in way]
@@ -85,7 +85,7 @@ def variant_table(result: Result) -> list[str]:
 
 
 def losses(result: Result) -> list[Result]:
-    """With their share of the run's own ceiling: that of a file from before is of a copy in a CUDA graph, 7 % more."""
+    """The losses' rows, with their share of the run's own ceiling: older files have a CUDA graph's copy, 7 % more."""
     ceiling = result["ceilings"]["bandwidth"]
     return [
         row | {"of_copy": 1e9 * row["least_mb"] / row["ms"]["widefield"]["median"] / ceiling}
@@ -107,7 +107,7 @@ def loss_table(result: Result) -> list[str]:
 
 
 def goal_table(result: Result, earlier: Result) -> list[str]:
-    """The goals as `result` measured them; what it has not reached, as `earlier` did."""
+    """The goals as `result` measured them; those that it did not measure, as `earlier` did."""
     before = {row["goal"]: row for row in goal_rows(earlier["rows"], losses(earlier))}
     rows = []
     for row in goal_rows(result["rows"], losses(result)):

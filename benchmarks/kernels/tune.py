@@ -1,4 +1,4 @@
-"""The dispatch's own tuner on the layers that count, within a time: what it finds is used by what is measured next."""
+"""The dispatch's tuner on the most important layers, within a time limit; what is measured next uses its results."""
 
 import json
 import os
@@ -17,14 +17,14 @@ LEAST_SECONDS = 2.5  # for an operation: the rule's tile, PyTorch's algorithms a
 
 
 def layers() -> list[Layer]:
-    """RepLKNet-31B's in bfloat16, in training's batch and one image's; then in float16."""
+    """RepLKNet-31B's layers in bfloat16 at training's batch and at batch 1, then in float16."""
     return [*replknet_31b(64), *replknet_31b(1), *replknet_31b(64, "float16")]
 
 
 def tune(chosen: Sequence[Layer], device: str, seconds: float, tiles: Path) -> dict[str, Any]:
     """Tune each operation for its share of `seconds`, but no layer after them; return the algorithms, also in `tiles`.
 
-    WIDEFIELD_TILES names that file from here on. A share is checked between candidates, so a slow one overruns it.
+    WIDEFIELD_TILES names that file afterwards. A share is checked between candidates, so a slow one overruns it.
     """
     deadline = time.monotonic() + seconds
     tiles.unlink(missing_ok=True)

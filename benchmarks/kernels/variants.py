@@ -1,6 +1,6 @@
-"""What the layers' sweep has not: strips, the fused activation, tf32 and small images both ways, on a GPU.
+"""Variants that the sweep does not have: strips, the fused activation, tf32, and small images by both kernels.
 
-A variant is one call of ours beside the other ways to the same answer, timed as the layers are: right before fast.
+A variant is one call of ours beside other computations of the same answer, checked and timed as the layers are.
 """
 
 import time
@@ -25,7 +25,7 @@ from kernels.depthwise_conv2d.pytorch import convolution
 Row = dict[str, Any]
 Arguments = tuple[Tensor, ...]  # input [N,C,H,W], filter [C,1,Kh,Kw], perhaps a bias [C]
 Compute = Callable[..., Any]
-TF32_FACTOR = 2.0**13  # its rounding is so many times float32's
+TF32_FACTOR = 2.0**13  # its rounding error over float32's
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def by_algorithm(algorithm: str) -> Compute:
 
 
 def variants() -> Iterator[Variant]:
-    """Of RepLKNet-31B's stages the one that is largest and the one where the model spends its time."""
+    """The variants, on RepLKNet-31B's largest stage and on the one where the model spends most time."""
     stages = replknet_31b(64)
     for layer in (stages[0], stages[2]):
         square = (layer.kernel, layer.kernel)
@@ -83,7 +83,7 @@ def variants() -> Iterator[Variant]:
 
 
 def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[Tensor], float]:
-    """Of an answer to `arguments` the largest error over its bound: right up to 1."""
+    """Return a function from an answer to `arguments` to its largest error over the bound: right if at most 1."""
     wide = [t.double() for t in arguments]
     before, sums = convolution(*wide), convolution(*(t.abs() for t in wide))
     exact = before if variant.activation == "none" else F.gelu(before)
@@ -92,13 +92,13 @@ def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[T
 
 
 def calls(compute: Compute, layout: torch.memory_format, sets: list[Arguments]) -> list[Step]:
-    """One for each set of inputs, whose images lie in `layout` beforehand: what the caller would keep them in."""
+    """A call for each set of inputs, whose images are in `layout` already, as the caller would keep them."""
     return [partial(compute, input.contiguous(memory_format=layout), *rest) for input, *rest in sets]
 
 
 @torch.no_grad()
 def measure_variant(variant: Variant, device: str) -> Row:
-    """{"ways": {name: what `measure` finds}, "fastest"}; where one of ours is wrong {"wrong"} and no fastest."""
+    """Return {"ways": {name: result of `measure`}, "fastest"}; if one of ours is wrong, "wrong" and no "fastest"."""
     layer = variant.layer
     sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(layer.bytes))]
     error_of = error_against_float64(variant, sets[0])
@@ -114,7 +114,7 @@ def measure_variant(variant: Variant, device: str) -> Row:
 
 
 def run_variants(chosen: Sequence[Variant], device: str, deadline: float, report: Callable[[Row], None]) -> list[str]:
-    """Reports a row for each variant begun before `deadline`; the names of the others."""
+    """Report a row for each variant begun before `deadline`; returns the names of the others."""
     left_out = []
     for variant in chosen:
         if time.monotonic() > deadline:

@@ -1,1 +1,1 @@
-"""What a fleet of servers survives: faults under load, restarts and a soak, with what is lost and what is left over."""
+"""A fleet of servers under faults, restarts and a soak: which requests are lost, and what is left behind."""

@@ -22,7 +22,7 @@ MOST_GROWTH = 2.0  # percent of resident memory, over the soak
 
 
 def write(part: str, content: Any, warning: str | None) -> Path:
-    """The results file with this part anew."""
+    """Write the results file with this part replaced."""
     path = RESULTS / "faults.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
     packages = versions("torch", "nvidia-pytriton", "tritonclient", "numpy", "pillow", "psutil")
@@ -31,7 +31,7 @@ def write(part: str, content: Any, warning: str | None) -> Path:
 
 
 def not_held(part: str, content: dict[str, Any]) -> list[str]:
-    """What a part shows that should not be, in words."""
+    """Return what a part shows that it should not, in words."""
     if part == "faults":
         return [
             f"{row['fault']}, through the {row['path']}: failed {row['failed']}, left {row['left_over']}, "
@@ -59,7 +59,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     require_server()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers are stopped on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that stops the servers
 
     from benchmarks.resilience.digits import build_digits
     from benchmarks.resilience.faults import endure

@@ -24,7 +24,7 @@ class Balancer:
 
 
 def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[str, str]:
-    """What the configuration reads: the servers' addresses, and bind_http, bind_grpc, bind_metrics."""
+    """The variables that the configuration reads: the servers' addresses, and bind_http, bind_grpc, bind_metrics."""
     values = {f"WIDEFIELD_{name.upper()}": address for name, address in bind.items()}
     for number, (one, two) in enumerate(zip(http, grpc, strict=True), start=1):
         values |= {f"WIDEFIELD_HTTP_{number}": one, f"WIDEFIELD_GRPC_{number}": two}
@@ -35,9 +35,8 @@ def environment(http: Sequence[str], grpc: Sequence[str], **bind: str) -> dict[s
 def balancer(
     http: Sequence[str], grpc: Sequence[str], log: Path, seconds: float = 20.0, config: Path = CONFIG, **variables: str
 ) -> Iterator[Balancer]:
-    """In front of these servers, host:port each; ends with the block. `variables`: what else the configuration reads.
-
-    Raises `OSError` where there is no HAProxy, or it does not start.
+    """Run HAProxy in front of these servers, host:port each, inside the block. `variables`: further ones of the
+    configuration. Raises `OSError` if HAProxy is not installed or does not start.
     """
     program = find_program("haproxy")
     if program is None:

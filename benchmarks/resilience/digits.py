@@ -1,4 +1,4 @@
-"""The demo's digits network in a model repository of its own, and pictures with the answers that it must give."""
+"""A model repository with the demo's digits network, and pictures with the answers that it must give."""
 
 import io
 import shutil
@@ -15,7 +15,7 @@ from server.repository import EMBEDDED
 LARGE_EVERY, LARGE_SIDE = 20, 1760  # pictures, pixels
 TOLERANCE = 1e-3  # of a probability: oneDNN computes a batch of 4 in another order than one image
 
-LARGE_TOLERANCE = 0.3  # enlarged and reduced again, a digit is the same digit, not the same pixels
+LARGE_TOLERANCE = 0.3  # enlarged and reduced again, the digit is the same but its pixels are not
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Picture:
         return label == self.label and abs(probability - self.probability) < self.tolerance
 
     def enlarged(self) -> "Picture":
-        """As a BMP of 9 MB; each pixel is repeated, and the preprocess step makes nearly the same of it."""
+        """The picture as a BMP of 9 MB with repeated pixels, which the preprocess step reduces to nearly the same."""
         buffer = io.BytesIO()
         image = Image.open(io.BytesIO(self.data)).convert("RGB")
         image.resize((LARGE_SIDE, LARGE_SIDE), Image.Resampling.BICUBIC).save(buffer, "BMP")
@@ -37,7 +37,7 @@ class Picture:
 
 
 def build_digits(folder: Path) -> Path:
-    """The repository's folder. One thread a server: several share the cores."""
+    """Build the repository and return its folder. One thread for each server, because they share the cores."""
     demo.train()
     repository = folder / "model_repository"
     build(BuildOptions(weights=demo.CHECKPOINT, output=repository, threads=1, parity_images=demo.HELD_OUT))
@@ -45,14 +45,14 @@ def build_digits(folder: Path) -> Path:
 
 
 def with_processes(repository: Path, copy: Path) -> Path:
-    """A copy whose Python step has processes of its own in the embedded server too, as in NVIDIA's container."""
+    """Copy the repository so that its Python step runs in separate processes, as in NVIDIA's container."""
     shutil.copytree(repository, copy)
     (copy / "preprocess" / EMBEDDED).unlink()
     return copy
 
 
 def pictures(url: str) -> list[Picture]:
-    """The held-out digits, with what an undisturbed server answers over gRPC."""
+    """Return the held-out digits, with the answers of an undisturbed server over gRPC."""
     found = []
     with Classifier(url) as classifier:
         for path, _ in demo.held_out_images():
@@ -63,5 +63,5 @@ def pictures(url: str) -> list[Picture]:
 
 
 def with_large(small: list[Picture]) -> list[Picture]:
-    """Each twentieth as a file of 9 MB: more than a balancer keeps to send again, and it needs new shared memory."""
+    """Make each twentieth picture a file of 9 MB: too large for a balancer to retry, and it needs new shared memory."""
     return [picture if number % LARGE_EVERY else picture.enlarged() for number, picture in enumerate(small)]

@@ -1,4 +1,4 @@
-"""What happens to requests while one of several servers is killed, frozen, starved or stopped, and when it is back."""
+"""The outcome of requests while one of several servers is killed, frozen, starved or stopped, and its recovery time."""
 
 import contextlib
 import errno
@@ -22,17 +22,20 @@ from client import Classifier
 SERVERS = 3
 RATE = 30.0  # requests a second, half over gRPC and half over HTTP
 DEADLINE = 10.0  # seconds
-RETRIES = 5  # behind a balancer the next attempt may meet the same server
+RETRIES = 5  # behind a balancer the next attempt may reach the same server
 OPTIONS = ("--probe-interval", "2", "--probe-timeout", "3", "--drain-seconds", "5")
 BEFORE = AFTER = 3.0  # seconds of load around the fault
-BACK_SECONDS = 180.0  # a server that is not back by then is lost
+BACK_SECONDS = 180.0  # a server that does not answer by then counts as lost
 FILL = "filled-by-the-benchmark"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """`inject` breaks a server, `keep` holds it so for `lasts` seconds, `clear` takes the cause away; where `restarts`,
-    only a new tritonserver counts as being back. `large`: files that no server has seen before are among the others."""
+    """A fault: `inject` breaks a server, `keep` maintains that for `lasts` seconds, `clear` removes the cause.
+
+    If `restarts`, only a new tritonserver counts as recovered. `large`: the load includes large files that are new to
+    the server.
+    """
 
     name: str
     inject: Callable[[Member], None]
@@ -48,7 +51,7 @@ def kill(member: Member) -> None:
 
 
 def terminate(member: Member) -> None:
-    """As for an upgrade: requests in flight are answered, later ones turned away."""
+    """Stop the server as for an upgrade: it answers requests in flight and refuses later ones."""
     member.process.terminate()
 
 
@@ -113,7 +116,7 @@ FAULTS = (
 
 
 def endure(repository: Path, folder: Path, faults: Sequence[Fault] = FAULTS) -> dict[str, Any]:
-    """Every fault twice: through the balancer, and with the servers' addresses given to the client."""
+    """Measure every fault twice: through the balancer, and with the servers' addresses given to the client."""
     repository = with_processes(repository, folder / "with_processes")  # more can be killed, /dev/shm can be full
     rows = []
     for path in ("balancer", "client"):
@@ -145,7 +148,7 @@ def endure(repository: Path, folder: Path, faults: Sequence[Fault] = FAULTS) -> 
 
 
 def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
-    """Load, the fault, and load until the member is back; what was lost and what is left over."""
+    """Apply load and the fault until the member has recovered; returns what was lost and what is left behind."""
     before, restarts, old = footprint_of(member), member.restarts, member.tritonserver().pid
     with load:
         time.sleep(BEFORE)
@@ -154,7 +157,7 @@ def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
         back: float | None = None
         while time.monotonic() < begun + fault.lasts:
             fault.keep(member)
-            if back is None and fault.restarts:  # perhaps in spite of the fault
+            if back is None and fault.restarts:  # perhaps it recovered during the fault
                 back = _seconds_if_back(member, old, begun)
             time.sleep(0.05)
         fault.clear(member)
@@ -175,7 +178,7 @@ def suffer(fault: Fault, member: Member, load: Load) -> dict[str, Any]:
 
 
 def footprint_of(member: Member) -> dict[str, int]:
-    """The median of a few: a canary's connection is there for a moment."""
+    """The median of several footprints, because a canary's connection is open only briefly."""
     prints = []
     for _ in range(5):
         prints.append(member.footprint())

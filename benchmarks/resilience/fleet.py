@@ -1,4 +1,4 @@
-"""Real servers as an operator starts them, `python -m server`, each with a small /dev/shm and disk of its own."""
+"""Real servers as an operator starts them, `python -m server`, each with its own small /dev/shm and disk."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from server.canary import CanaryError, classify_canary
 START_SECONDS = 180.0
 SHM_MIB = 64
 DISK_MIB = 64
-# A mount namespace of the server's own: what is filled there is full for nobody else.
+# Each server has its own mount namespace, so that a full disk affects no other.
 CONFINED = 'mount -t tmpfs -o size={shm}m tmpfs /dev/shm && mount -t tmpfs -o size={disk}m tmpfs "$TMPDIR" && exec "$@"'
 
 
 def unshare() -> list[str]:
-    """The command that gives a process mounts of its own. Raises `OSError` where this machine does not allow it."""
+    """The command that gives a process its own mounts. Raises `OSError` if this machine does not allow it."""
     command = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None:
         raise OSError("unshare is missing: apt-get install util-linux")
@@ -49,7 +49,7 @@ class Member:
         self._start("0", "0")
 
     def start_again(self) -> None:
-        """After `stop`: with the same ports, until it is ready."""
+        """Start again after `stop`, on the same ports; returns when it is ready."""
         self._start(self.http.rpartition(":")[2], self.grpc.rpartition(":")[2])
         self.await_ready()
 
@@ -105,11 +105,11 @@ class Member:
         return True
 
     def footprint(self) -> Footprint:
-        """Of the supervisor and what lies below it."""
+        """The footprint of the supervisor and its child processes."""
         return Footprint.of(self.pid, self.names, self.shared_memory, self.disk)
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL where that does not end it."""
+        """Send SIGTERM, and SIGKILL if that does not end it within a minute."""
         self.process.terminate()
         try:
             self.process.wait(60)
@@ -129,7 +129,7 @@ class Member:
 
 @contextlib.contextmanager
 def fleet(repository: Path, folder: Path, count: int, *options: str, confined: bool = False) -> Iterator[list[Member]]:
-    """`count` servers that are ready; stopped at the end."""
+    """Start `count` servers; yields them when all are ready, and stops them at the end."""
     members: list[Member] = []
     try:
         for number in range(count):

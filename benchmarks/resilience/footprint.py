@@ -1,4 +1,4 @@
-"""What a server holds on this machine, counted before and after: what has grown has leaked."""
+"""The resources that a server holds, counted before and after: growth is a leak."""
 
 import contextlib
 import statistics
@@ -13,7 +13,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class Footprint:
-    """`descriptors` and `threads` are the supervising process's own; `processes` lie below it."""
+    """Counts of resources: `descriptors` and `threads` of the supervising process, `processes` of its children."""
 
     processes: int
     descriptors: int
@@ -23,7 +23,7 @@ class Footprint:
 
     @classmethod
     def of(cls, pid: int, names: Iterable[str], shared_memory: Path, temporary: Path) -> "Footprint":
-        """`names`: what the servers of this supervisor call their private folders; shared-memory files begin so too."""
+        """Count. `names`: the prefixes of the private folders and shared-memory files of this supervisor's servers."""
         supervisor = psutil.Process(pid)
         prefixes = tuple(names)
         return cls(
@@ -42,12 +42,12 @@ def middle(footprints: Sequence[Footprint]) -> dict[str, int]:
 
 
 def tritonserver_of(pid: int) -> psutil.Process | None:
-    """The tritonserver below a supervisor; None while there is none."""
+    """A supervisor's tritonserver process; None while there is none."""
     return next((each for each in _children(pid) if _name(each) == "tritonserver"), None)
 
 
 def backends_of(pid: int) -> list[psutil.Process]:
-    """The processes of the Python models below a supervisor."""
+    """The processes of a supervisor's Python models."""
     return [each for each in _children(pid) if _name(each).startswith("triton_python")]
 
 

@@ -1,4 +1,4 @@
-"""Requests at a steady rate, each with a deadline, and what became of every one of them."""
+"""Requests at a steady rate, each with a deadline, and their outcomes."""
 
 import threading
 import time
@@ -23,8 +23,10 @@ class Record:
 
 
 class Load:
-    """In a with statement: every 1/`rate` seconds one request, by each classifier in turn, whether or not the others
-    have been answered. Seconds count from when the request was due."""
+    """A context manager that sends a request every 1/`rate` seconds, whether or not earlier ones are answered.
+
+    The classifiers take turns. A latency counts from when the request was due.
+    """
 
     def __init__(self, classifiers: Sequence[Classifier], pictures: Sequence[Picture], rate: float, deadline: float):
         self.classifiers, self.pictures = classifiers, pictures
@@ -36,7 +38,7 @@ class Load:
         self._thread = threading.Thread(target=self._send)
 
     def summary(self) -> dict[str, Any]:
-        """Counts by outcome; of those answered in time p50, p99 and the longest in milliseconds, None where none is."""
+        """Counts by outcome; p50, p99 and longest milliseconds of the answers, None if there are none."""
         outcomes = Counter(record.outcome for record in self.records)
         seconds = [record.seconds for record in self.records if record.outcome == ANSWERED]
         return {
@@ -73,7 +75,7 @@ class Load:
                 outcome, detail = "WrongAnswer", f"{best}, not {picture.label} {picture.probability}"
         except ClassifierError as error:
             outcome, detail = type(error).__name__, error.message
-        except Exception as error:  # whatever it is, it is not an answer
+        except Exception as error:  # of any kind: it is not an answer
             outcome, detail = f"untyped {type(error).__name__}", str(error)
         seconds = time.perf_counter() - due
         if outcome == ANSWERED and seconds > self.deadline:

@@ -1,4 +1,4 @@
-"""Hundreds of restarts of the embedded server, killed and stopped in turn: is anything left each time?"""
+"""Hundreds of restarts of the embedded server, killed and stopped in turn: does each leave something behind?"""
 
 import os
 import tempfile
@@ -14,18 +14,18 @@ import numpy as np
 from benchmarks.resilience.footprint import SHARED_MEMORY, Footprint, backends_of, middle, tritonserver_of
 from server import TritonServer, supervisor
 
-SECONDS = 180.0  # for one restart, on a machine that is busy with other things
+SECONDS = 180.0  # for one restart, even on a busy machine
 WINDOW = 9  # footprints that are compared: the first ones and the last ones
 
 
 def restart(repository: Path, count: int) -> dict[str, Any]:
-    """`count` restarts, a third each: kill -9 of tritonserver, of a Python process (where there is none, again of
-    tritonserver), a stop and a new start."""
+    """Restart `count` times. A third each: kill -9 of tritonserver; of a Python process (or tritonserver, if there is
+    none); a stop and a new start."""
     names: set[str] = set()
     seconds: list[float] = []
     prints: list[Footprint] = []
     ways: Counter[str] = Counter()
-    before = _footprint(names).processes  # of this process, whoever started them
+    before = _footprint(names).processes  # of this process, not only the servers'
     server = _start(repository, names)
     try:
         for number in range(count + 1):
@@ -48,7 +48,7 @@ def restart(repository: Path, count: int) -> dict[str, Any]:
     finally:
         server.stop()
     after = _footprint(names)
-    first, last = middle(prints[3 : 3 + WINDOW]), middle(prints[-WINDOW:])  # each way was gone once before
+    first, last = middle(prints[3 : 3 + WINDOW]), middle(prints[-WINDOW:])  # without the first restart of each kind
     return {
         "restarts": count,
         "ways": ways,

@@ -21,9 +21,9 @@ from client import Classifier, ClassifierError, InvalidImageError
 from server import TritonServer
 
 CALLERS = 4  # half of them over gRPC, half over HTTP
-BROKEN_EVERY = 100  # one of so many is not an image, or half of one
+BROKEN_EVERY = 100  # one request in so many is no image, or half of one
 WARM_UP = 0.1  # of the requests
-WINDOW = 0.1  # memory is a mean over this share: after warm-up, and at the end
+WINDOW = 0.1  # memory is the mean over this share of the requests, after warm-up and at the end
 SAMPLE_SECONDS = 0.2
 
 
@@ -84,7 +84,7 @@ def soak(repository: Path, requests: int) -> dict[str, Any]:
 
 
 def growth(samples: list[Sample], requests: int) -> dict[str, Any]:
-    """tritonserver and its Python processes together: after warm-up, at the end, and the growth in percent."""
+    """Memory of tritonserver and its Python processes after warm-up and at the end, and the growth in percent."""
     first = [s for s in samples if WARM_UP * requests <= s.done < (WARM_UP + WINDOW) * requests]
     last = [s for s in samples if s.done >= (1 - WINDOW) * requests]
     if not first or not last:
@@ -118,7 +118,7 @@ def _call(protocol: str, url: str, expected: list[Picture], tally: Tally) -> Non
 
 
 def _sample(done: int) -> list[Sample]:
-    """Empty while tritonserver is restarted."""
+    """Take a sample; returns an empty list while tritonserver restarts."""
     with contextlib.suppress(psutil.Error):
         if (server := tritonserver_of(os.getpid())) is not None:
             there = [server, *backends_of(os.getpid())]

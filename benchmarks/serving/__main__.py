@@ -8,22 +8,22 @@ A quick answer, of all five servers and two models in about 25 minutes on two co
     python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
 Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` compares what
-one has without Widefield: the peers with the same weights in PyTorch's own convolutions (serving_plain.json):
+users have without Widefield: the peers with the same weights in PyTorch's own convolutions (serving_plain.json):
 
     python -m benchmarks.serving --ways plain --seconds 2.5
 
-Each repeat starts every server in turn, alone on the machine: cold start until the first right answer, the answers of
-four images against a bare loop of the same steps, then closed loop with 1, 8 and 32 callers and open loop (Poisson) at
-50, 80 and 110 % of that server's own best closed loop. What is done is kept in build/serving/runs.jsonl: an interrupted
-run goes on where it was. What was measured of other sources or versions, on another machine, for other --ways, or while
-other processes took more than a tenth of a core, is measured again; --fresh begins again. The peers run in build/peers
-(requirements.txt), made at the first run.
+Each repeat starts every server in turn, alone on the machine. It measures the cold start until the first right answer
+and compares the answers of four images with a bare loop of the same steps. Then it measures closed loops with 1, 8 and
+32 callers and open loops (Poisson) at 50, 80 and 110 % of that server's best closed loop; there too, an answer that
+differs is an error. Finished runs are kept in build/serving/runs.jsonl, so that an interrupted benchmark can resume. A
+run of other sources or versions, on another machine, for other --ways, or while other processes used more than a tenth
+of a core, is repeated; --fresh repeats all. The peers run in build/peers (requirements.txt), created at the first use.
 
-What it costs: a run (one server, one repeat) takes about 20 s to start, warm and stop, and six loads of
---seconds with a warm-up of as much, 3 s at most. There are models x repeats x (1 + peers) of them, with --ways both
-1 + 2 x peers. --seconds 1.5 leaves a repeat about a hundred answers a load: its p99 is then nearly its slowest one, and
-what counts is the median of the repeats; take 10 where the p99 matters. --ways workers leaves out each peer's setup
-with one process and every core's thread, --models what the third network takes.
+Its time: a run (one server, one repeat) takes about 20 s to start, warm up and stop, and six loads of --seconds after a
+warm-up of the same length, at most 3 s. There are models x repeats x (1 + peers) runs, with --ways both 1 + 2 x peers.
+With --seconds 1.5 a load of a repeat has about a hundred answers: its p99 is nearly the slowest one, and the median of
+the repeats counts; use 10 if the p99 matters. --ways workers omits each peer's setup of one process with a thread for
+every core, and --models can omit the third network.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Running, p
 
 SHARES = (0.5, 0.8, 1.1)
 WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
-START_SECONDS = 20  # on average, for the plan alone
+START_SECONDS = 20  # on average, only for the estimate
 SOURCES = (
     "benchmarks/serving",
     "benchmarks/latency.py",
@@ -64,13 +64,13 @@ STEP = "model_repository/preprocess/1"
 
 @functools.cache
 def expected(repository: Path, threads: int) -> list[list[float]]:
-    """Probabilities of each picture, from the same steps with no server."""
+    """Probabilities of each picture from the same steps without a server."""
     run = bare_pipeline(repository, threads)
     return [run(picture)[0].tolist() for picture in turned()]
 
 
 def measure(running: Running, requests: list[Request], seconds: float, repeat: int) -> dict[str, Any]:
-    closed_loop(running.port, requests, CALLERS[-1], min(seconds, 3))  # batches of every size have been seen
+    closed_loop(running.port, requests, CALLERS[-1], min(seconds, 3))  # warm-up: every batch size occurs
     loads = {f"closed {n}": closed_loop(running.port, requests, n, seconds) for n in CALLERS}
     best = max(load["images_per_s"] for load in loads.values())
     for share in SHARES:
@@ -102,7 +102,7 @@ def remembered(fresh: bool) -> list[dict[str, Any]]:
 
 
 def disturbance(cores: list[float]) -> str | None:
-    """A warning, where others took part of the machine while a server was measured."""
+    """A warning if other processes used part of the machine while a server was measured."""
     found = [one for one in cores if one > LIMIT]
     if not found:
         return None
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # the server that runs is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exit that stops the running server
     models = chosen(options.models, MODELS, "model")
     peers = chosen(options.peers, ONE_WORKER, "peer")
     servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]

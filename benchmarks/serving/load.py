@@ -14,13 +14,13 @@ from benchmarks.latency import percentiles
 from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 8, 32)  # of closed loops
-SENDERS = 128  # requests in flight at most; a request that finds none free counts its wait
+SENDERS = 128  # at most so many requests in flight; a further one waits, and its latency includes that
 TIMEOUT = 30.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """`is_right`: whether the body of an answer is that of this request."""
+    """A POST. `is_right` tells from the body whether an answer is right."""
 
     path: str
     body: bytes
@@ -64,8 +64,8 @@ class Caller:
 
 
 def closed_loop(port: int, requests: list[Request], callers: int, seconds: float) -> dict[str, Any]:
-    """Each caller sends the next image when it has its answer. Answers after the end are waited for: they and
-    the time until the last one count."""
+    """Each caller sends the next image when it has its answer. Answers that come after `seconds` count, with the time
+    until the last one."""
     end = time.perf_counter() + seconds
 
     def run(number: int) -> Caller:
@@ -84,7 +84,7 @@ def closed_loop(port: int, requests: list[Request], callers: int, seconds: float
 
 
 def open_loop(port: int, requests: list[Request], rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """Requests at a set rate, whether or not earlier ones are answered; a latency counts from when it was due."""
+    """Send requests at a set rate, whether or not earlier ones are answered. A latency counts from the due time."""
     due: queue.SimpleQueue[tuple[float, Request] | None] = queue.SimpleQueue()
     callers = [Caller(port) for _ in range(SENDERS)]
 

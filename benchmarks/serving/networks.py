@@ -1,4 +1,4 @@
-"""What every server serves: networks with random weights, by our operator and in PyTorch's own convolutions."""
+"""The networks that every server serves, with random weights: with our operator or PyTorch's own convolutions."""
 
 import functools
 import shutil
@@ -20,7 +20,7 @@ FOLDER = Path("build/serving")
 
 @functools.cache
 def build_repository(model: str, threads: int, plain: bool = False) -> Path:
-    """The repository of a `random_network`; `plain`: and PLAIN."""
+    """Build the repository of a `random_network`; if `plain`, also write PLAIN beside it."""
     import torch
 
     from export.build import BuildOptions, build
@@ -28,7 +28,7 @@ def build_repository(model: str, threads: int, plain: bool = False) -> Path:
     from models import save_checkpoint
 
     repository = FOLDER / model / "model_repository"
-    shutil.rmtree(repository, ignore_errors=True)  # of another day's sources
+    shutil.rmtree(repository, ignore_errors=True)  # it may be of other sources
     torch.manual_seed(0)
     arch, precision = MODELS[model]
     network, config = random_network(arch)
@@ -41,7 +41,7 @@ def build_repository(model: str, threads: int, plain: bool = False) -> Path:
 
 
 def plain_backbone(network: Any, config: Any, precision: str = "fp32") -> Any:
-    """The network as it is served, traced with PyTorch's own convolution where ours would be."""
+    """Trace the network as it is served, with PyTorch's own convolution instead of ours."""
     from export.torchscript import ServedBackbone, trace_backbone
     from kernels.depthwise_conv2d import pytorch
     from models import reparameterize

@@ -1,4 +1,4 @@
-"""What every peer shares: JPEG -> pixels -> TorchScript -> labels, in plain Pillow and PyTorch. Run in build/peers."""
+"""Shared by all peers: JPEG -> pixels -> TorchScript -> labels, in plain Pillow and PyTorch. Runs in build/peers."""
 
 import argparse
 import io
@@ -33,7 +33,7 @@ def options() -> Options:
 
 
 def preprocess(image: Image.Image) -> np.ndarray:
-    """-> [S,S,3] uint8: what Widefield's step does with a photograph."""
+    """Return [S,S,3] uint8, as Widefield's preprocess step does for a photograph."""
     return resize_and_crop(ImageOps.exif_transpose(image).convert("RGB"))
 
 
@@ -51,7 +51,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 class Classifier:
-    """The TorchScript that tritonserver runs, with the same fusion, warmed at every batch size that can come."""
+    """The TorchScript that tritonserver runs, with the same fusion, warmed up at every possible batch size."""
 
     def __init__(self, options: Options) -> None:
         torch.set_num_threads(options.threads)

@@ -1,7 +1,7 @@
-"""How much of the processor others took while a server was measured.
+"""The processor time that other processes used while a server was measured.
 
-An operator's threads wait for each other at its end: where others take a core for a moment, all wait. A loop of
-replknet_nano with two threads on two cores, a few milliseconds an image alone, took ten times that beside compilers.
+An operator's threads wait for each other at its end: if another process takes a core for a moment, all wait. A loop of
+replknet_nano with two threads on two cores takes a few milliseconds an image, and ten times that beside compilers.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ import psutil
 
 from benchmarks.serving.servers import tree
 
-LIMIT = 0.1  # cores: a run in which others took more is disturbed, and is measured again by the next call
+LIMIT = 0.1  # cores: if others used more, the run is disturbed, and the next call repeats it
 
 
 class Others:
-    """From its making on: the cores that neither this process nor the tree of `pid` used, nor were idle."""
+    """Measures, from its creation, the cores that were busy with neither this process nor the tree of `pid`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -26,7 +26,7 @@ class Others:
         return round(max(0.0, foreign - self.begun) / (elapsed - self.elapsed) * cores, 3)
 
     def _foreign_s(self) -> tuple[float, float]:
-        """Processor seconds of others, and of the whole machine with its idle ones."""
+        """Processor seconds of other processes, and of the whole machine including idle time."""
         times = psutil.cpu_times()
         idle = times.idle + times.iowait
         whole = idle + times.user + times.nice + times.system + times.irq + times.softirq + times.steal

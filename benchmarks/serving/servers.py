@@ -25,7 +25,7 @@ from server.tritonserver_options import SPIN
 HERE = Path(__file__).parent
 ENVIRONMENT = Path("build/peers")
 START_SECONDS = 180
-# Ray's: docs.ray.io, "Enable High Throughput on Ray Serve". Twice the images a second of its Python proxy.
+# For Ray, as docs.ray.io, "Enable High Throughput on Ray Serve": twice the images a second of its Python proxy.
 FAST = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 QUIET = {"BENTOML_DO_NOT_TRACK": "True", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
 BOUNDARY = "widefield-benchmark"
@@ -34,11 +34,11 @@ Answer = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Peer:
-    """`worker_a_core`: a process with one thread for each, or one with them all. `plain`: without our kernels."""
+    """`worker_a_core`: a process with one thread for each core, or a single one. `plain`: without our kernels."""
 
     script: str
     path: str
-    field: str | None  # of a multipart form; None: the body alone
+    field: str | None  # of a multipart form; None: the image is the body
     worker_a_core: bool = False
     plain: bool = False
     answer: Callable[[Any], Answer] = lambda answer: answer
@@ -50,7 +50,7 @@ ONE_WORKER = {
     "bentoml": Peer("bentoml_server.py", "/classify", "images", answer=lambda answer: answer[0]),
     "ray": Peer("ray_server.py", "/classify", None),
 }
-# Each both ways that its documentation names: one worker with every core's thread, and a worker a core.
+# Each in the two setups of its documentation: one worker with a thread for every core, and a worker for every core.
 PEERS = ONE_WORKER | {f"{name}-workers": replace(peer, worker_a_core=True) for name, peer in ONE_WORKER.items()}
 PEERS |= {f"{name}-plain": replace(peer, worker_a_core=True, plain=True) for name, peer in ONE_WORKER.items()}
 OURS = "widefield"
@@ -59,7 +59,7 @@ PLAIN = "plain.pt"  # beside the repository
 
 @dataclass(frozen=True)
 class Running:
-    """A server that has answered. `request` makes what is sent for an image, `answer` reads what comes back."""
+    """A server that has answered. `request` makes the request for an image, `answer` parses the body of the answer."""
 
     port: int
     pid: int
@@ -74,10 +74,8 @@ class Running:
         return self.answer(body)
 
     def checked_request(self, image: bytes, probabilities: list[float], precision: str) -> Request:
-        """`request`, whose answers must be as `served.check` wants them."""
-        known = (
-            set()
-        )  # bodies that were right: they hardly vary, and the load generator must not take the server's cores
+        """`request` with a check of its answers: as `served.check`, and `False` for a body that cannot be parsed."""
+        known = set()  # right bodies, which hardly vary: parsing each would take processor time from the server
 
         def is_right(body: bytes) -> bool:
             if body in known:
@@ -153,11 +151,11 @@ def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> I
     python = ENVIRONMENT.absolute() / "bin" / "python"
     command = [str(python), str(HERE / peer.script)]
     command += [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    # its own bin first: BentoML and Ray start `python` by name
+    # its bin folder first, because BentoML and Ray start `python` by name
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    home = log.parent / "home"  # what they keep: BentoML's store, Ray's token
+    home = log.parent / "home"  # for BentoML's store and Ray's token
     home.mkdir(exist_ok=True)
-    # SPIN as our server sets it for its own processes; the rest of what it sets, run_as_served has set
+    # SPIN as our server sets it for its processes; run_as_served has set the other variables
     environment = {**os.environ, **SPIN, **FAST, **QUIET, "PATH": path, "HOME": str(home.absolute())}
     begun = time.perf_counter()
     with log.open("w") as output:
@@ -198,7 +196,7 @@ def await_answer(process: subprocess.Popen[bytes], running: Running, image: byte
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM; when the first process is gone, or after 20 s, the end of whatever of its tree is left."""
+    """Send SIGTERM; when the first process has ended, or after 20 s, kill what is left of its tree."""
     members = []
     with contextlib.suppress(psutil.Error):
         members = tree(process.pid)
@@ -212,7 +210,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def prepare_environment() -> None:
-    """build/peers with the pinned versions, unless it is there for these very ones."""
+    """Create build/peers with the pinned versions, unless it has them."""
     wanted = (HERE / "requirements.txt").read_text()
     stamp = ENVIRONMENT / "requirements.txt"
     if stamp.exists() and stamp.read_text() == wanted:

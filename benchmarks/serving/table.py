@@ -1,4 +1,4 @@
-"""From the runs to one row a server and load: medians over the repeats, and where a peer wins."""
+"""The runs as one row for each server and load, with medians over the repeats, and the comparison with the peers."""
 
 import statistics
 from typing import Any
@@ -10,7 +10,7 @@ FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 
 
 def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One a model and server: medians of each load's figures, errors in all."""
+    """Return a row for each model and server: medians of each load's figures, and the sum of the errors."""
     found = []
     for model, server in dict.fromkeys((run["model"], run["server"]) for run in runs):
         same = [run for run in runs if (run["model"], run["server"]) == (model, server)]
@@ -23,8 +23,8 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians; None where a repeat had no answer at all. Also the slowest and the fastest repeat, and by how much the
-    sender of an open loop was late at worst."""
+    """Return medians over the repeats; None if a repeat had no answer at all. Also the slowest and the fastest repeat,
+    and the largest delay of an open loop's sender."""
     result: dict[str, Any] = {"errors": sum(load["errors"] for load in loads)}
     for name in FIGURES:
         values = [load[name] for load in loads]
@@ -37,9 +37,11 @@ def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def verdicts(found: list[dict[str, Any]], plain: bool = False) -> list[dict[str, Any]]:
-    """For each model: the most images a second that each side gives at a p99 no worse than the best peer's own, and the
-    milliseconds that Widefield is behind the fastest peer with one caller (negative: ahead). `plain`: of the peers that
-    have PyTorch's convolutions."""
+    """Compare Widefield with the best peer for each model.
+
+    Returns the most images a second of both at a p99 no worse than that peer's, and the milliseconds that Widefield is
+    behind the fastest peer with one caller (negative: ahead). `plain`: only peers with PyTorch's convolutions count.
+    """
     result = []
     for model in dict.fromkeys(row["model"] for row in found):
         servers = {row["server"]: row["loads"] for row in found if row["model"] == model}
