@@ -13,7 +13,7 @@ run.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -125,11 +125,20 @@ def _divided(timing: Timing, calls: int) -> Timing:
 
 
 def measure(
-    batches: list[int], size: int, rounds: int, device: str, ceiling: float | None = None
+    batches: list[int],
+    size: int,
+    rounds: int,
+    device: str,
+    ceiling: float | None = None,
+    names: Sequence[str] = tuple(IMPLEMENTATIONS),
 ) -> list[dict[str, Any]]:
-    """Return a row for each batch, layout and norm. `ceiling`: bytes/s, if no copy is to be timed beside the losses."""
+    """Return a row for each batch, layout and norm, with the implementations `names`.
+
+    `ceiling`: bytes/s, if no copy is to be timed beside the losses.
+    """
     rows = []
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    implementations = {name: IMPLEMENTATIONS[name] for name in names}
     for batch in batches:
         for layout in (torch.contiguous_format, torch.channels_last):
             first = inputs(batch, size, dtype, layout, device)
@@ -142,9 +151,9 @@ def measure(
             targets = [torch.empty_like(source) for source in sources]
             for norm in NORMS:
                 torch.compiler.reset()  # a compiled function keeps eight shapes at most
-                for name, function in IMPLEMENTATIONS.items():
+                for name, function in implementations.items():
                     check(name, function, first, norm)
-                candidates = {name: step(function, sets, norm) for name, function in IMPLEMENTATIONS.items()}
+                candidates = {name: step(function, sets, norm) for name, function in implementations.items()}
                 if ceiling is None:
                     pairs = list(zip(targets, sources, strict=True))
                     candidates["copy"] = lambda pairs=pairs: [to.copy_(block) for to, block in pairs]  # type: ignore[misc]
@@ -154,8 +163,8 @@ def measure(
                 row = {"batch": batch, "size": size, "dtype": str(dtype).removeprefix("torch."), "norm": norm}
                 row |= {"layout": "nchw" if layout == torch.contiguous_format else "nhwc", "ms": timings}
                 row |= {"speedup_over_eager": round(timings["eager"].median / timings["widefield"].median, 2)}
-                compiled = timings["torch.compile"].median
-                row |= {"speedup_over_compiled": round(compiled / timings["widefield"].median, 2)}
+                if compiled := timings.get("torch.compile"):
+                    row |= {"speedup_over_compiled": round(compiled.median / timings["widefield"].median, 2)}
                 row |= {"of_copy": round(least / timings["widefield"].median / bandwidth, 3)}
                 row |= {"bandwidth_gb_per_s": round(bandwidth / 1e6, 1), "least_mb": round(least / 1e6, 2)}
                 rows.append(row)

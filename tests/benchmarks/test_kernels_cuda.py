@@ -172,7 +172,7 @@ def test_the_whole_run(run, capsys, tmp_path):
         == ceilings["bandwidths"][ceilings["bandwidth_of"]]
         == max(ceilings["bandwidths"].values())
     )
-    assert document["losses"][0]["asked"] == [[128], 192, 15, "cpu", ceilings["bandwidth"]]
+    assert document["losses"][0]["asked"] == [[128], 192, 15, "cpu", ceilings["bandwidth"], ["eager", "widefield"]]
     assert len(document["rows"]) == 6
     assert document["left_out"] == []
     assert len(document["goals"]) == len(goals.GOALS)
