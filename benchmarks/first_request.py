@@ -22,9 +22,8 @@ import numpy as np
 
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import load_average_warning, require_server, run_as_served
-from benchmarks.overload import is_right
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, bare_pipeline, write_served
+from benchmarks.served import IMAGE_SIZE, bare_pipeline, is_right, write_served
 
 REQUESTS = 110
 PAUSE = 0.1  # seconds before each

@@ -28,13 +28,12 @@ from benchmarks.commands import check_archs, command_parser, positive, whole_num
 from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, bare_pipeline, steps_ms, write_served
+from benchmarks.served import IMAGE_SIZE, bare_pipeline, is_right, steps_ms, write_served
 from loadtest.shapes import Phase, arrivals
 
 CALLERS = (1, 2, 4, 8, 16)
 LOADS = (0.5, 0.8, 1.0, 2.0, 4.0)  # of the closed loop's best
 PAUSE = 2.0  # seconds between loads, in which the queues empty
-CLOSE = 1e-5  # relative: batches sum in another order. With random weights another image's probabilities are 3e-5 away
 ROUNDED = 1e-6  # tritonserver's classes come with six decimals
 
 
@@ -48,11 +47,6 @@ def bare_rate(repository: Path, threads: int, jpeg: bytes, seconds: float) -> fl
         run(jpeg)
         count += 1
     return count / (time.perf_counter() - started)
-
-
-def is_right(answer: bytes, right: np.ndarray) -> bool:
-    """Whether the bytes of an answer's float32 probabilities are those of the bare loop, up to rounding."""
-    return len(answer) == right.nbytes and np.allclose(np.frombuffer(answer, np.float32), right, rtol=CLOSE, atol=0)
 
 
 def closed_loop(url: str, jpeg: bytes, right: np.ndarray, callers: int, seconds: float) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -191,24 +192,36 @@ KERNELS = [
 ]
 
 
+Refused = Callable[[list[str], str], None]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """refused(arguments, reason): the command, a module and its options, ends before it measures anything."""
+
+    def check(arguments: list[str], reason: str) -> None:
+        monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match=reason):
+            runpy.run_module(arguments[0], run_name="__main__")
+
+    return check
+
+
 @pytest.mark.parametrize("arguments", KERNELS, ids=lambda arguments: arguments[0])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-def test_pytorch_is_not_timed_in_our_place(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_is_not_timed_in_our_place(
+    arguments: list[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The operator without its library, which is not built or left out, is PyTorch's convolution."""
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr("kernels.native.is_loaded", lambda: False)
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit, match=r"PyTorch's convolution would be timed as Widefield's: python kernels/native"):
-        runpy.run_module(arguments[0], run_name="__main__")
+    refused(arguments, r"PyTorch's convolution would be timed as Widefield's: python kernels/native")
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-def test_pillow_is_not_timed_in_our_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
+def test_pillow_is_not_timed_in_our_place(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.libraries.find_resize", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["preprocess"])
-    with pytest.raises(SystemExit, match=r"Pillow's resize would be timed as Widefield's: python server/backends"):
-        runpy.run_module("benchmarks.preprocess", run_name="__main__")
+    refused(["benchmarks.preprocess"], r"Pillow's resize would be timed as Widefield's: python server/backends")
 
 
 SERVERS = ("demo", "first_request", "instances", "overload", "resilience", "serving", "serving_overhead")
@@ -222,25 +235,21 @@ SERVERS += ("slow_clients", "transports")
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_a_native_library_of_other_sources_is_not_timed(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tmp_path / "libwidefield.so"
     library.touch()
     library.with_suffix(".stamp").write_text("older")
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     monkeypatch.setattr("kernels.native.native_library", lambda: library)
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit, match=f"{library} is not built from these sources.*: python kernels/native/build"):
-        runpy.run_module(arguments[0], run_name="__main__")
+    refused(arguments, f"{library} is not built from these sources.*: python kernels/native/build")
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_s_library_of_other_sources_is_not_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_s_library_of_other_sources_is_not_timed(
+    name: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server goes on without some of them, more slowly, and says so only to who asks."""
-    monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
     fixes, real = build.FIXES, build.fingerprint
     monkeypatch.setattr(build, "fingerprint", lambda library: "newer" if library is fixes else real(library))
-    monkeypatch.setattr(sys, "argv", [name])
-    with pytest.raises(SystemExit, match=r"server's fixes: not built from these sources.*: python server/backends/"):
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    refused([f"benchmarks.{name}"], r"server's fixes: not built from these sources.*: python server/backends/")
