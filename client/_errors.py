@@ -116,7 +116,8 @@ _REMEDIES = {
     r"alert.(certificate|bad.certificate|unsupported.certificate|unknown.ca)": (
         f"it wants a client's certificate: {_GIVE_CERTIFICATE}"
     ),
-    r"handshake read failed|unexpected.eof|\[none\]": (  # none: asyncio's word for a handshake that was cut off
+    # none: asyncio's word for a handshake that was cut off; closed: that of OpenSSL 3.0 through Python's ssl
+    r"handshake read failed|unexpected.eof|\[none\]|connection has been closed \(eof\)": (
         f"{_START}; where it does not speak TLS, leave out --tls and the like (in Python tls=)"
     ),
 }

@@ -57,6 +57,7 @@ def test_status_to_error(status: str, details: str, name: str) -> None:
         ("https://a:1", "[SSL: SSLV3_ALERT_CERTIFICATE_EXPIRED] sslv3 alert", "give --tls-certificate and --tls-key"),
         ("grpcs://a:1", "OPENSSL_internal:SSLV3_ALERT_BAD_CERTIFICATE", "give --tls-certificate and --tls-key"),
         ("grpcs://a:1", "Handshake read failed (Socket closed)", "leave out --tls"),
+        ("https://a:1", "TLS/SSL connection has been closed (EOF) (_ssl.c:992)", "leave out --tls"),
         ("grpcs://a:1", "Unwrap failed (TSI_DATA_CORRUPTED)", "--tls-certificate and --tls-key"),
     ],
 )
