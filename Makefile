@@ -34,7 +34,7 @@ RELEASE := -c 'import sys; print(*sys.version_info[:2])'
 same-python:
 ifneq ($(origin PYTHON),file)
 	@$(PYTHON) $(RELEASE) > /dev/null 2>&1 || \
-	  { echo "widefield: there is no Python $(PYTHON): 3.10 to 3.13 are supported; name one: make PYTHON=python3.11" >&2; exit 1; }
+	  { echo "widefield: there is no Python $(PYTHON): 3.10 to 3.14 are supported; name one: make PYTHON=python3.11" >&2; exit 1; }
 	@test ! -x $(BIN)/python || test "$$($(PYTHON) $(RELEASE))" = "$$($(BIN)/python $(RELEASE))" || \
 	  { echo "widefield: $(VENV) is of another Python than $(PYTHON): rm -r $(VENV)" >&2; exit 1; }
 endif

@@ -46,8 +46,8 @@ def loads_shared_libpython() -> bool:
 def missing_requirements() -> "Iterator[str]":  # in quotes: Python 3.8 cannot evaluate it
     if sys.platform != "linux" or platform.machine() != "x86_64":
         yield f"Widefield runs on Linux x86-64; this is {sys.platform} {platform.machine()}"
-    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
-        yield f"Python {VERSION}: 3.10 to 3.13 are supported; name one: make PYTHON=python3.11"
+    if not (3, 10) <= sys.version_info[:2] <= (3, 14):
+        yield f"Python {VERSION}: 3.10 to 3.14 are supported; name one: make PYTHON=python3.11"
         return
     problem = compiler_problem()
     if problem:

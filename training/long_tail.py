@@ -31,9 +31,9 @@ def long_tail_subset(targets: Sequence[int], classes: int, imbalance: float, see
     The largest count is that of the smallest class, so the shape is exact whatever the classes' sizes.
     """
     labels = np.asarray(targets)
-    sizes = np.bincount(labels, minlength=classes)
-    _check_counts(sizes.tolist())
-    counts = long_tail_counts(int(sizes.min()), classes, imbalance)
+    sizes = class_counts(targets, classes)
+    _check_counts(sizes)
+    counts = long_tail_counts(min(sizes), classes, imbalance)
     rng = np.random.RandomState(seed)
     of_classes = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
     chosen = [rng.permutation(images)[:count] for images, count in zip(of_classes, counts, strict=True)]

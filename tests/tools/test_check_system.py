@@ -126,20 +126,20 @@ def test_another_machine(system, machine, problems, monkeypatch):
     assert problems() == [f"Widefield runs on Linux x86-64; this is {system} {machine}"]
 
 
-@pytest.mark.parametrize("version", [(3, 10, 0), (3, 13, 9)])
+@pytest.mark.parametrize("version", [(3, 10, 0), (3, 14, 9)])
 def test_oldest_and_newest_python(version, problems, monkeypatch):
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
     assert problems() == []
 
 
-@pytest.mark.parametrize("version", [(3, 8, 10), (3, 9, 19), (3, 14, 0)])
+@pytest.mark.parametrize("version", [(3, 8, 10), (3, 9, 19), (3, 15, 0)])
 def test_wrong_python(problems, monkeypatch, version):
     """Python 3.8's Iterator has no [], which an annotation may not trip over."""
     monkeypatch.setattr(sys, "version_info", version)
     monkeypatch.setattr(collections.abc, "Iterator", SimpleNamespace())
     name = f"{version[0]}.{version[1]}"
-    assert problems() == [f"Python {name}: 3.10 to 3.13 are supported; name one: make PYTHON=python3.11"]
+    assert problems() == [f"Python {name}: 3.10 to 3.14 are supported; name one: make PYTHON=python3.11"]
 
 
 def test_old_pythons_can_read_it():

@@ -45,7 +45,7 @@ def test_a_python_that_is_not_there_is_named(target: str, environment: Path) -> 
     done = make(target, f"VENV={environment}", "PYTHON=none")
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if not line.startswith("make: ")] == [
-        "widefield: there is no Python none: 3.10 to 3.13 are supported; name one: make PYTHON=python3.11"
+        "widefield: there is no Python none: 3.10 to 3.14 are supported; name one: make PYTHON=python3.11"
     ]
 
 

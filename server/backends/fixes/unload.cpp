@@ -13,16 +13,23 @@
 #include <thread>
 #include <typeinfo>
 
+// std::thread::_State, the function that a std::thread runs, which is private from GCC 16 on. Not in the namespace below,
+// in which the compiler would take Later for its only kind.
+struct Task {
+  virtual ~Task() = default;
+  virtual void run() = 0;
+};
+
 namespace {
 
-using State = std::unique_ptr<std::thread::_State>;  // the function that a std::thread runs
+using State = std::unique_ptr<Task>;
 constexpr auto kDelay = std::chrono::milliseconds(100);
 
-struct Later : std::thread::_State {
+struct Later : Task {
   explicit Later(State state) : state(std::move(state)) {}
-  void _M_run() override {
+  void run() override {
     std::this_thread::sleep_for(kDelay);
-    state->_M_run();
+    state->run();
   }
   State state;
 };
@@ -35,7 +42,7 @@ _ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EE
     std::thread* thread, State* state, void (*depend)()) {
   using Start = void (*)(std::thread*, State*, void (*)());
   static const auto start = reinterpret_cast<Start>(dlsym(RTLD_NEXT, __func__));
-  const std::thread::_State& task = **state;
+  const Task& task = **state;
   if (std::strstr(typeid(task).name(), "ModelDeleter")) *state = std::make_unique<Later>(std::move(*state));
   start(thread, state, depend);
 }
