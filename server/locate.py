@@ -38,15 +38,10 @@ class Installation:
         folder = self.backends / "pytorch"
         return folder if (folder / "libtriton_pytorch.so").is_file() else None
 
-    def stub(self, python_version: str) -> Path:
-        """Return the Python backend's executable for a version such as "3.11". Raises `InstallationError`."""
+    def stub(self, python_version: str) -> Path | None:
+        """Return the Python backend's executable for a version such as "3.11", None if there is none."""
         path = self.root / "python_backend_stubs" / python_version / "triton_python_backend_stub"
-        if not path.is_file():
-            known = ", ".join(sorted(folder.name for folder in path.parent.parent.iterdir()))
-            raise InstallationError(
-                f"tritonserver has no Python backend for Python {python_version}: use one of {known}"
-            )
-        return path
+        return path if path.is_file() else None
 
 
 def find_tritonserver() -> Installation:

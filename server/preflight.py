@@ -57,9 +57,15 @@ def check_numpy(model: str) -> None:
     if int(version.split(".")[0]) >= 2:
         raise InstallationError(
             f"numpy {version} makes the embedded tritonserver answer empty tensors for model {model}: "
-            'pip install "numpy<2" (Python 3.12 or older), or let it run in the server\'s own process: '
-            f'its config.pbtxt copied to {model}/configs/embedded.pbtxt, with backend: "python_in_process"'
+            f'pip install "numpy<2" (Python 3.12 or older), or {in_own_process(model)}'
         )
+
+
+def in_own_process(model: str) -> str:
+    return (
+        "let it run in the server's own process: "
+        f'its config.pbtxt copied to {model}/configs/embedded.pbtxt, with backend: "python_in_process"'
+    )
 
 
 def check_stub_libraries(stub: Path, environment: dict[str, str]) -> None:

@@ -15,7 +15,14 @@ from server.endpoints import Endpoints
 from server.errors import InstallationError
 from server.libraries import find_library, find_resize
 from server.locate import Installation
-from server.preflight import check_libpython, check_loadable, check_numpy, check_python_on_path, check_stub_libraries
+from server.preflight import (
+    check_libpython,
+    check_loadable,
+    check_numpy,
+    check_python_on_path,
+    check_stub_libraries,
+    in_own_process,
+)
 from server.private_folder import MARK, PrivateFolder, hold
 from server.private_log import PrivateLog
 from server.repository import Repository
@@ -150,21 +157,32 @@ class Runtime:
         return [str(self.installation.executable), *arguments, *extra]
 
     def _assemble_backends(self) -> None:
+        check_loadable(self.folder)
+        self._link_libpython()
+        for library in backends.BACKENDS:
+            self._place(library)
+        self._place_python_backend()
+
+    def _place_python_backend(self) -> None:
+        """Copy the server's own Python backend, unless it has none for this Python and no model needs it."""
+        stub = self.installation.stub(PYTHON_VERSION)
         if model := self.repository.first_of("python"):
             check_numpy(model)
-        check_loadable(self.folder)
+            if stub is None:
+                raise InstallationError(
+                    f"model {model} needs the Python backend, which tritonserver does not have for Python "
+                    f"{PYTHON_VERSION}: {in_own_process(model)}"
+                )
+        if stub is None:
+            return
         check_python_on_path(python_folder())
-        stub = self.installation.stub(PYTHON_VERSION)
-        self._link_libpython()
         python = self.folder / "backends" / "python"
-        python.mkdir(parents=True)
+        python.mkdir()
         bundled = self.installation.backends / "python"
         # A copy: tritonserver refuses a library whose real path is outside the backend's folder.
         shutil.copy2(bundled / "libtriton_python.so", python)
         (python / "triton_python_backend_utils.py").symlink_to(bundled / "triton_python_backend_utils.py")
         (python / stub.name).symlink_to(stub)  # its RPATH is relative to the real path
-        for library in backends.BACKENDS:
-            self._place(library)
         check_stub_libraries(stub, {**os.environ, **self.environment()})
 
     def _place(self, library: backends.Library) -> None:
@@ -172,7 +190,7 @@ class Runtime:
         name = library.folder.name
         model = self.repository.first_of(name)
         folder = self.folder / "backends" / name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         try:
             if backends.is_current(library):
                 shutil.copy2(library.output, folder)

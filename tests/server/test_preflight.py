@@ -171,5 +171,4 @@ def test_no_tritonserver(monkeypatch):
 
 def test_no_stub_for_this_python(tmp_path):
     (tmp_path / "python_backend_stubs" / "3.10").mkdir(parents=True)
-    with pytest.raises(InstallationError, match=r"no Python backend for Python 3\.14: use one of 3\.10"):
-        Installation(tmp_path / "bin" / "tritonserver").stub("3.14")
+    assert Installation(tmp_path / "bin" / "tritonserver").stub("3.14") is None

@@ -17,7 +17,7 @@ from server.backends import build as backends
 from server.endpoints import Endpoints
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
-from server.runtime import Runtime, has_gpu, is_shell_safe
+from server.runtime import PYTHON_VERSION, Runtime, has_gpu, is_shell_safe
 from server.tritonserver_options import listen_address
 
 
@@ -50,10 +50,27 @@ def native(tmp_path):
 
 def test_backends(runtime):
     backends = runtime.folder / "backends"
-    for library in (backends / "python/libtriton_python.so", backends / "pytorch/libtriton_pytorch.so"):
-        assert library.resolve().is_relative_to(runtime.folder)  # tritonserver refuses one that lies elsewhere
-    assert (backends / "python" / "triton_python_backend_stub").is_symlink()
+    library = backends / "pytorch" / "libtriton_pytorch.so"
+    assert library.resolve().is_relative_to(runtime.folder)  # tritonserver refuses one that lies elsewhere
     assert is_shell_safe(str(runtime.folder))
+
+
+@pytest.mark.skipif(find_tritonserver().stub(PYTHON_VERSION) is None, reason="tritonserver has none for this Python")
+def test_the_python_backend(runtime):
+    folder = runtime.folder / "backends" / "python"
+    assert (folder / "libtriton_python.so").resolve().is_relative_to(runtime.folder)
+    assert (folder / "triton_python_backend_stub").is_symlink()
+
+
+def test_no_python_backend_for_this_python(monkeypatch, tmp_path):
+    """Only a model that runs in a process of its own needs it."""
+    monkeypatch.setattr("server.runtime.PYTHON_VERSION", "3.77")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.26.4")
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {"preprocess": "python_in_process"}))
+    assert not (runtime.folder / "backends" / "python").exists()
+    runtime.remove()
+    with pytest.raises(InstallationError, match=r"^model own needs the Python backend, .* not have for Python 3\.77"):
+        Runtime(find_tritonserver(), Repository(tmp_path, (), None, {"own": "python"}))
 
 
 def test_environment(runtime, monkeypatch):
