@@ -20,7 +20,6 @@ from client import (
     STEPS,
     Classifier,
     ClassifierError,
-    Explanation,
     InvalidImageError,
     ModelNotFoundError,
     Prediction,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TOP = 5
-SMALL, LARGE = 256, 1024  # pixels
+SMALL, LARGE = 256, 1024  # pixels of the overlay's longer side, at least and at most
 STATUS_SECONDS = 2.0
 PIPELINE = ("preprocess", "backbone", "softmax")
 NO_MAP = "the server has no explained model, so there is no overlay: build_models.py --class-map makes one."
@@ -94,18 +93,12 @@ def ask(classifier: Classifier, image: str | None) -> Shown:
     steps = settled(classifier, before)
     if explanation is not None:
         try:
-            picture = draw(image, explanation)
+            picture = overlay(image, explanation, least=SMALL)
+            picture.thumbnail((LARGE, LARGE))
         except InvalidImageError as error:
             note = f"there is no overlay: {error.message}"
     times, requests = time_by_step(steps, seconds, classifier.model)
     return Shown(named(predictions), picture, times, requests, note)
-
-
-def draw(image: str, explanation: Explanation) -> "Image":
-    """The overlay, at most `LARGE` pixels wide and high; a picture below `SMALL` is enlarged under its map."""
-    picture = overlay(image, explanation, least=SMALL)
-    picture.thumbnail((LARGE, LARGE))
-    return picture
 
 
 def settled(classifier: Classifier, before: Sequence[Any]) -> dict[str, dict[str, Times]]:
@@ -171,11 +164,12 @@ def times_html(shown: Shown) -> str:
     if not shown.times:
         return ""
     total = shown.times[-1][1] or 1.0
-    notes = ["" if len(shown.times) > 1 else "The server does not tell its steps' times."]
-    if shown.requests > 1:
-        notes.append(f"The server answered {shown.requests} requests meanwhile: its times are their means.")
-    table = bars((step, ms / total, f"{ms:.1f} ms") for step, ms in shown.times)
-    return table + "".join(f"<p>{words}</p>" for words in notes if words)
+    note = ""
+    if len(shown.times) == 1:
+        note = "<p>The server does not tell its steps' times.</p>"
+    elif shown.requests > 1:
+        note = f"<p>The server answered {shown.requests} requests meanwhile: its times are their means.</p>"
+    return bars((step, ms / total, f"{ms:.1f} ms") for step, ms in shown.times) + note
 
 
 def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any, Any]:
