@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from client._headers import Headers, no_headers, reader
+from client._headers import Headers, reader
 from client._tls import TLS, TLSLike, as_tls
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
@@ -30,7 +30,7 @@ class Address:
     tls: TLS | None = None
     connect_timeout: float | None = None
     prefix: str = ""
-    headers: Callable[[], dict[str, str]] = no_headers
+    headers: Callable[[], dict[str, str]] = dict
 
     @property
     def target(self) -> str:

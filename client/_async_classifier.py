@@ -13,7 +13,7 @@ from client._request import Answer, Explanation
 from client._session import Outcome, Session, explanation
 from client._status import ServerStatus
 from client._tls import TLSLike
-from client._transport import AsyncTransport, open_async_transports
+from client._transport import AsyncTransport, open_transports
 
 
 class AsyncClassifier(Session):
@@ -38,7 +38,7 @@ class AsyncClassifier(Session):
     ) -> None:
         transports = transport
         if transports is None:
-            transports = open_async_transports(url, protocol, tls, shared_memory_token, headers)
+            transports = open_transports(url, protocol, tls, shared_memory_token, headers, asynchronous=True)
         super().__init__(transports, model, timeout, retries)
         self._loop: asyncio.AbstractEventLoop | None = None
 

@@ -14,21 +14,15 @@ _OWN = re.compile(  # what the client, or the protocol, writes itself
 )
 
 
-def no_headers() -> dict[str, str]:
-    return {}
-
-
 def reader(headers: Headers) -> Callable[[], dict[str, str]]:
     """Return a function that returns the next request's headers, or raises `ValueError` if they cannot be sent.
 
     If `headers` is a function, it is called before each request, from any thread, and may renew a key. A mapping is
     read and checked once, here. The returned names are in lower case.
     """
-    if headers is None:
-        return no_headers
     if callable(headers):
         return lambda: _checked(headers())
-    fixed = _checked(headers)
+    fixed = {} if headers is None else _checked(headers)
     return lambda: fixed
 
 

@@ -51,49 +51,32 @@ def check_timeout(timeout: float) -> float:
 def open_transports(
     url: str | Sequence[str] | None,
     protocol: str,
-    tls: TLSLike = None,
-    shared_memory_token: str | None = None,
-    headers: Headers = None,
-) -> list[Transport]:
-    """Create a transport for each server; nothing is sent yet.
+    tls: TLSLike,
+    shared_memory_token: str | None,
+    headers: Headers,
+    asynchronous: bool = False,
+) -> list[Any]:
+    """Create a transport for each server, an `AsyncTransport` if `asynchronous`; nothing is sent yet.
 
     Raises `ValueError` for an unknown protocol, or a malformed URL, token or header.
     """
     found = addresses(url, protocol, tls, headers)
+    kind: Any
     if protocol == "grpc":  # imported here, so that HTTP needs no gRPC and the other way round
-        from client._transport_grpc import GrpcTransport
+        from client import _transport_grpc as grpc
 
-        kind: Any = GrpcTransport
+        kind = grpc.AsyncGrpcTransport if asynchronous else grpc.GrpcTransport
+    elif asynchronous:
+        from client import _async_http
+
+        kind = _async_http.AsyncHttpTransport
     else:
-        from client._transport_http import HttpTransport
+        from client import _transport_http
 
-        kind = HttpTransport
+        kind = _transport_http.HttpTransport
     if shared_memory_token is None:
         return [kind(each) for each in found]
-    from client._transport_shared import SharedMemoryTransport
+    from client import _transport_shared as shared
 
-    return [SharedMemoryTransport(kind(each), kind(each), shared_memory_token) for each in found]
-
-
-def open_async_transports(
-    url: str | Sequence[str] | None,
-    protocol: str,
-    tls: TLSLike = None,
-    shared_memory_token: str | None = None,
-    headers: Headers = None,
-) -> list[AsyncTransport]:
-    """`open_transports` for an `AsyncClassifier`."""
-    found = addresses(url, protocol, tls, headers)
-    if protocol == "grpc":
-        from client._transport_grpc import AsyncGrpcTransport
-
-        kind: Any = AsyncGrpcTransport
-    else:
-        from client._async_http import AsyncHttpTransport
-
-        kind = AsyncHttpTransport
-    if shared_memory_token is None:
-        return [kind(each) for each in found]
-    from client._transport_shared import AsyncSharedMemoryTransport
-
-    return [AsyncSharedMemoryTransport(kind(each), kind(each), shared_memory_token) for each in found]
+    around = shared.AsyncSharedMemoryTransport if asynchronous else shared.SharedMemoryTransport
+    return [around(kind(each), kind(each), shared_memory_token) for each in found]

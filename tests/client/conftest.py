@@ -127,5 +127,5 @@ def async_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncFakeTr
     monkeypatch.chdir(tmp_path)
     Path("a.png").write_bytes(b"a")
     fake = AsyncFakeTransport(CAT)
-    monkeypatch.setattr(_async_classifier, "open_async_transports", lambda *arguments: [fake])
+    monkeypatch.setattr(_async_classifier, "open_transports", lambda *arguments, asynchronous: [fake])
     return fake
