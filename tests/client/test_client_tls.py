@@ -15,9 +15,9 @@ import trustme
 from asking import CAT
 from authority import Authority, https_stub, start
 from stub_grpc import GrpcStub, serve
-from stub_http import HttpStub, close_unsaid
+from stub_http import HttpStub, close_unsaid, refuse
 
-from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError
+from client import TLS, AsyncClassifier, Classifier, ConnectionFailedError, InvalidImageError
 from client._tls import system_roots
 
 
@@ -85,8 +85,8 @@ def test_a_stranger_is_not_trusted(secure: tuple[str, str], tmp_path: Path, kind
         asyncio.run(finish(classifier))
 
 
-async def finish(classifier: Any) -> None:
-    answer = classifier.classify(b"x")
+async def finish(classifier: Any, image: bytes = b"x") -> None:
+    answer = classifier.classify(image)
     if isinstance(classifier, AsyncClassifier):
         await answer
 
@@ -206,3 +206,14 @@ def test_connection_that_died_idle_is_replaced(closing: HttpStub, authority: Aut
             time.sleep(0.05)
     asyncio.run(main())
     assert closing.connections == 6
+
+
+@pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])
+def test_a_refusal_before_the_body_was_read(authority: Authority, kind: Any) -> None:
+    """It is read although sending the rest fails, which TLS does not call a broken pipe."""
+    stub = https_stub(authority)
+    stub.act = refuse
+    address = f"127.0.0.1:{stub.server_address[1]}"
+    with pytest.raises(InvalidImageError, match="the server takes no request that large"):
+        asyncio.run(finish(kind(address, "http", timeout=10, retries=0, tls=authority.root), bytes(20_000_000)))
+    stub.stop()
