@@ -28,9 +28,11 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
     first = results[0]
     body = [f"<h1>Load on {escape(first['model'])} at {escape(first['host'])}</h1>", *_verdict(results, capacity)]
     body += [f'<p class="note">{text}</p>' for text in _facts(first)]
-    texts = _once(warnings(result) for result in results)
-    texts[3:] = [f"and {len(texts) - 3} more, which the run printed"] if len(texts) > 4 else texts[3:]
-    body += [f'<p class="warning">{escape(text)}</p>' for text in texts]
+    texts = [escape(text) for text in dict.fromkeys(text for result in results for text in warnings(result))]
+    body += [f'<p class="warning">{text}</p>' for text in texts[:4]]
+    if more := texts[4:]:
+        lines = "<br>".join(more)
+        body.append(f'<details class="warning"><summary>and {len(more)} more</summary>{lines}</details>')
     if capacity:
         body += [
             "<h2>Rates tried</h2>",
@@ -44,13 +46,16 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
         body += ["<h2>Latency against throughput</h2>", latency_against_throughput(counted, rate)]
     if not capacity and any(window["answered"] for window in first["windows"]):
         body += ["<h2>Over time</h2>", over_time(first)]
-    shown = {phase["level"] if capacity else label: (label, phase) for label, phase in _labelled(results)}
-    shares = [(label, row) for label, phase in shown.values() if (row := time_shares(phase, first["model"]))]
+    phases = [phase for result in results for phase in measured(result)]
+    if capacity:
+        phases.sort(key=lambda phase: phase["level"])
+    shown = {phase["level"] if capacity else phase["name"]: phase for phase in phases}
+    shares = [(phase["name"], row) for phase in shown.values() if (row := time_shares(phase, first["model"]))]
     if shares:
         body += ["<h2>Where the time goes</h2>", where_the_time_goes(shares)]
         body.append('<p class="note">The server\'s own statistics beside the mean that the client saw.</p>')
-    body += ["<h2>The client's measurements</h2>", _client_table(results)]
-    body += ["<h2>The server's measurements</h2>", _server_table(results)]
+    body += ["<h2>The client's measurements</h2>", _client_table(phases)]
+    body += ["<h2>The server's measurements</h2>", _server_table(phases)]
     title = f"Load on {escape(first['model'])}"
     head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "</body></html>\n"
@@ -78,10 +83,6 @@ def time_shares(phase: dict[str, Any], model: str) -> dict[str, float]:
 
 def escape(value: Any) -> str:
     return html.escape(str(value))
-
-
-def _once(groups: Iterable[Sequence[str]]) -> list[str]:
-    return list(dict.fromkeys(text for group in groups for text in group))
 
 
 def _verdict(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None) -> list[str]:
@@ -120,14 +121,6 @@ def _tried(capacity: dict[str, Any]) -> list[Cells]:
     return [(f"{rate:.1f}", f"{outcomes.count(True)} of {len(outcomes)}") for rate, outcomes in capacity["tried"]]
 
 
-def _labelled(results: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Measured phases with a name each; the runs of a search in order of their rate."""
-    phases = [phase for result in results for phase in measured(result)]
-    if len(results) > 1:
-        phases.sort(key=lambda phase: phase["level"])
-    return [(phase["name"], phase) for phase in phases]
-
-
 def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
     """The first `words` columns are text, the others numbers; a cell that begins with < is HTML already."""
 
@@ -161,7 +154,7 @@ def _judged(line: dict[str, Any], shown: bool) -> str:
     return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
 
 
-def _client_table(results: Sequence[dict[str, Any]]) -> str:
+def _client_table(phases: Sequence[dict[str, Any]]) -> str:
     names = (
         "phase",
         "protocol",
@@ -178,18 +171,18 @@ def _client_table(results: Sequence[dict[str, Any]]) -> str:
     )
     keys = ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "max_ms", "sent_late_p99_ms")
     rows = []
-    for label, phase in _labelled(results):
+    for phase in phases:
         for name, row in phase["protocols"].items():
             counts = (number(row["offered_per_s"]), number(row["answered_per_s"]), row["failed"])
-            rows.append((label, name, *counts, *(number(row[key]) for key in keys)))
+            rows.append((phase["name"], name, *counts, *(number(row[key]) for key in keys)))
     note = '<p class="note">Times in milliseconds; late: p99 of how long after its due time a request was sent.</p>'
     return _table(names, rows, words=2) + note
 
 
-def _server_table(results: Sequence[dict[str, Any]]) -> str:
+def _server_table(phases: Sequence[dict[str, Any]]) -> str:
     rows = [
         (
-            label,
+            phase["name"],
             step["model"],
             step["version"],
             step["requests"],
@@ -197,7 +190,7 @@ def _server_table(results: Sequence[dict[str, Any]]) -> str:
             number(step["batch"]),
             *(number(step[f"{part}_ms"], 2) for part in ("queue", *(f"compute_{part}" for part in _COMPUTE), "total")),
         )
-        for label, phase in _labelled(results)
+        for phase in phases
         for step in phase["server"]
     ]
     if not rows:

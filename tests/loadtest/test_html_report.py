@@ -45,6 +45,17 @@ def test_each_column_has_its_own_figure() -> None:
     ]
 
 
+def test_no_warning_of_a_search_is_left_out() -> None:
+    """The runs of a search print none: the report is all that shows them."""
+    results = [result(float(rate), f"{rate}/s") for rate in range(1, 7)]
+    for each in results:
+        each["phases"][0]["protocols"]["HTTP"]["sent_late_p99_ms"] = 20.0
+    capacity = {"rate": 6.0, "limited": False, "tried": [(float(rate), [True]) for rate in range(1, 7)]}
+    page = report.render(results, capacity)
+    first, more = page.split("<h2>")[0].split("<summary>and 2 more</summary>")
+    assert [re.findall(r"phase (\d)/s: 1 %", part) for part in (first, more)] == [["1", "2", "3", "4"], ["5", "6"]]
+
+
 def test_the_runs_of_a_search_stand_by_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The chart of times has the last run of each rate."""
     drawn: list[str] = []
