@@ -7,10 +7,10 @@ is not asked again.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,7 +37,7 @@ class Arrivals:
 
     def __init__(self, folder: Path, skip_present: bool) -> None:
         self._folder, self._is_mount = folder, os.path.ismount(folder)
-        self._seen = self._look()
+        self._seen = _states(folder)
         self._answered: dict[str, State] = dict(self._seen) if skip_present else {}
 
     def are_there(self) -> bool:
@@ -46,7 +46,7 @@ class Arrivals:
 
     def ready(self) -> list[str]:
         """Return the images that have not changed since the last look and were not answered in this state."""
-        before, self._seen = self._seen, self._look()
+        before, self._seen = self._seen, _states(self._folder)
         missing = [name for name in self._answered if name not in self._seen]
         there = {folder for folder in map(os.path.dirname, missing) if os.path.isdir(folder)}
         away = [name for name in missing if os.path.dirname(name) not in there]  # their folder may come back
@@ -60,9 +60,6 @@ class Arrivals:
 
     def answered(self, name: str) -> None:
         self._answered[name] = self._seen[name]
-
-    def _look(self) -> dict[str, State]:
-        return dict(_states(self._folder))
 
 
 class LineResults:
@@ -121,10 +118,10 @@ def _look(
     return f"{len(put_off)} put off: {put_off[0].message}" if put_off else ""
 
 
-def _states(folder: Path) -> Iterator[tuple[str, State]]:
+def _states(folder: Path) -> dict[str, State]:
+    states = {}
     for path in find_images(folder):
-        try:
+        with contextlib.suppress(OSError):  # gone meanwhile
             found = path.stat()
-        except OSError:  # gone meanwhile
-            continue
-        yield str(path), (found.st_mtime_ns, found.st_size, os.access(path, os.R_OK))
+            states[str(path)] = (found.st_mtime_ns, found.st_size, os.access(path, os.R_OK))
+    return states
