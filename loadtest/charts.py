@@ -67,29 +67,23 @@ def latency_against_throughput(results: Sequence[dict[str, Any]], capacity: floa
     The lines go through the medians of phases of equal level.
     """
     figure, axes = pyplot.subplots(figsize=(9, 4.4), layout="constrained")
-    points = [
-        (phase["level"], name, row)
-        for result in results
-        for phase in measured(result)
-        for name, row in phase["protocols"].items()
-        if row["answered"]
-    ]
-    names = sorted({name for _, name, _ in points})
+    phases = sorted((phase for result in results for phase in measured(result)), key=lambda phase: phase["level"])
+    names = sorted({name for phase in phases for name, row in phase["protocols"].items() if row["answered"]})
     climbing = len(results) > 1 or results[0]["shape"] == "step"  # else the order of the points means nothing
     for name in names:
-        rows = [row for _, other, row in points if other == name]
-        by_level = [
-            [row for level, other, row in points if other == name and level == height]
-            for height in sorted({level for level, other, _ in points if other == name})
-        ]
+        by_level: dict[float, list[dict[str, Any]]] = {}
+        for phase in phases:
+            if (row := phase["protocols"][name])["answered"]:
+                by_level.setdefault(phase["level"], []).append(row)
+        rows = [row for group in by_level.values() for row in group]
         mark, line = MARKS.get(name, ("o", "-"))
         for key, colour in PERCENTILES:
             label = f"{key[:3]} {name}" if len(names) > 1 else key[:3]
             axes.plot(
                 [row["answered_per_s"] for row in rows], [row[key] for row in rows], mark, color=colour, markersize=5
             )
-            x = [median(row["answered_per_s"] for row in group) for group in by_level]
-            y = [median(row[key] for row in group) for group in by_level]
+            x = [median(row["answered_per_s"] for row in group) for group in by_level.values()]
+            y = [median(row[key] for row in group) for group in by_level.values()]
             style = line if climbing else "none"
             axes.plot(x, y, linestyle=style, marker="" if climbing else mark, color=colour, markersize=5, label=label)
         failed = [row for row in rows if row["failed"]]
@@ -104,7 +98,7 @@ def latency_against_throughput(results: Sequence[dict[str, Any]], capacity: floa
         axes.axvline(capacity / len(names), color=INK, linewidth=1, linestyle=":", label="capacity")
     axes.set_xlabel("answers a second" + (", each protocol" if len(names) > 1 else ""))
     axes.set_ylabel("latency, ms")
-    axes.set_xlim(0, 1.05 * max(row["answered_per_s"] for _, _, row in points))
+    axes.set_xlim(0, 1.05 * max(row["answered_per_s"] for phase in phases for row in phase["protocols"].values()))
     _log_milliseconds(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return to_svg(figure)

@@ -34,10 +34,8 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
         lines = "<br>".join(more)
         body.append(f'<details class="warning"><summary>and {len(more)} more</summary>{lines}</details>')
     if capacity:
-        body += [
-            "<h2>Rates tried</h2>",
-            _table(("requests/s", "runs that met the objectives"), _tried(capacity), words=2),
-        ]
+        tried = [(f"{rate:.1f}", f"{runs.count(True)} of {len(runs)}") for rate, runs in capacity["tried"]]
+        body += ["<h2>Rates tried</h2>", _table(("requests/s", "runs that met the objectives"), tried, words=2)]
     if first["slo"] and not capacity:
         body += ["<h2>Objectives</h2>", _objectives(first)]
     counted = [result for result in results if not result.get("made_again")]
@@ -117,10 +115,6 @@ def _facts(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tried(capacity: dict[str, Any]) -> list[Cells]:
-    return [(f"{rate:.1f}", f"{outcomes.count(True)} of {len(outcomes)}") for rate, outcomes in capacity["tried"]]
-
-
 def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
     """The first `words` columns are text, the others numbers; a cell that begins with < is HTML already."""
 
@@ -155,26 +149,14 @@ def _judged(line: dict[str, Any], shown: bool) -> str:
 
 
 def _client_table(phases: Sequence[dict[str, Any]]) -> str:
-    names = (
-        "phase",
-        "protocol",
-        "offered/s",
-        "answers/s",
-        "errors",
-        "mean",
-        "p50",
-        "p95",
-        "p99",
-        "p99.9",
-        "max",
-        "late",
-    )
-    keys = ("mean_ms", "p50_ms", "p95_ms", "p99_ms", "p99.9_ms", "max_ms", "sent_late_p99_ms")
+    times = ("mean", "p50", "p95", "p99", "p99.9", "max")
     rows = []
     for phase in phases:
         for name, row in phase["protocols"].items():
             counts = (number(row["offered_per_s"]), number(row["answered_per_s"]), row["failed"])
-            rows.append((phase["name"], name, *counts, *(number(row[key]) for key in keys)))
+            milliseconds = (*(row[f"{time}_ms"] for time in times), row["sent_late_p99_ms"])
+            rows.append((phase["name"], name, *counts, *map(number, milliseconds)))
+    names = ("phase", "protocol", "offered/s", "answers/s", "errors", *times, "late")
     note = '<p class="note">Times in milliseconds; late: p99 of how long after its due time a request was sent.</p>'
     return _table(names, rows, words=2) + note
 
