@@ -71,6 +71,7 @@ class LoadTest:
         self.slo: Slo | None = load_slo(self.options.slo) if self.options.slo else None
         check_writable(self.options.report, self.options.results)
         self.kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
+        self.protocol = max(kind.protocol for kind in self.kinds)  # that asks for statistics: HTTP, if both
         self._prepare()
         self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
@@ -135,8 +136,7 @@ class LoadTest:
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
         if not isinstance(environment.runner, WorkerRunner):
-            protocol = max(kind.protocol for kind in self.kinds)  # HTTP, if both
-            self.asking = open_classifier(protocol, environment)
+            self.asking = open_classifier(self.protocol, environment)
             self.server = [read_statistics(self.asking)]
             gevent.spawn(self._watch_server)
         if isinstance(environment.runner, WorkerRunner):
@@ -166,7 +166,7 @@ class LoadTest:
             self.server.append(read_statistics(self.asking))
 
     def address(self) -> str:
-        return address("http", self.environment)
+        return address(self.protocol, self.environment)
 
     def on_report_to_master(self, client_id: str, data: dict[str, Any]) -> None:
         data["loadtest"] = self.recorder.take()

@@ -66,7 +66,9 @@ def test_the_statistics_of_a_server_that_speaks_grpc_alone(
     saved = tmp_path / "results.json"
     done = loadtest(*LOAD, "--protocol", "grpc", *hosts[2:], *files, "--results", str(saved))
     assert done.returncode == 0, done.stderr
-    (phase,) = json.loads(saved.read_text())["phases"]
+    result = json.loads(saved.read_text())
+    assert result["host"] == hosts[3]  # the report names it
+    (phase,) = result["phases"]
     (row,) = phase["server"]
     assert (row["model"], row["version"], row["failed"], row["batch"]) == ("classifier", "1", 0, None)
     assert row["requests"] >= phase["protocols"]["gRPC"]["answered"] > 10
