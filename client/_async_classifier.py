@@ -96,7 +96,7 @@ class AsyncClassifier(Session):
         self._check_loop()
         try:
             data = encode(image) if isinstance(image, bytes) else await asyncio.to_thread(encode, image)
-            return await drive_async(self._steps(data, top, request_id, timeout, explain), self._act)
+            return await drive_async(self._steps(data, top, timeout, request_id, explain), self._act)
         except ClassifierError as error:
             self._check_open()  # if it was closed meanwhile, that is the reason
             error.image = describe(image)

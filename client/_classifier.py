@@ -126,7 +126,7 @@ class Classifier(Session):
     def _ask(self, image: ImageLike, top: int, timeout: float | None, request_id: str | None, explain: bool) -> Answer:
         self._check(top, timeout, request_id)
         try:
-            return drive(self._steps(encode(image), top, request_id, timeout, explain), self._act)
+            return drive(self._steps(encode(image), top, timeout, request_id, explain), self._act)
         except ClassifierError as error:
             self._check_open()  # if it was closed meanwhile, that is the reason
             error.image = describe(image)

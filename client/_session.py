@@ -42,7 +42,7 @@ class Session:
         """The servers' addresses, in the order in which they were given."""
         return [transport.url for transport in self._transports]
 
-    def _steps(self, image: bytes, top: int, request_id: str | None, timeout: float | None, explain: bool) -> Steps:
+    def _steps(self, image: bytes, top: int, timeout: float | None, request_id: str | None, explain: bool) -> Steps:
         request = Request(
             model=self.model + EXPLAINED if explain else self.model,
             image=image,
