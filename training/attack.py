@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of a checkpoint, with the settings of every attack.
+"""Measure the accuracy of a checkpoint on clean images and under adversarial attacks.
 
 Example:
     python -m training.attack --checkpoint runs/digits-nano --data data/digits/val --epsilon 8 --attacks fgsm pgd apgd
@@ -40,26 +40,31 @@ class Config(InputConfig):
     """Attack a checkpoint in the L-infinity ball around its images."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
     data: Path
-    """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
+    """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")
+    """Attacks to run; autoattack is the standard suite and needs a package of that name"""
     epsilon: float = 8.0
-    """Radius in 255ths of the range of a pixel."""
+    """Largest change of a pixel (L-infinity), in 255ths of its range, 0 to 255"""
     steps: int = 20
-    """Steps of PGD; APGD takes 5 times as many."""
+    """Steps of pgd; apgd takes 5 times as many"""
     step: float = 0.0
-    """Step size of PGD, in 255ths; 0: 2.5 epsilon / steps."""
+    """Step size of pgd, in 255ths; 0: 2.5 x --epsilon / --steps"""
     restarts: int = 1
+    """Random starts of pgd and apgd; the strongest attack on each image counts"""
     count: int | None = None
-    """Number of images, spread evenly over all of them, which are sorted by class; None: all."""
+    """Number of images to attack, spread evenly over the classes; None: all"""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
-    """Write accuracies and settings to this JSON file."""
+    """Write the accuracies and settings to this JSON file"""
     batch_size: int = 64
+    """Images per forward pass"""
     workers: int = 2
-    """Processes that decode images."""
+    """Processes that decode images; 0: decode in the main process"""
     seed: int = 0
+    """Seed of the attacks' random starts"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
 
 
 ITERATED = ("attacks", ("pgd", "apgd"))

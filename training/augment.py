@@ -29,21 +29,23 @@ class AugmentConfig:
     """How training images are varied."""
 
     augmentation: Augmentation = "crop"
-    """crop: random crops and mirror images, for photographs; affine: small turns, shifts and zooms, never mirrored, for
-    drawings; none."""
+    """crop: random crops and mirror images, for photographs.
+    affine: small rotations, shifts and zooms, never mirrored, for drawings; none: as in evaluation."""
     min_crop_area: float = 0.25
-    """Smallest crop of "crop", as a share of the image's area; the published recipes have 0.08."""
+    """Smallest random crop of --augmentation crop, as a share of the image's area; published recipes use 0.08"""
     flip: bool = True
-    """Let "crop" mirror images; not for text, digits or road signs."""
+    """Mirror half of the images in --augmentation crop; turn it off for text, digits and road signs"""
     affine_fill: Literal["mean", "black"] = "mean"
-    """Colour of the corners that "affine" leaves empty: the mean, as in RandAugment, or black, as behind a drawing."""
+    """Colour of the corners that --augmentation affine leaves empty; black suits drawings on black"""
     rand_augment: str = ""
-    """n2-m9: N of the paper's 14 operations at magnitude M of 30; rand-m9-mstd0.5-inc1: a recipe in timm's words."""
+    """RandAugment. n2-m9: 2 of the paper's 14 operations at magnitude 9 of 30; empty: off.
+    rand-m9-mstd0.5-inc1: a recipe in timm's notation."""
     random_erasing: float = 0.0
-    """Probability that a rectangle becomes noise."""
+    """Probability that a random rectangle of an image is replaced by noise, 0 to 1"""
     mixup: float = 0.0
+    """Alpha of mixup's beta distribution; 0: off"""
     cutmix: float = 0.0
-    """Parameters of the beta distributions; 0: off. With both, one of them is drawn for each batch."""
+    """Alpha of CutMix's beta distribution; 0: off. With --mixup too, one of the two is drawn for each batch."""
 
 
 def eval_transform(config: ModelConfig) -> Transform:

@@ -1,4 +1,4 @@
-"""Check a data set before a run: decode every image; list all that would stop training, and images that occur twice.
+"""Check a data set before training: decode every image, list the errors that would stop a run, and duplicate images.
 
 Examples:
     python -m training.check my_images
@@ -33,11 +33,11 @@ class Config:
     """Check a folder of images or shards. The exit status is 1 if something in it would stop training."""
 
     data: tyro.conf.Positional[Path]
-    """Folder with train/ and val/, or one with LABEL/FILE or *.tar itself; or a run's val.csv."""
+    """Folder with train/ and val/, a folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     val_folder: str = "val"
-    """Folder of the held-out images, beside train/."""
+    """Name of the folder of held-out images beside train/"""
     workers: int = field(default_factory=lambda: min(1024, len(os.sched_getaffinity(0))))
-    """Processes that decode."""
+    """Processes that decode images; by default one per core"""
 
 
 @dataclass

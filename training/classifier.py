@@ -16,14 +16,16 @@ class InputConfig:
     """Settings that a published file does not contain, or that replace a checkpoint's."""
 
     arch: str = ""
-    """Architecture of a published --checkpoint (replknet_31b, ..., timm/NAME); a checkpoint of training names its
-    own."""
+    """Architecture of a --checkpoint without config.json, such as a published file: replknet_31b, ..., timm/NAME.
+    Empty: the one that config.json names."""
     image_size: int = 0
-    """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct and crop_mode when left out."""
+    """Side of the network's input, pixels; 0: that of the checkpoint, else of the architecture.
+    The defaults of --crop-pct and --crop-mode come from there too."""
     crop_pct: float = 0.0
-    """Share of the resized shorter side that is kept."""
+    """Share of the resized image's shorter side that the crop keeps, 0.1 to 1; 0: as for --image-size"""
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """center; squash: the aspect is not kept; border: all of the image, in a border."""
+    """How images become square; None: as for --image-size.
+    center: keep the centre; squash: scale each side on its own; border: keep all and fill with the mean."""
 
     @property
     def inputs(self) -> dict[str, Any]:

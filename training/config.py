@@ -18,35 +18,44 @@ class MethodConfig:
     loss: Literal["cross_entropy", "balanced_softmax", "logit_adjustment", "ldam", "focal", "paco", "gpaco"] = (
         "cross_entropy"
     )
+    """Training loss; all but cross_entropy are for classes with unequal numbers of images"""
     label_smoothing: float | None = None
-    """None: 0.1, or 0 for ldam, focal and paco, which have none."""
+    """Label smoothing, 0 to 1; None: 0.1, or 0 for ldam, focal and paco, which allow none"""
     logit_tau: float = 1.0
-    """The strength of logit_adjustment; 1 is balanced_softmax."""
+    """Factor on the class prior in --loss logit_adjustment; 1: the same as balanced_softmax"""
     focal_gamma: float = 2.0
+    """Exponent gamma of --loss focal, at least 0; 0: cross entropy"""
     drw_start: float = 0.8
-    """Share of the run after which ldam weighs classes; 1: never."""
+    """Share of the run after which --loss ldam weights the classes (deferred re-weighting), 0 to 1; 1: never"""
     class_weights: ClassWeights = "none"
-    """Class weights of cross_entropy and focal, mean 1: 1/n, 1/sqrt(n), or by the effective number of samples."""
+    """Weight of a class of n images in --loss cross_entropy and focal, scaled to mean 1.
+    inverse: 1/n; inverse_sqrt: 1/sqrt(n); effective: the inverse of the effective number of samples."""
     sampler: Sampling = "instance"
+    """How often images are drawn. instance: each once an epoch; class_balanced: all classes equally often.
+    square_root: classes by the root of their size; progressive: from instance to class_balanced over the run."""
     imbalance: float = 0.0
-    """Train on an exponential long tail of this ratio, cut from the data (the largest class keeps as many as the
-    smallest has); 0: on all of it."""
+    """Train on an exponential long tail that is cut from the data; 0: train on all images.
+    Its largest class has this many times the images of its smallest."""
     head_only: bool = False
-    """Train a new head on frozen features of --weights (cRT; with --sampler class_balanced)."""
+    """Train only a new head, on frozen features of --weights (cRT if with --sampler class_balanced)"""
     keep_head: bool = False
-    """Keep the head of --weights whatever its labels are, and that of a file without labels: class i becomes the data's
-    i-th label."""
+    """Keep the head of --weights even if its labels differ or are unknown: its class i becomes the data's i-th label"""
     paco_alpha: float = 0.05
+    """Weight of a contrast of the same class (alpha) in --loss paco and gpaco"""
     paco_temperature: float = 0.2
+    """Temperature of the similarities in --loss paco and gpaco, above 0"""
     paco_queue: int = 8192
+    """Number of earlier features to contrast with in --loss paco and gpaco"""
     paco_dim: int = 128
+    """Dimension of the projected features in --loss paco and gpaco"""
     paco_momentum: float = 0.999
+    """Momentum of the key encoder in --loss paco, 0 to 1"""
     adversarial: Literal["none", "fast_at", "advprop"] = "none"
-    """fast_at: a defence against attacks; advprop: for clean accuracy, no defence."""
+    """Adversarial training. fast_at: for robust accuracy under attack; advprop: for clean accuracy, not robust"""
     epsilon: float | None = None
-    """Size of the attack, in 255ths; None: the paper's, 8 for fast_at, 4 for advprop."""
+    """Radius of the attack in training, in 255ths of a pixel's range; None: 8 for fast_at, 4 for advprop"""
     overfitting_drop: float = 0.2
-    """fast_at stops when its accuracy under PGD-5 falls by more than this."""
+    """Stop fast_at if its accuracy under PGD-5 falls by more than this below the best so far, 0 to 1"""
 
 
 @dataclass(frozen=True)
@@ -54,24 +63,29 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Fine-tune a classifier on a folder of images or shards."""
 
     preset: Literal["folder", "digits", "cpu", "replknet_31b", "replknet_31b_384"] = "folder"
-    """Where the defaults come from; cpu: a small model, without a GPU; replknet_31b...: the published recipes."""
+    """Set of defaults, which other options override.
+    cpu: a small model, without a GPU; replknet_31b...: the published recipes."""
     output: Path = Path("runs/finetune")
-    """Folder of the checkpoint; the run in progress is in its last/."""
+    """Folder for the checkpoint; its last/ holds the state of the run in progress"""
     data: Path = Path("data/images")
-    """Folder with train/ and val/, each with LABEL/FILE or with *.tar; with --val-share: with LABEL/FILE itself."""
+    """Folder with train/ and val/, each of LABEL/FILE or *.tar shards; with --val-share a folder of LABEL/FILE"""
     arch: str = ""
-    """Name in models.ARCHITECTURES, or any of timm's as timm/NAME; empty: that of the checkpoint in --weights, else
-    replknet_small."""
+    """Architecture: replknet_31b, _31l, _xl, _small, _nano, or timm/NAME for one of timm's.
+    Empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
-    """Checkpoint folder or the file in it, or another .safetensors or .pth to start from; its head is trained on if the
-    labels are the same, or with --keep-head."""
+    """Weights to start from: a checkpoint folder, the file in it, or another .safetensors or .pth file.
+    Their head is kept only if its labels are those of the data, or with --keep-head."""
     image_size: int = 0
-    """Pixels. 0: the checkpoint's or the architecture's; so are crop_pct, crop_mode, mean and std when left out."""
+    """Side of the network's input, pixels; 0: that of the checkpoint in --weights, else of the architecture.
+    The defaults of --crop-pct, --crop-mode, --mean and --std come from there too."""
     crop_pct: float = 0.0
+    """Share of the resized image's shorter side that the crop keeps, 0.1 to 1; 0: as for --image-size"""
     crop_mode: Literal["center", "squash", "border"] | None = None
-    """Crop in evaluation and serving. center; squash: the aspect is not kept; border: all of the image, in a border."""
+    """How images become square in evaluation and serving; None: as for --image-size.
+    center: keep the centre; squash: scale each side on its own; border: keep all and fill with the mean."""
     mean: tuple[float, ...] = ()
-    """Mean of red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255."""
+    """Mean of red, green and blue on the 0..1 scale (divide values on 0..255 by 255); empty: as for --image-size"""
     std: tuple[float, ...] = ()
-    """Standard deviation of each, likewise."""
+    """Standard deviation of red, green and blue on the 0..1 scale; empty: as for --image-size"""
     drop_path: float = 0.1
+    """Probability of dropping the last block's branch (stochastic depth), from 0 at the first block; 0: off"""

@@ -1,9 +1,9 @@
-"""Top-1 and top-5 accuracy and a per-class table of a checkpoint on a folder of labelled images.
+"""Measure the top-1 and top-5 accuracy of a checkpoint on labelled images, in total and for each class.
 
 Examples:
     python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
     python -m training.evaluate --checkpoint runs/mine --data runs/mine/val.csv --predictions predictions.csv
-    python -m training.evaluate --arch replknet_31b --checkpoint RepLKNet-31B_ImageNet-1K_384.pth --data imagenet/val \
+    python -m training.evaluate --arch replknet_31b --checkpoint RepLKNet-31B_ImageNet-1K_384.pth --data imagenet/val \\
         --image-size 384 --crop-pct 1 --crop-mode squash
 """
 
@@ -44,29 +44,31 @@ class Config(InputConfig):
     """Evaluate a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
     data: Path
-    """Folder with LABEL/FILE, or with *.tar; or a run's val.csv."""
+    """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     deploy: bool = False
-    """Re-parameterise the model first, as it is served."""
+    """Evaluate the re-parameterised model, as it is served; the accuracy should be the same"""
     tau_norm: float = 0.0
-    """Divide the head's rows by their length to this power (tau-normalised classifier); 0: leave the head."""
+    """Divide each class's weights in the head by their norm to this power (tau-normalised classifier); 0: off"""
     logit_adjustment: float = 0.0
-    """Subtract this times the log prior of the training classes from the logits; 0: off."""
+    """Subtract this times the log frequency of each class in training from its logit; 0: off"""
     save: Path | None = None
-    """Write the checkpoint with its corrected head to this folder, which holds none yet."""
+    """Save the checkpoint, with --tau-norm or --logit-adjustment applied to its head, to this new folder"""
     csv: Path | None = None
-    """Write the per-class table to this file."""
+    """Write the table of classes to this CSV file"""
     confusion: Path | None = None
-    """Write the confusion matrix to this CSV file: a row for each label, a column for each answer."""
+    """Write the confusion matrix to this CSV file: a row for each true label, a column for each answer"""
     predictions: Path | None = None
-    """Write file, label, answer, its probability and the next four answers of each image to this CSV file."""
+    """Write each image's file, label, answer, probability and next four answers to this CSV file"""
     amp: Amp = "off"
-    """Automatic mixed precision; to reproduce a run's own figures, give what it was trained with."""
+    """Automatic mixed precision; to reproduce the accuracy that a run logged, use its --amp"""
     batch_size: int = 64
+    """Images per forward pass"""
     workers: int = 2
-    """Processes that decode images."""
+    """Processes that decode images; 0: decode in the main process"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
 
 
 def arguments_file(checkpoint: Path) -> Path:

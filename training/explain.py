@@ -1,4 +1,4 @@
-"""Pictures of where a checkpoint looks, with scores of how far they can be believed.
+"""Draw which parts of each image a checkpoint's answer rests on, and score how faithful these maps are.
 
 Example:
     python -m training.explain --checkpoint runs/digits-nano --data data/digits/val --method layercam --layer stages.0
@@ -44,22 +44,23 @@ class Config(InputConfig):
     """Explain the answers of a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch."""
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
     data: Path
-    """An image, or a folder of images at any depth, or of *.tar; or a run's val.csv."""
+    """An image, a folder of images at any depth or of *.tar shards, or the val.csv of a run"""
     output: Path = Path("runs/explained")
-    """Folder of the overlays, and of explained.csv."""
+    """Folder for the images with their maps and explained.csv"""
     method: Method = "cam"
-    """cam is exact and needs no gradient; the others work on any layer."""
+    """Method that makes the maps; cam is exact but only for the last layer, the others take gradients at any --layer"""
     layer: str = ""
-    """Layer for the gradient methods, such as norm or stages.2; empty: the last one. cam has only that one."""
+    """Layer of the gradient methods, such as norm or stages.2; empty: the last one"""
     target: str = ""
-    """The label to explain; empty: the answer."""
+    """Label to explain in every image; empty: the model's answer"""
     count: int = 16
-    """Number of images to explain, spread evenly over the folder."""
+    """Number of images to explain, spread evenly over the folder"""
     scores: bool = False
-    """Compute insertion, deletion, ROAD and the randomisation check."""
+    """Also compute insertion, deletion, ROAD and the randomisation check"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
 
 
 def overlay(picture: np.ndarray, heat: Tensor) -> Image.Image:

@@ -14,42 +14,46 @@ class Config(LoopConfig, SplitConfig):
     """Pre-train a RepLKNet on images without labels."""
 
     preset: Literal["simmim", "photos", "digits"] = "simmim"
-    """Where the defaults come from; photos and digits need no data of yours and no GPU."""
+    """Set of defaults, which other options override. photos and digits bring their own images and need no GPU."""
     output: Path = Path("runs/pretrain")
-    """Folder of the checkpoint, which training.finetune --weights takes; the run in progress is in its last/."""
+    """Folder for the checkpoint, to give to training.finetune --weights.
+    Its last/ holds the state of the run in progress."""
     data: Path = Path("data/images")
-    """Folder with train/ and val/, images at any depth or shards (*.tar); labels are ignored. With --val-share:
-    images at any depth."""
+    """Folder with train/ and val/, each of images at any depth or of *.tar shards; labels are ignored.
+    With --val-share a folder of images at any depth."""
     arch: str = ""
-    """Name in models.ARCHITECTURES; empty: that of the checkpoint in --weights, else replknet_small."""
+    """Architecture: replknet_31b, _31l, _xl, _small or _nano.
+    Empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
-    """Checkpoint folder, .safetensors or .pth whose encoder is trained on."""
+    """Weights of the encoder to start from: a checkpoint folder, or a .safetensors or .pth file"""
     image_size: int = 192
-    """Pixels, a multiple of 32."""
+    """Side of the network's input, pixels: a multiple of 32"""
     mean: tuple[float, ...] = ()
-    """Mean of red, green and blue on the 0..1 scale: what is on 0..255 elsewhere is divided by 255. Empty: the
-    architecture's."""
+    """Mean of red, green and blue on the 0..1 scale (divide values on 0..255 by 255); empty: the architecture's"""
     std: tuple[float, ...] = ()
-    """Standard deviation of each, likewise."""
+    """Standard deviation of red, green and blue on the 0..1 scale; empty: the architecture's"""
     mask_patch: int = 32
-    """Side of a masked square, pixels: a multiple of 4 that divides 32 or is a multiple of it."""
+    """Side of a masked square, pixels: 4, 8, 16, 32 or a multiple of 32"""
     mask_ratio: float = 0.6
-    """Share of the patches that is masked, rounded up to whole patches."""
+    """Share of the patches that are masked, rounded up to whole patches"""
     mask_mode: Literal["token", "sparse"] = "token"
-    """token: SimMIM's learned vector; sparse: masked positions are left out of every layer and batch norm (SparK)."""
+    """token: replace masked positions by a learned vector (SimMIM).
+    sparse: leave masked positions out of every layer and batch norm (SparK)."""
     loss: Literal["l1", "smooth_l1", "l2"] = "l1"
+    """Distance between predicted and true pixels, on masked patches only"""
     target_norm: Literal["none", "window", "patch"] = "none"
-    """The target. none: the image as it is; window: normalised by mean and deviation around each pixel (SimMIM); patch:
-    by those of each patch (MAE)."""
+    """How the pixels to predict are normalised: not at all, or by mean and standard deviation.
+    window: those of the window around each pixel (SimMIM); patch: those of each patch (MAE)."""
     window: int = 47
-    """Side of that window, pixels, odd."""
+    """Side of the window of --target-norm window, pixels: odd, at least 3"""
     min_crop_area: float = 0.67
-    """Smallest random crop, as a share of the image's area."""
+    """Smallest random crop, as a share of the image's area, above 0 and at most 1"""
     flip: bool = True
-    """Mirror images."""
+    """Mirror half of the images"""
     drop_path: float = 0.0
+    """Probability of dropping the last block's branch (stochastic depth), from 0 at the first block; 0: off"""
     pictures: int = 8
-    """Held-out images shown in output/reconstructions.png after every epoch; 0: none."""
+    """Number of held-out images in OUTPUT/reconstructions.png, drawn after every epoch; 0: none"""
 
 
 # SimMIM's recipe of 100 epochs at 192 px (Xie et al., CVPR 2022): the rates are its 2e-4 and 1e-5 for 512 images.

@@ -34,51 +34,55 @@ class LoopConfig:
     """The settings of `training.loop.fit`."""
 
     output: Path = Path("runs/run")
-    """Folder of the checkpoint; the run in progress is in its last/."""
+    """Folder for the checkpoint; its last/ holds the state of the run in progress"""
     epochs: int = 30
+    """Passes over the training images"""
     batch_size: int = 64
-    """Images of one forward pass in one process."""
+    """Images per forward pass of each process"""
     global_batch_size: int = 0
-    """Images of one optimiser step over all processes, reached by accumulation; 0: batch_size x processes."""
+    """Images per optimiser step over all processes, reached by gradient accumulation; 0: --batch-size x processes"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum 0.9."""
+    """AdamW, or SGD with Nesterov momentum 0.9"""
     lr: float = 4e-4
-    """Peak learning rate, after the warm-up; it falls to min_lr on a cosine."""
+    """Peak learning rate, after the warm-up; a cosine then lowers it to --min-lr. Not scaled by the batch size."""
     min_lr: float | None = None
-    """None: 1 % of lr."""
+    """Learning rate at the end of the run; None: 1 % of --lr"""
     warmup_epochs: float = 2.0
+    """Epochs in which the learning rate rises linearly from 1 % of --lr to --lr; fractions are allowed"""
     weight_decay: float = 0.05
-    """Decay of the weights of convolutions and linear layers; biases and batch norms have none."""
+    """Weight decay of convolutions and linear layers; biases and norms have none"""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each group of layers to the next one away from the head; 1: the same for all."""
+    """Factor on the learning rate from a group of layers to the next one further from the head; 1: the same for all"""
     clip_grad: float = 0.0
-    """Largest norm of all gradients together; 0: no limit."""
+    """Scale all gradients down if their total norm exceeds this; 0: no limit"""
     ema_decay: float = 0.999
-    """Decay of the averaged weights, which are evaluated and saved; 0: the weights themselves are."""
+    """Decay of the weights' moving average (EMA), which is evaluated and saved, below 1; 0: no average"""
     ema_warmup: bool = True
-    """In step t the decay is at most 1 - t^(-2/3), so that a short run's average forgets its start; 0.9999 is reached
-    in a million steps. Without it the decay is constant."""
+    """Limit --ema-decay to 1 - t^(-2/3) in step t, so that the average of a short run forgets its initial weights.
+    The limit reaches 0.9999 after a million steps."""
     amp: Amp = "off"
-    """Automatic mixed precision."""
+    """Automatic mixed precision; fp16 with a gradient scaler"""
     compile: bool = False
-    """torch.compile the model with its loss."""
+    """Compile the model and its loss with torch.compile"""
     grad_checkpointing: bool = False
-    """Save memory: keep only the input of each block of a RepLKNet, and compute the rest again for the gradient."""
+    """Save memory: keep only the input of each RepLKNet block and recompute the rest in the backward pass"""
     sync_bn: bool = False
-    """Batch statistics over all processes."""
+    """Compute batch norm statistics over all processes, not in each"""
     seed: int = 0
+    """Seed of the initial weights, the order of the images and the augmentation"""
     workers: int = 2
-    """Processes that decode images."""
+    """Processes that decode images, for each training process; 0: decode in the training process"""
     threads: int = 0
-    """CPU threads that compute; 0: all."""
+    """CPU threads that compute; 0: PyTorch's own choice, usually one per core"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
     resume: Literal["auto", "never"] = "auto"
-    """auto: resume from output/last if a run with the same settings was interrupted there, and leave a finished one as
-    it is; never: start over, and discard the run in output/last."""
+    """auto: resume an interrupted run from OUTPUT/last (with the same settings), and leave a finished run as it is.
+    never: discard the run in OUTPUT/last and start over."""
     save_every: int = 0
-    """Optimiser steps between two saved states, besides the one at the end of every epoch; 0: only that one."""
+    """Save the run's state every this many optimiser steps, and after each epoch; 0: only after each epoch"""
     tensorboard: bool = False
-    """Write event files to output/tensorboard (needs the package tensorboard)."""
+    """Write TensorBoard event files to OUTPUT/tensorboard (needs the package tensorboard)"""
 
 
 SHARES = ("label_smoothing", "random_erasing", "drw_start", "paco_momentum", "overfitting_drop", "drop_path")

@@ -22,12 +22,12 @@ class SplitConfig:
     """Which images are held out."""
 
     data: Path
-    """Folder of the images."""
+    """Folder of the images"""
     val_share: float = 0.0
-    """Hold out this share of every class in DATA/LABEL/FILE, the same images with every seed and in every script;
-    training.finetune lists them in the output's val.csv. 0: DATA has train/ and val/."""
+    """Hold out this share (below 1) of each class of DATA/LABEL/FILE, the same images with every seed and script.
+    Fine-tuning lists them in OUTPUT/val.csv. 0: DATA has train/ and val/."""
     val_folder: str = "val"
-    """Folder of the held-out images beside train/, such as valid or test."""
+    """Name of the folder of held-out images beside train/, such as valid or test"""
 
 
 def open_split(config: SplitConfig) -> tuple[Labelled, Labelled]:

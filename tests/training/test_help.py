@@ -32,7 +32,7 @@ def test_the_normalisations_scale_is_said(
     with pytest.raises(SystemExit):
         script.main()
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "on the 0..1 scale: what is on 0..255 elsewhere is divided by 255" in shown
+    assert "on the 0..1 scale (divide values on 0..255 by 255)" in shown
 
 
 def test_help_whose_reader_has_seen_enough() -> None:
