@@ -17,7 +17,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 .PHONY: setup native demo serve page test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean distclean \
   help same-python
 
-setup: $(VENV)/.ready ## the environment, .venv, with what is in constraints.txt
+setup: $(VENV)/.ready ## create the environment .venv with the versions in constraints.txt
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py | same-python
 	@$(PYTHON) tools/check_system.py
 	@echo "Setting up $(VENV) (PyTorch is a download of about 2.5 GB; 5 minutes on a 100 Mbit/s line)"
@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py | same-pytho
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
-help: ## these lines
+help: ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 13
 
 # An environment that is there stays as it is: one of another Python than the one that was named is refused.
@@ -39,18 +39,18 @@ ifneq ($(origin PYTHON),file)
 	  { echo "widefield: $(VENV) is of another Python than $(PYTHON): rm -r $(VENV)" >&2; exit 1; }
 endif
 
-native: setup ## the native library and the server's backends
+native: setup ## build the native library and the server's backends
 	@$(BIN)/python kernels/native/build.py
 	@$(BIN)/python server/backends/build.py
 
 demo: native ## set up, train, build, serve, classify
 	@$(BIN)/python demo.py $(ARGS)
 
-serve: native ## the same, and stay: ARGS="--http-port 9000" and other options of the server
+serve: native ## the same, but keep serving: ARGS="--http-port 9000" and other options of the server
 	@$(BIN)/python demo.py --serve $(ARGS)
 
 # Gradio wants an older Pillow than the server's: an environment of its own.
-page: $(PAGE_VENV)/.ready ## a page to try a server that runs: ARGS="--server localhost:8001"
+page: $(PAGE_VENV)/.ready ## run a web page to try a running server: ARGS="--server localhost:8001"
 	@$(PAGE_VENV)/bin/python -m page $(ARGS)
 $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
 	@test -x $(PAGE_VENV)/bin/python || $(PYTHON) -m venv $(PAGE_VENV)
@@ -60,28 +60,28 @@ $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
 # Three processes, a thread each, for two cores: the tests that meet a server mostly wait, the others compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
-test: native ## the tests that need no GPU, but for the slow ones
+test: native ## run the tests that need no GPU, without the slow ones
 	$(PYTEST) -m "not gpu and not slow"
 
-test-all: native $(PAGE_VENV)/.ready ## those too
+test-all: native $(PAGE_VENV)/.ready ## run the slow ones too
 	$(PYTEST) -m "not gpu"
 
 # With the oldest PyTorch and Triton that are supported; the native libraries are built for them, and anew afterwards.
 OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0
-test-oldest: build/oldest.txt ## test with the oldest PyTorch and Triton, in .venv-oldest
+test-oldest: build/oldest.txt ## run the tests with the oldest PyTorch and Triton, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=$<
 build/oldest.txt: constraints.txt Makefile
 	@mkdir -p build
 	@grep -vE '^(cuda|nvidia-[^p]|setuptools|torch|triton=)' constraints.txt > $@
 	@printf '%s\n' $(OLDEST) >> $@
 
-check: setup ## lint, format, types, import contracts
+check: setup ## check lint, format, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PY_DIRS) $(PY_FILES)
 	$(BIN)/lint-imports
 
-bench: native ## the CPU's benchmarks, and what serving adds
+bench: native ## run the benchmarks on the CPU, and those of what serving adds
 	$(BIN)/python -m benchmarks.kernels --device cpu
 	$(BIN)/python -m benchmarks.kernels.cpu_gradients
 	$(BIN)/python -m benchmarks.cpu_inference
@@ -89,21 +89,21 @@ bench: native ## the CPU's benchmarks, and what serving adds
 	$(BIN)/python -m benchmarks.masked_patch_loss
 	$(BIN)/python -m benchmarks.preprocess
 
-bench-gpu: ## the kernels' benchmark on a GPU
+bench-gpu: ## run the kernels' benchmark on a GPU
 	$(GPU_PYTHON) -m benchmarks.kernels --device cuda
 
-evidence: native ## what the training methods gain: docs/results.md
+evidence: native ## measure what the training methods gain, for docs/results.md
 	$(BIN)/python -m benchmarks.evidence
 	$(BIN)/python -m benchmarks.evidence.report
 
-gpu-check: ## everything that needs a GPU, in eight minutes: GPU_PYTHON=python3
+gpu-check: ## run everything that needs a GPU, in eight minutes: GPU_PYTHON=python3
 	$(GPU_PYTHON) -m benchmarks.gpu_check
 
 comma := ,
 COMPILE := UV_PYTHON_DOWNLOADS=never $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.10 --no-header \
   --no-annotate --quiet
 # The page's come without [tool.uv], whose numpy is nvidia-pytriton's.
-constraints: setup ## resolve constraints.txt and constraints-page.txt anew
+constraints: setup ## resolve constraints.txt and constraints-page.txt again
 	$(COMPILE) $(foreach extra,$(subst $(comma), ,$(EXTRAS)),--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config --extra page -o constraints-page.txt
 
@@ -112,5 +112,5 @@ clean: ## remove what was built
 	rm -rf build kernels/native/lib server/backends/*/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json
 
-distclean: clean ## also trained checkpoints and data
+distclean: clean ## also remove trained checkpoints and data
 	rm -rf runs data

@@ -41,7 +41,7 @@ def compiler(tmp_path, monkeypatch):
 
 @pytest.fixture
 def problems(compiler):
-    """What is missing, where the compiler is a good one."""
+    """Return what is missing, with a compiler that is good enough."""
     compiler("g++", "exit 0")
     return lambda: list(load().missing_requirements())
 

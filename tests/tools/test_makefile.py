@@ -1,4 +1,4 @@
-"""What make refuses, and what it leaves."""
+"""What make refuses, and the files that it does not remove."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """One that is set up, of a Python 2.7."""
+    """An environment that is set up, for Python 2.7."""
     python = tmp_path / "bin/python"
     python.parent.mkdir()
     python.write_text("#!/bin/sh\necho 2 7\n")
@@ -59,4 +59,4 @@ def test_help_has_a_line_for_every_target() -> None:
     lines = dict(line.split(maxsplit=1) for line in make("help").stdout.splitlines())
     phony = (ROOT / "Makefile").read_text().split(".PHONY: ")[1].partition("\n\n")[0]
     assert lines.keys() == set(phony.replace("\\\n", "").split()) - {"same-python"}
-    assert lines["check"] == "lint, format, types, import contracts"
+    assert lines["check"] == "check lint, format, types and import contracts"
