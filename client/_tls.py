@@ -30,7 +30,7 @@ class TLS:
             raise ValueError("TLS takes the client's certificate and its key together: give both or neither")
         for path in (self.root, self.certificate, self.key):
             if path is not None and not Path(path).is_file():
-                raise ValueError(f"TLS: no such file: {os.fspath(path)}")
+                raise ValueError(f"TLS: no such file: {os.fspath(path)}: check the path")
 
 
 TLSLike: TypeAlias = "TLS | str | os.PathLike[str] | bool | None"

@@ -10,11 +10,15 @@ from pathlib import Path
 from client.commands import bench, classify, explain, status, watch
 from client.commands._options import UsageError
 
-EPILOG = "Exit status: 0 all was answered, 1 something was not, 2 wrong usage, 130 interrupted."
+EPILOG = "Exit status: 0 everything was answered, 1 something was not, 2 wrong usage, 130 interrupted."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m client", description="Ask Widefield servers.", epilog=EPILOG)
+    parser = argparse.ArgumentParser(
+        prog="python -m client",
+        description="Classify images with Widefield servers, and inspect the servers.",
+        epilog=EPILOG,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for module in (classify, watch, explain, status, bench):
         summary, _, more = (module.__doc__ or "").partition("\n")

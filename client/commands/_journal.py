@@ -57,7 +57,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"--output {self._path}: another process is writing it") from None
+            raise UsageError(f"--output {self._path}: another process is writing it: name another file") from None
         except OSError as error:
             raise UsageError(
                 f"--output {self._path} cannot be locked ({error.strerror}): name a file on another disk"

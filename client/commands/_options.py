@@ -22,56 +22,70 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2) -> Non
     parser.add_argument(
         "--url",
         action="append",
-        help="host:port; again for more servers, which take turns (default: this machine, gRPC 8001, HTTP 8000)",
+        help="server as host:port; may be repeated: they take turns (default: this machine, gRPC 8001, HTTP 8000)",
     )
-    parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
-    parser.add_argument("--model", default="classifier", help="default: classifier")
+    parser.add_argument(
+        "--protocol", choices=["grpc", "http"], default="grpc", help="protocol of the requests (default: grpc)"
+    )
+    parser.add_argument(
+        "--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)"
+    )
     parser.add_argument(
         "--timeout",
         type=positive,
         default=30.0,
         metavar="SECONDS",
-        help="for one image, with retries (default: 30)",
+        help="time limit for one image, retries included (default: 30)",
     )
     parser.add_argument(
         "--retries",
         type=whole(0),
         default=retries,
         metavar="N",
-        help=f"attempts beyond the first, where one may help (default: {retries})",
+        help=f"further attempts after a failure that may pass (default: {retries})",
     )
-    parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
-    parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
-    parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
-    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
+    parser.add_argument("--tls", action="store_true", help="encrypt; trust the authorities that this system trusts")
+    parser.add_argument("--tls-root", metavar="FILE", help="encrypt; trust only this authority (PEM file)")
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", help="certificate of this client (PEM file), with --tls-key"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     parser.add_argument(
         "--header",
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="sent with every request, for a gateway; again for more of them; @FILE: one a line of that file",
+        help="header to send with every request, as for a gateway; may be repeated; @FILE: read one per line",
     )
     parser.add_argument(
         "--shared-memory-token-file",
         metavar="FILE",
-        help="images go through shared memory, to servers on this host that were started with the same token",
+        help="send images through shared memory to servers on this host that were started with the token in this file",
     )
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH")
-    parser.add_argument("--allow-urls", action="store_true", help="fetch http:// and https:// paths")
-    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
-    parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder of images, quoted pattern, - or URL")
+    parser.add_argument("--allow-urls", action="store_true", help="fetch a PATH that is an http:// or https:// URL")
     parser.add_argument(
-        "--wait", type=positive, default=60.0, metavar="SECONDS", help="for servers that are gone (default: 60)"
+        "--top", type=whole(1), default=5, metavar="N", help="classes to return for each image (default: 5)"
+    )
+    parser.add_argument(
+        "--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight at a time (default: 8)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=positive,
+        default=60.0,
+        metavar="SECONDS",
+        help="time to wait for servers that went away (default: 60)",
     )
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--json", dest="format", action="store_const", const="json", help="JSON for programs")
-    kinds.add_argument("--csv", dest="format", action="store_const", const="csv", help="CSV for programs")
+    kinds.add_argument("--json", dest="format", action="store_const", const="json", help="write JSON, for programs")
+    kinds.add_argument("--csv", dest="format", action="store_const", const="csv", help="write CSV, for programs")
     parser.set_defaults(format="table")
 
 

@@ -23,7 +23,7 @@ CONTINUED = bytes(range(0x80, 0xC0))  # UTF-8's continuation bytes
 class Overlays:
     """Pictures in `folder` for `names`. An image's own picture of an earlier run is replaced, any other file kept.
 
-    Raises `UsageError` if the folder cannot be made, or its table is not of this command.
+    Raises `UsageError` if the folder cannot be made, or this command did not write its table.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ class Overlays:
         except (OSError, ValueError, csv.Error):  # ValueError: no line
             header, rows = (), []
         if header != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-            raise UsageError(f"{path} is not of this command: name another --output, or remove it")
+            raise UsageError(f"{path} was not written by this command: name another --output, or remove it")
         return {row[3]: row for row in rows if (self._folder / row[3]).exists()}
 
     def _write(self, name: str, content: bytes) -> None:

@@ -60,13 +60,19 @@ class Run:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, sent in turn")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders or patterns, sent in turn")
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="closed loop (default: 8)")
-    load.add_argument("--rate", type=positive, metavar="PER_SECOND", help="open loop")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="default: 10")
-    parser.add_argument("--warm-up", type=positive, default=1.0, metavar="SECONDS", help="not counted (default: 1)")
-    parser.add_argument("--top", type=whole(1), default=5, metavar="N", help="classes an image (default: 5)")
+    load.add_argument(
+        "--concurrency", type=whole(1), default=8, metavar="N", help="closed loop of this many callers (default: 8)"
+    )
+    load.add_argument("--rate", type=positive, metavar="PER_SECOND", help="open loop of this many images a second")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="time that is measured (default: 10)")
+    parser.add_argument(
+        "--warm-up", type=positive, default=1.0, metavar="SECONDS", help="time before that is not counted (default: 1)"
+    )
+    parser.add_argument(
+        "--top", type=whole(1), default=5, metavar="N", help="classes to return for each image (default: 5)"
+    )
     add_format_options(parser)
     add_server_options(parser, retries=0)
 

@@ -38,8 +38,8 @@ from client.commands._results import Results, open_results
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
     add_format_options(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there: .jsonl or .csv")
-    parser.add_argument("--resume", action="store_true", help="continue the --output of an interrupted run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the answers to this .jsonl or .csv file")
+    parser.add_argument("--resume", action="store_true", help="continue the interrupted run that wrote --output")
     add_server_options(parser)
 
 

@@ -1,7 +1,7 @@
-"""Draw where the evidence for the answer lies.
+"""Draw where in each image the evidence for the answer lies.
 
-For each image the picture is written with the class map over it; explained.csv beside them says which image each one
-is of. The served model must have been built with build_models.py --class-map.
+Writes each picture with the class map drawn over it, and explained.csv, which says which image each picture shows. The
+served model must have been built with build_models.py --class-map.
 """
 
 import argparse
@@ -23,7 +23,13 @@ from client.commands._results import open_results
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
-    parser.add_argument("--output", type=Path, default=Path("explained"), metavar="FOLDER", help="default: explained")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("explained"),
+        metavar="FOLDER",
+        help="folder for the pictures and explained.csv (default: explained)",
+    )
     add_format_options(parser)
     add_server_options(parser)
 

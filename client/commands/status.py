@@ -1,9 +1,9 @@
 """Show the servers, their models, and where the time goes.
 
-Times are milliseconds from the server's own statistics: means over the successful requests since its start, those of
-its warm-up included, which can be most of a new server's: `bench` shows the times of its own run only. The compute
-time of an ensemble is that of its steps together, queues are shown at the steps only, and the server counts an
-ensemble's failures twice.
+Times are milliseconds from the server's own statistics: means over the successful requests since its start, its warm-up
+included, which is most of a new server's requests; `bench` shows the times of its own run only. The compute time of an
+ensemble is the sum over its steps, queues are shown only at the steps, and the server counts an ensemble's failures
+twice.
 
 Each server is asked once, within --timeout; --model and --retries do nothing here.
 """

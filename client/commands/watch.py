@@ -1,9 +1,9 @@
-"""Classify the images that come into a folder, until Ctrl-C.
+"""Classify the images that arrive in a folder, until Ctrl-C.
 
-Each image gets a line once it is complete (its size and time unchanged between two looks): first those that are
-already there, and again one that is replaced. What the server did not answer is asked again at the next look. If the
-server or the folder goes away, as with an unmounted disk, one line says so; when the folder is back, what was answered
-is not asked again.
+Prints a line for each image once it is complete (its size and time unchanged between two looks): first for those that
+are already there, and again for one that is replaced. Images that the server did not answer are sent again at the next
+look. If the server or the folder goes away, as with an unmounted disk, one line says so; when the folder is back,
+images that were answered are not sent again.
 """
 
 import argparse
@@ -73,21 +73,32 @@ class LineResults:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to watch, at any depth")
     add_format_options(parser)
-    parser.add_argument("--new-only", action="store_true", help="leave out what is there at the start")
-    parser.add_argument("--interval", type=positive, default=1.0, metavar="SECONDS", help="between looks (default: 1)")
+    parser.add_argument("--new-only", action="store_true", help="skip the images that are there at the start")
     parser.add_argument(
-        "--top", type=whole(1), metavar="N", help="classes an image (default: 1; in --json and --csv 5)"
+        "--interval",
+        type=positive,
+        default=1.0,
+        metavar="SECONDS",
+        help="time between two looks at the folder (default: 1)",
     )
-    parser.add_argument("--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight (default: 8)")
+    parser.add_argument(
+        "--top",
+        type=whole(1),
+        metavar="N",
+        help="classes to return for each image (default: 1, with --json and --csv 5)",
+    )
+    parser.add_argument(
+        "--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight at a time (default: 8)"
+    )
     add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Watch until Ctrl-C; it does not return."""
     if not options.folder.is_dir():
-        raise UsageError(f"{options.folder} is not a folder")
+        raise UsageError(f"{options.folder} is not a folder: name one that exists")
     options.top = options.top or (1 if options.format == "table" else 5)
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:

@@ -1,4 +1,4 @@
-"""What the commands' fakes answer."""
+"""The answers of the fakes in the commands' tests."""
 
 from typing import Any
 

@@ -211,7 +211,7 @@ def test_a_closed_output_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("options", "said"), [("--json 2>&-", 1), ("2>&-", 0), ("--json >&-", 0), (">&-", 1)])
 def test_a_closed_output(photos: Path, options: str, said: int) -> None:
-    """What is meant for the closed one does not go to the other."""
+    """Text for a closed stream is not written to the other one."""
     command = f"{sys.executable} -m client classify {photos}/empty.png {options}"
     (photos / "empty.png").write_bytes(b"")  # an error without a server
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -129,7 +129,7 @@ def test_a_silent_address_leaves_time_for_the_next(
 
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
-    """With several servers."""
+    """With several servers, connecting has a shorter time limit than the request."""
     assert [each.connect_timeout for each in addresses("box", "http", None)] == [None]
     assert [each.connect_timeout for each in addresses(["box", "other"], "http", None)] == [CONNECT_SECONDS] * 2
     started = time.monotonic()

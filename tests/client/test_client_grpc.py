@@ -173,7 +173,7 @@ def test_deadline_is_for_connecting_too(unreachable: int) -> None:
 
 
 def test_connecting_may_have_a_bound_of_its_own(unreachable: int) -> None:
-    """With several servers."""
+    """With several servers, connecting has a shorter time limit than the request."""
     transport = GrpcTransport(Address("127.0.0.1", unreachable, None, 0.3))
     started = time.monotonic()
     with pytest.raises(ConnectionFailedError):
@@ -262,7 +262,7 @@ def test_the_address_that_is_given_is_called(stub: GrpcStub, monkeypatch: pytest
 
 
 def test_all_addresses_of_a_name_take_turns() -> None:
-    """As behind a headless service; here gRPC gets the addresses as a list, as from resolving a name."""
+    """This is a headless service; here gRPC gets the addresses as a list, as from resolving a name."""
     stubs = GrpcStub(), GrpcStub()
     one, port = serve(stubs[0])
     other, same = serve(stubs[1], port, host="127.0.0.2")

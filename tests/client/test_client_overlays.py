@@ -76,7 +76,10 @@ def test_a_table_of_somebody_else_is_kept(
     Path("explained").mkdir()
     Path("explained/explained.csv").write_text(content)
     assert main(["explain", "one/a.png"]) == 2
-    assert "explained/explained.csv is not of this command: name another --output, or remove" in capsys.readouterr().err
+    assert (
+        "explained/explained.csv was not written by this command: name another --output, or remove"
+        in capsys.readouterr().err
+    )
     assert Path("explained/explained.csv").read_text() == content
     assert served.requests == []
 

@@ -61,7 +61,7 @@ def test_go(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
 
 @needs("grpcurl", "https://github.com/fullstorydev/grpcurl")
 def test_grpcurl(tiny_server: "TritonServer", folder: Path) -> None:  # noqa: F821
-    """With the descriptors in tritonclient in place of the .proto files."""
+    """The descriptors in tritonclient take the place of the .proto files."""
     files = [model_config_pb2.DESCRIPTOR, service_pb2.DESCRIPTOR]
     descriptors = descriptor_pb2.FileDescriptorSet()
     for file in files:

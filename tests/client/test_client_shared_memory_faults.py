@@ -42,7 +42,7 @@ def test_a_server_that_was_restarted(sharing: Callable[..., Classifier], regions
 def test_another_server_behind_the_address(
     sharing: Callable[..., Classifier], regions: Regions, picture: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As behind a balancer: it does not know the regions that the first server has."""
+    """Behind a balancer the next server does not know the regions that the first one has."""
     write = _region.Region.write
 
     def forgetful(region: Any, image: bytes) -> None:
@@ -176,7 +176,7 @@ def test_no_memory_left(
 
 
 def test_shown_twice(sharing: Callable[..., Classifier], regions: Regions, picture: Any) -> None:
-    """As when a connection breaks after the registration, and the transport repeats it."""
+    """A region is registered twice when a connection breaks after the first time and the transport repeats it."""
     with sharing(retries=0) as classifier:
         transport = classifier._transports[0]._sharing
         share = transport.share

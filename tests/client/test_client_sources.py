@@ -148,7 +148,7 @@ def test_urls(served: FakeTransport, web: str, capsys: pytest.CaptureFixture, mo
 
 
 def test_urls_go_through_the_proxy(served: FakeTransport, web: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only http: and https: have a proxy."""
+    """Only http: and https: URLs use a proxy."""
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("http_proxy", "ftp_proxy"):
