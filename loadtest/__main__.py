@@ -1,4 +1,4 @@
-"""Load tests of a running server: run, capacity, null, report.
+"""Test a running server under load: run, capacity, null, report.
 
     python -m loadtest --protocol both --users 4 --seconds 10
     python -m loadtest run --rate 40 --shape step --slo slo.toml --report report.html
@@ -8,8 +8,8 @@
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
 Exit status: 0 good; 1 an objective was missed (without --slo: a request was not answered), or a file was not written; 2
-wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 it was stopped.
-A `run` that is stopped under load shows what it has; with --slo its status is 1.
+wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 stopped.
+A `run` that is stopped under load shows what it has measured; with --slo its status is 1.
 """
 
 import argparse
@@ -75,18 +75,28 @@ def _interrupt(number: int, frame: object) -> None:
 def run(arguments: Sequence[str]) -> int:
     parser = command_parser("run", __doc__ or "")
     parser.add_argument(
-        "-u", "--users", type=int, metavar="N", help="closed loop, in all (default: 4; with --shape step 8)"
+        "-u",
+        "--users",
+        type=int,
+        metavar="N",
+        help="closed loop of this many users in all (default: 4, with --shape step 8)",
     )
-    parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
+    parser.add_argument(
+        "--host",
+        "-H",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="HTTP address of the server (default: 127.0.0.1:8000)",
+    )
     parser.add_argument(
         "--null-check",
         choices=("refuse", "warn", "off"),
         default="refuse",
-        help=f"measures first what this machine can send to {NULL_SERVER}, which must be twice an open loop's rate "
-        "(default: refuse)",
+        help=f"what to do if this machine, as measured first, cannot send twice an open loop's rate to {NULL_SERVER} "
+        "(default: refuse; off: do not measure)",
     )
     add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     add_load_options(parser)
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:
@@ -158,9 +168,11 @@ def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
 
 
 def null(arguments: Sequence[str]) -> int:
-    parser = command_parser("null", f"What this machine can send, shown against {NULL_SERVER}.")
-    parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
-    parser.add_argument("--sizes", default="", metavar="PIXELS:COUNT,...", help="as of run")
+    parser = command_parser("null", f"Measure how many requests a second this machine can send, to {NULL_SERVER}.")
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="folder of images to send (default: photographs, resized)"
+    )
+    parser.add_argument("--sizes", default="", metavar="PIXELS:COUNT,...", help="as for run")
     options = parser.parse_args(arguments)
     rate = null_rate(options.protocol, options.processes, image_options(options))
     print(f"{rate:.0f} requests/s to {NULL_SERVER}; up to {math.floor(rate / 2)}/s can be trusted")
@@ -168,9 +180,11 @@ def null(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest report", description="An HTML report of saved results.")
-    parser.add_argument("results", help="what --results has written")
-    parser.add_argument("output", help="the HTML file")
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest report", description="Write an HTML report of saved results."
+    )
+    parser.add_argument("results", help="JSON file that --results has written")
+    parser.add_argument("output", help="HTML file to write")
     options = parser.parse_args(arguments)
     from loadtest.report import render
 

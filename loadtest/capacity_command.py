@@ -30,20 +30,49 @@ from loadtest.slo import load_slo
 def capacity(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "capacity",
-        "The highest Poisson rate at which the objectives hold.\n"
+        "Find the highest rate of random (Poisson) requests at which the objectives hold.\n"
         "Exit status: 0 found; 1 no rate holds, no answer came or a file was not written; 2 wrong usage; 130 stopped.",
     )
-    parser.add_argument("--host", "-H", default="127.0.0.1:8000", metavar="HOST:PORT", help="default: 127.0.0.1:8000")
-    parser.add_argument("--slo", required=True, metavar="FILE", help="objectives (TOML)")
-    parser.add_argument("--seconds", type=positive, default=20.0, help="of each run, or more (default: 20)")
-    parser.add_argument("--warm-up", type=not_negative, default=3.0, help="seconds before them (default: 3)")
-    parser.add_argument("--repeats", type=at_least_one, default=3, help="runs at a rate; most must hold (default: 3)")
-    parser.add_argument("--precision", type=share, default=0.05, help="share of the answer (default: 0.05)")
-    parser.add_argument("--from-rate", type=positive, help="first rate (default: what 8 users of a closed loop get)")
-    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
-    parser.add_argument("--results", default="", metavar="FILE", help="write all that was measured as JSON")
+    parser.add_argument(
+        "--host",
+        "-H",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="HTTP address of the server (default: 127.0.0.1:8000)",
+    )
+    parser.add_argument("--slo", required=True, metavar="FILE", help="TOML file of objectives")
+    parser.add_argument("--seconds", type=positive, default=20.0, help="least duration of each run (default: 20)")
+    parser.add_argument(
+        "--warm-up",
+        type=not_negative,
+        default=3.0,
+        metavar="SECONDS",
+        help="time before that is not counted (default: 3)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=3,
+        metavar="N",
+        help="runs at each rate, most of which must meet the objectives (default: 3)",
+    )
+    parser.add_argument(
+        "--precision",
+        type=share,
+        default=0.05,
+        metavar="SHARE",
+        help="precision of the rate that is found, as a share of it (default: 0.05)",
+    )
+    parser.add_argument(
+        "--from-rate",
+        type=positive,
+        metavar="PER_S",
+        help="first rate to try (default: that of a closed loop of 8 users)",
+    )
+    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report to this file")
+    parser.add_argument("--results", default="", metavar="FILE", help="write all measurements to this JSON file")
     add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE", help="the key of --tls-certificate (PEM)")
+    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
     check_tls(options)

@@ -73,5 +73,7 @@ def null_rate(protocol: str, processes: int, images: Sequence[str] = ()) -> floa
     rows = result["phases"][-1]["protocols"].values()
     rate = len(rows) * min(row["answered_per_s"] for row in rows)
     if not rate:
-        raise RuntimeError(f"the null model gave no answer ({warnings(result)}): --null-check off does without")
+        raise RuntimeError(
+            f"the null model gave no answer ({warnings(result)}): --null-check off leaves this check out"
+        )
     return rate

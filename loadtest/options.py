@@ -130,25 +130,46 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--protocol", choices=sorted(USERS), default="both", help="default: both, half of the load each"
+        "--protocol",
+        choices=sorted(USERS),
+        default="both",
+        help="protocol of the requests; both: half of the load each (default: both)",
     )
     count = processes if command == "run" else at_least_one  # locust's own option takes -1
     parser.add_argument(
-        "--processes", type=count, default=1, metavar="N", help="that send, on this machine (default: 1)"
+        "--processes", type=count, default=1, metavar="N", help="processes that send, on this machine (default: 1)"
     )
     return parser
 
 
 def add_target_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grpc-host", default="", metavar="HOST:PORT", help="gRPC (default: --host's host, port 8001)")
-    parser.add_argument("--images", default="", metavar="DIR", help="images to send (default: photographs resized)")
     parser.add_argument(
-        "--sizes", default="", metavar="PIXELS:COUNT,...", help=f"longer sides of resized images (default: {SIZES})"
+        "--grpc-host",
+        default="",
+        metavar="HOST:PORT",
+        help="gRPC address of the server (default: --host's host, port 8001)",
     )
-    parser.add_argument("--model", default="classifier", help="default: classifier")
-    parser.add_argument("--top", type=at_least_one, default=5, metavar="N", help="classes asked for (default: 5)")
     parser.add_argument(
-        "--request-timeout", type=positive, default=10.0, metavar="SECONDS", help="for one request (default: 10)"
+        "--images", default="", metavar="DIR", help="folder of images to send (default: photographs, resized)"
+    )
+    parser.add_argument(
+        "--sizes",
+        default="",
+        metavar="PIXELS:COUNT,...",
+        help=f"longer sides that images are resized to, with their shares (default: {SIZES})",
+    )
+    parser.add_argument(
+        "--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)"
+    )
+    parser.add_argument(
+        "--top", type=at_least_one, default=5, metavar="N", help="classes to return for each image (default: 5)"
+    )
+    parser.add_argument(
+        "--request-timeout",
+        type=positive,
+        default=10.0,
+        metavar="SECONDS",
+        help="time limit for one request (default: 10)",
     )
     # The same as those of python -m client; --tls-key is an option of locust.
     parser.add_argument(
@@ -156,28 +177,45 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="sent with every request, for a gateway; again for more of them; @FILE: one a line of that file",
+        help="header to send with every request, as for a gateway; may be repeated; @FILE: read one per line",
     )
-    parser.add_argument("--tls", action="store_true", help="encrypted; trust the authorities that this system trusts")
-    parser.add_argument("--tls-root", metavar="FILE", help="encrypted; trust this authority (PEM)")
-    parser.add_argument("--tls-certificate", metavar="FILE", help="this client's own (PEM), with --tls-key")
+    parser.add_argument("--tls", action="store_true", help="encrypt; trust the authorities that this system trusts")
+    parser.add_argument("--tls-root", metavar="FILE", help="encrypt; trust only this authority (PEM file)")
+    parser.add_argument(
+        "--tls-certificate", metavar="FILE", help="certificate of this client (PEM file), with --tls-key"
+    )
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, default=None, help="the load over time (default: steady)")
+    parser.add_argument("--shape", choices=SHAPES, default=None, help="course of the load over time (default: steady)")
     parser.add_argument(
         "--rate",
         type=positive,
         metavar="PER_S",
-        help="open loop: requests a second, Poisson, whether or not earlier ones were answered (default: closed loop)",
+        help="open loop of this many requests a second, as a Poisson process (default: closed loop)",
     )
-    parser.add_argument("--seconds", type=positive, help=f"that are measured (default: {SECONDS:g})")
-    parser.add_argument("--warm-up", type=not_negative, help=f"seconds before them (default: {WARM_UP:g})")
-    parser.add_argument("--levels", type=levels, default=[], metavar="A,B,...", help="of --shape step: rates or users")
-    parser.add_argument("--peak", type=positive, help=f"of --shape spike: how many times the level (default: {PEAK:g})")
-    parser.add_argument("--slo", default="", metavar="FILE", help="objectives (TOML); exit status 1 if one is missed")
-    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report")
-    parser.add_argument("--results", default="", metavar="FILE", help="write what was measured as JSON")
+    parser.add_argument("--seconds", type=positive, help=f"time that is measured (default: {SECONDS:g})")
+    parser.add_argument(
+        "--warm-up",
+        type=not_negative,
+        metavar="SECONDS",
+        help=f"time before that is not counted (default: {WARM_UP:g})",
+    )
+    parser.add_argument(
+        "--levels",
+        type=levels,
+        default=[],
+        metavar="A,B,...",
+        help="rates or users of --shape step (default: 25, 50, 75, 100 %%)",
+    )
+    parser.add_argument(
+        "--peak", type=positive, metavar="FACTOR", help=f"height of --shape spike over the level (default: {PEAK:g})"
+    )
+    parser.add_argument(
+        "--slo", default="", metavar="FILE", help="TOML file of objectives; exit status 1 if one is missed"
+    )
+    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report to this file")
+    parser.add_argument("--results", default="", metavar="FILE", help="write what was measured to this JSON file")
     parser.add_argument("--null-rate", type=positive, default=None, help=argparse.SUPPRESS)  # for the report
 
 

@@ -164,7 +164,7 @@ def test_no_rate_that_holds_is_a_failure(
 
 
 def test_a_percentile_of_too_few_answers_is_told() -> None:
-    """On one of two protocols."""
+    """One of two protocols has too few answers for the percentile."""
     result = run(10.0, 1.0)
     assert too_few(result) == []
     assert "All objectives met" in report.render([result])

@@ -49,7 +49,7 @@ def test_a_signal_ends_a_run_with_the_table(
 
 
 def test_a_hangup_under_nohup_ends_nothing(pictures: Path, counting_server: Callable) -> None:
-    """Neither the null check nor the run."""
+    """It ends neither the null check nor the run."""
     words = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--images", str(pictures)]
     process = start(*words, "--host", counting_server().address, preexec_fn=hangup(signal.SIG_IGN))
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""What is sent: a folder's files as they are, or photographs in a stated mix of sizes."""
+"""The images that are sent: a folder's files as they are, or photographs in a stated mix of sizes."""
 
 import io
 import subprocess

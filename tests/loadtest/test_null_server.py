@@ -87,5 +87,5 @@ def test_half_of_what_can_be_sent_is_trusted(
     assert capsys.readouterr().out == f"251 requests/s to {null_check.NULL_SERVER}; up to 125/s can be trusted\n"
     run(HTTP=0.0)
     monkeypatch.setattr(null_check, "warnings", lambda result: ["refused"])
-    with pytest.raises(RuntimeError, match=r"gave no answer \(\['refused'\]\): --null-check off does without"):
+    with pytest.raises(RuntimeError, match=r"gave no answer \(\['refused'\]\): --null-check off leaves this check out"):
         null(["--protocol", "http"])

@@ -16,7 +16,7 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
 def test_a_file_that_cannot_be_written_is_an_error(
     loadtest: Loadtest, pictures: Path, counting_server: Callable, tmp_path: Path
 ) -> None:
-    """Even if the objective was met; the other file is written."""
+    """The exit status says so even if the objective was met; the other file is written."""
     (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
     saved = tmp_path / "saved.json"
     load = ["--protocol", "http", "--users", "1", "--seconds", "1", "--warm-up", "0", "--null-check", "off"]
