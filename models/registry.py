@@ -112,7 +112,7 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
     """
     check_arch(arch)
     if kwargs.pop("pretrained", False):
-        raise ValueError(f"{arch}: pretrained=True, but nothing is downloaded: load_weights(model, FILE)")
+        raise ValueError(f"{arch}: pretrained=True, but nothing is downloaded: use load_weights(model, FILE)")
     word, other = ("in_chans", "in_channels") if is_timm(arch) else ("in_channels", "in_chans")
     if other in kwargs:
         if word in kwargs:

@@ -76,7 +76,7 @@ def fastest(options: Iterable[Algorithm], run: Run) -> Algorithm:
         except (triton.errors.TritonError, RuntimeError) as error:
             failure = error
     if not times:
-        raise RuntimeError(f"no way to compute this shape could be measured; the last one's failure: {failure}")
+        raise RuntimeError(f"no algorithm for this shape could be measured; the last one failed: {failure}")
     return min(times, key=lambda option: times[option])
 
 

@@ -95,7 +95,7 @@ def parameters(variant):
 
 
 def name(variant):
-    """One for all cubins of the same parameters."""
+    """One name for all cubins with the same parameters."""
     kernel, _, constants, _ = variant.specialisation()
     return f"{kernel.__name__}_{'relu' if 'ACTIVATION' in constants else 'any'}"
 

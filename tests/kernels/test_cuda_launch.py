@@ -196,7 +196,7 @@ def test_alignment(run_launches, call, tile, alignment):
 
 
 def test_alignment_of_whole_images(run_launches):
-    """Two elements in 14 columns, one in 7."""
+    """Rows of 14 columns are aligned to two elements, rows of 7 to one."""
     calls = [replace(STAGES["stage3"], input=(1 << 20) + 4), replace(STAGES["stage4"], output=(1 << 20) + 2)]
     assert run_launches(calls).answers == ["whole image"] * 2
 

@@ -73,7 +73,7 @@ def test_second_build_does_nothing():
 
 
 def test_a_change_of_what_they_are_made_of_is_seen(tmp_path, monkeypatch):
-    """Every source, the compiler's flags, PyTorch and Triton."""
+    """The stamp covers every source, the compiler's flags, PyTorch and Triton."""
     native, kernels, torch_folder = (tmp_path / name for name in ("native", "depthwise_conv2d", "torch"))
     shutil.copytree(ROOT / "kernels/native", native, ignore=shutil.ignore_patterns("lib"))
     shutil.copytree(ROOT / "kernels/depthwise_conv2d", kernels)

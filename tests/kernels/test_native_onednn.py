@@ -23,7 +23,7 @@ CONVOLUTION = re.compile(r"^onednn_verbose,.*exec,cpu,convolution,.*$", re.MULTI
 
 
 def convolutions(program: str) -> list[str]:
-    """What oneDNN says of each convolution that it computes for `program`."""
+    """Return oneDNN's log line of each convolution that it computes for `program`."""
     assert native_library() is not None, "make native first"
     verbose = {**os.environ, "ONEDNN_VERBOSE": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=verbose, capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
 
 
 def test_a_shipped_tile_is_taken(taken):
-    """Also with an activation and for channels_last."""
+    """A shipped tile is used with an activation and for channels_last too."""
     x, w = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 128, 56, 56), (128, 1, 31, 31)))
     op._cuda(x, w)
     op._cuda(x.to(memory_format=torch.channels_last), w, None, "relu")

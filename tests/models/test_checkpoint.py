@@ -76,7 +76,7 @@ def test_a_config_from_before_crop_modes_is_cropped_as_it_was(tmp_path: Path) ->
 def test_a_model_of_its_own_sizes_is_refused_when_it_is_saved(
     arch: str, sizes: dict, message: str, tmp_path: Path
 ) -> None:
-    """Not days later, when it is loaded; the remedy in the message works."""
+    """The error comes when it is saved, not days later when it is loaded; the message's remedy works."""
     model = create_model("replknet_nano", 5, **sizes)
     with pytest.raises(ValueError, match=r"keep weights of a model of your own by torch\.save") as error:
         save_checkpoint(tmp_path / "new", model, ModelConfig(arch, 5))

@@ -231,7 +231,7 @@ def scaled_branches(model: RepLKNet) -> None:
 
 
 def frozen(model: RepLKNet) -> None:
-    """As timm's freeze_batch_norm_2d."""
+    """Freeze the batch norms as timm's freeze_batch_norm_2d does."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):

@@ -37,7 +37,7 @@ SIZE = 64
 
 
 def warmed(arch: str, num_classes: int = 5) -> nn.Module:
-    """With the batch statistics of a few images."""
+    """Return the model with the batch statistics of a few images."""
     torch.manual_seed(0)
     model = create_model(arch, num_classes, SIZE).train()
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_channels_by_either_name(arch: str) -> None:
     for name in ("in_chans", "in_channels"):
         assert create_model(arch, 5, **{name: 1})(torch.randn(2, 1, SIZE, SIZE)).shape == (2, 5)
     create_model(arch, 5, pretrained=False)
-    with pytest.raises(ValueError, match=f"{arch}: pretrained=True, but nothing is downloaded: load_weights"):
+    with pytest.raises(ValueError, match=f"{arch}: pretrained=True, but nothing is downloaded: use load_weights"):
         create_model(arch, 5, pretrained=True)
     with pytest.raises(ValueError, match="in_channels and in_chans mean the same"):
         create_model(arch, 5, in_chans=1, in_channels=1)
