@@ -1,4 +1,4 @@
-"""Architectures side by side: counted and timed here, beside what is published; claims beside the truth; what to take.
+"""Compare architectures: counts and times of this machine, published figures, claims beside the truth, what to choose.
 
 Examples:
     python -m benchmarks.compare
@@ -51,15 +51,15 @@ class Config:
     """Compare architectures."""
 
     archs: tuple[str, ...] = ARCHS
-    """Names in models.ARCHITECTURES, or timm/NAME."""
+    """Architectures to compare: names in models.ARCHITECTURES, or timm/NAME"""
     image_size: int = 0
-    """Pixels; 0: each architecture's own."""
+    """Side of the input in pixels; 0: each architecture's own"""
     rounds: int = 20
-    """Of timing, all architectures in turn; 0: count only."""
+    """Rounds of timing, in which the architectures take turns; 0: only count"""
     threads: int = 0
-    """CPU threads; 0: all."""
+    """CPU threads that compute; 0: all"""
     output: Path = Path("benchmarks/results/compare.json")
-    """File of the figures, with the hardware and the versions."""
+    """JSON file for the figures, with the hardware and the versions"""
 
 
 def compare(config: Config, progress: Callable[[str], None] = lambda _: None) -> tuple[list[Row], dict[str, Any]]:

@@ -116,9 +116,16 @@ def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--arch", default="replknet_31b")
-    parser.add_argument("--batches", type=whole_numbers, default="1,8")
-    parser.add_argument("--rounds", type=whole_number, default=10)
+    parser.add_argument("--arch", default="replknet_31b", help="architecture to measure (default: replknet_31b)")
+    parser.add_argument(
+        "--batches", type=whole_numbers, default="1,8", help="batch sizes, separated by commas (default: 1,8)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=10,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
     check_archs(options.arch)

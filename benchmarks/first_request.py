@@ -93,8 +93,12 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--archs", default="replknet_nano,replknet_small")
-    parser.add_argument("--starts", type=whole_number, default=5)
+    parser.add_argument(
+        "--archs",
+        default="replknet_nano,replknet_small",
+        help="architectures to measure, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument("--starts", type=whole_number, default=5, help="starts of the server for each (default: 5)")
     options = parser.parse_args()
     run_as_served("benchmarks.first_request")
     archs = options.archs.split(",")

@@ -66,9 +66,13 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--repeats", type=whole_number, default=8)
-    parser.add_argument("--seconds", type=positive, default=2.0, help="of each load")
+    parser.add_argument(
+        "--models", default=",".join(MODELS), help="networks to measure, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=whole_number, default=8, help="turns of each load (default: 8)")
+    parser.add_argument(
+        "--seconds", type=positive, default=2.0, help="duration of each load in seconds (default: %(default)g)"
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
     models = chosen(options.models, MODELS, "model")

@@ -178,10 +178,19 @@ def measure(
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batches", type=whole_numbers)
-    parser.add_argument("--size", type=whole_number, default=192)
-    parser.add_argument("--rounds", type=whole_number, default=15)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (default: cpu)")
+    parser.add_argument(
+        "--batches", type=whole_numbers, help="batch sizes, separated by commas (default: 8 on cpu, 32,128 on cuda)"
+    )
+    parser.add_argument(
+        "--size", type=whole_number, default=192, help="side of the images in pixels, a multiple of 32 (default: 192)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=15,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     if options.size % STRIDE:
         parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")

@@ -187,10 +187,16 @@ def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--arch", default="replknet_small")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="of each load")
-    parser.add_argument("--repeats", type=whole_number, default=3, help="turns")
-    parser.add_argument("--deadline", type=positive, default=2.0, help="seconds that a caller waits for its answer")
+    parser.add_argument("--arch", default="replknet_small", help="architecture to serve (default: replknet_small)")
+    parser.add_argument(
+        "--seconds", type=positive, default=10.0, help="duration of each load in seconds (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--repeats", type=whole_number, default=3, help="turns, of which the median is reported (default: 3)"
+    )
+    parser.add_argument(
+        "--deadline", type=positive, default=2.0, help="seconds that a caller waits for its answer (default: 2)"
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.overload", spin=True)
     check_archs(options.arch)

@@ -145,7 +145,12 @@ def memory_mib(data: bytes) -> dict[str, float]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=whole_number, default=10)
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=10,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.preprocess")
     if find_resize() is None:

@@ -1,4 +1,4 @@
-"""The pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
+"""Write the pages' tables and README's chart from results/*.json: `python -m benchmarks.report`."""
 
 import json
 from pathlib import Path

@@ -89,8 +89,17 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--archs", default="replknet_nano,replknet_31b")
-    parser.add_argument("--rounds", type=whole_number, default=20)
+    parser.add_argument(
+        "--archs",
+        default="replknet_nano,replknet_31b",
+        help="architectures to measure, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=20,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.serving_overhead", spin=True)
     archs = options.archs.split(",")

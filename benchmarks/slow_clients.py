@@ -139,9 +139,17 @@ def measure(server: TritonServer, process: psutil.Process, kind: str, clients: i
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--clients", type=whole_number, default=500)
-    parser.add_argument("--seconds", type=positive, default=20.0)
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="model repository to serve (default: model_repository)",
+    )
+    parser.add_argument(
+        "--clients", type=whole_number, default=500, help="slow clients of each kind at a time (default: 500)"
+    )
+    parser.add_argument("--seconds", type=positive, default=20.0, help="seconds to measure each kind (default: 20)")
     options = parser.parse_args()
     require_server()
     try:

@@ -96,7 +96,12 @@ def main() -> None:
     import torch
 
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=whole_number, default=10)
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=10,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     warning = load_average_warning()

@@ -119,7 +119,12 @@ def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--rounds", type=whole_number, default=30)
+    parser.add_argument(
+        "--rounds",
+        type=whole_number,
+        default=30,
+        help="rounds in which the candidates take turns (default: %(default)s)",
+    )
     options = parser.parse_args()
     require_server()
     warning = load_average_warning()

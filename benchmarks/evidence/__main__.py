@@ -1,4 +1,4 @@
-"""Do the runs of the evidence and write benchmarks/results/evidence_*.json.
+"""Do the runs that docs/results.md reports and write benchmarks/results/evidence_*.json.
 
 python -m benchmarks.evidence                       # about an hour on two cores; keeps the runs of the same code
 python -m benchmarks.evidence --only long_tail --seeds 3
@@ -48,10 +48,25 @@ def total(results: dict[str, dict[str, Any]], runs: list[Run], unit: str) -> flo
 
 def main(arguments: list[str] | None = None) -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--only", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
-    parser.add_argument("--cache", type=Path, default=Path("runs/evidence"), help="folder of the runs and their data")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(EXPERIMENTS),
+        default=list(EXPERIMENTS),
+        metavar="NAME",
+        help=f"experiments to run, of {', '.join(EXPERIMENTS)} (default: all)",
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of each run, 0 to N - 1 (default: 5)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="runs at a time, with one thread each (default: 2)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("runs/evidence"),
+        metavar="FOLDER",
+        help="folder of the runs and their data (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.seeds < 1 or options.jobs < 1:
         parser.error(f"--seeds {options.seeds}, --jobs {options.jobs}: both are at least 1")

@@ -1,4 +1,4 @@
-"""docs/results.md and its charts from benchmarks/results/evidence_*.json: `python -m benchmarks.evidence.report`."""
+"""Write docs/results.md and its charts from results/evidence_*.json: `python -m benchmarks.evidence.report`."""
 
 import json
 import sys

@@ -122,9 +122,9 @@ def thin(values: Iterable[float]) -> list[int]:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--cases", type=whole_number, default=84_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--replay", metavar="CASE", help="one case alone, with its bytes")
+    parser.add_argument("--cases", type=whole_number, default=84_000, help="number of hostile inputs (default: 84000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs (default: 0)")
+    parser.add_argument("--replay", metavar="CASE", help="send only this case, KIND/SEED/NUMBER, and show its bytes")
     options = parser.parse_args()
     if options.replay and not re.fullmatch(rf"({'|'.join(SHARES)})/-?\d+/\d+", options.replay):
         parser.error(f"--replay {options.replay!r}: give KIND/SEED/NUMBER, a kind of {', '.join(SHARES)}")

@@ -159,8 +159,15 @@ def summary(outcomes: list[Outcome]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = None) -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--seconds", type=positive, default=TOTAL_SECONDS, help="for all parts together")
-    parser.add_argument("--only", default="", help="names of parts, by commas; device comes before them")
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=TOTAL_SECONDS,
+        help="time limit for all parts together, in seconds (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--only", default="", help="parts to run, separated by commas; device always comes first (default: all)"
+    )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the running part is ended too
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}

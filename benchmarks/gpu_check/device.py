@@ -1,4 +1,4 @@
-"""The first part: is there a GPU that computes, and what is it."""
+"""The first part of gpu_check: whether a GPU is there and computes, and which one it is."""
 
 import json
 import sys

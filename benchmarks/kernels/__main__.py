@@ -160,12 +160,31 @@ def run_cpu(batches: list[int], rounds: int) -> int:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=positive, default=240, help="no layer begins later than this (CUDA)")
-    parser.add_argument("--tune", type=float, default=0, help="of them for the tuner, in seconds; 0: none (CUDA)")
-    parser.add_argument("--batches", type=whole_numbers, default="1,8", help="batch sizes (CPU)")
-    parser.add_argument("--rounds", type=whole_number, default=15, help="rounds of interleaved calls (CPU)")
-    parser.add_argument("--draw", type=Path, help="a results file: draw its roofline and do nothing else")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="device to measure on (default: a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive,
+        default=240,
+        help="seconds after which no further layer begins, on CUDA (default: 240)",
+    )
+    parser.add_argument(
+        "--tune", type=float, default=0, help="seconds to tune before the layers, on CUDA; 0: do not tune (default: 0)"
+    )
+    parser.add_argument(
+        "--batches",
+        type=whole_numbers,
+        default="1,8",
+        help="batch sizes on the CPU, separated by commas (default: 1,8)",
+    )
+    parser.add_argument(
+        "--rounds", type=whole_number, default=15, help="rounds of interleaved calls on the CPU (default: 15)"
+    )
+    parser.add_argument("--draw", type=Path, metavar="FILE", help="only draw the roofline of this results file")
     options = parser.parse_args()
     if options.draw:
         try:

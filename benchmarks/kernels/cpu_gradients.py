@@ -146,8 +146,8 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--batch", type=whole_number, default=8)
-    parser.add_argument("--rounds", type=whole_number, default=3, help="of interleaved calls")
+    parser.add_argument("--batch", type=whole_number, default=8, help="images in a batch (default: 8)")
+    parser.add_argument("--rounds", type=whole_number, default=3, help="rounds of interleaved calls (default: 3)")
     options = parser.parse_args()
     run_as_served("benchmarks.kernels.cpu_gradients")
     require_native()

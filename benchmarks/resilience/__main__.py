@@ -52,10 +52,18 @@ def not_held(part: str, content: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part (may be given again)")
-    parser.add_argument("--restarts", type=partial(whole_number, least=3), default=200)
+    parser.add_argument("--only", choices=PARTS, action="append", help="part to run; may be repeated (default: all)")
     parser.add_argument(
-        "--requests", type=whole_number, default=400_000, help="of the soak; its memory levels off after 40,000"
+        "--restarts",
+        type=partial(whole_number, least=3),
+        default=200,
+        help="restarts of the server, at least 3 (default: 200)",
+    )
+    parser.add_argument(
+        "--requests",
+        type=whole_number,
+        default=400_000,
+        help="requests of the soak; memory levels off after 40,000 (default: 400000)",
     )
     options = parser.parse_args()
     require_server()

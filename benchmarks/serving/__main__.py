@@ -121,12 +121,34 @@ def peer_versions() -> dict[str, str]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--models", default="nano,small,mobilenetv3", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--peers", default=",".join(ONE_WORKER))
-    parser.add_argument("--ways", choices=WAYS, default="both", help="one process, a worker a core, both; plain: above")
-    parser.add_argument("--repeats", type=whole_number, default=5)
-    parser.add_argument("--seconds", type=positive, default=10.0, help="of each load")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
+    parser.add_argument(
+        "--models",
+        default="nano,small,mobilenetv3",
+        help=f"networks to serve, separated by commas, of {', '.join(MODELS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        default=",".join(ONE_WORKER),
+        help="servers to compare with, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ways",
+        choices=WAYS,
+        default="both",
+        help="set-up of the peers. one: one process; workers: one on each core; plain: as above (default: both)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=whole_number,
+        default=5,
+        help="repeats, in each of which every server has its turn (default: 5)",
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=10.0, help="duration of each load in seconds (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="measure everything again, without the finished runs of an earlier call"
+    )
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exit that stops the running server

@@ -1,4 +1,4 @@
-"""A GPU that is none: torch.cuda's and triton.testing's functions, faked, so that the GPU's code runs on the CPU."""
+"""A fake GPU: torch.cuda's and triton.testing's functions, faked, so that the GPU's code runs on the CPU."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What is asked of a script that it cannot do is said in a line; one that has no options says what it does."""
+"""A script refuses in one line what it cannot do; one without options says in --help what it does."""
 
 import importlib
 import os
@@ -141,7 +141,7 @@ def test_an_architecture_that_is_not_there_is_named(name: str, option: str, monk
 @pytest.mark.parametrize("name", ["benchmarks.overload", "benchmarks.serving_overhead"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_a_bare_loop_runs_with_what_the_server_s_processes_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its OpenMP threads span for longer than the server's: the two had not the same cores."""
+    """Without the server's settings its OpenMP threads span longer, and took cores from the server."""
     monkeypatch.setattr(os, "environ", dict(os.environ) | ENVIRONMENT)
     monkeypatch.setattr(os, "execv", lambda program, arguments: sys.exit(f"again as {arguments[2]}"))
     monkeypatch.setattr(sys, "argv", [name])
@@ -249,7 +249,7 @@ def test_a_native_library_of_other_sources_is_not_timed(
 def test_a_server_s_library_of_other_sources_is_not_timed(
     name: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server goes on without some of them, more slowly, and says so only to who asks."""
+    """Without some of the libraries the server runs on, only more slowly."""
     fixes, real = build.FIXES, build.fingerprint
     monkeypatch.setattr(build, "fingerprint", lambda library: "newer" if library is fixes else real(library))
     refused([f"benchmarks.{name}"], r"server's fixes: not built from these sources.*: python server/backends/")

@@ -1,4 +1,4 @@
-"""Who answers otherwise gets no speed: the preprocess step's pipelines, and the network's runtimes on a CPU."""
+"""A candidate with other answers is not timed: pipelines of the preprocess step, runtimes of the network on a CPU."""
 
 from types import SimpleNamespace
 

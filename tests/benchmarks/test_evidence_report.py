@@ -122,7 +122,7 @@ def test_the_committed_page_is_the_reports(tmp_path: Path) -> None:
 
 
 def test_every_experiment_has_its_own_day_and_machine() -> None:
-    """They are measured one by one (--only): what one was measured on is not said of all."""
+    """Experiments are measured one by one (--only), so each names the machine that it was measured on."""
     here = {"machine": {"cpu": "a", "cores": 2, "instructions": ["avx2"]}, "versions": {"torch": "2"}}
     there = {**here, "machine": {**here["machine"], "cpu": "b"}}
     loaded = {"one": here | {"date": "2026-01-03"}, "two": here | {"date": "2026-01-02"}}

@@ -91,7 +91,7 @@ def test_a_shape_that_claims_too_much_is_not_sent():
 
 
 def test_the_judge(fuzzed_server):
-    """It would see a wrong answer: what it calls a finding, and what it takes for whole."""
+    """The judge reports wrong answers and accepts right ones."""
     assert judge(False, "HTTP 500", "the model failed on 3").startswith("finding: HTTP 500: the model failed on N")
     assert judge(False, "HTTP 500", "failed to parse the request JSON buffer: x") == "HTTP 500 (tritonserver's own)"
     content, tensor = inference(good()["PNG"])

@@ -176,7 +176,7 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
 
 
 def test_the_gpu_s_tests_are_spread_over_all_processes(tmp_path):
-    """By files, two of three workers would do nothing here; the project's tests have seven files for sixteen."""
+    """By files, two of three workers would do nothing here: the GPU's tests are in seven files, for sixteen workers."""
     (tmp_path / "conftest.py").write_text((runner.ROOT / "tests" / "conftest.py").read_text())
     (tmp_path / "test_one_file.py").write_text(
         "import os, time, pytest\n"

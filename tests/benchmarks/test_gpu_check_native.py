@@ -113,7 +113,7 @@ def test_native_needs_the_library(monkeypatch):
 
 
 def test_the_second_process_imports_no_kernels():
-    """In truth: the module's import alone must not bring `kernels`."""
+    """In a real process: importing the module must not import `kernels`."""
     code = "import sys, benchmarks.gpu_check.native; assert 'kernels' not in sys.modules; print('alone')"
     done = native.subprocess.run([sys.executable, "-c", code], cwd=native.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "alone", done.stderr

@@ -53,7 +53,7 @@ def test_end_to_end_refuses_a_wrong_answer(tiny, monkeypatch):
 
 
 def test_the_optimiser_s_state_follows_the_weights(tiny, monkeypatch):
-    """What CUDA's fused AdamW refuses, a CPU's step accepts: tensors of one parameter that lie otherwise than it."""
+    """CUDA's fused AdamW refuses state whose strides differ from its parameter's; the CPU's accepts it."""
     steps = []
 
     class Strict(torch.optim.AdamW):

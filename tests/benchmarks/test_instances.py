@@ -12,7 +12,7 @@ from client import Prediction
 
 
 def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
-    """Of a machine that becomes slower: the medians' ratio would be another."""
+    """On a machine that becomes slower the ratio of the medians differs from it."""
     monkeypatch.setattr(instances, "build_repository", lambda *_: "two")
     monkeypatch.setattr(instances, "one_of_all", lambda *_: "one")
     monkeypatch.setattr(instances, "CALLERS", (8,))

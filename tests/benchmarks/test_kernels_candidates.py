@@ -1,4 +1,4 @@
-"""Every way to the layer gives the layer's answer, and the check of the answers finds what is wrong."""
+"""Every implementation of the layer gives the layer's answer, and the check of the answers finds what is wrong."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace

@@ -30,7 +30,7 @@ def raising(input, weight):
 
 
 class Moving:
-    """Another answer at the second and at the third call, each within the bound."""
+    """A layer whose second and third answers differ from the first, each within the bound."""
 
     def __init__(self):
         self.calls = 0
@@ -49,7 +49,7 @@ def test_ceilings(fake_gpu):
 
 
 def test_the_copy_s_bandwidth_is_not_measured_in_a_graph(fake_gpu, monkeypatch):
-    """There it goes by a copy engine, at 2.7 TB/s of an H200's 4.3; a kernel is as fast in one."""
+    """In a CUDA graph a copy engine does it, at 2.7 TB/s of an H200's 4.3; a kernel is as fast there as outside."""
     fake_gpu.elapsed = 0.25
     copied, added = [], []
     real_copy, real_add = torch.Tensor.copy_, torch.add

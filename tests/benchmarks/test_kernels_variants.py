@@ -74,7 +74,7 @@ def test_a_change_of_layout_is_in_nobodys_time():
 
 @pytest.fixture
 def budgets(monkeypatch):
-    """What each operation was given, with the kernel sizes."""
+    """The seconds that the tuner was given for each operation, with the kernel sizes."""
     seen = []
 
     def convolve(input, weight):

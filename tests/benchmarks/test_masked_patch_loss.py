@@ -38,7 +38,7 @@ def test_the_compiled_peer_is_compiled_and_right(tensors):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """It takes ten seconds for each norm and layout."""
+    """Leave torch.compile out: it takes ten seconds for each norm and layout."""
     monkeypatch.setitem(bench.IMPLEMENTATIONS, "torch.compile", bench.eager)
 
 
@@ -50,7 +50,7 @@ def test_what_is_wrong_ends_the_run(tensors, wrong):
 
 @pytest.mark.usefixtures("no_compiler")
 def test_speeds_are_of_eagers_time_and_of_the_copys_bandwidth(monkeypatch):
-    """Of float32 at 64 px: prediction and image are 48 KiB each, and the gradient too; masked are 60 % of both."""
+    """In float32 at 64 px prediction, image and gradient are 48 KiB each, and 60 % of the patches are masked."""
     times = {"eager": 8.0, "torch.compile": 5.0, "widefield": 2.0, "copy": 1.0}
     monkeypatch.setattr(bench, "timed", lambda *_: {name: Timing(ms, ms, ms, 1) for name, ms in times.items()})
     rows = bench.measure([1], 64, 5, "cpu")

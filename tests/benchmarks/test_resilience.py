@@ -82,7 +82,7 @@ def test_a_part_leaves_the_others_as_they_were(tmp_path: Path, monkeypatch: pyte
 
 
 def test_each_part_tells_of_its_own_day_and_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was measured elsewhere stays as it was, and is not said to be of the last part's machine."""
+    """A part that was measured on another machine keeps that machine's name."""
     monkeypatch.setattr(command, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.harness.RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.harness.machine", lambda: {"cpu": "old", "cores": 2, "instructions": []})
@@ -119,7 +119,7 @@ def test_what_was_not_held_is_said() -> None:
 @pytest.mark.slow
 @pytest.mark.server
 def test_a_dozen_restarts_and_a_short_soak(digits_repository: Path) -> None:
-    """Long enough to see what is left behind, not to see memory grow."""
+    """This is long enough to find what restarts leave behind, not to see memory grow."""
     assert command.not_held("restarts", restart(digits_repository, 12)) == []
     found = soak(digits_repository, 3000)
     assert command.not_held("soak", found | {"rss_growth_percent": 0.0}) == []

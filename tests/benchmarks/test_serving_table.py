@@ -47,7 +47,7 @@ def test_a_peer_that_wins_is_named():
 
 
 def test_no_peer_wins():
-    """At a p99 that is no worse."""
+    """No peer is faster at a p99 that is no worse than Widefield's."""
     rows = table.rows([run("widefield", (50, 3.0, 8), (120, 60, 80)), run("ray", (40, 4.0, 8), (100, 70, 80))])
     (verdict,) = table.verdicts(rows)
     assert (verdict["throughput_ratio_at_equal_p99"], verdict["peer_wins"]) == (1.2, [])

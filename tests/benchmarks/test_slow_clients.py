@@ -1,4 +1,4 @@
-"""What slow clients cost, of a server that answers nobody meanwhile: the case that is looked for."""
+"""The benchmark of slow clients reports a server that answers nobody else meanwhile."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
