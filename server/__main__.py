@@ -1,4 +1,4 @@
-"""python -m server: serves a model repository until Ctrl-C or SIGTERM."""
+"""Serve a model repository with tritonserver until Ctrl-C or SIGTERM."""
 
 import argparse
 import contextlib
@@ -21,51 +21,82 @@ from server.tls import tls_of
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
-    parser.add_argument("--model-repository", action="append", metavar="FOLDER", help="default: model_repository")
-    parser.add_argument("--host", default="127.0.0.1", help="address for HTTP and gRPC (default: this machine only)")
     parser.add_argument(
-        "--metrics-host", default="127.0.0.1", help="address for the metrics (default: this machine only)"
+        "--model-repository",
+        action="append",
+        metavar="FOLDER",
+        help="model repository to serve (default: model_repository)",
     )
-    parser.add_argument("--http-port", type=int, default=8000, help="default: 8000; 0 picks a free one")
-    parser.add_argument("--grpc-port", type=int, default=8001, help="default: 8001; 0 picks a free one")
-    parser.add_argument("--metrics-port", type=int, default=8002, help="default: 8002; 0 picks a free one")
+    for name, what in (("host", "HTTP and gRPC listen"), ("metrics-host", "the metrics listen")):
+        parser.add_argument(
+            f"--{name}",
+            default="127.0.0.1",
+            metavar="HOST",
+            help=f"address where {what} (default: 127.0.0.1, this machine only)",
+        )
+    for name, what, port in (("http", "HTTP", 8000), ("grpc", "gRPC", 8001), ("metrics", "the metrics", 8002)):
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=port,
+            metavar="PORT",
+            help=f"port of {what}; 0: a free one (default: {port})",
+        )
     parser.add_argument("--library", metavar="FILE", help=LIBRARY)
     parser.add_argument(
         "--log-file",
         metavar="FILE",
-        help="tritonserver's log; -: standard error (default: a file in $TMPDIR/widefield-server-*, removed)",
+        help="file for tritonserver's log; -: standard error (default: one in $TMPDIR, removed at the end)",
     )
     parser.add_argument(
         "--start-timeout",
         type=float,
         default=120.0,
         metavar="SECONDS",
-        help="until the first image must be classified (default: 120)",
+        help="time from the start until the first image must be classified (default: 120)",
     )
     parser.add_argument(
         "--drain-seconds",
         type=int,
         default=30,
         metavar="SECONDS",
-        help="for requests in flight and open HTTP connections (default: 30)",
+        help="time at the end for requests in flight and open HTTP connections (default: 30)",
     )
     parser.add_argument(
-        "--probe-interval", type=float, default=10.0, metavar="SECONDS", help="between canary images (default: 10)"
+        "--probe-interval",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="time between two canary images, which test that the server classifies (default: 10)",
     )
     parser.add_argument(
-        "--probe-timeout", type=float, default=10.0, metavar="SECONDS", help="for a canary image (default: 10)"
+        "--probe-timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="time limit for a canary image (default: 10)",
     )
     parser.add_argument(
-        "--max-restarts", type=int, default=5, help="within five minutes, then it gives up (default: 5)"
+        "--max-restarts",
+        type=int,
+        default=5,
+        metavar="N",
+        help="restarts of a failed server within five minutes before the command gives up (default: 5)",
     )
     for name in VARIABLES:
         add_token_options(parser, name)
-    tls = parser.add_argument_group("TLS for gRPC", "PEM files; HTTP is then for this machine only (deploy/haproxy)")
-    tls.add_argument("--tls-certificate", metavar="FILE", help="the server's certificate, and any intermediate ones")
-    tls.add_argument("--tls-key", metavar="FILE", help="its private key, without a passphrase")
-    tls.add_argument("--tls-client-ca", metavar="FILE", help="clients must show certificates signed by it")
-    parser.add_argument("--example", default="IMAGE", metavar="FILE", help="for the client command that is printed")
-    parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="passed on to tritonserver")
+    tls = parser.add_argument_group(
+        "TLS for gRPC", "PEM files; HTTP then listens on this machine only (deploy/haproxy)"
+    )
+    tls.add_argument("--tls-certificate", metavar="FILE", help="certificate of the server, with any intermediate ones")
+    tls.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate, without a passphrase")
+    tls.add_argument(
+        "--tls-client-ca", metavar="FILE", help="authority that must have signed the clients' certificates (mutual TLS)"
+    )
+    parser.add_argument(
+        "--example", default="IMAGE", metavar="FILE", help="image to name in the client command that is printed"
+    )
+    parser.add_argument("tritonserver_args", nargs="*", metavar="-- OPTION", help="options passed on to tritonserver")
     return parser.parse_args(arguments)
 
 

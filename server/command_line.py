@@ -10,23 +10,27 @@ from pathlib import Path
 from server.management import VARIABLES
 from server.tritonserver_options import MANAGEMENT_HEADER
 
-LIBRARY = "native operator library (default: $WIDEFIELD_LIBRARY, else the built one)"
+LIBRARY = "native library of the operators (default: $WIDEFIELD_LIBRARY, else the built one)"
 
 
 def add_token_options(parser: argparse.ArgumentParser, name: str = "management", asks: bool = False) -> None:
     """Add the options of a token. `name`: "management" or "shared-memory"; `asks`: the command is a client."""
     opens = {
-        "management": f"opens the management interfaces to the header {MANAGEMENT_HEADER}, for releases too",
-        "shared-memory": "lets clients on this host that have it send images through memory",
+        "management": f"opens the management interfaces, as for releases, to the header {MANAGEMENT_HEADER}",
+        "shared-memory": "lets clients on this host send images through shared memory",
     }[name]
-    says = "is the server's token" if asks else opens
+    says = "is the server's token" if asks else f"is a token that {opens}"
     token = parser.add_mutually_exclusive_group()
     token.add_argument(
         f"--{name}-token-file",
         metavar="FILE",
-        help=f"its first line {says} (default: ${VARIABLES[name]}{'' if asks else ', else closed'})",
+        help=f"file whose first line {says} (default: ${VARIABLES[name]}{'' if asks else ', else closed'})",
     )
-    token.add_argument(f"--{name}-token", metavar="TOKEN", help="the token; every user of this machine can read it")
+    token.add_argument(
+        f"--{name}-token",
+        metavar="TOKEN",
+        help="the token itself; every user of this machine can see it in the list of processes",
+    )
 
 
 def add_repository_option(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,7 @@ def add_repository_option(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("model_repository"),
         metavar="FOLDER",
-        help="what the server serves (default: %(default)s)",
+        help="model repository that the server serves (default: %(default)s)",
     )
 
 

@@ -190,14 +190,14 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     )
     add_repository_option(parser)
     parser.add_argument(
-        "--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="the server's HTTP (default: %(default)s)"
+        "--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP address of the server (default: %(default)s)"
     )
     parser.add_argument(
         "--timeout",
         type=positive,
         default=300.0,
         metavar="SECONDS",
-        help="for loading a version (default: %(default)g)",
+        help="time limit for loading a version (default: %(default)g)",
     )
     add_token_options(parser, asks=True)
     return parser
@@ -237,7 +237,9 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
 
 def main(arguments: list[str] | None = None) -> int:
     parser = parser_of("python -m server.release", __doc__)
-    parser.add_argument("built", type=Path, metavar="BUILT", help="a repository of build_models.py, not the served one")
+    parser.add_argument(
+        "built", type=Path, metavar="BUILT", help="repository that build_models.py has written, not the served one"
+    )
     parser.add_argument("--library", metavar="FILE", help=LIBRARY)
     options = parser.parse_args(arguments)
 

@@ -176,11 +176,20 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m server.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_repository_option(parser)
-    parser.add_argument("--image", type=Path, metavar="FILE", help="what is sent (default: the repository's own)")
-    parser.add_argument("--callers", type=int, default=8, help="that ask at the same time (default: 8)")
-    parser.add_argument("--seconds", type=positive, default=6.0, help="of each measurement (default: %(default)g)")
-    parser.add_argument("--p99-ms", type=positive, help="prefer what keeps the 99th percentile below this")
-    parser.add_argument("--dry-run", action="store_true", help="measure, and write nothing")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="image to send (default: the repository's own)")
+    parser.add_argument(
+        "--callers", type=int, default=8, metavar="N", help="callers that send at the same time (default: 8)"
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=6.0, help="duration of each measurement (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--p99-ms",
+        type=positive,
+        metavar="MS",
+        help="prefer settings whose 99th percentile of the latency stays below this (default: no limit)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="measure, but do not change the configs")
     options = parser.parse_args(arguments)
     if options.callers < 1:
         parser.error("--callers is at least 1")

@@ -95,7 +95,9 @@ class Versions:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ReleaseError(f"another build, release or rollback of {self.model} is under way") from None
+                raise ReleaseError(
+                    f"another build, release or rollback of {self.model} is under way: repeat this when it has ended"
+                ) from None
             yield self
         finally:
             os.close(handle)

@@ -73,7 +73,7 @@ def context_of(root, pair=None):
 
 
 def ready(url, root, pair=None):
-    """What the server answers over TLS; raises grpc.RpcError."""
+    """Return the server's answer over TLS. Raises grpc.RpcError."""
     key, certificate = (pair[1].read_bytes(), pair[0].read_bytes()) if pair else (None, None)
     credentials = grpc.ssl_channel_credentials(root.read_bytes(), key, certificate)
     with grpc.secure_channel(url, credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:

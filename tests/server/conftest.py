@@ -151,7 +151,7 @@ def repository_of_processes(repository, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server_of_processes(repository_of_processes):
-    """Its preprocess step in processes of its own."""
+    """A server with its preprocess step in separate processes."""
     from server import TritonServer
 
     with TritonServer(repository_of_processes) as running:
@@ -160,7 +160,7 @@ def server_of_processes(repository_of_processes):
 
 @pytest.fixture(scope="session")
 def server_in_process(repository):
-    """Its preprocess step in the server's own process, as build_models.py has it for the embedded server."""
+    """A server with its preprocess step in its own process, as build_models.py configures the embedded server."""
     from server import TritonServer
 
     with TritonServer(repository) as running:
@@ -192,7 +192,7 @@ def management_token():
 
 @pytest.fixture(scope="session")
 def tokens(management_token):
-    """By the header that they are sent in."""
+    """Tokens by the header that they are sent in."""
     from server.tritonserver_options import MANAGEMENT_HEADER, SHARED_MEMORY_HEADER
 
     return {MANAGEMENT_HEADER: management_token, SHARED_MEMORY_HEADER: "m3mory"}

@@ -34,7 +34,7 @@ HALF_A_BODY = HALF_A_HEADER + b"Inference-Header-Content-Length: 100\r\nContent-
 
 
 class DeadInside(http.server.BaseHTTPRequestHandler):
-    """As tritonserver with a dead Python process: ready, and no inference."""
+    """Behaves as tritonserver with a dead Python process: it is ready, but does not infer."""
 
     protocol_version = "HTTP/1.1"
     inference = 500
@@ -138,7 +138,7 @@ def test_only_who_can_infer_is_sent_to_and_slow_senders_are_ended(server, dead_i
 
 
 def test_a_full_queue_takes_no_server_out(nobody, tmp_path):
-    """It says so to the check as to others: 503."""
+    """A server with a full queue answers 503 to the balancer's check too."""
     checks = []
 
     class Full(DeadInside):
@@ -188,7 +188,7 @@ def test_a_wait_for_a_free_server_is_told_as_one_and_who_has_gone_is_not_sent(bu
 
 
 def test_a_reload_refuses_nobody(busy, tmp_path):
-    """Not who asks the process that goes, which has no servers any more, over a connection from before."""
+    """The outgoing process, which has no servers any more, still answers requests over its open connections."""
     http_address, grpc_address, _, done = busy
     done.set()
     log = tmp_path / "haproxy.log"

@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def say(path, command):
-    """To HAProxy's own socket; what it answers."""
+    """Send a command to HAProxy's own socket; return its answer."""
     with socket.socket(socket.AF_UNIX) as connection, connection.makefile() as answer:
         connection.connect(str(path))
         connection.sendall(f"{command}\n".encode())
@@ -30,13 +30,13 @@ def say(path, command):
 
 
 def states(path, number):
-    """Of a server, over HTTP and gRPC, in HAProxy's words."""
+    """Return the states of a server over HTTP and gRPC, in HAProxy's words."""
     rows = csv.DictReader(say(path, "show stat").lstrip("# ").splitlines())
     return [row["status"] for row in rows if row["svname"] == f"s{number}"]
 
 
 def test_a_server_that_is_drained_stops_and_starts_unnoticed(repository, encode, tmp_path):
-    """By clients that never send again, one over each protocol."""
+    """Clients that never send again, one over each protocol, notice nothing."""
     with contextlib.ExitStack() as stack:
         members = stack.enter_context(fleet(repository, tmp_path, 2))
         addresses = [[member.http for member in members], [member.grpc for member in members]]

@@ -16,7 +16,7 @@ from server.backends import build
 
 @pytest.fixture
 def backend(tmp_path):
-    """One that was built for something else."""
+    """A backend that was built for something else."""
     path = tmp_path / "lib" / "libtriton_pytorch.so"
     path.parent.mkdir()
     path.write_text("old")
@@ -46,7 +46,7 @@ def test_no_pytorch(monkeypatch, backend, spec):
 
 @pytest.mark.parametrize("library", build.LIBRARIES.values(), ids=build.LIBRARIES)
 def test_all_that_a_library_is_made_of_is_named(library):
-    """What is not would leave an old build in place."""
+    """A file that is not named could change and leave an old build in place."""
     files = [path for path in library.folder.iterdir() if path.suffix in (".cpp", ".h")]
     assert {path.name for path in files if path.suffix == ".cpp"} == set(library.sources)
     included = {name for path in files for name in re.findall(r'^#include "(.*)"', path.read_text(), re.MULTILINE)}

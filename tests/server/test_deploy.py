@@ -1,4 +1,4 @@
-"""What deploy/ says of tritonserver, asked of the real one: its metrics, the probe, the entry point's preload."""
+"""What deploy/ relies on holds for the real tritonserver: its metrics, the probe, the entry point's preload."""
 
 import concurrent.futures
 import contextlib
@@ -136,7 +136,7 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
 
 
 def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority, tmp_path):
-    """And with mutual TLS for gRPC."""
+    """Only tritonserver itself is preloaded; gRPC has mutual TLS."""
     import torch
 
     certificate, key = authority.issue("server")

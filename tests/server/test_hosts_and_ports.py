@@ -112,7 +112,7 @@ def test_busy_port_of_the_metrics_own_address(root):
 
 
 def test_the_port_of_a_connection_that_has_just_ended_is_free():
-    """As after a server's end: the side that closes first waits in TIME_WAIT."""
+    """After a server's end the side that closed first waits in TIME_WAIT."""
     with socket.create_server((HERE, 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         port = listener.getsockname()[1]
         listener.accept()[0].close()
@@ -127,7 +127,7 @@ def test_free_ports():
 
 
 def test_free_ports_are_given_to_nobody_else():
-    """Not by Linux, whose ephemeral ports begin at 32768; nor twice, whatever the seed."""
+    """Linux's ephemeral ports begin at 32768, above them; and none is given twice, whatever the seed."""
     drawn = []
     for _ in range(2):
         random.seed(0)

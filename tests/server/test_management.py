@@ -135,7 +135,7 @@ def test_a_token_file_that_is_not_there(tmp_path):
 @pytest.mark.server
 @pytest.mark.parametrize("way", ["file", pytest.param("environment", marks=pytest.mark.slow)])
 def test_what_is_visible_of_the_token(light_repository, tmp_path, way):
-    """On tritonserver's command line alone: it takes it nowhere else."""
+    """It is visible only on tritonserver's command line, the only place where tritonserver accepts it."""
     command = [sys.executable, "-m", "server", "--model-repository", str(light_repository)]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     environment = {**os.environ}

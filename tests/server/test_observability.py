@@ -178,7 +178,7 @@ def test_prometheus_answers_every_panel_and_loads_every_rule(server_of_processes
         return json.load(urllib.request.urlopen(address, timeout=10))["data"]
 
     def has_data(place):
-        """For refused images: more than none."""
+        """Whether the panel has data; one of refused images must be above 0."""
         rows = ask("query", query=wanted[place])["result"]
         return bool(rows) and (place != "panel Requests failed, by step and reason B" or float(rows[0]["value"][1]) > 0)
 
@@ -201,7 +201,7 @@ def test_prometheus_answers_every_panel_and_loads_every_rule(server_of_processes
 
 
 def signature(text):
-    """It stands in docs/operations.md, and is what the server says."""
+    """Assert that docs/operations.md has the message and the server prints it."""
     assert f"`{text}`" in OPERATIONS, text
     return re.escape(text)
 

@@ -42,7 +42,7 @@ def test_a_release_is_told_of_the_servers_token(capsys):
     with pytest.raises(SystemExit):
         rollback.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"its first line is the server's token (default: ${VARIABLE})" in said
+    assert f"file whose first line is the server's token (default: ${VARIABLE})" in said
     assert "closed" not in said
 
 

@@ -22,7 +22,7 @@ def age(folder):
 
 
 def killed(folder):
-    """As SIGKILL leaves it: whole, and without its lock."""
+    """A folder as SIGKILL leaves it: complete, and without its lock."""
     (folder.path / MARK).touch()
     folder._unlock()
     age(folder.path)
@@ -74,7 +74,7 @@ def test_ctrl_c_while_it_is_removed_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", ["release", "tune"])
 def test_what_a_killed_command_left_is_removed_at_its_next_start(tmp_path, monkeypatch, command):
-    """Its links are, not what they lead to."""
+    """Its links are removed, not the files that they point to."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     version = tmp_path / "repository" / "backbone" / "1"
     version.mkdir(parents=True)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 
 
 def test_the_log_goes_to_standard_error(light_repository, tmp_path):
-    """All of it, to the last line, and no token."""
+    """Standard error gets the whole log to the last line, and no token."""
     command = [sys.executable, "-m", "server", "--model-repository", str(light_repository), "--log-file", "-"]
     command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     environment = os.environ | {"WIDEFIELD_MANAGEMENT_TOKEN": "s3cret"}

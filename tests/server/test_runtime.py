@@ -169,7 +169,7 @@ def test_the_container_preloads_for_tritonserver_alone(native, tmp_path, monkeyp
 
 
 def test_libpython_missing(monkeypatch, tmp_path):
-    """Neither this Python's own nor the system's."""
+    """Neither this Python nor the system has one."""
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: str(tmp_path))
     monkeypatch.setattr("server.runtime.LIBPYTHON", "libpython3.77.so.1.0")
     with pytest.raises(

@@ -105,7 +105,7 @@ def test_a_byte_now_and_then_is_ended_by_its_age(server, tritonserver, classify)
 
 
 def test_more_than_it_has_descriptors_for(server, tritonserver, classify, encode):
-    """Who is connected is answered, who is not has to wait until the silent are ended."""
+    """Connected clients are answered; others wait until the silent connections are closed."""
     before = resource.prlimit(tritonserver.pid, resource.RLIMIT_NOFILE)
     with Classifier(server.grpc_url, retries=0) as connected:
         assert connected.classify(encode("lime"), top=1)[0].label == "green"

@@ -1,4 +1,4 @@
-"""What a start needs, refuses and tells."""
+"""What the server needs and refuses at its start, and the messages."""
 
 import shutil
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_an_edit_without_effect_is_told(light_repository, tmp_path):
 
 @pytest.mark.parametrize("built", [True, False])
 def test_the_preprocess_step_has_its_library(repository_of_processes, monkeypatch, built):
-    """Where there is none the server says so, and answers all the same."""
+    """Without the library the server says so and still answers."""
     current = backends.is_current
     monkeypatch.setattr(
         backends, "is_current", lambda library: current(library) if library is not backends.RESIZE else built

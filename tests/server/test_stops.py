@@ -95,7 +95,7 @@ def guarded(tmp_path):
 
 
 def assert_ends(process, number, seconds):
-    """At the signal, with all that it has started."""
+    """Assert that the command ends at the signal, with every process that it has started."""
     with nothing_left_of(process):
         process.send_signal(number)
         process.communicate(timeout=seconds)
@@ -240,7 +240,7 @@ def test_the_guard_ends_as_tritonserver_did(guarded, end, code):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_guard_drains(guarded, number):
-    """As where every process of a container is told to end."""
+    """A container's runtime may send the signal to every process."""
     guard = guarded("trap 'exit 7' TERM; echo begun; while :; do sleep 0.1; done")
     guard.send_signal(number)
     assert guard.wait(20) == 7

@@ -29,7 +29,7 @@ def test_mutual_tls(secured_server, authority, stranger):
 
 @pytest.mark.server
 def test_tls_of_the_server_alone(light_repository, authority, stranger):
-    """On every address gRPC, with TLS; HTTP, which has none, on this machine only."""
+    """gRPC listens on every address, with TLS; HTTP, which has none, on this machine only."""
     import psutil
 
     with TritonServer(light_repository, host="0.0.0.0", tls=Tls(*authority.issue("server"))) as server:
@@ -111,7 +111,7 @@ def test_half_of_a_pair(capsys, option):
 
 
 def test_an_empty_path_is_no_path(capsys, light_repository, files):
-    """Of an empty shell variable: without the authorities everybody would be let in."""
+    """An empty shell variable gives one: without the authorities every client would be accepted."""
     given = ["--tls-certificate", str(files / "crt"), "--tls-key", str(files / "key"), "--tls-client-ca", ""]
     assert main(["--model-repository", str(light_repository), "--http-port", "0", "--grpc-port", "0", *given]) == 2
     assert "error: --tls-client-ca . cannot be read (Is a directory): name a PEM file" in capsys.readouterr().err

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.server
 
 
 def test_what_stops_the_load(tmp_path):
-    """All in one repository: the server names each of them."""
+    """One repository has all of these errors: the server names each of them."""
     pair, picky = models.SumDifference(), models.Picky()
     write(tmp_path, "too_few", pair, ["a"], ["s"])
     write(tmp_path, "no_input", models.Constant(), [], ["y"])

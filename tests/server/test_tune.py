@@ -42,7 +42,7 @@ def own(repository, tmp_path):
 
 @pytest.mark.parametrize(("instances", "largest", "preferred"), [(1, 8, 4), (1, 3, 3), (2, 8, 2), (2, 1, 1)])
 def test_the_preferred_batches_follow(instances, largest, preferred):
-    """Those that are compiled for, or two where several instances run images one by one."""
+    """They are the sizes that are compiled for, or two where several instances run images one by one."""
     config = model_config_pb2.ModelConfig(model_warmup=[{"batch_size": 4}, {"batch_size": 1}])
     set_preferred(config, Settings(2, instances, 2, largest, 0))
     assert list(config.dynamic_batching.preferred_batch_size) == [preferred]
@@ -90,7 +90,7 @@ def test_batches_that_another_step_would_refuse_are_not_tried(own, preprocess, s
     ],
 )
 def test_the_best_must_gain_again(again, what_is_there, kept, monkeypatch):
-    """In each of the alternating turns; what is told is the medians."""
+    """It must gain in each of the alternating turns; the medians are reported."""
     best = replace(NOW, delay_us=1_000)
     monkeypatch.setattr(tune, "candidates", lambda *_: [lambda _: [best]])
     left = {NOW: iter([100, *what_is_there]), best: iter([120, *again])}
@@ -170,7 +170,7 @@ def test_settings_are_written_and_read_again(own):
 
 
 def test_the_embedded_servers_config_follows(own):
-    """What runs alone has every thread."""
+    """A single instance gets every thread."""
     for largest, preferred, instances, lone in ((8, [2], 1, ""), (8, [2], 3, "6"), (1, [1], 3, "6"), (8, [2], 1, "")):
         write_settings(own, Settings(2, instances, 2, largest, 0))
         plain, embedded = (read_config(own, "backbone", file) for file in ("config.pbtxt", EMBEDDED))

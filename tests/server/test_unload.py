@@ -58,7 +58,7 @@ def test_tritonserver_destroys_a_model_in_such_a_thread(light_repository, manage
 
 @pytest.mark.parametrize(("unloading", "asked"), [(0, 1), (2, 3), (1000, 4)])
 def test_a_load_waits_for_what_is_being_unloaded(monkeypatch, unloading, asked):
-    """But not for ever."""
+    """The wait has a limit."""
     requests, now = [], [0.0]
 
     def answer(address, method, path, *_):

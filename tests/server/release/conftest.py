@@ -111,7 +111,7 @@ class Load:
         return self
 
     def wait(self):
-        """Until as many again have been answered: by every client."""
+        """Wait until every client has had this many more answers."""
         enough = len(self.answers) + 40
         deadline = time.monotonic() + 30
         while len(self.answers) < enough and not self.failures:

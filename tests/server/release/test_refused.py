@@ -83,7 +83,7 @@ def test_another_way_to_the_answer_is_named(build, repository, model, old, new, 
 
 
 def test_a_label_is_a_line_as_tritonserver_reads_it(build, repository):
-    """Which splits at newlines alone."""
+    """tritonserver splits labels.txt only at newlines."""
     root = build()
     edit(root / "classifier/labels.txt", "red", "r\red")
     with pytest.raises(ReleaseError, match=r"labels\.txt differs from the one"):
@@ -100,7 +100,7 @@ def test_limits_are_no_preparation(served, build, name):
 
 
 def test_configs_that_were_changed_since_the_start_are_told_to_need_a_restart(served, build, load):
-    """As by server.tune: the backbone alone would take smaller batches, and the ensemble above it would end."""
+    """server.tune changes them: the backbone would take smaller batches, and the ensemble above it would end."""
     paths = [path for name in ("backbone", "classifier") for path in (served.folder / name).rglob("*.pbtxt")]
     before = {path: path.read_text() for path in paths}
     try:
@@ -163,7 +163,7 @@ def test_weights_that_do_not_work_never_go_live(served, build, load, kind, messa
 
 
 class NoProof:
-    """In the place of the proof's server, for what only the live one shows."""
+    """A stand-in for the separate server of the trial, for errors that only the live one shows."""
 
     def __init__(self, server):
         self.http_url = server.http_url
@@ -248,7 +248,7 @@ def test_a_server_of_another_folder_is_noticed(served, build, monkeypatch, tmp_p
 
 
 def test_a_copy_that_differs_is_not_proved(repository, build, monkeypatch, tmp_path):
-    """As a disk may leave it: weights can be damaged and give probabilities all the same."""
+    """A disk may damage a copy: weights can be damaged and give probabilities all the same."""
     served, built = shutil.copytree(repository, tmp_path / "served"), build()
     copytree = shutil.copytree
 

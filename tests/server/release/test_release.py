@@ -51,7 +51,7 @@ def test_an_old_version_that_stays_is_no_failure(served, build, monkeypatch):
 def test_a_request_in_flight_is_answered_by_the_version_that_took_it(
     light_repository, tmp_path, sleep, management_token
 ):
-    """And the supervisor takes the end of the old version's processes for no death."""
+    """The supervisor does not take the end of the old version's processes for a failure."""
     root = shutil.copytree(light_repository, tmp_path / "light", ignore=shutil.ignore_patterns("__pycache__"))
     with (
         TritonServer(root, management_token=management_token) as server,

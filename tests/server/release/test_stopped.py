@@ -64,7 +64,7 @@ def test_while_the_new_version_is_loaded(served, build, load, classify, image, o
 
 
 def test_before_anything_was_changed(served, build, options, monkeypatch, capsys):
-    """In the proof: its server ends too."""
+    """Stopped during the trial: its server ends too."""
     live, before = served.management.ready_versions("backbone"), sorted(served.folder.rglob("*"))
     monkeypatch.setattr(release_module, "check_answers", lambda address: os.kill(os.getpid(), signal.SIGINT))
     assert release_module.main([str(build()), *options]) == 130
