@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checkpoint -> model_repository/ for NVIDIA Triton Inference Server.
+"""Build a model repository for NVIDIA Triton Inference Server from a checkpoint.
 
 python build_models.py --weights runs/digits-nano
 python build_models.py --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth --labels imagenet.txt
@@ -23,41 +23,76 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--arch",
-        help="replknet_31b, _31l, _xl, _small, _nano or any of timm's as timm/NAME; a checkpoint folder names its own",
+        metavar="NAME",
+        help="architecture: replknet_31b, _31l, _xl, _small, _nano or timm/NAME (default: that of a checkpoint folder)",
     )
     parser.add_argument(
-        "--weights", type=Path, help="checkpoint folder or the file in it, or a file of safetensors or torch.save"
+        "--weights",
+        type=Path,
+        metavar="PATH",
+        help="checkpoint: a folder of training, the file in it, or another file of safetensors or torch.save",
     )
-    parser.add_argument("--random-weights", action="store_true", help="no checkpoint: for measuring speed only")
+    parser.add_argument("--random-weights", action="store_true", help="use random weights, only to measure speed")
     parser.add_argument(
-        "--labels", type=Path, help="text file, one label per line (default: the checkpoint's, else the indices)"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("model_repository"), help="the repository (default: %(default)s)"
-    )
-    parser.add_argument("--image-size", type=int, help="pixels (default: the checkpoint's or the architecture's)")
-    parser.add_argument(
-        "--crop-pct", type=float, help="share of the resized shorter side that is kept (default: as for --image-size)"
-    )
-    parser.add_argument("--crop-mode", help="timm's: center, squash or border (default: as for --image-size)")
-    parser.add_argument(
-        "--precision", choices=sorted(PRECISIONS), default="fp32", help="of weights and activations (default: fp32)"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="text file with one label per line (default: the checkpoint's labels, else the class indices)",
     )
     parser.add_argument(
-        "--format", default="torchscript", help=f"comma-separated: {', '.join(FORMATS)} (default: torchscript)"
+        "--output",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="FOLDER",
+        help="model repository to write (default: %(default)s)",
     )
-    parser.add_argument("--version", type=int, help="version number (default: the next)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the network's input in pixels (default: that of the checkpoint, else of the architecture)",
+    )
+    parser.add_argument(
+        "--crop-pct",
+        type=float,
+        metavar="SHARE",
+        help="share of the resized image's shorter side that the crop keeps, 0.1 to 1 (default: as for --image-size)",
+    )
+    parser.add_argument(
+        "--crop-mode",
+        metavar="MODE",
+        help="how images become square, as in timm: center, squash or border (default: as for --image-size)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=sorted(PRECISIONS),
+        default="fp32",
+        help="data type of weights and activations (default: fp32)",
+    )
+    parser.add_argument(
+        "--format",
+        default="torchscript",
+        metavar="FORMAT,...",
+        help=f"formats of the exported model, separated by commas: {', '.join(FORMATS)} (default: torchscript)",
+    )
+    parser.add_argument("--version", type=int, metavar="N", help="version number (default: the next one)")
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
+        metavar="N",
         help="CPU threads of the backbone (default: 0, all cores that this build may use)",
     )
     parser.add_argument(
-        "--class-map", action="store_true", help="also an ensemble that shows where the answer's evidence lies"
+        "--class-map",
+        action="store_true",
+        help="also build an ensemble that returns a map of the evidence for the answer",
     )
     parser.add_argument(
-        "--parity-images", type=Path, help="compared with eager on these (default: scikit-learn's photographs)"
+        "--parity-images",
+        type=Path,
+        metavar="FOLDER",
+        help="images on which the export is compared with eager PyTorch (default: scikit-learn's photographs)",
     )
     values = vars(parser.parse_args(arguments))
     values["formats"] = tuple(part.strip() for part in values.pop("format").split(",") if part.strip())

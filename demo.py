@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole path on real handwritten digits: train, build, serve, classify, look. `make demo`, `make serve`."""
+"""Take the whole path on real handwritten digits: train, build, serve, classify, draw. `make demo`, `make serve`."""
 
 import argparse
 import hashlib
@@ -170,10 +170,14 @@ def draw(images: list[tuple[Path, str]], answers: list[list[Prediction]]) -> Non
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--serve", action="store_true", help="stay in the foreground until Ctrl-C; other options go to the server"
+        "--serve", action="store_true", help="serve until Ctrl-C instead of classifying; other options go to the server"
     )
     parser.add_argument(
-        "--repository", type=Path, default=Path(__file__).with_name("model_repository"), help="where it is built"
+        "--repository",
+        type=Path,
+        default=Path(__file__).with_name("model_repository"),
+        metavar="FOLDER",
+        help="model repository to build (default: model_repository)",
     )
     options, for_server = parser.parse_known_args()
     if for_server and not options.serve:

@@ -207,15 +207,17 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m page", description=(__doc__ or "").splitlines()[0], epilog="See docs/page.md."
     )
     add = parser.add_argument
-    add("--server", action="append", metavar="HOST:PORT", help="again for more of them (default: this machine)")
-    add("--protocol", choices=["grpc", "http"], default="grpc", help="default: grpc")
-    add("--model", default="classifier", help="default: classifier")
-    add("--timeout", type=float, default=10.0, metavar="SECONDS", help="for one picture (default: 10)")
-    add("--host", default="127.0.0.1", help="where the page listens (default: 127.0.0.1)")
-    add("--port", type=int, default=7860, help="default: 7860")
-    add("--root-path", default="", metavar="PATH", help="the prefix that a proxy strips, such as /try")
-    add("--concurrency", type=int, default=2, metavar="N", help="pictures at a time (default: 2)")
-    add("--max-megabytes", type=float, default=20.0, metavar="MB", help="of a picture (default: 20)")
+    add("--server", action="append", metavar="HOST:PORT", help="server to ask; may be repeated (default: this machine)")
+    add("--protocol", choices=["grpc", "http"], default="grpc", help="protocol of the requests (default: grpc)")
+    add("--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)")
+    add("--timeout", type=float, default=10.0, metavar="SECONDS", help="time limit for one picture (default: 10)")
+    add("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
+    add("--port", type=int, default=7860, help="port of the page (default: 7860)")
+    add("--root-path", default="", metavar="PATH", help="path prefix that a proxy strips, such as /try")
+    add("--concurrency", type=int, default=2, metavar="N", help="pictures classified at a time (default: 2)")
+    add(
+        "--max-megabytes", type=float, default=20.0, metavar="MB", help="largest picture that is accepted (default: 20)"
+    )
     options = parser.parse_args(arguments)
     if options.concurrency < 1 or not 1 <= options.max_megabytes < math.inf:
         parser.error("--concurrency and --max-megabytes: give a number, 1 or more")

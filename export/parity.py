@@ -54,7 +54,7 @@ def real_pixels(folder: Path | None, image_size: int, count: int = 8) -> Tensor:
         paths = sample_photographs()
     else:
         if not folder.is_dir():
-            raise FileNotFoundError(f"--parity-images {folder} is not a folder")
+            raise FileNotFoundError(f"--parity-images {folder} is not a folder: name a folder of images")
         paths = sorted(path for path in map(Path, files_below(folder)) if path.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
             raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -41,7 +41,7 @@ def check_options(options: BuildOptions) -> None:
     if unknown or not options.formats:
         raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
     if options.weights is None and not options.random_weights:
-        raise ValueError("name --weights, or ask for --random-weights (for measuring speed only)")
+        raise ValueError("give --weights, or --random-weights, which is only for measuring speed")
     if options.weights is not None and options.random_weights:
         raise ValueError(f"--weights {options.weights} or --random-weights, not both")
     for option, path in (("--weights", options.weights), ("--labels", options.labels)):

@@ -45,7 +45,7 @@ class AdapterRules(Strict):
 
 
 class AdapterValues(Strict):
-    """Of the chart prometheus-community/prometheus-adapter: what Widefield sets."""
+    """The values that Widefield sets of the chart prometheus-community/prometheus-adapter."""
 
     rules: AdapterRules
 

@@ -1,4 +1,4 @@
-"""What the tests of deploy/ read: the image's files, the chart rendered, the queries of rules and dashboard."""
+"""Readers of what deploy/ holds: the image's files, the chart rendered, the queries of rules and dashboard."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def dashboard():
 
 
 def queries():
-    """Where each query stands -> the query."""
+    """The place of each query -> the query."""
     found = {f"alert {rule['alert']}": rule["expr"] for rule in rules()}
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:

@@ -80,7 +80,7 @@ def test_gpu():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_gpus_are_counted_in_one_place(count):
-    """Else a pod would have GPUs that serve.py is told to leave alone, or others than were asked for."""
+    """Else a pod could get GPUs that serve.py is told not to use, or another number than was asked for."""
     limits = {"limits": {"nvidia.com/gpu": 2}}
     said = rf"resources\.limits has nvidia\.com/gpu: 2, but gpu\.count is {count}: set gpu\.count instead"
     with pytest.raises(helm_call.ValuesError, match=said):

@@ -1,4 +1,4 @@
-"""What the image's entry point says of a variable that cannot be used, before it starts tritonserver."""
+"""The image's entry point names a variable that cannot be used, before it starts tritonserver."""
 
 import os
 import shutil

@@ -46,7 +46,7 @@ def test_panels_have_places_of_their_own():
 
 
 def lost(given, kept, place="dashboard"):
-    """Where `given` holds what `kept` does not."""
+    """The paths that `given` has and `kept` does not."""
     if isinstance(given, dict):
         for key, value in given.items():
             here = f"{place}.{key}"
@@ -59,7 +59,7 @@ def lost(given, kept, place="dashboard"):
 
 
 def test_grafana_knows_every_field_of_the_dashboard():
-    """Its own types keep what they know: a misspelt field would not come back."""
+    """Grafana's own types keep only the fields that they know: a misspelt one would not come back."""
     pytest.importorskip("grafana_foundation_sdk", reason="Grafana's types need Python 3.11")
     from grafana_foundation_sdk.cog import plugins
     from grafana_foundation_sdk.cog.encoder import JSONEncoder

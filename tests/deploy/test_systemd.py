@@ -32,7 +32,7 @@ def test_the_server_takes_its_options():
 
 
 def test_systemd_waits_for_the_start_and_for_the_drain():
-    """Else it would kill a server that is still about either."""
+    """With shorter limits systemd would kill a server during its start or its drain."""
     seconds = dict(re.findall(r"^Timeout(Start|Stop)Sec=(\d+)$", UNIT.read_text(), re.MULTILINE))
     defaults = parse_arguments([])
     assert int(seconds["Start"]) > defaults.start_timeout

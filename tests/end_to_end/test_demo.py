@@ -1,4 +1,4 @@
-"""What demo.py finds before it trains or builds."""
+"""The checks that demo.py makes before it trains or builds."""
 
 from pathlib import Path
 from unittest.mock import Mock

@@ -54,7 +54,7 @@ def private_folders(temporary: Path) -> set[str]:
 
 
 def run_demo(models: Path, temporary: Path) -> tuple[str, set[str]]:
-    """What it says, and the names that its servers' private folders had."""
+    """Run demo.py; return its output and the names of its servers' private folders."""
     command = [sys.executable, "demo.py", "--repository", str(models)]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     folders: set[str] = set()
@@ -70,7 +70,7 @@ def run_demo(models: Path, temporary: Path) -> tuple[str, set[str]]:
 
 
 def assert_nothing_left(folders: set[str], temporary: Path) -> None:
-    """Of servers with these private folders: no process, no shared memory, no folder."""
+    """Assert that servers with these private folders left no process, shared memory or folder."""
     commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     named = [*commands, *os.listdir("/dev/shm")]
     assert not [each for each in named if any(folder in each for folder in folders)]

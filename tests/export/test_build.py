@@ -133,7 +133,7 @@ def test_configs_agree(repository: Path) -> None:
 
 
 def test_warmed_up_with_a_picture_as_large_as_is_decoded_in_full(repository: Path) -> None:
-    """So its memory is allocated before the first request; with one pixel more it would be decoded at half its size."""
+    """Its memory is then there before the first request; with one pixel more it would be decoded at half its size."""
     element = (repository / "preprocess/warmup/image").read_bytes()
     data = element[4:]
     assert element[:4] == len(data).to_bytes(4, "little"), "as tritonserver has a string"

@@ -244,7 +244,7 @@ def test_a_first_build_needs_no_locks(checkpoint: Path, tmp_path: Path, monkeypa
 
 
 def test_what_a_killed_build_has_left_is_removed(checkpoint: Path, tmp_path: Path) -> None:
-    """And nothing of a running build."""
+    """The next build removes it, and nothing of a build that is running."""
     killed, living = tmp_path / ".models.building-0123", tmp_path / ".models.building-4567"
     for folder in (killed, living):
         (folder / "backbone/1").mkdir(parents=True)

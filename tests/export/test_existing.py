@@ -154,7 +154,7 @@ REASONS = {
 
 @pytest.mark.parametrize(("reason", "spec"), REASONS.items())
 def test_what_a_build_cannot_serve_goes_for_the_reason_it_says(output: Path, reason: str, spec: ServingSpec) -> None:
-    """And numbers keep rising, there and back: a number never means two sets of weights."""
+    """Version numbers keep rising when the format changes there and back: a number never means two sets of weights."""
     build(output)
     assert build(output, spec) == (3, [f"removed version 1, 2: {reason}"])
     assert build(output, spec) == (4, [])
@@ -177,7 +177,7 @@ def test_a_build_into_a_served_folder_says_so(output: Path) -> None:
 
 
 class Owner:
-    """What holds a folder."""
+    """The process that holds a folder's lock."""
 
 
 def test_other_labels_are_a_reason(output: Path) -> None:

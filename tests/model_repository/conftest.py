@@ -38,7 +38,7 @@ class FakeError(Exception):
 
 
 def fake_backend_utils() -> ModuleType:
-    """What preprocess uses of the module that lives only inside tritonserver's Python backend."""
+    """A fake of the module that exists only in tritonserver's Python backend, with what preprocess uses of it."""
     module = ModuleType("triton_python_backend_utils")
     module.Tensor = FakeTensor
     module.TritonError = FakeError

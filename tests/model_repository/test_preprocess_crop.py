@@ -1,4 +1,4 @@
-"""What part of the picture the pixels are of: held to the pixels themselves."""
+"""The crop takes the right part of the picture, as its pixels show."""
 
 import io
 import math

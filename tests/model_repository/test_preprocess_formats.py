@@ -20,7 +20,7 @@ def encode(image, kind="PNG", **options):
 
 @pytest.fixture
 def plain(transform):
-    """No resize and no crop for a SIDE x SIDE picture."""
+    """A step that neither resizes nor crops a SIDE x SIDE picture."""
     return transform.Settings(SIDE, SIDE, "bicubic")
 
 

@@ -30,7 +30,7 @@ def reduced(transform):
 
 
 def decoded_size(transform, monkeypatch, data, settings):
-    """Of the picture as it was decoded."""
+    """Return the size at which the picture was decoded."""
     sizes = []
     convert = transform.to_rgb
     monkeypatch.setattr(transform, "to_rgb", lambda image: sizes.append(image.size) or convert(image))

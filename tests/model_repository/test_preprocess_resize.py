@@ -102,7 +102,7 @@ def test_no_resize_at_all(resize):
 
 
 def test_another_pillow(resize, monkeypatch, capfd):
-    """One that rounds otherwise is found out when the library is loaded."""
+    """A Pillow that rounds otherwise is detected when the library is loaded."""
     resize_as_it_is = Image.Image.resize
     monkeypatch.setattr(
         Image.Image, "resize", lambda self, *arguments: resize_as_it_is(self, *arguments).point(lambda level: level ^ 1)

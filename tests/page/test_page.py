@@ -157,7 +157,7 @@ def test_a_model_without_a_map(picture: Callable[..., str]) -> None:
 
 
 def test_the_time_is_the_answers_alone(picture: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the time of the failed request for a map."""
+    """The failed request for a map is not counted."""
     clock = [0.0]
 
     def reply(request: Request) -> object:
@@ -290,7 +290,7 @@ def test_no_gradio(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What Gradio is started with, in its place; "error" is raised then."""
+    """The arguments that Gradio would be started with; an "error" in it is raised instead."""
     found: dict[str, Any] = {}
 
     def launch(**options: Any) -> None:
