@@ -158,7 +158,9 @@ class AdvProp(Supervised):
     ) -> None:
         super().__init__(model, criterion)
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-            raise SettingsError(f"AdvProp needs batch norms, {type(model).__name__} has none")
+            raise SettingsError(
+                f"--adversarial advprop needs batch norms, {type(model).__name__} has none: choose fast_at or none"
+            )
         add_auxiliary(model)
         self.pixel_model = _pixel_view(mean, std)
         self.epsilon = epsilon

@@ -122,7 +122,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     """
     check_ranges(config)
     if len(set(config.attacks)) < len(config.attacks):
-        raise SettingsError(f"--attacks {' '.join(config.attacks)}: each once")
+        raise SettingsError(f"--attacks {' '.join(config.attacks)}: name each attack once")
     check_used(config, Config, USED_BY)
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]

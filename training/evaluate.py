@@ -104,7 +104,10 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
         tau_normalize(linear_head(model), config.tau_norm)
     if config.logit_adjustment:
         if made.get("class_counts") is None:
-            raise SettingsError(f"--logit-adjustment needs class_counts in {arguments_file(config.checkpoint)}")
+            raise SettingsError(
+                f"--logit-adjustment needs class_counts in {arguments_file(config.checkpoint)}: "
+                "take a checkpoint of training.finetune"
+            )
         adjust_logits(linear_head(model), made["class_counts"], config.logit_adjustment)
 
 
@@ -122,7 +125,7 @@ def evaluate(
     for option, path in tables.items():
         check_file(option, path)
         if any(other.absolute() == path.absolute() for name, other in tables.items() if name != option):
-            raise SettingsError(f"{option} {path}: another table is written there, name another file")
+            raise SettingsError(f"{option} {path}: another table is written to this file, name another")
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)

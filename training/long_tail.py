@@ -20,7 +20,7 @@ def long_tail_counts(largest: int, classes: int, imbalance: float) -> list[int]:
     `imbalance` is the first count divided by the last. Raises `SettingsError` below 1.
     """
     if not imbalance >= 1:
-        raise SettingsError(f"--imbalance {imbalance}: the largest class over the smallest, at least 1")
+        raise SettingsError(f"--imbalance {imbalance}: it must be at least 1: the largest class over the smallest")
     powers = [index / max(1, classes - 1) for index in range(classes)]
     return [max(1, int(largest * imbalance**-power + 1e-9)) for power in powers]
 

@@ -59,7 +59,7 @@ class Focal(nn.Module):
     def __init__(self, gamma: float = 2.0, weight: Tensor | None = None) -> None:
         super().__init__()
         if not gamma >= 0:
-            raise SettingsError(f"--focal-gamma {gamma}: at least 0 (0 is cross-entropy, the paper has 2)")
+            raise SettingsError(f"--focal-gamma {gamma}: it must be at least 0 (0 is cross-entropy, the paper has 2)")
         self.gamma = gamma
         self.register_buffer("weight", weight)
 

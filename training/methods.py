@@ -42,17 +42,22 @@ def check_method(config: Config) -> None:
         what = config.loss if config.loss in HARD_TARGETS else "--head-only" if config.head_only else config.adversarial
         raise SettingsError(f"--mixup and --cutmix make soft targets, {what} needs hard ones: set both to 0")
     if config.adversarial != "none" and (special or config.head_only):
-        raise SettingsError(f"--adversarial {config.adversarial} goes with a loss on logits, not with this method")
+        other = "--head-only" if config.head_only else f"--loss {config.loss}"
+        raise SettingsError(f"--adversarial {config.adversarial} does not go with {other}: leave one of them out")
     if config.adversarial != "none" and config.random_erasing:
-        raise SettingsError("--random-erasing leaves [0,1], where attacks live: set it to 0")
+        raise SettingsError(
+            "--random-erasing makes pixels outside [0,1], which --adversarial cannot attack: set it to 0"
+        )
     if config.head_only and (special or config.weights is None):
-        raise SettingsError("--head-only needs the features of --weights, and a loss on logits")
+        raise SettingsError("--head-only needs the features of --weights, and another --loss than ldam, paco and gpaco")
     for name in ("drop_path", "layer_decay") if config.head_only else ():
         if (value := getattr(config, name)) != getattr(PRESETS[config.preset], name):
             option = f"--{name.replace('_', '-')} {value}"
             raise SettingsError(f"{option} does nothing with --head-only, whose features are frozen: leave it out")
     if config.keep_head and (config.head_only or config.weights is None):
-        raise SettingsError("--keep-head needs --weights, and no --head-only, whose head is new: or --no-keep-head")
+        raise SettingsError(
+            "--keep-head needs --weights, and --head-only trains a new head: leave it out (--no-keep-head)"
+        )
     if config.loss in WITHOUT_SMOOTHING and config.label_smoothing:
         raise SettingsError(f"--label-smoothing {config.label_smoothing}: {config.loss} has none; leave it out")
     if config.class_weights != "none" and config.loss not in ("cross_entropy", "focal"):
@@ -109,6 +114,6 @@ def make_learner(model: nn.Module, config: Config, model_config: ModelConfig, co
         return Supervised(model, criterion)
     if (images := sum(counts)) < config.batch_size and images % 2:  # all images are one batch
         what = f"--batch-size {config.batch_size} with --mixup or --cutmix on {images} images"
-        raise SettingsError(f"{what}: {images - 1} or a lower even one")
+        raise SettingsError(f"{what}: take {images - 1} or a lower even number")
     mix = MixBatch(config, label_smoothing(config), model_config.num_classes, config.batch_size)
     return Supervised(model, criterion, mix)

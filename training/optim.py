@@ -53,7 +53,9 @@ def parameter_groups(learner: nn.Module, model: nn.Module, weight_decay: float, 
     if layer_decay == 1.0:
         return param_groups_weight_decay(learner, weight_decay, no_weight_decay_list=[f"model.{name}" for name in free])
     if not hasattr(model, "group_matcher"):
-        raise SettingsError(f"--layer-decay: the layers of {type(model).__name__} are not known; use 1")
+        raise SettingsError(
+            f"--layer-decay: the layers of {type(model).__name__} are not known: use 1, the same rate for all"
+        )
     rest = nn.ParameterList(each for name, each in learner.named_parameters() if not name.startswith("model."))
     return [
         *param_groups_layer_decay(model, weight_decay, free, layer_decay=layer_decay),

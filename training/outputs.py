@@ -20,7 +20,7 @@ def check_file(option: str, path: Path) -> None:
     if path.is_dir():
         raise SettingsError(f"{option} {path} is a folder: name a file")
     if path.exists() and path.name in (WEIGHTS_FILE, CONFIG_FILE, ARGUMENTS_FILE, LOG_FILE, VAL_LIST):
-        raise SettingsError(f"{option} {path} is a run's own: name another file")
+        raise SettingsError(f"{option} {path} is a file of a training run: name another")
     if not path.exists():
         _check(option, path, path.parent)
     elif not os.access(path, os.W_OK):

@@ -37,7 +37,9 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         buffer: int = 8192,
     ) -> None:
         if size < batch_size * world and (world > 1 or size < 1):
-            raise SettingsError(f"{size} images for {world} processes x batch size {batch_size}: lower --batch-size")
+            raise SettingsError(
+                f"{size} images are too few for {world} processes x --batch-size {batch_size}: lower it"
+            )
         self.size, self.seed, self.rank, self.world = size, seed, rank, world
         self.batch_size = min(batch_size, size)
         self.weights, self.windows, self.buffer = weights, windows, buffer

@@ -148,12 +148,12 @@ def check_loop(config: LoopConfig, preset: LoopConfig) -> None:
     if (config.min_lr or 0) > config.lr:
         raise SettingsError(f"--min-lr {config.min_lr}: it must be at most --lr {config.lr}, from which it falls")
     if not 0 <= config.ema_decay < 1:
-        raise SettingsError(f"--ema-decay {config.ema_decay}: at least 0 and below 1")
+        raise SettingsError(f"--ema-decay {config.ema_decay}: it must be at least 0 and below 1")
     if not config.ema_decay and config.ema_warmup != preset.ema_warmup:
         shown = "--ema-warmup" if config.ema_warmup else "--no-ema-warmup"
         raise SettingsError(f"{shown} does nothing with --ema-decay 0, without an average: leave one of them out")
     if not 0 < (area := getattr(config, "min_crop_area", 1.0)) <= 1:
-        raise SettingsError(f"--min-crop-area {area}: above 0 and at most 1")
+        raise SettingsError(f"--min-crop-area {area}: it must be above 0 and at most 1")
     for name, value in NOT_CHECKPOINTED if config.grad_checkpointing else ():
         if getattr(config, name, None) == value:
             option = f"--{name.replace('_', '-')}" + (f" {value}" if isinstance(value, str) else "")

@@ -132,9 +132,9 @@ def _flat(config: SplitConfig) -> Path:
     """Return --data. Raises `SettingsError` unless a share of it can be held out."""
     data, asked = config.data, f"--val-share {config.val_share}"
     if not 0 < config.val_share < 1:
-        raise SettingsError(f"{asked}: at least 0 and below 1")
+        raise SettingsError(f"{asked}: it must be at least 0 and below 1")
     if config.val_folder != SplitConfig.val_folder:
-        raise SettingsError(f"{asked} and --val-folder {config.val_folder}: give one of them alone")
+        raise SettingsError(f"{asked} and --val-folder {config.val_folder}: give only one of them")
     if shard_files(data):
         raise SettingsError(f"{asked}: {data} holds shards: put some into {data}/train and some into {data}/val")
     if _folders(data / "train"):

@@ -135,7 +135,7 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         held.add(lock_folder(folder))
     except BlockingIOError:
-        raise SettingsError(f"--output {folder}: another run trains there, name another folder") from None
+        raise SettingsError(f"--output {folder}: another run is training there: name another folder") from None
     except OSError:  # a file system without locks
         pass
     _handles.update(held)

@@ -36,7 +36,7 @@ def test_script_reports_accuracies_with_settings(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """With the option's name in explain and compare, and with its own."""
+    """The file may be named by --output, as in explain and compare, or by --save."""
     saved = tmp_path / "robust.json"
     options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--count", "10"]
     monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", output, str(saved), "--device", "cpu"])
@@ -82,7 +82,7 @@ class Brightness(nn.Module):
 def test_what_was_wrong_is_not_right_under_an_attack(
     checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the attack's image is right, as all are here."""
+    """It counts as wrong even if the attacked image is classified right, as all are here."""
     load = attack_script.load_classifier
     monkeypatch.setattr(attack_script, "load_classifier", lambda *given: (Brightness(), *load(*given)[1:]))
 
@@ -138,7 +138,7 @@ def test_a_part_of_the_images_is_of_all_classes(
         ({"steps": 0}, "--steps 0: it must be at least 1"),
         ({"seed": -1}, "--seed -1"),
         ({"batch_size": 0}, "--batch-size 0: it must be at least 1"),
-        ({"attacks": ("fgsm", "pgd", "fgsm")}, "--attacks fgsm pgd fgsm: each once"),
+        ({"attacks": ("fgsm", "pgd", "fgsm")}, "--attacks fgsm pgd fgsm: name each attack once"),
         ({"attacks": ("fgsm",), "restarts": 10}, "--restarts 10 does nothing without --attacks pgd or apgd: add it"),
         ({"attacks": ("fgsm", "autoattack"), "steps": 50}, "--steps 50 does nothing without --attacks pgd or apgd"),
         ({"attacks": ("fgsm", "apgd"), "step": 1.0}, r"--step 1\.0 does nothing without --attacks pgd: add it"),

@@ -178,7 +178,7 @@ def test_the_corners_of_affine_have_the_mean_colour_or_are_black() -> None:
 
 
 def test_affine_neither_mirrors_nor_moves_far() -> None:
-    """What is up and left stays there."""
+    """A mark in the upper left stays there."""
     corner = np.zeros((32, 32, 3), np.uint8)
     corner[7:9, 7:9] = 255
     transform = train_transform(CONFIG, AugmentConfig("affine", affine_fill="black"))

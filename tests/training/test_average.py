@@ -11,7 +11,7 @@ from training.optim import Average
 
 @pytest.mark.parametrize("warmup", [True, False])
 def test_the_average_is_timms_to_the_bit(warmup: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of weights that have moved to other memory, as they do for several processes; no step lists the state."""
+    """This holds for weights that moved to other memory too, as with several processes; no step lists the state."""
     torch.manual_seed(0)
     model = create_model("replknet_nano", 3).train()
     ours, timms = Average(model, 0.9, warmup), ModelEmaV3(model, 0.9, use_warmup=warmup)

@@ -40,7 +40,7 @@ def step(method: dict, checkpointed: bool, amp: bool = False) -> tuple[float, di
 
 @pytest.mark.parametrize("name", [*METHODS, "bf16"])
 def test_a_step_is_the_same_bit_for_bit(name: str) -> None:
-    """With the operator, drop path's random numbers and statistics that are counted once."""
+    """The operator runs, drop path draws the same random numbers, and batch statistics are counted once."""
     (loss, tensors), (expected_loss, expected) = (
         step(METHODS.get(name, {}), checkpointed, amp=name == "bf16") for checkpointed in (True, False)
     )

@@ -52,7 +52,7 @@ def test_published_weights_are_judged_by_every_script(published: Path, images: P
 def test_a_published_file_is_judged_at_the_size_that_it_was_published_at(
     published: Path, images: Path, tmp_path: Path
 ) -> None:
-    """As RepLKNet-31B's of 384 px, which are squashed; the architecture's own are 224 px with a crop."""
+    """RepLKNet-31B's weights of 384 px are squashed; the architecture's own are 224 px with a crop."""
     size: dict[str, Any] = {"image_size": 64, "crop_pct": 1.0, "crop_mode": "squash"}
     _, config, _ = load_classifier(published, "replknet_nano")
     same = load_classifier(published, "replknet_nano")[0]

@@ -25,7 +25,7 @@ RUN = {"optimizer": "sgd", "lr": 1e-6, "drop_path": 0.0, "epochs": 1, "sync_bn":
 
 @pytest.fixture(scope="module")
 def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes of torchrun left."""
+    """The folder that two processes of torchrun wrote."""
     folder = tmp_path_factory.mktemp("two")
     config = tiny(folder / "run", batch_size=8, **RUN)
     names = (*RUN, "batch_size", "workers", "warmup_epochs", "ema_decay", "device")
@@ -78,7 +78,7 @@ def test_statistics_of_their_own_are_averaged(tiny: Tiny, folder: Path, tmp_path
 
 
 def test_each_process_draws_its_own_random_numbers(folder: Path) -> None:
-    """Else both would drop the same paths and mix alike."""
+    """With the same numbers both would drop the same paths and mix alike."""
     drawn = [number for rank in (0, 1) for number in torch.load(folder / f"results{rank}.pt")["drawn"]]
     assert len(set(drawn)) == len(drawn) == 2 * 6
 
@@ -97,7 +97,7 @@ def test_the_watch_is_over_the_images_of_all_processes(folder: Path) -> None:
 
 
 def test_two_processes_resume(folder: Path) -> None:
-    """To the very same weights, with --sync-bn; and not if they find the run at different steps."""
+    """They reach the same weights, with --sync-bn, and refuse a run that they find at different steps."""
     assert_same(folder / "whole", folder / "cut")
     assert records(folder / "whole") == records(folder / "cut")
     for rank, name in enumerate(("cut", "alone")):
@@ -142,7 +142,7 @@ def test_sync_batch_norm_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_torchrun(tiny: Tiny, tmp_path: Path) -> None:
-    """As a user starts it; then its parent gets SIGTERM."""
+    """Start torchrun as a user does; then send SIGTERM to it."""
     config = tiny(tmp_path / "run")
     options = ["--preset", "digits", "--data", str(config.data), "--output", str(config.output), "--epochs", "4"]
     options += ["--save-every", "1", "--batch-size", "8", "--sync-bn", "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""What an evaluation counts and says: the confusion matrix, top-1 and top-5, the table by class."""
+"""What an evaluation counts and reports: the confusion matrix, top-1 and top-5, the table by class."""
 
 import csv
 import tarfile
@@ -173,7 +173,7 @@ def test_each_table_has_a_file_of_its_own_and_is_named(
     checkpoint: Path, small_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     values = {"checkpoint": checkpoint, "data": small_digits / "val", "device": "cpu", "csv": tmp_path / "a.csv"}
-    with pytest.raises(SettingsError, match=r"--csv .*a\.csv: another table is written there"):
+    with pytest.raises(SettingsError, match=r"--csv .*a\.csv: another table is written to this file"):
         evaluate(EvaluateConfig(**values, confusion=tmp_path / "a.csv"))
     script.report(EvaluateConfig(**values, save=tmp_path / "saved"))
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {tmp_path / 'a.csv'}, {tmp_path / 'saved'}"

@@ -36,7 +36,7 @@ def test_a_name_that_is_not_utf8_is_printed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture) -> None:
-    """Not as rich's markup or emoji."""
+    """It is not read as rich's markup or emoji."""
     standard_output().print("runs/exp[v2]: a:b:c :100: [/x]")
     assert capsys.readouterr().out == "runs/exp[v2]: a:b:c :100: [/x]\n"
 

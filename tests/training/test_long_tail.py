@@ -36,7 +36,7 @@ COUNTS = [500, 90, 7]
 
 @pytest.fixture
 def batch() -> tuple[Tensor, Tensor]:
-    """Of unequal classes: the mean of the weights over the batch is not 1."""
+    """A batch of unequal classes: the mean of their weights is not 1."""
     generator = torch.Generator().manual_seed(0)
     return 3 * torch.randn(6, 3, dtype=torch.float64, generator=generator), torch.tensor([0, 1, 2, 2, 2, 0])
 
@@ -150,7 +150,7 @@ def test_focal_is_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("gamma", [-0.5, math.nan])
 def test_focal_refuses_a_gamma_that_prefers_the_easy(gamma: float) -> None:
-    with pytest.raises(SettingsError, match=f"--focal-gamma {gamma}: at least 0"):
+    with pytest.raises(SettingsError, match=f"--focal-gamma {gamma}: it must be at least 0"):
         Focal(gamma)
 
 

@@ -182,7 +182,7 @@ def test_held_out_images_keep_their_masks_and_training_images_do_not(images: Pat
 
 
 def test_crops_are_upstreams_for_the_same_seed() -> None:
-    """Of 3/4 to 4/3 times as wide as high, bilinear."""
+    """Crops are 3/4 to 4/3 times as wide as high, and bilinear."""
     pixels = np.random.RandomState(0).randint(0, 256, (50, 80, 3), dtype=np.uint8)
     upstreams = transforms.RandomResizedCrop(32, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3))
     upstreams = transforms.Compose([upstreams, transforms.ToTensor(), transforms.Normalize(CONFIG.mean, CONFIG.std)])

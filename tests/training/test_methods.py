@@ -167,8 +167,8 @@ def test_a_presets_own_setting_is_not_refused() -> None:
         ({"loss": "paco", "paco_alpha": -0.1}, "--paco-alpha -0.1: it must be at least 0"),
         ({"lr": 0.0}, r"--lr 0\.0: it must be above 0"),
         ({"lr": 1e-3, "min_lr": 1e-2}, r"--min-lr 0\.01: it must be at most --lr 0\.001, from which it falls"),
-        ({"ema_decay": 1.0}, r"--ema-decay 1\.0: at least 0 and below 1"),
-        ({"min_crop_area": 0.0}, r"--min-crop-area 0\.0: above 0 and at most 1"),
+        ({"ema_decay": 1.0}, r"--ema-decay 1\.0: it must be at least 0 and below 1"),
+        ({"min_crop_area": 0.0}, r"--min-crop-area 0\.0: it must be above 0 and at most 1"),
     ],
 )
 def test_a_number_out_of_range_is_refused_before_any_work(
@@ -195,7 +195,7 @@ def test_what_holds_is_recorded(changes: dict, holds: dict, tiny: Tiny, tmp_path
 def test_one_odd_batch_cannot_be_mixed(tiny: Tiny, tmp_path: Path) -> None:
     """An imbalance of 8 leaves 32 + 11 + 4 images."""
     config = tiny(tmp_path / "run", mixup=0.8, batch_size=64, imbalance=8.0, epochs=1)
-    with pytest.raises(SettingsError, match="--batch-size 64 with --mixup or --cutmix on 47 images: 46 or a lower"):
+    with pytest.raises(SettingsError, match="--batch-size 64 with --mixup or --cutmix on 47 images: take 46"):
         train(config, QUIET)
     train(dataclasses.replace(config, batch_size=46), QUIET)
     learner_of(config, (32, 22, 16))  # more than a batch

@@ -80,7 +80,7 @@ def test_what_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     check_file("--csv", Path("/dev/stdout"))
     assert not list(tmp_path.iterdir()), "looking leaves nothing"
     Path("args.json").touch()
-    with pytest.raises(SettingsError, match=r"--predictions args\.json is a run's own: name another file"):
+    with pytest.raises(SettingsError, match=r"--predictions args\.json is a file of a training run: name another"):
         check_file("--predictions", Path("args.json"))
     with pytest.raises(SettingsError, match="is a folder: name a file"):
         check_file("--csv", tmp_path)
@@ -150,7 +150,7 @@ def test_figures_are_shown_on_a_full_disk(
 
 
 def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, tmp_path: Path) -> None:
-    """So that the same command can be given again."""
+    """The same command can then be given again."""
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "bad.png").write_bytes(b"no image")
     config = evaluate.Config(checkpoint, tmp_path, save=tmp_path / "saved", device="cpu")

@@ -66,7 +66,7 @@ def test_resumed_equals_uninterrupted(name: str, tiny: Tiny, tmp_path: Path, mon
 
 @pytest.mark.parametrize("step", [0, 1, 6, 7])
 def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first state, right at the end of an epoch, and right after it."""
+    """The run is cut off before the first state, right at the end of an epoch, and right after it."""
     config = tiny(tmp_path / "cut")
     with monkeypatch.context() as patch:
         before_step(step, die, patch)
@@ -109,7 +109,7 @@ def test_cut_off_in_an_evaluation(
 
 @pytest.mark.parametrize("call", ["copyfile", "rmtree"])
 def test_cut_off_while_publishing(call: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the checkpoint is in its place, and when half of last/ is gone."""
+    """The run is cut off before the checkpoint is in its place, and when half of last/ is gone."""
     config = tiny(tmp_path / "cut", epochs=1)
 
     def cut_off(path: Path, *_: object) -> None:
@@ -263,7 +263,7 @@ def test_a_second_run_into_the_folder_of_one_that_trains_is_refused(
     refused = []
 
     def again() -> None:
-        with pytest.raises(SettingsError, match=r"--output .*run: another run trains there, name another folder"):
+        with pytest.raises(SettingsError, match=r"--output .*run: another run is training there: name another folder"):
             train(tiny(tmp_path / "run", resume=resume), QUIET)
         refused.append(resume)
 

@@ -58,7 +58,7 @@ def test_processes_share_what_one_would_take() -> None:
     one = list(EpochBatches(26, 8))
     two = [list(EpochBatches(26, 4, rank=rank, world=2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*two, strict=True)] == one
-    with pytest.raises(SettingsError, match="7 images for 2 processes x batch size 4"):
+    with pytest.raises(SettingsError, match="7 images are too few for 2 processes x --batch-size 4"):
         EpochBatches(7, 4, world=2)
 
 

@@ -37,7 +37,7 @@ def test_sigkill(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_sigterm_to_the_process_group(tiny: Tiny, tmp_path: Path) -> None:
-    """As torchrun, `timeout` and systemd send it: to the workers too, which the step at hand still needs."""
+    """torchrun, `timeout` and systemd send it to the workers too, which the current step still needs."""
     config = tiny(tmp_path / "cut", epochs=100, workers=1)
     process = start(config, workers=1)
     wait_for(config.output / "last/state.pt", process)

@@ -87,9 +87,9 @@ def test_the_parts_are_disjoint_and_the_same_with_and_without_labels(tmp_path: P
         (SplitConfig(Path("two"), val_folder="x"), r"two/x is not a folder: --val-folder names another"),
         (SplitConfig(Path("two"), val_folder="train"), r"--val-folder train is what is trained on"),
         (SplitConfig(Path("two"), val_share=0.2), r"--val-share 0\.2: two has a train/ of folders: add it to --data"),
-        (SplitConfig(Path("flat"), val_share=1.0), r"--val-share 1\.0: at least 0 and below 1"),
-        (SplitConfig(Path("flat"), val_share=-0.1), r"--val-share -0\.1: at least 0 and below 1"),
-        (SplitConfig(Path("flat"), val_share=0.2, val_folder="x"), r"and --val-folder x: give one of them alone"),
+        (SplitConfig(Path("flat"), val_share=1.0), r"--val-share 1\.0: it must be at least 0 and below 1"),
+        (SplitConfig(Path("flat"), val_share=-0.1), r"--val-share -0\.1: it must be at least 0 and below 1"),
+        (SplitConfig(Path("flat"), val_share=0.2, val_folder="x"), r"and --val-folder x: give only one of them"),
         (SplitConfig(Path("shards"), val_share=0.2), r"shards holds shards: put some into shards/train"),
         (SplitConfig(Path("single"), val_share=0.2), r"no class in single has a second image to hold out"),
     ],
@@ -150,7 +150,7 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
 
 
 def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
-    """With a byte order mark."""
+    """A spreadsheet adds a byte order mark."""
     path = tmp_path / "val.csv"
     path.write_bytes(b"\xef\xbb\xbffile,label\r\n%s,ant\r\n" % bytes(path))
     assert read_list(path) == [(str(path), "ant")]

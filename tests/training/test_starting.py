@@ -62,7 +62,7 @@ def test_the_folders_arch_is_above_the_presets_and_is_recorded(
 
 @SCRIPTS
 def test_a_file_in_a_folder_brings_what_the_folder_brings(script: ModuleType, nano: Path, tmp_path: Path) -> None:
-    """Where our config.json lies beside it, and not another library's."""
+    """This holds if our config.json is beside the file, not another library's."""
     config = script.parse_arguments(["--weights", str(nano / "model.safetensors")])
     config = dataclasses.replace(config, device="cpu")
     made = script.make_model(config, ["a", "b"]) if script is finetune else script.make_model(config)
@@ -151,5 +151,5 @@ def test_a_head_that_cannot_be_kept_is_refused(tiny: Tiny, trained: Path, small_
         with pytest.raises(SettingsError, match=f"--keep-head: {start} has 3 classes, {two} has 2: .*--no-keep"):
             finetune.train(config, QUIET)
     for changes in ({"weights": None}, {"head_only": True}):
-        with pytest.raises(SettingsError, match="--keep-head needs --weights, and no --head-only"):
+        with pytest.raises(SettingsError, match="--keep-head needs --weights, and --head-only trains a new head"):
             finetune.train(dataclasses.replace(config, **changes), QUIET)

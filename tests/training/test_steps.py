@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Run:
 def test_steps_are_those_of_the_gradients_mean(
     batch_size: int, amp: str, close: float, clip: float, run: Run, tmp_path: Path
 ) -> None:
-    """Of 8 images, however many are computed at once, and of no step before; its norm limited where that is asked."""
+    """A step uses the mean gradient of 8 images, however many are computed at once; its norm may be limited."""
     expected = nn.Linear(4, 3, bias=False)
     nn.init.zeros_(expected.weight)
     optimizer = torch.optim.SGD(expected.parameters(), lr=RATE, momentum=0.9, nesterov=True)

@@ -63,7 +63,7 @@ def gradients_memory() -> int:
 
 
 def queue_labels() -> list[int]:
-    """Of a queue of 5 after one batch of 2 images in each process, labels [rank, 2]."""
+    """Return the labels of a queue of 5 after one batch of 2 images in each process, labels [rank, 2]."""
     torch.manual_seed(0)
     learner = PaCo(create_model("replknet_nano", 3), [5, 3, 2], queue_size=5, dim=4)
     learner(torch.randn(2, 2, 3, 32, 32), torch.tensor([distributed.rank(), 2]))
