@@ -28,6 +28,7 @@ struct Driver {
   CUresult (*cuDeviceGetAttribute)(int* value, int attribute, int device);
   CUresult (*cuModuleLoadData)(void** module, const void* image);
   CUresult (*cuModuleGetFunction)(void** function, void* module, const char* name);
+  CUresult (*cuModuleUnload)(void* module);
   CUresult (*cuFuncSetAttribute)(void* function, int attribute, int value);
   CUresult (*cuLaunchKernel)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                              unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** parameters,
@@ -60,6 +61,7 @@ struct Driver {
     find(library, "cuDeviceGetAttribute", cuDeviceGetAttribute);
     find(library, "cuModuleLoadData", cuModuleLoadData);
     find(library, "cuModuleGetFunction", cuModuleGetFunction);
+    find(library, "cuModuleUnload", cuModuleUnload);
     find(library, "cuFuncSetAttribute", cuFuncSetAttribute);
     find(library, "cuLaunchKernel", cuLaunchKernel);
     find(library, "cuThreadExchangeStreamCaptureMode", cuThreadExchangeStreamCaptureMode);
@@ -136,10 +138,15 @@ void* load(const Driver& driver, void* context, const Cubin& cubin) {
     void* module = nullptr;
     void* loaded = nullptr;
     driver.check(driver.cuModuleLoadData(&module, cubin.image), "cuModuleLoadData");
-    driver.check(driver.cuModuleGetFunction(&loaded, module, cubin.name), "cuModuleGetFunction");
-    if (cubin.shared_bytes > kDefaultSharedBytes)
-      driver.check(driver.cuFuncSetAttribute(loaded, kMaxDynamicSharedBytes, static_cast<int>(cubin.shared_bytes)),
-                   "cuFuncSetAttribute");
+    try {
+      driver.check(driver.cuModuleGetFunction(&loaded, module, cubin.name), "cuModuleGetFunction");
+      if (cubin.shared_bytes > kDefaultSharedBytes)
+        driver.check(driver.cuFuncSetAttribute(loaded, kMaxDynamicSharedBytes, static_cast<int>(cubin.shared_bytes)),
+                     "cuFuncSetAttribute");
+    } catch (...) {
+      driver.cuModuleUnload(module);
+      throw;
+    }
     function = loaded;
   }
   return function;

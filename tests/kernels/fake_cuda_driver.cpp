@@ -95,6 +95,11 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
   return status("cuModuleGetFunction");
 }
 
+int cuModuleUnload(void* module) {
+  log("unload " + std::string(static_cast<const char*>(module)));
+  return 0;
+}
+
 int cuFuncSetAttribute(void* function, int attribute, int value) {
   log("attribute " + static_cast<Function*>(function)->variant + " " + std::to_string(attribute) + " " +
       std::to_string(value));

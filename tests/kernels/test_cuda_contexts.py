@@ -57,6 +57,16 @@ def test_a_failing_call_is_named(run_launches, call):
     assert run_launches([STAGES["stage1"]] * 2, contexts=(0,), fail=call).answers == [message] * 2
 
 
+@pytest.mark.parametrize("call", ["cuModuleGetFunction", "cuFuncSetAttribute"])
+def test_a_module_that_cannot_be_used_is_unloaded(run_launches, call):
+    result = run_launches([STAGES["stage1"]] * 2, fail=call)
+    assert result.answers == [f"widefield: {call} failed: an illegal memory access was encountered"] * 2
+    modules = {event: [words[1] for words in result.log if words[0] == event] for event in ("load", "unload")}
+    used = {words[1] for words in result.log if words[0] == "launch"}
+    assert modules["unload"] == [name for name in modules["load"] if name not in used]
+    assert len(modules["unload"]) == 2
+
+
 def test_a_missing_driver_is_named(run_launches):
     answer = "widefield: libcuda.so.1 was not found: is the NVIDIA driver installed?"
     assert run_launches([STAGES["stage1"]], driver=False).answers == [answer]
