@@ -65,7 +65,7 @@ const WholeImageKernel* find_whole_image(int architecture, const KernelArguments
 bool serves(const ToeplitzKernel& k, const KernelArguments& a) {
   return k.flat == (a.width <= kWidestFlat) && (!k.flat || a.width <= k.columns) &&
          (k.activation < 0 || k.activation == a.activation) && a.width % k.row_alignment == 0 &&
-         static_cast<int64_t>(a.height) * a.width % k.alignment == 0 && aligned(a, k.dtype, k.alignment);
+         a.height * a.width % k.alignment == 0 && aligned(a, k.dtype, k.alignment);
 }
 
 // Returns the number of (row block, image) pairs per channel and column of tiles.
@@ -112,32 +112,53 @@ int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
   return best;
 }
 
+// What the kernels' parameters point to: sizes are int32 there. Triton's two scratch pointers come last.
+struct Parameters {
+  const void *input, *weight, *bias;
+  void* output;
+  int batch, channels, height, width, kernel_height, kernel_width, has_bias, activation;
+  int64_t strides[4];
+  void *global_scratch = nullptr, *profile_scratch = nullptr;
+
+  explicit Parameters(const KernelArguments& a)
+      : input(a.input),
+        weight(a.weight),
+        bias(a.bias ? a.bias : a.weight),  // a valid address that is not read
+        output(a.output),
+        batch(static_cast<int>(a.batch)),
+        channels(static_cast<int>(a.channels)),
+        height(static_cast<int>(a.height)),
+        width(static_cast<int>(a.width)),
+        kernel_height(static_cast<int>(a.kernel_height)),
+        kernel_width(static_cast<int>(a.kernel_width)),
+        has_bias(a.bias != nullptr),
+        activation(a.activation),
+        strides{a.strides[0], a.strides[1], a.strides[2], a.strides[3]} {}
+};
+
 }  // namespace
 
 bool launch_taps(const Device& device, const KernelArguments& a, DataType dtype, bool channels_last, void* stream) {
   const TapsKernel* kernel = find_taps(device.architecture, dtype, channels_last);
   if (!kernel) return false;
-  const int64_t pixels = static_cast<int64_t>(a.height) * a.width;  // the kernel indexes them in int32, by blocks
+  const int64_t pixels = a.height * a.width;  // the kernel indexes them in int32, by blocks
   if (pixels > kMaxElements - kernel->block_pixels) return false;
+  if (a.channels * a.kernel_height * a.kernel_width >= kMaxElements) return false;
   const int64_t grid_x = a.batch * ceil_div(pixels, kernel->block_pixels);
   const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);
   if (grid_x > kMaxGridX || grid_y > kMaxGridY) return false;
 
-  // In the order of depthwise_conv2d_kernel's run-time arguments, then Triton's two scratch pointers.
-  KernelArguments copy = a;
-  if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
-  int has_bias = a.bias != nullptr;
-  void *global_scratch = nullptr, *profile_scratch = nullptr;
-  void* parameters[] = {&copy.input,      &copy.weight,     &copy.bias,          &copy.output,       &copy.channels,
-                        &copy.height,     &copy.width,      &copy.kernel_height, &copy.kernel_width, &copy.strides[0],
-                        &copy.strides[1], &copy.strides[2], &copy.strides[3],    &has_bias,          &copy.activation,
-                        &global_scratch,  &profile_scratch};
+  Parameters p(a);  // in the order of depthwise_conv2d_kernel's run-time arguments
+  void* parameters[] = {&p.input,      &p.weight,     &p.bias,          &p.output,       &p.channels,
+                        &p.height,     &p.width,      &p.kernel_height, &p.kernel_width, &p.strides[0],
+                        &p.strides[1], &p.strides[2], &p.strides[3],    &p.has_bias,     &p.activation,
+                        &p.global_scratch, &p.profile_scratch};
   launch_cubin(device, kernel->cubin, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y), stream, parameters);
   return true;
 }
 
 std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const KernelArguments& a, DataType dtype) {
-  if (static_cast<int64_t>(a.kernel_height) * a.kernel_width < kToeplitzTaps) return std::nullopt;
+  if (a.kernel_height * a.kernel_width < kToeplitzTaps) return std::nullopt;
   if (std::max(a.kernel_height, a.kernel_width) > kLargestSide) return std::nullopt;
   if (a.batch * a.channels * a.height * a.width >= kMaxElements || a.channels > kMaxGridY) return std::nullopt;
   TensorCorePlan plan{};
@@ -147,43 +168,40 @@ std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const Kern
   plan.pack = find_pack(device.architecture, dtype);
   plan.toeplitz = find_toeplitz(device.architecture, a, dtype);
   if (!plan.pack || !plan.toeplitz) return std::nullopt;
-  const int columns = plan.toeplitz->columns, pad = a.kernel_width / 2;
   // toeplitz.choose_tile
-  plan.offset = plan.toeplitz->flat ? 0 : static_cast<int>(8 * ceil_div(pad, 8));
-  plan.window = plan.toeplitz->flat ? a.width : static_cast<int>(16 * ceil_div(plan.offset + columns + pad, 16));
-  plan.planes = a.kernel_height + 2 * (plan.toeplitz->rows - 1);
-  plan.packed_elements = static_cast<int64_t>(a.channels) * plan.planes * plan.window * columns;
+  const int64_t columns = plan.toeplitz->columns, pad = a.kernel_width / 2;
+  const int64_t offset = plan.toeplitz->flat ? 0 : 8 * ceil_div(pad, 8);
+  plan.offset = static_cast<int>(offset);
+  plan.window = static_cast<int>(plan.toeplitz->flat ? a.width : 16 * ceil_div(offset + columns + pad, 16));
+  plan.planes = static_cast<int>(a.kernel_height + 2 * (plan.toeplitz->rows - 1));
+  plan.packed_elements = a.channels * plan.planes * plan.window * columns;
   return plan;
 }
 
-// Parameters are in the order of the kernels' run-time arguments, followed by Triton's two scratch pointers.
+// Parameters are in the order of the kernels' run-time arguments.
 void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, void* packed, void* stream) {
-  KernelArguments copy = a;
-  if (!copy.bias) copy.bias = copy.weight;  // a valid address that is not read
-  int has_bias = a.bias != nullptr, batch = static_cast<int>(a.batch);
-  void *global_scratch = nullptr, *profile_scratch = nullptr;
+  Parameters p(a);
   if (plan.whole_image) {
-    void* product[] = {&copy.input, &copy.weight,   &copy.bias,       &copy.output,    &batch,
-                       &has_bias,   &copy.channels, &copy.activation, &global_scratch, &profile_scratch};
+    void* product[] = {&p.input,    &p.weight,   &p.bias,       &p.output,         &p.batch,
+                       &p.has_bias, &p.channels, &p.activation, &p.global_scratch, &p.profile_scratch};
     launch_cubin(plan.device, plan.whole_image->cubin,
-                 static_cast<unsigned>(ceil_div(a.batch, plan.whole_image->block_n)), copy.channels, stream, product);
+                 static_cast<unsigned>(ceil_div(a.batch, plan.whole_image->block_n)), p.channels, stream, product);
     return;
   }
   const ToeplitzKernel& tile = *plan.toeplitz;
   int rows = tile.rows, columns = tile.columns, window = plan.window, offset = plan.offset, planes = plan.planes;
   int log = log_images(tile, a);
   const int64_t grid_x = toeplitz_programs(tile, a, log) * ceil_div(a.width, tile.columns);
-  void* pack[] = {&copy.weight, &packed,       &copy.kernel_height, &copy.kernel_width, &offset,         &planes,
-                  &rows,        &columns,      &window,             &global_scratch,    &profile_scratch};
-  launch_cubin(plan.device, plan.pack->cubin, copy.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
+  void* pack[] = {&p.weight, &packed,  &p.kernel_height, &p.kernel_width,   &offset,           &planes,
+                  &rows,     &columns, &window,          &p.global_scratch, &p.profile_scratch};
+  launch_cubin(plan.device, plan.pack->cubin, p.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
                pack);
-  std::vector<void*> product = {&copy.input,         &packed,       &copy.weight,   &copy.bias,  &copy.output,
-                                &batch,              &copy.channels, &copy.height,  &copy.width, &copy.kernel_height,
-                                &copy.kernel_width,  &offset,       &planes,        &log,        &has_bias,
-                                &window};
-  if (tile.activation < 0) product.push_back(&copy.activation);
-  product.insert(product.end(), {&global_scratch, &profile_scratch});
-  launch_cubin(plan.device, tile.cubin, static_cast<unsigned>(grid_x), copy.channels, stream, product.data());
+  std::vector<void*> product = {&p.input,    &packed,   &p.weight, &p.bias,          &p.output,       &p.batch,
+                                &p.channels, &p.height, &p.width,  &p.kernel_height, &p.kernel_width, &offset,
+                                &planes,     &log,      &p.has_bias, &window};
+  if (tile.activation < 0) product.push_back(&p.activation);
+  product.insert(product.end(), {&p.global_scratch, &p.profile_scratch});
+  launch_cubin(plan.device, tile.cubin, static_cast<unsigned>(grid_x), p.channels, stream, product.data());
 }
 
 void warn_no_kernel() {

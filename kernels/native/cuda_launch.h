@@ -47,8 +47,7 @@ extern const int kWholeImageKernelCount;
 struct KernelArguments {
   const void *input, *weight, *bias;  // bias may be null
   void* output;
-  int64_t batch;
-  int channels, height, width, kernel_height, kernel_width;
+  int64_t batch, channels, height, width, kernel_height, kernel_width;
   int64_t strides[4];  // of input and output alike
   int activation;
 };
@@ -57,9 +56,9 @@ struct KernelArguments {
 // fails.
 
 // Launches kernel.py. Returns false if no cubin fits the device's architecture, the problem exceeds the hardware's
-// grid, or an image has more pixels than int32 can index.
+// grid, or an image has more pixels or the filter more elements than int32 can index.
 bool launch_taps(const Device& device, const KernelArguments& arguments, DataType dtype, bool channels_last,
-                   void* stream);
+                 void* stream);
 
 struct TensorCorePlan {
   Device device;

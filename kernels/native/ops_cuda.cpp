@@ -59,9 +59,8 @@ Tensor depthwise_conv2d_cuda(Tensor input, Tensor weight, std::optional<Tensor> 
     const std::optional<Tensor> shift = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
     void* stream = current_stream(source);
     KernelArguments arguments{
-        source.data_ptr(), filter.data_ptr(), shift ? shift->data_ptr() : nullptr, nullptr, source.size(0),
-        static_cast<int>(source.size(1)), static_cast<int>(source.size(2)), static_cast<int>(source.size(3)),
-        static_cast<int>(filter.size(2)), static_cast<int>(filter.size(3)),
+        source.data_ptr(), filter.data_ptr(), shift ? shift->data_ptr() : nullptr, nullptr,
+        source.size(0), source.size(1), source.size(2), source.size(3), filter.size(2), filter.size(3),
         {source.stride(0), source.stride(1), source.stride(2), source.stride(3)}, static_cast<int>(act)};
     if (auto output = convolve_tensor_cores(device, source, arguments, filter, *dtype, stream)) return *output;
     Tensor output = torch::stable::empty_like(source);

@@ -224,12 +224,13 @@ def test_what_the_taps_kernel_serves(run_launches):
         replace(stage, batch=2**31 // (512 * 14 * 14) + 1),
         replace(stage, kernel=(8 * 65537, 1)),
         replace(stage, kernel=(257, 27)),
+        replace(stage, channels=2**15 - 512, kernel=(257, 255)),  # a filter of 2^31 elements, nearly
         replace(stage, batch=1, channels=1, size=(46340, 46340), kernel=(3, 3)),
         replace(stage, kernel=(3, 3), channels_last=True),
     ]
     result = run_launches(calls)
-    assert result.answers == ["taps"] * 7
-    assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 6 + ["channels_last"]
+    assert result.answers == ["taps"] * 8
+    assert [v.layout for v, _, _ in result.launches()] == ["contiguous"] * 7 + ["channels_last"]
     largest = replace(stage, batch=2**31 // (512 * 14 * 14))
     tall = replace(stage, kernel=(255, 27))
     assert run_launches([replace(stage, kernel=(5, 5)), tall]).answers == ["toeplitz"] * 2
@@ -239,7 +240,10 @@ def test_what_the_taps_kernel_serves(run_launches):
 def test_pytorch_serves_what_no_kernel_does_and_one_warning_says_so(run_launches):
     too_many_channels = replace(STAGES["stage3"], channels=65536)
     too_many_pixels = replace(STAGES["stage3"], batch=1, channels=1, size=(46341, 46341))
-    refused = [(STAGES["stage1"], 75), (STAGES["stage1"], 130), (too_many_channels, 90), (too_many_pixels, 90)]
+    too_wide = replace(STAGES["stage3"], batch=1, channels=1, size=(1, 2**32 + 64))
+    too_many_taps = replace(STAGES["stage3"], channels=2**15, kernel=(257, 257))
+    sizes = [too_many_channels, too_many_pixels, too_wide, too_many_taps]
+    refused = [(STAGES["stage1"], 75), (STAGES["stage1"], 130), *((call, 90) for call in sizes)]
     for call, architecture in refused:
         result = run_launches([call] * 3, architecture, contexts=(1, 2) * 2)
         assert result.answers == ["pytorch"] * 12
