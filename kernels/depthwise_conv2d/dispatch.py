@@ -15,6 +15,7 @@ LARGEST_SIDE = 255  # of a filter on the tensor cores: toeplitz_kernel.window_pl
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # CUDA's, on the grid's second dimension, which is the channels
 PIXEL_LIMIT = 2**31 - 128  # of an image: kernel.py indexes them in 32 bits, in blocks of 128
+COUNTABLE = 2**31  # a filter's elements in kernel.py, a channel's pixels in grad_weight_kernel.py: 32 bits too
 LEAST_CAPABILITY = (8, 0)  # the least that Triton supports, and the first with bfloat16
 
 
@@ -34,7 +35,9 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
     capability = torch.cuda.get_device_capability(input.device)
     if capability < LEAST_CAPABILITY:
         warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
-    if input.shape[1] > GRID_LIMIT or input.shape[2] * input.shape[3] > PIXEL_LIMIT:
+    channels, height, width = input.shape[1:]
+    taps = kernel_size[0] * kernel_size[1]
+    if channels > GRID_LIMIT or height * width > PIXEL_LIMIT or channels * taps >= COUNTABLE:
         return "pytorch"
     return choose_kernel(input.dtype, kernel_size, capability)
 
@@ -112,6 +115,10 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
         return pytorch.run_grad_weight(pytorch.algorithm_for(input), grad, input, kernel_size, precision)
     if input.numel() == 0:
         return input.new_zeros(input.shape[1], 1, *kernel_size)
+    if len(input) > 1 and input.numel() // input.shape[1] >= COUNTABLE:
+        half = len(input) // 2
+        first = grad_weight_cuda(grad[:half], input[:half], kernel_size)
+        return first + grad_weight_cuda(grad[half:], input[half:], kernel_size)
 
     def run(algorithm: Any) -> Tensor:
         if algorithm in pytorch.MEMORY_FORMATS:

@@ -67,6 +67,19 @@ def test_more_pixels_than_int32_counts(taken, height, algorithm):
     assert dispatch.kernel_for(torch.empty(1, 1, height, 46341, dtype=torch.half, device="meta"), (3, 3)) == algorithm
 
 
+@pytest.mark.parametrize(("channels", "algorithm"), [(2**15 - 512, "taps"), (2**15, "pytorch")])
+def test_a_filter_of_more_elements_than_int32_counts(taken, channels, algorithm):
+    assert dispatch.kernel_for(torch.empty(1, channels, 8, 8, device="meta"), (257, 255)) == "taps"
+    assert dispatch.kernel_for(torch.empty(1, channels, 8, 8, device="meta"), (257, 257)) == algorithm
+
+
+def test_a_batch_of_more_pixels_than_int32_counts_is_halved_for_the_filter_s_gradient(taken, monkeypatch):
+    monkeypatch.setattr(dispatch, "COUNTABLE", 200)
+    grad, source = torch.zeros(7, 2, 8, 8), torch.zeros(7, 2, 8, 8)
+    assert bool((gradients._grad_weight_cuda(grad, source, [3, 3]) == 3 + 3 + 3).all())
+    assert [launch[0] for launch in taken] == ["grad_weight"] * 3  # of 3, 2 and 2 images
+
+
 def test_an_old_device_is_warned_of(taken, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
     with pytest.warns(UserWarning, match=r"capability \(7, 5\): PyTorch's convolution is used"):
