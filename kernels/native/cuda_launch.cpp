@@ -114,26 +114,13 @@ int log_images(const ToeplitzKernel& k, const KernelArguments& a) {
 
 // What the kernels' parameters point to: sizes are int32 there. Triton's two scratch pointers come last.
 struct Parameters {
-  const void *input, *weight, *bias;
-  void* output;
-  int batch, channels, height, width, kernel_height, kernel_width, has_bias, activation;
-  int64_t strides[4];
+  KernelArguments a;
+  const void* bias = a.bias ? a.bias : a.weight;  // a valid address even if it is not read
+  int batch = static_cast<int>(a.batch), channels = static_cast<int>(a.channels);
+  int height = static_cast<int>(a.height), width = static_cast<int>(a.width);
+  int kernel_height = static_cast<int>(a.kernel_height), kernel_width = static_cast<int>(a.kernel_width);
+  int has_bias = a.bias != nullptr;
   void *global_scratch = nullptr, *profile_scratch = nullptr;
-
-  explicit Parameters(const KernelArguments& a)
-      : input(a.input),
-        weight(a.weight),
-        bias(a.bias ? a.bias : a.weight),  // a valid address that is not read
-        output(a.output),
-        batch(static_cast<int>(a.batch)),
-        channels(static_cast<int>(a.channels)),
-        height(static_cast<int>(a.height)),
-        width(static_cast<int>(a.width)),
-        kernel_height(static_cast<int>(a.kernel_height)),
-        kernel_width(static_cast<int>(a.kernel_width)),
-        has_bias(a.bias != nullptr),
-        activation(a.activation),
-        strides{a.strides[0], a.strides[1], a.strides[2], a.strides[3]} {}
 };
 
 }  // namespace
@@ -148,10 +135,10 @@ bool launch_taps(const Device& device, const KernelArguments& a, DataType dtype,
   const int64_t grid_y = ceil_div(a.channels, kernel->block_channels);
   if (grid_x > kMaxGridX || grid_y > kMaxGridY) return false;
 
-  Parameters p(a);  // in the order of depthwise_conv2d_kernel's run-time arguments
-  void* parameters[] = {&p.input,      &p.weight,     &p.bias,          &p.output,       &p.channels,
-                        &p.height,     &p.width,      &p.kernel_height, &p.kernel_width, &p.strides[0],
-                        &p.strides[1], &p.strides[2], &p.strides[3],    &p.has_bias,     &p.activation,
+  Parameters p{a};  // in the order of depthwise_conv2d_kernel's run-time arguments
+  void* parameters[] = {&p.a.input,      &p.a.weight,     &p.bias,          &p.a.output,     &p.channels,
+                        &p.height,       &p.width,        &p.kernel_height, &p.kernel_width, &p.a.strides[0],
+                        &p.a.strides[1], &p.a.strides[2], &p.a.strides[3],  &p.has_bias,     &p.a.activation,
                         &p.global_scratch, &p.profile_scratch};
   launch_cubin(device, kernel->cubin, static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y), stream, parameters);
   return true;
@@ -180,10 +167,10 @@ std::optional<TensorCorePlan> plan_tensor_cores(const Device& device, const Kern
 
 // Parameters are in the order of the kernels' run-time arguments.
 void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, void* packed, void* stream) {
-  Parameters p(a);
+  Parameters p{a};
   if (plan.whole_image) {
-    void* product[] = {&p.input,    &p.weight,   &p.bias,       &p.output,         &p.batch,
-                       &p.has_bias, &p.channels, &p.activation, &p.global_scratch, &p.profile_scratch};
+    void* product[] = {&p.a.input,  &p.a.weight, &p.bias,         &p.a.output,       &p.batch,
+                       &p.has_bias, &p.channels, &p.a.activation, &p.global_scratch, &p.profile_scratch};
     launch_cubin(plan.device, plan.whole_image->cubin,
                  static_cast<unsigned>(ceil_div(a.batch, plan.whole_image->block_n)), p.channels, stream, product);
     return;
@@ -192,14 +179,14 @@ void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, v
   int rows = tile.rows, columns = tile.columns, window = plan.window, offset = plan.offset, planes = plan.planes;
   int log = log_images(tile, a);
   const int64_t grid_x = toeplitz_programs(tile, a, log) * ceil_div(a.width, tile.columns);
-  void* pack[] = {&p.weight, &packed,  &p.kernel_height, &p.kernel_width,   &offset,           &planes,
-                  &rows,     &columns, &window,          &p.global_scratch, &p.profile_scratch};
+  void* pack[] = {&p.a.weight, &packed,  &p.kernel_height, &p.kernel_width,   &offset,           &planes,
+                  &rows,       &columns, &window,          &p.global_scratch, &p.profile_scratch};
   launch_cubin(plan.device, plan.pack->cubin, p.channels, static_cast<unsigned>(ceil_div(planes, kPackGroup)), stream,
                pack);
-  std::vector<void*> product = {&p.input,    &packed,   &p.weight, &p.bias,          &p.output,       &p.batch,
-                                &p.channels, &p.height, &p.width,  &p.kernel_height, &p.kernel_width, &offset,
+  std::vector<void*> product = {&p.a.input,  &packed,   &p.a.weight, &p.bias,          &p.a.output,     &p.batch,
+                                &p.channels, &p.height, &p.width,    &p.kernel_height, &p.kernel_width, &offset,
                                 &planes,     &log,      &p.has_bias, &window};
-  if (tile.activation < 0) product.push_back(&p.activation);
+  if (tile.activation < 0) product.push_back(&p.a.activation);
   product.insert(product.end(), {&p.global_scratch, &p.profile_scratch});
   launch_cubin(plan.device, tile.cubin, static_cast<unsigned>(grid_x), p.channels, stream, product.data());
 }
