@@ -3,7 +3,8 @@
     python -m benchmarks.instances [--models nano,small,mobilenetv3] [--repeats 8] [--seconds 2]
 
 Both servers run at once and are measured in turn, because a machine's speed varies; the ratio is the median of the
-turns' ratios. On either, a single request gets all threads (LONE_THREAD_COUNT, server/backends/pytorch/lone.h).
+turns' ratios. On either, a single request gets all threads (LONE_THREAD_COUNT, server/backends/pytorch/lone.h). An
+answer that differs from a bare loop's ends the run.
 """
 
 import os
@@ -17,7 +18,8 @@ from typing import Any
 from benchmarks.commands import chosen, command_parser, positive, whole_number
 from benchmarks.harness import load_average_warning, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
-from benchmarks.serving.load import CALLERS, closed_loop
+from benchmarks.served import expected
+from benchmarks.serving.load import CALLERS, Request, closed_loop
 from benchmarks.serving.networks import MODELS, build_repository
 from benchmarks.serving.servers import Running, ours
 from server.tuned_settings import read_settings, write_settings
@@ -32,13 +34,15 @@ def one_of_all(repository: Path, threads: int, folder: Path) -> Path:
     return folder
 
 
-def turn(servers: dict[str, Running], callers: int, seconds: float, reverse: bool) -> dict[str, dict[str, Any]]:
+def turn(
+    servers: dict[str, Running], requests: list[Request], callers: int, seconds: float, reverse: bool
+) -> dict[str, dict[str, Any]]:
+    """Load each server once. Raises `SystemExit` for a wrong answer."""
     names = list(servers)[::-1] if reverse else list(servers)
-    return {name: closed_loop(servers[name].port, requests(servers[name]), callers, seconds) for name in names}
-
-
-def requests(running: Running) -> list[Any]:
-    return [running.request(picture) for picture in turned()]
+    found = {name: closed_loop(servers[name].port, requests, callers, seconds) for name in names}
+    if wrong := {name: load["errors"] for name, load in found.items() if load["errors"]}:
+        raise SystemExit(f"{callers} callers: wrong answers {wrong}: no speed reported")
+    return found
 
 
 def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict[str, Any]]:
@@ -48,10 +52,11 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
         single = one_of_all(repository, threads, Path(folder) / "models")
         with ours(repository, turned()[0]) as two, ours(single, turned()[0]) as one:
             servers = {"two": two, "one": one}
-            turn(servers, CALLERS[-1], WARM_SECONDS, False)
+            requests = two.checked_requests(expected(repository, threads), MODELS[model][1])  # the same for both
+            turn(servers, requests, CALLERS[-1], WARM_SECONDS, False)
             rows = []
             for callers in CALLERS:
-                turns = [turn(servers, callers, seconds, bool(repeat % 2)) for repeat in range(repeats)]
+                turns = [turn(servers, requests, callers, seconds, bool(repeat % 2)) for repeat in range(repeats)]
                 row: dict[str, Any] = {"model": model, "callers": callers}
                 for name in servers:
                     for figure in ("images_per_s", "p50_ms", "p99_ms"):

@@ -1,5 +1,6 @@
 """Shared by the benchmarks of a server: the same steps without it, an ensemble of empty steps, results files."""
 
+import functools
 import importlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.harness import publish, versions
+from benchmarks.photographs import turned
 
 IMAGE_SIZE = 224
 SPREAD = 3.0  # standard deviation of the logits, as in a trained network
@@ -55,6 +57,13 @@ def bare_pipeline(repository: Path, threads: int) -> Callable[[bytes], Any]:
             return (found[0] if isinstance(found, tuple) else found).softmax(1)
 
     return run
+
+
+@functools.cache
+def expected(repository: Path, threads: int) -> list[list[float]]:
+    """The probabilities of each picture of `turned`, by `bare_pipeline`."""
+    run = bare_pipeline(repository, threads)
+    return [run(picture)[0].tolist() for picture in turned()]
 
 
 def is_right(answer: bytes, right: np.ndarray) -> bool:

@@ -27,19 +27,17 @@ every core, and --models can omit the third network.
 """
 
 import argparse
-import functools
 import importlib.metadata
 import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import chosen, command_parser, positive, whole_number
 from benchmarks.harness import fingerprint, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
-from benchmarks.served import bare_pipeline, check
+from benchmarks.served import check, expected
 from benchmarks.serving import table
 from benchmarks.serving.load import CALLERS, Request, closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
@@ -62,13 +60,6 @@ SOURCES = (
 STEP = "model_repository/preprocess/1"
 
 
-@functools.cache
-def expected(repository: Path, threads: int) -> list[list[float]]:
-    """Probabilities of each picture from the same steps without a server."""
-    run = bare_pipeline(repository, threads)
-    return [run(picture)[0].tolist() for picture in turned()]
-
-
 def measure(running: Running, requests: list[Request], seconds: float, repeat: int) -> dict[str, Any]:
     closed_loop(running.port, requests, CALLERS[-1], min(seconds, 3))  # warm-up: every batch size occurs
     loads = {f"closed {n}": closed_loop(running.port, requests, n, seconds) for n in CALLERS}
@@ -84,9 +75,8 @@ def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, t
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):
             check(f"{server} with {model}", running.classify(picture), probabilities, precision)
-        requests = [running.checked_request(*pair, precision) for pair in zip(pictures, right, strict=True)]
         others = Others(running.pid)
-        loads = measure(running, requests, options.seconds, repeat)
+        loads = measure(running, running.checked_requests(right, precision), options.seconds, repeat)
         cores = others.cores()
         memory = running.memory_mib()
         cold = round(running.cold_start_s, 2)

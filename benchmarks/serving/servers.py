@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.photographs import turned
 from benchmarks.served import difference
 from benchmarks.serving.load import Request, send
 from client._prediction import parse_predictions
@@ -89,6 +90,10 @@ class Running:
             return wrong is None
 
         return replace(self.request(image), is_right=is_right)
+
+    def checked_requests(self, right: list[list[float]], precision: str) -> list[Request]:
+        """A `checked_request` for each picture of `turned`; `right`: their probabilities."""
+        return [self.checked_request(*pair, precision) for pair in zip(turned(), right, strict=True)]
 
     def memory_mib(self) -> float:
         """Proportional set size of the whole tree: pages that processes share count once."""

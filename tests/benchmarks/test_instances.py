@@ -1,5 +1,6 @@
 """Servers that are compared are asked in turn, and each turn has a ratio of its own."""
 
+import json
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -8,29 +9,60 @@ import pytest
 
 from benchmarks import first_request, instances, transports
 from benchmarks.harness import Timing
+from benchmarks.serving import servers
+from benchmarks.serving.load import Request
+from benchmarks.serving.servers import Running
 from client import Prediction
 
+RIGHT = [0.1, 0.3, 0.2, 0.15, 0.25]
 
-def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
-    """On a machine that becomes slower the ratio of the medians differs from it."""
-    monkeypatch.setattr(instances, "build_repository", lambda *_: "two")
-    monkeypatch.setattr(instances, "one_of_all", lambda *_: "one")
-    monkeypatch.setattr(instances, "CALLERS", (8,))
-    asked, rates = [], iter([0, 0, 60.0, 20.0, 40.0, 50.0, 10.0, 5.0])  # first both are warmed up
+
+@pytest.fixture
+def two_servers(monkeypatch):
+    """Two servers, asked with one picture whose probabilities are RIGHT."""
 
     @contextmanager
     def ours(repository, picture):
-        yield SimpleNamespace(port=repository)
+        yield Running(repository, 1, 0.0, lambda image: Request("/", image), json.loads)
+
+    monkeypatch.setattr(instances, "build_repository", lambda *_: "two")
+    monkeypatch.setattr(instances, "one_of_all", lambda *_: "one")
+    monkeypatch.setattr(instances, "CALLERS", (8,))
+    monkeypatch.setattr(instances, "ours", ours)
+    monkeypatch.setattr(instances, "expected", lambda *_: [RIGHT])
+    for module in (instances, servers):
+        monkeypatch.setattr(module, "turned", lambda: [b"picture"])
+
+
+@pytest.mark.usefixtures("two_servers")
+@pytest.mark.parametrize(("server", "probability"), [("two", 0.31), ("one", 0.31), ("neither", 0.31), ("one", 0.3001)])
+def test_a_wrong_answer_ends_the_run(monkeypatch, server, probability):
+    """Every answer of status 200 counted, whatever it said."""
+
+    def closed_loop(port, requests, callers, seconds):
+        answer = [{"index": index, "probability": RIGHT[index]} for index in (1, 4, 2, 3, 0)]
+        answer[0]["probability"] = probability if port == server else 0.3
+        errors = sum(not request.is_right(json.dumps(answer).encode()) for request in requests)
+        return {"errors": errors, "images_per_s": 1.0, "p50_ms": 1.0, "p99_ms": 1.0}
+
+    monkeypatch.setattr(instances, "closed_loop", closed_loop)
+    refused = server != "neither" and probability == 0.31
+    said = f"callers: wrong answers {{'{server}': 1}}: no speed reported"
+    with pytest.raises(SystemExit, match=said) if refused else nullcontext():
+        instances.measure("nano", 1, 0.5, 2)
+
+
+@pytest.mark.usefixtures("two_servers")
+def test_the_ratio_is_the_median_of_the_turns_own(monkeypatch):
+    """On a machine that becomes slower the ratio of the medians differs from it."""
+    asked, rates = [], iter([0, 0, 60.0, 20.0, 40.0, 50.0, 10.0, 5.0])  # first both are warmed up
 
     def closed_loop(port, requests, callers, seconds):
         asked.append((port, callers, seconds))
         rate = next(rates)
-        return {"images_per_s": rate, "p50_ms": 1.0, "p99_ms": rate}
+        return {"errors": 0, "images_per_s": rate, "p50_ms": 1.0, "p99_ms": rate}
 
-    monkeypatch.setattr(instances, "ours", ours)
-    monkeypatch.setattr(instances, "turned", lambda: ["picture"])
     monkeypatch.setattr(instances, "closed_loop", closed_loop)
-    monkeypatch.setattr(instances, "requests", lambda running: [])
     (row,) = instances.measure("nano", 3, 0.5, 2)
     assert [port for port, _, _ in asked[2:]] == ["two", "one", "one", "two", "two", "one"]
     assert {(callers, seconds) for _, callers, seconds in asked[2:]} == {(8, 0.5)}
