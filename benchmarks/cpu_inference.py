@@ -36,13 +36,10 @@ BF16_TOLERANCE = 6e-2
 
 def exported(arch: str, size: int, folder: Path) -> Any:
     """The eager backbone of a `random_network`; written to `folder` as model.pt, bf16.pt and model.onnx."""
-    import torch
-
     from export.onnx import export_onnx
     from export.torchscript import ServedBackbone, save_torchscript, trace_backbone
     from models import reparameterize
 
-    torch.manual_seed(0)
     network, config = random_network(arch, size)
     deploy = reparameterize(network)
     eager = ServedBackbone(deploy, config.mean, config.std)

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
-from benchmarks.served import IMAGE_SIZE, bare_pipeline, is_right, write_served
+from benchmarks.served import bare_pipeline, is_right, random_checkpoint, write_served
 
 REQUESTS = 110
 PAUSE = 0.1  # seconds before each
@@ -70,7 +70,7 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
-        build(BuildOptions(arch=arch, random_weights=True, image_size=IMAGE_SIZE, output=repository))
+        build(BuildOptions(weights=random_checkpoint(arch, Path(folder) / "checkpoint"), output=repository))
         right = bare_pipeline(repository, len(os.sched_getaffinity(0)))(jpeg)[0].numpy()
         for at_once in (1, 4):
             measured = [one_start(repository, jpeg, right, at_once) for _ in range(starts)]

@@ -5,7 +5,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +19,6 @@ IMAGE_SIZE = 224
 SPREAD = 3.0  # standard deviation of the logits, as in a trained network
 TOKEN = "benchmark"  # of shared memory
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: servers sum in another order
-CLOSE = 1e-5  # relative: batches sum in another order. With random weights another image's probabilities are 3e-5 away
 EMPTY_STEP = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -67,12 +66,15 @@ def expected(repository: Path, threads: int) -> list[list[float]]:
 
 
 def is_right(answer: bytes, right: np.ndarray) -> bool:
-    """Whether the bytes of an answer's float32 probabilities are those of `bare_pipeline`, up to rounding."""
-    return len(answer) == right.nbytes and np.allclose(np.frombuffer(answer, np.float32), right, rtol=CLOSE, atol=0)
+    """Whether the bytes of an answer's float32 probabilities are those of `bare_pipeline`, within the tolerance."""
+    if len(answer) != right.nbytes:
+        return False
+    return np.allclose(np.frombuffer(answer, np.float32), right, RELATIVE["fp32"], ABSOLUTE)
 
 
 def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
-    """Return a network with random weights and its configuration. Its head is scaled so that images' answers differ.
+    """Return a network with the same random weights at each call, and its configuration. Its head is scaled so that
+    images' answers differ.
 
     Without that all images' probabilities are the same to 1 in 10,000, and any server that answers 0.001 is right.
     """
@@ -81,6 +83,7 @@ def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
     from export.parity import real_pixels
     from models import ModelConfig, create_model
 
+    torch.manual_seed(0)
     config = ModelConfig(arch=arch, image_size=image_size, crop_pct=0.875, interpolation="bicubic")
     network = create_model(arch, image_size=image_size).eval()
     pixels = real_pixels(None, image_size).permute(0, 3, 1, 2).float() / 255
@@ -94,20 +97,30 @@ def random_network(arch: str, image_size: int = IMAGE_SIZE) -> tuple[Any, Any]:
     return network, config
 
 
+def random_checkpoint(arch: str, folder: Path) -> Path:
+    """Write a `random_network` to `folder`, and return that."""
+    from models import save_checkpoint
+
+    save_checkpoint(folder, *random_network(arch))
+    return folder
+
+
 def check(name: str, answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> None:
     """Raise `SystemExit` for a wrong answer: the server's figures would mean nothing."""
     if wrong := difference(answer, right, precision):
         raise SystemExit(f"{name}: {wrong}")
 
 
-def difference(answer: list[dict[str, Any]], right: list[float], precision: str = "fp32") -> str | None:
-    """Return how an answer of five classes differs from the probabilities `right`; None if within the tolerance."""
+def difference(
+    answer: list[dict[str, Any]], right: Sequence[float], precision: str = "fp32", classes: int = 5
+) -> str | None:
+    """Return how an answer's best `classes` differ from the probabilities `right`; None if within the tolerance."""
     best, relative = max(range(len(right)), key=right.__getitem__), RELATIVE[precision]
     for entry in answer:
         wanted = right[entry["index"]]
         if not abs(entry["probability"] - wanted) <= ABSOLUTE + relative * wanted:
             return f"class {entry['index']} has {entry['probability']:.6f}, not {wanted:.6f}"
-    if len(answer) != 5 or right[answer[0]["index"]] < (1 - relative) * right[best] - ABSOLUTE:
+    if len(answer) != classes or right[answer[0]["index"]] < (1 - relative) * right[best] - ABSOLUTE:
         return f"{answer}: the best class is {best} with {right[best]:.6f}"
     return None
 

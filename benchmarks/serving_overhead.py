@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.commands import check_archs, command_parser, whole_number
 from benchmarks.harness import interleaved, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
-from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_network, steps_ms, write_served
+from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
 
 WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 
@@ -30,13 +30,11 @@ WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]:
     from client import Classifier, step_times
     from export.build import BuildOptions, build
-    from models import save_checkpoint
     from server import TritonServer
 
     with tempfile.TemporaryDirectory() as folder:
         repository, mapped = Path(folder) / "model_repository", Path(folder) / "with_class_map"
-        save_checkpoint(Path(folder) / "checkpoint", *random_network(arch))
-        options = BuildOptions(weights=Path(folder) / "checkpoint", threads=threads)
+        options = BuildOptions(weights=random_checkpoint(arch, Path(folder) / "checkpoint"), threads=threads)
         build(replace(options, output=repository))
         build(replace(options, output=mapped, class_map=True))
         bare, with_map = bare_pipeline(repository, threads), bare_pipeline(mapped, threads)

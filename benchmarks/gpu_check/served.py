@@ -34,16 +34,13 @@ def serve(folder: Path, arch: str = "replknet_nano") -> tuple[float, int]:
     import tritonclient.grpc as triton_grpc
 
     from benchmarks.photographs import turned
-    from benchmarks.served import bare_pipeline, random_network
+    from benchmarks.served import bare_pipeline, random_checkpoint
     from export.build import BuildOptions, build
     from export.configs import EMBEDDED
-    from models import save_checkpoint
     from server import TritonServer
 
-    torch.manual_seed(0)
     repository = folder / "model_repository"
-    save_checkpoint(folder / "checkpoint", *random_network(arch))
-    build(BuildOptions(weights=folder / "checkpoint", output=repository))
+    build(BuildOptions(weights=random_checkpoint(arch, folder / "checkpoint"), output=repository))
     if torch.cuda.is_available():
         _place_on_the_gpu(repository / "backbone" / EMBEDDED)
     run = bare_pipeline(repository, 1)

@@ -21,15 +21,12 @@ FOLDER = Path("build/serving")
 @functools.cache
 def build_repository(model: str, threads: int, plain: bool = False) -> Path:
     """Build the repository of a `random_network`; if `plain`, also write PLAIN beside it."""
-    import torch
-
     from export.build import BuildOptions, build
     from export.torchscript import save_torchscript
     from models import save_checkpoint
 
     repository = FOLDER / model / "model_repository"
     shutil.rmtree(repository, ignore_errors=True)  # it may be of other sources
-    torch.manual_seed(0)
     arch, precision = MODELS[model]
     network, config = random_network(arch)
     checkpoint = FOLDER / model / "checkpoint"

@@ -163,7 +163,6 @@ def test_a_server_that_answers_otherwise_fails(monkeypatch):
 
 def test_the_answer_for_another_image_is_refused(monkeypatch, tmp_path):
     """At random weights as they are drawn its probabilities are the same to 1 in 10,000."""
-    torch.manual_seed(0)
     network, config = random_network("replknet_nano", 64)
     images = real_pixels(None, 64, 4).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))

@@ -85,13 +85,13 @@ def test_a_way_that_answers_otherwise_is_not_timed(monkeypatch):
 
 @pytest.mark.parametrize("factor", [1.0, 1.1])
 def test_a_first_request_with_another_answer_is_not_told(monkeypatch, factor):
-    right = np.array([0.001, 0.003, 0.002], np.float32)
+    right = np.array([0.1, 0.3, 0.2], np.float32)
     answer = SimpleNamespace(as_numpy=lambda name: (right * np.float32(factor))[None])
     client = SimpleNamespace(is_server_live=lambda: True, infer=lambda *_: answer)
     monkeypatch.setattr("server.TritonServer", lambda *_: nullcontext(SimpleNamespace(grpc_url="")), raising=False)
     monkeypatch.setattr("tritonclient.grpc.InferenceServerClient", lambda url: nullcontext(client))
     monkeypatch.setattr(first_request, "PAUSE", 0.0)
-    with nullcontext() if factor == 1 else pytest.raises(SystemExit, match=r"best class has 0\.003300, not 0\.003000"):
+    with nullcontext() if factor == 1 else pytest.raises(SystemExit, match=r"best class has 0\.330000, not 0\.300000"):
         _, later = first_request.one_start("", b"image", right, 4)
         assert len(later) == 20
 

@@ -12,8 +12,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from benchmarks.overload import closed_loop, of_peak, open_loop
 from client import Prediction
 
-RIGHT = np.array([0.001, 0.003, 0.002], np.float32)
-WRONG = (RIGHT * np.float32(1 + 3e-5), np.full(3, np.nan), RIGHT[:2])
+RIGHT = np.array([0.1, 0.6, 0.3], np.float32)
+WRONG = (RIGHT * np.float32(1.03), np.full(3, np.nan), RIGHT[:2])
 
 
 def test_each_turn_is_compared_with_its_own_closed_loops():
@@ -49,17 +49,21 @@ def served():
 
 def test_a_wrong_answer_is_not_served_in_time(served):
     answers, url = served
-    answers += [*WRONG, RIGHT * np.float32(1 + 1e-6)]
+    answers += [*WRONG, RIGHT * np.float32(1.001)]  # batches sum in another order
     found = open_loop(url, b"image", RIGHT, 100.0, 0.3, 5.0)
     assert found["outcomes"] == {"in time": found["sent"] - len(WRONG), "wrong": len(WRONG)}
     assert found["goodput_per_s"] == pytest.approx((found["sent"] - len(WRONG)) / 0.3, rel=0.5)
 
 
 def test_the_closed_loop_counts_no_wrong_answer(monkeypatch):
-    best = Prediction("1", 1, 0.003)
+    best = Prediction("1", 1, 0.601)
     served = SimpleNamespace(classify=lambda jpeg, top: [best])
     monkeypatch.setattr("client.Classifier", lambda *_, **__: nullcontext(served))
     assert closed_loop("", b"image", RIGHT, 2, 0.01)["images_per_s"] > 0
-    best = Prediction("1", 1, 0.0031)
-    with pytest.raises(SystemExit, match=r"2 callers: the best class has 0\.0031, not 0\.003000"):
-        closed_loop("", b"image", RIGHT, 2, 0.01)
+    for wrong, said in (
+        (Prediction("1", 1, 0.62), r"class 1 has 0\.620000, not 0\.600000"),
+        (Prediction("2", 2, 0.3), r"the best class is 1 with 0\.600000"),
+    ):
+        best = wrong
+        with pytest.raises(SystemExit, match=f"2 callers: .*{said}"):
+            closed_loop("", b"image", RIGHT, 2, 0.01)

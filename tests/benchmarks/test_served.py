@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import served, serving_overhead
+from benchmarks import first_request, overload, served, serving_overhead
 from benchmarks.served import check
 from client import Prediction
+from export.build import BuildOptions
 from export.parity import real_pixels
 
 CONFIG = 'parameters {{ key: "{}" value {{ string_value: "{}" }} }}\n'
@@ -49,8 +50,6 @@ def test_an_answer_that_is_another_is_named() -> None:
 
 @pytest.mark.parametrize("wrong", ["grpc", "http", "mapped"])
 def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = []
-
     @contextmanager
     def server(repository, **_):
         name = "mapped" if repository.name == "with_class_map" else ""
@@ -62,8 +61,7 @@ def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypa
         yield SimpleNamespace(classify=lambda data, top: answer, status=list)
 
     monkeypatch.setattr("export.build.build", lambda options: None)
-    monkeypatch.setattr("models.save_checkpoint", lambda folder, network, config: networks.append(network))
-    monkeypatch.setattr(serving_overhead, "random_network", lambda arch: (f"spread {arch}", None))
+    monkeypatch.setattr(serving_overhead, "random_checkpoint", lambda arch, folder: folder)
     monkeypatch.setattr("server.TritonServer", server, raising=False)
     monkeypatch.setattr("client.Classifier", classifier)
     monkeypatch.setattr(serving_overhead, "bare_pipeline", lambda *_: lambda data: torch.tensor([RIGHT]))
@@ -71,12 +69,33 @@ def test_what_serving_adds_is_not_measured_on_other_answers(wrong: str, monkeypa
     monkeypatch.setattr(serving_overhead, "interleaved", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(SystemExit, match=r"the best class is 1 with 0\.3"):
         serving_overhead.measure("replknet_nano", b"image", 1, 1)
-    assert networks == ["spread replknet_nano"], "whose answers differ"
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: serving_overhead.measure("replknet_nano", b"image", 1, 1),
+        lambda: overload.measure("replknet_nano", b"image", 1.0, 1, 1.0, 1),
+        lambda: first_request.measure("replknet_nano", b"image", 1),
+    ],
+    ids=["serving_overhead", "overload", "first_request"],
+)
+def test_the_network_is_one_whose_answers_differ(measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At random weights as they are drawn an image's probabilities are within 3e-5 of another's."""
+    saved = {}
+
+    def build(options: BuildOptions) -> None:
+        raise RuntimeError(f"built of {saved[options.weights]}")
+
+    monkeypatch.setattr("models.save_checkpoint", lambda folder, network, config: saved.update({folder: network}))
+    monkeypatch.setattr(served, "random_network", lambda arch: (f"spread {arch}", None))
+    monkeypatch.setattr("export.build.build", build)
+    with pytest.raises(RuntimeError, match="built of spread replknet_nano"):
+        measure()
 
 
 def test_the_answer_for_another_image_is_another() -> None:
     """At random weights as they are drawn every class has a thousandth, whatever the image: every answer passes."""
-    torch.manual_seed(0)
     network, config = served.random_network("replknet_nano")
     pixels = real_pixels(None, config.image_size, 2).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
