@@ -150,7 +150,7 @@ def write_document(path: Path, **content: Any) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": path.stem, **circumstances(), **content}
-    text = json.dumps(document, indent=2, default=_plain) + "\n"
+    text = json.dumps(document, indent=2, default=asdict) + "\n"
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)
         return path
@@ -169,10 +169,9 @@ def publish(name: str, *, warning: str | None, **content: Any) -> None:
     print(f"wrote {path}" + (f"; {warning}" if warning else ""))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Timing):
-        return asdict(value)
-    raise TypeError(f"{type(value).__name__} has no place in a results file")
+def reason(failure: BaseException) -> str:
+    """The type of an exception and the first line of what it says."""
+    return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
 
 def load_average_warning() -> str | None:

@@ -62,9 +62,10 @@ def parts() -> list[Part]:
     # Most of the time is Triton's compiler. Neighbours share kernels, and a process begins with a run of them.
     processes = ("-n", str(min(16, os.cpu_count() or 1)), "--dist", "worksteal")
     workers = processes if importlib.util.find_spec("xdist") else ()
-    # -v: where it is cut off, the log has the names of what failed.
+    # -v: where it is cut off, the log has the names of what failed. A file that cannot be imported stops no other.
+    how = ("-v", "--durations=15", "--continue-on-collection-errors")
     without = ("-p", "no:cacheprovider", "-p", "no:benchmark")  # the latter warns in every process
-    tests = ("-m", "pytest", "-v", "-m", "gpu", "--durations=15", *without, *workers, "tests/kernels")
+    tests = ("-m", "pytest", "-m", "gpu", *how, *without, *workers, "tests/kernels")
     return [
         Part("device", ("-m", f"{here}.device"), 40, needed=True),  # a cold start reads gigabytes
         Part("build", ("kernels/native/build.py",), 45),

@@ -6,7 +6,7 @@ which keep what they captured; then Python's are, and both are replayed in turn.
 
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,8 +68,8 @@ def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
 
 
 @torch.no_grad()
-def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dict[str, Any]]:
-    """Return a row for each layer and batch. Raises `RuntimeError` if other kernels would be timed as the library's."""
+def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> Iterator[dict[str, Any]]:
+    """Yield a row for each layer and batch. Raises `RuntimeError` if other kernels would be timed as the library's."""
     if not runpy.run_path(str(BUILD))["is_current"](LIBRARY):  # by path: an import would import `kernels`
         raise RuntimeError(f"{LIBRARY} is not built from these sources: python kernels/native/build.py")
     torch.ops.load_library(str(LIBRARY))
@@ -78,14 +78,12 @@ def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> list[dic
         raise RuntimeError("`kernels` was imported: the operator may have been Python's")
     native = [problem.graph() for problem in problems]
     import_kernels()
-    rows = []
     for problem, graph in zip(problems, native, strict=True):
         times = in_turn({"native": graph, "python": problem.graph()}, len(problem.inputs))
         ratio = round(times["native"].median / times["python"].median, 3)
-        rows.append(asdict(problem.layer) | {"ms": times, "native_over_python": ratio})
         words = ", ".join(f"{name} {1000 * timing.median:.1f} us" for name, timing in times.items())
         print(f"{problem.layer}: {words}, ratio {ratio}", flush=True)
-    return rows
+        yield asdict(problem.layer) | {"ms": times, "native_over_python": ratio}
 
 
 def main() -> int:
@@ -94,13 +92,16 @@ def main() -> int:
 
     pin_float32()
     hardware = gpu()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        rows = measure(import_kernels)
-    from kernels.depthwise_conv2d import tile_files  # now that the library's calls are captured
-
     content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
-    content["tuned"] = tile_files.read(tile_files.cache_file())  # of Python's; the library has its own choice
-    print(f"wrote {write_results(name_on(hardware, 'native'), **content, rows=rows)}")
+    rows = []
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for row in measure(import_kernels):
+            from kernels.depthwise_conv2d import tile_files  # now that the library's calls are captured
+
+            rows.append(row)
+            content["tuned"] = tile_files.read(tile_files.cache_file())  # of Python's; the library has its own choice
+            path = write_results(name_on(hardware, "native"), **content, rows=rows)  # so that a failure loses none
+    print(f"wrote {path}")
     return 0
 
 

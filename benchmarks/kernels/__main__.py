@@ -66,7 +66,7 @@ def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
     try:
         # Not torch.compile: gpu-check's minutes are counted, and six compilations take some.
         return measure_loss([128], 192, 15, device, bandwidth, ("eager", "widefield")), None
-    except (SystemExit, RuntimeError) as failure:
+    except (SystemExit, Exception) as failure:
         return [], str(failure)
 
 
@@ -108,8 +108,9 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         content["ceilings"] = asdict(ceilings) | {"bandwidth_of": best, "bandwidths": bandwidths}
         peaks = ", ".join(f"{dtype} {peak / 1e12:.0f} TFLOP/s" for dtype, peak in ceilings.peak.items())
         print(f"{hardware['name']}: {best} moves {ceilings.bandwidth / 1e12:.2f} TB/s; matrix product {peaks}")
+        untuned: list[str] = []
         if tuning:
-            content["tuned"] = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
+            content["tuned"], untuned = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
         print(f"tuned: {len(content['tuned'])} shapes", flush=True)
         first = [(layer, True) for layer in replknet_31b(64)]
         left_out = cuda.run_layers(first, device, ceilings, deadline, save)
@@ -117,7 +118,8 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         skipped = variants.run_variants(list(variants.variants()), device, deadline, save_variant)
         rest = [(layer, False) for layer in sweep()]
         later = cuda.run_layers(rest, device, ceilings, deadline, save)
-    content |= {"complete": True, "left_out": left_out + skipped + later, "loss_failure": failure}
+    content |= {"complete": True, "left_out": left_out + skipped + later}
+    content |= {"loss_failure": failure, "tuner_failures": untuned}
     content["goals"] = goal_rows(content["rows"], content["losses"])
     path = write_results(name, **content)
     print("\n".join(goal_table(content["rows"], content["losses"])))
@@ -126,11 +128,13 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
     rows = content["rows"] + content["variants"]
     wrong = [row for row in rows if "wrong" in row]
     print(f"{len(rows)} rows, {len(wrong)} wrong; {len(content['left_out'])} layers left out for time")
+    for each in untuned:
+        print(f"tuner: {each}")
     if failure:
         print(f"masked-patch loss: {failure}")
     if left_out:
         print(f"{seconds:.0f} s did not suffice for RepLKNet-31B's own layers: give --seconds more")
-    return 1 if wrong or failure or left_out else 0
+    return 1 if wrong or failure or untuned or left_out else 0
 
 
 def draw_if_possible(path: Path) -> None:

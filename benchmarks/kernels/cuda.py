@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cuda_timing import Step, elapsed_ms, sets_that_exceed_the_cache, time_calls
-from benchmarks.harness import Timing
+from benchmarks.harness import Timing, reason
 from benchmarks.kernels.accuracy import Reference, Tensors
 from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
@@ -104,7 +104,7 @@ def measure(
                 return {"error": f"{again:.3g}", "wrong": why}
             return {"error": round(error, 3), "ms": timing, "timer": timer}
     except Exception as failure:  # of a compiler, out of memory, ...: the other candidates are still measured
-        return {"failed": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
+        return {"failed": reason(failure)}
 
 
 def judge(layer: Layer, results: dict[str, Row], kinds: dict[str, str], ceilings: Ceilings) -> Row:

@@ -205,6 +205,19 @@ def test_the_gpu_s_tests_are_spread_over_all_processes(tmp_path):
     assert len(set((tmp_path / "workers").read_text().split())) == 3
 
 
+def test_a_file_of_tests_that_cannot_be_imported_stops_no_other(tmp_path, monkeypatch):
+    """As all are read before any runs: in one process, where there is no xdist, none would run."""
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    (tests,) = (part for part in runner.parts() if part.name == "tests")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    (tmp_path / "test_bad.py").write_text("import not_on_this_machine\n")
+    (tmp_path / "test_good.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_it(): pass\n")
+    command = [sys.executable, *tests.command[:-1], str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "1 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1
+
+
 def test_a_part_s_environment_is_set(results):
     code = "import os; print(os.environ['OMP_NUM_THREADS'], 'PATH' in os.environ)"
     assert main([], [Part("set", ("-c", code), 20, environment={"OMP_NUM_THREADS": "7"})]) == 0

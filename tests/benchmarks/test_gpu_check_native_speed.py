@@ -25,7 +25,7 @@ def small_layer(fake_gpu, monkeypatch, tmp_path):
 
 def test_the_library_is_captured_before_python_takes_its_place(small_layer, monkeypatch):
     with pytest.raises(RuntimeError, match="`kernels` was imported"):
-        native_speed.measure(lambda: None, "cpu")
+        list(native_speed.measure(lambda: None, "cpu"))
     monkeypatch.delitem(sys.modules, "kernels")
     (row,) = native_speed.measure(lambda: small_layer.calls.append("import"), "cpu")
     assert [call for call in small_layer.calls if call != "replay"] == ["capture", "import", "capture"]
@@ -44,7 +44,7 @@ def test_a_library_of_other_sources_has_no_time(monkeypatch, tmp_path):
     monkeypatch.setattr(native_speed, "LIBRARY", tmp_path / "libwidefield.so")
     monkeypatch.delitem(sys.modules, "kernels")
     with pytest.raises(RuntimeError, match="is not built from these sources: python kernels/native/build"):
-        native_speed.measure(lambda: None, "cpu")
+        list(native_speed.measure(lambda: None, "cpu"))
     assert "kernels" not in sys.modules
 
 
@@ -54,7 +54,7 @@ def test_a_wrong_answer_has_no_time(monkeypatch):
     right = native_speed.Problem.run
     monkeypatch.setattr(native_speed.Problem, "run", lambda self, input: right(self, input) * 1.1)
     with pytest.raises(RuntimeError, match="times its bound"):
-        native_speed.measure(lambda: None, "cpu")
+        list(native_speed.measure(lambda: None, "cpu"))
 
 
 @pytest.mark.usefixtures("small_layer")
@@ -67,6 +67,18 @@ def test_results_are_left(monkeypatch, tmp_path):
     assert document["rows"] == [{"batch": 2}]
     assert document["tuned"] == {"a shape": "taps"}
     assert document["gpu"]["tf32"] == {"matmul": False, "cudnn": False}
+
+
+@pytest.mark.usefixtures("small_layer")
+def test_a_layer_that_fails_does_not_lose_those_before(monkeypatch, tmp_path):
+    def measure(import_kernels):
+        yield {"batch": 2}
+        raise RuntimeError("times its bound")
+
+    monkeypatch.setattr(native_speed, "measure", measure)
+    with pytest.raises(RuntimeError, match="times its bound"):
+        native_speed.main()
+    assert json.loads((tmp_path / "native_fake_h200.json").read_text())["rows"] == [{"batch": 2}]
 
 
 def test_its_import_alone_brings_no_kernels():

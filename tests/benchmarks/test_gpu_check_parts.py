@@ -26,7 +26,7 @@ def tiny(fake_gpu, monkeypatch, tmp_path):
 
 
 def test_end_to_end_on_a_small_model(tiny, monkeypatch, capsys):
-    monkeypatch.setattr(end_to_end.measure, "__defaults__", ((2,),))
+    monkeypatch.setattr(end_to_end.comparisons, "__defaults__", ((2,),))
     (tiny / "tiles.json").write_text('{"a shape": "taps"}')
     monkeypatch.setenv("WIDEFIELD_TILES", str(tiny / "tiles.json"))
     assert end_to_end.main("replknet_nano", 64, "cpu", 2) == 0
@@ -49,7 +49,18 @@ def test_end_to_end_refuses_a_wrong_answer(tiny, monkeypatch):
 
     monkeypatch.setattr(end_to_end, "depthwise_conv2d", turned)
     with pytest.raises(ValueError, match="of the norm with the operator"):
-        dict(end_to_end.measure("replknet_nano", 64, "cpu", 2, (2,)))
+        end_to_end.comparisons("replknet_nano", 64, "cpu", 2, (2,))["training step"]()
+
+
+@pytest.mark.parametrize("lost", ["training step", "inference"])
+def test_a_comparison_that_fails_does_not_lose_the_other(tiny, monkeypatch, capsys, lost):
+    monkeypatch.setattr(end_to_end.comparisons, "__defaults__", ((2,),))
+    name = {"training step": "training_step", "inference": "infer"}[lost]
+    monkeypatch.setattr(end_to_end, name, lambda *_: (_ for _ in ()).throw(RuntimeError("an illegal address\nmore")))
+    assert end_to_end.main("replknet_nano", 64, "cpu", 2) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"{lost}: RuntimeError: an illegal address"
+    document = json.loads((tiny / "end_to_end_fake_h200.json").read_text())
+    assert {"training step", "inference"} - document.keys() == {lost}
 
 
 def test_the_optimiser_s_state_follows_the_weights(tiny, monkeypatch):
@@ -68,7 +79,7 @@ def test_the_optimiser_s_state_follows_the_weights(tiny, monkeypatch):
             super().step()
 
     monkeypatch.setattr(torch.optim, "AdamW", Strict)
-    training = dict(end_to_end.measure("replknet_nano", 64, "cpu", 2, (2,)))["training step"]
+    training = end_to_end.comparisons("replknet_nano", 64, "cpu", 2, (2,))["training step"]()
     rounds = len(steps) // 4
     assert steps == steps[:4] * rounds
     assert (steps[0] == steps[1], steps[0] == steps[2], steps[2] == steps[3]) == (True, False, True)

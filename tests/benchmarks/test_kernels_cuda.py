@@ -187,10 +187,18 @@ def test_the_whole_run(run, capsys, tmp_path):
 
 def test_the_tuner_comes_first_and_its_algorithms_are_in_the_file(run, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(main, "tune", lambda *arguments: seen.append(arguments) or {"a shape": "pytorch"})
+    monkeypatch.setattr(main, "tune", lambda *arguments: seen.append(arguments) or ({"a shape": "pytorch"}, []))
     status, document = run(tuning=7.0)
-    assert (status, document["tuned"]) == (0, {"a shape": "pytorch"})
+    assert (status, document["tuned"], document["tuner_failures"]) == (0, {"a shape": "pytorch"}, [])
     assert [arguments[1:] for arguments in seen] == [("cpu", 7.0, tmp_path / "kernels_fake_h200_tiles.json")]
+
+
+def test_a_failure_of_the_tuner_makes_the_status_1(run, monkeypatch, capsys):
+    monkeypatch.setattr(main, "tune", lambda *_: ({}, ["a layer: ValueError: no"]))
+    status, document = run(tuning=7.0)
+    assert (status, document["complete"], document["tuner_failures"]) == (1, True, ["a layer: ValueError: no"])
+    assert len(document["rows"]) == 6
+    assert capsys.readouterr().out.splitlines()[-1] == "tuner: a layer: ValueError: no"
 
 
 def test_a_wrong_variant_makes_the_status_1(run, monkeypatch):
@@ -216,13 +224,15 @@ def test_algorithms_that_were_tuned_before_are_in_the_file(run, capsys, tmp_path
     assert "tuned: 1 shapes" in capsys.readouterr().out
 
 
-def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [SystemExit, RuntimeError, AssertionError])
+def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys, kind):
     def wrong(*_):
-        raise SystemExit("eager differs")
+        raise kind("eager differs")
 
     monkeypatch.setattr(main, "measure_loss", wrong)
     status, document = run()
     assert (status, document["loss_failure"]) == (1, "eager differs")
+    assert len(document["variants"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "masked-patch loss: eager differs"  # gpu_check tells that line
 
 

@@ -88,7 +88,7 @@ def budgets(monkeypatch):
 def test_the_tuners_time_is_shared_out(budgets, tmp_path, monkeypatch):
     monkeypatch.setenv("WIDEFIELD_TILES", "")
     (tmp_path / "tiles.json").write_text('{"of": "an older run"}')
-    assert tune.tune(SMALL[:2], "cpu", 30.0, tmp_path / "tiles.json") == {}
+    assert tune.tune(SMALL[:2], "cpu", 30.0, tmp_path / "tiles.json") == ({}, [])
     assert budgets == [(7, 5.0), (5, 5.0), (9, 5.0), (5, 5.0)]
     budgets.clear()
     tune.tune(SMALL, "cpu", 4.0, tmp_path / "tiles.json")
@@ -101,3 +101,20 @@ def test_the_tuners_time_is_shared_out(budgets, tmp_path, monkeypatch):
     assert len(tune.layers()) == 12
     assert dispatch.TOEPLITZ_TAPS <= 25  # the 5 x 5 is tuned on the tensor cores
     assert torch.bfloat16 in {layer.torch_dtype for layer in tune.layers()}
+
+
+def test_a_layer_that_the_tuner_cannot_measure_does_not_lose_the_others(budgets, tmp_path, monkeypatch):
+    """Nor what is measured afterwards: the benchmark ended with it, before its first row."""
+    measured = tune.depthwise_conv2d
+
+    def convolve(input, weight):
+        if weight.shape[2] == SMALL[0].kernel:
+            raise AssertionError("of the compiler\nmore")
+        return measured(input, weight)
+
+    monkeypatch.setenv("WIDEFIELD_TILES", "")
+    monkeypatch.setattr(tune, "depthwise_conv2d", convolve)
+    _, failures = tune.tune(SMALL[:2], "cpu", 30.0, tmp_path / "tiles.json")
+    assert failures == [f"{SMALL[0]}: AssertionError: of the compiler"]
+    assert budgets == [(9, 5.0), (5, 5.0)]
+    assert "WIDEFIELD_AUTOTUNE" not in os.environ
