@@ -4,12 +4,13 @@
 
 JPEG files of a folder in, normalised float32 [3,224,224] out, by two recipes: RepLKNet's published fine-tuning (crops
 from 8 % of the area on, RandAugment, erasing; without its mstd0.5, by which timm asks Pillow for 0 bits, an error) and
-plain crops from 25 % on; and the evaluation's. The draws are random: each timed call prepares 8 images. One thread.
+plain crops from 25 % on; and the evaluation's, whose pixels must be equal: within 1 grey level on average. The others'
+draws are random: each timed call prepares 8 images. One thread.
 """
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "evaluation": {},
 }
 IMAGE_SIZE, IMAGES = 224, 8
+EQUAL = 1.0  # grey levels, on average: what is decoded at a fraction of its size differs slightly
 
 
 def transforms(recipe: str) -> dict[str, Any]:
@@ -54,18 +56,37 @@ def transforms(recipe: str) -> dict[str, Any]:
     return {OURS: train_transform(config, AugmentConfig(**values)), TIMM: theirs}
 
 
-def candidates(folder: Path, made: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def datasets(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Return the candidates: data sets of (image, class index)."""
     from timm.data import ImageDataset
 
     from training.data import image_folder
     from training.images import Transform
 
-    datasets = {
+    return {
         OURS: image_folder(folder, made[OURS]),
         FULL: image_folder(folder, Transform(made[OURS].transforms)),
         TIMM: ImageDataset(str(folder), transform=made[TIMM]),
     }
-    return {name: functools.partial(prepare, dataset) for name, dataset in datasets.items()}
+
+
+def check(candidates: dict[str, Any], recipe: str) -> None:
+    """Raise `SystemExit` for an image of another shape or type; in the evaluation also for other pixels or classes."""
+    import torch
+
+    from models.config import ModelConfig
+
+    grey_levels = 255 * torch.tensor(ModelConfig("replknet_31b").std).view(3, 1, 1)
+    for index in range(len(candidates[TIMM])):
+        right, target = candidates[TIMM][index]
+        for name, dataset in candidates.items():
+            image, label = dataset[index]
+            said = f"{name}, {recipe}, image {index}"
+            if image.shape != (3, IMAGE_SIZE, IMAGE_SIZE) or image.dtype != torch.float32 or not image.isfinite().all():
+                raise SystemExit(f"{said}: {list(image.shape)} of {image.dtype}, or not finite: no speed reported")
+            apart = float(((image - right) * grey_levels).abs().mean())
+            if recipe == "evaluation" and not (apart <= EQUAL and label == target):
+                raise SystemExit(f"{said}: class {label} for {target}, {apart:.2f} grey levels away: no speed reported")
 
 
 def prepare(dataset: Any) -> None:
@@ -110,7 +131,10 @@ def main() -> None:
         for name, folder in folders(Path(root)):
             for recipe in RECIPES:
                 made = transforms(recipe)
-                timings = interleaved(candidates(folder, made), options.rounds)
+                candidates = datasets(folder, made)
+                check(candidates, recipe)
+                calls = {name: functools.partial(prepare, dataset) for name, dataset in candidates.items()}
+                timings = interleaved(calls, options.rounds)
                 speeds = {key: round(1e3 * IMAGES / timing.median, 1) for key, timing in timings.items()}
                 ratios = {key: round(timings[TIMM].median / timing.median, 3) for key, timing in timings.items()}
                 size = decoded_size(folder, made[OURS])

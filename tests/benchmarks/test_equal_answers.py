@@ -1,12 +1,13 @@
-"""A candidate with other answers is not timed: pipelines of the preprocess step, runtimes of the network on a CPU."""
+"""A candidate with other answers is not timed: in the preprocess step, a training's images, runtimes on a CPU."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import cpu_inference, preprocess
+from benchmarks import cpu_inference, preprocess, training_images
 from benchmarks.harness import Timing
 from benchmarks.preprocess import BASELINE, OURS
 from benchmarks.served import random_network
@@ -115,3 +116,25 @@ def test_runtimes_are_compared_with_openvino(timed, runtimes):
         (batch, name, ratio) for batch in (1, 8) for name, ratio in (("eager", 0.5), ("OpenVINO fp32", 1.0))
     ]
     assert set(batches) == {1, 8}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "evaluation", "others"),
+    [
+        (lambda image: (image, 1), False, True),
+        (lambda image: (image + 0.01, 0), True, True),
+        (lambda image: (image + 0.03, 0), False, True),
+        (lambda image: (image.flip(2), 0), False, True),
+        (lambda image: (image[:, 1:], 0), False, False),
+        (lambda image: (image.double(), 0), False, False),
+        (lambda image: (image * float("nan"), 0), False, False),
+    ],
+    ids=["class", "rounding", "lighter", "mirrored", "smaller", "float64", "not finite"],
+)
+def test_training_images_that_are_others_are_not_timed(wrong, evaluation, others):
+    """Nothing of what was timed was looked at. 0.01 of a standard deviation is about half a grey level."""
+    image = torch.rand(3, 224, 224)
+    candidates = {training_images.TIMM: [(image, 0)], training_images.OURS: [wrong(image)]}
+    for recipe, right in (("evaluation", evaluation), ("crops", others)):
+        with nullcontext() if right else pytest.raises(SystemExit, match=f"Widefield, {recipe}, image 0: .* no speed"):
+            training_images.check(candidates, recipe)
