@@ -1,7 +1,7 @@
 """The operators' speed beside their peers', the machine's limit and the goals.
 
     python -m benchmarks.kernels                     # CUDA where there is a GPU; --seconds bounds the sweep
-    python -m benchmarks.kernels --device cpu        # against oneDNN, ONNX Runtime and OpenVINO
+    python -m benchmarks.kernels --device cpu        # against oneDNN, torch.compile, ONNX Runtime and OpenVINO
     python -m benchmarks.kernels.cpu_gradients       # both gradients and a training step on the CPU
     python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # only the roofline picture
 

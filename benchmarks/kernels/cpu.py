@@ -1,9 +1,9 @@
-"""The layers on a CPU, with bias and ReLU: the operator against oneDNN, ONNX Runtime and OpenVINO.
+"""The layers on a CPU, with bias and ReLU: the operator against oneDNN, torch.compile, ONNX Runtime, OpenVINO.
 
 oneDNN is PyTorch's own fused convolution in channels_last with its filter packed beforehand, and a plain convolution on
-contiguous memory. OpenVINO is measured in both layouts, because in a network it would not convert at each layer. In
-bfloat16 images, filters and answers are bfloat16 (OpenVINO's bias is float32); ONNX Runtime has no such convolution for
-a CPU.
+contiguous memory; torch.compile has the plain one in channels_last. OpenVINO is measured in both layouts, because in a
+network it would not convert at each layer. In bfloat16 images, filters and answers are bfloat16 (OpenVINO's bias is
+float32); ONNX Runtime has no such convolution for a CPU.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import SETTLE, Timing, interleaved, openvino_core
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
 from kernels import depthwise_conv2d
+from kernels.depthwise_conv2d import pytorch
 
 OURS = "widefield"
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of the largest output
@@ -97,6 +97,10 @@ def open_vino(model: bytes, input: Tensor, threads: int, layout: str) -> Callabl
     return run
 
 
+def plain(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return pytorch.convolution(input, weight, bias).relu_()
+
+
 def candidates(layer: Layer, threads: int) -> dict[str, Callable[[], Tensor]]:
     dtype = layer.torch_dtype
     nchw = torch.randn(layer.batch, layer.channels, layer.size, layer.size).to(dtype)
@@ -107,11 +111,14 @@ def candidates(layer: Layer, threads: int) -> dict[str, Callable[[], Tensor]]:
     pack = torch.ops.mkldnn._reorder_convolution_weight
     packed = pack(weight, padding, ones, ones, groups, list(input.shape))
     fused = torch.ops.mkldnn._convolution_pointwise
+    torch.compiler.reset()  # a compiled function keeps eight shapes at most
+    compiled = torch.compile(plain, dynamic=False, fullgraph=True)
     model = layer_model(layer, weight, bias)
     calls = {
         OURS: lambda: depthwise_conv2d(input, weight, bias, "relu"),
         "oneDNN channels_last": lambda: fused(input, packed, bias, padding, ones, ones, groups, "relu", [], ""),
-        "oneDNN nchw": lambda: F.conv2d(nchw, weight, bias, padding=padding, groups=groups).relu_(),
+        "oneDNN nchw": lambda: plain(nchw, weight, bias),
+        "torch.compile channels_last": lambda: compiled(input, weight, bias),
     }
     if dtype == torch.float32:
         calls["ONNX Runtime"] = onnx_runtime(model, nchw, threads)

@@ -27,9 +27,11 @@ def test_every_peer_computes_the_layer(dtype, tolerance):
     expected = calls["oneDNN nchw"]().clone()
     assert expected.min() == 0  # ReLU
     assert ("ONNX Runtime" in calls) == (dtype == "float32")
+    torch._dynamo.utils.counters.clear()
     for call in calls.values():
         torch.testing.assert_close(call(), expected, rtol=tolerance, atol=tolerance)  # and of the same dtype
         torch.testing.assert_close(call(), expected, rtol=tolerance, atol=tolerance)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "torch.compile's"
 
 
 SIGNALLED = """
@@ -56,6 +58,7 @@ def test_a_signal_after_openvino_was_used_twice():
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(main, "run_as_served", lambda module: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # seconds a layer
     monkeypatch.setattr(cpu, "layers", lambda batches: [Layer(batch, 16, 9, 13, "float32") for batch in batches])
     return lambda: json.loads((tmp_path / "kernels_cpu.json").read_text())
 
