@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser
+from benchmarks.commands import command_parser, whole_number
 from benchmarks.evidence.data import prepare
 from benchmarks.evidence.execute import PACKAGES
 from benchmarks.evidence.plan import EXPERIMENTS
@@ -56,9 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help=f"experiments to run, of {', '.join(EXPERIMENTS)} (default: all)",
     )
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of each run, 0 to N - 1 (default: 5)")
     parser.add_argument(
-        "--jobs", type=int, default=2, metavar="N", help="runs at a time, with one thread each (default: 2)"
+        "--seeds", type=whole_number, default=5, metavar="N", help="seeds of each run, 0 to N - 1 (default: 5)"
+    )
+    parser.add_argument(
+        "--jobs", type=whole_number, default=2, metavar="N", help="runs at a time, with one thread each (default: 2)"
     )
     parser.add_argument(
         "--cache",
@@ -68,8 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder of the runs and their data (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    if options.seeds < 1 or options.jobs < 1:
-        parser.error(f"--seeds {options.seeds}, --jobs {options.jobs}: both are at least 1")
     arms = {name: EXPERIMENTS[name](range(options.seeds)) for name in options.only}
     return carry_out(arms, options.cache, options.jobs)
 

@@ -9,6 +9,7 @@ not to survive (lethal.py) are tried separately.
 """
 
 import multiprocessing
+import random
 import re
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, rng_of, served_block
+from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
 from benchmarks.harness import load_average_warning, publish, versions
@@ -154,7 +155,7 @@ def replay(repository: Path, case: str) -> int:
     from server import TritonServer
 
     if case.startswith("image"):
-        print(image_case(rng_of(case))[:300])
+        print(image_case(random.Random(case))[:300])
     if case.startswith("image in process"):
         print(preprocess_block([case]))
         return 0

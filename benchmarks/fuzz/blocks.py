@@ -38,10 +38,6 @@ class Outcomes:
         self.slowest = max(self.slowest, other.slowest)
 
 
-def rng_of(case: str) -> random.Random:
-    return random.Random(case)
-
-
 def small() -> list[bytes]:
     return [image for image in seeds() if len(image) < 10_000]
 
@@ -56,7 +52,7 @@ def preprocess_block(cases: list[str]) -> Outcomes:
     settings = transform.Settings(image_size=32, resize_size=32, interpolation="bicubic")
     outcomes = Outcomes()
     for case in cases:
-        data = image_case(rng_of(case))
+        data = image_case(random.Random(case))
         begun = time.perf_counter()
         try:
             shape = transform.preprocess(data, settings).shape
@@ -75,7 +71,7 @@ def served_block(server: TritonServer, cases: list[str]) -> Outcomes:
     with open_channel(server) as channel, ThreadPoolExecutor(SENDERS) as pool:
 
         def send(case: str) -> tuple[str, str, float]:
-            method, data = served_case(case.split("/")[0], rng_of(case))
+            method, data = served_case(case.split("/")[0], random.Random(case))
             begun = time.perf_counter()
             outcome = send_case(server, channel, method, data)
             return case, outcome, time.perf_counter() - begun

@@ -218,13 +218,8 @@ def chunks(rng: random.Random, images: list[bytes]) -> bytes:
             text + b"X-Trailer: a\r\n\r\n",
         )
     )
-    return message(
-        text,
-        {
-            "Inference-Header-Content-Length": length,
-            "Transfer-Encoding": rng.choice(("chunked", "chunked", "gzip, chunked")),
-        },
-    )
+    encoding = rng.choice(("chunked", "chunked", "gzip, chunked"))
+    return message(text, {"Inference-Header-Content-Length": length, "Transfer-Encoding": encoding})
 
 
 def paths(rng: random.Random, images: list[bytes]) -> bytes:
@@ -239,15 +234,8 @@ def raw_bytes(rng: random.Random, images: list[bytes]) -> bytes:
     content, tensor = inference(rng.choice(images[:3]))
     whole = binary(content, tensor)
     if rng.random() < 0.2:
-        return rng.choice(
-            (
-                rng.randbytes(200),
-                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-                b"\x16\x03\x01\x02\x00\x01",
-                b"\r\n" * 100,
-                b"GET / HTTP/9.9\r\n\r\n",
-            )
-        )
+        http2, tls = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"
+        return rng.choice((rng.randbytes(200), http2, tls, b"\r\n" * 100, b"GET / HTTP/9.9\r\n\r\n"))
     head = rng.randrange(1, 300)
     return flip_bits(rng, whole[:head], []) + whole[head:]
 

@@ -66,6 +66,8 @@ def test_a_gpu_that_is_not_there_is_named(
 WRONG = [
     ("benchmarks.cpu_inference", "--batches", "1,0"),
     ("benchmarks.cpu_inference", "--rounds", "0"),
+    ("benchmarks.evidence", "--jobs", "0"),
+    ("benchmarks.evidence", "--seeds", "0"),
     ("benchmarks.first_request", "--starts", "0"),
     ("benchmarks.fuzz", "--cases", "0"),
     ("benchmarks.gpu_check", "--seconds", "nan"),

@@ -214,7 +214,7 @@ def test_the_command_line_refuses_what_cannot_be(capsys: pytest.CaptureFixture[s
     for arguments in (["--seeds", "0"], ["--only", "nothing"]):
         with pytest.raises(SystemExit):
             main(arguments)
-    assert "--seeds 0, --jobs 2: both are at least 1" in capsys.readouterr().err
+    assert "argument --seeds: '0': give a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_the_kernel_check_computes_with_each_implementation(
