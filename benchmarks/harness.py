@@ -154,6 +154,7 @@ def write_document(path: Path, **content: Any) -> Path:
     if path.exists() and not path.is_file():  # such as /dev/stdout
         path.write_text(text)
         return path
+    # Not by models.files, which imports PyTorch and kernels: gpu-check tells of a machine that has none.
     whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         whole.write_text(text)
