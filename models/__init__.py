@@ -1,5 +1,6 @@
 """Large-kernel image classifiers: build, load, save and re-parameterise them."""
 
+from models.checkpoint import checkpoint_config, classifier_config, load_checkpoint, load_config, save_checkpoint
 from models.class_map import WithClassMap, class_maps
 from models.classifier import head_names, linear_head, pooled_features
 from models.complexity import count_macs, count_parameters
@@ -8,16 +9,8 @@ from models.masked import MaskedBatchNorm2d, MaskedPretrainer
 from models.registry import ARCHITECTURES, Architecture, check_arch, create_model, create_replknet
 from models.reparameterize import reparameterize
 from models.replknet import RepLKNet
-from models.weights import (
-    WeightsError,
-    checkpoint_config,
-    classifier_config,
-    count_classes,
-    load_checkpoint,
-    load_config,
-    load_weights,
-    save_checkpoint,
-)
+from models.weight_files import WeightsError
+from models.weights import count_classes, load_weights
 
 __all__ = [
     "ARCHITECTURES",

@@ -1,6 +1,8 @@
-"""A model inside what runs it: torch.compile, DataParallel and DistributedDataParallel."""
+"""A model inside what runs it: torch.compile, DataParallel and DistributedDataParallel; and fully_shard."""
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 WRAPPED = ({"_orig_mod"}, {"module"})
 
@@ -10,3 +12,8 @@ def bare_model(model: nn.Module) -> nn.Module:
     while (names := {name for name, _ in model.named_children()}) in WRAPPED:
         model = model.get_submodule(names.pop())
     return model
+
+
+def sharded_name(state: Mapping[str, Tensor]) -> str:
+    """Return the name of the first weight that is a DTensor, of which this process has only a part, else ""."""
+    return next((name for name, tensor in state.items() if hasattr(tensor, "full_tensor")), "")

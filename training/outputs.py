@@ -4,7 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from models.weights import CONFIG_FILE, WEIGHTS_FILE
+from models.checkpoint import CONFIG_FILE
+from models.weights import WEIGHTS_FILE
 from training.lists import VAL_LIST
 from training.logs import LOG_FILE
 from training.settings import ARGUMENTS_FILE, SettingsError

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import ModelConfig, checkpoint_config
-from models.weights import checkpoint_folder
+from models.checkpoint import checkpoint_folder
 from training import distributed
 from training.config import Config as FinetuneConfig
 from training.logs import standard_output

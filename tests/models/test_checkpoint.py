@@ -110,7 +110,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         Path(path).write_bytes(b"half a file")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("models.weights.save_file", full_disk)
+    monkeypatch.setattr("models.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, nano(2), config)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
