@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kernels import masked_patch_loss
 from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
-from models.layers import ConvBN
-from models.replknet import ConvFFN, RepLKBlock, RepLKNet
+from models.layers import ConvBN, ConvFFN, RepLKBlock
+from models.replknet import RepLKNet
 from models.wrappers import bare_model
 
 MaskMode = Literal["token", "sparse"]

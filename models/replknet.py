@@ -17,59 +17,8 @@ from torch import Tensor, nn
 
 from models.checkpointing import checkpointed
 from models.layer_groups import layer_group
-from models.layers import ConvBN, DropPath, ReparamLargeKernelConv
+from models.layers import ConvBN, ConvFFN, ReparamLargeKernelConv, RepLKBlock
 from models.reparameterize import fold_before, is_batch_norm
-
-
-class RepLKBlock(nn.Module):
-    """Spatial mixing: 1 x 1, K x K depthwise, 1 x 1, with a residual. [B,C,h,w] both ways."""
-
-    def __init__(
-        self, channels: int, kernel_size: int, small_kernel: int | None, dw_ratio: float, drop_path: float
-    ) -> None:
-        super().__init__()
-        width = int(channels * dw_ratio)
-        self.prelkb_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = ConvBN(channels, width, activation=nn.ReLU())
-        self.large_kernel = ReparamLargeKernelConv(width, kernel_size, small_kernel)
-        self.pw2 = ConvBN(width, channels)
-        self.drop_path: nn.Module = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.pw1(self.prelkb_bn(x))  # [B,dw_ratio*C,h,w]
-        return x + self.drop_path(self.pw2(self.large_kernel(out)))
-
-    def reparameterize(self) -> None:
-        for part in (self.pw1, self.large_kernel, self.pw2):
-            part.reparameterize()
-        if is_batch_norm(self.prelkb_bn):
-            fold_before(self.prelkb_bn, self.pw1.conv)
-            self.prelkb_bn = nn.Identity()
-        if isinstance(self.drop_path, DropPath):
-            self.drop_path = nn.Identity()
-
-
-class ConvFFN(nn.Module):
-    """Channel mixing: two 1 x 1 convolutions around GELU, with a residual. [B,C,h,w] both ways."""
-
-    def __init__(self, channels: int, hidden: int, drop_path: float) -> None:
-        super().__init__()
-        self.preffn_bn: nn.Module = nn.BatchNorm2d(channels)
-        self.pw1 = ConvBN(channels, hidden, activation=nn.GELU())
-        self.pw2 = ConvBN(hidden, channels)
-        self.drop_path: nn.Module = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.pw2(self.pw1(self.preffn_bn(x))))
-
-    def reparameterize(self) -> None:
-        self.pw1.reparameterize()
-        self.pw2.reparameterize()
-        if is_batch_norm(self.preffn_bn):
-            fold_before(self.preffn_bn, self.pw1.conv)
-            self.preffn_bn = nn.Identity()
-        if isinstance(self.drop_path, DropPath):
-            self.drop_path = nn.Identity()
 
 
 class RepLKNetStage(nn.Module):
