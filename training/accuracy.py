@@ -1,4 +1,4 @@
-"""A classifier's answers to labelled images, and how many of them are right."""
+"""A classifier's answers to labelled images: how many of them are right, and how far their probabilities say so."""
 
 from typing import Any
 
@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader
 
 from models.modes import evaluating
 from training.settings import SettingsError
+
+BINS = 15  # of equal width, each with its upper edge, for the calibration error (Guo et al., ICML 2017)
+EDGES = torch.arange(1, BINS) / BINS
 
 
 def answers(logits: Tensor) -> Tensor:
@@ -28,12 +31,14 @@ def count_answers(
     device: str = "cpu",
     ranked: list[tuple[Tensor, Tensor]] | None = None,
     confusion: Tensor | None = None,
+    gaps: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Count the images of each class and the right answers among them [2,num_classes], and the images whose class is
     among the five highest logits []. Raises as `answers`.
 
     If given, `confusion` [num_classes,num_classes] (rows: the truth, columns: the answer) counts the images too; for
-    tens of thousands of classes it takes gigabytes. For each batch, the classes from the highest logit down [B,5 at
+    tens of thousands of classes it takes gigabytes. To `gaps` [BINS], if given, the right answers less the answers'
+    probabilities are added, by bin of the probability. For each batch, the classes from the highest logit down [B,5 at
     most] and the probability of the first [B] are appended to `ranked`, if given.
     """
     counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
@@ -41,14 +46,19 @@ def count_answers(
         for images, targets in loader:
             logits = model(images.to(device)).cpu()  # [B,num_classes]
             answered, ones = answers(logits), torch.ones_like(targets)  # [B]
-            counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
+            right = answered == targets
+            counts.index_add_(1, targets, torch.stack([ones, right.long()]))
             if confusion is not None:  # in place: to add a matrix for each batch would be slow
                 confusion.view(-1).index_add_(0, targets * num_classes + answered, ones)
             in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
+            if gaps is not None or ranked is not None:
+                probability = logits.float().softmax(1).amax(1)  # [B]
+            if gaps is not None:
+                gaps.index_add_(0, torch.bucketize(probability, EDGES), right.to(gaps) - probability)
             if ranked is not None:
                 order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
                 order = order.clone()  # a view would keep all num_classes columns
-                ranked.append((order, logits.float().softmax(1).amax(1)))
+                ranked.append((order, probability))
     return counts, in_top5
 
 
@@ -67,3 +77,10 @@ def accuracies(counts: Tensor, in_top5: Tensor) -> dict[str, float]:
     """Return "top1" and, for more than five classes, "top5", 0..1; `counts` [2,classes] is as in `top1`."""
     top5 = {"top5": in_top5.item() / max(1, int(counts[0].sum()))} if counts.shape[1] > 5 else {}
     return {"top1": top1(counts), **top5}
+
+
+def calibration_error(gaps: Tensor, images: int) -> float:
+    """Return the expected calibration error, 0..1, from the `gaps` of `count_answers`: the mean over the images of the
+    distance, in their bin, between the share of right answers and the mean probability.
+    """
+    return gaps.abs().sum().item() / max(1, images)

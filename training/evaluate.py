@@ -1,4 +1,4 @@
-"""Measure the top-1 and top-5 accuracy of a checkpoint on labelled images, in total and for each class.
+"""Measure a checkpoint on labelled images: top-1 and top-5 accuracy, calibration error, and a table of the classes.
 
 Examples:
     python -m training.evaluate --checkpoint runs/digits-nano --data data/digits/val
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
 from models.files import replace_file
-from training.accuracy import accuracies, by_class, count_answers
+from training.accuracy import BINS, accuracies, by_class, calibration_error, count_answers
 from training.augment import eval_transform
 from training.classifier import InputConfig, load_classifier
 from training.data import open_images
@@ -112,9 +112,9 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
 
 
 def evaluate(
-    config: Config, tell: Callable[[Tensor, list[str], Tensor], object] = lambda *found: None
-) -> tuple[Tensor, list[str], Tensor]:
-    """Return the confusion matrix, the label of each row, and the number of images that are right by top-5.
+    config: Config, tell: Callable[[Tensor, list[str], dict[str, float]], object] = lambda *found: None
+) -> tuple[Tensor, list[str], dict[str, float]]:
+    """Return the confusion matrix, the label of each row, and the `accuracies` with "calibration_error", 0..1.
 
     `tell` is called with these before any file is written, so that a full disk does not lose them. Raises `DataError`,
     `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
@@ -138,9 +138,11 @@ def evaluate(
     network = reparameterize(model) if config.deploy else model
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
+    gaps = torch.zeros(BINS, dtype=torch.float64)
     with autocast(config.device, config.amp):
-        _, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion)
-    tell(confusion, labels, in_top5)
+        counts, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion, gaps)
+    metrics = {**accuracies(counts, in_top5), "calibration_error": calibration_error(gaps, len(dataset))}
+    tell(confusion, labels, metrics)
     if config.csv is not None:
         header = ("label", "images", "right", "top1", "most_often_taken_for")
         write_csv(config.csv, header, per_class_rows(confusion, labels))
@@ -151,7 +153,7 @@ def evaluate(
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
     if config.save is not None:
         save_corrected(config.save, model, model_config, config, made)
-    return confusion, labels, in_top5
+    return confusion, labels, metrics
 
 
 def written_tables(config: Config) -> dict[str, Path]:
@@ -212,14 +214,14 @@ def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
 def report(config: Config) -> None:
     console = standard_output()
 
-    def show(confusion: Tensor, labels: list[str], in_top5: Tensor) -> None:
+    def show(confusion: Tensor, labels: list[str], metrics: dict[str, float]) -> None:
         console.print(per_class_table(confusion, labels))
         answered = by_class(confusion)
         images, right = answered.sum(1).tolist()
-        share = accuracies(answered, in_top5)
-        console.print(f"top-1 {share['top1']:.2%}: {right} of {images} right")
-        if "top5" in share:
-            console.print(f"top-5 {share['top5']:.2%}: {int(in_top5)} of {images} right")
+        console.print(f"top-1 {metrics['top1']:.2%}: {right} of {images} right")
+        if "top5" in metrics:
+            console.print(f"top-5 {metrics['top5']:.2%}: {round(metrics['top5'] * images)} of {images} right")
+        console.print(f"expected calibration error {metrics['calibration_error']:.2%}")
         counts = training_counts(config.checkpoint)
         if counts is not None and (shares := shot_report(answered, counts)):
             console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))

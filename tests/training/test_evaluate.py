@@ -1,11 +1,13 @@
 """What an evaluation counts and reports: the confusion matrix, top-1 and top-5, the table by class."""
 
 import csv
+import itertools
 import tarfile
 from collections import Counter
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -14,7 +16,7 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
 from tests.training.test_splits import fill
 from training import evaluate as script
-from training.accuracy import accuracies, by_class, count_answers, top1
+from training.accuracy import BINS, accuracies, by_class, calibration_error, count_answers, top1
 from training.augment import eval_transform
 from training.data import open_images
 from training.evaluate import Config as EvaluateConfig
@@ -97,6 +99,44 @@ def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
     assert accuracies(torch.ones(2, 5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
 
 
+def expected_calibration_error(logits: np.ndarray, targets: np.ndarray) -> float:
+    """As Guo et al. (ICML 2017) define it: bins (0, 1/15], (1/15, 2/15], ..., each weighted by its images."""
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    confidence, right = (shares / shares.sum(1, keepdims=True)).max(1), logits.argmax(1) == targets
+    edges, error = np.linspace(0, 1, 16, dtype=np.float32), 0.0
+    for lower, upper in itertools.pairwise(edges):
+        inside = (confidence > lower) & (confidence <= upper)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def error_of(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """The calibration error of a model that has these logits, counted in batches of 7."""
+    model, gaps = torch.nn.Module(), torch.zeros(BINS, dtype=torch.float64)
+    model.forward = lambda images: images  # type: ignore[method-assign]
+    count_answers(model, list(zip(logits.split(7), targets.split(7), strict=True)), logits.shape[1], gaps=gaps)
+    return calibration_error(gaps, len(targets))
+
+
+def test_the_calibration_error_is_that_of_the_paper() -> None:
+    by_hand = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2).log()  # 3 of 4 right of 0.9 each, 1 of 2 of 0.6
+    expected = 4 / 6 * (0.9 - 0.75) + 2 / 6 * (0.6 - 0.5)
+    assert error_of(by_hand, torch.tensor([0, 0, 0, 1, 0, 1])) == pytest.approx(expected, abs=1e-6)
+    assert error_of(torch.tensor([[99.0, 0.0]] * 2), torch.tensor([0, 0])) == 0.0
+    assert error_of(torch.tensor([[99.0, 0.0]] * 2), torch.tensor([1, 1])) == 1.0
+    generator = torch.Generator().manual_seed(0)
+    for classes, scale in ((2, 1.0), (5, 0.0), (10, 3.0), (300, 6.0)):  # scale 0: 0.2 each, the edge of two bins
+        logits = scale * torch.randn(500, classes, generator=generator)
+        targets = torch.where(torch.rand(500, generator=generator) < 0.5, logits.argmax(1), 0)
+        if scale == 0.0:
+            logits[::2, 0] = 1e-3  # just above the edge, and always right
+            targets[1::2] = 1
+        reference = expected_calibration_error(logits.numpy(), targets.numpy())
+        assert reference > 0.05
+        assert error_of(logits, targets) == pytest.approx(reference, abs=1e-6)
+
+
 def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -142,7 +182,11 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_predictions_and_the_confusion_matrix_are_written(
-    checkpoint: Path, small_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     options = ["--checkpoint", checkpoint, "--data", small_digits / "val", "--device", "cpu", "--batch-size", "5"]
     files = [part for name in ("csv", "confusion", "predictions") for part in (f"--{name}", tmp_path / f"x/{name}.csv")]
@@ -165,6 +209,11 @@ def test_predictions_and_the_confusion_matrix_are_written(
     expected = [["0", "1", "4", "5", "6", "7"][index] for index in shares.argsort(descending=True)[:5]]
     assert [rows[7][name] for name in ("answer", "answer2", "answer3", "answer4", "answer5")] == expected
     assert float(rows[7]["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
+    confidence, right = zip(*((float(row["probability"]), row["label"] == row["answer"]) for row in rows), strict=True)
+    bins = np.ceil(15 * np.array(confidence)).astype(int)
+    gap = sum(abs(np.sum((np.array(right) - confidence)[bins == each])) for each in range(1, 16)) / len(rows)
+    shown = capsys.readouterr().out.partition("expected calibration error ")[2].partition("%")[0]
+    assert float(shown) == pytest.approx(100 * gap, abs=0.01), "what the table's probabilities give"
     again = open_images(tmp_path / "x/predictions.csv", None, ["0", "1", "4"])
     assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
 
