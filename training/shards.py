@@ -7,6 +7,7 @@ resumption then work as for folders. Images are read at their offset in the shar
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from training.settings import first_of
 
 LABELS_FILE = "labels.txt"
 NO_CLASS = -1
+Texts = dict[str, tuple[str, str]]  # suffix (cls, json) -> the text of the member with the class, and its name
 
 
 def shard_files(folder: str | Path) -> list[Path]:
@@ -68,9 +70,9 @@ class Shards(Labelled):
         self.sizes: list[int] = []
         images: list[tuple[str, Member]] = []
         for number, path in enumerate(self.paths):
-            before = len(images)
-            self._index(number, path, labels, images)
-            self.sizes.append(len(images) - before)
+            found = list(self._index(number, path, labels))
+            images += found
+            self.sizes.append(len(found))
         if not images:
             what = "pair of KEY.jpg and KEY.cls" if labelled else f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             raise DataError(f"{folder}: its {len(self.paths)} shards hold no {what}")
@@ -87,11 +89,26 @@ class Shards(Labelled):
             labels = [str(index) for index in range(most + 1)]
         self.classes = labels
 
-    def _index(self, number: int, path: Path, labels: list[str] | None, images: list[tuple[str, Member]]) -> None:
-        """Append the images of one shard, and their targets. Members of a key are neighbours, as the format asks."""
+    def _index(self, number: int, path: Path, labels: list[str] | None) -> Iterator[tuple[str, Member]]:
+        """Yield the images of one shard with their names, and append their targets."""
+        for key, image, said in self._keys(number, path):
+            suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold anything
+            target = self._target(*said[suffix], suffix, labels) if said else None
+            if image is None and target is not None:
+                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+                what = f"{key} has a class and no image that is read ({suffixes})"
+                raise DataError(f"{path}: {what}: add it or take it out")
+            if image is not None and target is None and self.labelled:
+                raise DataError(f"{path}: {key} has an image and no .cls or .json with its class")
+            if image is not None:
+                self.targets.append(NO_CLASS if target is None else self._numbers.setdefault(target, target))
+                yield image
+
+    def _keys(self, number: int, path: Path) -> Iterator[tuple[str, tuple[str, Member] | None, Texts]]:
+        """Yield each key with its image and `Texts`. Members of a key are neighbours, as the format asks."""
+        key = ""
         image: tuple[str, Member] | None = None  # and its name
-        said: dict[str, tuple[str, str]] = {}  # suffix -> the text of a member with the class, and its name
-        key = None
+        said: Texts = {}
         try:
             with tarfile.open(path, "r:") as shard:
                 for member in shard:
@@ -100,7 +117,7 @@ class Shards(Labelled):
                     if not member.isfile() or not suffix or HIDDEN.search(member.name):
                         continue
                     if (stem := f"{folder}/{stem}") != key:
-                        self._add(path, image, said, key, labels, images)
+                        yield key, image, said
                         key, image, said = stem, None, {}
                     if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                         if image is not None:
@@ -112,27 +129,7 @@ class Shards(Labelled):
                         said[suffix] = text, f"{path}:{member.name}"
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
-        self._add(path, image, said, key, labels, images)
-
-    def _add(
-        self,
-        path: Path,
-        image: tuple[str, Member] | None,
-        said: dict[str, tuple[str, str]],
-        key: str | None,
-        labels: list[str] | None,
-        images: list[tuple[str, Member]],
-    ) -> None:
-        suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold anything
-        target = self._target(*said[suffix], suffix, labels) if said else None
-        if image is None and target is not None:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise DataError(f"{path}: {key} has a class and no image that is read ({suffixes}): add it or take it out")
-        if image is not None and target is None and self.labelled:
-            raise DataError(f"{path}: {key} has an image and no .cls or .json with its class")
-        if image is not None:
-            images.append(image)
-            self.targets.append(NO_CLASS if target is None else self._numbers.setdefault(target, target))
+        yield key, image, said
 
     def _target(self, text: str, name: str, suffix: str, labels: list[str] | None) -> int:
         value: Any = text.strip()
