@@ -36,7 +36,7 @@ from training.settings import SettingsError, check_ranges, first_of
 LONGEST_STEM = 200  # bytes: a file's name, with its prefix and suffix, may have 255
 TABLE_FILE = "explained.csv"  # columns label and probability: of the explained class
 BETTER = {"insertion": " (higher is better)", "deletion": " (lower is better)", "ROAD": " (higher is better)"}
-COLOURS = ((0, 0, 128), (0, 96, 255), (32, 255, 224), (255, 240, 0), (255, 64, 0), (128, 0, 0))  # cold to warm
+COLOURS = ((0, 0, 128), (255, 80, 0), (255, 255, 160))  # cold, warm, hot: those of the client's overlays
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import training.cam
+from client._overlay import PALETTE
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from models.replknet import RepLKNet
 from training import explain as script
@@ -70,6 +71,14 @@ def test_images_go_through_the_model_a_few_at_a_time(
     for name in ("insertion", "deletion", "insertion of a random map"):
         assert in_parts[name] == pytest.approx(scores[name], rel=1e-4)
     assert in_parts.keys() == scores.keys()
+
+
+def test_stronger_evidence_is_brighter_in_the_clients_colours() -> None:
+    """On a dark picture a dark red at the end of the scale was a hole in the middle of the evidence."""
+    width = 256
+    blend = np.asarray(script.overlay(np.zeros((1, width, 3), np.uint8), torch.linspace(0, 1, width)[None]))[0, width:]
+    assert np.diff(blend @ (0.299, 0.587, 0.114)).min() > -0.2, "but for rounding"
+    assert np.abs(2 * blend.astype(int).ravel() - np.frombuffer(PALETTE, np.uint8)).max() <= 2
 
 
 def test_script_writes_overlays(
