@@ -244,6 +244,16 @@ def test_a_damaged_state_is_named(content: bytes, tmp_path: Path) -> None:
     assert load_state(tmp_path / "nowhere") is None
 
 
+def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
+    """When it is opened: to read beyond the end of a mapped file would kill the process by SIGBUS."""
+    save_state(tmp_path, {"learner": {"weight": torch.ones(50_000)}, "step": 3})
+    whole = (tmp_path / "state.pt").read_bytes()
+    for size in (100, 4096, len(whole) // 2, len(whole) - 4096, len(whole) - 1):
+        (tmp_path / "state.pt").write_bytes(whole[:size])
+        with pytest.raises(StateError, match=r"state\.pt is damaged .*--resume never"):
+            load_state(tmp_path)
+
+
 def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text('{"lr": 0.1')
     (tmp_path / "log.jsonl").touch()
