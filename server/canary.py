@@ -13,11 +13,14 @@ LONGEST = 1e9  # seconds: a socket's timeout must be less than 9.2e9
 
 
 class CanaryError(Exception):
-    """The server did not answer with probabilities. `status`: the HTTP status if it was not 200."""
+    """The server did not answer with probabilities.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `status`: the HTTP status if it was not 200; `reason`: tritonserver's own message, empty if there is none.
+    """
+
+    def __init__(self, message: str, status: int | None = None, reason: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.reason = status, reason
 
 
 class CanaryUnreachedError(CanaryError):
@@ -111,9 +114,18 @@ def ask(
         raise CanaryUnreachedError(f"{path}: {error!r}") from error  # repr: it may hold binary data
     if response.status != 200:
         kind = CanaryRefusedError if response.status == 503 else CanaryError
-        said = text[:500].decode(errors="replace")
-        raise kind(f"{path}: HTTP {response.status}: {said}", response.status)
+        reason = _reason(text)
+        said = " ".join((reason or text[:500].decode(errors="replace")).split())
+        raise kind(f"{path}: HTTP {response.status}: {said}", response.status, reason)
     try:
         return json.loads(text) if text else {}
     except ValueError as error:
         raise CanaryError(f"{path}: the answer is not JSON: {text[:100]!r}") from error
+
+
+def _reason(text: bytes) -> str:
+    """Extract tritonserver's message from {"error": ...}; empty for the answer of another server."""
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, LookupError, TypeError):
+        return ""

@@ -41,5 +41,5 @@ def _first_line(message: str) -> str:
 
 def each_once(message: str) -> str:
     """Remove repeated reasons: a failed warm-up lists one for each image, each followed by "; "."""
-    first, *others = message.strip("; \n").split("; ")
+    first, *others = map(str.strip, message.strip("; \n").split("; "))
     return "; ".join([first, *(reason for reason in dict.fromkeys(others) if not first.endswith(reason))])

@@ -1,7 +1,5 @@
 """A client of tritonserver's repository interface, which needs the management token, and the reading of tokens."""
 
-import contextlib
-import json
 import os
 import re
 import time
@@ -68,7 +66,8 @@ class Management:
         except CanaryError as error:
             if error.status in (401, 403):
                 raise ReleaseError(f"the server at {self.address} refuses the token: {HOW_TO_GIVE_IT}") from None
-            raise ReleaseError(f"the server at {self.address} says: {_reason(str(error))}") from None
+            said = " ".join(each_once(error.reason or str(error)).split())
+            raise ReleaseError(f"the server at {self.address} says: {said}") from None
 
 
 def read_token(
@@ -94,11 +93,3 @@ def read_token(
             f"the {name} token is empty, or has spaces or non-ASCII characters: `openssl rand -hex 16` makes one"
         )
     return token
-
-
-def _reason(text: str) -> str:
-    """Extract tritonserver's message from "PATH: HTTP 400: {"error": ...}", as one line."""
-    start = text.find("{")
-    with contextlib.suppress(ValueError, LookupError):  # the answer may be cut off
-        text = json.loads(text[start:])["error"] if start >= 0 else text
-    return " ".join(each_once(text).split())

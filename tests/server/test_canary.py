@@ -113,7 +113,9 @@ def test_a_time_that_no_socket_can_wait():
         (403, b'{"error": "restricted"}', "refuses the token"),
         (400, b'{"error": "the store answered HTTP 403"}', "says: the store answered HTTP 403"),
         (500, b"HTTP 401 upstream", "says: .*HTTP 500: HTTP 401 upstream"),
-        (500, b'{"error": "' + b"x" * 600 + b'"}', "says: .*HTTP 500: .*xxx$"),  # it is cut off
+        (400, b'{"error": "' + b"why " * 600 + b'because"}', "says: (why ){600}because$"),
+        (400, b'{"error": "failed: ' + b"a shape\\n  <- HERE\\n; " * 60 + b';\\n"}', "says: failed: a shape <- HERE$"),
+        (500, b"<html>" + b"x" * 600, "says: .*HTTP 500: <html>x{494}$"),
         (500, b'{"reason": "no memory"}', "says: .*no memory"),
         (400, b'{"error": "failed to run: y is Half; y is Half; y is Half; ;\\n"}', "says: failed to run: y is Half$"),
     ],
