@@ -108,11 +108,11 @@ def main() -> int:
     except (ValueError, RuntimeError, OSError) as error:
         print(f"build_models: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         changed = identity(options.output) != before
         outcome = f" too late: {options.output} is the new one" if changed else ", the repository is as it was"
         print(f"build_models: stopped{outcome}", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
     print(report)
     return 0
 

@@ -186,11 +186,13 @@ def test_a_build_never_writes_through_the_files_in_use(checkpoint: Path, tmp_pat
 
 def test_sigterm_leaves_no_unfinished_folder(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "build_models.py", "--weights", str(checkpoint), "--output", str(tmp_path / "models")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob(".models.building-*")) and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1] == "build_models: stopped, the repository is as it was"
     assert list(tmp_path.iterdir()) == []
 
 
