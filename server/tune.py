@@ -41,6 +41,7 @@ from server.tuned_settings import (
     read_settings,
     write_settings,
 )
+from server.versions import Versions
 
 LEAST_GAIN = 1.03  # in images a second: smaller differences are noise
 TURNS = 3  # of the final comparison: among a dozen settings tried once, one is best by chance
@@ -217,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
             lambda line: print(line, flush=True),
         )
         if best != now and not options.dry_run:
-            with uninterrupted():
+            with uninterrupted(), Versions(repository).locked():  # a release in between would load half of them
                 write_settings(repository, best, embedded)
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)

@@ -27,6 +27,7 @@ from server.tuned_settings import (
     set_preferred,
     write_settings,
 )
+from server.versions import Versions
 from tests.full_disk import files_up_to
 
 ROOT = Path(__file__).parents[2]
@@ -360,6 +361,17 @@ def test_a_signal_while_the_configs_are_written_comes_too_late(own, monkeypatch,
     assert read_settings(own) == Settings(3, 1, 5, 4, 7)
     assert "wrote preprocess x 3" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_nothing_is_written_in_a_release(own, monkeypatch, capsys):
+    """It has compared the configs with those that are served, and is about to load the backbone with them."""
+    monkeypatch.setattr(tune, "candidates", lambda *_: [lambda best: [Settings(3, 1, 5, 4, 7)]])
+    monkeypatch.setattr(tune, "measure", lambda _, settings, *__: Score(settings.delay_us + 1.0, 50))
+    before = contents(own)
+    with Versions(own).locked():
+        assert tune.main(["--model-repository", str(own)]) == 1
+    assert f"release or rollback of {own}/backbone is under way" in capsys.readouterr().err
+    assert contents(own) == before
 
 
 def test_sigterm_leaves_no_copy(own, tmp_path, monkeypatch, capsys):
