@@ -45,6 +45,12 @@ def check_settings(environment: Mapping[str, str]) -> None:
         check_tls(certificate, key, client_ca)
 
 
+def http_host(environment: Mapping[str, str]) -> str:
+    """Return the address for HTTP: with TLS, which tritonserver has for gRPC only, inside the container or pod."""
+    own = "127.0.0.1" if environment.get("WIDEFIELD_TLS_CERT") else environment.get("WIDEFIELD_HOST") or "0.0.0.0"
+    return environment.get("WIDEFIELD_HTTP_HOST") or own
+
+
 def number(name: str, value: str, least: int, most: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", value) or not least <= int(value) <= most:
         raise SettingError(f"{name} is {value!r}: give a whole number from {least} to {most}")

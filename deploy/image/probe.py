@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 
 from canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
+from check_settings import PORTS, http_host
 
 MODEL = "classifier"
 INFERENCE_SECONDS = 8.0  # plus three times STATUS_SECONDS is less than the probes' timeoutSeconds
@@ -20,10 +21,10 @@ STATUS_SECONDS = 2.0
 
 def http_address(environment: Mapping[str, str]) -> str:
     """Return "host:port" at which the HTTP of serve.py can be reached from inside the container."""
-    everywhere = "" if environment.get("WIDEFIELD_TLS_CERT") else environment.get("WIDEFIELD_HOST", "")
-    host = environment.get("WIDEFIELD_HTTP_HOST") or everywhere
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"{host}:{environment.get('WIDEFIELD_HTTP_PORT') or '8000'}"
+    host = http_host(environment)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    variable, default = PORTS["http"]
+    return f"{host}:{environment.get(variable) or default}"
 
 
 def check(question: str, address: str) -> None:

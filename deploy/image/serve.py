@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings
+from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings, http_host
 from checksums import ChecksumError, compare_newest, unchecked
 from labels import LabelsError, check_all_labels
 from tritonserver_options import before, common_environment, common_options, stack_limits, tls_options
@@ -56,9 +56,7 @@ def options(models: Path, variables: Mapping[str, str]) -> list[str]:
     """Return tritonserver's command-line options. `variables` must have passed `check_settings`."""
     certificate, key, client_ca = (variables.get(name, "") for name in TLS)
     host = variables.get("WIDEFIELD_HOST") or "0.0.0.0"
-    # tritonserver has TLS for gRPC only, so with TLS its HTTP listens inside this container or pod only.
-    http_host = variables.get("WIDEFIELD_HTTP_HOST") or ("127.0.0.1" if certificate else host)
-    hosts = {"http": http_host, "grpc": host, "metrics": host}
+    hosts = {"http": http_host(variables), "grpc": host, "metrics": host}
     ports = {service: int(variables.get(name) or default) for service, (name, default) in PORTS.items()}
     drain_seconds = int(variables.get("WIDEFIELD_DRAIN_SECONDS") or 30)
     tokens = [re.sub(r"[\r\n]", "", variables.get(name, "")) for name in TOKENS]  # such as a file's last newline
