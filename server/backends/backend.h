@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -54,12 +55,12 @@ inline void check_api_version() {
 inline std::string model_config(TRITONBACKEND_Model* model) {  // JSON
   TRITONSERVER_Message* message = nullptr;
   check(TRITONBACKEND_ModelConfig(model, 1, &message));
+  const std::unique_ptr<TRITONSERVER_Message, TRITONSERVER_Error* (*)(TRITONSERVER_Message*)> owner(
+      message, TRITONSERVER_MessageDelete);
   const char* text = nullptr;
   size_t size = 0;
   check(TRITONSERVER_MessageSerializeToJson(message, &text, &size));
-  std::string config(text, size);
-  check(TRITONSERVER_MessageDelete(message));
-  return config;
+  return {text, size};
 }
 
 inline std::string version_folder(TRITONBACKEND_Model* model) {
