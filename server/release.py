@@ -68,20 +68,6 @@ def release(built: Path, repository: Path, management: Management, library: str 
     return number
 
 
-def rollback(repository: Path, management: Management, say: Say) -> tuple[int, int]:
-    """Go back to the previous version; return the numbers of the old and the new live version. Raises `ServerError`."""
-    with Versions(repository).locked() as versions:
-        live = check_live(versions, management)
-        before = [number for number in versions.numbers() if number < live]
-        if not before:
-            raise ReleaseError(
-                f"{repository}/{BACKBONE} holds no version before {live}: there is nothing to go back to"
-            )
-        verify(versions.folder(before[-1]))
-        switch(management, before[-1], live, lambda: versions.withdraw(live), lambda: versions.bring_back(live), say)
-    return live, before[-1]
-
-
 def switch(
     management: Management, wanted: int, before: int, change: Callable[[], object], undo: Callable[[], object], say: Say
 ) -> None:

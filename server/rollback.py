@@ -4,9 +4,25 @@ python -m server.rollback --model-repository model_repository --management-token
 """
 
 import sys
+from pathlib import Path
 
+from server.errors import ReleaseError
 from server.management import Management
-from server.release import Say, parser_of, rollback, run
+from server.release import Say, check_live, parser_of, run, switch
+from server.repository import verify
+from server.versions import Versions
+
+
+def rollback(repository: Path, management: Management, say: Say) -> tuple[int, int]:
+    """Go back to the previous version; return the numbers of the old and the new live version. Raises `ServerError`."""
+    with Versions(repository).locked() as versions:
+        live = check_live(versions, management)
+        before = [number for number in versions.numbers() if number < live]
+        if not before:
+            raise ReleaseError(f"{versions.model} holds no version before {live}: there is nothing to go back to")
+        verify(versions.folder(before[-1]))
+        switch(management, before[-1], live, lambda: versions.withdraw(live), lambda: versions.bring_back(live), say)
+    return live, before[-1]
 
 
 def main(arguments: list[str] | None = None) -> int:

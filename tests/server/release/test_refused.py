@@ -12,10 +12,12 @@ import pytest
 
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
+from server import rollback as rollback_module
 from server.canary import PERHAPS_BUSY, CanaryError
 from server.compatibility import check_compatible, check_running
 from server.management import Management
-from server.release import release, rollback
+from server.release import release
+from server.rollback import rollback
 from server.versions import Versions
 from tests.full_disk import files_up_to
 
@@ -268,7 +270,7 @@ def test_a_version_that_has_changed_since_does_not_come_back(monkeypatch, tmp_pa
         (tmp_path / "backbone" / name).mkdir(parents=True)
     (tmp_path / "backbone/1/model.pt").touch()
     (tmp_path / "backbone/1/build.json").write_text(json.dumps({"files_sha256": {"model.pt": "0" * 64}}))
-    monkeypatch.setattr(release_module, "check_live", lambda versions, management: 2)
+    monkeypatch.setattr(rollback_module, "check_live", lambda versions, management: 2)
     with pytest.raises(RepositoryError, match=r"backbone/1/model\.pt is not what was built"):
         rollback(tmp_path, None, print)
     assert Versions(tmp_path).numbers() == [1, 2]
@@ -278,8 +280,8 @@ def test_a_rollback_goes_back_by_one(monkeypatch, tmp_path):
     for name in ("1", "2", "10"):
         (tmp_path / "backbone" / name).mkdir(parents=True)
     went = []
-    monkeypatch.setattr(release_module, "check_live", lambda versions, management: 10)
-    monkeypatch.setattr(release_module, "switch", lambda management, wanted, before, *_: went.append((wanted, before)))
+    monkeypatch.setattr(rollback_module, "check_live", lambda versions, management: 10)
+    monkeypatch.setattr(rollback_module, "switch", lambda management, wanted, before, *_: went.append((wanted, before)))
     assert rollback(tmp_path, None, print) == (10, 2)
     assert went == [(2, 10)]
 

@@ -14,7 +14,8 @@ import tritonclient.grpc as triton_grpc
 
 from server import ReleaseError, TritonServer
 from server.management import Management
-from server.release import release, rollback
+from server.release import release
+from server.rollback import rollback
 from server.versions import Versions
 
 pytestmark = pytest.mark.server
