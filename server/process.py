@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from server.log import read_from
 from server.runtime import Runtime
 from server.tritonserver_options import stack_limits
 
@@ -18,9 +20,9 @@ SPARE_SECONDS = 5  # between tritonserver's own exit timeout and SIGKILL
 
 
 class ServerProcess:
-    """One run of tritonserver: started, watched, drained. Its output is appended to `log`."""
+    """One run of tritonserver: started, watched, drained. Its output is appended to the runtime's log."""
 
-    def __init__(self, command: list[str], runtime: Runtime, log: Path, drain_seconds: int) -> None:
+    def __init__(self, command: list[str], runtime: Runtime, drain_seconds: int) -> None:
         self.grace = drain_seconds + SPARE_SECONDS
         self.processes: list[psutil.Process] = []  # tritonserver first, then its backend processes
         order = {
@@ -31,7 +33,9 @@ class ServerProcess:
             "shm_prefix": runtime.shm_prefix,
             "stack": stack_limits(),
         }
-        with log.open("ab") as output:
+        self._log = runtime.log
+        with self._log.open("ab") as output:
+            self._offset = os.fstat(output.fileno()).st_size
             self.guard = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(GUARD)],
                 stdin=subprocess.PIPE,
@@ -42,6 +46,10 @@ class ServerProcess:
         assert self.guard.stdin is not None  # made with PIPE
         self._orders = self.guard.stdin
         self._say(json.dumps(order) + "\n")
+
+    def output(self) -> str:
+        """Return what was written to the log since the start."""
+        return read_from(self._log, self._offset)
 
     def exit_code(self) -> int | None:
         return self.guard.poll()

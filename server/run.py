@@ -5,11 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 from server.errors import StartError
-from server.log import failure_reasons, read_from
+from server.log import failure_reasons
 from server.process import ServerProcess
 from server.repository import CANARY_MODEL
 
@@ -26,8 +25,6 @@ class Run:
     process: ServerProcess
     http: str
     has_canary: bool
-    log: Path
-    log_offset: int
     stopping: threading.Event
 
     def await_ready(self, timeout: float) -> None:
@@ -99,5 +96,5 @@ class Run:
         return None
 
     def _explain(self, what: str) -> str:
-        reasons = failure_reasons(read_from(self.log, self.log_offset))
+        reasons = failure_reasons(self.process.output())
         return ": ".join([what, "; ".join(reasons)]) if reasons else what

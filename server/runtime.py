@@ -46,7 +46,6 @@ class Runtime:
         forward_log: bool = False,
     ) -> None:
         self._told_lost = False
-        self._given = (installation, repository, library, log, forward_log)
         self.installation = installation
         self.repository = repository
         self.library = find_library(library, repository)
@@ -87,10 +86,6 @@ class Runtime:
         if self.lost and not self._told_lost:
             self._told_lost = True
             yield f"{self.folder} was removed: no model can be loaded until the server restarts"
-
-    def anew(self) -> "Runtime":
-        """Make another runtime with the same arguments."""
-        return Runtime(*self._given)
 
     def remove(self) -> None:
         try:

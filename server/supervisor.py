@@ -8,10 +8,10 @@ from pathlib import Path
 
 from server.endpoints import Endpoints, choose_endpoints
 from server.errors import InstallationError, ServerError, StartError, elsewhere, unforeseen
-from server.locate import find_tritonserver
+from server.locate import Installation, find_tritonserver
 from server.preflight import check_backends, check_log_file, check_options, check_passed_on
 from server.process import ServerProcess
-from server.repository import read_repository, verify_newest
+from server.repository import Repository, read_repository, verify_newest
 from server.restarts import Restarts
 from server.run import Run
 from server.runtime import Runtime
@@ -134,11 +134,7 @@ class TritonServer:
         check_backends(repository.backends, installation, self.tritonserver_args)
         if self.log_file is not None:
             check_log_file(self.log_file)
-        try:
-            self._runtime = Runtime(installation, repository, self.library, self.log_file, self.forward_log)
-        except OSError as error:
-            message = f"the server's private folder cannot be made ({error}): {elsewhere(error)}"
-            raise InstallationError(message) from error
+        self._runtime = self._make_runtime(installation, repository)
         for line in self._runtime.warnings():
             self._tell(f"warning: {line}")
         # A separate thread, so that the server does not depend on the thread that called `start`.
@@ -203,12 +199,19 @@ class TritonServer:
     def _choose_endpoints(self) -> Endpoints:
         return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
 
+    def _make_runtime(self, installation: Installation, repository: Repository) -> Runtime:
+        try:
+            return Runtime(installation, repository, self.library, self.log_file, self.forward_log)
+        except OSError as error:
+            message = f"the server's private folder cannot be made ({error}): {elsewhere(error)}"
+            raise InstallationError(message) from error
+
     def _mend_runtime(self) -> None:
         """Make a new private folder if it was removed."""
         lost = self._runtime
         if lost.lost:
             self._tell(f"the server's private folder {lost.folder} was removed: it is made anew")
-            self._runtime = lost.anew()
+            self._runtime = self._make_runtime(lost.installation, lost.repository)
             lost.remove()
 
     def _tend(self) -> None:
@@ -259,12 +262,9 @@ class TritonServer:
                 self._endpoints = self._choose_endpoints()
 
     def _prove_and_watch(self) -> str:
-        log = self._runtime.log
-        offset = log.stat().st_size if log.exists() else 0
         with self._spawn() as process:
             self._process = process
-            has_canary = self._runtime.repository.has_canary
-            run = Run(process, self.http_url, has_canary, log, offset, self._stopping)
+            run = Run(process, self.http_url, self._runtime.repository.has_canary, self._stopping)
             run.await_ready(self.start_timeout)
             if self._stopping.is_set():
                 return "stopped"
@@ -286,4 +286,4 @@ class TritonServer:
             tls=self.tls,
             shared_memory_token=self.shared_memory_token,
         )
-        return ServerProcess(command, self._runtime, self._runtime.log, self.drain_seconds)
+        return ServerProcess(command, self._runtime, self.drain_seconds)

@@ -112,8 +112,9 @@ MIB = 2**20
 LAUNCHED = """
 import os, pathlib, types
 from server.process import ServerProcess
-runtime = types.SimpleNamespace(environment=dict, folder="none", shm_prefix="none")
-ServerProcess([os.environ["TRITONSERVER"]], runtime, pathlib.Path("/dev/stdout"), 1).guard.wait()
+log = pathlib.Path("/dev/stdout")
+runtime = types.SimpleNamespace(environment=dict, folder="none", shm_prefix="none", log=log)
+ServerProcess([os.environ["TRITONSERVER"]], runtime, 1).guard.wait()
 """
 
 

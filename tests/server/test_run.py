@@ -19,8 +19,9 @@ from server.run import Run
 
 
 class FakeProcess:
-    def __init__(self, exit_codes=(), dead=()):
+    def __init__(self, exit_codes=(), dead=(), output=""):
         self.exit_codes, self.dead = list(exit_codes), list(dead)
+        self.output = lambda: output
         self.remembered = False
 
     def exit_code(self):
@@ -37,7 +38,7 @@ ADDRESS = "127.0.0.1:1"
 
 
 @pytest.fixture
-def make(monkeypatch, tmp_path):
+def make(monkeypatch):
     """make(canaries, counts, ...) -> a Run whose canary raises or passes as listed; at the list's end it is stopped.
 
     The thread that watches another test's server asks through the same module: it keeps the real functions.
@@ -49,7 +50,7 @@ def make(monkeypatch, tmp_path):
         real = getattr(run_module, name)
         monkeypatch.setattr(run_module, name, lambda http, *rest: (fake if http == ADDRESS else real)(http, *rest))
 
-    def build(canaries=(), counts=(), process=None, ready=True, has_canary=True, log=""):
+    def build(canaries=(), counts=(), process=None, ready=True, has_canary=True):
         stopping = threading.Event()
         outcomes, answered = iter(canaries), iter(counts)
 
@@ -69,8 +70,7 @@ def make(monkeypatch, tmp_path):
         answer_here("classify_canary", canary)
         answer_here("success_count", count)
         answer_here("is_ready", lambda address, timeout: ready)
-        (tmp_path / "log").write_text(log)
-        return Run(process or FakeProcess(), ADDRESS, has_canary, tmp_path / "log", 0, stopping)
+        return Run(process or FakeProcess(), ADDRESS, has_canary, stopping)
 
     return build
 
@@ -94,7 +94,7 @@ def test_not_ready_when_the_first_inference_fails(make):
 
 
 def test_ended_while_starting(make):
-    run = make(process=FakeProcess([None, 1]), ready=False, log='E1123 1 1 x.cc:1] "no memory"\n')
+    run = make(process=FakeProcess([None, 1], output='E1123 1 1 x.cc:1] "no memory"\n'), ready=False)
     with pytest.raises(StartError, match="tritonserver ended with code 1: no memory"):
         run.await_ready(5)
 
