@@ -9,7 +9,8 @@ from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ReleaseError
-from server.model_configs import PREPROCESS, config_files, read_config
+from server.model_configs import config_files, read_config
+from server.repository import PREPROCESS
 
 LIMITS = ("max_file_bytes", "max_pixels")  # of preprocess; they change no accepted image, so the served ones are kept
 CLASS_MAP = "class_map"  # an optional output

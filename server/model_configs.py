@@ -1,4 +1,4 @@
-"""The models' names, and their configs as protobuf messages."""
+"""The models' configs as protobuf messages."""
 
 from pathlib import Path
 
@@ -7,8 +7,6 @@ from tritonclient.grpc import model_config_pb2
 
 from server.errors import RepositoryError, ServerError
 from server.repository import EMBEDDED
-
-ENSEMBLE, PREPROCESS, BACKBONE, SOFTMAX = "classifier", "preprocess", "backbone", "softmax"
 
 
 def read_config(

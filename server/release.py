@@ -22,9 +22,8 @@ from server.command_line import LIBRARY, add_repository_option, add_token_option
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
-from server.model_configs import BACKBONE
 from server.private_folder import PrivateFolder
-from server.repository import CANARY_MODEL, read_repository, verify
+from server.repository import BACKBONE, ENSEMBLE, read_repository, verify
 from server.supervisor import TritonServer
 from server.versions import KEPT, Versions
 
@@ -141,7 +140,7 @@ def check_answers(address: str) -> None:
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            outputs = classify_canary(address, CANARY_MODEL, BUSY_SECONDS)
+            outputs = classify_canary(address, ENSEMBLE, BUSY_SECONDS)
             break
         except PERHAPS_BUSY as error:
             if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ from server.checksums import READABLE, ChecksumError, check_folders, compare, co
 from server.errors import RepositoryError
 from server.labels import LabelsError, check_labels
 
-CANARY_MODEL = "classifier"
+ENSEMBLE, PREPROCESS, BACKBONE, SOFTMAX = "classifier", "preprocess", "backbone", "softmax"
 EMBEDDED = "configs/embedded.pbtxt"  # read by the embedded server instead of config.pbtxt
 REPLACES = "# in place of config.pbtxt, sha256 "  # its first line begins so
 BUILD = "run build_models.py"
@@ -46,7 +46,7 @@ class Repository:
 
     @property
     def has_canary(self) -> bool:
-        return CANARY_MODEL in self.models
+        return ENSEMBLE in self.models
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from server.canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, 
 from server.errors import StartError
 from server.log import failure_reasons
 from server.process import ServerProcess
-from server.repository import CANARY_MODEL
+from server.repository import ENSEMBLE
 
 TICK = 0.5  # seconds between checks of the backend processes
 POLL = 0.05  # seconds between checks while starting
@@ -84,7 +84,7 @@ class Run:
 
     def _prove(self, timeout: float) -> None:
         if self.has_canary:
-            classify_canary(self.http, CANARY_MODEL, timeout)
+            classify_canary(self.http, ENSEMBLE, timeout)
         elif not is_ready(self.http, timeout):
             raise CanaryError("the server does not say ready")
 
@@ -92,7 +92,7 @@ class Run:
         """Return how many requests the canary's model and its variants have answered, None if unknown."""
         if self.has_canary:
             with contextlib.suppress(CanaryError):
-                return success_count(self.http, CANARY_MODEL, timeout)
+                return success_count(self.http, ENSEMBLE, timeout)
         return None
 
     def _explain(self, what: str) -> str:

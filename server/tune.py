@@ -29,9 +29,8 @@ from server.command_line import add_repository_option, interrupt_on_signals, pos
 from server.cores import usable_cores
 from server.errors import ServerError
 from server.locate import find_tritonserver
-from server.model_configs import ENSEMBLE, PREPROCESS
 from server.private_folder import PrivateFolder
-from server.repository import read_repository
+from server.repository import ENSEMBLE, PREPROCESS, read_repository
 from server.supervisor import TritonServer
 from server.tuned_settings import (
     Settings,

@@ -11,8 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from server.errors import ServerError
-from server.model_configs import BACKBONE, ENSEMBLE, PREPROCESS, SOFTMAX, config_files, own_file, read_config
-from server.repository import EMBEDDED, replaced
+from server.model_configs import config_files, own_file, read_config
+from server.repository import BACKBONE, EMBEDDED, ENSEMBLE, PREPROCESS, SOFTMAX, replaced
 
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second exists only if it was asked for
 THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"

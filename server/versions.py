@@ -10,7 +10,7 @@ from pathlib import Path
 
 from server.checksums import VERSION, version_folders
 from server.errors import REMEDIES, ReleaseError
-from server.model_configs import BACKBONE
+from server.repository import BACKBONE
 
 KEPT = 3
 WITHDRAWN = re.compile(rf"\.({VERSION.pattern})\.withdrawn")
