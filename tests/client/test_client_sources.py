@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 import client
@@ -72,6 +73,8 @@ def test_ctrl_c_while_standard_input_is_awaited(command: str, tmp_path: Path) ->
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:  # before the read Python would not see it
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(10) == 130  # its input is still open
