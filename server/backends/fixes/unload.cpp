@@ -1,15 +1,19 @@
-// Preloaded into tritonserver: delays the destruction of an unloaded model by a tenth of a second.
+// Preloaded into tritonserver: a load that replaces a model and the destruction of the old one do not hurt each other.
 //
-// tritonserver destroys a model in a separate thread, which marks the model's entry in the server's table as unloaded,
-// then looks the entry up and removes it. A load that replaces the same version (as each load of a backbone does with
-// its ensemble) frees a marked entry itself, which is too early: it then unlocks a mutex in freed memory, and the
-// thread may remove the next model's entry, which has the same address. tritonserver crashes or hangs permanently
-// (docs/serving.md). If the thread starts a little later, the load finds no mark and leaves the entry to the thread.
+// tritonserver destroys a model in a separate thread, which marks the model's entry (a ModelInfo) in the server's table
+// as unloaded, then looks the entry up by its address and removes it. A load that replaces the same version (as each
+// load of a backbone does with its ensemble) deletes a marked entry itself, while it holds the entry's mutex: it then
+// unlocks a mutex in freed memory, and the thread may remove the next entry that has the same address. tritonserver
+// crashes or hangs permanently (docs/serving.md). Two remedies: the thread starts a tenth of a second later, when the
+// load finds no mark, unless it was held up for longer on a busy machine; and the memory of deleted entries is kept for
+// a while, so that neither does harm.
 #include <dlfcn.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <thread>
 #include <typeinfo>
 
@@ -24,6 +28,8 @@ namespace {
 
 using State = std::unique_ptr<Task>;
 constexpr auto kDelay = std::chrono::milliseconds(100);
+constexpr std::size_t kModelInfo = 792;  // bytes in tritonserver 2.51, which deletes nothing else of this size
+constexpr std::size_t kKept = 1024;      // entries, 0.8 MB
 
 struct Later : Task {
   explicit Later(State state) : state(std::move(state)) {}
@@ -33,6 +39,14 @@ struct Later : Task {
   }
   State state;
 };
+
+std::atomic<void*> kept[kKept];
+std::atomic<std::size_t> deleted;
+
+bool is_tritonservers(const void* code) {
+  Dl_info library;
+  return dladdr(code, &library) && std::strstr(library.dli_fname, "libtritonserver");
+}
 
 }  // namespace
 
@@ -45,4 +59,10 @@ _ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EE
   const Task& task = **state;
   if (std::strstr(typeid(task).name(), "ModelDeleter")) *state = std::make_unique<Later>(std::move(*state));
   start(thread, state, depend);
+}
+
+__attribute__((visibility("default"))) void operator delete(void* memory, std::size_t size) noexcept {
+  if (size == kModelInfo && is_tritonservers(__builtin_return_address(0)))
+    memory = kept[deleted++ % kKept].exchange(memory);
+  ::operator delete(memory);
 }
