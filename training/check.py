@@ -123,7 +123,9 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
     findings.parts.append(
         f"{what} in {len(dataset.paths)} shards of {folder}" if isinstance(dataset, Shards) else f"{what} in {folder}"
     )
-    decoded = chain.from_iterable(DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list))
+    context = "fork" if workers else None
+    loader = DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list, multiprocessing_context=context)
+    decoded = chain.from_iterable(loader)
     look_through(dataset, str(folder), decoded, findings)
     return dataset.classes
 

@@ -52,6 +52,7 @@ def make_loader(
     common: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
+        "multiprocessing_context": "fork" if workers else None,  # shares memory; Python 3.14 has another default
         "pin_memory": pin_memory,
         "worker_init_fn": _begin_worker,
         "generator": torch.Generator().manual_seed(seed),  # else each iterator would draw from the run's own

@@ -150,4 +150,4 @@ def test_the_plain_network_is_the_same_without_our_operator():
     plain = networks.plain_backbone(network, config)
     with torch.inference_mode():
         torch.testing.assert_close(plain(pixels), network(images), rtol=1e-3, atol=1e-4)
-    assert "widefield" not in str(plain.inlined_graph)
+    assert "widefield::" not in str(plain.inlined_graph)

@@ -132,7 +132,8 @@ def test_a_worker_seeds_and_puts_nothing_back(monkeypatch: pytest.MonkeyPatch) -
         def __getitem__(self, _: int) -> float:
             return np.random.rand() + torch.rand(()).item()
 
-    numbered = torch.utils.data.DataLoader(Numbered(Drawn(), 7), sampler=[(0, 5), (0, 6), (0, 5)], num_workers=1)  # type: ignore[arg-type]
+    options = {"num_workers": 1, "multiprocessing_context": "fork"}
+    numbered = torch.utils.data.DataLoader(Numbered(Drawn(), 7), sampler=[(0, 5), (0, 6), (0, 5)], **options)  # type: ignore[arg-type]
     with seeded(7, IMAGE, 5):
         expected = np.random.rand() + torch.rand(()).item()
     monkeypatch.setattr(np.random, "get_state", lambda: pytest.fail("saved"))
