@@ -8,7 +8,7 @@ from torch_models import write
 from server import ReleaseError, StartError, TritonServer
 from server.management import Management
 
-DELAY = 0.1  # seconds
+DELAY = 1.0  # seconds
 WARMUP = """model_warmup { name: "pair" batch_size: 1
   inputs { key: "x" value { data_type: TYPE_FP32 dims: [2] random_data: true } } }
 """

@@ -16,7 +16,7 @@ namespace {
 
 using Result = std::__future_base::_Result_base;
 using Pointer = std::unique_ptr<Result, Result::_Deleter>;
-constexpr auto kDelay = std::chrono::milliseconds(100);
+constexpr auto kDelay = std::chrono::seconds(1);  // a busy machine may hold the thread up
 
 // `status`: a member of the future's state; the result is stored right before it. A Status begins with a one-byte code.
 bool is_failure(const unsigned* status) {
