@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from kernels import depthwise_conv2d
+from kernels import DepthwiseConv2d, depthwise_conv2d
 from models.reparameterize import FORWARDS, fold_after, fold_before, is_batch_norm, merge_branches
+
+FORWARDS.add(DepthwiseConv2d.forward)
 
 
 class ConvBN(nn.Module):
@@ -33,16 +35,6 @@ class ConvBN(nn.Module):
         if is_batch_norm(self.bn):
             fold_after(self.conv, self.bn)
             self.bn = nn.Identity()
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise nn.Conv2d of stride 1 and odd kernel, [B,C,H,W] both ways, computed by Widefield's operator."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv2d(x, self.weight, self.bias)
-
-
-FORWARDS.add(DepthwiseConv2d.forward)
 
 
 class DropPath(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from models.layers import DepthwiseConv2d
+from kernels import DepthwiseConv2d
 from models.weight_files import first_line
 from training.settings import SettingsError
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.layers import DepthwiseConv2d
+from kernels import DepthwiseConv2d
 
 
 def memory_format(model: nn.Module, device: torch.device | str) -> torch.memory_format:

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from kernels import masked_patch_loss
+from kernels import DepthwiseConv2d, masked_patch_loss
 from kernels.depthwise_conv2d.reference import depthwise_conv2d_reference
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
 from models import MaskedPretrainer, ModelConfig
-from models.layers import DepthwiseConv2d, ReparamLargeKernelConv
+from models.layers import ReparamLargeKernelConv
 from training import finetune, pretrain
 from training.logs import RunLog
 

@@ -19,7 +19,8 @@ from benchmarks.evidence.execute import execute, finished, folder_of
 from benchmarks.evidence.kernel_check import CONVOLUTIONS, compare, replace_convolutions
 from benchmarks.evidence.plan import EXPERIMENTS
 from benchmarks.evidence.run import Arm, Data, Run, runs_of
-from models import create_model, layers
+from kernels.depthwise_conv2d import module as operator_module
+from models import create_model
 from training import attack, evaluate, finetune, pretrain
 from training.images import DataError
 from training.long_tail import long_tail_counts
@@ -222,7 +223,7 @@ def test_the_kernel_check_computes_with_each_implementation(
 ) -> None:
     called: Counter[str] = Counter()
     for module, name in (
-        (layers, "depthwise_conv2d"),
+        (operator_module, "depthwise_conv2d"),
         (kernel_check, "depthwise_conv2d_reference"),
         (kernel_check, "masked_patch_loss"),
         (kernel_check, "masked_patch_loss_reference"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from kernels import DepthwiseConv2d
 from models import ModelConfig, checkpointing, create_model
-from models.layers import DepthwiseConv2d
 from tests.training.runs import QUIET, Tiny, assert_same, records
 from training import finetune, pretrain
 from training.config import Config
