@@ -160,14 +160,14 @@ class Runtime:
 
     def _place_python_backend(self) -> None:
         """Copy the server's own Python backend, unless it has none for this Python and no model needs it."""
-        stub = self.installation.stub(PYTHON_VERSION)
         if model := self.repository.first_of("python"):
             check_numpy(model)
-            if stub is None:
-                raise InstallationError(
-                    f"model {model} needs the Python backend, which tritonserver does not have for Python "
-                    f"{PYTHON_VERSION}: {in_own_process(model)}"
-                )
+        stub = self.installation.stub(PYTHON_VERSION)
+        if stub is None and model:
+            raise InstallationError(
+                f"model {model} needs the Python backend, which tritonserver does not have for Python "
+                f"{PYTHON_VERSION}: {in_own_process(model)}"
+            )
         if stub is None:
             return
         check_python_on_path(python_folder())

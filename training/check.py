@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.data import LabelledFolder, folder_errors, label_errors, open_images
 from training.images import DataError, Labelled, read_image
+from training.loaders import forked
 from training.logs import standard_output
 from training.script import exit_code, parse
 from training.settings import SettingsError, check_ranges
@@ -123,9 +124,7 @@ def check_part(folder: Path, labels: list[str] | None, workers: int, findings: F
     findings.parts.append(
         f"{what} in {len(dataset.paths)} shards of {folder}" if isinstance(dataset, Shards) else f"{what} in {folder}"
     )
-    context = "fork" if workers else None
-    loader = DataLoader(Decoded(dataset), 32, num_workers=workers, collate_fn=list, multiprocessing_context=context)
-    decoded = chain.from_iterable(loader)
+    decoded = chain.from_iterable(DataLoader(Decoded(dataset), 32, collate_fn=list, **forked(workers)))
     look_through(dataset, str(folder), decoded, findings)
     return dataset.classes
 

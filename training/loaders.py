@@ -50,9 +50,8 @@ def make_loader(
     if not train and len(mine) <= batch_size:  # a single batch is decoded in this process
         workers = 0
     common: dict[str, Any] = {
-        "num_workers": workers,
+        **forked(workers),
         "persistent_workers": workers > 0,
-        "multiprocessing_context": "fork" if workers else None,  # shares memory; Python 3.14 has another default
         "pin_memory": pin_memory,
         "worker_init_fn": _begin_worker,
         "generator": torch.Generator().manual_seed(seed),  # else each iterator would draw from the run's own
@@ -62,6 +61,11 @@ def make_loader(
     windows = getattr(dataset, "sizes", None)  # of shards
     batches = EpochBatches(size, batch_size, seed=seed, rank=rank, world=world, weights=weights, windows=windows)
     return DataLoader(Numbered(dataset, seed), batch_sampler=batches, **common)
+
+
+def forked(workers: int) -> dict[str, Any]:
+    """Return a DataLoader's options for workers that share this process's memory; Python 3.14's default do not."""
+    return {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
 
 
 def make_loaders(

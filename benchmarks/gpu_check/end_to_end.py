@@ -39,10 +39,7 @@ WORSE, LEAST_ERROR = 2.0, 1e-3  # allowed: this many times eager's error against
 
 Convolve = Callable[..., Tensor]
 Work = Callable[..., list[Tensor]]  # (model, images, precise)
-
-
-def eager(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
+eager = pytorch.activated_convolution
 
 
 def is_large_depthwise(module: nn.Module) -> bool:

@@ -43,8 +43,5 @@ def plain_backbone(network: Any, config: Any, precision: str = "fp32") -> Any:
     from kernels.depthwise_conv2d import pytorch
     from models import reparameterize
 
-    def convolve(x: Any, weight: Any, bias: Any = None, activation: str = "none") -> Any:
-        return pytorch.activate(pytorch.convolution(x, weight, bias), activation)
-
-    with patch("models.layers.depthwise_conv2d", convolve):
+    with patch("models.layers.depthwise_conv2d", pytorch.activated_convolution):
         return trace_backbone(ServedBackbone(reparameterize(network), config.mean, config.std, precision), IMAGE_SIZE)

@@ -113,7 +113,7 @@ def _cuda(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation:
 
 def _transformed(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """PyTorch's own operations, which have derivatives of every order."""
-    return pytorch.activate(pytorch.convolution(input, weight, bias), activation)
+    return pytorch.activated_convolution(input, weight, bias, activation)
 
 
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:

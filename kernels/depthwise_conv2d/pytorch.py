@@ -30,6 +30,12 @@ def convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return F.conv2d(input, weight, bias, padding=padding, groups=input.shape[1])
 
 
+def activated_convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    return activate(convolution(input, weight, bias), activation)
+
+
 def convolution_backward(grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Tensor, ...]:
     channels, _, kernel_height, kernel_width = weight.shape
     padding = [kernel_height // 2, kernel_width // 2]
@@ -73,7 +79,7 @@ def run_forward(
     """Compute in the memory format of `algorithm`, a key of `MEMORY_FORMATS`; the result has the input's format."""
     source = input.contiguous(memory_format=MEMORY_FORMATS[algorithm])
     with as_ours(input.dtype, precision):
-        output = activate(convolution(source, weight, bias), activation)
+        output = activated_convolution(source, weight, bias, activation)
     return laid_out_as(output, input)
 
 

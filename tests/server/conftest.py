@@ -135,6 +135,15 @@ def sleep():
     return run
 
 
+@pytest.fixture
+def python_backend():
+    from server.locate import find_tritonserver
+    from server.runtime import PYTHON_VERSION
+
+    if find_tritonserver().stub(PYTHON_VERSION) is None:
+        pytest.skip("tritonserver has no Python backend for this Python")
+
+
 @pytest.fixture(scope="session")
 def repository_of_processes(repository, tmp_path_factory):
     """The same, its preprocess step run by the embedded server's own Python backend, where that can work."""

@@ -25,7 +25,7 @@ from server.canary import CanaryError, CanaryRefusedError, classify_canary, is_r
 from server.locate import find_tritonserver
 from server.preflight import free_ports
 from server.repository import read_repository
-from server.runtime import PYTHON_VERSION, Runtime
+from server.runtime import Runtime
 
 pytestmark = pytest.mark.server
 # Exported where there is a GPU; from tritonserver's documentation (docs/user_guide/metrics.md).
@@ -135,7 +135,7 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
                 done.set()
 
 
-@pytest.mark.skipif(find_tritonserver().stub(PYTHON_VERSION) is None, reason="tritonserver has none for this Python")
+@pytest.mark.usefixtures("python_backend")
 def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority, tmp_path):
     """Only tritonserver itself is preloaded; gRPC has mutual TLS."""
     import torch

@@ -17,7 +17,7 @@ from server.backends import build as backends
 from server.endpoints import Endpoints
 from server.locate import Installation, find_tritonserver
 from server.repository import Repository
-from server.runtime import PYTHON_VERSION, Runtime, has_gpu, is_shell_safe
+from server.runtime import Runtime, has_gpu, is_shell_safe
 from server.tritonserver_options import listen_address
 
 
@@ -55,7 +55,7 @@ def test_backends(runtime):
     assert is_shell_safe(str(runtime.folder))
 
 
-@pytest.mark.skipif(find_tritonserver().stub(PYTHON_VERSION) is None, reason="tritonserver has none for this Python")
+@pytest.mark.usefixtures("python_backend")
 def test_the_python_backend(runtime):
     folder = runtime.folder / "backends" / "python"
     assert (folder / "libtriton_python.so").resolve().is_relative_to(runtime.folder)

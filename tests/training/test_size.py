@@ -23,7 +23,7 @@ from training.data import Unlabelled, image_folder, open_images
 from training.finetune import train
 from training.images import Labelled, image_files
 from training.lists import write_list
-from training.loaders import Numbered, make_loader
+from training.loaders import Numbered, forked, make_loader
 from training.long_tail import long_tail_counts, long_tail_subset
 from training.names import Names
 from training.randomness import IMAGE, seeded
@@ -132,8 +132,7 @@ def test_a_worker_seeds_and_puts_nothing_back(monkeypatch: pytest.MonkeyPatch) -
         def __getitem__(self, _: int) -> float:
             return np.random.rand() + torch.rand(()).item()
 
-    options = {"num_workers": 1, "multiprocessing_context": "fork"}
-    numbered = torch.utils.data.DataLoader(Numbered(Drawn(), 7), sampler=[(0, 5), (0, 6), (0, 5)], **options)  # type: ignore[arg-type]
+    numbered = torch.utils.data.DataLoader(Numbered(Drawn(), 7), sampler=[(0, 5), (0, 6), (0, 5)], **forked(1))  # type: ignore[arg-type]
     with seeded(7, IMAGE, 5):
         expected = np.random.rand() + torch.rand(()).item()
     monkeypatch.setattr(np.random, "get_state", lambda: pytest.fail("saved"))
