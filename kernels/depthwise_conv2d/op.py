@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from kernels.arguments import check_tensors
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.layout import contiguous_or_channels_last, laid_out_as
 from kernels.native import is_loaded, load_native_library
@@ -44,7 +45,9 @@ def depthwise_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
             arguments = (input, weight, bias, activation)
             return handle_torch_function(depthwise_conv2d, (input, weight, bias), *arguments)
         if not torch.jit.is_tracing():  # a trace would bake the comparisons in
-            _check_types(input, weight, bias)
+            check_tensors(input=input, weight=weight)
+            if bias is not None:
+                check_tensors(bias=bias)
             check_arguments(input, weight, bias, activation)
         if is_transformed():
             return _transformed(input, weight, bias, activation)
@@ -58,13 +61,6 @@ def computed_dtype(t: Tensor) -> torch.dtype:
     if device in AUTOCAST and narrow and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return t.dtype
-
-
-def _check_types(input: Any, weight: Any, bias: Any) -> None:
-    """Raise `ValueError` for what is not a tensor, which only `depthwise_conv2d` itself can be given."""
-    for name, value in (("input", input), ("weight", weight), *([] if bias is None else [("bias", bias)])):
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__}: a tensor is expected")
 
 
 def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:

@@ -40,6 +40,15 @@ def find(
     return tile_files.algorithm_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
 
 
+def autotune_seconds() -> float:
+    """Return $WIDEFIELD_AUTOTUNE_SECONDS or 60. Raises `ValueError` unless it is a number."""
+    text = os.environ.get("WIDEFIELD_AUTOTUNE_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"WIDEFIELD_AUTOTUNE_SECONDS={text}: a number of seconds is expected, such as 60") from None
+
+
 def one_call_ms(run: Callable[[], Any]) -> float:
     """Return the milliseconds of the second call; the first compiles."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -58,7 +67,7 @@ def fastest(options: Iterable[Algorithm], run: Run) -> Algorithm:
     each tile before the first of them, is called once; no other tile is tried after WIDEFIELD_AUTOTUNE_SECONDS. Raises
     `RuntimeError` if all options raise.
     """
-    deadline = time.monotonic() + float(os.environ.get("WIDEFIELD_AUTOTUNE_SECONDS", "60"))
+    deadline = time.monotonic() + autotune_seconds()
     times: dict[Algorithm, float] = {}
     least, named = float("inf"), False
     failure: Exception | None = None

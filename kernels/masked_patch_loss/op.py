@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.arguments import check_tensors
 from kernels.layout import contiguous_or_channels_last
 from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
@@ -53,6 +54,7 @@ def masked_patch_loss(
         ValueError: naming the argument, its value and what is expected.
         RuntimeError: when it is differentiated twice.
     """
+    check_tensors(prediction=prediction, image=image, mask=mask)
     if image.requires_grad and torch.is_grad_enabled():
         raise ValueError("image requires a gradient, which the loss does not give: pass image.detach()")
     if is_transformed():

@@ -36,6 +36,6 @@ def load_native_library() -> bool:
         torch.ops.load_library(str(path))
     except OSError as error:
         raise RuntimeError(
-            f"{path} does not load into PyTorch {torch.__version__}: build it anew, make native"
+            f"{path} does not load into PyTorch {torch.__version__}: build it again with make native"
         ) from error
     return True

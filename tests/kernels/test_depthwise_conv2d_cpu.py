@@ -291,9 +291,9 @@ X, W = torch.zeros(1, 4, 5, 5), torch.zeros(4, 1, 3, 3)
         ((X, W, torch.zeros(4).half()), "float16"),
         ((X.int(), W.int()), "int32"),
         ((X.to(torch.float8_e4m3fn), W.to(torch.float8_e4m3fn)), "input is torch.float8_e4m3fn: float32"),
-        ((X.numpy(), W), "input is a ndarray: a tensor is expected"),
-        ((X, None), "weight is a NoneType"),
-        ((X, W, "relu"), "bias is a str"),
+        ((X.numpy(), W), "input is of type ndarray: a tensor is expected"),
+        ((X, None), "weight is of type NoneType"),
+        ((X, W, "relu"), "bias is of type str"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -266,6 +266,8 @@ P, X, M = torch.zeros(2, 12, 3, 2), torch.zeros(2, 3, 6, 4), torch.ones(2, 3, 2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((P, X.numpy(), M), "image is of type ndarray: a tensor is expected"),
+        ((P, X, None), "mask is of type NoneType: a tensor is expected"),
         ((P[0], X, M), "prediction has shape [12, 3, 2]: [B,C*s*s,h,w]"),
         ((P, X[0], M), "image has shape [3, 6, 4]: [B,C,H,W]"),
         ((P, X, M[:, None]), "mask has shape [2, 1, 3, 2]: [B,h',w']"),

@@ -205,6 +205,13 @@ def test_no_algorithm_is_tried_after_the_time_for_a_shape(taken, clock, monkeypa
     assert taken[-1][3] is None
 
 
+def test_seconds_that_are_no_number_are_named(taken, clock, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "60s")
+    with pytest.raises(ValueError, match="WIDEFIELD_AUTOTUNE_SECONDS=60s: a number of seconds is expected"):
+        op._cuda(torch.zeros(64, 2, 16, 16), torch.zeros(2, 1, 9, 9))
+    assert clock.called == []
+
+
 @pytest.mark.parametrize("operation", ["toeplitz", "grad_weight"])
 def test_the_shipped_tile_comes_first_and_the_first_algorithms_have_a_call_however_long(
     taken, clock, monkeypatch, operation
