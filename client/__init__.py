@@ -22,14 +22,15 @@ from client._errors import (
     ServerNotReadyError,
     ServerUnavailableError,
 )
-from client._headers import parse_headers
+from client._headers import Headers, parse_headers
 from client._images import ImageLike
 from client._overlay import overlay
 from client._prediction import Prediction
 from client._request import Answer, Crop, Explanation, Request
+from client._session import Outcome
 from client._sources import find_images
 from client._status import STEPS, ModelStatus, ServerStatus, Times, step_times
-from client._tls import TLS
+from client._tls import TLS, TLSLike
 from client._transport import AsyncTransport, Transport
 
 __all__ = [
@@ -45,11 +46,13 @@ __all__ = [
     "Crop",
     "DeadlineExceededError",
     "Explanation",
+    "Headers",
     "ImageLike",
     "InferenceError",
     "InvalidImageError",
     "ModelNotFoundError",
     "ModelStatus",
+    "Outcome",
     "Prediction",
     "ProtocolError",
     "QueueFullError",
@@ -57,6 +60,7 @@ __all__ = [
     "ServerNotReadyError",
     "ServerStatus",
     "ServerUnavailableError",
+    "TLSLike",
     "Times",
     "Transport",
     "find_images",

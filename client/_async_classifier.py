@@ -1,7 +1,7 @@
 """`Classifier` for asyncio."""
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 
 from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
@@ -62,7 +62,7 @@ class AsyncClassifier(Session):
 
     def classify_stream(
         self, images: Iterable[ImageLike] | AsyncIterable[ImageLike], top: int = 5, concurrency: int = 8
-    ) -> AsyncIterator[Outcome]:
+    ) -> AsyncGenerator[Outcome, None]:
         """See `Classifier.classify_stream`; but the event loop reads `images`: a source that blocks should be async.
 
         Closing the iterator early (``aclose``) cancels the requests in flight.

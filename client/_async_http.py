@@ -51,11 +51,12 @@ class AsyncHttpTransport:
     ) -> tuple[int, bytes]:
         """Return the HTTP status and the body. Raises a `ClassifierError` if no answer comes."""
         data = b"".join(body)
+        headers = self._address.headers() | headers  # the caller's function: what it raises is not the server's failure
         try:
             async with self._open().request(
                 method,
                 self.url + path,
-                headers=self._address.headers() | headers,
+                headers=headers,
                 data=io.BytesIO(data) if data else None,  # sent in pieces: raw bytes would hold up the event loop
                 timeout=aiohttp.ClientTimeout(total=max(1e-3, timeout), connect=self._address.connect_timeout),
                 allow_redirects=False,

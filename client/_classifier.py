@@ -1,7 +1,7 @@
 """The client for applications with threads; `AsyncClassifier` is its counterpart for asyncio."""
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 from client._attempts import Pause, Send, drive
 from client._errors import ClassifierError
@@ -19,7 +19,7 @@ from client._transport import Transport, open_transports
 class Classifier(Session):
     """A client that classifies images on Widefield servers. Threads may share it; it connects at the first request.
 
-    An image is a path, encoded bytes, a PIL image or an array [H,W,3] of uint8 RGB.
+    An image is a path, encoded bytes, a PIL image or a uint8 array, [H,W,3] RGB or [H,W] grey.
 
     Args:
         url: ``"host:port"`` (over HTTP also ``"https://gateway/path"``), or several, which take turns; None is this
@@ -96,10 +96,13 @@ class Classifier(Session):
         """
         return list(self.classify_stream(images, top, concurrency))
 
-    def classify_stream(self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8) -> Iterator[Outcome]:
+    def classify_stream(
+        self, images: Iterable[ImageLike], top: int = 5, concurrency: int = 8
+    ) -> Generator[Outcome, None, None]:
         """Yield the outcomes of `classify_many`, each as soon as it and all before it are known.
 
         A separate thread reads `images`, so it may be endless, and may block, even until an outcome has come.
+        Closing the iterator early (``close``) drops what has not been sent.
         """
         self._check_many(images, top, concurrency)
         return in_order(lambda image: self._outcome(image, top), images, concurrency)

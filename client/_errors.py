@@ -142,8 +142,12 @@ def _classify(status: str, details: str, url: str, model: str, timeout: float) -
     lower = details.lower()
     if status == "DEADLINE_EXCEEDED":
         return DeadlineExceededError, f"no answer within {timeout:.3g} s: raise the timeout or send fewer at a time"
-    if "maximum queue size" in lower or "request timeout expired" in lower:
+    if "maximum queue size" in lower:
         return QueueFullError, "the server's queue is too long: try again later or send fewer at a time"
+    if "request timeout expired" in lower:
+        waited = f"it waited there for an eighth of its {timeout:.3g} s, or for the server's own limit"
+        remedy = "raise the timeout, try again later or send fewer at a time"
+        return QueueFullError, f"the server's queue is too long ({waited}): {remedy}"
     if status == "RESOURCE_EXHAUSTED" and "larger than max" in lower:
         return InvalidImageError, f"the server takes no request that large ({details}): send a smaller file"
     if status == "RESOURCE_EXHAUSTED":

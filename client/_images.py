@@ -85,9 +85,10 @@ def _read(name: str) -> bytes:
 def _encode_array(array: np.ndarray) -> bytes:
     if array.dtype != np.uint8:
         raise InvalidImageError(f"the array is {array.dtype}: give uint8, 0 to 255")
-    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+    rgb = array.ndim == 3 and array.shape[2] == 3
+    if not (rgb or array.ndim == 2) or array.size == 0:
         hint = "; this looks like [3,H,W], transpose it" if array.ndim == 3 and array.shape[0] == 3 else ""
-        raise InvalidImageError(f"the array's shape is {list(array.shape)}: give [H,W,3], RGB{hint}")
+        raise InvalidImageError(f"the array's shape is {list(array.shape)}: give [H,W,3], RGB, or [H,W], grey{hint}")
     return _encode_pil(pillow().fromarray(array))
 
 

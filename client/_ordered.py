@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ AHEAD = 2  # arguments read ahead of the oldest open result, per call in flight:
 
 def in_order(
     function: Callable[[Argument], Result], arguments: Iterable[Argument], concurrency: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield each result as soon as it and all before it are ready; at the end raise what `arguments` raised.
 
     A thread reads `arguments`. Closing early drops the calls that have not begun; the thread ends when the source next
@@ -59,7 +59,7 @@ async def async_in_order(
     function: Callable[[Argument], Awaitable[Result]],
     arguments: Iterable[Argument] | AsyncIterable[Argument],
     concurrency: int,
-) -> AsyncIterator[Result]:
+) -> AsyncGenerator[Result, None]:
     """`in_order` for asyncio: a task reads `arguments`. Closing early cancels all calls."""
     gate, room = asyncio.Semaphore(concurrency), asyncio.Semaphore(AHEAD * concurrency - 1)
     waiting: deque[asyncio.Task[Result]] = deque()

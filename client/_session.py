@@ -23,14 +23,12 @@ class Session:
 
     def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
         """`transports`: one, or a sequence of one for each server. Raises `ValueError`."""
-        if not _is_count(retries, 0):
-            raise ValueError(f"retries is {retries!r}: give 0 or more")
         self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
         if not self._transports:
             raise ValueError("transport is an empty list: give one or more, or leave it out and give a URL")
         self.model = _check_text("model", model)
         self.timeout = check_timeout(timeout)
-        self.retries = retries
+        self.retries = _check_retries(retries)
         self._servers = Servers(len(self._transports))
         self._budget = RetryBudget()
         self._ids = itertools.count(1)
@@ -58,6 +56,7 @@ class Session:
             raise ValueError(f"top is {top!r}: ask for 1 class or more, {MOST_CLASSES} at most")
         check_timeout(self.timeout if timeout is None else timeout)
         _check_text("model", self.model)
+        _check_retries(self.retries)
         if request_id is not None:
             _check_text("request_id", request_id)
         self._check_open()
@@ -76,6 +75,12 @@ class Session:
 
 def _is_count(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and int(value) >= least
+
+
+def _check_retries(value: Any) -> int:
+    if not _is_count(value, 0):
+        raise ValueError(f"retries is {value!r}: give a whole number, 0 or more")
+    return int(value)
 
 
 def _check_text(name: str, value: Any) -> str:

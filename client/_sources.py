@@ -17,20 +17,29 @@ URL_SCHEMES = ("http://", "https://")
 URL_BYTES = 50_000_000
 
 
-def find_images(folder: Path, unread: list[OSError] | None = None) -> list[Path]:
+def find_images(folder: "str | os.PathLike[str]", unread: list[OSError] | None = None) -> list[Path]:
     """Return every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
 
-    Links to folders are followed; each folder is read once. The errors of unreadable folders are appended to `unread`.
+    Links to folders are followed; each folder is read once. The errors of unreadable folders are appended to `unread`;
+    without it folders below `folder` are passed over, and that of `folder` itself is raised, an `OSError`.
     """
+    name = os.fspath(folder)
+
+    def failed(error: OSError) -> None:
+        if unread is not None:
+            unread.append(error)
+        elif error.filename == name:
+            raise error
+
     found, seen = [], set()
-    for root, folders, names in os.walk(folder, onerror=None if unread is None else unread.append, followlinks=True):
+    for root, folders, names in os.walk(name, onerror=failed, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:  # a link to a parent would lead there again and again
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(root, name) for name in names if not name.startswith(".")]
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        found += [Path(root, file) for file in names if not file.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 

@@ -27,7 +27,7 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 
 def find_below(folder: str | Path) -> list[Path]:
     """The images in a folder. Raises `ValueError` where there are none."""
-    paths = find_images(Path(folder))
+    paths = find_images(folder, unread=[])
     if not paths:
         raise ValueError(f"no image below {folder}: name another folder with --images")
     return paths
@@ -39,7 +39,7 @@ def photographs() -> list[Path]:
     if package is None or not package.submodule_search_locations:
         raise FileNotFoundError("no photographs (scikit-learn is not installed): name a folder with --images")
     folder = Path(package.submodule_search_locations[0], "datasets", "images")
-    if not (paths := find_images(folder)):
+    if not (paths := find_images(folder, unread=[])):
         raise FileNotFoundError(f"no photographs (this scikit-learn has none in {folder}): name a folder with --images")
     return paths
 

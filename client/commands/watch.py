@@ -131,7 +131,7 @@ def _look(
 
 def _states(folder: Path) -> dict[str, State]:
     states = {}
-    for path in find_images(folder):
+    for path in find_images(folder, unread=[]):  # a folder that went away holds none
         with contextlib.suppress(OSError):  # gone meanwhile
             found = path.stat()
             states[str(path)] = (found.st_mtime_ns, found.st_size, os.access(path, os.R_OK))

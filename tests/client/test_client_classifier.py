@@ -116,6 +116,14 @@ def test_one_image_is_not_many(fake: Any, one: Any) -> None:
     assert fake.calls == []
 
 
+def test_retries_changed_later_are_checked(fake: Any) -> None:
+    classifier = Classifier(transport=fake)
+    classifier.retries = -1
+    with pytest.raises(ValueError, match="retries is -1: give a whole number, 0 or more"):
+        classifier.classify(b"x")
+    assert fake.calls == []
+
+
 def test_an_array_of_four_dimensions_is_many_images() -> None:
     transport = FakeTransport([("cat", 0, 0.75)])
     outcomes = Classifier(transport=transport).classify_many(np.zeros((2, 4, 5, 3), np.uint8))
@@ -130,7 +138,7 @@ def test_an_array_of_four_dimensions_is_many_images() -> None:
         (lambda c: c.classify(b"x", top="3"), "top is '3': ask for 1 class or more"),
         (lambda c: c.classify(b"x", timeout="5"), "timeout is '5': give the seconds"),
         (lambda c: c.classify_many([b"x"], concurrency=2.5), "concurrency is 2.5: give 1 or more"),
-        (lambda c: Classifier(retries="2"), "retries is '2': give 0 or more"),
+        (lambda c: Classifier(retries="2"), "retries is '2': give a whole number, 0 or more"),
         (lambda c: Classifier(timeout=None), "timeout is None: give the seconds to wait, more than 0"),
         (lambda c: c.classify_many([b"x"], top=-1), "top is -1"),
         (lambda c: c.classify_stream([b"x"], concurrency=0), "concurrency is 0"),  # at once, not at the first next()

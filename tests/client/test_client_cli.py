@@ -91,7 +91,18 @@ def test_an_empty_path_is_not_the_current_folder(photos: Path) -> None:
 
 
 def test_find_images(photos: Path) -> None:
-    assert [str(path) for path in find_images(photos)] == ALL
+    assert [str(path) for path in find_images(str(photos))] == ALL
+
+
+def test_find_images_in_a_folder_that_is_missing_or_none(photos: Path) -> None:
+    """Not an empty list: a job that classifies it would end as if all had been done."""
+    with pytest.raises(FileNotFoundError, match="phtoos"):
+        find_images("phtoos")
+    with pytest.raises(NotADirectoryError):
+        find_images(ALL[0])
+    unread: list[OSError] = []
+    assert find_images("phtoos", unread) == []
+    assert [error.filename for error in unread] == ["phtoos"]
 
 
 def test_find_images_follows_links_as_training_does(photos: Path) -> None:

@@ -45,6 +45,12 @@ def test_status_to_error(status: str, details: str, name: str) -> None:
     assert "m at grpc://here:1" in str(error)
 
 
+def test_the_wait_in_the_queue_is_named() -> None:
+    """The client itself limits the wait to a share of its timeout, which the caller can raise."""
+    error = error_from_status("UNAVAILABLE", "Request timeout expired", url="grpc://a:1", model="m", timeout=2.5)
+    assert "it waited there for an eighth of its 2.5 s, or for the server's own limit): raise the timeout" in str(error)
+
+
 @pytest.mark.parametrize(
     ("url", "details", "remedy"),
     [

@@ -61,6 +61,31 @@ def test_a_key_may_be_renewed(gateway: tuple[str, str, list[dict[str, str]]]) ->
         classifier.classify(b"x")
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_function_that_fails_is_not_the_servers_failure(
+    gateway: tuple[str, str, list[dict[str, str]]], asynchronous: bool
+) -> None:
+    """Neither repeated, nor a `ClassifierError`: the server was not asked."""
+    protocol, address, seen = gateway
+    calls = []
+
+    def headers() -> dict[str, str]:
+        calls.append(1)
+        raise FileNotFoundError("the key's file")
+
+    async def ask() -> None:
+        async with AsyncClassifier(address, protocol, headers=headers) as classifier:
+            await classifier.classify(b"x")
+
+    with (
+        Classifier(address, protocol, headers=headers) as classifier,
+        pytest.raises(FileNotFoundError, match="the key's file"),
+    ):
+        asyncio.run(ask()) if asynchronous else classifier.classify(b"x")
+    assert len(calls) == 1
+    assert seen == []
+
+
 def test_a_gateways_path(stub: HttpStub) -> None:
     address = f"http://127.0.0.1:{stub.server_address[1]}/gate/way/"
 

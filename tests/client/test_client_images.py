@@ -82,13 +82,21 @@ def test_pil_image_with_damaged_exif(tag: int) -> None:
     assert dict(encoded.getexif()) == {}
 
 
+def test_a_grey_array() -> None:
+    grey = noise(4, 6)
+    encoded = Image.open(io.BytesIO(encode(grey)))
+    assert encoded.mode == "L"
+    assert np.array_equal(np.asarray(encoded), grey)
+
+
 @pytest.mark.parametrize(
     ("image", "words"),
     [
         (b"", "empty (0 bytes): save it again"),
         (noise(4, 4, 3).astype(np.float32), "float32"),
-        (noise(3, 8, 9), "[3, 8, 9]: give [H,W,3], RGB; this looks like [3,H,W]"),
-        (noise(8, 9), "[8, 9]"),
+        (noise(3, 8, 9), "[3, 8, 9]: give [H,W,3], RGB, or [H,W], grey; this looks like [3,H,W]"),
+        (noise(8), "[8]"),
+        (noise(0, 9), "[0, 9]"),
         (noise(8, 9, 4), "[8, 9, 4]"),
         (noise(0, 9, 3), "[0, 9, 3]"),
         (noise(2, 8, 9, 3), "[2, 8, 9, 3]"),

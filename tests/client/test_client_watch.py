@@ -201,6 +201,6 @@ def test_watch_forgets_folders_that_are_many(served: FakeTransport, monkeypatch:
 
 
 def test_watch_of_a_file_that_goes(served: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "find_images", lambda folder: [Path("gone.png")])
+    monkeypatch.setattr(watch, "find_images", lambda folder, unread: [Path("gone.png")])
     assert watch.Arrivals(Path(), False).ready() == []
     assert main(["watch", "no folder"]) == 2
