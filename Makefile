@@ -111,6 +111,7 @@ constraints: setup ## resolve constraints.txt and constraints-page.txt again
 clean: ## remove what was built
 	rm -rf build kernels/native/lib server/backends/*/lib *.egg-info
 	rm -rf model_repository/*/[0-9]*/model.pt model_repository/*/[0-9]*/model.onnx model_repository/*/[0-9]*/build.json
+	find model_repository -mindepth 2 -name '[0-9]*' -type d -empty -delete  # a build would count them as versions
 
 distclean: clean ## also remove trained checkpoints and data
 	rm -rf runs data

@@ -10,7 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from kernels.arguments import check_tensors
 from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
 from kernels.layout import contiguous_or_channels_last, laid_out_as
-from kernels.native import is_loaded, load_native_library
+from kernels.native import is_loaded, load_native_library, warn_if_missing
 from kernels.transforms import is_transformed
 
 SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor"
@@ -93,6 +93,7 @@ def check_arguments(input: Tensor, weight: Tensor, bias: Tensor | None, activati
 def _cpu(input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """Convolve in channels_last with oneDNN: large layers take 25 to 74 times as long in NCHW."""
     check_arguments(input, weight, bias, activation)
+    warn_if_missing()
     source = contiguous_or_channels_last(input)
     channels_last = source.contiguous(memory_format=torch.channels_last)
     # oneDNN has no float16: PyTorch's own kernel for it is inexact and takes 15 to 50 times as long as in float32.

@@ -32,12 +32,20 @@ def find(
     """Return the algorithm to use, or None for the rule's. A tile for `plain` serves calls that differ in `details`."""
     path, name, table = tile_files.cache_file(), plain + details, tile_files.shipped(tile_files.TABLE, plain)
     tile = kind(**table) if table else None
-    tunes = os.environ.get("WIDEFIELD_AUTOTUNE") == "1" and not torch.cuda.is_current_stream_capturing()
+    tunes = autotunes() and not torch.cuda.is_current_stream_capturing()
     if tunes and name not in tile_files.read(path):
         tile_files.remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
     if name in tile_files.read(path):
         return tile_files.algorithm_in(path, name, kind)
     return tile_files.algorithm_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
+
+
+def autotunes() -> bool:
+    """Whether $WIDEFIELD_AUTOTUNE is 1. Raises `ValueError` unless it is 0 or 1, or not set."""
+    switch = os.environ.get("WIDEFIELD_AUTOTUNE", "0")
+    if switch not in ("0", "1"):
+        raise ValueError(f"WIDEFIELD_AUTOTUNE={switch}: 1 measures every new shape, 0 none")
+    return switch == "1"
 
 
 def autotune_seconds() -> float:

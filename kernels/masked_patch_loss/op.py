@@ -217,7 +217,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor | None) -
 def _double_backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> None:
     raise RuntimeError(
         "masked_patch_loss cannot be differentiated twice: its gradient is computed in the forward pass. For second "
-        "derivatives use kernels.masked_patch_loss.reference.masked_patch_loss_reference"
+        "derivatives: from kernels.masked_patch_loss.reference import masked_patch_loss_reference"
     )
 
 

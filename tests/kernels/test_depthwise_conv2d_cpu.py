@@ -342,14 +342,20 @@ def test_a_bias_that_no_gradient_needs_may_change():
     assert b.grad.tolist() == [36.0] * 4
 
 
-def test_works_without_the_native_library():
+@pytest.mark.parametrize("warns", [False, True])
+def test_works_without_the_native_library(warns):
+    """If it is only not built, one warning says so: training would be many times slower without a word."""
     code = (
         "import torch; from kernels import depthwise_conv2d as d; x = torch.randn(2, 4, 6, 6, requires_grad=True);"
-        "d(x, torch.randn(4, 1, 3, 3), activation='gelu').sum().backward(); print(tuple(x.grad.shape))"
+        "[d(x, torch.randn(4, 1, 3, 3), activation='gelu').sum().backward() for _ in 'ab']; print(tuple(x.grad.shape))"
     )
     environment = {**os.environ, "WIDEFIELD_NATIVE": "0"}
+    if warns:
+        code = "import torch, pathlib; pathlib.Path.is_file = lambda path: False; " + code
+        environment["WIDEFIELD_NATIVE"] = "1"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "(2, 4, 6, 6)", done.stderr
+    assert done.stderr.count("no native library, so PyTorch computes, many times slower: python kernels/") == warns
 
 
 def test_reference_is_convolution():

@@ -1,10 +1,11 @@
 """The module in the place of nn.Conv2d."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from kernels import DepthwiseConv2d
+from kernels import DepthwiseConv2d, convert_depthwise_conv2d
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -45,3 +46,34 @@ def test_what_the_operator_does_not_compute_is_refused(options, name):
     usual = {"in_channels": 16, "out_channels": 16, "kernel_size": 7, "padding": 3, "groups": 16}
     with pytest.raises(ValueError, match=name):
         DepthwiseConv2d(**{**usual, **options})
+
+
+def test_a_network_is_converted():
+    """timm's own layers: those of 7 x 7; the answers, the parameters and the keys stay."""
+    network = timm.create_model("convnext_atto").eval().double()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    keys, parameters, expected = list(network.state_dict()), list(network.parameters()), network(images)
+    assert convert_depthwise_conv2d(network) == 12
+    assert [id(p) for p in network.parameters()] == [id(p) for p in parameters]
+    assert list(network.state_dict()) == keys
+    torch.testing.assert_close(network(images), expected)
+    assert convert_depthwise_conv2d(network) == 0
+
+
+class Special(nn.Conv2d):
+    pass
+
+
+def test_what_is_not_converted():
+    """Small filters, other strides, dense ones, and subclasses, whose forward may be their own."""
+    usual = {"padding": 3, "groups": 4}
+    network = nn.Sequential(
+        nn.Conv2d(4, 4, 7, stride=2, **usual),
+        nn.Conv2d(4, 4, 7, padding=3),
+        Special(4, 4, 7, **usual),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 4, (3, 7), padding=(1, 3), groups=4),
+    )
+    assert convert_depthwise_conv2d(network) == 0
+    assert convert_depthwise_conv2d(network, smallest=3) == 2
+    assert [type(layer) is DepthwiseConv2d for layer in network] == [False, False, False, True, True]

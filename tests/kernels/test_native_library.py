@@ -175,6 +175,9 @@ def test_a_library_for_another_torch_says_so(tmp_path, monkeypatch):
             native.load_native_library()
     monkeypatch.setenv("WIDEFIELD_NATIVE", "0")
     assert not native.load_native_library()
+    monkeypatch.setenv("WIDEFIELD_NATIVE", "false")
+    with pytest.raises(RuntimeError, match="WIDEFIELD_NATIVE=false: 0 leaves the library out, 1 loads it"):
+        native.load_native_library()
 
 
 @pytest.fixture(scope="module")

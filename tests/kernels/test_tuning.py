@@ -205,6 +205,12 @@ def test_no_algorithm_is_tried_after_the_time_for_a_shape(taken, clock, monkeypa
     assert taken[-1][3] is None
 
 
+def test_a_switch_of_another_spelling_is_named(taken, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_AUTOTUNE", "true")
+    with pytest.raises(ValueError, match="WIDEFIELD_AUTOTUNE=true: 1 measures every new shape, 0 none"):
+        op._cuda(torch.zeros(64, 2, 16, 16), torch.zeros(2, 1, 9, 9))
+
+
 def test_seconds_that_are_no_number_are_named(taken, clock, monkeypatch):
     monkeypatch.setenv("WIDEFIELD_AUTOTUNE_SECONDS", "60s")
     with pytest.raises(ValueError, match="WIDEFIELD_AUTOTUNE_SECONDS=60s: a number of seconds is expected"):
