@@ -13,6 +13,7 @@ from server.errors import (
 
 try:
     from server.supervisor import TritonServer
+    from server.tls import Tls
 except ModuleNotFoundError as error:  # `python -m` prints an ImportError in one line if `name` is this package
     message = f"server needs {error.name}: pip install '.[serve]' in the checkout"
     raise ImportError(message, name=__name__) from None
@@ -26,5 +27,6 @@ __all__ = [
     "RepositoryError",
     "ServerError",
     "StartError",
+    "Tls",
     "TritonServer",
 ]
