@@ -4,11 +4,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
 from server.errors import StartError
 from server.log import failure_reasons
+from server.memory import KILLED, memory_kills
 from server.process import ServerProcess
 from server.repository import ENSEMBLE
 
@@ -20,12 +21,17 @@ MISSES = 3  # failed canaries in a row that cause a restart
 
 @dataclass
 class Run:
-    """Waits for and watches a server. `http`: its address; `has_canary`: whether it serves a model for the canary."""
+    """Waits for and watches a server.
+
+    `http`: its address; `has_canary`: whether it serves a model for the canary; `kills`: `memory_kills()`
+    when it last was well.
+    """
 
     process: ServerProcess
     http: str
     has_canary: bool
     stopping: threading.Event
+    kills: int = field(default_factory=memory_kills)
 
     def await_ready(self, timeout: float) -> None:
         """Return after the first inference, or when `stopping` is set. Raises `StartError`."""
@@ -60,11 +66,9 @@ class Run:
         while not self.stopping.wait(TICK):
             meanwhile()
             code = self.process.exit_code()
-            if code is not None:
-                return f"tritonserver ended with code {code}"
-            dead = self.process.dead_backend()
-            if dead:
-                return dead
+            ended = self.process.dead_backend() if code is None else f"tritonserver ended with code {code}"
+            if ended:
+                return self._with_memory(ended)
             if time.monotonic() < next_probe:
                 continue
             before, reason = answered, ""
@@ -76,7 +80,7 @@ class Run:
                 busy = isinstance(error, PERHAPS_BUSY) and None not in (before, answered) and answered != before
                 misses = 0 if busy else misses + 1
             else:
-                misses, answered = 0, self._answered(timeout)
+                misses, answered, self.kills = 0, self._answered(timeout), memory_kills()
             if misses >= MISSES:
                 return f"the canary inference failed {misses} times, {reason}"
             next_probe = time.monotonic() + (0 if misses else interval)
@@ -95,6 +99,11 @@ class Run:
                 return success_count(self.http, ENSEMBLE, timeout)
         return None
 
+    def _with_memory(self, what: str) -> str:
+        """Add to `what` that memory ran out, if the kernel has killed a process since the last good canary."""
+        return f"{what} ({KILLED})" if memory_kills() > self.kills else what
+
     def _explain(self, what: str) -> str:
+        what = self._with_memory(what)
         reasons = failure_reasons(self.process.output())
         return ": ".join([what, "; ".join(reasons)]) if reasons else what

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -174,6 +175,50 @@ def test_a_failure_is_asked_about_again_at_once(make, monkeypatch):
 def test_watch_sees_deaths(make):
     assert make(process=FakeProcess([None, None, -9])).watch(60, 1) == "tritonserver ended with code -9"
     assert make(process=FakeProcess(dead=[None, "backend 7 died"])).watch(60, 1) == "backend 7 died"
+
+
+@pytest.fixture
+def kills(monkeypatch, tmp_path):
+    """kills(count): so many processes were killed for memory; None: the kernel does not count them."""
+
+    def write(count):
+        counted = "" if count is None else f"oom_kill {count}\n"
+        (tmp_path / "vmstat").write_text(f"pgfault 7\n{counted}oom_kill_x 9\n")
+
+    monkeypatch.setattr("server.memory.VMSTAT", tmp_path / "vmstat")
+    return write
+
+
+MEMORY = r" \(the kernel has killed a process for lack of memory: raise the memory limit, or lower max_pixels or .*\)$"
+
+
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [({"exit_codes": [137]}, "tritonserver ended with code 137"), ({"dead": ["backend 7 died"]}, "backend 7 died")],
+)
+def test_a_death_for_lack_of_memory_is_told(make, kills, death, said):
+    kills(3)
+    run = make(process=FakeProcess(**death))
+    kills(4)
+    assert re.match(said + MEMORY, run.watch(60, 1))
+    assert make(process=FakeProcess(**death)).watch(60, 1) == said, "that was before it"
+
+
+def test_a_start_without_enough_memory_is_told(make, kills):
+    kills(0)
+    for run in (make(process=FakeProcess([137])), make([CanaryError("connection reset")])):
+        kills(1)
+        with pytest.raises(StartError, match=MEMORY):
+            run.await_ready(5)
+
+
+@pytest.mark.parametrize("before", [None, 3])
+def test_what_was_killed_before_a_good_canary_is_no_reason(make, kills, before):
+    """The kernel counts for the whole machine."""
+    kills(before)
+    run = make(process=FakeProcess([None, 137]))
+    kills(before and before + 1)
+    assert run.watch(0, 1) == "tritonserver ended with code 137"
 
 
 def backend(pid, running=True, status="sleeping"):
