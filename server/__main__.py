@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         with server:
             try:
                 say(f"ready after {time.monotonic() - begun:.1f} s")
-                url, protocol = (server.grpc_url, "grpc") if server.tls is None else (server.http_url, "http")
+                url, protocol = (server.grpc_url, "grpc") if server.launch.tls is None else (server.http_url, "http")
                 show(
                     f"  HTTP     http://{server.http_url}\n"
                     f"  gRPC     {server.grpc_url}\n"
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
                 server.wait()
             except KeyboardInterrupt:
                 notify("STOPPING=1")
-                what = f"requests in flight and open HTTP connections, {server.drain_seconds} s at most"
+                what = f"requests in flight and open HTTP connections, {server.launch.drain_seconds} s at most"
                 say(f"stopping: waiting for {what} (again to end at once)")
     except KeyboardInterrupt:
         if server is not None:

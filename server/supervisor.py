@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from server.endpoints import Endpoints, choose_endpoints
-from server.errors import InstallationError, ServerError, StartError, elsewhere, unforeseen
-from server.locate import Installation, find_tritonserver
-from server.preflight import check_backends, check_log_file, check_options, check_passed_on
+from server.endpoints import Endpoints
+from server.errors import ServerError, StartError, unforeseen
+from server.launch import Launch
+from server.preflight import check_options
 from server.process import ServerProcess
-from server.repository import Repository, read_repository, verify_newest
 from server.restarts import Restarts
 from server.run import Run
-from server.runtime import Runtime
 from server.tls import Tls
 
 LOGGER = logging.getLogger("server")
@@ -73,23 +71,24 @@ class TritonServer:
             {"drain-seconds": drain_seconds, "max-restarts": max_restarts},
             {"start-timeout": start_timeout, "probe-interval": probe_interval, "probe-timeout": probe_timeout},
         )
-        check_passed_on(tritonserver_args)
-        self.repository = repository
-        self.host, self.metrics_host = host, metrics_host
-        self.asked_ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
-        self.library = library
-        self.forward_log = log_file == "-"
-        self.log_file = Path(log_file).absolute() if log_file not in (None, "-") else None
+        self.launch = Launch(
+            repository=repository,
+            host=host,
+            metrics_host=metrics_host,
+            ports={"http": http_port, "grpc": grpc_port, "metrics": metrics_port},
+            library=library,
+            log_file=log_file,
+            drain_seconds=drain_seconds,
+            management_token=management_token,
+            shared_memory_token=shared_memory_token,
+            tls=tls,
+            tritonserver_args=tuple(tritonserver_args),
+        )
         self.start_timeout = start_timeout
         self.probe_interval, self.probe_timeout = probe_interval, probe_timeout
         self.max_restarts = max_restarts
-        self.drain_seconds = drain_seconds
-        self.management_token, self.shared_memory_token = management_token, shared_memory_token
-        self.tls = tls
-        self.tritonserver_args = tuple(tritonserver_args)
         self.on_event = on_event or LOGGER.warning
         self.restarts = 0
-        self._endpoints: Endpoints | None = None
         self._error: ServerError | None = None
         self._stopping = threading.Event()
         self._at_once = threading.Event()
@@ -101,9 +100,10 @@ class TritonServer:
 
     @property
     def endpoints(self) -> Endpoints:
-        if self._endpoints is None:
-            raise ServerError("this server has no address, it was not started: use it in a with statement")
-        return self._endpoints
+        try:
+            return self.launch.endpoints
+        except AttributeError:
+            raise ServerError("this server has no address, it was not started: use it in a with statement") from None
 
     @property
     def http_url(self) -> str:
@@ -126,16 +126,8 @@ class TritonServer:
         """Start the server and wait until a real inference has been answered. Raises `ServerError`."""
         if self._thread is not None:
             raise ServerError("this server was started before: make a new TritonServer")
-        if self.tls is not None:
-            self.tls.check()
-        repository = read_repository(self.repository)
-        self._endpoints = self._choose_endpoints()
-        installation = find_tritonserver()
-        check_backends(repository.backends, installation, self.tritonserver_args)
-        if self.log_file is not None:
-            check_log_file(self.log_file)
-        self._runtime = self._make_runtime(installation, repository)
-        for line in self._runtime.warnings():
+        self.launch.prepare()
+        for line in self.launch.runtime.warnings():
             self._tell(f"warning: {line}")
         # A separate thread, so that the server does not depend on the thread that called `start`.
         self._thread = threading.Thread(target=self._supervise, name="tritonserver supervisor", daemon=True)
@@ -160,7 +152,7 @@ class TritonServer:
                 self._process.drain()
         while not self._finished.wait(1.0):
             pass
-        self._runtime.remove()
+        self.launch.runtime.remove()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the server has ended (True) or `timeout` seconds have passed (False). Raises `GaveUpError`."""
@@ -196,26 +188,8 @@ class TritonServer:
         except Exception:
             LOGGER.exception("on_event failed at: %s", event)
 
-    def _choose_endpoints(self) -> Endpoints:
-        return choose_endpoints(self.host, self.metrics_host, self.asked_ports, encrypted=self.tls is not None)
-
-    def _make_runtime(self, installation: Installation, repository: Repository) -> Runtime:
-        try:
-            return Runtime(installation, repository, self.library, self.log_file, self.forward_log)
-        except OSError as error:
-            message = f"the server's private folder cannot be made ({error}): {elsewhere(error)}"
-            raise InstallationError(message) from error
-
-    def _mend_runtime(self) -> None:
-        """Make a new private folder if it was removed."""
-        lost = self._runtime
-        if lost.lost:
-            self._tell(f"the server's private folder {lost.folder} was removed: it is made anew")
-            self._runtime = self._make_runtime(lost.installation, lost.repository)
-            lost.remove()
-
     def _tend(self) -> None:
-        for line in self._runtime.tend():
+        for line in self.launch.runtime.tend():
             self._tell(f"warning: {line}")
 
     def _supervise(self) -> None:
@@ -224,9 +198,8 @@ class TritonServer:
         try:
             while not self._stopping.is_set():
                 try:
-                    if self.restarts:  # before the first run, `start` has done both
-                        verify_newest(self._runtime.repository.path)
-                        self._mend_runtime()
+                    if self.restarts and (renewed := self.launch.renew()):
+                        self._tell(renewed)
                     reason = self._run_once()
                 except Exception as error:
                     if not self._settled.is_set():
@@ -236,7 +209,7 @@ class TritonServer:
                 self._ready.clear()
                 if self._stopping.is_set():
                     return
-                rest = restarts.rest(f"{reason}{f' (log: {self.log_file})' if self.log_file else ''}")
+                rest = restarts.rest(f"{reason}{f' (log: {self.launch.log})' if self.launch.log else ''}")
                 self._tell(f"{reason}; restarting{f' in {rest:g} s' if rest else ''}")
                 self.restarts += 1
                 self._stopping.wait(rest)
@@ -251,7 +224,7 @@ class TritonServer:
 
     def _run_once(self) -> str:
         """Run tritonserver once, on other ports if the chosen ones were taken. Return why it ended or must restart."""
-        tries = PORT_TRIES if 0 in self.asked_ports.values() and not self._settled.is_set() else 1
+        tries = PORT_TRIES if 0 in self.launch.ports.values() and not self._settled.is_set() else 1
         while True:
             tries -= 1
             try:
@@ -259,12 +232,12 @@ class TritonServer:
             except StartError as error:
                 if not tries or "already in use" not in str(error):
                     raise
-                self._endpoints = self._choose_endpoints()
+                self.launch.choose_endpoints()
 
     def _prove_and_watch(self) -> str:
-        with self._spawn() as process:
+        with self.launch.spawn() as process:
             self._process = process
-            run = Run(process, self.http_url, self._runtime.repository.has_canary, self._stopping)
+            run = Run(process, self.http_url, self.launch.runtime.repository.has_canary, self._stopping)
             run.await_ready(self.start_timeout)
             if self._stopping.is_set():
                 return "stopped"
@@ -276,14 +249,3 @@ class TritonServer:
             if self._stopping.is_set():
                 process.stop(self._at_once)
             return reason
-
-    def _spawn(self) -> ServerProcess:
-        command = self._runtime.command(
-            self.endpoints,
-            self.drain_seconds,
-            self.management_token,
-            self.tritonserver_args,
-            tls=self.tls,
-            shared_memory_token=self.shared_memory_token,
-        )
-        return ServerProcess(command, self._runtime, self.drain_seconds)

@@ -74,7 +74,7 @@ def _start(repository: Path, names: set[str]) -> TritonServer:
     server = TritonServer(repository, start_timeout=SECONDS)
     with patch.object(supervisor, "RESTART_WINDOW", 0.001):
         server.start()
-    names.add(server._runtime.folder.name)
+    names.add(server.launch.runtime.folder.name)
     return server
 
 

@@ -100,7 +100,7 @@ def address(protocol: str, tiny_server: "TritonServer") -> str:  # noqa: F821
 @pytest.fixture
 def sharing(address: str, protocol: str, tiny_server: "TritonServer") -> Callable[..., Any]:  # noqa: F821
     """sharing(...) -> a Classifier that uses shared memory."""
-    token = tiny_server.shared_memory_token
+    token = tiny_server.launch.shared_memory_token
     return lambda **options: Classifier(address, protocol, shared_memory_token=token, **{"timeout": 20, **options})
 
 
@@ -108,7 +108,7 @@ def sharing(address: str, protocol: str, tiny_server: "TritonServer") -> Callabl
 def regions(tiny_server: "TritonServer") -> Iterator[Regions]:  # noqa: F821
     """The tiny server's regions; fails if any are left at the end, there or in /dev/shm."""
     with grpc.insecure_channel(tiny_server.grpc_url) as channel:
-        found = Regions(service_pb2_grpc.GRPCInferenceServiceStub(channel), tiny_server.shared_memory_token)
+        found = Regions(service_pb2_grpc.GRPCInferenceServiceStub(channel), tiny_server.launch.shared_memory_token)
         found.forget()
         yield found
         assert (found.sizes(), names()) == ([], [])

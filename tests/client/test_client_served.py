@@ -41,7 +41,7 @@ def classifier(
     protocol: str,
     tiny_server: "TritonServer",  # noqa: F821
 ) -> Iterator[Classifier]:
-    token = tiny_server.shared_memory_token if request.param else None
+    token = tiny_server.launch.shared_memory_token if request.param else None
     with Classifier(address, protocol, timeout=20, shared_memory_token=token) as classifier:
         yield classifier
 

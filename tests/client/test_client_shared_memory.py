@@ -127,7 +127,7 @@ def test_asyncio_answers_alike(
     images = [picture(colour) for colour in ("red", "green", "blue", "grey")] * 4 + [b"text"]
 
     async def run() -> list[Any]:
-        token = tiny_server.shared_memory_token
+        token = tiny_server.launch.shared_memory_token
         async with AsyncClassifier(address, protocol, shared_memory_token=token) as classifier:
             assert (await classifier.status())[0].ready
             return await classifier.classify_many(images)
@@ -227,7 +227,7 @@ def test_asyncio_closing_with_a_request_in_flight(
     address: str, protocol: str, tiny_server: Any, regions: Regions
 ) -> None:
     async def run() -> None:
-        token = tiny_server.shared_memory_token
+        token = tiny_server.launch.shared_memory_token
         classifier = AsyncClassifier(address, protocol, model="slow", shared_memory_token=token)
         task = asyncio.create_task(classifier.classify(b"0.3"))
         await asyncio.sleep(0.2)
@@ -252,7 +252,7 @@ def test_closing_while_the_server_stands_still(
 
 def test_closing_that_is_cut_off(address: str, protocol: str, tiny_server: Any, regions: Regions, picture: Any) -> None:
     async def run() -> None:
-        token = tiny_server.shared_memory_token
+        token = tiny_server.launch.shared_memory_token
         classifier = AsyncClassifier(address, protocol, shared_memory_token=token)
         await classifier.classify(picture("red"))
         with frozen(int(address.rpartition(":")[2])), pytest.raises(asyncio.TimeoutError):
@@ -274,6 +274,6 @@ def test_command(
     command += ["--shared-memory-token-file", str(token)]
     assert main(command) == 2
     assert f"--shared-memory-token-file {token} cannot be read" in capsys.readouterr().err
-    token.write_text(f"{tiny_server.shared_memory_token}\n")
+    token.write_text(f"{tiny_server.launch.shared_memory_token}\n")
     assert main(command) == 0
     assert "red: warm" in capsys.readouterr().out

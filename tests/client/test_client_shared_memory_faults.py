@@ -79,7 +79,7 @@ def test_many_that_were_given_up(address: str, protocol: str, tiny_server: Any, 
     """Each request unregisters one region at most, so that later requests are not late too."""
 
     async def run() -> None:
-        token = tiny_server.shared_memory_token
+        token = tiny_server.launch.shared_memory_token
         async with AsyncClassifier(address, protocol, retries=0, shared_memory_token=token) as classifier:
             classifier.timeout = 1.0
             with frozen(int(address.rpartition(":")[2])):
@@ -105,7 +105,7 @@ def test_many_that_were_given_up(address: str, protocol: str, tiny_server: Any, 
 
 def test_cancelling(address: str, protocol: str, tiny_server: Any, regions: Regions) -> None:
     async def run() -> None:
-        token = tiny_server.shared_memory_token
+        token = tiny_server.launch.shared_memory_token
         async with AsyncClassifier(address, protocol, model="slow", shared_memory_token=token) as classifier:
             task = asyncio.create_task(classifier.classify(b"0.5"))
             await asyncio.sleep(0.25)
@@ -230,7 +230,7 @@ def test_what_a_client_leaves_the_next_takes_back(
     end: str,
 ) -> None:
     (tmp_path / "red.png").write_bytes(picture("red"))
-    told = {"address": address, "protocol": protocol, "token": tiny_server.shared_memory_token}
+    told = {"address": address, "protocol": protocol, "token": tiny_server.launch.shared_memory_token}
     told |= {"image": str(tmp_path / "red.png"), "killed": end == "killed", "hiding": "shows" in end}
     ended = subprocess.Popen([sys.executable, "-c", CLIENT.format(**told)], stdout=subprocess.PIPE, text=True)
     said, _ = ended.communicate(timeout=60)

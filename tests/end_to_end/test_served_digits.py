@@ -197,7 +197,8 @@ def test_the_log_names_the_request_whose_image_was_refused(digits_server: Triton
         classifier.classify(b"no image", request_id=name)
 
     def logged() -> list[str]:
-        return [line for line in digits_server._runtime.log.read_text().splitlines() if f"order-{protocol}" in line]
+        log = digits_server.launch.runtime.log.read_text()
+        return [line for line in log.splitlines() if f"order-{protocol}" in line]
 
     deadline = time.monotonic() + 5  # the answer may be here before the line is written
     while not logged() and time.monotonic() < deadline:

@@ -35,7 +35,7 @@ def commands_of(processes):
 def backends_of(server):
     """The processes of the server's Python models; several servers may run under this process."""
     children = [(each, command_of(each)) for each in processes_of(os.getpid())]
-    folder = str(server._runtime.folder)
+    folder = str(server.launch.runtime.folder)
     return [each for each, command in children if "triton_python_backend_stub" in command and folder in command]
 
 

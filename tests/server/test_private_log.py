@@ -84,7 +84,7 @@ def test_it_stays_short(light_repository, log_file, monkeypatch, capsys):
             assert time.monotonic() < end, sizes
             ask(server.http_url, "GET", "/v2/models/stats", 10)
             asked += 1
-            sizes.append(server._runtime.log.stat().st_size)
+            sizes.append(server.launch.runtime.log.stat().st_size)
         assert max(sizes) < 100_000
     forwarded = capsys.readouterr().err.count("HTTP request: 0 /v2/models/stats")
     assert forwarded >= asked - 3 if log_file else forwarded == 0

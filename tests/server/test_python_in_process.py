@@ -109,10 +109,10 @@ def test_a_failure_is_its_requests_own(odd, number, code, message):
 
 @pytest.mark.server
 def test_models_share_no_module_and_threads_keep_what_is_theirs(odd):
-    before = odd.log_file.stat().st_size
+    before = odd.launch.log.stat().st_size
     for model in ("other", "sleepy", "other"):
         infer(odd.grpc_url, np.full((1, 3), 70, np.float32), model)
-    said = re.findall(r"W \d+ model\.py:\d+\] \"(.*) has 70, call (\d+)\"", odd.log_file.read_text()[before:])
+    said = re.findall(r"W \d+ model\.py:\d+\] \"(.*) has 70, call (\d+)\"", odd.launch.log.read_text()[before:])
     assert [name for name, _ in said] == [f"neighbour of {each} of {each}" for each in ("other", "sleepy", "other")]
     assert int(said[2][1]) == int(said[0][1]) + 1
 
@@ -120,7 +120,7 @@ def test_models_share_no_module_and_threads_keep_what_is_theirs(odd):
 @pytest.mark.server
 def test_nothing_but_the_server_runs(odd):
     assert tritonserver_of(odd._process.guard.pid).children(recursive=True) == []
-    assert list(Path("/dev/shm").glob(f"{odd._runtime.shm_prefix}*")) == []
+    assert list(Path("/dev/shm").glob(f"{odd.launch.runtime.shm_prefix}*")) == []
 
 
 @pytest.mark.server

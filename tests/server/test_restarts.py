@@ -35,7 +35,7 @@ def test_restart_after_a_backend_was_killed_and_after_one_hung(repository_of_pro
         wait_until(lambda: server.restarts == 2 and server.ready, 40, "restarted")
         assert "canary inference failed 3 times" in events[2]
         assert classify(server, [encode("red")], "http").argmax() == 0
-        folder = server._runtime.folder
+        folder = server.launch.runtime.folder
         assert shm_of(folder.name)
         processes = [each for each in processes_of(os.getpid()) if str(folder) in command_of(each)]
         assert processes
@@ -57,7 +57,7 @@ def test_kill_9_of_the_guard_is_survived(light_repository, sleep):
         wait_until(lambda: server.restarts == 1 and server.ready, 40, "restarted")
         assert sleep(server.grpc_url, 0.5) == 0.5
         wait_until(lambda: not any(each.is_running() for each in orphans), 10, "the first tritonserver ended")
-        folder = server._runtime.folder
+        folder = server.launch.runtime.folder
         processes = processes_of(server._process.guard.pid)
     assert_nothing_left(processes, folder)
 
@@ -95,7 +95,7 @@ def test_a_server_holds_the_folder_that_each_build_puts_in_its_place(light_repos
 def test_a_private_folder_that_was_removed_is_made_anew(light_repository, sleep, tmp_path, log):
     events = []
     with TritonServer(light_repository, on_event=events.append, log_file=log and tmp_path / log) as server:
-        lost = server._runtime.folder
+        lost = server.launch.runtime.folder
         shutil.rmtree(lost)
         wait_until(lambda: events, 5, "told")
         assert events == [f"warning: {lost} was removed: no model can be loaded until the server restarts"]
@@ -104,7 +104,7 @@ def test_a_private_folder_that_was_removed_is_made_anew(light_repository, sleep,
         wait_until(lambda: server.restarts == 1 and server.ready, 20, "restarted")
         assert sleep(server.grpc_url, 0.0) == 0.0
         assert events[2] == f"the server's private folder {lost} was removed: it is made anew"
-        folder = server._runtime.folder
+        folder = server.launch.runtime.folder
         assert (folder / "tritonserver.log").exists() == (log is None)
         processes = processes_of(server._process.guard.pid)
     assert not lost.exists()

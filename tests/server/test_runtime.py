@@ -265,7 +265,7 @@ def test_command_line_says_one_line(tmp_path, capsys):
 def test_command_line_says_one_line_of_the_log_and_of_a_backend(tmp_path, capsys, monkeypatch):
     embedded = Installation(tmp_path / "wheel" / "bin" / "tritonserver")
     (embedded.root / "python_backend_stubs").mkdir(parents=True)
-    monkeypatch.setattr("server.supervisor.find_tritonserver", lambda: embedded)
+    monkeypatch.setattr("server.launch.find_tritonserver", lambda: embedded)
     config = tmp_path / "models" / "backbone" / "config.pbtxt"
     (config.parent / "1").mkdir(parents=True)
     config.touch()
