@@ -58,8 +58,11 @@ def unchecked(repository: Path) -> str:
     return f"{', '.join(names)}: served unchecked, without {RECORD}; build_models.py writes it" if names else ""
 
 
-def compare(version: Path) -> None:
-    """Raise `ChecksumError` if a file does not match its checksum. Skips a version without build.json (`unchecked`)."""
+def compare(version: Path, may_lack: bool = True) -> None:
+    """Raise `ChecksumError` if a file does not match its checksum. Skips a version without build.json (`unchecked`).
+
+    `may_lack`: whether the message may suggest that build.json be removed.
+    """
     record = version / RECORD
     if not record.is_file():
         return
@@ -70,7 +73,8 @@ def compare(version: Path) -> None:
         expected = {str(name): str(digest) for name, digest in json.loads(record.read_text())["files_sha256"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
-    remedy += f"; if the change is intended, remove {record}"
+    if may_lack:
+        remedy += f"; if the change is intended, remove {record}"
     for name, digest in expected.items():
         path = Path(os.path.normpath(version / name))  # labels.txt is in the folder above
         try:
