@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "build" / "gpu_check"  # <part>.log, all that it printed
 TOTAL_SECONDS = 480.0
 LEAST_SECONDS = 5.0  # no part is started with less time left
+KILL_SECONDS = 10.0  # a process that a driver holds ends when that lets it go, or never
 NAME = "gpu_check"
 
 
@@ -93,7 +94,7 @@ def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
     except subprocess.TimeoutExpired:
         status = None
     finally:
-        _kill_group(process)  # also what a finished part left running
+        stuck = _kill_group(process)  # also what a finished part left running
     outcome.seconds = round(time.monotonic() - started, 1)
     log.seek(0)
     outcome.tail = log.read().decode(errors="replace").splitlines()[-25:]
@@ -103,16 +104,21 @@ def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
     elif status == SKIPPED:
         outcome.status, outcome.why = "skipped", last
     elif status is None:
-        outcome.status, outcome.why = "failed", f"not finished after {seconds:.0f} s; it was at: {last}"
+        outcome.status, outcome.why = "failed", f"not finished after {seconds:.0f} s{stuck}; it was at: {last}"
     else:
         outcome.status, outcome.why = "failed", f"exit status {status}: {last}"
     return outcome
 
 
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+def _kill_group(process: "subprocess.Popen[bytes]") -> str:
+    """Kill the process and all that it started; return a few words if it has not ended `KILL_SECONDS` later."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        process.wait(KILL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f", and process {process.pid} outlives SIGKILL (a driver holds it: see dmesg, restart the machine)"
+    return ""
 
 
 def check(chosen: Sequence[Part], seconds: float) -> list[Outcome]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,19 @@ def test_a_part_out_of_time_is_killed_and_recorded(results):
     assert time.monotonic() - started < 20
     assert slow["status"] == "failed"
     assert slow["why"].startswith("not finished after 2 s")
+    assert good["status"] == "passed"
+
+
+def test_a_part_that_outlives_its_kill_is_told_and_left(results, monkeypatch):
+    """As one that a driver holds in uninterruptible sleep."""
+    held = []
+    monkeypatch.setattr(runner, "KILL_SECONDS", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.killpg", lambda group, number: held.append(group))
+        assert main(["--seconds", "22"], [HANG, PASS]) == 1
+    os.killpg(held[0], signal.SIGKILL)
+    slow, good = results()["parts"]
+    assert slow["why"].startswith(f"not finished after 2 s, and process {held[0]} outlives SIGKILL (a driver holds it")
     assert good["status"] == "passed"
 
 
