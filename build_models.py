@@ -17,6 +17,8 @@ try:
     from export.torchscript import PRECISIONS
 except (ImportError, RuntimeError) as error:  # the latter: a native library that does not load
     sys.exit(f"build_models: {error}")
+except KeyboardInterrupt:  # PyTorch's import takes seconds
+    sys.exit(128 + signal.SIGINT)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:

@@ -1,6 +1,9 @@
 """build_models.py: what it refuses, in one clear line."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,6 +18,8 @@ from export.build import BuildOptions, build
 from export.parity import real_pixels
 from export.source import check_options, load_model
 from models import ModelConfig, create_model, load_config, save_checkpoint
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +193,13 @@ def test_what_the_command_says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr("build_models.build", Mock(side_effect=["built", KeyboardInterrupt]))
     assert (main(), *capsys.readouterr()) == (0, "built\n", "")
     assert (main(), *capsys.readouterr()) == (130, "", "build_models: stopped, the repository is as it was\n")
+
+
+def test_an_interrupt_while_pytorch_is_imported_ends_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, str(ROOT / "build_models.py"), "--help"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("there", [False, True])
