@@ -19,6 +19,7 @@ REPLACES = "# in place of config.pbtxt, sha256 "  # its first line begins so
 BUILD = "run build_models.py"
 FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
 PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
+THREADS = re.compile(r'"(?:INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
 OPERATOR_NAMESPACE = b"ops.widefield."
 
 
@@ -34,6 +35,8 @@ class Repository:
     """A line about the versions without checksums; empty if there are none."""
     overridden: tuple[str, ...] = ()
     """A line for each config.pbtxt that was edited although the embedded server reads another file."""
+    threads: int = 1
+    """The largest number of CPU threads with which a model executes in the embedded server."""
 
     def first_of(self, backend: str) -> str | None:
         """Return the first model of a backend, or None."""
@@ -80,6 +83,7 @@ def read_repository(path: str | Path, may_lack: bool = True) -> Repository:
     needs_library = None
     backends = {}
     overridden = []
+    threads = 1
     for folder in folders:
         newest = newest_version(folder)
         if newest is None:
@@ -96,13 +100,15 @@ def read_repository(path: str | Path, may_lack: bool = True) -> Repository:
                 f"{folder.name}/config.pbtxt was changed, but the embedded server reads {folder.name}/{EMBEDDED} in "
                 "its place: change that too and remove its first line, or remove it"
             )
-        backend = _backend(embedded.read_text(errors="replace") if embedded.is_file() else config)
+        served = embedded.read_text(errors="replace") if embedded.is_file() else config
+        threads = max([threads, *map(int, THREADS.findall(served))])
+        backend = _backend(served)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
         if needs_library is None and _backend(config) == "pytorch" and _calls_operator(weights):
             needs_library = folder.name
     models = tuple(folder.name for folder in folders)
-    return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden))
+    return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden), threads)
 
 
 def _meant(root: Path) -> str:
