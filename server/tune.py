@@ -72,7 +72,7 @@ def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, 
     """Start a server with these settings and measure a closed loop of `callers` for `seconds`."""
     with copied(repository) as copy:
         write_settings(copy, settings, embedded)
-        with TritonServer(copy) as server:
+        with TritonServer(copy, on_event=lambda _: None) as server:  # each trial would repeat the server's own warnings
             closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm-up
             begun = time.perf_counter()
             taken = closed_loop(server.grpc_url, image, callers, seconds)

@@ -134,7 +134,7 @@ def test_what_warms_a_server_up_is_not_counted(own, monkeypatch):
     """The score is of what comes after it: 101 images, of which one took longer than the 99th percentile."""
     taken = iter([[9.0] * 50, [number / 1000 for number in range(101)]])
     clock = iter([10.0, 12.0])
-    monkeypatch.setattr(tune, "TritonServer", lambda copy: nullcontext(SimpleNamespace(grpc_url="")))
+    monkeypatch.setattr(tune, "TritonServer", lambda copy, **_: nullcontext(SimpleNamespace(grpc_url="")))
     monkeypatch.setattr(tune, "closed_loop", lambda *_: next(taken))
     monkeypatch.setattr(tune, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     found = tune.measure(own, NOW, False, b"", 1, 2.0)
@@ -142,6 +142,15 @@ def test_what_warms_a_server_up_is_not_counted(own, monkeypatch):
 
 
 @pytest.mark.server
+@pytest.mark.server
+def test_a_trial_does_not_repeat_the_servers_warnings(own, tmp_path, monkeypatch, caplog):
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
+    with caplog.at_level("WARNING", "server"):
+        tune.measure(own, replace(NOW, backbone_threads=2), True, canary_png(), 1, 0.1)
+    assert caplog.records == []
+
+
 def test_each_caller_has_two_answers_however_slow_they_are(server):
     """A percentile is of two values at least."""
     assert len(tune.closed_loop(server.grpc_url, canary_png(), 2, 0.0)) == 4
