@@ -137,7 +137,10 @@ def over_time(result: dict[str, Any]) -> str:
             else:
                 axes.axvspan(start, start + phase["seconds"], color=FAINT, alpha=0.4, linewidth=0)
         if len(result["phases"]) < 9:
-            top.text(start, 1.01, f" {phase['name']}", transform=top.get_xaxis_transform(), fontsize=9, va="bottom")
+            # The name of the warm-up, which is short, ends where the first phase's begins.
+            x, offset, side = (start, 3, "left") if phase["measured"] else (start + phase["seconds"], -3, "right")
+            where = {"xycoords": top.get_xaxis_transform(), "textcoords": "offset points"}
+            top.annotate(phase["name"], (x, 1.01), (offset, 0), **where, fontsize=9, va="bottom", ha=side)
         start += phase["seconds"]
     _log_milliseconds(top)
     top.set_ylabel("latency, ms")

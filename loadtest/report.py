@@ -11,9 +11,11 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; background: #fff; max-width: 980px; margin: 2em auto;
        padding: 0 1em }
 h1 { font-size: 1.6em; margin: 0 } h2 { font-size: 1.15em; margin: 2em 0 .4em; border-bottom: 1px solid #d0d7de }
-p { margin: .4em 0 } .note { color: #57606a; font-size: 13px } svg { width: 100%; height: auto }
+p { margin: .4em 0 } .note { color: #57606a; font-size: 13px }
+.wide { overflow-x: auto } svg { width: 100%; min-width: 640px; height: auto }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #eaeef2 } th { color: #57606a; font-weight: 600 }
+th, td { text-align: left; padding: 3px 8px; border-bottom: 1px solid #eaeef2 } td { white-space: nowrap }
+th { color: #57606a; font-weight: 600 }
 .n { text-align: right } .missed { color: #cf222e; font-weight: 600 } .met { color: #1a7f37 }
 .verdict { display: inline-block; color: #fff; padding: 2px 12px; border-radius: 1em; margin: .6em 0; font-weight: 600 }
 .verdict.met { background: #1a7f37 } .verdict.missed { background: #cf222e }
@@ -41,21 +43,22 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
     counted = [result for result in results if not result.get("made_again")]
     if any(row["answered"] for result in counted for phase in measured(result) for row in phase["protocols"].values()):
         rate = capacity["rate"] if capacity else None
-        body += ["<h2>Latency against throughput</h2>", latency_against_throughput(counted, rate)]
+        body += ["<h2>Latency against throughput</h2>", _wide(latency_against_throughput(counted, rate))]
     if not capacity and any(window["answered"] for window in first["windows"]):
-        body += ["<h2>Over time</h2>", over_time(first)]
+        body += ["<h2>Over time</h2>", _wide(over_time(first))]
     phases = [phase for result in results for phase in measured(result)]
     if capacity:
         phases.sort(key=lambda phase: phase["level"])
     shown = {phase["level"] if capacity else phase["name"]: phase for phase in phases}
     shares = [(phase["name"], row) for phase in shown.values() if (row := time_shares(phase, first["model"]))]
     if shares:
-        body += ["<h2>Where the time goes</h2>", where_the_time_goes(shares)]
+        body += ["<h2>Where the time goes</h2>", _wide(where_the_time_goes(shares))]
         body.append('<p class="note">The server\'s own statistics beside the mean that the client saw.</p>')
     body += ["<h2>The client's measurements</h2>", _client_table(phases)]
     body += ["<h2>The server's measurements</h2>", _server_table(phases)]
     title = f"Load on {escape(first['model'])}"
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{title}</title><style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>' + "\n".join(body) + "</body></html>\n"
 
 
@@ -124,7 +127,12 @@ def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
 
     lines = [[cell("th", index, name) for index, name in enumerate(names)]]
     lines += [[cell("td", index, value) for index, value in enumerate(row)] for row in rows]
-    return "<table>" + "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>"
+    return _wide("<table>" + "\n".join(f"<tr>{''.join(line)}</tr>" for line in lines) + "</table>")
+
+
+def _wide(content: str) -> str:
+    """What is wider than a phone scrolls by itself, not with the page."""
+    return f'<div class="wide">{content}</div>'
 
 
 def _objectives(result: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
-"""Fixtures that several folders share: the digits checkpoint, its repository, a running server."""
+"""Fixtures that several folders share: the digits checkpoint, its repository, a running server, Chromium."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "runs" / "digits-nano"
 HELD_OUT = ROOT / "data" / "digits" / "val"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Those of a line share servers, and run one after another: they mostly wait.
 SERVED = (
     ("tests/server/", "tests/benchmarks/test_fuzz.py"),
@@ -93,3 +95,34 @@ def digits_server(digits_repository: Path, tmp_path_factory: pytest.TempPathFact
     with TritonServer(digits_repository, log_file=log_file, on_event=events.append) as server:
         yield server
     assert not server.restarts, events  # or it would show as refused connections in whichever tests came then
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator["Chrome"]:  # noqa: F821
+    """Headless Chromium that logs its requests."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    if not (program and driver):
+        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = program
+    for each in ("headless=new", "disable-dev-shm-usage", "window-size=1280,920", "hide-scrollbars", "no-proxy-server"):
+        options.add_argument(f"--{each}")
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # root has no other way
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    browser = Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def phone(chromium: "Chrome") -> Iterator["Chrome"]:  # noqa: F821
+    """The same, 390 pixels wide."""
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield chromium
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

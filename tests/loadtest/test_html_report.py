@@ -1,6 +1,7 @@
-"""The HTML report's tables: the content of each column, and the order of the rows."""
+"""The HTML report's tables: the content of each column, and the order of the rows; what a phone shows of it."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,28 @@ def test_the_runs_of_a_search_stand_by_rate(monkeypatch: pytest.MonkeyPatch) -> 
     assert names == ["2.0/s (2)", "2.0/s (3)", "4.0/s (4)", "8.0/s (1)"]
     assert drawn == ["2.0/s (3)", "4.0/s (4)", "8.0/s (1)"]
     assert [[*row.values()] for row in rows(page, "Rates tried")] == [["2.0", "1 of 2"], ["4.0", "1 of 1"]]
+
+
+@pytest.mark.slow
+def test_a_phone_shows_all_of_it(phone: Any, tmp_path: Path) -> None:
+    """The page is as wide as the phone; each table and chart is legible, and scrolls by itself."""
+    saved = result(3.0, "window 12 (of a long name)")
+    (steady,) = saved["phases"]
+    saved["phases"] = [{**steady, "name": "warm-up", "seconds": 0.5, "measured": False}, steady]
+    counts = {"protocol": "HTTP", "answered": 9, "finished": 9, "failed": 0, "p50_ms": 5.0, "p99_ms": 9.0}
+    saved |= {"window_s": 1.0, "windows": [{"from_s": float(second), **counts} for second in range(11)]}
+    (tmp_path / "report.html").write_text(report.render([saved]))
+    phone.get((tmp_path / "report.html").as_uri())
+    page = "return [document.documentElement.clientWidth, document.documentElement.scrollWidth]"
+    assert phone.execute_script(page) == [390, 390]
+    inside = "return [arguments[0].parentNode.scrollWidth, getComputedStyle(arguments[0].parentNode).overflowX]"
+    wide = phone.find_elements("css selector", "svg, table")
+    assert [each.tag_name for each in wide] == ["svg", "svg", "svg", "table", "table"]
+    for each in wide:
+        width, overflow = phone.execute_script(inside, each)
+        assert width >= each.rect["width"] > 390
+        assert overflow == "auto"
+    assert all(each.rect["height"] < 30 for each in phone.find_elements("css selector", "td"))  # one line
+    texts = {each.text: each.rect for each in wide[1].find_elements("css selector", "text")}
+    first, second = texts["warm-up"], texts[steady["name"]]  # no letters one over the other
+    assert 0 <= first["x"] < first["x"] + first["width"] < second["x"]

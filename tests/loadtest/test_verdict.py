@@ -53,7 +53,7 @@ def test_objectives_decide_and_the_report_shows_why(loadtest: Loadtest, tmp_path
 
     text = page.read_text()
     assert "Objectives missed" in text
-    (objectives,) = re.findall(r"Objectives</h2>\s*(<table>.*?</table>)", text, re.DOTALL)
+    (objectives,) = re.findall(r'Objectives</h2>\s*<div class="wide">(<table>.*?</table>)', text, re.DOTALL)
     assert {row.count("<td") for row in objectives.splitlines()[1:]} == {6}
     assert text.count("<svg") == 3
     assert not [word for word in ("src=", "@import", "url(http", "<script", "<link") if word in text]  # stands alone

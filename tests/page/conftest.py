@@ -1,8 +1,7 @@
-"""A server that knows colours, the page in its own environment, Chromium."""
+"""A server that knows colours, the page in its own environment."""
 
 import os
 import re
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from server.preflight import free_ports
 
 ROOT = Path(__file__).parents[2]
 PAGE_PYTHON = ROOT / os.environ.get("PAGE_VENV", ".venv-page") / "bin" / "python"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -76,25 +74,3 @@ def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Ite
             return found[1]
 
         yield start
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator["Chrome"]:  # noqa: F821
-    """Headless Chromium that logs its requests."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    driver = shutil.which("chromedriver")
-    if not (program and driver):
-        pytest.skip("no Chromium: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
-
-    options = ChromeOptions()
-    options.binary_location = program
-    for each in ("headless=new", "disable-dev-shm-usage", "window-size=1280,920", "hide-scrollbars", "no-proxy-server"):
-        options.add_argument(f"--{each}")
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # root has no other way
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    browser = Chrome(options, Service(driver))
-    yield browser
-    browser.quit()

@@ -130,20 +130,15 @@ def test_behind_a_prefix(
 
 def test_a_narrow_window_cuts_nothing_off(
     start_page: Callable[..., str],
-    chromium: Any,
+    phone: Any,
     colours_server: "TritonServer",  # noqa: F821
     flower: Path,
 ) -> None:
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    try:
-        shown = Page(chromium, start_page(colours_server.grpc_url))
-        shown.give(flower)
-        shown.wait("#times td")
-        edge = shown.wait("#times").rect["x"] + shown.wait("#times").rect["width"]
-        assert all(each.rect["x"] + each.rect["width"] <= edge < 390 for each in shown.found("#times td"))
-    finally:
-        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    shown = Page(phone, start_page(colours_server.grpc_url))
+    shown.give(flower)
+    shown.wait("#times td")
+    edge = shown.wait("#times").rect["x"] + shown.wait("#times").rect["width"]
+    assert all(each.rect["x"] + each.rect["width"] <= edge < 390 for each in shown.found("#times td"))
 
 
 def test_bad_pictures_and_a_model_without_a_map(
