@@ -37,7 +37,9 @@ def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = 
         body.append(f'<details class="warning"><summary>and {len(more)} more</summary>{lines}</details>')
     if capacity:
         tried = [(f"{rate:.1f}", f"{runs.count(True)} of {len(runs)}") for rate, runs in capacity["tried"]]
-        body += ["<h2>Rates tried</h2>", _table(("requests/s", "runs that met the objectives"), tried, words=2)]
+        objectives = "; ".join(_limits(phase for result in results for phase in measured(result)))
+        body += ["<h2>Rates tried</h2>", f'<p class="note">Objectives: {escape(objectives)}.</p>']
+        body.append(_table(("requests/s", "runs that met the objectives"), tried, words=2))
     if first["slo"] and not capacity:
         body += ["<h2>Objectives</h2>", _objectives(first)]
     counted = [result for result in results if not result.get("made_again")]
@@ -137,17 +139,22 @@ def _wide(content: str) -> str:
 
 def _objectives(result: dict[str, Any]) -> str:
     """A row for each phase and protocol, a column for each objective."""
-    limits: dict[str, set[float]] = {}  # the least load to be sent has one limit per phase
-    for line in (line for phase in measured(result) for line in phase["slo"]):
-        limits.setdefault(line["objective"], set()).add(line["limit"])
-    names = [f"{name}: {min(found):g}" if len(found) == 1 else name for name, found in limits.items()]
+    limits = _limits(measured(result))
     rows = []
     for phase in measured(result):
         for protocol in phase["protocols"]:
             lines = {line["objective"]: line for line in phase["slo"] if line["protocol"] == protocol}
-            cells = (_judged(lines[name], len(found) > 1) if name in lines else "-" for name, found in limits.items())
+            cells = (_judged(lines[name], shown == name) if name in lines else "-" for shown, name in limits.items())
             rows.append((phase["name"], protocol, *cells))
-    return _table(["phase", "protocol", *names], rows, words=2)
+    return _table(["phase", "protocol", *limits], rows, words=2)
+
+
+def _limits(phases: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Objective with its limit -> objective. The least load to be sent, which has a limit per phase, has none here."""
+    limits: dict[str, set[float]] = {}
+    for line in (line for phase in phases for line in phase["slo"]):
+        limits.setdefault(line["objective"], set()).add(line["limit"])
+    return {name if len(found) > 1 else f"{name}: {min(found):g}": name for name, found in limits.items()}
 
 
 def _judged(line: dict[str, Any], shown: bool) -> str:

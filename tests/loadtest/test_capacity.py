@@ -202,6 +202,7 @@ def test_a_run_that_was_made_again_is_named_and_is_no_point_of_the_chart(monkeyp
     monkeypatch.setattr(report, "latency_against_throughput", lambda results, rate: drawn.extend(results) or "<svg>")
     page = report.render(search.results, {"rate": 100.0, "limited": True, "tried": sorted(search.tried.items())})
     assert drawn == search.results[1:]
+    assert "Objectives: p99 ms: 100.<" in page
     assert "phase 85.2/s (1, made again): 1 % of the requests went more than 70 ms" in page
     for label in ("85.2/s (1, made again)", "85.2/s (2)", "100.0/s (3)"):
         assert page.count(f"<td>{label}</td>") == 2  # once for each protocol
