@@ -23,7 +23,6 @@ from client import (
     InvalidImageError,
     ModelNotFoundError,
     Prediction,
-    ServerStatus,
     Times,
     overlay,
     step_times,
@@ -104,12 +103,11 @@ def ask(classifier: Classifier, image: str | None) -> Shown:
 def settled(classifier: Classifier, before: Sequence[Any]) -> dict[str, dict[str, Times]]:
     """Return `step_times` since `before` once two readings agree: the last step is counted after its answer is sent."""
     steps: dict[str, dict[str, Times]] = {}
-    if any(isinstance(status, ServerStatus) for status in before):
-        for _ in range(10):
-            last, steps = steps, step_times(before, classifier.status(STATUS_SECONDS))
-            if steps == last:
-                break
-            time.sleep(0.02)
+    for _ in range(10):
+        last, steps = steps, step_times(before, classifier.status(STATUS_SECONDS))
+        if steps == last:
+            break
+        time.sleep(0.02)
     return steps
 
 
@@ -119,15 +117,14 @@ def time_by_step(steps: dict[str, dict[str, Times]], seconds: float, model: str)
     Each step of the server with its input's and output's copies, the queues of all steps together, what is left of
     `seconds` (network, client, hand-over), and the total.
     """
-    ensembles = (model, f"{model}_explained")
-    names = [name for name in steps if name not in ensembles]
-    names.sort(key=lambda name: PIPELINE.index(name) if name in PIPELINE else len(PIPELINE))
+    names = [name for name in steps if name not in (model, f"{model}_explained")]
+    names.sort(key=lambda name: (*PIPELINE, name).index(name))
     rows = [(name, sum(steps[name][step].mean_ms for step in STEPS if step != "queue")) for name in names]
     if rows:
         rows.append(("queue", sum(steps[name]["queue"].mean_ms for name in names)))
         rows.append(("network", max(0.0, 1e3 * seconds - sum(ms for _, ms in rows))))
     rows.append(("total", 1e3 * seconds))
-    return rows, max([1, *(steps[name]["compute"].count for name in names)])
+    return rows, max((steps[name]["compute"].count for name in names), default=1)
 
 
 def named(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -156,8 +153,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
 
 def classes_html(shown: Shown) -> str:
     """The classes as bars, to a tenth of a percent: each of a thousand equally likely classes has that."""
-    rows = shown.classes.items()
-    return bars((label, p, f"{100 * p:.1f} %" if p >= 0.0005 else "< 0.1 %") for label, p in rows)
+    return bars((label, p, f"{100 * p:.1f} %" if p >= 0.0005 else "< 0.1 %") for label, p in shown.classes.items())
 
 
 def times_html(shown: Shown) -> str:
@@ -182,8 +178,7 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
         shown = answer(image)
         return [note_html(shown), shown.picture, classes_html(shown), times_html(shown)]
 
-    # Uploads are deleted after an hour.
-    with gradio.Blocks(title="Widefield", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gradio.Blocks(title="Widefield", delete_cache=(600, 3600)) as page:  # uploads are deleted after an hour
         gradio.Markdown("# Widefield\nDrop a picture: its five best classes, where the evidence for the best one lies.")
         note = gradio.HTML(elem_id="note")
         with gradio.Row(equal_height=True):
@@ -203,9 +198,8 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m page", description=(__doc__ or "").splitlines()[0], epilog="See docs/page.md."
-    )
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m page", description=summary, epilog="See docs/page.md.")
     add = parser.add_argument
     add("--server", action="append", metavar="HOST:PORT", help="server to ask; may be repeated (default: this machine)")
     add("--protocol", choices=["grpc", "http"], default="grpc", help="protocol of the requests (default: grpc)")
