@@ -209,9 +209,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--port", type=int, default=7860, help="port of the page (default: 7860)")
     add("--root-path", default="", metavar="PATH", help="path prefix that a proxy strips, such as /try")
     add("--concurrency", type=int, default=2, metavar="N", help="pictures classified at a time (default: 2)")
-    add(
-        "--max-megabytes", type=float, default=20.0, metavar="MB", help="largest picture that is accepted (default: 20)"
-    )
+    add("--max-megabytes", type=float, default=20.0, metavar="MIB", help="largest picture, in MiB (default: 20)")
     options = parser.parse_args(arguments)
     if options.concurrency < 1 or not 1 <= options.max_megabytes < math.inf:
         parser.error("--concurrency and --max-megabytes: give a number, 1 or more")

@@ -267,6 +267,13 @@ def test_wrong_options(wrong: str, words: str, capsys: pytest.CaptureFixture) ->
     assert words in capsys.readouterr().err
 
 
+def test_the_help_names_the_unit(capsys: pytest.CaptureFixture) -> None:
+    """`test_the_launch` holds that it is this one."""
+    with pytest.raises(SystemExit):
+        page.options_of(["--help"])
+    assert "largest picture, in MiB" in capsys.readouterr().out
+
+
 def test_options() -> None:
     options = page.options_of(["--server", "a:1", "--server", "b:2", "--protocol", "http", "--root-path", "/try"])
     assert [url.partition("://")[2] for url in options.classifier.urls] == ["a:1", "b:2"]
