@@ -39,6 +39,7 @@ NO_MAP = "the server has no explained model, so there is no overlay: build_model
 OFF = {"share": False, "ssr_mode": False, "mcp_server": False, "run_history": False, "footer_links": [], "quiet": True}
 CSS = """
 #note:not(:has(.note)) {display: none}
+#note .html-container {padding: 0}
 #note .note {padding: .6em .9em; border-left: 4px solid #d97706; background: rgba(217, 119, 6, .12)}
 #note .error {border-color: #dc2626; background: rgba(220, 38, 38, .12)}
 #picture .upload-container {width: 100% !important}

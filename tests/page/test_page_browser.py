@@ -174,7 +174,9 @@ def test_no_server(start_page: Callable[..., str], chromium: Any, flower: Path) 
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
         shown = Page(chromium, start_page(f"127.0.0.1:{taken.getsockname()[1]}"))
         shown.give(flower)
-        words = shown.wait("#note .error[role=alert]").text
+        note = shown.wait("#note .error[role=alert]")
+        words = note.text
+    assert note.rect["x"] == shown.wait("#picture").rect["x"]  # one left edge for all
     assert words.startswith("The server cannot be reached")
     assert "Traceback" not in words
     assert not shown.found("#classes td, #overlay img, #times td")
