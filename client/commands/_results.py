@@ -99,11 +99,13 @@ class TableResults:
             print(f"{len(self._errors)} not answered", file=sys.stderr)
 
 
-def print_table(table: "Table") -> None:
-    """Print a table as wide as the terminal; without one, as wide as its rows, for grep."""
+def print_table(table: "Table", least: int = 0) -> None:
+    """Print a table as wide as the terminal, but not below `least`; without one, as wide as its rows, for grep."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 10**6).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 10**6)
+    console.width = max(console.width, least)
+    console.print(table)
 
 
 def open_results(kind: str) -> Results:

@@ -76,12 +76,11 @@ def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
         title = Text(f"{status.url}  {status.name} {status.version}  {ready}")
         columns = ("model", "ver", *COUNTS[2:], "total", "queue", "input", "compute", "output")
         table = Table(*columns, title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits into 80 columns
-        for column in table.columns:
-            column.no_wrap = True
+        table.columns[0].overflow = "fold"  # a long name takes two lines
         for column in table.columns[1:]:
-            column.justify = "right"
+            column.no_wrap, column.justify = True, "right"
         for model in status.models:
             table.add_row(*map(Text, _row(model)))
-        print_table(table)
+        print_table(table, least=80)  # a narrower terminal wraps the lines: Rich would cut the numbers off
     if any(isinstance(status, ServerStatus) for status in found):
         print("total to output: means in ms; an ensemble (classifier) counts failures twice")

@@ -67,3 +67,17 @@ def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatc
     monkeypatch.setattr(served, "status", lambda timeout: server_status(ready=False))
     assert main(["status"]) == 1
     assert "NOT READY" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("columns", "name"), [("60", "classifier_explained"), ("80", "replknet_31b_bf16_explained")])
+def test_status_in_a_narrow_terminal_cuts_nothing_off(
+    columns: str, name: str, served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [replace(model, name=name) for model in server_status().models]
+    monkeypatch.setattr(served, "status", lambda timeout: replace(server_status(), models=models))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert [word for word in ("20.00", "30.00", "50.00", "compute", name[-6:]) if word not in out] == []
