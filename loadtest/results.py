@@ -157,8 +157,10 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
     console = Console(stderr=stderr)
     if not console.is_terminal:
         console.width = 120
+    padding = (0, int(console.width >= 100))  # without it 80 columns are enough
     unit = "requests/s" if result["open_loop"] else "users"
-    table = Table("phase", "protocol", unit, "requests", "errors", "answers/s", "p50 ms", "p99 ms", "max ms")
+    heads = ("phase", "protocol", unit, "requests", "errors", "answers/s", "p50 ms", "p99 ms", "max ms")
+    table = Table(*heads, padding=padding)
     for column in table.columns[2:]:
         column.justify = "right"
     for phase in result["phases"]:
@@ -170,7 +172,7 @@ def print_result(result: dict[str, Any], stderr: bool = False) -> None:
     console.print(table)
     lines = [(phase["name"], line) for phase in measured(result) for line in phase["slo"]]
     if result["slo"]:
-        table = Table("phase", "protocol", "objective", "limit", "measured", "")
+        table = Table("phase", "protocol", "objective", "limit", "measured", "", padding=padding)
         for phase_name, line in lines:
             verdict = "met" if line["met"] else "[bold red]MISSED[/bold red]"
             cells = (line["protocol"], line["objective"], f"{line['limit']:g}", shown_value(line))

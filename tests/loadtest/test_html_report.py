@@ -1,4 +1,4 @@
-"""The HTML report's tables: the content of each column, and the order of the rows; what a phone shows of it."""
+"""The tables of the HTML report: each column's content, the order of the rows; what a phone and a terminal show."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from loadtest import report
 from loadtest.recorder import Cell
-from loadtest.results import describe
+from loadtest.results import describe, print_result
 from tests.loadtest.saved import as_saved
 
 TIMES = {"mean": 1.0, "p50": 2.0, "p95": 3.0, "p99": 4.0, "p99.9": 5.0, "max": 6.0, "sent_late_p99": 7.0}
@@ -92,3 +92,18 @@ def test_a_phone_shows_all_of_it(phone: Any, tmp_path: Path) -> None:
     texts = {each.text: each.rect for each in wide[1].find_elements("css selector", "text")}
     first, second = texts["warm-up"], texts[steady["name"]]  # no letters one over the other
     assert 0 <= first["x"] < first["x"] + first["width"] < second["x"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_cuts_nothing_off(
+    columns: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = result(3.0, "window 12")
+    line = {"protocol": "HTTP", "objective": "sent/s (least that chance explains)", "limit": 0.123, "value": 1.0}
+    saved["phases"][0]["slo"] = [{**line, "met": False}]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_result({**saved, "slo": {"errors": {"rate": 0.1}}})
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert [word for word in ("requests/s", "answers/s", "explains", "MISSED") if word not in out] == []
