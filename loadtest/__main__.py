@@ -29,6 +29,7 @@ from loadtest.options import (
     SIGNALS,
     USERS,
     add_load_options,
+    add_server_options,
     add_target_options,
     as_words,
     check_shape,
@@ -74,6 +75,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     parser = command_parser("run", __doc__ or "")
+    add_server_options(parser)
     parser.add_argument(
         "-u",
         "--users",
@@ -82,21 +84,12 @@ def run(arguments: Sequence[str]) -> int:
         help="closed loop of this many users in all (default: 4, with --shape step 8)",
     )
     parser.add_argument(
-        "--host",
-        "-H",
-        default="127.0.0.1:8000",
-        metavar="HOST:PORT",
-        help="HTTP address of the server (default: 127.0.0.1:8000)",
-    )
-    parser.add_argument(
         "--null-check",
         choices=("refuse", "warn", "off"),
         default="refuse",
         help=f"what to do if this machine, as measured first, cannot send twice an open loop's rate to {NULL_SERVER} "
         "(default: refuse; off: do not measure)",
     )
-    add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     add_load_options(parser)
     options, of_locust = parser.parse_known_args(arguments)
     if options.users is not None and options.rate is not None:

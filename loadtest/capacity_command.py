@@ -10,7 +10,7 @@ from loadtest.capacity import find_capacity
 from loadtest.null_check import NULL_SERVER, null_rate, run_load
 from loadtest.options import (
     USERS,
-    add_target_options,
+    add_server_options,
     as_words,
     at_least_one,
     check_tls,
@@ -33,13 +33,7 @@ def capacity(arguments: Sequence[str]) -> int:
         "Find the highest rate of random (Poisson) requests at which the objectives hold.\n"
         "Exit status: 0 found; 1 no rate holds, no answer came or a file was not written; 2 wrong usage; 130 stopped.",
     )
-    parser.add_argument(
-        "--host",
-        "-H",
-        default="127.0.0.1:8000",
-        metavar="HOST:PORT",
-        help="HTTP address of the server (default: 127.0.0.1:8000)",
-    )
+    add_server_options(parser)
     parser.add_argument("--slo", required=True, metavar="FILE", help="TOML file of objectives")
     parser.add_argument("--seconds", type=positive, default=20.0, help="least duration of each run (default: 20)")
     parser.add_argument(
@@ -71,8 +65,6 @@ def capacity(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report to this file")
     parser.add_argument("--results", default="", metavar="FILE", help="write all measurements to this JSON file")
-    add_target_options(parser)
-    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
     check_tls(options)

@@ -1,12 +1,13 @@
 """The options that `python -m loadtest` and the locust command share."""
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +31,19 @@ def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
     return grpc_host or re.sub(r"(:\d+)?((?<!/)/[^/].*)?$", "", host.replace("https://", "grpcs://"), count=1) + ":8001"
 
 
-def positive(text: str) -> float:
-    value = _number(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+def _number(words: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if holds(value := float(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {words}")
+
+    return parse
 
 
-def not_negative(text: str) -> float:
-    value = _number(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
-    return value
-
-
-def share(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share, above 0 and below 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+positive = _number("number above 0", lambda value: 0 < value < math.inf)
+not_negative = _number("number, 0 or more", lambda value: 0 <= value < math.inf)
+share = _number("share, above 0 and below 1", lambda value: 0 < value < 1)
 
 
 def at_least_one(text: str) -> int:
@@ -142,6 +130,19 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Those of `add_target_options`, and the two that locust has itself."""
+    parser.add_argument(
+        "--host",
+        "-H",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="HTTP address of the server (default: 127.0.0.1:8000)",
+    )
+    add_target_options(parser)
+    parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
+
+
 def add_target_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grpc-host",
@@ -171,7 +172,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time limit for one request (default: 10)",
     )
-    # The same as those of python -m client; --tls-key is an option of locust.
+    # The same as those of python -m client.
     parser.add_argument(
         "--header",
         action="append",
