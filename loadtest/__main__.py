@@ -33,7 +33,7 @@ from loadtest.options import (
     add_target_options,
     as_words,
     check_shape,
-    check_tls,
+    check_target,
     check_writable,
     command_parser,
     image_options,
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.users is not None and options.levels:
         parser.error("--users does nothing with --levels, which are users already: leave one of them out")
     check_shape(options)
-    check_tls(options)
+    check_target(options)
     if options.rate is None and options.users is None:
         options.users = 8 if options.shape == "step" else 4
     level = options.users if options.rate is None else options.rate

@@ -13,7 +13,7 @@ from loadtest.options import (
     add_server_options,
     as_words,
     at_least_one,
-    check_tls,
+    check_target,
     check_writable,
     command_parser,
     image_options,
@@ -67,7 +67,7 @@ def capacity(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", default="", metavar="FILE", help="write all measurements to this JSON file")
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
-    check_tls(options)
+    check_target(options)
     slo, protocols = load_slo(options.slo), len(USERS[options.protocol])
     percentiles = [name for name in slo.get("latency_ms", {}) if name != "max"]
     requests = max(map(requests_needed, percentiles), default=1) * protocols

@@ -81,8 +81,11 @@ def check_shape(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is for --shape {shape}: give that, or leave it out")
 
 
-def check_tls(options: argparse.Namespace) -> None:
-    """Raise `ValueError` for a key without its certificate."""
+def check_target(options: argparse.Namespace) -> None:
+    """Raise `ValueError` for a gRPC address that can only be guessed, or a key without its certificate."""
+    port = re.search(r":(\d+)/?$", options.host)
+    if options.protocol != "http" and not options.grpc_host and port and port[1] not in ("8000", "8001"):
+        raise ValueError(f"--host {options.host} says nothing of gRPC's port: give --grpc-host HOST:PORT too")
     if options.tls_key and not options.tls_certificate:
         raise ValueError(f"--tls-key {options.tls_key} belongs to --tls-certificate: give both, or leave it out")
 
@@ -148,7 +151,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         "--grpc-host",
         default="",
         metavar="HOST:PORT",
-        help="gRPC address of the server (default: --host's host, port 8001)",
+        help="gRPC address of the server (default: --host's host, port 8001; needed if --host's is not 8000)",
     )
     parser.add_argument(
         "--images", default="", metavar="DIR", help="folder of images to send (default: photographs, resized)"

@@ -60,6 +60,15 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
     assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
 
 
+@pytest.mark.parametrize("command", [[], ["capacity", "--slo", "x"]])
+@pytest.mark.parametrize("protocol", ["grpc", "both"])
+def test_grpcs_port_is_not_guessed(loadtest: Loadtest, command: list[str], protocol: str) -> None:
+    """Port 8001 may be another server's, which would be measured in the place of the one that was named."""
+    done = loadtest(*command, "--protocol", protocol, "--host", "http://box:9000/")
+    assert done.returncode == 2
+    assert "--host http://box:9000/ says nothing of gRPC's port: give --grpc-host HOST:PORT too" in done.stderr
+
+
 def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
     assert loadtest("--url", "box:8001").stderr == "loadtest: --url: not an option of loadtest or locust; see --help\n"
 

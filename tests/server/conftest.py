@@ -227,7 +227,7 @@ def encode():
 
 @pytest.fixture
 def classify():
-    """classify(server, images, protocol="grpc", timeout=30.0) -> probabilities [B,3]; raises what tritonclient raises."""
+    """Return classify(server, images, protocol="grpc", timeout=30.0) -> probabilities [B,3], over tritonclient."""
     import tritonclient.grpc as triton_grpc
     import tritonclient.http as triton_http
 
