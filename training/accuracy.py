@@ -1,9 +1,11 @@
 """A classifier's answers to labelled images: how many of them are right, and how far their probabilities say so."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from models.modes import evaluating
@@ -23,6 +25,42 @@ def answers(logits: Tensor) -> Tensor:
     return logits.argmax(1)
 
 
+class Calibration:
+    """How well the probabilities of the images added say which answers are right: `error` and `nll`."""
+
+    def __init__(self) -> None:
+        self.images, self.loss = 0, 0.0
+        self.gaps = torch.zeros(BINS, dtype=torch.float64)  # right answers less their probabilities, by bin
+
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add images by their logits [B,classes] and classes [B]."""
+        logits = logits.float()
+        probability, answered = logits.softmax(1).amax(1), logits.argmax(1)  # [B]
+        self.gaps.index_add_(0, torch.bucketize(probability, EDGES), (answered == targets).to(self.gaps) - probability)
+        self.loss += F.cross_entropy(logits, targets, reduction="none").sum(dtype=torch.float64).item()
+        self.images += len(targets)
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error, 0..1: the mean over the images of the distance, in their bin, between the
+        share of right answers and the mean probability.
+        """
+        return self.gaps.abs().sum().item() / max(1, self.images)
+
+    @property
+    def nll(self) -> float:
+        """The negative log-likelihood of an image's class, in nats, on average over the images."""
+        return self.loss / max(1, self.images)
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, loader: DataLoader[Any], device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of each batch of images in evaluation mode, on the CPU [B,classes], and their classes [B]."""
+    with evaluating(model):
+        for images, targets in loader:
+            yield model(images.to(device)).cpu(), targets
+
+
 @torch.inference_mode()
 def count_answers(
     model: nn.Module,
@@ -31,34 +69,29 @@ def count_answers(
     device: str = "cpu",
     ranked: list[tuple[Tensor, Tensor]] | None = None,
     confusion: Tensor | None = None,
-    gaps: Tensor | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Count the images of each class and the right answers among them [2,num_classes], and the images whose class is
     among the five highest logits []. Raises as `answers`.
 
     If given, `confusion` [num_classes,num_classes] (rows: the truth, columns: the answer) counts the images too; for
-    tens of thousands of classes it takes gigabytes. To `gaps` [BINS], if given, the right answers less the answers'
-    probabilities are added, by bin of the probability. For each batch, the classes from the highest logit down [B,5 at
-    most] and the probability of the first [B] are appended to `ranked`, if given.
+    tens of thousands of classes it takes gigabytes. All images are added to `calibration`, if given. For each batch,
+    the classes from the highest logit down [B,5 at most] and the probability of the first [B] are appended to `ranked`,
+    if given.
     """
     counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    with evaluating(model):
-        for images, targets in loader:
-            logits = model(images.to(device)).cpu()  # [B,num_classes]
-            answered, ones = answers(logits), torch.ones_like(targets)  # [B]
-            right = answered == targets
-            counts.index_add_(1, targets, torch.stack([ones, right.long()]))
-            if confusion is not None:  # in place: to add a matrix for each batch would be slow
-                confusion.view(-1).index_add_(0, targets * num_classes + answered, ones)
-            in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
-            if gaps is not None or ranked is not None:
-                probability = logits.float().softmax(1).amax(1)  # [B]
-            if gaps is not None:
-                gaps.index_add_(0, torch.bucketize(probability, EDGES), right.to(gaps) - probability)
-            if ranked is not None:
-                order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
-                order = order.clone()  # a view would keep all num_classes columns
-                ranked.append((order, probability))
+    for logits, targets in logits_of(model, loader, device):
+        answered, ones = answers(logits), torch.ones_like(targets)  # [B]
+        counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
+        if confusion is not None:  # in place: to add a matrix for each batch would be slow
+            confusion.view(-1).index_add_(0, targets * num_classes + answered, ones)
+        in_top5 += (logits.topk(min(5, num_classes)).indices == targets[:, None]).sum()
+        if calibration is not None:
+            calibration.add(logits, targets)
+        if ranked is not None:
+            order = logits.sort(dim=1, descending=True, stable=True).indices[:, :5]  # equal ones in argmax's order
+            order = order.clone()  # a view would keep all num_classes columns
+            ranked.append((order, logits.float().softmax(1).amax(1)))
     return counts, in_top5
 
 
@@ -77,10 +110,3 @@ def accuracies(counts: Tensor, in_top5: Tensor) -> dict[str, float]:
     """Return "top1" and, for more than five classes, "top5", 0..1; `counts` [2,classes] is as in `top1`."""
     top5 = {"top5": in_top5.item() / max(1, int(counts[0].sum()))} if counts.shape[1] > 5 else {}
     return {"top1": top1(counts), **top5}
-
-
-def calibration_error(gaps: Tensor, images: int) -> float:
-    """Return the expected calibration error, 0..1, from the `gaps` of `count_answers`: the mean over the images of the
-    distance, in their bin, between the share of right answers and the mean probability.
-    """
-    return gaps.abs().sum().item() / max(1, images)

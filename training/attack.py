@@ -21,9 +21,7 @@ from torch.utils.data import Subset
 from models.files import write_file
 from training.accuracy import answers
 from training.attacks import Attack, PixelModel, apgd_ce, fgsm, pgd
-from training.augment import eval_transform
-from training.classifier import InputConfig, load_classifier
-from training.data import open_images
+from training.classifier import LabelledConfig, open_labelled
 from training.distributed import check_device
 from training.layout import place
 from training.loaders import make_loader
@@ -36,13 +34,9 @@ from training.settings import SettingsError, check_ranges, check_used
 
 
 @dataclass(frozen=True)
-class Config(InputConfig):
+class Config(LabelledConfig):
     """Attack a checkpoint in the L-infinity ball around its images."""
 
-    checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
-    data: Path
-    """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     attacks: tuple[Literal["fgsm", "pgd", "apgd", "autoattack"], ...] = ("fgsm", "pgd", "apgd")
     """Attacks to run; autoattack is the standard suite and needs a package of that name"""
     epsilon: float = 8.0
@@ -57,14 +51,8 @@ class Config(InputConfig):
     """Number of images to attack, spread evenly over the classes; None: all"""
     save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
     """Write the accuracies and settings to this JSON file"""
-    batch_size: int = 64
-    """Images per forward pass"""
-    workers: int = 2
-    """Processes that decode images; 0: decode in the main process"""
     seed: int = 0
     """Seed of the attacks' random starts"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
 
 
 ITERATED = ("attacks", ("pgd", "apgd"))
@@ -128,8 +116,7 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
     if config.save is not None:
         check_file("--save", config.save)
-    network, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data, **config.inputs)
-    dataset = open_images(config.data, eval_transform(model_config), labels)
+    network, model_config, dataset = open_labelled(config)
     chosen = Subset(dataset, evenly(len(dataset), config.count or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
     model = PixelModel(network, model_config.mean, model_config.std).eval().requires_grad_(False)

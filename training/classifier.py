@@ -1,13 +1,16 @@
 """Load a trained classifier and its labels from a checkpoint, or from a weights file that others publish."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from models import ModelConfig, classifier_config, load_checkpoint
+from training.augment import eval_transform
 from training.data import open_images
+from training.images import Labelled
 from training.settings import SettingsError
 
 
@@ -32,6 +35,28 @@ class InputConfig:
         """The settings of the images' preparation that were given."""
         values = {name: getattr(self, name) for name in ("image_size", "crop_pct", "crop_mode")}
         return {name: value for name, value in values.items() if value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledConfig(InputConfig):
+    """Settings of a measurement on labelled images."""
+
+    checkpoint: Path = field(kw_only=False)
+    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
+    data: Path = field(kw_only=False)
+    """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
+    batch_size: int = 64
+    """Images per forward pass"""
+    workers: int = 2
+    """Processes that decode images; 0: decode in the main process"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
+
+
+def open_labelled(config: LabelledConfig) -> tuple[nn.Module, ModelConfig, Labelled]:
+    """Return `load_classifier`'s model and config, and the images, whose `classes` are the model's. Raises as those."""
+    model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data, **config.inputs)
+    return model, model_config, open_images(config.data, eval_transform(model_config), labels)
 
 
 def load_classifier(

@@ -9,44 +9,38 @@ Examples:
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
-from models.files import replace_file
-from training.accuracy import BINS, accuracies, by_class, calibration_error, count_answers
-from training.augment import eval_transform
-from training.classifier import InputConfig, load_classifier
-from training.data import open_images
+from models.files import replace_file, write_file
+from training.accuracy import Calibration, accuracies, by_class, count_answers
+from training.classifier import LabelledConfig, open_labelled
 from training.distributed import check_device
-from training.images import Labelled
 from training.layout import place
 from training.lists import write_csv
 from training.loaders import make_loader
 from training.logs import standard_output
-from training.long_tail import adjust_logits, shot_report, tau_normalize
+from training.long_tail import SHOTS, adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
 from training.settings import ARGUMENTS_FILE, Amp, SettingsError, autocast, check_ranges, json_object
+from training.tables import CLASS_COLUMNS, per_class_rows, per_class_table, prediction_header, prediction_rows
 
-CORRECTIONS = ("tau_norm", "logit_adjustment")  # of the head; --save records them in args.json
+# Of the head, with the value that stands for none; args.json records them.
+CORRECTIONS = {"tau_norm": 0.0, "logit_adjustment": 0.0, "temperature": 1.0}
+OPTIONS = {"tau_norm": "--tau-norm", "logit_adjustment": "--logit-adjustment"}
 
 
 @dataclass(frozen=True)
-class Config(InputConfig):
+class Config(LabelledConfig):
     """Evaluate a checkpoint."""
 
-    checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
-    data: Path
-    """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     deploy: bool = False
     """Evaluate the re-parameterised model, as it is served; the accuracy should be the same"""
     tau_norm: float = 0.0
@@ -55,6 +49,8 @@ class Config(InputConfig):
     """Subtract this times the log frequency of each class in training from its logit; 0: off"""
     save: Path | None = None
     """Save the checkpoint, with --tau-norm or --logit-adjustment applied to its head, to this new folder"""
+    json: Path | None = None
+    """Write all figures that are shown to this JSON file"""
     csv: Path | None = None
     """Write the table of classes to this CSV file"""
     confusion: Path | None = None
@@ -63,12 +59,6 @@ class Config(InputConfig):
     """Write each image's file, label, answer, probability and next four answers to this CSV file"""
     amp: Amp = "off"
     """Automatic mixed precision; to reproduce the accuracy that a run logged, use its --amp"""
-    batch_size: int = 64
-    """Images per forward pass"""
-    workers: int = 2
-    """Processes that decode images; 0: decode in the main process"""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
 
 
 def arguments_file(checkpoint: Path) -> Path:
@@ -85,19 +75,16 @@ def arguments(checkpoint: Path) -> dict[str, Any]:
     return json_object(path, path.read_bytes()) if path.exists() else {}
 
 
-def training_counts(checkpoint: Path) -> list[int] | None:
-    """The number of training images of each class, if the checkpoint's `arguments` hold it. Raises as `arguments`."""
-    return arguments(checkpoint).get("class_counts")
-
-
 def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None:
     """Apply the corrections for long-tailed data that need no training, in place. `made`: the checkpoint's `arguments`.
 
     Raises `SettingsError` if the class counts are missing, and for a head that `save_corrected` wrote: a second
-    adjustment would count twice, and tau-normalisation would remove the adjustment, which is in the bias.
+    adjustment would count twice, and tau-normalisation would remove the adjustment, which is in the bias, and the
+    temperature.
     """
-    once = CORRECTIONS if config.tau_norm else CORRECTIONS[1:] if config.logit_adjustment else ()
-    if done := [f"--{name.replace('_', '-')} {made[name]}" for name in once if made.get(name)]:
+    once = CORRECTIONS if config.tau_norm else ("logit_adjustment",) if config.logit_adjustment else ()
+    had = {name: value for name, none in CORRECTIONS.items() if (value := made.get(name, none)) != none}
+    if done := [f"{OPTIONS.get(name, name)} {had[name]}" for name in once if name in had]:
         origin = f"correct {made['checkpoint']}, which it was made of"
         raise SettingsError(f"the head of {config.checkpoint} has had {' and '.join(done)} already: {origin}")
     if config.tau_norm:
@@ -114,7 +101,7 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
 def evaluate(
     config: Config, tell: Callable[[Tensor, list[str], dict[str, float]], object] = lambda *found: None
 ) -> tuple[Tensor, list[str], dict[str, float]]:
-    """Return the confusion matrix, the label of each row, and the `accuracies` with "calibration_error", 0..1.
+    """Return the confusion matrix, the label of each row, and the figures: `accuracies`, calibration, `shot_report`.
 
     `tell` is called with these before any file is written, so that a full disk does not lose them. Raises `DataError`,
     `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
@@ -129,86 +116,70 @@ def evaluate(
     if config.save is not None:
         check_no_checkpoint("--save", config.save)
         check_folder("--save", config.save)
-    model, model_config, labels = load_classifier(config.checkpoint, config.arch, config.data, **config.inputs)
-    made = arguments(config.checkpoint)
+    model, model_config, dataset = open_labelled(config)
+    labels, made = dataset.classes, arguments(config.checkpoint)
     correct_head(model, config, made)
-    dataset = open_images(config.data, eval_transform(model_config), labels)
     place(model, config.device)
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
     network = reparameterize(model) if config.deploy else model
     ranked: list[tuple[Tensor, Tensor]] | None = [] if config.predictions is not None else None
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    gaps = torch.zeros(BINS, dtype=torch.float64)
+    calibration = Calibration()
     with autocast(config.device, config.amp):
-        counts, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion, gaps)
-    metrics = {**accuracies(counts, in_top5), "calibration_error": calibration_error(gaps, len(dataset))}
+        counts, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion, calibration)
+    metrics = {**accuracies(counts, in_top5), "calibration_error": calibration.error, "nll": calibration.nll}
+    if made.get("class_counts") is not None:
+        metrics |= shot_report(counts, made["class_counts"])
     tell(confusion, labels, metrics)
     if config.csv is not None:
-        header = ("label", "images", "right", "top1", "most_often_taken_for")
-        write_csv(config.csv, header, per_class_rows(confusion, labels))
+        write_csv(config.csv, CLASS_COLUMNS, per_class_rows(confusion, labels))
     if config.confusion is not None:
         rows = ([label, *row.tolist()] for label, row in zip(labels, confusion, strict=True))
         write_csv(config.confusion, ["label", *labels], rows)
     if config.predictions is not None and ranked is not None:
         write_csv(config.predictions, prediction_header(len(labels)), prediction_rows(dataset, labels, ranked))
+    if config.json is not None:
+        write_json(config.json, config, confusion, labels, metrics)
     if config.save is not None:
-        save_corrected(config.save, model, model_config, config, made)
+        done = {"tau_norm": config.tau_norm, "logit_adjustment": config.logit_adjustment}
+        save_corrected(config.save, model, model_config, config.checkpoint, made, done)
     return confusion, labels, metrics
 
 
 def written_tables(config: Config) -> dict[str, Path]:
     """The paths of the tables to write, by option."""
-    named = {"--csv": config.csv, "--confusion": config.confusion, "--predictions": config.predictions}
-    return {option: path for option, path in named.items() if path is not None}
+    named = ("json", "csv", "confusion", "predictions")
+    return {f"--{name}": path for name in named if (path := getattr(config, name)) is not None}
+
+
+def write_json(path: Path, config: Config, confusion: Tensor, labels: list[str], metrics: dict[str, float]) -> None:
+    settings = {name: getattr(config, name) for name in ("deploy", "tau_norm", "logit_adjustment", "amp")}
+    images, right = by_class(confusion).sum(1).tolist()
+    values = {
+        **{"checkpoint": str(config.checkpoint), "data": str(config.data), **config.inputs, **settings},
+        **{"images": images, "right": right, **metrics},
+        "classes": [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in per_class_rows(confusion, labels)],
+    }
+    text = json.dumps(values, indent=2) + "\n"
+    write_file(path, lambda to: to.write_text(text))
 
 
 def save_corrected(
-    folder: Path, model: nn.Module, model_config: ModelConfig, config: Config, made: dict[str, Any]
+    folder: Path,
+    model: nn.Module,
+    model_config: ModelConfig,
+    checkpoint: Path,
+    made: dict[str, Any],
+    done: dict[str, float],
 ) -> None:
-    """Write the checkpoint, and in args.json its origin and corrections, but no settings: it is not a run."""
-    corrections = {name: getattr(config, name) or made.get(name, 0.0) for name in CORRECTIONS}
+    """Write the model, and in args.json that it was made of `checkpoint`, with the corrections `done` now and those in
+    that one's arguments `made`, but no settings: it is not a run.
+    """
+    corrections = {name: done.get(name) or made.get(name, none) for name, none in CORRECTIONS.items()}
     save_checkpoint(folder, model, model_config)
-    values = {"class_counts": made.get("class_counts"), "checkpoint": str(config.checkpoint), **corrections}
+    values = {"class_counts": made.get("class_counts"), "checkpoint": str(checkpoint), **corrections}
     text = json.dumps(values, indent=2) + "\n"
     replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
-
-
-def prediction_header(num_classes: int) -> list[str]:
-    others = (f"answer{place}" for place in range(2, min(5, num_classes) + 1))
-    return ["file", "label", "answer", "probability", *others]
-
-
-def prediction_rows(
-    dataset: Labelled, labels: list[str], ranked: list[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[object, ...]]:
-    """Yield each file (or SHARD:MEMBER), its label and the answers that `count_answers` ranked, in order."""
-    found = (
-        (order, share) for batch in ranked for order, share in zip(*(part.tolist() for part in batch), strict=True)
-    )
-    for name, target, (order, share) in zip(dataset.names, dataset.targets, found, strict=True):
-        answer, *others = (labels[index] for index in order)
-        yield name, labels[target], answer, f"{share:.6f}", *others
-
-
-def per_class_rows(confusion: Tensor, labels: list[str]) -> list[tuple[str, int, int, float, str]]:
-    """label, images, right, top-1 (0..1) and what it is most often taken for, of each class that has images."""
-    rows = []
-    for index, label in enumerate(labels):
-        row = confusion[index].clone()
-        total, right = int(row.sum()), int(row[index])
-        if not total:
-            continue
-        row[index] = 0
-        mistaken = f"{labels[int(row.argmax())]} ({int(row.max())})" if row.any() else ""
-        rows.append((label, total, right, right / total, mistaken))
-    return rows
-
-
-def per_class_table(confusion: Tensor, labels: list[str]) -> Table:
-    table = Table("label", "images", "right", "top-1", "most often taken for")
-    for label, total, right, share, mistaken in per_class_rows(confusion, labels):
-        table.add_row(Text(label), str(total), str(right), f"{share:.2%}", Text(mistaken))
-    return table
 
 
 def report(config: Config) -> None:
@@ -216,15 +187,14 @@ def report(config: Config) -> None:
 
     def show(confusion: Tensor, labels: list[str], metrics: dict[str, float]) -> None:
         console.print(per_class_table(confusion, labels))
-        answered = by_class(confusion)
-        images, right = answered.sum(1).tolist()
+        images, right = by_class(confusion).sum(1).tolist()
         console.print(f"top-1 {metrics['top1']:.2%}: {right} of {images} right")
         if "top5" in metrics:
             console.print(f"top-5 {metrics['top5']:.2%}: {round(metrics['top5'] * images)} of {images} right")
-        console.print(f"expected calibration error {metrics['calibration_error']:.2%}")
-        counts = training_counts(config.checkpoint)
-        if counts is not None and (shares := shot_report(answered, counts)):
-            console.print("mean over classes: " + ", ".join(f"{name} {value:.2%}" for name, value in shares.items()))
+        error, nll = metrics["calibration_error"], metrics["nll"]
+        console.print(f"expected calibration error {error:.2%}, negative log-likelihood {nll:.4f}")
+        if shares := [f"{name} {metrics[name]:.2%}" for name in SHOTS if name in metrics]:
+            console.print("mean over classes: " + ", ".join(shares))
 
     evaluate(config, show)
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from training.settings import SettingsError
 
 MANY, FEW = 100, 20  # training images: above MANY, below FEW, and medium from FEW to MANY (Liu et al., CVPR 2019)
+SHOTS = ("balanced", "many", "medium", "few")  # the keys of `shot_report`
 BETA = 0.9999  # of the effective number of samples
 ClassWeights = Literal["none", "inverse", "inverse_sqrt", "effective"]
 

@@ -17,9 +17,8 @@ from benchmarks.evidence.run import Run
 from benchmarks.harness import fingerprint, versions
 from models.files import replace_file
 from training import attack, evaluate, finetune, pretrain
-from training.accuracy import by_class, top1
 from training.logs import LOG_FILE
-from training.long_tail import shot_report
+from training.long_tail import SHOTS
 
 ALONE = {"workers": 0, "threads": 1, "device": "cpu"}  # a run is one process with one thread
 RESULT = "result.json"
@@ -107,10 +106,8 @@ def do_pretrain(run: Run, root: Path, folder: Path) -> dict[str, float]:
 def do_evaluate(run: Run, root: Path, folder: Path) -> dict[str, float]:
     data = root / run.data.name / "val"
     values: dict[str, Any] = {"checkpoint": start_of(run, root), "data": data, "device": "cpu"}
-    confusion, *_ = evaluate.evaluate(evaluate.Config(**values, **run.settings))
-    counts = evaluate.training_counts(values["checkpoint"]) or []
-    answered = by_class(confusion)
-    return {"top1": top1(answered), **shot_report(answered, counts)}
+    *_, metrics = evaluate.evaluate(evaluate.Config(**values, **run.settings))
+    return {name: metrics[name] for name in ("top1", *SHOTS) if name in metrics}
 
 
 def do_attack(run: Run, root: Path, folder: Path) -> dict[str, float]:

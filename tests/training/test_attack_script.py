@@ -83,8 +83,8 @@ def test_what_was_wrong_is_not_right_under_an_attack(
     checkpoint: Path, small_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as wrong even if the attacked image is classified right, as all are here."""
-    load = attack_script.load_classifier
-    monkeypatch.setattr(attack_script, "load_classifier", lambda *given: (Brightness(), *load(*given)[1:]))
+    load = attack_script.open_labelled
+    monkeypatch.setattr(attack_script, "open_labelled", lambda given: (Brightness(), *load(given)[1:]))
 
     def help_it(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
         helped = (targets / 2).view(-1, 1, 1, 1).expand_as(pixels)

@@ -1,7 +1,8 @@
-"""What an evaluation counts and reports: the confusion matrix, top-1 and top-5, the table by class."""
+"""What an evaluation reports and writes: top-1 and top-5, the table by class, files of tables and figures."""
 
 import csv
-import itertools
+import json
+import shutil
 import tarfile
 from collections import Counter
 from io import StringIO
@@ -16,50 +17,15 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.training.runs import Tiny, records
 from tests.training.test_splits import fill
 from training import evaluate as script
-from training.accuracy import BINS, accuracies, by_class, calibration_error, count_answers, top1
 from training.augment import eval_transform
 from training.data import open_images
 from training.evaluate import Config as EvaluateConfig
-from training.evaluate import evaluate, per_class_table, training_counts
+from training.evaluate import arguments, evaluate
 from training.finetune import train
 from training.images import DataError, load_image
 from training.samples import write_digits
 from training.settings import SettingsError
-
-
-def test_confusion_matrix_counts_rows_as_truth() -> None:
-    class Answers(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dropout = torch.nn.Dropout(1.0)  # nothing is left in training mode
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.one_hot(self.dropout(images)[:, 0, 0, 0].long(), 3).float()
-
-    images = torch.tensor([0, 1, 1, 2, 0]).view(5, 1, 1, 1).expand(-1, 3, 2, 2).float()
-    targets = torch.tensor([0, 0, 1, 2, 2])
-    model = Answers().train()
-    confusion = torch.zeros(3, 3, dtype=torch.int64)
-    counts, _ = count_answers(model, [(images[:3], targets[:3]), (images[3:], targets[3:])], 3, confusion=confusion)
-    assert counts.equal(by_class(confusion))
-    assert confusion.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert top1(counts) == pytest.approx(3 / 5)
-    assert model.training
-    table = per_class_table(confusion, ["a", "b", "c"])
-    assert [str(cell) for cell in table.columns[4].cells] == ["b (1)", "", "a (1)"]
-    assert list(table.columns[3].cells) == ["50.00%", "100.00%", "50.00%"]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_logits_that_are_no_numbers_are_no_answers(bad: float) -> None:
-    class Broken(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            logits = torch.zeros(len(images), 3)
-            logits[1, 2] = bad
-            return logits
-
-    with pytest.raises(SettingsError, match="1 of 4 images have logits that are NaN or infinite"):
-        count_answers(Broken(), [(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64))], 3)
+from training.tables import per_class_table
 
 
 @pytest.mark.parametrize(
@@ -85,58 +51,6 @@ def test_labels_are_text_in_the_table(capsys: pytest.CaptureFixture) -> None:
     assert out.count("[dog]") == out.count("[/x]") == 2
 
 
-def test_top5_is_counted_and_reported_of_more_than_five_classes() -> None:
-    class Ranked(torch.nn.Module):
-        """Classes 0, 1, 2, ... in this order, whatever the image."""
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return -torch.arange(7.0).expand(len(images), -1)
-
-    targets = torch.tensor([0, 4, 5, 6, 3])
-    images = torch.zeros(5, 3, 2, 2)
-    counts, in_top5 = count_answers(Ranked(), [(images[:3], targets[:3]), (images[3:], targets[3:])], 7)
-    assert accuracies(counts, in_top5) == {"top1": 1 / 5, "top5": 3 / 5}
-    assert accuracies(torch.ones(2, 5), torch.tensor(5)) == {"top1": 1.0}, "it says nothing"
-
-
-def expected_calibration_error(logits: np.ndarray, targets: np.ndarray) -> float:
-    """As Guo et al. (ICML 2017) define it: bins (0, 1/15], (1/15, 2/15], ..., each weighted by its images."""
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    confidence, right = (shares / shares.sum(1, keepdims=True)).max(1), logits.argmax(1) == targets
-    edges, error = np.linspace(0, 1, 16, dtype=np.float32), 0.0
-    for lower, upper in itertools.pairwise(edges):
-        inside = (confidence > lower) & (confidence <= upper)
-        if inside.any():
-            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    return error
-
-
-def error_of(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """The calibration error of a model that has these logits, counted in batches of 7."""
-    model, gaps = torch.nn.Module(), torch.zeros(BINS, dtype=torch.float64)
-    model.forward = lambda images: images  # type: ignore[method-assign]
-    count_answers(model, list(zip(logits.split(7), targets.split(7), strict=True)), logits.shape[1], gaps=gaps)
-    return calibration_error(gaps, len(targets))
-
-
-def test_the_calibration_error_is_that_of_the_paper() -> None:
-    by_hand = torch.tensor([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2).log()  # 3 of 4 right of 0.9 each, 1 of 2 of 0.6
-    expected = 4 / 6 * (0.9 - 0.75) + 2 / 6 * (0.6 - 0.5)
-    assert error_of(by_hand, torch.tensor([0, 0, 0, 1, 0, 1])) == pytest.approx(expected, abs=1e-6)
-    assert error_of(torch.tensor([[99.0, 0.0]] * 2), torch.tensor([0, 0])) == 0.0
-    assert error_of(torch.tensor([[99.0, 0.0]] * 2), torch.tensor([1, 1])) == 1.0
-    generator = torch.Generator().manual_seed(0)
-    for classes, scale in ((2, 1.0), (5, 0.0), (10, 3.0), (300, 6.0)):  # scale 0: 0.2 each, the edge of two bins
-        logits = scale * torch.randn(500, classes, generator=generator)
-        targets = torch.where(torch.rand(500, generator=generator) < 0.5, logits.argmax(1), 0)
-        if scale == 0.0:
-            logits[::2, 0] = 1e-3  # just above the edge, and always right
-            targets[1::2] = 1
-        reference = expected_calibration_error(logits.numpy(), targets.numpy())
-        assert reference > 0.05
-        assert error_of(logits, targets) == pytest.approx(reference, abs=1e-6)
-
-
 def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -160,10 +74,10 @@ def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
     [(b"", "is damaged"), (b'{"class_counts": [1', "is damaged"), (b"\xff", "is damaged"), (b"[3, 1]", "holds a list")],
 )
 def test_damaged_arguments_beside_a_checkpoint_are_named(content: bytes, message: str, tmp_path: Path) -> None:
-    assert training_counts(tmp_path) is None
+    assert arguments(tmp_path) == {}
     (tmp_path / "args.json").write_bytes(content)
     with pytest.raises(SettingsError, match=rf"{tmp_path}/args\.json {message}.*: restore it, or remove it"):
-        training_counts(tmp_path)
+        arguments(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +132,47 @@ def test_predictions_and_the_confusion_matrix_are_written(
     assert again.targets == open_images(small_digits / "val", None).targets, "predictions are a list of images too"
 
 
+def test_the_figures_that_are_shown_are_written_as_json(
+    checkpoint: Path,
+    small_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    file, table, val = tmp_path / "new/figures.json", tmp_path / "table.csv", small_digits / "val"
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run)
+    (run / "args.json").write_text('{"class_counts": [200, 50, 5, 5, 5, 5]}')
+    options = ["--checkpoint", run, "--data", val, "--device", "cpu", "--crop-pct", "0.9", "--tau-norm", "0.5"]
+    monkeypatch.setattr("sys.argv", ["it", *map(str, [*options, "--json", file, "--csv", table])])
+    monkeypatch.setenv("COLUMNS", "120")
+    assert script.main() == 0
+    said, found = capsys.readouterr().out, json.loads(file.read_text())
+    assert f"top-1 {found['top1']:.2%}: {found['right']} of {found['images']} right\n" in said
+    assert f"top-5 {found['top5']:.2%}: {round(found['top5'] * 24)} of 24 right\n" in said
+    error = f"expected calibration error {found['calibration_error']:.2%}"
+    assert f"{error}, negative log-likelihood {found['nll']:.4f}\n" in said
+    shares = ", ".join(f"{name} {found[name]:.2%}" for name in ("balanced", "many", "medium", "few"))
+    assert f"mean over classes: {shares}\n" in said
+    assert {name: found[name] for name in ("checkpoint", "data", "crop_pct", "tau_norm", "deploy", "amp")} == {
+        **{"checkpoint": str(run), "data": str(val), "crop_pct": 0.9, "tau_norm": 0.5, "deploy": False, "amp": "off"}
+    }
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in said.splitlines() if "│" in line]
+    shown = [
+        [
+            *(entry["label"], str(entry["images"]), str(entry["right"]), f"{entry['top1']:.2%}"),
+            *("" if entry["precision"] is None else f"{entry['precision']:.2%}", entry["most_often_taken_for"]),
+        ]
+        for entry in found["classes"]
+    ]
+    assert cells == shown
+    rows = [{name: "" if value is None else str(value) for name, value in entry.items()} for entry in found["classes"]]
+    assert read(table) == rows
+    precisions = [entry["precision"] for entry in found["classes"]]
+    assert None in precisions, "a class that is never answered"
+    assert set(precisions) != {None}
+
+
 def test_each_table_has_a_file_of_its_own_and_is_named(
     checkpoint: Path, small_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -255,18 +210,6 @@ def test_the_file_in_a_checkpoint_folder_is_the_checkpoint(checkpoint: Path, sma
         )
         assert of_folder.equal(of_file)
     arguments.unlink()
-
-
-def test_equal_logits_are_answered_and_ranked_alike() -> None:
-    class Undecided(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.zeros(len(images), 200, dtype=torch.bfloat16)  # as under autocast
-
-    ranked: list[tuple[torch.Tensor, torch.Tensor]] = []
-    counts, _ = count_answers(Undecided(), [(torch.zeros(2, 3, 2, 2), torch.tensor([0, 1]))], 200, ranked=ranked)
-    assert counts[:, :3].tolist() == [[1, 1, 0], [1, 0, 0]], "the first of them is the answer"
-    assert ranked[0][0].tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert ranked[0][1].tolist() == pytest.approx([1 / 200] * 2), "not rounded as the logits are"
 
 
 def test_predictions_of_shards_name_their_members(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:

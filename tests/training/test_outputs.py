@@ -34,6 +34,7 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
 @pytest.mark.parametrize(
     ("script", "option", "work"),
     [
+        (evaluate, "--json", "count_answers"),
         (evaluate, "--csv", "count_answers"),
         (evaluate, "--confusion", "count_answers"),
         (evaluate, "--predictions", "count_answers"),
@@ -97,7 +98,7 @@ def test_another_checkpoint_is_never_written_over(
     (tmp_path / name).write_text("another run's")
     with pytest.raises(SettingsError, match=rf"holds a checkpoint \({name}\): name another folder"):
         check_no_checkpoint("--save", tmp_path)
-    monkeypatch.setattr(evaluate, "load_classifier", None)
+    monkeypatch.setattr(evaluate, "open_labelled", None)
     config = evaluate.Config(checkpoint, small_digits / "val", save=tmp_path, device="cpu")
     with pytest.raises(SettingsError, match="holds a checkpoint"):
         evaluate.evaluate(config)
@@ -123,7 +124,7 @@ def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
     )
     assert table.read_text().startswith("label,images")
     arguments = json.loads((saved / "args.json").read_text())
-    made = {"checkpoint": str(checkpoint), "tau_norm": 1.0, "logit_adjustment": 0.0}
+    made = {"checkpoint": str(checkpoint), "tau_norm": 1.0, "logit_adjustment": 0.0, "temperature": 1.0}
     assert arguments == {"class_counts": [32, 11, 4], **made}, "nothing of the run that it was made from"
     capsys.readouterr()
     assert run(evaluate, monkeypatch, "--checkpoint", saved, *common, "--logit-adjustment", 1) == 0
@@ -132,7 +133,7 @@ def test_a_saved_checkpoint_has_the_counts_and_says_what_it_is(
         train(tiny(saved), QUIET)
 
 
-@pytest.mark.parametrize("option", ["--csv", "--confusion", "--predictions", "--save"])
+@pytest.mark.parametrize("option", ["--json", "--csv", "--confusion", "--predictions", "--save"])
 def test_figures_are_shown_on_a_full_disk(
     option: str,
     checkpoint: Path,
