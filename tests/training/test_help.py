@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from benchmarks import compare
-from training import attack, check, evaluate, explain, finetune, pretrain
+from training import attack, calibrate, check, evaluate, explain, finetune, pretrain
 
 
-@pytest.mark.parametrize("script", [attack, check, compare, evaluate, explain, finetune, pretrain])
+@pytest.mark.parametrize("script", [attack, calibrate, check, compare, evaluate, explain, finetune, pretrain])
 def test_examples_are_lines_of_their_own(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

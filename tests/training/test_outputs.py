@@ -11,7 +11,7 @@ from benchmarks import compare
 from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from tests.full_disk import files_up_to
 from tests.training.runs import QUIET, Tiny
-from training import attack, evaluate, explain
+from training import attack, calibrate, evaluate, explain
 from training.finetune import train
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.settings import SettingsError
@@ -39,6 +39,7 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
         (evaluate, "--confusion", "count_answers"),
         (evaluate, "--predictions", "count_answers"),
         (evaluate, "--save", "count_answers"),
+        (calibrate, "--output", "logits_of"),
         (attack, "--save", "seed_everything"),
         (explain, "--output", "load_classifier"),
         (compare, "--output", "create_model"),
