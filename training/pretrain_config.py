@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from models.masked import STRIDE
 from training.settings import LoopConfig, SettingsError, check_loop, check_used
@@ -13,6 +15,7 @@ from training.splits import SplitConfig
 class Config(LoopConfig, SplitConfig):
     """Pre-train a RepLKNet on images without labels."""
 
+    layer_decay: Annotated[float, tyro.conf.Fixed, tyro.conf.Suppress] = 1.0  # pre-training has one rate for all layers
     preset: Literal["simmim", "photos", "digits"] = "simmim"
     """Set of defaults, which other options override. photos and digits bring their own images and need no GPU."""
     output: Path = Path("runs/pretrain")

@@ -35,6 +35,18 @@ def test_the_normalisations_scale_is_said(
     assert "on the 0..1 scale (divide values on 0..255 by 255)" in shown
 
 
+def test_what_has_no_effect_is_not_offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Pre-training has one rate for all layers."""
+    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
+    for script, offered in ((finetune, True), (pretrain, False)):
+        with pytest.raises(SystemExit):
+            script.main()
+        assert ("--layer-decay" in capsys.readouterr().out) == offered
+    with pytest.raises(SystemExit):
+        pretrain.parse_arguments(["--layer-decay", "0.7"])
+    assert "--layer-decay" in capsys.readouterr().err
+
+
 def test_help_whose_reader_has_seen_enough() -> None:
     command = [sys.executable, "-m", "training.finetune", "--help"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
