@@ -38,7 +38,8 @@ class AugmentConfig:
     affine_fill: Literal["mean", "black"] = "mean"
     """Colour of the corners that --augmentation affine leaves empty; black suits drawings on black"""
     rand_augment: str = ""
-    """RandAugment. n2-m9: 2 of the paper's 14 operations at magnitude 9 of 30; empty: off.
+    """RandAugment; empty: off.
+    n2-m9: 2 of the paper's 14 operations at magnitude 9 of 30;
     rand-m9-mstd0.5-inc1: a recipe in timm's notation."""
     random_erasing: float = 0.0
     """Probability that a random rectangle of an image is replaced by noise, 0 to 1"""

@@ -1,8 +1,6 @@
-"""Make a checkpoint's probabilities say how often its answers are right, without changing an answer.
+"""Divide a checkpoint's logits by one temperature, so that its probabilities are honest (Guo et al., ICML 2017).
 
-Temperature scaling (Guo et al., ICML 2017): the one temperature by which the logits must be divided for the lowest
-negative log-likelihood of labelled images is fitted, and folded into the head. The order of the classes stays.
-Figures on the images it was fitted to flatter it: keep others to measure the result.
+It is fitted to labelled images and folded into the head; answers stay. Measure the result on others: these flatter it.
 
 Example:
     python -m training.calibrate --checkpoint runs/mine --data my_images/val --output runs/mine-calibrated

@@ -19,7 +19,7 @@ class InputConfig:
     """Settings that a published file does not contain, or that replace a checkpoint's."""
 
     arch: str = ""
-    """Architecture of a --checkpoint without config.json, such as a published file: replknet_31b, ..., timm/NAME.
+    """Architecture of a published file, or another without config.json: replknet_31b, ..., timm/NAME.
     Empty: the one that config.json names."""
     image_size: int = 0
     """Side of the network's input, pixels; 0: that of the checkpoint, else of the architecture.

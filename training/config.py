@@ -31,8 +31,10 @@ class MethodConfig:
     """Weight of a class of n images in --loss cross_entropy and focal, scaled to mean 1.
     inverse: 1/n; inverse_sqrt: 1/sqrt(n); effective: the inverse of the effective number of samples."""
     sampler: Sampling = "instance"
-    """How often images are drawn. instance: each once an epoch; class_balanced: all classes equally often.
-    square_root: classes by the root of their size; progressive: from instance to class_balanced over the run."""
+    """How often images are drawn.
+    instance: each once an epoch; class_balanced: all classes equally often;
+    square_root: classes by the root of their size;
+    progressive: from instance to class_balanced over the run."""
     imbalance: float = 0.0
     """Train on an exponential long tail that is cut from the data; 0: train on all images.
     Its largest class has this many times the images of its smallest."""
@@ -73,10 +75,10 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Architecture: replknet_31b, _31l, _xl, _small, _nano, or timm/NAME for one of timm's.
     Empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
-    """Weights to start from: a checkpoint folder, the file in it, or another .safetensors or .pth file.
+    """Weights to start from: a checkpoint folder, the file in it, or another file of weights.
     Their head is kept only if its labels are those of the data, or with --keep-head."""
     image_size: int = 0
-    """Side of the network's input, pixels; 0: that of the checkpoint in --weights, else of the architecture.
+    """Side of the input, pixels; 0: that of the checkpoint in --weights, else of the architecture.
     The defaults of --crop-pct, --crop-mode, --mean and --std come from there too."""
     crop_pct: float = 0.0
     """Share of the resized image's shorter side that the crop keeps, 0.1 to 1; 0: as for --image-size"""

@@ -58,7 +58,7 @@ class LoopConfig:
     ema_decay: float = 0.999
     """Decay of the weights' moving average (EMA), which is evaluated and saved, below 1; 0: no average"""
     ema_warmup: bool = True
-    """Limit --ema-decay to 1 - t^(-2/3) in step t, so that the average of a short run forgets its initial weights.
+    """Limit --ema-decay to 1 - t^(-2/3) in step t: a short run's average forgets how it began.
     The limit reaches 0.9999 after a million steps."""
     amp: Amp = "off"
     """Automatic mixed precision; fp16 with a gradient scaler"""
@@ -77,7 +77,7 @@ class LoopConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
     resume: Literal["auto", "never"] = "auto"
-    """auto: resume an interrupted run from OUTPUT/last (with the same settings), and leave a finished run as it is.
+    """auto: resume an interrupted run from OUTPUT/last, by the same settings; keep a finished one.
     never: discard the run in OUTPUT/last and start over."""
     save_every: int = 0
     """Save the run's state every this many optimiser steps, and after each epoch; 0: only after each epoch"""

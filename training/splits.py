@@ -24,8 +24,8 @@ class SplitConfig:
     data: Path
     """Folder of the images"""
     val_share: float = 0.0
-    """Hold out this share (below 1) of each class of DATA/LABEL/FILE, the same images with every seed and script.
-    Fine-tuning lists them in OUTPUT/val.csv. 0: DATA has train/ and val/."""
+    """Hold out this share (below 1) of each class of DATA/LABEL/FILE; 0: DATA has train/ and val/.
+    Every seed and script holds out the same images; fine-tuning lists them in OUTPUT/val.csv."""
     val_folder: str = "val"
     """Name of the folder of held-out images beside train/, such as valid or test"""
 

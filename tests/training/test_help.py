@@ -1,5 +1,8 @@
 """What --help of a script shows: how to call it, with examples that can be copied."""
 
+import ast
+import inspect
+import itertools
 import subprocess
 import sys
 from types import ModuleType
@@ -22,6 +25,28 @@ def test_examples_are_lines_of_their_own(
     examples = [line for line in script.__doc__.splitlines() if line.startswith("    ")]
     assert examples
     assert set(examples) <= set(lines)
+
+
+@pytest.mark.parametrize("script", [attack, calibrate, check, evaluate, explain, finetune, pretrain])
+def test_a_line_that_ends_in_a_help_text_is_not_broken_before_its_end(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """At 120 columns; else a word or two stand alone on a line, in the middle of a text."""
+    texts: dict[str, str] = {}
+    for base in reversed(script.Config.__mro__[:-1]):
+        (definition,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[ast.unparse(field.target)] = ast.literal_eval(text.value)
+    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        script.main()
+    shown = capsys.readouterr().out
+    ended = [line.strip() for text in texts.values() for line in text.split("\n")[:-1]]
+    assert ended or script is check
+    assert [line for line in ended if line not in shown] == []
 
 
 @pytest.mark.parametrize("script", [finetune, pretrain])
