@@ -85,10 +85,15 @@ def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, t
 
 
 def remembered(fresh: bool) -> list[dict[str, Any]]:
+    """The finished runs of earlier calls. A last line that a kill or a full disk cut off is removed from the file."""
     path = FOLDER / "runs.jsonl"
     if fresh:
         path.unlink(missing_ok=True)
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    if not path.exists():
+        return []
+    *whole, rest = path.read_bytes().split(b"\n")
+    os.truncate(path, path.stat().st_size - len(rest))
+    return list(map(json.loads, whole))
 
 
 def disturbance(cores: list[float]) -> str | None:

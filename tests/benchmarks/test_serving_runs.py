@@ -77,6 +77,17 @@ def test_runs_of_other_versions_or_another_way_are_measured_again(call, monkeypa
     assert len(call(0.0, *arguments, "both")[0]) == 3
 
 
+def test_a_run_that_was_half_written_is_measured_again(call, tmp_path):
+    arguments = ("--models", "nano", "--peers", "ray", "--ways", "one", "--repeats", "1")
+    assert len(call(0.0, *arguments)[0]) == 2
+    runs = tmp_path / "runs.jsonl"
+    runs.write_bytes(runs.read_bytes()[:-30])
+    measured, written = call(0.0, *arguments)
+    assert measured == [("nano", "ray", 0)]
+    assert [row["server"] for row in written["rows"]] == ["widefield", "ray"]
+    assert call(0.0, *arguments)[0] == []
+
+
 def test_the_fingerprint_is_of_sources_machine_and_what_is_known(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "ROOT", tmp_path)
     (tmp_path / "server").mkdir()
