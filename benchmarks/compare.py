@@ -16,18 +16,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness import (
-    Timing,
-    gpu,
-    interleaved,
-    load_average_warning,
-    pin_float32,
-    require_native,
-    versions,
-    write_document,
-)
+from benchmarks.harness import gpu, load_average_warning, pin_float32, require_native, versions, write_document
 from benchmarks.markdown import beside
 from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
+from benchmarks.timing import Timing, interleaved
 from models import ModelConfig, check_arch, count_macs, count_parameters, create_model, linear_head, reparameterize
 from training.logs import standard_output
 from training.outputs import check_file

@@ -16,17 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, whole_number, whole_numbers
-from benchmarks.harness import (
-    SETTLE,
-    interleaved,
-    load_average_warning,
-    openvino_core,
-    publish,
-    require_native,
-    run_as_served,
-    versions,
-)
+from benchmarks.harness import load_average_warning, openvino_core, publish, require_native, run_as_served, versions
 from benchmarks.served import random_network
+from benchmarks.timing import SETTLE, interleaved
 from server.tritonserver_options import ENVIRONMENT
 
 # Largest distance of an image's logits from eager's, relative in norm; another photograph's are 0.16 or more away.

@@ -4,14 +4,12 @@ Every call of a list has its own inputs. Together they exceed the L2 cache, so t
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from benchmarks.harness import Timing
+from benchmarks.timing import Step, Timing, interleaved
 
-Step = Callable[[], Any]
 LONG_MS = 1.0  # above this a launch does not matter, and a graph of many calls would take seconds
 REPLAYS = (5, 200)  # at least, at most
 
@@ -42,6 +40,13 @@ def elapsed_ms(run: Step) -> float:
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+def replayed(graphs: "Mapping[str, torch.cuda.CUDAGraph]", rounds: int, calls: int) -> dict[str, Timing]:
+    """Replay the graphs in turn; milliseconds of one of the `calls` that each holds."""
+    replays = {name: graph.replay for name, graph in graphs.items()}
+    timings = interleaved(replays, rounds, burst=2, clock=elapsed_ms)
+    return {name: timing.of_one(calls) for name, timing in timings.items()}
 
 
 def time_calls(calls: Sequence[Step], milliseconds: float = 60.0) -> tuple[Timing, str]:

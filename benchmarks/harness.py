@@ -1,76 +1,22 @@
-"""Interleaved timing, results files with the machine and the versions, and checks of what is going to be timed."""
+"""Results files with the machine and the versions, and checks of what is going to be timed."""
 
 import functools
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-SETTLE = 0.03  # seconds: ONNX Runtime's, OpenVINO's and OpenMP's threads spin for milliseconds after their work
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds a call: the median with the 20th and 80th percentiles, and the number of calls."""
-
-    median: float
-    p20: float
-    p80: float
-    calls: int
-
-    @classmethod
-    def of(cls, milliseconds: list[float]) -> "Timing":
-        deciles = statistics.quantiles(milliseconds, n=10, method="inclusive")
-        return cls(
-            round(statistics.median(milliseconds), 5), round(deciles[1], 5), round(deciles[7], 5), len(milliseconds)
-        )
-
-
-def interleaved(
-    candidates: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    burst: int = 3,
-    seconds: float = math.inf,
-    settle: float = 0.0,
-) -> dict[str, Timing]:
-    """Time all candidates in turn, `rounds` times, after a warm-up.
-
-    Each turn is a burst of calls whose first is not counted: it suffers from the others' caches and spinning threads.
-    `settle`: seconds at the start of a turn that are not counted either, if other runtimes' threads spin for longer.
-    `seconds`: a candidate gets no further turn when its counted calls took more, so that it does not stretch the run.
-    """
-    for call in candidates.values():
-        for _ in range(3):
-            call()
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, call in candidates.items():
-            if sum(samples[name]) > 1000 * seconds:
-                continue
-            begun = time.perf_counter()
-            call()
-            while time.perf_counter() - begun < settle:
-                call()
-            for _ in range(burst - 1):
-                started = time.perf_counter()
-                call()
-                samples[name].append(1000 * (time.perf_counter() - started))
-    return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def machine() -> dict[str, Any]:

@@ -21,18 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.commands import command_parser, whole_number, whole_numbers
-from benchmarks.cuda_timing import Step, captured, elapsed_ms
-from benchmarks.harness import (
-    Timing,
-    gpu,
-    interleaved,
-    load_average_warning,
-    pin_float32,
-    publish,
-    run_as_served,
-    versions,
-)
+from benchmarks.cuda_timing import captured, replayed
+from benchmarks.harness import gpu, load_average_warning, pin_float32, publish, run_as_served, versions
 from benchmarks.kernels.cuda import measure_bandwidths
+from benchmarks.timing import Step, Timing, interleaved
 from kernels import masked_patch_loss
 
 STRIDE, PATCH, RATIO = 32, 32, 0.6
@@ -108,20 +100,10 @@ def check(name: str, function: Callable[..., Tensor], tensors: tuple[Tensor, ...
 def timed(candidates: dict[str, Step], calls: int, rounds: int, device: str) -> dict[str, Timing]:
     """Time the candidates; milliseconds of one of the `calls` that each makes."""
     if device == "cpu":
-        return {name: _divided(timing, calls) for name, timing in interleaved(candidates, rounds).items()}
+        return {name: timing.of_one(calls) for name, timing in interleaved(candidates, rounds).items()}
     torch.cuda.synchronize()  # the inputs are ready for any stream
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
     with torch.cuda.stream(torch.cuda.Stream()):
-        graphs = {name: captured(run) for name, run in candidates.items()}
-        for _ in range(max(rounds, 2)):
-            for name, graph in graphs.items():
-                graph.replay()  # not counted: the caches hold the other candidates' data
-                samples[name].append(elapsed_ms(graph.replay) / calls)
-    return {name: Timing.of(values) for name, values in samples.items()}
-
-
-def _divided(timing: Timing, calls: int) -> Timing:
-    return Timing(timing.median / calls, timing.p20 / calls, timing.p80 / calls, timing.calls)
+        return replayed({name: captured(run) for name, run in candidates.items()}, max(rounds, 2), calls)
 
 
 def measure(

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import interleaved, load_average_warning, publish, run_as_served, versions
+from benchmarks.harness import load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
 from benchmarks.served import load_transform
+from benchmarks.timing import interleaved
 from server.libraries import find_resize
 
 STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import check_archs, command_parser, whole_number
-from benchmarks.harness import interleaved, load_average_warning, require_server, run_as_served
+from benchmarks.harness import load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
+from benchmarks.timing import interleaved
 
 WAYS = ("gRPC", "HTTP", "gRPC, shared memory", "HTTP, shared memory")
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import interleaved, load_average_warning, publish, versions
+from benchmarks.harness import load_average_warning, publish, versions
 from benchmarks.photographs import detailed, encoded
+from benchmarks.timing import interleaved
 
 OURS, FULL, TIMM = "Widefield", "Widefield, decoded in full", "timm"
 SIZES = {"JPEG of 12 MP": (4032, 3024), "JPEG of 2 MP": (1632, 1224), "JPEG of 500x375": (500, 375)}

@@ -10,7 +10,6 @@ of another. All are timed in turn; one answer of each is checked before.
 import importlib
 import multiprocessing
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -21,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import Timing, load_average_warning, publish, require_server, versions
+from benchmarks.harness import load_average_warning, publish, require_server, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
+from benchmarks.timing import Timing, host_ms
 from client import Classifier
 from client._prediction import parse_predictions
 
@@ -66,12 +66,7 @@ def check(way: str) -> None:
 def burst(size: int) -> list[float]:
     """Milliseconds of each call but the first, which suffers from the other processes' use of the caches."""
     data = Random(size).randbytes(size)
-    taken = []
-    for _ in range(BURST):
-        started = time.perf_counter()
-        call(data)
-        taken.append(1000 * (time.perf_counter() - started))
-    return taken[1:]
+    return [host_ms(lambda: call(data)) for _ in range(BURST)][1:]
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from torch.optim import Optimizer
 from benchmarks import harness
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
-from benchmarks.harness import Timing, gpu, name_on, pin_float32, reason, versions, write_results
+from benchmarks.harness import gpu, name_on, pin_float32, reason, versions, write_results
+from benchmarks.timing import Timing
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d import pytorch, tile_files
 from models import create_model, reparameterize

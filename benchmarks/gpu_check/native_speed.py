@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.commands import no_options
-from benchmarks.cuda_timing import captured, elapsed_ms, sets_that_exceed_the_cache
+from benchmarks.cuda_timing import captured, replayed, sets_that_exceed_the_cache
 from benchmarks.gpu_check.native import ROOT, check_answer
-from benchmarks.harness import Timing, gpu, load_average_warning, name_on, pin_float32, versions, write_results
+from benchmarks.harness import gpu, load_average_warning, name_on, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
 
 LIBRARY, BUILD = ROOT / "kernels/native/lib/libwidefield.so", ROOT / "kernels/native/build.py"
@@ -56,17 +56,6 @@ def make_problem(layer: Layer, device: str) -> Problem:
     )
 
 
-def in_turn(graphs: dict[str, Graph], calls: int) -> dict[str, Timing]:
-    """Milliseconds a call; each graph holds `calls`."""
-    for graph in graphs.values():
-        graph.replay()
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(ROUNDS):
-        for name, graph in graphs.items():
-            samples[name].append(elapsed_ms(graph.replay) / calls)
-    return {name: Timing.of(values) for name, values in samples.items()}
-
-
 @torch.no_grad()
 def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> Iterator[dict[str, Any]]:
     """Yield a row for each layer and batch. Raises `RuntimeError` if other kernels would be timed as the library's."""
@@ -79,7 +68,7 @@ def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> Iterator
     native = [problem.graph() for problem in problems]
     import_kernels()
     for problem, graph in zip(problems, native, strict=True):
-        times = in_turn({"native": graph, "python": problem.graph()}, len(problem.inputs))
+        times = replayed({"native": graph, "python": problem.graph()}, ROUNDS, len(problem.inputs))
         ratio = round(times["native"].median / times["python"].median, 3)
         words = ", ".join(f"{name} {1000 * timing.median:.1f} us" for name, timing in times.items())
         print(f"{problem.layer}: {words}, ratio {ratio}", flush=True)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cuda_timing import Step
 from benchmarks.kernels.accuracy import Tensors
 from benchmarks.kernels.layers import PASSES, Layer
+from benchmarks.timing import Step
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d.pytorch import convolution
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import SETTLE, Timing, interleaved, openvino_core
+from benchmarks.harness import openvino_core
 from benchmarks.kernels.layers import Layer, replknet_31b, small_kernels
+from benchmarks.timing import SETTLE, Timing, interleaved
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d import pytorch
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from benchmarks.commands import command_parser, whole_number
 from benchmarks.gpu_check.end_to_end import LEAST_ERROR, WORSE, depthwise_by, eager, training_step
-from benchmarks.harness import interleaved, load_average_warning, publish, require_native, run_as_served, versions
+from benchmarks.harness import load_average_warning, publish, require_native, run_as_served, versions
 from benchmarks.kernels.cpu import OURS, compared, dtypes, layers
 from benchmarks.kernels.layers import Layer
+from benchmarks.timing import interleaved
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d.pytorch import convolution_backward
 from models import create_model

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_timing import Step, elapsed_ms, sets_that_exceed_the_cache, time_calls
-from benchmarks.harness import Timing, reason
+from benchmarks.cuda_timing import elapsed_ms, sets_that_exceed_the_cache, time_calls
+from benchmarks.harness import reason
 from benchmarks.kernels.accuracy import Reference, Tensors
 from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
+from benchmarks.timing import Step, Timing
 
 PEER_TOLERANCE = 16.0  # times the bound that a peer's error may be: it may sum in another order, not be wrong
 BANDWIDTH_BYTES = {"copy": 2**32, "add": 2**30}  # of the source; the target is of the same size

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cuda_timing import Step, sets_that_exceed_the_cache
+from benchmarks.cuda_timing import sets_that_exceed_the_cache
 from benchmarks.kernels.accuracy import bound, share
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.cuda import measure
 from benchmarks.kernels.layers import Layer, replknet_31b
+from benchmarks.timing import Step
 from kernels import depthwise_conv2d, float32_precision
 from kernels.depthwise_conv2d import dispatch
 from kernels.depthwise_conv2d.pytorch import convolution

@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import compare as script
 from benchmarks.compare import ARCHS, Config, compare
-from benchmarks.harness import Timing, code, gpu, interleaved, write_document
+from benchmarks.harness import code, gpu, write_document
 from benchmarks.published import Row, claims, published_figures, recommend
+from benchmarks.timing import Timing, interleaved
 from models import ARCHITECTURES, count_macs, count_parameters, create_model, reparameterize
 from tests.full_disk import files_up_to
 from training.settings import SettingsError

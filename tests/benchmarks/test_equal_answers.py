@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks import cpu_inference, preprocess, training_images
-from benchmarks.harness import Timing
 from benchmarks.preprocess import BASELINE, OURS
 from benchmarks.served import random_network
+from benchmarks.timing import Timing
 from export.torchscript import ServedBackbone
 from models import reparameterize
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from benchmarks import harness
 from benchmarks.gpu_check import SKIPPED, end_to_end, served
-from benchmarks.harness import Timing
 from benchmarks.kernels.tables import end_to_end_table
 from benchmarks.served import random_network
+from benchmarks.timing import Timing
 from export.parity import real_pixels
 from kernels import depthwise_conv2d
 

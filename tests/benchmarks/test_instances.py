@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import first_request, instances, transports
-from benchmarks.harness import Timing
 from benchmarks.serving import servers
 from benchmarks.serving.load import Request
 from benchmarks.serving.servers import Running
+from benchmarks.timing import Timing
 from client import Prediction
 
 RIGHT = [0.1, 0.3, 0.2, 0.15, 0.25]

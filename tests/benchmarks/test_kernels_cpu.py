@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import harness
-from benchmarks.harness import Timing, interleaved
+from benchmarks import harness, timing
 from benchmarks.kernels import __main__ as main
 from benchmarks.kernels import cpu
 from benchmarks.kernels.layers import Layer
+from benchmarks.timing import Timing, interleaved
 
 LAYER = Layer(2, 16, 9, 13, "float32")
 BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -96,7 +96,7 @@ def test_a_slow_candidate_gets_fewer_rounds(monkeypatch):
     def slow():
         clock[0] += 10
 
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     timings = interleaved({"slow": slow, "fast": lambda: None}, rounds=5, seconds=25)
     assert (timings["slow"].calls, timings["fast"].calls) == (4, 10)
 
@@ -109,7 +109,7 @@ def test_calls_are_not_counted_until_other_threads_have_settled(monkeypatch):
         made.append(clock[0])
         clock[0] += 0.01
 
-    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     timings = interleaved({"a": call}, rounds=2, settle=0.035)
     assert timings["a"].calls == 4
     assert len(made) == 3 + 2 * (4 + 2)  # warm-up; four calls take 0.04 s, two are counted

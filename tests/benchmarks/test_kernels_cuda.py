@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from benchmarks import harness
-from benchmarks.harness import Timing
 from benchmarks.kernels import __main__ as main
 from benchmarks.kernels import candidates as c
 from benchmarks.kernels import cuda, goals, roofline, variants
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
+from benchmarks.timing import Timing
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d import tile_files
 

@@ -4,10 +4,10 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.harness import Timing
 from benchmarks.kernels import goals, roofline
 from benchmarks.kernels.candidates import OURS
 from benchmarks.kernels.layers import PASSES, replknet_31b
+from benchmarks.timing import Timing
 
 MS = (0.2, 0.05, 0.01, 0.007)
 
