@@ -9,15 +9,12 @@ benchmarks.kernels --tune found, if it was run before.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -26,71 +23,18 @@ from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
 from benchmarks.harness import gpu, name_on, pin_float32, reason, versions, write_results
 from benchmarks.timing import Timing
+from benchmarks.whole_network import Convolve, as_right_as_eager, depthwise_by, eager, errors_in_norm, training_step
 from kernels import depthwise_conv2d
-from kernels.depthwise_conv2d import pytorch, tile_files
+from kernels.depthwise_conv2d import tile_files
 from models import create_model, reparameterize
 
 OURS, EAGER = "widefield", "eager"
 GOALS = {"training step": 3.0, "inference": 2.5}
 BATCHES = (64, 32, 16, 8)
-LEAST_KERNEL = 5
 LEAST_ROUNDS, SECONDS = 2, 20.0  # of one comparison: after both no further round is started
 CHECKED_IMAGES = 8
-WORSE, LEAST_ERROR = 2.0, 1e-3  # allowed: this many times eager's error against float32, or this share of the norm
 
-Convolve = Callable[..., Tensor]
 Work = Callable[..., list[Tensor]]  # (model, images, precise)
-eager = pytorch.activated_convolution
-
-
-def is_large_depthwise(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d):
-        return False
-    return module.groups == module.in_channels and module.stride == (1, 1) and module.kernel_size[0] >= LEAST_KERNEL
-
-
-@contextmanager
-def depthwise_by(model: nn.Module, convolve: Convolve) -> Iterator[list[int]]:
-    """Compute all depthwise layers from 5 x 5 upwards with `convolve`; yields a list with the number of its calls."""
-    calls = [0]
-
-    def counted(*arguments: Any, **named: Any) -> Tensor:
-        calls[0] += 1
-        return convolve(*arguments, **named)
-
-    def bound(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-        return lambda x: counted(x, module.weight, module.bias)
-
-    changed = [module for module in model.modules() if is_large_depthwise(module)]
-    for module in changed:
-        module.forward = bound(module)  # type: ignore[arg-type]
-    try:
-        with mock.patch("models.layers.depthwise_conv2d", counted):
-            yield calls
-    finally:
-        for module in changed:
-            del module.forward
-
-
-def training_step(
-    model: nn.Module, images: Tensor, labels: Tensor, precise: bool = False, optimizer: Optimizer | None = None
-) -> list[Tensor]:
-    """Forward, backward and the optimiser's step, under autocast unless `precise`.
-
-    Returns the logits and the gradient of the first depthwise filter. Not the loss: with random weights it is the same
-    whatever a kernel computes.
-    """
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=not precise):
-        logits = model(images)
-        loss = F.cross_entropy(logits, labels)
-    loss.backward()
-    first = next(module for module in model.modules() if is_large_depthwise(module))
-    answers = [logits.detach(), first.weight.grad]
-    if optimizer is not None:
-        optimizer.step()
-    for parameter in model.parameters():
-        parameter.grad = None
-    return answers
 
 
 @torch.no_grad()
@@ -150,7 +94,7 @@ def check(
 ) -> tuple[dict[str, list[float]], int]:
     """Return each variant's errors against eager in float32, relative in norm, and the number of layers computed.
 
-    Raises `ValueError` if an error is more than WORSE times eager's, or if a variant computed fewer layers.
+    Raises `ValueError` if one is not `as_right_as_eager`, or if a variant computed fewer layers.
     """
     precise = deepcopy(model).float()
     with depthwise_by(precise, eager):
@@ -160,11 +104,11 @@ def check(
         lay_out(model, layout, optimizer)
         with depthwise_by(model, convolve) as calls:
             answers = work(model, images.contiguous(memory_format=layout))
-        errors[name] = [float((a.float() - e).norm() / e.norm()) for a, e in zip(answers, exact, strict=True)]
+        errors[name] = errors_in_norm(answers, exact)
         used[name] = calls[0]
     for name in (OURS, f"{OURS} channels_last"):
         for what, ours, theirs in zip(("logits", "gradient"), errors[name], errors[EAGER], strict=False):
-            if not ours <= max(WORSE * theirs, LEAST_ERROR):
+            if not as_right_as_eager(ours, theirs):
                 off = f"off float32 by {ours:.2g} of the norm with the operator, {theirs:.2g} eager"
                 raise ValueError(f"the {what}: {off} ({name})")
     if len(set(used.values())) != 1 or not used[OURS]:

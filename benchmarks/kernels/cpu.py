@@ -136,25 +136,35 @@ def measure_layer(layer: Layer, rounds: int, threads: int, seconds: float = SECO
     If an answer differs from oneDNN's: {"wrong": reason} and no speed.
     """
     calls = candidates(layer, threads)
+    row = compared(calls, TOLERANCE[layer.dtype], rounds, burst=6, seconds=seconds, settle=SETTLE)
+    if "ms" in row:
+        row["gflops_on_valid_taps"] = round(layer.flops / row["ms"][OURS].median / 1e6)
+    return asdict(layer) | row
+
+
+def compared(calls: dict[str, Callable[[], Tensor]], tolerance: float, rounds: int, **timing: Any) -> Row:
+    """The `ratios` of the calls; {"wrong": reason} if an answer is `tolerance` of the largest number from oneDNN's."""
     expected = calls["oneDNN channels_last"]().float()
-    for name, call in calls.items():
-        error = float((call().float() - expected).abs().max() / expected.abs().max())
-        if not error < TOLERANCE[layer.dtype]:
-            return asdict(layer) | {"wrong": f"{name} differs from oneDNN by {error:.2g} of the largest output"}
-    timings = interleaved(calls, rounds, burst=6, seconds=seconds, settle=SETTLE)
-    gflops = round(layer.flops / timings[OURS].median / 1e6)
-    return asdict(layer) | compared(timings) | {"gflops_on_valid_taps": gflops}
+    errors = {
+        name: float((call().float() - expected).abs().max() / expected.abs().max()) for name, call in calls.items()
+    }
+    if wrong := {name: error for name, error in errors.items() if not error < tolerance}:
+        said = (f"{name} differs from oneDNN by {error:.2g} of the largest number" for name, error in wrong.items())
+        return {"wrong": "; ".join(said)}
+    return ratios(interleaved(calls, rounds, **timing))
 
 
-def compared(timings: dict[str, Timing]) -> Row:
+def ratios(timings: dict[str, Timing]) -> Row:
     peers = {name: timing.median for name, timing in timings.items() if name != OURS}
     best = min(peers, key=peers.__getitem__)
     return {"ms": timings, "best_peer": best, "ratio_to_best_peer": round(timings[OURS].median / peers[best], 3)}
 
 
 def line(row: Row) -> str:
-    name = f"{row['dtype']} batch {row['batch']} C {row['channels']:4} H {row['size']:2} K {row['kernel']:2}"
+    """The line that is printed for a layer, a gradient of one, or a training step."""
+    shape = "C {channels:4} H {size:2} K {kernel:2}" if "channels" in row else "{arch} training step"
+    name = f"{row['dtype']} batch {row['batch']} {shape.format(**row)} {row.get('gradient', '')}".rstrip()
     if "wrong" in row:
         return f"{name}  WRONG: {row['wrong']}"
     times = "  ".join(f"{who} {timing.median:.3f}" for who, timing in row["ms"].items())
-    return f"{name}  {row['ratio_to_best_peer']:5.2f} x {row['best_peer']} (ms: {times})"
+    return f"{name}  {row['ratio_to_best_peer']:5.3f} x {row['best_peer']} (ms: {times})"

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.commands import command_parser, whole_number
-from benchmarks.gpu_check.end_to_end import LEAST_ERROR, WORSE, depthwise_by, eager, training_step
 from benchmarks.harness import load_average_warning, publish, require_native, run_as_served, versions
-from benchmarks.kernels.cpu import OURS, compared, dtypes, layers
+from benchmarks.kernels.cpu import OURS, compared, dtypes, layers, line, ratios
 from benchmarks.kernels.layers import Layer
 from benchmarks.timing import interleaved
+from benchmarks.whole_network import as_right_as_eager, depthwise_by, eager, errors_in_norm, training_step
 from kernels import depthwise_conv2d
 from kernels.depthwise_conv2d.pytorch import convolution_backward
 from models import create_model
@@ -59,30 +59,17 @@ def of_pytorch(pair: list[Tensor], weight: Tensor, index: int) -> Tensor:
 
 @torch.no_grad()
 def measure_layer(layer: Layer, rounds: int, seconds: float = SECONDS) -> list[Row]:
-    """Return a row for each gradient: {"ms", "best_peer", "ratio_to_best_peer"}, or {"wrong"} and no speed."""
-    rows = []
-    for gradient, calls in candidates(layer).items():
-        fields = asdict(layer) | {"gradient": gradient}
-        expected = calls["oneDNN channels_last"]().float()
-        errors = {
-            name: float((call().float() - expected).abs().max() / expected.abs().max()) for name, call in calls.items()
-        }
-        wrong = [
-            f"{name} differs from oneDNN by {error:.2g} of the largest number"
-            for name, error in errors.items()
-            if not error < TOLERANCE[layer.dtype]
-        ]
-        if wrong:
-            rows.append(fields | {"wrong": "; ".join(wrong)})
-        else:
-            rows.append(fields | compared(interleaved(calls, rounds, seconds=seconds)))
-    return rows
+    """Return a row for each gradient, as `cpu.compared` makes it."""
+    return [
+        asdict(layer) | {"gradient": gradient} | compared(calls, TOLERANCE[layer.dtype], rounds, seconds=seconds)
+        for gradient, calls in candidates(layer).items()
+    ]
 
 
 def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> list[Row]:
     """Measure forward, backward and AdamW's step in channels_last, with the depthwise layers from 5 x 5 upwards
     computed by the operator or by PyTorch's convolution. There is no speed if the logits or the gradient differ from
-    float32's by more than end_to_end allows."""
+    float32's by more than whole_network allows."""
     model = create_model(arch).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     shape = (batch, 3, image_size, image_size)
@@ -98,27 +85,14 @@ def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> lis
         calls = {OURS: lambda: step(depthwise_conv2d), "eager channels_last": lambda: step(eager)}
         fields = {"arch": arch, "batch": batch, "image_size": image_size, "dtype": dtype}
         exact = step(eager, precise=True)
-        ours, theirs = (
-            [float((a.float() - e).norm() / e.norm()) for a, e in zip(call(), exact, strict=True)]
-            for call in calls.values()
-        )
-        if all(own <= max(WORSE * other, LEAST_ERROR) for own, other in zip(ours, theirs, strict=True)):
-            rows.append(fields | compared(interleaved(calls, rounds)))
+        ours, theirs = (errors_in_norm(call(), exact) for call in calls.values())
+        if all(map(as_right_as_eager, ours, theirs)):
+            rows.append(fields | ratios(interleaved(calls, rounds)))
         else:
             rows.append(
                 fields | {"wrong": f"logits and gradient off float32 by {ours} of the norm, PyTorch's {theirs}"}
             )
     return rows
-
-
-def line(row: Row) -> str:
-    name = f"{row['dtype']} batch {row['batch']} "
-    name += row["arch"] if "arch" in row else f"C {row['channels']:4} H {row['size']:2} K {row['kernel']:2}"
-    name += f" {row.get('gradient', 'training step')}"
-    if "wrong" in row:
-        return f"{name}  WRONG: {row['wrong']}"
-    times = "  ".join(f"{who} {timing.median:.3f}" for who, timing in row["ms"].items())
-    return f"{name}  {row['ratio_to_best_peer']:5.3f} x {row['best_peer']} (ms: {times})"
 
 
 def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds: int) -> int:
