@@ -14,7 +14,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ from benchmarks.harness import (
     write_results,
 )
 from benchmarks.kernels import cpu, cuda, variants
+from benchmarks.kernels.candidates import candidates
 from benchmarks.kernels.goals import goal_rows, goal_table
-from benchmarks.kernels.layers import replknet_31b, sweep
+from benchmarks.kernels.layers import Layer, replknet_31b, sweep
 from benchmarks.kernels.roofline import draw
 from benchmarks.kernels.tune import layers as tuned_layers
 from benchmarks.kernels.tune import tune
@@ -89,16 +92,11 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         "variants": [],
     }
 
-    def save(rows: list[Row]) -> None:
-        content["rows"] += rows
+    def save(kind: str, told: Callable[[Row], str], rows: list[Row]) -> None:
+        content[kind] += rows
         for row in rows:
-            print(line(row), flush=True)
+            print(told(row), flush=True)
         write_results(name, **content)  # after every layer, so that an interrupted run keeps its results
-
-    def save_variant(row: Row) -> None:
-        content["variants"].append(row)
-        print(variants.line(row), flush=True)
-        write_results(name, **content)
 
     with torch.cuda.stream(torch.cuda.Stream()):  # graphs need one; gradients follow the forward pass
         bandwidths = cuda.measure_bandwidths(device)
@@ -112,12 +110,19 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
         if tuning:
             content["tuned"], untuned = tune(tuned_layers(), device, tuning, harness.RESULTS / f"{name}_tiles.json")
         print(f"tuned: {len(content['tuned'])} shapes", flush=True)
-        first = [(layer, True) for layer in replknet_31b(64)]
-        left_out = cuda.run_layers(first, device, ceilings, deadline, save)
+
+        def measure(brief: bool, layer: Layer) -> list[Row]:
+            ways = (way for way in candidates(compiled=not brief) if way.brief or not brief)
+            return cuda.measure_layer(layer, ways, device, ceilings)
+
+        save_rows = partial(save, "rows", line)
+        left_out = cuda.measure_until(deadline, replknet_31b(64), partial(measure, False), save_rows)
         content["losses"], failure = losses(device, ceilings.bandwidth)
-        skipped = variants.run_variants(list(variants.variants()), device, deadline, save_variant)
-        rest = [(layer, False) for layer in sweep()]
-        later = cuda.run_layers(rest, device, ceilings, deadline, save)
+        save_variants = partial(save, "variants", variants.line)
+        skipped = cuda.measure_until(
+            deadline, variants.variants(), lambda variant: [variants.measure_variant(variant, device)], save_variants
+        )
+        later = cuda.measure_until(deadline, sweep(), partial(measure, True), save_rows)
     content |= {"complete": True, "left_out": left_out + skipped + later}
     content |= {"loss_failure": failure, "tuner_failures": untuned}
     content["goals"] = goal_rows(content["rows"], content["losses"])

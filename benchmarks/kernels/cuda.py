@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.cuda_timing import elapsed_ms, sets_that_exceed_the_cache, time_calls
 from benchmarks.harness import reason
 from benchmarks.kernels.accuracy import Reference, Tensors
-from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, candidates, steps
+from benchmarks.kernels.candidates import NATIVE, OURS, Candidate, steps
 from benchmarks.kernels.layers import PASSES, Ceilings, Layer
 from benchmarks.timing import Step, Timing
 
@@ -23,6 +23,7 @@ COPIES = 10
 MATMUL_SIZES = {"bfloat16": 8192, "float16": 8192, "float32": 4096}
 
 Row = dict[str, Any]
+Chosen = TypeVar("Chosen")
 
 
 def measure_bandwidths(device: str, sizes: dict[str, int] = BANDWIDTH_BYTES) -> dict[str, float]:
@@ -133,22 +134,17 @@ def judge(layer: Layer, results: dict[str, Row], kinds: dict[str, str], ceilings
     return {"candidates": results} | figures
 
 
-def run_layers(
-    layers: list[tuple[Layer, bool]],
-    device: str,
-    ceilings: Ceilings,
+def measure_until(
     deadline: float,
+    chosen: Iterable[Chosen],
+    measure: Callable[[Chosen], list[Row]],
     report: Callable[[list[Row]], None],
 ) -> list[str]:
-    """Report the rows of each layer (with all candidates, or the brief ones) begun before `deadline`.
-
-    Returns the names of the layers that were left out.
-    """
+    """Report the rows of each of the `chosen` that is begun before `deadline`; returns the names of the others."""
     left_out = []
-    for layer, everything in layers:
+    for each in chosen:
         if time.monotonic() > deadline:
-            left_out.append(str(layer))
-            continue
-        ways = candidates() if everything else (way for way in candidates(compiled=False) if way.brief)
-        report(measure_layer(layer, ways, device, ceilings))
+            left_out.append(str(each))
+        else:
+            report(measure(each))
     return left_out

@@ -3,8 +3,7 @@
 A variant is one call of ours beside other computations of the same answer, checked and timed as the layers are.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -37,6 +36,9 @@ class Variant:
     ways: dict[str, Compute]
     activation: str = "none"
     factor: float = 1.0  # of the bound of the error
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.layer}"
 
     def arguments(self, device: str) -> Arguments:
         def random(*shape: int) -> Tensor:
@@ -112,17 +114,6 @@ def measure_variant(variant: Variant, device: str) -> Row:
     if bad:
         return row | {"wrong": "; ".join(f"{name}: {way.get('wrong') or way['failed']}" for name, way in bad.items())}
     return row | {"fastest": min((name for name in ways if "ms" in ways[name]), key=lambda n: ways[n]["ms"].median)}
-
-
-def run_variants(chosen: Sequence[Variant], device: str, deadline: float, report: Callable[[Row], None]) -> list[str]:
-    """Report a row for each variant begun before `deadline`; returns the names of the others."""
-    left_out = []
-    for variant in chosen:
-        if time.monotonic() > deadline:
-            left_out.append(f"{variant.name} {variant.layer}")
-        else:
-            report(measure_variant(variant, device))
-    return left_out
 
 
 def line(row: Row) -> str:

@@ -130,9 +130,15 @@ def test_ratios_are_to_the_best_of_each_kind():
 @pytest.mark.usefixtures("fake_gpu")
 def test_the_budget_cuts_the_end_off():
     reported = []
-    assert cuda.run_layers([(LAYER, False)], "cpu", CEILINGS, time.monotonic() + 60, reported.append) == []
-    assert reported[0][0]["candidates"].keys() == {c.OURS, c.NATIVE, "cudnn channels_last benchmark"}
-    assert cuda.run_layers([(LAYER, True)], "cpu", CEILINGS, time.monotonic() - 1, reported.append) == [str(LAYER)]
+
+    def measure(layer):
+        return cuda.measure_layer(layer, c.candidates(compiled=False), "cpu", CEILINGS)
+
+    assert cuda.measure_until(time.monotonic() + 60, [LAYER], measure, reported.append) == []
+    assert reported[0][0]["candidates"].keys() >= {c.OURS, c.NATIVE, "cudnn channels_last benchmark"}
+    strip = variants.Variant("strip", LAYER, (9, 5), STRIP)
+    left_out = cuda.measure_until(time.monotonic() - 1, [LAYER, strip], measure, reported.append)
+    assert left_out == [str(LAYER), f"strip {LAYER}"]
     assert len(reported) == 1
 
 
@@ -174,6 +180,8 @@ def test_the_whole_run(run, capsys, tmp_path):
     )
     assert document["losses"][0]["asked"] == [[128], 192, 15, "cpu", ceilings["bandwidth"], ["eager", "widefield"]]
     assert len(document["rows"]) == 6
+    assert document["rows"][0]["candidates"].keys() > {c.OURS, c.NATIVE, "cudnn channels_last benchmark"}
+    assert document["rows"][3]["candidates"].keys() == {c.OURS, c.NATIVE, "cudnn channels_last benchmark"}
     assert document["left_out"] == []
     assert len(document["goals"]) == len(goals.GOALS)
     assert (tmp_path / "kernels_fake_h200_roofline.png").stat().st_size > 1000
