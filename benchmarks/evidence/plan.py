@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.evidence.run import SECONDS_AN_IMAGE, Arm, Data, Run
+from benchmarks.evidence.run import Arm, Data, Run
 
-IMAGES = {"digits": 1438, "photos": 250, "labels": 700, "long_tail": 500}  # of an epoch, about
 DIGITS = Data()
 SHARES = {"1 % (1 a class)": 1, "10 % (14 a class)": 14, "100 % (1,438 images)": 0}  # labels: images of each class
 
@@ -53,16 +52,12 @@ DEFENCES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def finetune(name: str, data: Data, seed: int, settings: dict[str, Any], start: Run | None = None) -> Run:
-    cost = IMAGES[data.kind] * settings["epochs"] * SECONDS_AN_IMAGE["finetune"]
-    cost *= {"paco": 2.5, "gpaco": 2.2}.get(settings.get("loss", ""), 1.0)
-    cost *= {"fast_at": 1.7, "advprop": 5.2}.get(settings.get("adversarial", ""), 1.0)
-    return Run(f"{name}-seed{seed}", "finetune", data, seed, settings, start, cost)
+    return Run(f"{name}-seed{seed}", "finetune", data, seed, settings, start)
 
 
 def pretrain(mode: str, data: Data, seed: int) -> Run:
     settings = {**(PRETRAIN_PHOTOS if data.kind == "photos" else {**PRETRAIN, "flip": False}), "mask_mode": mode}
-    cost = IMAGES[data.kind] * settings["epochs"] * SECONDS_AN_IMAGE["pretrain"] * (1.5 if mode == "sparse" else 1.0)
-    return Run(f"pretrain-{data.kind}-{mode}-seed{seed}", "pretrain", data, seed, settings, None, cost)
+    return Run(f"pretrain-{data.kind}-{mode}-seed{seed}", "pretrain", data, seed, settings)
 
 
 def from_scratch(size: int, seed: int) -> Run:
@@ -123,7 +118,7 @@ def long_tail(seeds: Iterable[int]) -> list[Arm]:
 
     def correct(name: str, settings: dict[str, Any], seed: int) -> Run:
         plain = train("plain", {}, seed)
-        return Run(f"long_tail-{short(name)}-seed{seed}", "evaluate", plain.data, seed, settings, plain, 1.0)
+        return Run(f"long_tail-{short(name)}-seed{seed}", "evaluate", plain.data, seed, settings, plain)
 
     arms = {"plain cross-entropy": [train("plain", {}, seed) for seed in seeds]}
     arms |= {name: [train(name, settings, seed) for seed in seeds] for name, settings in LONG_TAIL_METHODS.items()}
@@ -139,7 +134,7 @@ def robustness(seeds: Iterable[int]) -> list[Arm]:
 
     def attacked(epsilon: int, run: Run) -> Run:
         settings = {"attacks": ("fgsm", "pgd", "apgd"), "epsilon": float(epsilon), "steps": 20}
-        return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run, 40.0)
+        return Run(f"attack{epsilon}-{run.name}", "attack", DIGITS, run.seed, settings, run)
 
     return [
         Arm(f"epsilon {epsilon}/255", name, tuple(attacked(epsilon, trained(*how, s)) for s in seeds))
@@ -157,7 +152,7 @@ def kernels(seeds: Iterable[int]) -> list[Arm]:
         settings |= {"lr": SMALL_LR} if arm == "float32, small steps" else {}
         settings |= {"pictures": 0, "mask_mode": "token"} if task == "pretrain" else {}
         name = f"kernels-{task}-{arm.replace(', ', '-').replace(' ', '-')}-seed{seed}"
-        return Run(name, "kernels", Data("labels", 14, seed), seed, settings, None, 30.0)
+        return Run(name, "kernels", Data("labels", 14, seed), seed, settings)
 
     return [
         Arm(task, arm, tuple(run(task, arm, seed) for seed in seeds))

@@ -24,7 +24,7 @@ def run_all(
         say(f"{len(done)} of {len(runs)} runs are in {root} already")
     failed: dict[str, str] = {}
     running: dict[Future[dict[str, Any]], Run] = {}
-    left, clock = sum(run.seconds for run in waiting), _Clock()
+    started, before = time.perf_counter(), len(done)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
             for run in list(waiting):
@@ -38,27 +38,16 @@ def run_all(
                 continue
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run = running.pop(future)
-                left -= run.seconds
-                clock.spent += run.seconds
                 error = future.exception()
                 if error is None:
                     done[run.name] = future.result()
                 else:
                     failed[run.name] = f"{type(error).__name__}: {error}"
                 shown = failed.get(run.name) or _shown(done[run.name])
-                say(f"[{len(done) + len(failed)}/{len(runs)}] {run.name}: {shown}; {clock.eta(left)}")
+                ended, minutes = len(done) + len(failed), (time.perf_counter() - started) / 60
+                left = minutes * (len(runs) - ended) / (ended - before)
+                say(f"[{ended}/{len(runs)}] {run.name}: {shown}; {minutes:.0f} min passed, about {left:.0f} left")
     return done, failed
-
-
-class _Clock:
-    """An estimate of the time left, from the runs' estimates and what the finished ones took."""
-
-    def __init__(self) -> None:
-        self.started, self.spent = time.perf_counter(), 0.0
-
-    def eta(self, left: float) -> str:
-        passed = time.perf_counter() - self.started
-        return f"{passed / 60:.0f} min passed, {passed * left / max(self.spent, 1e-9) / 60:.0f} left"
 
 
 def _shown(result: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["pretrain", "finetune", "evaluate", "attack", "kernels"]
-SECONDS_AN_IMAGE = {"pretrain": 1 / 550, "finetune": 1 / 420}  # on one core, for the estimate of the time left
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,10 @@ class Run:
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
     start: "Run | None" = None
-    seconds: float = 0.0
-    """A guess, for the time left."""
 
     def as_json(self) -> dict[str, Any]:
         """The values that identify the run: two runs with the same values have the same result."""
-        values = asdict(self)
-        values.pop("seconds")
-        values["start"] = self.start.as_json() if self.start else None
-        return values
+        return asdict(self)
 
     def chain(self) -> list["Run"]:
         """The runs that must come before this one, in order, and this one."""

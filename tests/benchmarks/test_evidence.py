@@ -117,8 +117,8 @@ def test_two_runs_of_one_name_are_refused() -> None:
 def test_two_arms_from_end_to_end_and_nothing_is_done_twice(
     cache: Path, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = Run("plain", "finetune", LABELS, 0, SHORT, seconds=2)
-    normed = Run("normed", "evaluate", LABELS, 0, {"tau_norm": 1.0}, plain, seconds=1)
+    plain = Run("plain", "finetune", LABELS, 0, SHORT)
+    normed = Run("normed", "evaluate", LABELS, 0, {"tau_norm": 1.0}, plain)
     arms = {"tiny": [Arm("g", "plain", (plain,)), Arm("g", "tau-norm", (normed,))]}
     assert carry_out(arms, cache, jobs=2) == 0
     written = json.loads((results / "evidence_tiny.json").read_text())
