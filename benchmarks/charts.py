@@ -1,12 +1,12 @@
 """README's chart from results/*.json: the K x K layers on a GPU, the whole network on a CPU."""
 
-from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import ROOT
 from benchmarks.kernels.candidates import NATIVE
 from benchmarks.kernels.tables import stages, us
 
-CHART = Path(__file__).parents[1] / "docs" / "img" / "speed.png"
+CHART = ROOT / "docs" / "img" / "speed.png"
 OUR_COLOUR, OTHERS = "tab:green", ("0.82", "0.65", "0.45")
 
 
@@ -51,12 +51,9 @@ def _fastest(row: dict[str, Any], kind: str) -> float | None:
 
 
 def draw(gpu: dict[str, Any], cpu: dict[str, Any]) -> None:
-    import matplotlib
+    import matplotlib.figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(11, 4.6), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(11, 4.6), layout="constrained")
     halves: Any = figure.subfigures(1, 2)
     left, right = halves
     left.suptitle(f"one {gpu['gpu']['name']}", fontsize=11)
@@ -73,4 +70,3 @@ def draw(gpu: dict[str, Any], cpu: dict[str, Any]) -> None:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     CHART.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(CHART, dpi=100)
-    plt.close(figure)

@@ -34,17 +34,13 @@ def draw_long_tail(result: dict[str, Any], path: Path) -> None:
 @contextmanager
 def _chart(path: Path, what: str, count: int, height: float, sharey: bool = False) -> Iterator[Any]:
     """Yield `count` panels side by side, 11 x `height` inches; writes the file at the end of the block."""
-    import matplotlib
+    import matplotlib.figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, count, figsize=(11, height), sharey=sharey, squeeze=False)
-    yield panels[0]
+    figure = matplotlib.figure.Figure(figsize=(11, height))
+    yield figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
     figure.suptitle(f"{what}, % (bars: mean; dots: seeds; axes begin above 0)", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]], metric: str, title: str, arms: list[str]) -> None:

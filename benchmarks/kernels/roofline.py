@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import ROOT
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import PASSES, Layer
 
-PICTURES = Path(__file__).parents[2] / "docs" / "img"
+PICTURES = ROOT / "docs" / "img"
 COLOURS = {OURS: "tab:green", NATIVE: "lightgray", "cudnn channels_last benchmark": "tab:blue"}
 MARKERS = dict(zip(PASSES, "os^", strict=True))
 
@@ -32,13 +33,11 @@ def draw(document: dict[str, Any], name: str, dtype: str = "bfloat16", folder: P
     found = points(document, dtype)
     if not found:
         raise ValueError(f"{name} has no row in {dtype} with a speed: nothing to draw")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    import matplotlib.figure
 
     bandwidth, peak = document["ceilings"]["bandwidth"] / 1e12, document["ceilings"]["peak"][dtype] / 1e12
-    figure, axes = plt.subplots(figsize=(10.5, 4.8))
+    figure = matplotlib.figure.Figure(figsize=(10.5, 4.8))
+    axes = figure.subplots()
     ends = [0.5 * min(p["intensity"] for p in found), 2 * max(p["intensity"] for p in found)]
     ridge = peak / bandwidth
     xs = sorted({ends[0], min(max(ridge, ends[0]), ends[1]), ends[1]})
@@ -56,5 +55,4 @@ def draw(document: dict[str, Any], name: str, dtype: str = "bfloat16", folder: P
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}_roofline.png"
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     return path
