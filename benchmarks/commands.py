@@ -40,15 +40,31 @@ def positive(text: str) -> float:
     return value
 
 
-def check_archs(*names: str) -> None:
-    """Raise `SystemExit` for an unknown architecture."""
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    said = "rounds in which the candidates take turns (default: %(default)s)"
+    parser.add_argument("--rounds", type=whole_number, default=default, help=said)
+
+
+def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
+    said = "duration of each load in seconds (default: %(default)g)"
+    parser.add_argument("--seconds", type=positive, default=default, help=said)
+
+
+def add_archs(parser: argparse.ArgumentParser, default: str) -> None:
+    said = "architectures to measure, separated by commas (default: %(default)s)"
+    parser.add_argument("--archs", default=default, help=said)
+
+
+def known_archs(text: str) -> list[str]:
+    """Parse names separated by commas. Raises `SystemExit` for an unknown architecture."""
     from models import check_arch
 
     try:
-        for name in names:
+        for name in text.split(","):
             check_arch(name)
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    return text.split(",")
 
 
 def chosen(text: str, known: Iterable[str], what: str) -> list[str]:

@@ -9,14 +9,21 @@ is not timed. All are measured in fp32; besides, Widefield as `--precision bf16`
 
 import copy
 import functools
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import check_archs, command_parser, whole_number, whole_numbers
-from benchmarks.harness import load_average_warning, openvino_core, publish, require_native, run_as_served, versions
+from benchmarks.commands import add_rounds, command_parser, known_archs, whole_numbers
+from benchmarks.harness import (
+    cores,
+    load_average_warning,
+    openvino_core,
+    publish,
+    require_native,
+    run_as_served,
+    versions,
+)
 from benchmarks.served import random_network
 from benchmarks.timing import SETTLE, interleaved
 from server.tritonserver_options import ENVIRONMENT
@@ -79,7 +86,7 @@ def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[
 
     from export.parity import real_pixels
 
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     torch.set_num_threads(threads)
     torch.jit.enable_onednn_fusion(True)
     rows: list[dict[str, Any]] = []
@@ -109,15 +116,10 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=whole_numbers, default="1,8", help="batch sizes, separated by commas (default: 1,8)"
     )
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=10,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_rounds(parser, 10)
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
-    check_archs(options.arch)
+    known_archs(options.arch)
     require_native()
     from models import ModelConfig
 

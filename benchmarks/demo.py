@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import no_options
-from benchmarks.harness import load_average_warning, publish, require_server, versions
+from benchmarks.harness import ROOT, load_average_warning, publish, require_server, versions
 from kernels.native.build import OUTPUT
 from server.backends import build as backends
 
-ROOT = Path(__file__).parents[1]
 LIBRARIES = [path.parent.relative_to(ROOT) for path in (OUTPUT, *(each.output for each in backends.LIBRARIES.values()))]
 ANSWER = re.compile(r"^(grpc|http): (\d+) of (\d+) held-out images right.*?; ([\d.]+) ms an image", re.MULTILINE)
 

@@ -10,7 +10,6 @@ counted too: it is a half if the first is like them. In the second row four pict
 first batch of four is measured. Wrong answers end the run.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import check_archs, command_parser, whole_number
-from benchmarks.harness import load_average_warning, require_server, run_as_served
+from benchmarks.commands import add_archs, command_parser, known_archs, whole_number
+from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import bare_pipeline, is_right, random_checkpoint, write_served
 
@@ -71,7 +70,7 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         build(BuildOptions(weights=random_checkpoint(arch, Path(folder) / "checkpoint"), output=repository))
-        right = bare_pipeline(repository, len(os.sched_getaffinity(0)))(jpeg)[0].numpy()
+        right = bare_pipeline(repository, cores())(jpeg)[0].numpy()
         for at_once in (1, 4):
             measured = [one_start(repository, jpeg, right, at_once) for _ in range(starts)]
             pairs = [(first, statistics.median(later)) for first, later in measured]
@@ -93,16 +92,11 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--archs",
-        default="replknet_nano,replknet_small",
-        help="architectures to measure, separated by commas (default: %(default)s)",
-    )
+    add_archs(parser, "replknet_nano,replknet_small")
     parser.add_argument("--starts", type=whole_number, default=5, help="starts of the server for each (default: 5)")
     options = parser.parse_args()
     run_as_served("benchmarks.first_request")
-    archs = options.archs.split(",")
-    check_archs(*archs)
+    archs = known_archs(options.archs)
     require_server()
     warning = load_average_warning()
     jpeg = photograph()

@@ -19,6 +19,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def machine() -> dict[str, Any]:
     """The processor, and the cores and memory that this process may use."""
     described = Path("/proc/cpuinfo").read_text()
@@ -26,7 +31,7 @@ def machine() -> dict[str, Any]:
     cpu = next(names, platform.processor())
     sets = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in described]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "instructions": sets, "memory_gib": round(memory, 1)}
+    return {"cpu": cpu, "cores": cores(), "instructions": sets, "memory_gib": round(memory, 1)}
 
 
 def pin_float32() -> None:

@@ -7,7 +7,6 @@ turns' ratios. On either, a single request gets all threads (LONE_THREAD_COUNT, 
 answer that differs from a bare loop's ends the run.
 """
 
-import os
 import shutil
 import statistics
 import tempfile
@@ -15,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import chosen, command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, publish, require_server, run_as_served, versions
+from benchmarks.commands import add_seconds, chosen, command_parser, whole_number
+from benchmarks.harness import cores, load_average_warning, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import expected
 from benchmarks.serving.load import CALLERS, Request, closed_loop
@@ -75,15 +74,13 @@ def main() -> None:
         "--models", default=",".join(MODELS), help="networks to measure, separated by commas (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=whole_number, default=8, help="turns of each load (default: 8)")
-    parser.add_argument(
-        "--seconds", type=positive, default=2.0, help="duration of each load in seconds (default: %(default)g)"
-    )
+    add_seconds(parser, 2.0)
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
     models = chosen(options.models, MODELS, "model")
     require_server()
     warning = load_average_warning()
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     if threads < 2:
         raise SystemExit("one core: there are no threads to divide")
     rows = [row for model in models for row in measure(model, options.repeats, options.seconds, threads)]

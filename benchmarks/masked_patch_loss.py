@@ -12,7 +12,6 @@ run.
 
 import functools
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.commands import command_parser, whole_number, whole_numbers
+from benchmarks.commands import add_rounds, command_parser, whole_number, whole_numbers
 from benchmarks.cuda_timing import captured, replayed
-from benchmarks.harness import gpu, load_average_warning, pin_float32, publish, run_as_served, versions
+from benchmarks.harness import cores, gpu, load_average_warning, pin_float32, publish, run_as_served, versions
 from benchmarks.kernels.cuda import measure_bandwidths
 from benchmarks.timing import Step, Timing, interleaved
 from kernels import masked_patch_loss
@@ -167,12 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--size", type=whole_number, default=192, help="side of the images in pixels, a multiple of 32 (default: 192)"
     )
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=15,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_rounds(parser, 15)
     options = parser.parse_args()
     if options.size % STRIDE:
         parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")
@@ -180,7 +174,7 @@ def main() -> None:
         parser.error("--device cuda: PyTorch sees no GPU here")
     if options.device == "cpu":
         run_as_served("benchmarks.masked_patch_loss")
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
     torch.manual_seed(0)
     warning = load_average_warning()
     batches = options.batches or {"cpu": [8], "cuda": [32, 128]}[options.device]

@@ -11,7 +11,6 @@ An answer that differs from the bare loop's is "wrong".
 """
 
 import itertools
-import os
 import random
 import statistics
 import struct
@@ -25,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import check_archs, command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, require_server, run_as_served
+from benchmarks.commands import add_seconds, command_parser, known_archs, positive, whole_number
+from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
 from benchmarks.served import bare_pipeline, difference, is_right, random_checkpoint, steps_ms, write_served
@@ -189,9 +188,7 @@ def of_peak(rows: list[dict[str, Any]], peaks: list[float]) -> dict[str, Any]:
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_small", help="architecture to serve (default: replknet_small)")
-    parser.add_argument(
-        "--seconds", type=positive, default=10.0, help="duration of each load in seconds (default: %(default)g)"
-    )
+    add_seconds(parser, 10.0)
     parser.add_argument(
         "--repeats", type=whole_number, default=3, help="turns, of which the median is reported (default: 3)"
     )
@@ -200,10 +197,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     run_as_served("benchmarks.overload", spin=True)
-    check_archs(options.arch)
+    known_archs(options.arch)
     require_server()
     warning = load_average_warning()
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     jpeg = photograph()
     row = measure(options.arch, jpeg, options.seconds, options.repeats, options.deadline, threads)
     asked = {"seconds": options.seconds, "repeats": options.repeats, "deadline_s": options.deadline}

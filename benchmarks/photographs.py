@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+SIZES = {"JPEG of 12 MP": (4032, 3024), "JPEG of 2 MP": (1632, 1224)}
 JPEG_BYTES = 120_000
 OCTAVE_SHARE = 0.5  # of the photograph's own contrast
 SENSOR_NOISE = 2.0  # grey levels
@@ -60,12 +61,18 @@ def turned() -> list[bytes]:
     return [photograph(), *(encoded(image.transpose(way), "JPEG", quality=85) for way in ways)]
 
 
+def enlarged(width: int, height: int) -> list[bytes]:
+    """JPEG files of the photographs at this size."""
+    from sklearn.datasets import load_sample_images
+
+    return [encoded(detailed(one, width, height), "JPEG", quality=90) for one in load_sample_images().images]
+
+
 def files() -> Iterator[tuple[str, list[bytes]]]:
     """Yield (kind, its files), one file for each photograph."""
     from sklearn.datasets import load_sample_images
 
-    photographs = load_sample_images().images
-    for name, width, height in (("JPEG of 12 MP", 4032, 3024), ("JPEG of 2 MP", 1632, 1224)):
-        yield name, [encoded(detailed(one, width, height), "JPEG", quality=90) for one in photographs]
+    for name, size in SIZES.items():
+        yield name, enlarged(*size)
     yield "JPEG of 960x640, 120 KB", [photograph()]
-    yield "PNG of 640x427", [encoded(Image.fromarray(one), "PNG") for one in photographs]
+    yield "PNG of 640x427", [encoded(Image.fromarray(one), "PNG") for one in load_sample_images().images]

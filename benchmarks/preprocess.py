@@ -14,19 +14,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser, whole_number
+from benchmarks.commands import add_rounds, command_parser
 from benchmarks.harness import load_average_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
-from benchmarks.served import load_transform
+from benchmarks.served import STEP, load_transform
 from benchmarks.timing import interleaved
 from server.libraries import find_resize
 
-STEP = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
 SIZE, RESIZE = 224, 256
 EQUAL = 1.0  # grey levels, on average
 OURS, BASELINE = "Widefield", "Pillow"
@@ -146,12 +144,7 @@ def memory_mib(data: bytes) -> dict[str, float]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=10,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_rounds(parser, 10)
     options = parser.parse_args()
     run_as_served("benchmarks.preprocess")
     if find_resize() is None:

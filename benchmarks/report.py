@@ -7,12 +7,11 @@ from typing import Any
 from benchmarks import charts
 from benchmarks import served_tables as served
 from benchmarks.commands import no_options
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, ROOT
 from benchmarks.kernels import tables as kernels
 from benchmarks.markdown import beside, conditions, table
 from benchmarks.serving import table as serving
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 WITHOUT = "Against the same weights in PyTorch's own convolutions"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"

@@ -12,11 +12,12 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.harness import publish, versions
+from benchmarks.harness import ROOT, publish, versions
 from benchmarks.photographs import turned
 
 IMAGE_SIZE = 224
 SPREAD = 3.0  # standard deviation of the logits, as in a trained network
+STEP = ROOT / "model_repository/preprocess/1"
 TOKEN = "benchmark"  # of shared memory
 RELATIVE, ABSOLUTE = {"fp32": 2e-2, "bf16": 2e-1}, 1e-4  # of probabilities: servers sum in another order
 EMPTY_STEP = """

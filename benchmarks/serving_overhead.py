@@ -11,7 +11,6 @@ compute nothing (`empty`); the time of each step by the server's statistics; and
 `classifier` of a network that is built with a class map, which no request asks for.
 """
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import check_archs, command_parser, whole_number
-from benchmarks.harness import load_average_warning, require_server, run_as_served
+from benchmarks.commands import add_archs, add_rounds, command_parser, known_archs
+from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
 from benchmarks.timing import interleaved
@@ -88,24 +87,14 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--archs",
-        default="replknet_nano,replknet_31b",
-        help="architectures to measure, separated by commas (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=20,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_archs(parser, "replknet_nano,replknet_31b")
+    add_rounds(parser, 20)
     options = parser.parse_args()
     run_as_served("benchmarks.serving_overhead", spin=True)
-    archs = options.archs.split(",")
-    check_archs(*archs)
+    archs = known_archs(options.archs)
     require_server()
     warning = load_average_warning()
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     jpeg = photograph()
     rows = [measure(arch, jpeg, options.rounds, threads) for arch in archs]
     write_served("serving_overhead", jpeg, warning, threads=threads, rows=rows)

@@ -14,15 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.commands import command_parser, whole_number
+from benchmarks.commands import add_rounds, command_parser
 from benchmarks.harness import load_average_warning, publish, versions
-from benchmarks.photographs import detailed, encoded
+from benchmarks.photographs import SIZES, enlarged
 from benchmarks.timing import interleaved
 
 OURS, FULL, TIMM = "Widefield", "Widefield, decoded in full", "timm"
-SIZES = {"JPEG of 12 MP": (4032, 3024), "JPEG of 2 MP": (1632, 1224), "JPEG of 500x375": (500, 375)}
 RECIPES: dict[str, dict[str, Any]] = {
     "published": {"min_crop_area": 0.08, "rand_augment": "rand-m9-inc1", "random_erasing": 0.25},
     "crops": {"min_crop_area": 0.25},
@@ -97,12 +94,9 @@ def prepare(dataset: Any) -> None:
 
 def folders(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (size, a folder of LABEL/FILE) with scikit-learn's two photographs at that size."""
-    from sklearn.datasets import load_sample_images
-
-    for number, (name, size) in enumerate(SIZES.items()):
-        for label, photograph in enumerate(load_sample_images().images):
+    for number, (name, size) in enumerate((SIZES | {"JPEG of 500x375": (500, 375)}).items()):
+        for label, file in enumerate(enlarged(*size)):
             (root / f"{number}/{label}").mkdir(parents=True)
-            file = encoded(detailed(np.asarray(photograph), *size), "JPEG", quality=90)
             (root / f"{number}/{label}/0.jpg").write_bytes(file)
         yield name, root / str(number)
 
@@ -118,12 +112,7 @@ def main() -> None:
     import torch
 
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=10,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_rounds(parser, 10)
     options = parser.parse_args()
     torch.set_num_threads(1)
     warning = load_average_warning()

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import command_parser, whole_number
+from benchmarks.commands import add_rounds, command_parser
 from benchmarks.harness import load_average_warning, publish, require_server, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from benchmarks.timing import Timing, host_ms
@@ -114,12 +114,7 @@ def ratios(timings: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--rounds",
-        type=whole_number,
-        default=30,
-        help="rounds in which the candidates take turns (default: %(default)s)",
-    )
+    add_rounds(parser, 30)
     options = parser.parse_args()
     require_server()
     warning = load_average_warning()

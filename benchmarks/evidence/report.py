@@ -12,10 +12,10 @@ from benchmarks.commands import no_options
 from benchmarks.evidence.charts import draw_long_tail, draw_simmim
 from benchmarks.evidence.spread import Spread, difference, spread, values_of
 from benchmarks.evidence.words import HEAD, WORDS
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, ROOT
 from benchmarks.markdown import conditions, wrapped
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 SHOTS = ("balanced", "many", "medium", "few")
 
 

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 
@@ -13,10 +12,9 @@ from benchmarks.fuzz import grpc_cases, http_cases, http_message
 from benchmarks.fuzz.images import seeds
 from benchmarks.fuzz.mutations import mutate
 from benchmarks.fuzz.wire import send_grpc, send_http
-from benchmarks.served import load_transform
+from benchmarks.served import STEP, load_transform
 from server import TritonServer
 
-STEP = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
 SENDERS = 8
 
 

@@ -22,9 +22,8 @@ from typing import IO, Any
 
 from benchmarks.commands import command_parser, positive
 from benchmarks.gpu_check import SKIPPED
-from benchmarks.harness import write_results
+from benchmarks.harness import ROOT, write_results
 
-ROOT = Path(__file__).parents[2]
 LOGS = ROOT / "build" / "gpu_check"  # <part>.log, all that it printed
 TOTAL_SECONDS = 480.0
 LEAST_SECONDS = 5.0  # no part is started with less time left

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.commands import no_options
+from benchmarks.harness import ROOT
 from benchmarks.kernels.accuracy import EPS, bound, share
 
-ROOT = Path(__file__).parents[2]
 CASES = ((8, 56, 31), (16, 28, 29), (64, 14, 27), (64, 7, 13), (32, 9, 5))  # channels, height = width, kernel
 FELL_BACK = "no kernel is compiled for this GPU"
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import captured, replayed, sets_that_exceed_the_cache
-from benchmarks.gpu_check.native import ROOT, check_answer
-from benchmarks.harness import gpu, load_average_warning, name_on, pin_float32, versions, write_results
+from benchmarks.gpu_check.native import check_answer
+from benchmarks.harness import ROOT, gpu, load_average_warning, name_on, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
 
 LIBRARY, BUILD = ROOT / "kernels/native/lib/libwidefield.so", ROOT / "kernels/native/build.py"

@@ -11,7 +11,6 @@ docs/kernels.md says how it is measured.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 from benchmarks import harness
 from benchmarks.commands import command_parser, positive, whole_number, whole_numbers
 from benchmarks.harness import (
+    cores,
     gpu,
     load_average_warning,
     name_on,
@@ -153,7 +153,7 @@ def run_cpu(batches: list[int], rounds: int) -> int:
     run_as_served("benchmarks.kernels")
     require_native()
     torch.manual_seed(0)
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     torch.set_num_threads(threads)
     warning = load_average_warning()
     rows = []

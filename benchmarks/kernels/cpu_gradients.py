@@ -6,7 +6,6 @@ PyTorch computes both gradients of a depthwise convolution by oneDNN, in either 
 With ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 both sides are held to AVX2, and the results have their own file.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.commands import command_parser, whole_number
-from benchmarks.harness import load_average_warning, publish, require_native, run_as_served, versions
+from benchmarks.commands import add_rounds, command_parser, whole_number
+from benchmarks.harness import cores, load_average_warning, publish, require_native, run_as_served, versions
 from benchmarks.kernels.cpu import OURS, compared, dtypes, layers, line, ratios
 from benchmarks.kernels.layers import Layer
 from benchmarks.timing import interleaved
@@ -97,7 +96,7 @@ def measure_training(arch: str, batch: int, image_size: int, rounds: int) -> lis
 
 def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds: int) -> int:
     torch.manual_seed(0)
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     torch.set_num_threads(threads)
     warning = load_average_warning()
     rows: list[Row] = []
@@ -122,7 +121,7 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--batch", type=whole_number, default=8, help="images in a batch (default: 8)")
-    parser.add_argument("--rounds", type=whole_number, default=3, help="rounds of interleaved calls (default: 3)")
+    add_rounds(parser, 3)
     options = parser.parse_args()
     run_as_served("benchmarks.kernels.cpu_gradients")
     require_native()

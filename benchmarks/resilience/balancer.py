@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.harness import ROOT
 from benchmarks.programs import find_program, missing
 from server.preflight import free_ports
 
-CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy" / "haproxy.cfg"
+CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 
 
 @dataclass(frozen=True)

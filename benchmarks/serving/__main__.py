@@ -34,8 +34,8 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks.commands import chosen, command_parser, positive, whole_number
-from benchmarks.harness import fingerprint, publish, require_server, run_as_served, versions
+from benchmarks.commands import add_seconds, chosen, command_parser, whole_number
+from benchmarks.harness import cores, fingerprint, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import check, expected
 from benchmarks.serving import table
@@ -138,9 +138,7 @@ def main() -> None:
         default=5,
         help="repeats, in each of which every server has its turn (default: 5)",
     )
-    parser.add_argument(
-        "--seconds", type=positive, default=10.0, help="duration of each load in seconds (default: %(default)g)"
-    )
+    add_seconds(parser, 10.0)
     parser.add_argument(
         "--fresh", action="store_true", help="measure everything again, without the finished runs of an earlier call"
     )
@@ -150,7 +148,7 @@ def main() -> None:
     models = chosen(options.models, MODELS, "model")
     peers = chosen(options.peers, ONE_WORKER, "peer")
     servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     require_server()
     prepare_environment()
     plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
