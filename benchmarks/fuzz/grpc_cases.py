@@ -103,31 +103,25 @@ def _request_id(rng: random.Random, request: Any, images: list[bytes]) -> None:
 
 def _raw_counts(rng: random.Random, request: Any, images: list[bytes]) -> None:
     raw = list(request.raw_input_contents)
-    del request.raw_input_contents[:]
-    request.raw_input_contents.extend(rng.choice(([], raw * 2, raw * 300, [b""], [*raw, b""])))
+    request.raw_input_contents[:] = rng.choice(([], raw * 2, raw * 300, [b""], [*raw, b""]))
 
 
 def _raw_bytes(rng: random.Random, request: Any, images: list[bytes]) -> None:
-    raw = [mutate(rng, data, images) for data in request.raw_input_contents]
-    del request.raw_input_contents[:]
-    request.raw_input_contents.extend(raw)
+    request.raw_input_contents[:] = [mutate(rng, data, images) for data in request.raw_input_contents]
 
 
 def _image(rng: random.Random, request: Any, images: list[bytes]) -> None:
     """A damaged image in a valid frame, or an image in a frame with a wrong length."""
     data = mutate(rng, rng.choice(images), images)
     size = rng.choice((len(data), len(data), len(data), 0, len(data) + 1, 2**31, 2**32 - 1))
-    del request.raw_input_contents[:]
-    request.raw_input_contents.append(struct.pack("<I", size) + data)
+    request.raw_input_contents[:] = [struct.pack("<I", size) + data]
 
 
 def _batch(rng: random.Random, request: Any, images: list[bytes]) -> None:
     count = rng.choice((2, 16, 17, 100))
     for each in request.inputs:
         each.shape[:] = [count, *list(each.shape)[1:]]
-    raw = [data * rng.choice((count, count - 1)) for data in request.raw_input_contents]
-    del request.raw_input_contents[:]
-    request.raw_input_contents.extend(raw)
+    request.raw_input_contents[:] = [data * rng.choice((count, count - 1)) for data in request.raw_input_contents]
 
 
 def _inputs(rng: random.Random, request: Any, images: list[bytes]) -> None:

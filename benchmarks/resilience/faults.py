@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ OPTIONS = ("--probe-interval", "2", "--probe-timeout", "3", "--drain-seconds", "
 BEFORE = AFTER = 3.0  # seconds of load around the fault
 BACK_SECONDS = 180.0  # a server that does not answer by then counts as lost
 FILL = "filled-by-the-benchmark"
+Folder = Callable[[Member], Path]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def thaw(member: Member) -> None:
         member.tritonserver().send_signal(signal.SIGCONT)
 
 
-def fill(folder: Path) -> None:
-    with (folder / FILL).open("ab", buffering=0) as file:
+def fill(folder: Folder, member: Member) -> None:
+    with (folder(member) / FILL).open("ab", buffering=0) as file:
         block = bytes(1 << 16)
         while block:
             try:
@@ -80,37 +82,20 @@ def fill(folder: Path) -> None:
                 block = block[: len(block) // 2]  # to the last byte
 
 
-def fill_shared_memory(member: Member) -> None:
-    fill(member.shared_memory)
+def empty(folder: Folder, member: Member) -> None:
+    (folder(member) / FILL).unlink()
 
 
-def empty_shared_memory(member: Member) -> None:
-    (member.shared_memory / FILL).unlink()
-
-
-def fill_disk(member: Member) -> None:
-    fill(member.disk)
-
-
-def empty_disk(member: Member) -> None:
-    (member.disk / FILL).unlink()
-
-
+FILL_MEMORY, EMPTY_MEMORY = (partial(do, lambda member: member.shared_memory) for do in (fill, empty))
+FILL_DISK, EMPTY_DISK = (partial(do, lambda member: member.disk) for do in (fill, empty))
 FAULTS = (
     Fault("kill -9 of tritonserver", kill),
     Fault("kill -9 of a Python process", kill_backend),
     Fault("frozen for 3 s (SIGSTOP, SIGCONT)", freeze, clear=thaw, lasts=3.0, restarts=False),
     Fault("frozen for good (SIGSTOP)", freeze),
-    Fault(
-        "/dev/shm full for 10 s",
-        fill_shared_memory,
-        clear=empty_shared_memory,
-        lasts=10.0,
-        restarts=False,
-        large=True,
-    ),
-    Fault("kill -9, and /dev/shm full for 10 s", kill, fill_shared_memory, empty_shared_memory, 10.0),
-    Fault("kill -9, and disk full for 10 s", kill, fill_disk, empty_disk, 10.0),
+    Fault("/dev/shm full for 10 s", FILL_MEMORY, clear=EMPTY_MEMORY, lasts=10.0, restarts=False, large=True),
+    Fault("kill -9, and /dev/shm full for 10 s", kill, FILL_MEMORY, EMPTY_MEMORY, 10.0),
+    Fault("kill -9, and disk full for 10 s", kill, FILL_DISK, EMPTY_DISK, 10.0),
     Fault("stopped (SIGTERM), started anew 10 s later", terminate, clear=Member.start_again, lasts=10.0),
 )
 
