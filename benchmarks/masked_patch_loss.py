@@ -1,6 +1,6 @@
 """The masked-patch loss, forward and backward, against SimMIM's own formulation in PyTorch, eager and compiled.
 
-    python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--size 192] [--rounds 15]
+    python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--rounds 15]
 
 At the published recipe: stride 32, 60 % of the 32-pixel patches masked, image in float32, prediction in float32 (on a
 CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.commands import add_rounds, command_parser, whole_number, whole_numbers
+from benchmarks.commands import add_rounds, command_parser, whole_numbers
 from benchmarks.cuda_timing import captured, replayed
 from benchmarks.harness import cores, gpu, load_average_warning, pin_float32, publish, run_as_served, versions
 from benchmarks.kernels.cuda import measure_bandwidths
 from benchmarks.timing import Step, Timing, interleaved
 from kernels import masked_patch_loss
 
-STRIDE, PATCH, RATIO = 32, 32, 0.6
+SIZE, STRIDE, PATCH, RATIO = 192, 32, 32, 0.6
 NORMS = ("none", "window", "patch")
 CACHE = {"cpu": 0, "cuda": 128 * 2**20}  # bytes that the inputs of a round exceed; a CPU uses one set
 
@@ -163,13 +163,8 @@ def main() -> None:
     parser.add_argument(
         "--batches", type=whole_numbers, help="batch sizes, separated by commas (default: 8 on cpu, 32,128 on cuda)"
     )
-    parser.add_argument(
-        "--size", type=whole_number, default=192, help="side of the images in pixels, a multiple of 32 (default: 192)"
-    )
     add_rounds(parser, 15)
     options = parser.parse_args()
-    if options.size % STRIDE:
-        parser.error(f"--size {options.size}: a multiple of {STRIDE} is needed")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here")
     if options.device == "cpu":
@@ -184,7 +179,7 @@ def main() -> None:
         hardware = gpu()
         with torch.cuda.stream(torch.cuda.Stream()):
             ceiling = max(measure_bandwidths("cuda").values())
-    rows = measure(batches, options.size, options.rounds, options.device, ceiling)
+    rows = measure(batches, SIZE, options.rounds, options.device, ceiling)
     name = f"masked_patch_loss_{options.device}"
     publish(name, gpu=hardware, versions=versions("torch"), warning=warning, rows=rows)
 

@@ -80,7 +80,6 @@ WRONG = [
     ("benchmarks.kernels.cpu_gradients", "--rounds", "0"),
     ("benchmarks.masked_patch_loss", "--batches", ""),
     ("benchmarks.masked_patch_loss", "--rounds", "1.5"),
-    ("benchmarks.masked_patch_loss", "--size", "0"),
     ("benchmarks.overload", "--deadline", "-1"),
     ("benchmarks.overload", "--repeats", "0"),
     ("benchmarks.overload", "--seconds", "0"),
