@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
 from models import WithClassMap, class_maps, reparameterize
+from models.cores import usable_cores
 from models.weights import weights_file
 
 __all__ = ["BuildOptions", "build"]
@@ -49,7 +49,7 @@ def build(options: BuildOptions) -> str:
         crop_mode=config.crop_mode,
         fill=config.fill,
         num_classes=config.num_classes,
-        threads=options.threads or len(os.sched_getaffinity(0)),
+        threads=options.threads or usable_cores(),
         backbone_backend="pytorch" if "torchscript" in options.formats else "onnxruntime",
         class_map=map_size,
     )

@@ -10,7 +10,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def usable_cores() -> int:
     """Return the size of this process's affinity mask, at most the CPU quota (cgroup v2 or v1) rounded up."""
-    # model_repository/preprocess/1/model.py has a copy, since it cannot import this.
+    # models/cores.py and model_repository/preprocess/1/model.py have copies: none of the three can import another.
     allowed = len(os.sched_getaffinity(0))
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError):  # the other cgroup version, or "max"

@@ -5,7 +5,6 @@ Examples:
     python -m training.check FOLDER_OF_LABELS --workers 8
 """
 
-import os
 import sys
 import unicodedata
 from collections import defaultdict
@@ -19,6 +18,7 @@ import tyro
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
+from models.cores import usable_cores
 from training.data import LabelledFolder, folder_errors, label_errors, open_images
 from training.images import DataError, Labelled, read_image
 from training.loaders import forked
@@ -37,8 +37,8 @@ class Config:
     """Folder with train/ and val/, a folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     val_folder: str = "val"
     """Name of the folder of held-out images beside train/"""
-    workers: int = field(default_factory=lambda: min(1024, len(os.sched_getaffinity(0))))
-    """Processes that decode images; by default one per core"""
+    workers: int = field(default_factory=lambda: min(1024, usable_cores()))
+    """Processes that decode images; by default one per core that it may use"""
 
 
 @dataclass

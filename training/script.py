@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from models import ModelConfig, checkpoint_config
 from models.checkpoint import checkpoint_folder
+from models.cores import usable_cores
 from training import distributed
 from training.config import Config as FinetuneConfig
 from training.logs import standard_output
@@ -69,8 +70,7 @@ def begin(
         if main:
             WRITERS[config.preset](config.data)
         distributed.all_sum(torch.zeros(1, device=config.device))  # the others wait for it
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or min(torch.get_num_threads(), usable_cores()))
     torch.manual_seed(config.seed)
     return config, (console or standard_output()) if main else Console(quiet=True)
 

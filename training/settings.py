@@ -73,7 +73,7 @@ class LoopConfig:
     workers: int = 2
     """Processes that decode images, for each training process; 0: decode in the training process"""
     threads: int = 0
-    """CPU threads that compute; 0: PyTorch's own choice, usually one per core"""
+    """CPU threads that compute; 0: PyTorch's own choice, usually one per core, within a container's CPU limit"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """PyTorch device: cpu, cuda or cuda:N; by default a GPU if PyTorch sees one"""
     resume: Literal["auto", "never"] = "auto"

@@ -1,21 +1,24 @@
-"""The cores that preprocess shares among its instances, and that server.tune tries."""
+"""The cores that preprocess shares among its instances, that server.tune tries, and that a build and a training use."""
 
 import pytest
 
+import models.cores
 from server import cores
+from training.config import Config
+from training.script import begin
 
 
 @pytest.fixture(autouse=True)
 def machine(step, tmp_path, monkeypatch):
     """32 cores, and the cgroup's files in a folder of our own."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(32)))
-    for module in (step, cores):
+    for module in (step, cores, models.cores):
         monkeypatch.setattr(module, "CGROUP", tmp_path)
 
 
-@pytest.fixture(params=["preprocess", "server.tune"])
+@pytest.fixture(params=["preprocess", "server", "models"])
 def usable_cores(request, step):
-    return step.usable_cores if request.param == "preprocess" else cores.usable_cores
+    return {"preprocess": step, "server": cores, "models": models.cores}[request.param].usable_cores
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,14 @@ def test_a_quota_limits_the_cores(usable_cores, tmp_path, files, expected):
 def test_instances_share_the_quota(step, tmp_path):
     (tmp_path / "cpu.max").write_text("400000 100000\n")
     assert [step.threads_of({"instance_group": [{"count": count}]}) for count in (1, 2, 8)] == [4, 2, 1]
+
+
+def test_a_training_uses_no_more(tmp_path, monkeypatch):
+    """Threads that a quota holds up make each other wait."""
+    used = []
+    monkeypatch.setattr("torch.set_num_threads", used.append)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 32)
+    for quota in ("400000 100000", "max 100000"):
+        (tmp_path / "cpu.max").write_text(quota)
+        begin(Config(device="cpu"), {})
+    assert used == [4, 32]
