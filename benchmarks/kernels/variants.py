@@ -61,7 +61,22 @@ def activated(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(convolution(input, weight, bias))
 
 
-def by_algorithm(algorithm: str) -> Compute:
+# (packed, pixels of a step, warps) beside the rule's (False, 32, 8), by size of image. At 7 x 7 a multiprocessor holds
+# 5, 6, 7 and 6 programs of these, and 4 of the rule's (sm_90, Triton 3.9); at 14 x 14 all that would be smaller spill.
+SMALL_IMAGES = {7: ((False, 16, 4), (False, 128, 4), (True, 64, 4), (True, 16, 4)), 14: ((True, 32, 8),)}
+
+
+def small_images(size: int) -> dict[str, Compute]:
+    from kernels.depthwise_conv2d.whole_image import WholeImageTile
+
+    ways = {f"{OURS} whole image": by_algorithm("toeplitz")}
+    for packed, block_k, warps in SMALL_IMAGES[size]:
+        tile = WholeImageTile(packed, block_k, warps)
+        ways[f"{OURS} {'packed' if packed else 'whole'} image {block_k}x{warps}"] = by_algorithm(tile)
+    return ways
+
+
+def by_algorithm(algorithm: Any) -> Compute:
     return lambda input, weight: dispatch.run_forward(algorithm, input, weight, None, "none", "ieee")
 
 
@@ -81,8 +96,8 @@ def variants() -> Iterator[Variant]:
             factor = TF32_FACTOR if precision == "tf32" else 4.0
             yield Variant(precision, replace(layer, dtype="float32"), square, ways, factor=factor)
     for layer in stages[2:]:
-        ways = {f"{OURS} whole image": by_algorithm("toeplitz"), f"{OURS} packed image": by_algorithm("packed image")}
-        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways | {NATIVE: convolution})
+        ways = small_images(layer.size) | {NATIVE: convolution}
+        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways)
 
 
 def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[Tensor], float]:

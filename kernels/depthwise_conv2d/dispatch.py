@@ -78,7 +78,7 @@ def run_forward(
     """Compute act(convolution + bias) of a contiguous or channels_last `input` [N,C,H,W], in its memory format.
 
     `algorithm`: a tile of the Toeplitz kernel; "toeplitz", the tensor-core kernel and tile by rule; another of
-    `tile_files.NAMES`; or "packed image", which only benchmarks/kernels asks for.
+    `tile_files.NAMES`; or a `WholeImageTile`, which only benchmarks/kernels asks for.
     """
     if flip and (algorithm == "taps" or algorithm in pytorch.MEMORY_FORMATS):
         weight, flip = weight.flip(2, 3), False
@@ -96,8 +96,9 @@ def run_forward(
     # These kernels read runs of a row: channels_last is transposed to contiguous memory and back.
     source = transpose.contiguous(input)
     output = torch.empty_like(source)
-    if algorithm == "packed image":
-        packed_image.launch(source, weight, bias, output, activation, precision, flip)
+    if isinstance(algorithm, whole_image.WholeImageTile):
+        kernel = packed_image if algorithm.packed else whole_image
+        kernel.launch(source, weight, bias, output, activation, precision, flip, algorithm)
     elif algorithm == "toeplitz" and whole_image.suits(input, weight.shape[2:]):
         whole_image.launch(source, weight, bias, output, activation, precision, flip)
     else:

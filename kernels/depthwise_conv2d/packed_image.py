@@ -106,10 +106,10 @@ def suits(input, kernel_size):
     return whole_image.suits(input, kernel_size) and padded_width(input.shape[3]) <= LONGEST_ROW
 
 
-def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
+def launch(input, weight, bias, output, activation, precision="ieee", flip=False, tile=None):
     """Fill `output` as `whole_image.launch` does, for an input that `suits`."""
     batch, channels = input.shape[:2]
-    constants = whole_image.constants_for(input, weight, activation, precision, flip)
+    constants = whole_image.constants_for(input, weight, activation, precision, flip, tile)
     row, plane, programs = constants["ROW"], 2 * constants["OUTPUTS"], triton.cdiv(batch, constants["BLOCK_N"])
     packed_image_kernel[(programs, channels)](
         input,

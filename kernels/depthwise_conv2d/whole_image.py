@@ -1,5 +1,7 @@
 """The tensor-core kernel for images in which every output sees every pixel: a dense matrix product per channel."""
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
@@ -8,6 +10,15 @@ from kernels.depthwise_conv2d.product import product
 
 LARGEST = 256  # outputs of a program: all of a channel's, in rows padded to a power of 2
 STAGES = 1  # the kernel loads a step ahead itself
+
+
+@dataclass(frozen=True)
+class WholeImageTile:
+    """A form of this kernel, or of packed_image.py, which only benchmarks/kernels asks for: none has run on a GPU."""
+
+    packed: bool
+    block_k: int  # pixels of a step
+    warps: int
 
 
 @triton.jit
@@ -123,27 +134,29 @@ def warps_for(block_n):
     return 4 if block_n == 16 else 8
 
 
-def constants_for(input, weight, activation, precision, flip):
-    """Return all compile-time arguments of a launch, of packed_image.py's too."""
+def constants_for(input, weight, activation, precision, flip, tile=None):
+    """Return all compile-time arguments of a launch, of packed_image.py's too; without a tile those by rule."""
     batch, channels, height, width = input.shape
     block_n = max(16, min(64, triton.next_power_of_2(batch)))
+    form = sizes(height, width, *weight.shape[2:], block_n) | {"num_warps": warps_for(block_n)}
+    if tile:
+        form |= {"BLOCK_K": tile.block_k, "num_warps": tile.warps}
     return {
         "C": channels,
-        **sizes(height, width, *weight.shape[2:], block_n),
+        **form,
         "FLIP": flip,
         "PRECISION": precision,
         "ACTIVATION": ACTIVATIONS[activation],
         "INDEX": tl.int32 if input.numel() < 2**31 else tl.int64,
-        "num_warps": warps_for(block_n),
         "num_stages": STAGES,
         "enable_fp_fusion": True,
     }
 
 
-def launch(input, weight, bias, output, activation, precision="ieee", flip=False):
+def launch(input, weight, bias, output, activation, precision="ieee", flip=False, tile=None):
     """Fill output [N,C,H,W] with act(convolution + bias); all are contiguous. `flip` turns `weight` [C,1,KH,KW]."""
     batch, channels = input.shape[:2]
-    constants = constants_for(input, weight, activation, precision, flip)
+    constants = constants_for(input, weight, activation, precision, flip, tile)
     whole_image_kernel[(triton.cdiv(batch, constants["BLOCK_N"]), channels)](
         input,
         weight,

@@ -11,6 +11,7 @@ from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer
 from kernels.depthwise_conv2d import dispatch
 from kernels.depthwise_conv2d.pytorch import convolution
+from kernels.depthwise_conv2d.whole_image import WholeImageTile
 
 SMALL = [Layer(2, 4, size, kernel) for size, kernel in ((9, 7), (7, 9), (6, 11), (5, 9))]
 
@@ -18,6 +19,8 @@ SMALL = [Layer(2, 4, size, kernel) for size, kernel in ((9, 7), (7, 9), (6, 11),
 @pytest.mark.usefixtures("fake_gpu")
 def test_every_variant_is_right_each_way(monkeypatch):
     monkeypatch.setattr(variants, "replknet_31b", lambda batch: SMALL)
+    forms = {6: ((False, 16, 4), (True, 64, 4)), 5: ((True, 32, 8),)}
+    monkeypatch.setattr(variants, "SMALL_IMAGES", forms)
     went = []
 
     def run_forward(algorithm, input, weight, bias, activation, precision):
@@ -28,7 +31,8 @@ def test_every_variant_is_right_each_way(monkeypatch):
     rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
     of_a_stage = ["strip", "strip", "bias and gelu", "tf32x3", "tf32"]
     assert [row["variant"] for row in rows] == [*of_a_stage * 2, *["small image"] * 2]
-    assert set(went) == {"toeplitz", "packed image"}
+    assert set(went) == {"toeplitz", *(WholeImageTile(*form) for size in forms for form in forms[size])}
+    assert rows[-2]["ways"].keys() > {f"{OURS} whole image", f"{OURS} whole image 16x4", f"{OURS} packed image 64x4"}
     for row in rows:
         assert all(way["error"] <= 1 for way in row["ways"].values()), row
         assert row["fastest"] in row["ways"]

@@ -31,10 +31,14 @@ def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)
 
 
-def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: Path, name="whole_image") -> MachineCode:
-    """`name`: of the module, with NAME_kernel in it."""
+def compile_whole_image(
+    architecture, size, kernel_size, dtype, batch, folder: Path, name="whole_image", form=None
+) -> MachineCode:
+    """`name`: of the module, with NAME_kernel in it; `form`: a WholeImageTile's fields, in the place of the rule's."""
     import importlib
     from unittest import mock
+
+    from kernels.depthwise_conv2d.whole_image import WholeImageTile
 
     module = importlib.import_module(f"kernels.depthwise_conv2d.{name}")
     launched = {}
@@ -46,7 +50,7 @@ def compile_whole_image(architecture, size, kernel_size, dtype, batch, folder: P
     input = torch.empty(batch, 64, size, size, dtype=dtype)
     weight = torch.empty(64, 1, kernel_size, kernel_size, dtype=dtype)
     with mock.patch.object(module, f"{name}_kernel", Launch()):
-        module.launch(input, weight, None, input, "gelu")
+        module.launch(input, weight, None, input, "gelu", tile=form and WholeImageTile(*form))
     warps, stages = launched.pop("num_warps"), launched.pop("num_stages")
     assert launched.pop("enable_fp_fusion")
     kernel = getattr(module, f"{name}_kernel")

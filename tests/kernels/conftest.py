@@ -44,15 +44,14 @@ def taken(monkeypatch, tmp_path):
         seen.append(("toeplitz", output.is_contiguous(), precision, tile, *(["turned"] if flip else [])))
         output.fill_(3)
 
-    def small_images(source, weight, bias, output, activation, precision, flip=False):
-        check(source, weight, bias, output)
-        seen.append(("whole image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
-        output.fill_(3)
+    def small_images(name):
+        def launch(source, weight, bias, output, activation, precision, flip=False, tile=None):
+            check(source, weight, bias, output)
+            options = [*(["turned"] if flip else []), *([tile] if tile else [])]
+            seen.append((name, output.is_contiguous(), precision, *options))
+            output.fill_(3)
 
-    def packed_images(source, weight, bias, output, activation, precision, flip=False):
-        check(source, weight, bias, output)
-        seen.append(("packed image", output.is_contiguous(), precision, *(["turned"] if flip else [])))
-        output.fill_(3)
+        return launch
 
     def of_the_weight(grad, source, output, precision, tile=None):
         assert grad.is_contiguous()
@@ -69,8 +68,8 @@ def taken(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(kernel, "launch", taps)
     monkeypatch.setattr(toeplitz, "launch", tensor_cores)
-    monkeypatch.setattr(whole_image, "launch", small_images)
-    monkeypatch.setattr(packed_image, "launch", packed_images)
+    monkeypatch.setattr(whole_image, "launch", small_images("whole image"))
+    monkeypatch.setattr(packed_image, "launch", small_images("packed image"))
     monkeypatch.setattr(transpose, "launch", transposed)
     monkeypatch.setattr(grad_weight, "launch", of_the_weight)
     monkeypatch.setenv("WIDEFIELD_TILES", str(tmp_path / "tiles.json"))

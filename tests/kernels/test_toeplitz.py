@@ -28,10 +28,10 @@ def test_interpreted(dtype):
         assert lines == [
             "every_case 24",
             "largest_filters 3",
-            "turned 13",
+            "turned 23",
             "other_tiles 8",
-            "whole_images 30",
-            "what_is_not_finite 10",
+            "whole_images 60",
+            "what_is_not_finite 14",
         ]
 
 
@@ -138,20 +138,39 @@ def test_machine_code_of_packed_images(architecture, stage, batch, tmp_path):
     assert len(re.findall("LDG", code.text)) < 70  # whole_image.py has 32 of 2 bytes in the loop alone
 
 
+@pytest.mark.parametrize(
+    ("form", "programs"), [((False, 16, 4), 5), ((False, 128, 4), 6), ((True, 64, 4), 7), ((True, 16, 4), 6)]
+)
+def test_machine_code_of_forms_for_small_images(form, programs, tmp_path):
+    """Those that benchmarks/kernels tries at 7 x 7: more programs on a multiprocessor than the 4 of the rule's form."""
+    _, size, kernel = STAGES["stage4"]
+    name = "packed_image" if form[0] else "whole_image"
+    code = compile_whole_image(90, size, kernel, torch.bfloat16, 64, tmp_path, name, form)
+    warps = form[2]
+    code.check(90, warps)
+    assert code.has("HGMMA")
+    if NEW_TRITON:
+        assert (
+            min(2**16 // (-(-code.registers // 8) * 8 * 32 * warps), 227 * 2**10 // (code.shared + 2**10)) == programs
+        )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", PACKED, ids=str)
-def test_packed_images_on_the_gpu(problem, case, dtype, flip):
+def test_forms_for_small_images_on_the_gpu(problem, case, dtype, flip):
     from kernels.depthwise_conv2d import dispatch
+    from kernels.depthwise_conv2d.whole_image import WholeImageTile
 
     p = problem(case, dtype, "gelu", device="cuda")
     weight = p.weight.flip(2, 3).contiguous() if flip else p.weight
-    arguments = ("packed image", p.input, weight, p.bias, "gelu", "ieee", flip)
-    output = dispatch.run_forward(*arguments)
-    p.check(output)
-    assert torch.equal(output, dispatch.run_forward(*arguments))
+    for form in ((True, 32, 8), (True, 64, 4), (False, 16, 4)):
+        arguments = (WholeImageTile(*form), p.input, weight, p.bias, "gelu", "ieee", flip)
+        output = dispatch.run_forward(*arguments)
+        p.check(output)
+        assert torch.equal(output, dispatch.run_forward(*arguments))
 
 
 @pytest.mark.gpu

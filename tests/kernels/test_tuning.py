@@ -13,6 +13,7 @@ import torch
 
 from kernels import float32_precision
 from kernels.depthwise_conv2d import dispatch, grad_weight, gradients, op, pytorch, tile_files, toeplitz, tuning
+from kernels.depthwise_conv2d.whole_image import WholeImageTile
 
 SHIPPED = "toeplitz sm_90 bfloat16 64x128x56x56 31x31"
 KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
@@ -173,18 +174,20 @@ def test_few_taps_go_to_the_tensor_cores_where_they_are_measured_faster(taken, c
     assert taken == [("toeplitz", True, "ieee", None)]
 
 
-def test_packed_images_are_not_tried_before_they_have_run_on_a_gpu(taken, clock):
+def test_forms_for_small_images_are_not_tried_before_they_have_run_on_a_gpu(taken, clock):
     op._cuda(torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half())
     assert clock.called[:3] == ["whole image", *pytorch.MEMORY_FORMATS]
-    assert "packed image" not in clock.called
+    assert not any(isinstance(algorithm, WholeImageTile) for algorithm in clock.called)
 
 
-def test_packed_images_by_name(taken):
-    """benchmarks/kernels asks for them by name; also with the filter turned, as in training."""
+@pytest.mark.parametrize("packed", [False, True])
+def test_forms_for_small_images_by_tile(taken, packed):
+    """benchmarks/kernels asks for them; also with the filter turned, as in training."""
     x, w = torch.zeros(3, 4, 14, 14).half(), torch.zeros(4, 1, 27, 27).half()
+    tile, name = WholeImageTile(packed, 16, 4), "packed image" if packed else "whole image"
     for source, flip in ((x.contiguous(memory_format=torch.channels_last), False), (x, True)):
-        assert bool((dispatch.run_forward("packed image", source, w, None, "none", "ieee", flip) == 3).all())
-    assert taken == [("packed image", True, "ieee"), ("packed image", True, "ieee", "turned")]
+        assert bool((dispatch.run_forward(tile, source, w, None, "none", "ieee", flip) == 3).all())
+    assert taken == [(name, True, "ieee", tile), (name, True, "ieee", "turned", tile)]
 
 
 def test_no_algorithm_is_tried_after_the_time_for_a_shape(taken, clock, monkeypatch):

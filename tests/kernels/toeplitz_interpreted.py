@@ -3,6 +3,7 @@
 import itertools
 import sys
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,12 @@ WHOLE = [
     Case(70, 1, 16, 16, 31, 31),  # two programs, as many outputs as there can be
     Case(2, 1, 1, 1, 3, 3),
 ]
-OF_WHOLE = (whole_image.launch, packed_image.launch)
+OF_WHOLE = (
+    whole_image.launch,
+    packed_image.launch,
+    partial(whole_image.launch, tile=whole_image.WholeImageTile(False, 16, 4)),
+    partial(packed_image.launch, tile=whole_image.WholeImageTile(True, 64, 4)),
+)
 
 
 def run(problem, tile=None, precision="ieee", launch=toeplitz.launch, **more):
