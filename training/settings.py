@@ -16,7 +16,7 @@ ARGUMENTS_FILE = "args.json"
 FREE_TO_CHANGE = frozenset(  # the data's content is compared instead, and images_per_step for both batch sizes
     (
         *("output", "data", "workers", "threads", "device", "resume", "save_every", "tensorboard", "batch_size"),
-        *("global_batch_size", "grad_checkpointing", "torch", "timm"),
+        *("global_batch_size", "grad_checkpointing", "pictures", "torch", "timm"),
     )
 )
 

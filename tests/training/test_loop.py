@@ -117,6 +117,7 @@ def test_fewer_processes_may_go_on_with_the_same_steps() -> None:
     """8 x 64 images as they come, or 4 x 64 in two parts."""
     before = {"global_batch_size": 0, "images_per_step": 512}
     check_same(before, {"global_batch_size": 512, "images_per_step": 512}, Path("run/last"), {})
+    check_same({"pictures": 8}, {"pictures": 0}, Path("run/last"), {})
     with pytest.raises(SettingsError, match="the run in run/last has images_per_step 512, this one 256"):
         check_same(before, {"global_batch_size": 256, "images_per_step": 256}, Path("run/last"), {})
 
