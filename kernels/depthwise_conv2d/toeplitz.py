@@ -12,6 +12,10 @@ from kernels.depthwise_conv2d.packing import pack_filter
 from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
 
 
+# Of a copy through the L1 cache: before version 3.9 Triton has copies of 16 bytes pass it by, whatever it is told.
+CACHED_BYTES = 16 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
+
+
 @dataclass(frozen=True)
 class Tile:
     """The tiling of one shape; the input window begins `offset` columns left of the output tile."""
@@ -24,6 +28,7 @@ class Tile:
     block_k: int
     warps: int
     stages: int
+    cached: bool = False  # the packed filter is read through the L1 cache
 
     def is_flat(self, width: int) -> bool:
         """Whether a window is a run of whole rows of an image of this width."""
@@ -121,6 +126,7 @@ def launch(input, weight, bias, output, activation, precision="ieee", tile=None,
         PRECISION=precision,
         ACTIVATION=ACTIVATIONS[activation],
         INDEX=tl.int32 if input.numel() < 2**31 else tl.int64,
+        CACHED=CACHED_BYTES // input.element_size() if tile.cached else 0,
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,

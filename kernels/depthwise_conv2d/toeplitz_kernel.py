@@ -44,6 +44,7 @@ def toeplitz_kernel(
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # a value of activation.ACTIVATIONS
     INDEX: tl.constexpr,  # int32 if it can index all elements: half the registers
+    CACHED: tl.constexpr,  # elements of a copy of `packed` that goes through the L1 cache; 0: none does
 ):
     """Output tiles of ROWS x COLUMNS pixels of BLOCK_M (row block, image) pairs of one channel, in float32.
 
@@ -110,7 +111,12 @@ def toeplitz_kernel(
             at = y * W + x[None, :]
             f = r * WINDOW + u
         a = tl.load(input_ptr + (image[:, None] + at), mask=mask, other=0.0)
-        b = tl.load(packed + (f * COLUMNS)[:, None], mask=((f >= 0) & (f < r_end * WINDOW))[:, None], other=0.0)
+        taps = packed + (f * COLUMNS)[:, None]  # [K,O]
+        known = ((f >= 0) & (f < r_end * WINDOW))[:, None]
+        if CACHED == 0:
+            b = tl.load(taps, mask=known, other=0.0)
+        else:  # its rows of taps are the same run, shifted: the L1 cache has most of it
+            b = tl.load(tl.max_contiguous(taps, [1, CACHED]), mask=known, other=0.0, cache_modifier=".ca")
         acc = product(a, b, acc, PRECISION)
 
     bias = tl.load(bias_ptr + c, mask=has_bias != 0, other=0.0).to(tl.float32)

@@ -2,9 +2,10 @@
 
 WIDEFIELD_AUTOTUNE=1 measures every shape when it is first seen: our kernels, and PyTorch's convolution in both memory
 formats. The fastest, a tile or the name of another algorithm (dispatch.py), is kept in $WIDEFIELD_TILES, else in
-widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache. The shipped table's tile is measured first, then the rule's and
-PyTorch's algorithms, then other tiles until a shape has taken WIDEFIELD_AUTOTUNE_SECONDS (60). The shipped table is
-tiles.json in this folder: sm_90's entries were measured on an H200, sm_80's reasoned from them and from byte counts.
+widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache. The shipped table's tile is measured first, through the L1 cache
+and past it, then the rule's and PyTorch's algorithms, then other tiles until a shape has taken
+WIDEFIELD_AUTOTUNE_SECONDS (60). The shipped table is tiles.json in this folder: sm_90's entries were measured on an
+H200, sm_80's reasoned from them and from byte counts.
 """
 
 import os
@@ -34,7 +35,8 @@ def find(
     tile = kind(**table) if table else None
     tunes = autotunes() and not torch.cuda.is_current_stream_capturing()
     if tunes and name not in tile_files.read(path):
-        tile_files.remember(name, fastest(dict.fromkeys([*([tile] if tile else []), *options()]), run))
+        first = [tile, *([replace(tile, cached=not tile.cached)] if kind is toeplitz.Tile else [])] if tile else []
+        tile_files.remember(name, fastest(dict.fromkeys([*first, *options()]), run))
     if name in tile_files.read(path):
         return tile_files.algorithm_in(path, name, kind)
     return tile_files.algorithm_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
@@ -123,7 +125,8 @@ def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
             warps = toeplitz.warps_for(block_m * pixels, element_bytes)
             for block_k, stages in steps:
                 if (stages - 1) * block_k * (block_m + pixels) * element_bytes <= room:
-                    yield replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
+                    tile = replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
+                    yield from (tile, replace(tile, cached=True))
 
 
 def forward_algorithm(

@@ -130,7 +130,7 @@ class Toeplitz:
         constants |= {"ROWS": self.rows, "COLUMNS": self.columns, "BLOCK_M": self.block_m, "FLAT": self.flat}
         constants |= {"BLOCK_K": 128 // self.element_bytes}
         constants |= {"ALIGNMENT": self.alignment, "ROW_ALIGNMENT": self.row_alignment}
-        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32}
+        constants |= {"FLIP": False, "PRECISION": "ieee", "INDEX": tl.int32, "CACHED": 0}
         if self.activation != ANY_ACTIVATION:
             constants["ACTIVATION"] = self.activation
         bytes_known = min(16, self.alignment * self.element_bytes)

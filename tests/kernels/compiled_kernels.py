@@ -18,6 +18,7 @@ POINTER = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf1
 def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0, precision="ieee") -> MachineCode:
     import triton.language as tl
 
+    from kernels.depthwise_conv2d.toeplitz import CACHED_BYTES
     from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel as kernel
 
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, "WINDOW": tile.window, "BLOCK_M": tile.block_m}
@@ -25,7 +26,7 @@ def compile_forward(architecture, dtype, tile, width, folder: Path, activation=0
     run = math.gcd(width * width, tile.rows * width) if flat else width  # pixels that a run begins at a multiple of
     aligned = math.gcd(run, 8)
     constants |= {"BLOCK_K": tile.block_k, "ALIGNMENT": aligned, "ROW_ALIGNMENT": math.gcd(width, aligned)}
-    constants |= {"FLAT": flat, "FLIP": False}
+    constants |= {"FLAT": flat, "FLIP": False, "CACHED": CACHED_BYTES // dtype.itemsize if tile.cached else 0}
     constants |= {"PRECISION": precision, "ACTIVATION": activation, "INDEX": tl.int32}
     pointers = {name: POINTER[dtype] for name in kernel.arg_names if name.endswith("_ptr")}
     return machine_code(kernel, architecture, pointers, constants, tile.warps, tile.stages, folder)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_interpreted(dtype):
             "every_case 24",
             "largest_filters 3",
             "turned 23",
-            "other_tiles 8",
+            "other_tiles 10",
             "whole_images 60",
             "what_is_not_finite 14",
         ]
@@ -70,9 +71,12 @@ def test_shipped_tiles_compile_within_the_limits(entry, dtype, tmp_path):
         code.check(architecture, tile.warps)
         return
     tile = toeplitz.Tile(**values)
-    code = compile_forward(architecture, dtype, tile, size, tmp_path)
-    code.check(architecture, tile.warps)
-    assert code.has(TENSOR_CORES[architecture])
+    for cached in (tile, replace(tile, cached=True)):  # the tuner tries the second too
+        code = compile_forward(architecture, dtype, cached, size, tmp_path)
+        code.check(architecture, tile.warps)
+        assert code.has(TENSOR_CORES[architecture])
+        through_l1 = re.search(r"LDGSTS\.E\.(LTC128B\.)?(128|64)\b", code.text)
+        assert bool(through_l1) == cached.cached
 
 
 PACKED = [Case(64, 512, 14, 14, 27, 27), Case(65, 9, 7, 7, 13, 13), Case(1, 3, 5, 4, 51, 9)]

@@ -94,7 +94,8 @@ def other_tiles(dtype):
     tile = choose_tile(3, 9, 20, 11, dtype.itemsize)
     changed = ({"block_m": 16}, {"block_m": 128}, {"block_k": 16}, {"block_k": 128}, {"rows": 2}, {"rows": 8})
     windows = {"columns": 16, "window": 40, "offset": 8}  # not of whole rows
-    for changes in (*changed, windows, {**windows, "columns": 8, "window": 24}):
+    cached = {"cached": True}
+    for changes in (*changed, windows, {**windows, "columns": 8, "window": 24}, cached, windows | cached):
         problem.check(run(problem, replace(tile, **changes)))
         yield
 
