@@ -123,6 +123,14 @@ def test_every_alert_is_tested_and_has_a_severity():
     assert {rule["labels"]["severity"] for rule in rules()} <= {"critical", "warning", "info"}
 
 
+def test_every_alert_names_the_section_that_says_what_to_do():
+    for rule in rules():
+        page, _, section = rule["annotations"]["runbook"].partition("#")
+        titles = re.split(r"^## (.*)\n", (DEPLOY.parent / page).read_text(), flags=re.MULTILINE)[1:]
+        text = dict(zip((title.lower().replace(" ", "-") for title in titles[::2]), titles[1::2], strict=True))[section]
+        assert re.search(rf"^\| [^|]*\b{rule['alert']}\b", text, re.MULTILINE), rule["alert"]
+
+
 @needs_promtool
 @pytest.mark.parametrize(
     "arguments",
