@@ -48,4 +48,8 @@ CASES = {
     "fixed size": {"replicas": 3},
     "no policy": {"networkPolicy": {"enabled": False}},
     "closed": {"networkPolicy": {"clients": [], "monitoring": []}},
+    "models in the image": {"modelRepository": {"inImage": True}},
+    "OpenShift": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}},
+    "no spare node": {"rollingUpdate": {"maxUnavailable": "25%", "maxSurge": 0}},
+    "another autoscaler": {"replicas": None},
 }

@@ -66,6 +66,10 @@ def test_lint():
         {"fullnameOverride": "Widefield"},
         {"nameOverride": "wide_field"},
         {"topologySpreadConstraints": [{"maxSkew": 1}]},
+        {"rollingUpdate": {"maxSurge": "one"}},
+        {"modelRepository": {"inImage": True, "subPath": "2026-11-24"}},
+        {"modelRepository": {"inImage": True, "volume": {"emptyDir": {}}}},
+        {"extraManifests": [{"kind": "GRPCRoute"}]},
         {"resources": None},
     ],
     ids=lambda values: next(iter(values)),
@@ -75,7 +79,7 @@ def test_a_wrong_value_is_refused(values):
         render(values)
 
 
-@pytest.mark.parametrize("name", ["autoscaling", "gpu", "podLabels", "probes", "tls"])
+@pytest.mark.parametrize("name", ["autoscaling", "gpu", "podLabels", "podSecurityContext", "probes", "tls"])
 def test_what_a_null_has_removed_is_named(name):
     with pytest.raises(helm_call.ValuesError, match=f"missing property '{name}'"):
         render({name: None})

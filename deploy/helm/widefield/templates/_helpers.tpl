@@ -10,6 +10,18 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "widefield.spread" -}}
+labelSelector:
+  matchLabels: {{- include "widefield.selector" . | nindent 4 }}
+matchLabelKeys: [pod-template-hash]  # else a roll-out counts the pods that it replaces
+{{- end }}
+
+{{/* What the restricted Pod Security Standard asks of each container. */}}
+{{- define "widefield.unprivileged" -}}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]}
+{{- end }}
+
 {{- define "widefield.labels" -}}
 {{ include "widefield.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
