@@ -1,11 +1,16 @@
-"""The number of cores that a server on this machine may use."""
+"""The number of cores that a server on this machine may use, and models with more threads than that.
+
+The image has a copy of this file without the package, as of checksums.py.
+"""
 
 import contextlib
 import math
 import os
+import re
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+THREADS = re.compile(r'"(?:INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
 
 
 def usable_cores() -> int:
@@ -18,3 +23,15 @@ def usable_cores() -> int:
             if quota > 0:  # v1 says -1 for no limit
                 allowed = min(allowed, math.ceil(quota / period))
     return allowed
+
+
+def configured_threads(config: str) -> int:
+    """Return the largest number of CPU threads with which a model of this config.pbtxt executes."""
+    return max([1, *map(int, THREADS.findall(config))])
+
+
+def too_many(threads: int) -> str:
+    """Return a line if a model computes with more threads than there are cores; empty if not."""
+    cores = usable_cores()
+    what = f"{threads} threads, but this server may use {cores} core{'s' if cores > 1 else ''}"
+    return f"a model computes with {what}: build with --threads {cores}" if threads > cores else ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.checksums import READABLE, ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
+from server.cores import configured_threads
 from server.errors import RepositoryError
 from server.labels import LabelsError, check_labels
 
@@ -19,7 +20,6 @@ REPLACES = "# in place of config.pbtxt, sha256 "  # its first line begins so
 BUILD = "run build_models.py"
 FILES = {"pytorch": "model.pt", "python": "model.py", "onnxruntime": "model.onnx"}
 PLATFORMS = {"pytorch_libtorch": "pytorch", "onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt"}
-THREADS = re.compile(r'"(?:INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
 OPERATOR_NAMESPACE = b"ops.widefield."
 
 
@@ -101,7 +101,7 @@ def read_repository(path: str | Path, may_lack: bool = True) -> Repository:
                 "its place: change that too and remove its first line, or remove it"
             )
         served = embedded.read_text(errors="replace") if embedded.is_file() else config
-        threads = max([threads, *map(int, THREADS.findall(served))])
+        threads = max(threads, configured_threads(served))
         backend = _backend(served)
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend

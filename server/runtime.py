@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from server.backends import build as backends
-from server.cores import usable_cores
+from server.cores import too_many
 from server.endpoints import Endpoints
 from server.errors import InstallationError
 from server.libraries import find_library, find_resize
@@ -102,10 +102,8 @@ class Runtime:
             yield self.repository.unchecked
         if self.installation.embedded:
             yield from self.repository.overridden
-            threads, cores = self.repository.threads, usable_cores()
-            if threads > cores:
-                what = f"{threads} threads, but this server may use {cores} core{'s' if cores > 1 else ''}"
-                yield f"a model computes with {what}: run python -m server.tune, or build with --threads {cores}"
+            if said := too_many(self.repository.threads):
+                yield f"{said}, or run python -m server.tune"
         build = f"run {sys.executable} {backends.__file__}"
         if self.resize is None and self.repository.resizes:
             yield f"images are resized slowly: {build} resize"

@@ -10,11 +10,12 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings, http_host
 from checksums import ChecksumError, compare_newest, unchecked
+from cores import configured_threads, too_many
 from labels import LabelsError, check_all_labels
 from tritonserver_options import before, common_environment, common_options, stack_limits, tls_options
 
@@ -36,7 +37,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         check_all_labels(models)
     except (SettingError, ChecksumError, LabelsError, OSError) as error:
         sys.exit(f"serve.py: {error}")
-    if warning := unchecked(models):
+    for warning in filter(None, warnings(models, variables)):
         print(f"serve.py: warning: {warning}", file=sys.stderr, flush=True)
     libtorch = variables.get("WIDEFIELD_LIBTORCH") or "/opt/tritonserver/backends/pytorch"
     environment = {
@@ -52,6 +53,19 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
     os.execve(server, [server, *options(models, variables), *arguments], environment)
 
 
+def warnings(models: Path, variables: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each thing that works, but badly; empty if it does not."""
+    yield unchecked(models)
+    if not has_gpu(variables):
+        configs = (path.read_text(errors="replace") for path in models.glob("*/config.pbtxt"))
+        if said := too_many(max(map(configured_threads, configs), default=1)):
+            yield f"{said}, or raise the container's CPU limit"
+
+
+def has_gpu(variables: Mapping[str, str]) -> bool:
+    return {"true": True, "false": False}.get(variables.get("WIDEFIELD_GPU", ""), os.path.exists("/dev/nvidiactl"))
+
+
 def options(models: Path, variables: Mapping[str, str]) -> list[str]:
     """Return tritonserver's command-line options. `variables` must have passed `check_settings`."""
     certificate, key, client_ca = (variables.get(name, "") for name in TLS)
@@ -61,8 +75,8 @@ def options(models: Path, variables: Mapping[str, str]) -> list[str]:
     drain_seconds = int(variables.get("WIDEFIELD_DRAIN_SECONDS") or 30)
     tokens = [re.sub(r"[\r\n]", "", variables.get(name, "")) for name in TOKENS]  # such as a file's last newline
     tls = tls_options(certificate, key, client_ca) if certificate else {}
-    gpu = {"true": True, "false": False}.get(variables.get("WIDEFIELD_GPU", ""), os.path.exists("/dev/nvidiactl"))
-    return ["--model-control-mode=none", *common_options(str(models), hosts, ports, drain_seconds, tokens, tls, gpu)]
+    common = common_options(str(models), hosts, ports, drain_seconds, tokens, tls, has_gpu(variables))
+    return ["--model-control-mode=none", *common]
 
 
 if __name__ == "__main__":

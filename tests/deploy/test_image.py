@@ -14,6 +14,7 @@ import pytest
 from certificates import Authority
 from manifests import DEPLOY, ROOT, lay_out
 
+from server.cores import usable_cores
 from server.tls import Tls
 from server.tritonserver_options import ENVIRONMENT, MANAGEMENT_HEADER, SPIN, common_options, listen_address
 
@@ -37,7 +38,7 @@ def test_hadolint(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 13), ("page.Dockerfile", 3)])
+@pytest.mark.parametrize(("name", "count"), [("Dockerfile", 14), ("page.Dockerfile", 3)])
 def test_what_the_dockerfile_copies_exists(name, count):
     ignored = (DEPLOY / f"{name}.dockerignore").read_text().split()
     sources = [
@@ -182,6 +183,19 @@ def test_what_is_served_unchecked_is_told(tmp_path, serve):
     (tmp_path / "models/backbone/1/build.json").write_text('{"files_sha256": {}}')
     serve()
     assert (tmp_path / "said").read_text() == ""
+
+
+def test_more_threads_than_cores_are_told_unless_a_gpu_computes(tmp_path, serve):
+    (tmp_path / "models/backbone").mkdir()
+    config = tmp_path / "models/backbone/config.pbtxt"
+    cores = usable_cores()
+    for threads, gpu, told in ((cores + 1, "false", True), (cores + 1, "true", False), (cores, "false", False)):
+        value = f'value {{ string_value: "{threads}" }}'
+        config.write_text(f'parameters {{ key: "INTRA_OP_THREAD_COUNT" {value} }}\n')
+        assert serve(WIDEFIELD_GPU=gpu)[0]  # it starts
+        said = (tmp_path / "said").read_text()
+        assert said.startswith(f"serve.py: warning: a model computes with {threads} threads, but ") == told, said
+        assert said.endswith(f"build with --threads {cores}, or raise the container's CPU limit\n") == told, said
 
 
 def test_labels_that_would_be_served_otherwise_are_refused(tmp_path, serve):
