@@ -30,6 +30,7 @@ ALL = {
     "autoscaling": {"enabled": True},
     "service": {"type": "LoadBalancer", "annotations": {"balancer": "internal"}},
     "podAnnotations": {"note": "x"},
+    "deploymentAnnotations": {"reloader.stakater.com/auto": "true"},
     "podLabels": {"team": "vision", "app.kubernetes.io/name": "another"},
     "priorityClassName": "serving",
     "runtimeClassName": "nvidia",

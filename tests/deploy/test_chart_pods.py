@@ -163,6 +163,7 @@ def test_what_is_added_to_the_pod():
     manifests = render(ALL)
     pod, server = one(manifests, "Deployment")["spec"]["template"], container(manifests)
     assert pod["metadata"]["annotations"] == ALL["podAnnotations"]
+    assert one(manifests, "Deployment")["metadata"]["annotations"] == ALL["deploymentAnnotations"]
     without = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert pod["metadata"]["labels"] == without | {"team": "vision"}  # the chart's own stay: they are selected
     assert server["env"][-2:] == ALL["extraEnv"]
