@@ -103,6 +103,12 @@ def test_the_grace_period_holds_the_drain():
     assert int(server["stop_grace_period"].rstrip("s")) >= int(server["environment"]["WIDEFIELD_DRAIN_SECONDS"]) + 15
 
 
+def test_memory_has_a_limit_and_no_swap():
+    """With swap the server slows the machine down instead of ending."""
+    server = services()["server"]
+    assert server["mem_limit"] == server["memswap_limit"]
+
+
 def test_grafana_finds_its_data_source_and_dashboard():
     provisioning = DEPLOY / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]

@@ -37,3 +37,9 @@ def test_systemd_waits_for_the_start_and_for_the_drain():
     defaults = parse_arguments([])
     assert int(seconds["Start"]) > defaults.start_timeout
     assert int(seconds["Stop"]) > defaults.drain_seconds + 2 * SPARE_SECONDS
+
+
+def test_memory_has_a_limit_and_no_swap():
+    """With swap the server slows the machine down instead of ending; without `continue` systemd would end it whole."""
+    settings = dict(line.split("=", 1) for line in UNIT.read_text().splitlines() if re.match(r"(Memory|OOM)\w+=", line))
+    assert settings == {"MemoryMax": "6G", "MemorySwapMax": "0", "OOMPolicy": "continue"}
