@@ -37,6 +37,8 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         check_all_labels(models)
     except (SettingError, ChecksumError, LabelsError, OSError) as error:
         sys.exit(f"serve.py: {error}")
+    if not any(models.glob("*/config.pbtxt")):  # tritonserver would start, and answer that it is ready
+        sys.exit(f"serve.py: {models} holds no model (no */config.pbtxt): is the right folder mounted, subPath too?")
     for warning in filter(None, warnings(models, variables)):
         print(f"serve.py: warning: {warning}", file=sys.stderr, flush=True)
     libtorch = variables.get("WIDEFIELD_LIBTORCH") or "/opt/tritonserver/backends/pytorch"

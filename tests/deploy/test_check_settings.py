@@ -16,6 +16,8 @@ def said(tmp_path_factory):
     """said(**variables): by the entry point, as it stands in the image; empty where all can be used."""
     image, models = tmp_path_factory.mktemp("image"), tmp_path_factory.mktemp("models")
     lay_out(image)
+    (models / "plain").mkdir()
+    (models / "plain" / "config.pbtxt").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WIDEFIELD_")}
     environment |= {"TRITONSERVER": "/bin/true", "WIDEFIELD_MODELS": str(models)}
 

@@ -91,7 +91,8 @@ def serve(tmp_path):
     spy.write_text(SPY.format(out=tmp_path, python=sys.executable))
     spy.chmod(0o755)
     lay_out(tmp_path)
-    (tmp_path / "models").mkdir()
+    (tmp_path / "models/plain").mkdir(parents=True)
+    (tmp_path / "models/plain/config.pbtxt").touch()
     base = {"PATH": os.environ["PATH"], "TRITONSERVER": str(spy), "WIDEFIELD_MODELS": str(tmp_path / "models")}
 
     def run(*arguments, **environment):
@@ -298,6 +299,9 @@ def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
     assert message == f"serve.py: {newest / 'model.pt'} is not what was built ({found}): {remedy}\n"
 
 
-def test_missing_models_are_named(serve):
+def test_missing_models_are_named(serve, tmp_path):
     message, _, _ = serve(WIDEFIELD_MODELS="/nowhere")
     assert message == "serve.py: /nowhere does not exist: mount the model repository, or build the image anew\n"
+    (tmp_path / "empty").mkdir()  # as a subPath that the volume does not have
+    message, _, _ = serve(WIDEFIELD_MODELS=str(tmp_path / "empty"))
+    assert message.startswith(f"serve.py: {tmp_path}/empty holds no model (no */config.pbtxt): is the right folder ")
