@@ -11,7 +11,6 @@ from kernels.depthwise_conv2d.activation import ACTIVATIONS
 from kernels.depthwise_conv2d.packing import pack_filter
 from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
 
-
 # Of a copy through the L1 cache: before version 3.9 Triton has copies of 16 bytes pass it by, whatever it is told.
 CACHED_BYTES = 16 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 8
 
