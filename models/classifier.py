@@ -24,7 +24,8 @@ def linear_head(model: nn.Module) -> nn.Linear:
 def head_names(model: nn.Module) -> tuple[str, ...]:
     """The names of the classifier's modules, such as fc: what is replaced for other labels.
 
-    There is one, except in timm's distilled models, which have head and head_dist and answer with their mean.
+    There is one, except in timm's distilled models, which have head and head_dist and answer with their mean, and in
+    VOLO, which adds its aux_head's answer to the head's.
     """
     names = {module: name for name, module in model.named_modules()}
     return tuple(names[head] for head in _heads(model))
@@ -33,4 +34,6 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
 def _heads(model: nn.Module) -> tuple[nn.Module, ...]:
     network: Any = model
     heads = network.get_classifier()
-    return heads if isinstance(heads, tuple) else (heads,)
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    auxiliary = getattr(network, "aux_head", None)  # VOLO's, which its get_classifier does not name
+    return heads if auxiliary is None else (*heads, auxiliary)

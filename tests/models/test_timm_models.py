@@ -118,10 +118,15 @@ def test_heads_that_are_more_than_a_layer_are_refused() -> None:
         linear_head(model)
 
 
-def test_both_heads_of_a_distilled_model(tmp_path: Path) -> None:
-    arch = "timm/deit_tiny_distilled_patch16_224"
+@pytest.mark.parametrize(
+    ("arch", "heads"),
+    [("timm/deit_tiny_distilled_patch16_224", ("head", "head_dist")), ("timm/volo_d1_224", ("head", "aux_head"))],
+)
+def test_both_heads_of_a_model_that_answers_with_two(arch: str, heads: tuple[str, str], tmp_path: Path) -> None:
     model = warmed(arch)
-    assert head_names(model) == ("head", "head_dist")
+    assert head_names(model) == heads
+    with pytest.raises(ValueError, match="ends in Linear and Linear: this method needs"):
+        linear_head(model)
     save_checkpoint(tmp_path, model, ModelConfig(arch, 5, image_size=SIZE))
     images = torch.randn(2, 3, SIZE, SIZE)
     assert torch.equal(load_checkpoint(tmp_path)[0](images), model(images))
@@ -131,7 +136,7 @@ def test_both_heads_of_a_distilled_model(tmp_path: Path) -> None:
     own = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     load_weights(other, tmp_path, skip_head=True)
     for name, tensor in other.state_dict().items():
-        assert torch.equal(tensor, own[name] if name.startswith("head") else model.state_dict()[name])
+        assert torch.equal(tensor, own[name] if name.startswith(heads) else model.state_dict()[name])
 
 
 def test_images_are_square_and_no_crop_is_larger_than_they_are() -> None:
