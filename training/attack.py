@@ -130,9 +130,9 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
         clean = _right(model, pixels, targets)
         right["clean"] += int(clean.sum())
         for name, attack, _ in plan:
+            progress(f"{name} after {seen} of {len(chosen)} images")
             right[name] += int((clean & _right(model, attack(model, pixels, targets), targets)).sum())
         seen += len(images)
-        progress(f"{seen} of {len(chosen)} images")
     settings: dict[str, dict[str, Any]] = {"clean": {}} | {name: values for name, _, values in plan}
     return [Result(name, count / seen, count, seen, settings[name]) for name, count in right.items()]
 
@@ -157,7 +157,7 @@ def _in_255ths(name: str, value: Any) -> str:
 def report(config: Config) -> None:
     console = standard_output()
     with console.status("attacking") as status:
-        results = attack_checkpoint(config, status.update)
+        results = attack_checkpoint(config, status.update if console.is_terminal else console.print)
     console.print(result_table(results))
     if config.save is not None:
         values = {"checkpoint": str(config.checkpoint), "data": str(config.data), **config.inputs, "seed": config.seed}

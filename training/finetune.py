@@ -30,7 +30,7 @@ from training.lists import VAL_LIST, write_list
 from training.loaders import make_loaders
 from training.long_tail import class_counts, long_tail_subset, shot_report
 from training.loop import fit
-from training.methods import attack_epsilon, check_method, label_smoothing, make_learner
+from training.methods import attack_epsilon, balanced_twice, check_method, label_smoothing, make_learner
 from training.presets import PRESETS
 from training.samplers import class_sampling
 from training.script import begin, exit_code, parse_run, starting_config
@@ -106,6 +106,8 @@ def train(config: Config, console: Console | None = None) -> float:
             write_list(folder / VAL_LIST, val_set)
         save_checkpoint(folder, finished, model_config)
 
+    if twice := balanced_twice(config):
+        console.print(f"note: {twice}", highlight=False)
     console.print(
         f"{model_config.arch} on {len(targets)} images of {len(labels)} classes at {model_config.image_size} px, "
         f"{len(val_set)} held out, {config.device}"

@@ -75,6 +75,16 @@ def label_smoothing(config: MethodConfig) -> float:
     return usual if config.label_smoothing is None else config.label_smoothing
 
 
+def balanced_twice(config: Config) -> str:
+    """Return a line if settings that each balance the classes are combined; empty if not."""
+    balanced = config.loss in ("balanced_softmax", "logit_adjustment", "paco", "gpaco")
+    ways = [f"--loss {config.loss}"] if balanced else []
+    ways += [f"--class-weights {config.class_weights}"] if config.class_weights != "none" else []
+    ways += ["--sampler class_balanced"] if config.sampler == "class_balanced" else []
+    what = f"{' and '.join(ways)} each balance the classes; together they favour the rare ones: leave one out"
+    return what if len(ways) > 1 else ""
+
+
 def make_criterion(config: MethodConfig, counts: Sequence[int]) -> nn.Module:
     """The loss on logits. `counts`: training images of each class."""
     if config.loss in ("balanced_softmax", "logit_adjustment"):

@@ -47,7 +47,9 @@ def test_script_reports_accuracies_with_settings(
     assert results["pgd"]["settings"] == {"epsilon": 8 / 255, "steps": 2, "step": 10 / 255, "restarts": 1}
     assert results["apgd"]["settings"] == {"epsilon": 8 / 255, "steps": 10, "restarts": 1}
     assert results["clean"]["right"] >= max(results[name]["right"] for name in ("fgsm", "pgd", "apgd"))
-    assert "epsilon 8/255, steps 2, step 10/255, restarts 1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "epsilon 8/255, steps 2, step 10/255, restarts 1" in out
+    assert "apgd after 8 of 10 images\n" in out  # in a log, where there is no bar
 
 
 def test_results_that_cannot_be_saved_are_shown(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import create_model, load_checkpoint
 from tests.training.runs import QUIET, Tiny
 from training.accuracy import by_class, top1
+from training.config import Config
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
@@ -28,6 +29,7 @@ from training.long_tail import (
     tau_normalize,
 )
 from training.losses import LDAM, CrossEntropy, Focal, LogitAdjusted
+from training.methods import balanced_twice
 from training.samplers import class_sampling
 from training.settings import SettingsError
 
@@ -281,3 +283,22 @@ def test_corrections_after_training(tiny: Tiny, small_digits: Path, tmp_path: Pa
     (tmp_path / "corrected/args.json").unlink()
     with pytest.raises(SettingsError, match="needs class_counts"):
         evaluate(EvaluateConfig(checkpoint=tmp_path / "corrected", data=small_digits / "val", logit_adjustment=1.0))
+
+
+CLASS_BALANCED = {"sampler": "class_balanced"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "both"),
+    [
+        ({"loss": "balanced_softmax"} | CLASS_BALANCED, "--loss balanced_softmax and --sampler class_balanced"),
+        ({"class_weights": "inverse"} | CLASS_BALANCED, "--class-weights inverse and --sampler class_balanced"),
+        ({"loss": "balanced_softmax", "sampler": "square_root"}, ""),
+        ({"loss": "ldam"} | CLASS_BALANCED, ""),
+        ({"class_weights": "inverse"}, ""),
+    ],
+)
+def test_two_corrections_are_noted(settings: dict, both: str) -> None:
+    """On a long tail of the digits the classes with many images fell to 0 %."""
+    words = "each balance the classes; together they favour the rare ones: leave one out"
+    assert balanced_twice(Config(**settings)) == (f"{both} {words}" if both else "")
