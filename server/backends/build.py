@@ -64,7 +64,7 @@ RESIZE = Library(
 FIXES = Library(
     HERE / "fixes",
     HERE / "fixes" / "lib" / "libwidefield_fixes.so",
-    sources=("batcher.cpp", "unload.cpp", "warmup.cpp"),
+    sources=("batcher.cpp", "deleted.cpp", "unload.cpp", "warmup.cpp"),
     flags=("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall"),
 )
 BACKENDS = (PYTORCH, PYTHON_IN_PROCESS)

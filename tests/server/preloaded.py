@@ -5,11 +5,11 @@ import subprocess
 from server.backends import build as backends
 
 
-def compile_program(folder, source):
+def compile_program(folder, source, *options):
     """`source`: C++. The program's path, in `folder`."""
     path, program = folder / "program.cpp", folder / "program"
     path.write_text(source)
-    subprocess.run(["g++", "-std=c++20", "-pthread", str(path), "-o", str(program)], check=True)
+    subprocess.run(["g++", "-std=c++20", "-pthread", str(path), *options, "-o", str(program)], check=True)
     return program
 
 

@@ -6,14 +6,12 @@
 // unlocks a mutex in freed memory, and the thread may remove the next entry that has the same address. tritonserver
 // crashes or hangs permanently (docs/serving.md). Two remedies: the thread starts a tenth of a second later, when the
 // load finds no mark, unless it was held up for longer on a busy machine; and the memory of deleted entries is kept for
-// a while, so that neither does harm.
+// a while (deleted.cpp), so that neither does harm.
 #include <dlfcn.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <thread>
 #include <typeinfo>
 
@@ -28,8 +26,6 @@ namespace {
 
 using State = std::unique_ptr<Task>;
 constexpr auto kDelay = std::chrono::milliseconds(100);
-constexpr std::size_t kModelInfo = 792;  // bytes in tritonserver 2.51, which deletes nothing else of this size
-constexpr std::size_t kKept = 1024;      // entries, 0.8 MB
 
 struct Later : Task {
   explicit Later(State state) : state(std::move(state)) {}
@@ -39,14 +35,6 @@ struct Later : Task {
   }
   State state;
 };
-
-std::atomic<void*> kept[kKept];
-std::atomic<std::size_t> deleted;
-
-bool is_tritonservers(const void* code) {
-  Dl_info library;
-  return dladdr(code, &library) && std::strstr(library.dli_fname, "libtritonserver");
-}
 
 }  // namespace
 
@@ -59,10 +47,4 @@ _ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EE
   const Task& task = **state;
   if (std::strstr(typeid(task).name(), "ModelDeleter")) *state = std::make_unique<Later>(std::move(*state));
   start(thread, state, depend);
-}
-
-__attribute__((visibility("default"))) void operator delete(void* memory, std::size_t size) noexcept {
-  if (size == kModelInfo && is_tritonservers(__builtin_return_address(0)))
-    memory = kept[deleted++ % kKept].exchange(memory);
-  ::operator delete(memory);
 }
