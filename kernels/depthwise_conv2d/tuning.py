@@ -35,11 +35,18 @@ def find(
     tile = kind(**table) if table else None
     tunes = autotunes() and not torch.cuda.is_current_stream_capturing()
     if tunes and name not in tile_files.read(path):
-        first = [tile, *([replace(tile, cached=not tile.cached)] if kind is toeplitz.Tile else [])] if tile else []
-        tile_files.remember(name, fastest(dict.fromkeys([*first, *options()]), run))
+        tile_files.remember(name, fastest(dict.fromkeys(both_cached([*([tile] if tile else []), *options()])), run))
     if name in tile_files.read(path):
         return tile_files.algorithm_in(path, name, kind)
     return tile_files.algorithm_in(path, plain, kind) if isinstance(tile_files.read(path).get(plain), dict) else tile
+
+
+def both_cached(options: Iterable[Algorithm]) -> Iterator[Algorithm]:
+    """Yield each option, and after a tile of the Toeplitz kernel the one that differs in `cached`."""
+    for option in options:
+        yield option
+        if isinstance(option, toeplitz.Tile):
+            yield replace(option, cached=not option.cached)
 
 
 def autotunes() -> bool:
@@ -125,8 +132,7 @@ def toeplitz_tiles(input: Tensor, kernel_width: int) -> Iterator[toeplitz.Tile]:
             warps = toeplitz.warps_for(block_m * pixels, element_bytes)
             for block_k, stages in steps:
                 if (stages - 1) * block_k * (block_m + pixels) * element_bytes <= room:
-                    tile = replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
-                    yield from (tile, replace(tile, cached=True))
+                    yield replace(rule, rows=rows, block_m=block_m, block_k=block_k, warps=warps, stages=stages)
 
 
 def forward_algorithm(

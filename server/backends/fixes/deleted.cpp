@@ -4,7 +4,6 @@
 // Payload: the batcher's thread replaces its payload while it holds the payload's mutex. If no other thread still has
 // the payload, this deletes the mutex, which is then unlocked: zeros in the thread's list of free blocks, and soon
 // "malloc(): unaligned tcache chunk" (docs/serving.md). Both are known by their size.
-#include <dlfcn.h>
 #include <link.h>
 
 #include <atomic>
