@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from server.command_line import LIBRARY, add_token_options, interrupt_on_signals
+from server.endpoints import resolve
 from server.errors import OptionError, ServerError, exit_code
 from server.management import VARIABLES, read_token
-from server.preflight import resolve
 from server.supervisor import TritonServer
 from server.systemd import notify
 from server.tls import tls_of

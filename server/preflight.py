@@ -3,21 +3,16 @@
 import ctypes
 import difflib
 import importlib.metadata
-import itertools
 import math
 import os
-import random
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import psutil
-
-from server.errors import InstallationError, OptionError, PortInUseError
+from server.endpoints import PORT_FLAGS
+from server.errors import InstallationError, OptionError
 from server.locate import Installation
 
-PORT_FLAGS = {"http": "--http-port", "grpc": "--grpc-port", "metrics": "--metrics-port"}
 OURS = {  # tritonserver's option -> the launcher's option that sets it
     **{flag: flag for flag in PORT_FLAGS.values()},
     "--http-address": "--host",
@@ -25,7 +20,6 @@ OURS = {  # tritonserver's option -> the launcher's option that sets it
     "--metrics-address": "--metrics-host",
     "--exit-timeout-secs": "--drain-seconds",
 }
-ANY_ADDRESS = ("0.0.0.0", "::")
 EMBEDDED_BACKENDS = ("python", "pytorch", "python_in_process")  # the wheel's, and those in server/backends
 
 
@@ -128,80 +122,3 @@ def check_log_file(path: Path) -> None:
         raise OptionError(
             f"log file {path} cannot be written ({error.strerror}): name another with --log-file"
         ) from None
-
-
-def resolve(host: str) -> str:
-    """Return the numeric address of `host` on this machine, IPv4 if it has one. Raises `OptionError`."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise OptionError(f"host {host!r} is not an address: use 127.0.0.1 or 0.0.0.0") from None
-    address = str(min(found, key=lambda each: each[0] != socket.AF_INET)[4][0])
-    try:
-        with socket.socket(family(address)) as probe:
-            probe.bind((address, 0))
-    except OSError as error:
-        raise OptionError(
-            f"host {host} is not an address of this machine ({error.strerror}): use 127.0.0.1 or 0.0.0.0"
-        ) from None
-    return address
-
-
-def check_ports(asked: Mapping[str, tuple[str, int]]) -> None:
-    """Raise `OptionError` or `PortInUseError` for ports that cannot be used. `asked`: service -> numeric host, port."""
-    for service, (_, port) in asked.items():
-        if not 1 <= port <= 65535:
-            raise OptionError(f"{PORT_FLAGS[service]} is {port}: choose one from 1024 to 65535, or 0 for any free one")
-    for (first, (host, port)), (second, (other_host, other_port)) in itertools.combinations(asked.items(), 2):
-        if port == other_port and overlap(host, other_host):
-            raise OptionError(f"port {port} is given to both {first} and {second}: give each its own")
-    for service, (host, port) in asked.items():
-        if port_is_free(host, port):
-            continue
-        owner = port_owner(port)
-        raise PortInUseError(
-            f"port {port} is in use{f' by {owner}' if owner else ''}: stop it, or choose another with "
-            f"{PORT_FLAGS[service]}"
-        )
-
-
-def overlap(host: str, other: str) -> bool:
-    """Whether two services on these hosts need different ports. gRPC at 0.0.0.0 listens on IPv6 too."""
-    return host == other or host in ANY_ADDRESS or other in ANY_ADDRESS
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a service can listen on the port of `host`, a numeric address."""
-    with socket.socket(family(host)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
-        try:
-            probe.bind((host, port))
-        except PermissionError:
-            raise OptionError(f"port {port} needs root: choose one above 1023") from None
-        except OSError:
-            return False
-    return True
-
-
-def port_owner(port: int) -> str:
-    """Return the name and pid of the process that listens on `port`; empty if they are unknown."""
-    try:
-        for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    except (psutil.Error, OSError):
-        pass
-    return ""
-
-
-def free_ports(hosts: Sequence[str]) -> list[int]:
-    """Choose a free port for each of the numeric hosts; all differ.
-
-    They are below Linux's ephemeral ports, which other processes may be given before tritonserver listens.
-    """
-    candidates = iter(random.SystemRandom().sample(range(10_000, 30_000), 5_000))  # not affected by random.seed
-    return [next(port for port in candidates if port_is_free(host, port)) for host in hosts]
-
-
-def family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.harness import ROOT
 from benchmarks.programs import find_program, missing
-from server.preflight import free_ports
+from server.endpoints import free_ports
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 

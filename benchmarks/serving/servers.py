@@ -20,7 +20,7 @@ from benchmarks.serving.load import Request, send
 from client._prediction import parse_predictions
 from kernels import native_library
 from server import TritonServer
-from server.preflight import free_ports
+from server.endpoints import free_ports
 from server.tritonserver_options import SPIN
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server.preflight import free_ports
+from server.endpoints import free_ports
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--sizes", "64:2", "--protocol", "http"]

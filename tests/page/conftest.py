@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from colours_repository import write_colours_repository
 
-from server.preflight import free_ports
+from server.endpoints import free_ports
 
 ROOT = Path(__file__).parents[2]
 PAGE_PYTHON = ROOT / os.environ.get("PAGE_VENV", ".venv-page") / "bin" / "python"

@@ -22,8 +22,8 @@ from kernels import native_library
 from server import TritonServer
 from server.backends import build as backends
 from server.canary import CanaryError, CanaryRefusedError, classify_canary, is_ready
+from server.endpoints import free_ports
 from server.locate import find_tritonserver
-from server.preflight import free_ports
 from server.repository import read_repository
 from server.runtime import Runtime
 

@@ -12,7 +12,7 @@ import pytest
 
 from server import OptionError, PortInUseError, TritonServer
 from server.__main__ import main
-from server.preflight import check_ports, free_ports, port_is_free, port_owner, resolve
+from server.endpoints import check_ports, free_ports, port_is_free, port_owner, resolve
 
 HERE = "127.0.0.1"
 

@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks.programs import find_program, missing
 from server import PortInUseError, TritonServer
-from server.preflight import free_ports
+from server.endpoints import free_ports
 
 pytestmark = pytest.mark.server
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from server.canary import classify_canary
-from server.preflight import free_ports
+from server.endpoints import free_ports
 from server.systemd import notify
 
 
