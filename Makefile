@@ -50,7 +50,7 @@ serve: native ## the same, but keep serving: ARGS="--http-port 9000" and other o
 	@$(BIN)/python demo.py --serve $(ARGS)
 
 # Gradio wants an older Pillow than the server's: an environment of its own.
-page: $(PAGE_VENV)/.ready ## run a web page to try a running server: ARGS="--server localhost:8001"
+page: $(PAGE_VENV)/.ready ## run a web page to try a running server: ARGS="--url localhost:8001"
 	@$(PAGE_VENV)/bin/python -m page $(ARGS)
 $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
 	@test -x $(PAGE_VENV)/bin/python || $(PYTHON) -m venv $(PAGE_VENV)

@@ -1,6 +1,6 @@
 """A page to try a server: drop a picture, see its five best classes, where the evidence lies, and the time by step.
 
-    make page ARGS="--server localhost:8001"
+    make page ARGS="--url localhost:8001"
 
 Only `build` imports Gradio, which has a separate environment (docs/page.md).
 """
@@ -27,6 +27,7 @@ from client import (
     overlay,
     step_times,
 )
+from client.options import UsageError, add_server_options, open_classifier
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,11 +202,8 @@ def build(answer: Callable[[str | None], Shown], concurrency: int) -> tuple[Any,
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m page", description=summary, epilog="See docs/page.md.")
+    add_server_options(parser, timeout=10.0)
     add = parser.add_argument
-    add("--server", action="append", metavar="HOST:PORT", help="server to ask; may be repeated (default: this machine)")
-    add("--protocol", choices=["grpc", "http"], default="grpc", help="protocol of the requests (default: grpc)")
-    add("--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)")
-    add("--timeout", type=float, default=10.0, metavar="SECONDS", help="time limit for one picture (default: 10)")
     add("--host", default="127.0.0.1", help="address of the page (default: 127.0.0.1)")
     add("--port", type=int, default=7860, help="port of the page (default: 7860)")
     add("--root-path", default="", metavar="PATH", help="path prefix that a proxy strips, such as /try")
@@ -219,8 +217,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.root_path and not options.root_path.startswith(("/", "http://", "https://")):
         parser.error(f"--root-path {options.root_path!r}: it begins with /, such as /try")
     try:
-        options.classifier = Classifier(options.server, options.protocol, options.model, options.timeout)
-    except ValueError as error:
+        options.classifier = open_classifier(options, Classifier)
+    except UsageError as error:
         parser.error(str(error))
     return options
 

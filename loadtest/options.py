@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from client.options import add_connection_options
 from loadtest.images import SIZES, find_below, parse_sizes
 from loadtest.shapes import SHAPES
 
@@ -175,19 +176,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time limit for one request (default: 10)",
     )
-    # The same as those of python -m client.
-    parser.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="header to send with every request, as for a gateway; may be repeated; @FILE: read one per line",
-    )
-    parser.add_argument("--tls", action="store_true", help="encrypt; trust the authorities that this system trusts")
-    parser.add_argument("--tls-root", metavar="FILE", help="encrypt; trust only this authority (PEM file)")
-    parser.add_argument(
-        "--tls-certificate", metavar="FILE", help="certificate of this client (PEM file), with --tls-key"
-    )
+    add_connection_options(parser)
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:

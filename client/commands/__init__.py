@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.commands import bench, classify, explain, status, watch
-from client.commands._options import UsageError
+from client.options import UsageError
 
 EPILOG = "Exit status: 0 everything was answered, 1 something was not, 2 wrong usage, 130 interrupted."
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from client._errors import InvalidImageError
 from client._session import Outcome
-from client.commands._options import UsageError
 from client.commands._results import CsvResults, JsonResults, Results
+from client.options import UsageError
 
 REFUSED = InvalidImageError.__name__  # with a request id: the server refused it, and would again
 JSON_START, CSV_START = '{"image": "', ",".join(CsvResults.COLUMNS) + "\n"

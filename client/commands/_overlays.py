@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from client._prediction import Prediction
 from client._sources import STDIN, URL_SCHEMES
-from client.commands._options import UsageError
+from client.options import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

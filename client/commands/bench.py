@@ -24,16 +24,10 @@ from client._async_classifier import AsyncClassifier
 from client._errors import ClassifierError, InvalidImageError, ServerUnavailableError
 from client._sources import expand
 from client._status import step_times
-from client.commands._options import (
-    UsageError,
-    add_format_options,
-    add_server_options,
-    open_classifier,
-    positive,
-    whole,
-)
+from client.commands._options import add_format_options
 from client.commands._progress import clock
 from client.commands._results import print_table
+from client.options import UsageError, add_server_options, open_classifier, positive, whole
 
 Named: TypeAlias = tuple[str, bytes]  # an image's file, and what is in it
 PERCENTILES = (50, 90, 99)

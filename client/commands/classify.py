@@ -24,15 +24,10 @@ from client._classifier import Classifier
 from client._sources import STDIN, expand
 from client.commands._journal import Journal
 from client.commands._many import answer_all
-from client.commands._options import (
-    UsageError,
-    add_format_options,
-    add_image_options,
-    add_server_options,
-    open_classifier,
-)
+from client.commands._options import add_format_options, add_image_options
 from client.commands._progress import progress
 from client.commands._results import Results, open_results
+from client.options import UsageError, add_server_options, open_classifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

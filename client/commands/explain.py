@@ -15,10 +15,11 @@ from client._overlay import overlay
 from client._prediction import Prediction
 from client._sources import expand
 from client.commands._many import answer_all
-from client.commands._options import add_format_options, add_image_options, add_server_options, open_classifier
+from client.commands._options import add_format_options, add_image_options
 from client.commands._overlays import TABLE_FILE, Overlays
 from client.commands._progress import progress
 from client.commands._results import open_results
+from client.options import add_server_options, open_classifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

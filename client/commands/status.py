@@ -18,8 +18,9 @@ from typing import Any
 from client._classifier import Classifier
 from client._errors import ClassifierError
 from client._status import STEPS, ModelStatus, ServerStatus, Times
-from client.commands._options import add_format_options, add_server_options, open_classifier
+from client.commands._options import add_format_options
 from client.commands._results import print_table
+from client.options import add_server_options, open_classifier
 
 COUNTS = ("model", "version", "images", "batches", "failed")
 

@@ -18,15 +18,9 @@ from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
 from client._session import Outcome
 from client._sources import find_images
-from client.commands._options import (
-    UsageError,
-    add_format_options,
-    add_server_options,
-    open_classifier,
-    positive,
-    whole,
-)
+from client.commands._options import add_format_options
 from client.commands._results import Results, open_results
+from client.options import UsageError, add_server_options, open_classifier, positive, whole
 
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
 REMEMBERED = 100_000  # answered images, at most, of folders that have gone

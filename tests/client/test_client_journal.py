@@ -19,7 +19,7 @@ from stub_grpc import GrpcStub, serve
 from client import InvalidImageError, QueueFullError, _classifier
 from client.commands import main
 from client.commands._journal import Journal
-from client.commands._options import UsageError
+from client.options import UsageError
 from client.testing import FakeTransport
 from tests.full_disk import files_up_to
 

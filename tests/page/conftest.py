@@ -55,7 +55,7 @@ def start_page(outside: socket.socket, page_python: Path, tmp_path: Path) -> Ite
 
         def start(server: str, *options: str) -> str:
             (port,) = free_ports(["127.0.0.1"])
-            command = [str(page_python), "-m", "page", "--server", server, "--port", str(port), *options]
+            command = [str(page_python), "-m", "page", "--url", server, "--port", str(port), *options]
             environment = os.environ | proxies | local
             process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 

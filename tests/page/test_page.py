@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -253,7 +255,7 @@ def test_labels_are_text_in_the_table() -> None:
         ("--max-megabytes 0", "1 or more"),
         ("--max-megabytes nan", "1 or more"),
         ("--max-megabytes inf", "1 or more"),
-        ("--server a:b:c", "a:b:c"),
+        ("--url a:b:c", "a:b:c"),
         ("--timeout 0", "timeout"),
         ("--port 65536", "--port 65536: give a number, 1 to 65535"),
         ("--port 0", "1 to 65535"),
@@ -275,7 +277,7 @@ def test_the_help_names_the_unit(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_options() -> None:
-    options = page.options_of(["--server", "a:1", "--server", "b:2", "--protocol", "http", "--root-path", "/try"])
+    options = page.options_of(["--url", "a:1", "--url", "b:2", "--protocol", "http", "--root-path", "/try"])
     assert [url.partition("://")[2] for url in options.classifier.urls] == ["a:1", "b:2"]
     assert (options.host, options.port, options.root_path) == ("127.0.0.1", 7860, "/try")
     options.classifier.close()
@@ -285,12 +287,30 @@ def test_options() -> None:
         assert (classifier.model, classifier.timeout) == ("mine", 3.0)
 
 
+def test_a_server_behind_a_gateway() -> None:
+    seen = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_error(503)
+
+    with HTTPServer(("127.0.0.1", 0), Gateway) as gateway:
+        Thread(target=gateway.handle_request, daemon=True).start()
+        words = ["--url", f"127.0.0.1:{gateway.server_port}", "--protocol", "http", "--header", "Authorization: key"]
+        with page.options_of(words).classifier as classifier:
+            assert isinstance(classifier.status(5.0)[0], ClassifierError)
+    assert seen == ["key"]
+    with page.options_of(["--tls"]).classifier as classifier:
+        assert classifier.urls[0].startswith("grpcs://")
+
+
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
 def test_no_gradio(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     for each in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(each, "elsewhere" if each == name else "")
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert page.main(["--server", "127.0.0.1:1"]) == 1
+    assert page.main(["--url", "127.0.0.1:1"]) == 1
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "elsewhere,127.0.0.1,127.0.0.1,localhost"
     assert "make page has the environment for it" in capsys.readouterr().err
 
@@ -322,7 +342,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
 
 def test_the_launch(launched: dict[str, Any], capsys: pytest.CaptureFixture) -> None:
     """It listens where it is told to, nowhere else: no tunnel, no statistics; SIGTERM ends it as Ctrl-C does."""
-    words = ["--server", "127.0.0.1:1", "--host", "::1", "--port", "7861", "--root-path", "/try", "--concurrency", "3"]
+    words = ["--url", "127.0.0.1:1", "--host", "::1", "--port", "7861", "--root-path", "/try", "--concurrency", "3"]
     assert page.main([*words, "--max-megabytes", "1.5"]) == 0
     assert (launched["server_name"], launched["server_port"], launched["root_path"]) == ("::1", 7861, "/try")
     assert (launched["shown"], launched["concurrency"], launched["max_file_size"]) == (page.Shown(), 3, 3 * 2**19)
@@ -344,7 +364,7 @@ def test_a_launch_that_fails(
     error: OSError, said: str, launched: dict[str, Any], capsys: pytest.CaptureFixture
 ) -> None:
     launched["error"] = error
-    assert page.main(["--server", "127.0.0.1:1"]) == 1
+    assert page.main(["--url", "127.0.0.1:1"]) == 1
     assert capsys.readouterr() == ("", f"page: {said}\n")
 
 
