@@ -25,10 +25,16 @@ USERS = {
 
 
 def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
-    """The address for `protocol`: --host for HTTP, --grpc-host (default: port 8001 of --host's host) for gRPC."""
-    host = host.removeprefix("http://").rstrip("/")
+    """The address for `protocol`: --host for HTTP, --grpc-host (default: port 8001 of --host's host) for gRPC.
+
+    Raises `ValueError` for a gRPC address that can only be guessed.
+    """
+    given, host = host, host.removeprefix("http://").rstrip("/")
     if protocol == "http":
         return host
+    port = re.search(r":(\d+)(/.*)?$", host)
+    if not grpc_host and port and port[1] not in ("8000", "8001"):
+        raise ValueError(f"--host {given} says nothing of gRPC's port: give --grpc-host HOST:PORT too")
     return grpc_host or re.sub(r"(:\d+)?((?<!/)/[^/].*)?$", "", host.replace("https://", "grpcs://"), count=1) + ":8001"
 
 
@@ -84,9 +90,8 @@ def check_shape(options: argparse.Namespace) -> None:
 
 def check_target(options: argparse.Namespace) -> None:
     """Raise `ValueError` for a gRPC address that can only be guessed, or a key without its certificate."""
-    port = re.search(r":(\d+)/?$", options.host)
-    if options.protocol != "http" and not options.grpc_host and port and port[1] not in ("8000", "8001"):
-        raise ValueError(f"--host {options.host} says nothing of gRPC's port: give --grpc-host HOST:PORT too")
+    if options.protocol != "http":
+        server_address("grpc", options.host, options.grpc_host)
     if options.tls_key and not options.tls_certificate:
         raise ValueError(f"--tls-key {options.tls_key} belongs to --tls-certificate: give both, or leave it out")
 

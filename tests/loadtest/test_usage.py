@@ -69,6 +69,12 @@ def test_grpcs_port_is_not_guessed(loadtest: Loadtest, command: list[str], proto
     assert "--host http://box:9000/ says nothing of gRPC's port: give --grpc-host HOST:PORT too" in done.stderr
 
 
+def test_nor_by_the_locust_command(locust: Loadtest, pictures: Path) -> None:
+    done = locust("-t", "1s", "-u", "2", "--host", "box:9000/gate", "--images", str(pictures))
+    assert done.returncode == 2
+    assert done.stderr.count("loadtest: --host box:9000/gate says nothing of gRPC's port") == 1
+
+
 def test_an_unknown_option_is_named_and_not_its_value(loadtest: Loadtest) -> None:
     assert loadtest("--url", "box:8001").stderr == "loadtest: --url: not an option of loadtest or locust; see --help\n"
 
