@@ -15,7 +15,7 @@ class ValuesError(Exception):
 
 def render(chart: Path, values: dict[str, Any], release: str) -> dict[str, str]:
     """{template: its documents}. Raises `ValuesError`."""
-    return _call("render", str(chart), json.dumps(values), release)
+    return dict(_call("render", str(chart), json.dumps(values), release))
 
 
 def lint(chart: Path) -> dict[str, Any]:

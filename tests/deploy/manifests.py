@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 IMAGE = DEPLOY / "image"
 CHART = DEPLOY / "helm" / "widefield"
+NOTES = "widefield/templates/NOTES.txt"
 RULES = CHART / "files" / "alerts.yml"
 DASHBOARD = CHART / "files" / "dashboard.json"
 VARIABLES = {"$__rate_interval": "5m", "$instance": ".*"}  # as Grafana fills them in
@@ -42,6 +43,7 @@ def lay_out(folder):
 def render(values=None, release="demo"):
     """Every manifest of the chart, as (kind, name) -> document."""
     texts = helm_call.render(CHART, values or {}, release)
+    texts.pop(NOTES)
     documents = [document for text in texts.values() for document in yaml.load_all(text, Loader) if document]
     found = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     assert len(found) == len(documents)

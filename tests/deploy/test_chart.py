@@ -8,7 +8,7 @@ import pytest
 import yaml
 from chart_values import ALL, CASES
 from cloudcoil.models.prometheus_operator import v1 as operator
-from manifests import CHART, DASHBOARD, DEPLOY, RULES, one, render
+from manifests import CHART, DASHBOARD, DEPLOY, NOTES, RULES, one, render
 
 
 @pytest.mark.parametrize("version", ["1.32", "1.37"])
@@ -208,3 +208,19 @@ def test_labels_that_prometheus_selects_by_may_be_the_charts_own():
 def test_client_certificates_without_a_secret_are_refused():
     with pytest.raises(helm_call.ValuesError, match=r"tls\.secretName is empty: name the secret"):
         render({"tls": {"clientCertificates": True}})
+
+
+def test_the_notes_name_what_the_chart_made():
+    def notes(**values):
+        return helm_call.render(CHART, values, "demo")[NOTES]
+
+    assert "gRPC at demo-widefield-grpc.production:8001, HTTP at demo-widefield.production:8000." in notes()
+    assert {("Service", "demo-widefield"), ("Service", "demo-widefield-grpc")} <= render().keys()
+    assert "nobody is let in" not in notes()
+    assert "serviceMonitor" not in notes()
+    assert "HTTP at demo-widefield.production:80." in notes(service={"http": 80})
+    tls = notes(tls={"secretName": "cert"})
+    assert "gRPC at grpcs://demo-widefield-grpc.production:8001." in tls
+    assert "--url grpcs://localhost:8001 --tls-root" in tls
+    assert "nobody is let in" in notes(networkPolicy={"clients": []})
+    assert "Autoscaling needs the pods' metrics" in notes(autoscaling={"enabled": True})
