@@ -1,16 +1,18 @@
 """Widefield's ensemble against FastAPI, LitServe, BentoML and Ray Serve: the same weights, JPEG in, labels out.
 
-    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray] [--ways both|one|workers|plain]
-        [--repeats 5] [--seconds 10]
+    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray]
+        [--ways both|one|workers|plain|openvino] [--repeats 5] [--seconds 10]
 
 A quick answer, of all five servers and two models in about 25 minutes on two cores:
 
     python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
 
-Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` compares what
-users have without Widefield: the peers with the same weights in PyTorch's own convolutions (serving_plain.json):
+Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` and `--ways
+openvino` compare what users have without Widefield: the peers with the same weights in PyTorch's own convolutions
+(serving_plain.json) or in OpenVINO (serving_openvino.json), both in float32:
 
     python -m benchmarks.serving --ways plain --seconds 2.5
+    python -m benchmarks.serving --ways openvino --seconds 2.5 --models nano,small
 
 Each repeat starts every server in turn, alone on the machine. It measures the cold start until the first right answer
 and compares the answers of four images with a bare loop of the same steps. Then it measures closed loops with 1, 8 and
@@ -42,10 +44,10 @@ from benchmarks.serving import table
 from benchmarks.serving.load import CALLERS, Request, closed_loop, open_loop
 from benchmarks.serving.networks import FOLDER, MODELS, build_repository
 from benchmarks.serving.quiet import LIMIT, Others
-from benchmarks.serving.servers import ENVIRONMENT, ONE_WORKER, OURS, Running, prepare_environment, started
+from benchmarks.serving.servers import ENVIRONMENT, NETWORKS, ONE_WORKER, OURS, Running, prepare_environment, started
 
 SHARES = (0.5, 0.8, 1.1)
-WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers"), "plain": ("-plain",)}
+WAYS = {"one": ("",), "workers": ("-workers",), "both": ("", "-workers")} | {way: (f"-{way}",) for way in NETWORKS}
 START_SECONDS = 20  # on average, only for the estimate
 SOURCES = (
     "benchmarks/serving",
@@ -70,7 +72,7 @@ def measure(running: Running, requests: list[Request], seconds: float, repeat: i
 
 
 def one_run(model: str, server: str, repeat: int, options: argparse.Namespace, threads: int) -> dict[str, Any]:
-    repository, pictures = build_repository(model, threads, options.ways == "plain"), turned()
+    repository, pictures = build_repository(model, threads, options.ways), turned()
     right, precision = expected(repository, threads), MODELS[model][1]
     with started(server, repository, pictures[0], threads, FOLDER / f"{server}.log") as running:
         for picture, probabilities in zip(pictures, right, strict=True):
@@ -109,7 +111,7 @@ def disturbance(cores: list[float]) -> str | None:
 
 def peer_versions() -> dict[str, str]:
     (packages,) = ENVIRONMENT.glob("lib/python*/site-packages")
-    wanted = ("fastapi", "uvicorn", "litserve", "bentoml", "ray")
+    wanted = ("fastapi", "uvicorn", "litserve", "bentoml", "ray", "openvino")
     found = {d.name: d.version for d in importlib.metadata.distributions(path=[str(packages)])}
     return {name: found[name] for name in wanted}
 
@@ -130,7 +132,7 @@ def main() -> None:
         "--ways",
         choices=WAYS,
         default="both",
-        help="set-up of the peers. one: one process; workers: one on each core; plain: as above (default: both)",
+        help="set-up of the peers. one: one process; workers: one on each core; the others: as above (default: both)",
     )
     parser.add_argument(
         "--repeats",
@@ -179,7 +181,7 @@ def main() -> None:
     others = [run["others_cores"] for run in runs.values()]
     warning = disturbance(others)
     publish(
-        "serving_plain" if options.ways == "plain" else "serving",
+        f"serving_{options.ways}" if options.ways in NETWORKS else "serving",
         image=f"JPEG 960x640, {len(turned()[0])} bytes, and three like it",
         threads=threads,
         seconds=options.seconds,
@@ -188,7 +190,7 @@ def main() -> None:
         versions=found,
         warning=warning,
         rows=rows,
-        verdicts=table.verdicts(rows, plain=options.ways == "plain"),
+        verdicts=table.verdicts(rows, options.ways if options.ways in NETWORKS else ""),
     )
 
 

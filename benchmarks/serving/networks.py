@@ -1,4 +1,4 @@
-"""The networks that every server serves, with random weights: with our operator or PyTorch's own convolutions."""
+"""The networks that every server serves, with random weights: our operator, PyTorch's own convolutions, ONNX."""
 
 import functools
 import shutil
@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.served import IMAGE_SIZE, random_network
-from benchmarks.serving.servers import PLAIN
+from benchmarks.serving.servers import NETWORKS
 
 MODELS = {  # name -> architecture, precision
     "nano": ("replknet_nano", "fp32"),
@@ -19,8 +19,8 @@ FOLDER = Path("build/serving")
 
 
 @functools.cache
-def build_repository(model: str, threads: int, plain: bool = False) -> Path:
-    """Build the repository of a `random_network`; if `plain`, also write PLAIN beside it."""
+def build_repository(model: str, threads: int, ways: str = "") -> Path:
+    """Build the repository of a `random_network`; beside it the peers' network of `ways`, if that has its own."""
     from export.build import BuildOptions, build
     from export.torchscript import save_torchscript
     from models import save_checkpoint
@@ -31,9 +31,12 @@ def build_repository(model: str, threads: int, plain: bool = False) -> Path:
     network, config = random_network(arch)
     checkpoint = FOLDER / model / "checkpoint"
     save_checkpoint(checkpoint, network, config)
-    build(BuildOptions(weights=checkpoint, output=repository, precision=precision, threads=threads))
-    if plain:
-        save_torchscript(plain_backbone(network, config, precision), repository.parent / PLAIN)
+    formats = ("torchscript", "onnx") if ways == "openvino" else ("torchscript",)
+    build(BuildOptions(weights=checkpoint, output=repository, precision=precision, threads=threads, formats=formats))
+    if ways == "plain":
+        save_torchscript(plain_backbone(network, config, precision), repository.parent / NETWORKS[ways])
+    elif ways == "openvino":
+        shutil.copy(repository / "backbone/1/model.onnx", repository.parent / NETWORKS[ways])
     return repository
 
 

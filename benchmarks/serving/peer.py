@@ -1,8 +1,8 @@
-"""Shared by all peers: JPEG -> pixels -> TorchScript -> labels, in plain Pillow and PyTorch. Runs in build/peers."""
+"""Shared by all peers: JPEG -> pixels -> network -> labels, in Pillow and PyTorch or OpenVINO. Runs in build/peers."""
 
 import argparse
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +50,40 @@ def decode(data: bytes) -> np.ndarray:
     return preprocess(Image.open(io.BytesIO(data)))
 
 
+def torchscript(options: Options) -> Callable[[np.ndarray], torch.Tensor]:
+    """The TorchScript that tritonserver runs, with the same fusion."""
+    torch.jit.enable_onednn_fusion(True)
+    torch.ops.load_library(options.library)
+    backbone = torch.jit.load(options.model)
+    return lambda pixels: backbone(torch.from_numpy(pixels))
+
+
+def openvino(options: Options) -> Callable[[np.ndarray], torch.Tensor]:
+    """The ONNX file in float32, compiled for each batch size: no shape is dynamic."""
+    from openvino import Core
+
+    core = Core()
+    settings = {"INFERENCE_NUM_THREADS": options.threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings |= {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = {}
+    for batch in range(1, MAX_BATCH + 1):
+        network = core.read_model(options.model)
+        network.reshape([batch, SIZE, SIZE, 3])
+        compiled[batch] = core.compile_model(network, "CPU", settings)
+
+    def run(pixels: np.ndarray) -> torch.Tensor:
+        request = compiled[len(pixels)].create_infer_request()  # one for each thread of the server
+        return torch.from_numpy(request.infer([pixels])[0])
+
+    return run
+
+
 class Classifier:
-    """The TorchScript that tritonserver runs, with the same fusion, warmed up at every possible batch size."""
+    """The network, warmed up at every possible batch size."""
 
     def __init__(self, options: Options) -> None:
         torch.set_num_threads(options.threads)
-        torch.jit.enable_onednn_fusion(True)
-        torch.ops.load_library(options.library)
-        self.backbone = torch.jit.load(options.model)
+        self.logits = (openvino if options.model.endswith(".onnx") else torchscript)(options)
         for batch in range(MAX_BATCH, 0, -1):
             for _ in range(3):
                 self.classify([np.zeros((SIZE, SIZE, 3), np.uint8)] * batch)
@@ -65,7 +91,7 @@ class Classifier:
     @torch.inference_mode()
     def classify(self, pixels: Sequence[np.ndarray]) -> list[list[dict[str, Any]]]:
         """The best five of each image."""
-        probabilities = self.backbone(torch.from_numpy(np.stack(pixels))).softmax(1)
+        probabilities = self.logits(np.stack(pixels)).softmax(1)
         values, indices = probabilities.topk(TOP)
         return [
             [{"label": str(i), "index": i, "probability": p} for i, p in zip(row, best, strict=True)]

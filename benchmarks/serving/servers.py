@@ -35,13 +35,14 @@ Answer = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Peer:
-    """`worker_a_core`: a process with one thread for each core, or a single one. `plain`: without our kernels."""
+    """`worker_a_core`: a process with one thread for each core, or a single one. `network`: the file of the network
+    beside the repository; empty: the repository's own TorchScript."""
 
     script: str
     path: str
     field: str | None  # of a multipart form; None: the image is the body
     worker_a_core: bool = False
-    plain: bool = False
+    network: str = ""
     answer: Callable[[Any], Answer] = lambda answer: answer
 
 
@@ -53,9 +54,10 @@ ONE_WORKER = {
 }
 # Each in the two setups of its documentation: one worker with a thread for every core, and a worker for every core.
 PEERS = ONE_WORKER | {f"{name}-workers": replace(peer, worker_a_core=True) for name, peer in ONE_WORKER.items()}
-PEERS |= {f"{name}-plain": replace(peer, worker_a_core=True, plain=True) for name, peer in ONE_WORKER.items()}
+NETWORKS = {"plain": "plain.pt", "openvino": "network.onnx"}
+for way, network in NETWORKS.items():
+    PEERS |= {f"{name}-{way}": replace(peer, worker_a_core=True, network=network) for name, peer in ONE_WORKER.items()}
 OURS = "widefield"
-PLAIN = "plain.pt"  # beside the repository
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def kserve_answer(body: bytes) -> Answer:
 
 @contextlib.contextmanager
 def peer(peer: Peer, repository: Path, image: bytes, cores: int, log: Path) -> Iterator[Running]:
-    (model,) = [repository.parent / PLAIN] if peer.plain else (repository / "backbone").glob("*/model.pt")
+    (model,) = [repository.parent / peer.network] if peer.network else (repository / "backbone").glob("*/model.pt")
     (port,) = free_ports(["127.0.0.1"])
     workers = cores if peer.worker_a_core else 1
     values = {"model": model.resolve(), "library": native_library(), "port": port}

@@ -36,17 +36,17 @@ def combined(loads: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def verdicts(found: list[dict[str, Any]], plain: bool = False) -> list[dict[str, Any]]:
+def verdicts(found: list[dict[str, Any]], way: str = "") -> list[dict[str, Any]]:
     """Compare Widefield with the best peer for each model.
 
     Returns the most images a second of both at a p99 no worse than that peer's, and the milliseconds that Widefield is
-    behind the fastest peer with one caller (negative: ahead). `plain`: only peers with PyTorch's convolutions count.
+    behind the fastest peer with one caller (negative: ahead). `way`: only peers whose name ends with it count.
     """
     result = []
     for model in dict.fromkeys(row["model"] for row in found):
         servers = {row["server"]: row["loads"] for row in found if row["model"] == model}
         mine = servers.pop(OURS, None)
-        servers = {name: loads for name, loads in servers.items() if name.endswith("-plain") or not plain}
+        servers = {name: loads for name, loads in servers.items() if name.endswith(way)}
         if mine is None or not servers:
             continue
         best, load = max(

@@ -58,7 +58,7 @@ def test_no_peer_wins():
 def test_without_our_kernels_only_such_peers_count():
     ours, same = run("widefield", (50, 3.0, 8), (120, 60, 70)), run("ray-workers", (60, 2.0, 8), (200, 70, 80))
     rows = table.rows([ours, same, run("ray-plain", (40, 4.0, 8), (100, 70, 80))])
-    (verdict,) = table.verdicts(rows, plain=True)
+    (verdict,) = table.verdicts(rows, "plain")
     assert (verdict["best_peer"], verdict["throughput_ratio_at_equal_p99"]) == ("ray-plain", 1.2)
     assert table.verdicts(rows)[0]["best_peer"] == "ray-workers"
 
