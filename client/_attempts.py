@@ -129,7 +129,7 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             servers.report(server, error)
             unreachable = isinstance(error, ServerUnavailableError)
             silent = isinstance(error, DeadlineExceededError)
-            if silent and not servers.hangs(server):
+            if silent and not servers.is_faulty(server):
                 budget.spend()  # it is busy, as the others may be
             broke = isinstance(error, ConnectionBrokenError)
             if (silent or (unreachable and not broke)) and servers.has_other(tried) and time.monotonic() < deadline:

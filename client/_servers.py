@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-from client._errors import ClassifierError, DeadlineExceededError, ServerUnavailableError
+from client._errors import ClassifierError, DeadlineExceededError, InferenceError, ServerUnavailableError
 
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds that a dead server is left alone: doubled at every failure in a row
-LATE = 3  # timeouts in a row, after which a server counts as hanging
+FAULTS = 3  # timeouts and failures in a row, after which a server counts as faulty
 
 
 @dataclass
 class _Server:
-    failures: int = 0  # in a row
-    late: int = 0  # in a row
+    rests: int = 0  # in a row
+    faults: int = 0  # timeouts and failures in a row
     out_until: float | None = None  # None: alive
     on_trial: bool = False  # one request at a time finds out whether it is back
 
@@ -23,8 +23,8 @@ class _Server:
 class Servers:
     """Round robin over `count` servers; thread-safe.
 
-    A server that cannot be reached, is not ready or hangs is left out; after a rest one request tries it, and an answer
-    brings it back. If none is alive, the one whose rest ends first is tried all the same.
+    A server that cannot be reached, is not ready or is faulty is left out; after a rest one request tries it, and an
+    answer brings it back. If none is alive, the one whose rest ends first is tried all the same.
     """
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,12 +57,12 @@ class Servers:
                 self._had.add((number, model))
             server = self._servers[number]
             server.on_trial = False
-            server.late = server.late + 1 if isinstance(error, DeadlineExceededError) else 0
-            if isinstance(error, ServerUnavailableError) or server.late >= LATE:
-                rest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.failures, 30))
-                server.failures += 1
+            server.faults = server.faults + 1 if isinstance(error, (DeadlineExceededError, InferenceError)) else 0
+            if isinstance(error, ServerUnavailableError) or server.faults >= FAULTS:
+                rest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.rests, 30))
+                server.rests += 1
                 server.out_until = self._clock() + rest * random.uniform(0.5, 1)
-            elif server.late == 0:  # any other error is an answer of a living server
+            elif server.faults == 0:  # any other error is an answer of a living server
                 self._servers[number] = _Server()
 
     def had(self, number: int, model: str) -> bool:
@@ -70,10 +70,10 @@ class Servers:
         with self._lock:
             return (number, model) in self._had
 
-    def hangs(self, number: int) -> bool:
-        """Whether the server was left out because it missed `LATE` deadlines in a row."""
+    def is_faulty(self, number: int) -> bool:
+        """Whether the server was left out because it timed out or failed `FAULTS` times in a row."""
         with self._lock:
-            return self._servers[number].late >= LATE
+            return self._servers[number].faults >= FAULTS
 
     def release(self, number: int) -> None:
         """Record that an attempt was abandoned, which says nothing about the server."""

@@ -246,6 +246,26 @@ def test_a_full_queue_is_tried_elsewhere() -> None:
     assert len(full.requests) > 1  # it answers: it stays
 
 
+def test_a_server_that_fails_costs_nobody_an_answer() -> None:
+    """Left in the turn it would use up the retries of all."""
+    failing, *_ = fakes = [FakeTransport(InferenceError("CUDA error")), FakeTransport(CAT), FakeTransport(CAT)]
+    with Classifier(transport=fakes) as classifier:
+        assert all(classifier.classify(b"x") for _ in range(100))
+        assert len(failing.requests) == 3
+        failing.reply = CAT
+        for server in classifier._servers._servers:  # at the end of its rest
+            server.out_until = server.out_until and 0.0
+        assert all(classifier.classify(b"x") for _ in range(30))
+    assert len(failing.requests) == 13
+
+
+def test_a_picture_on_which_all_servers_fail_costs_no_other_its_answer() -> None:
+    fakes = [FakeTransport(lambda request: InferenceError("no") if request.image == b"bad" else CAT) for _ in range(3)]
+    with Classifier(transport=fakes) as classifier:
+        outcomes = classifier.classify_many([b"x", *[b"bad"] * 20, *[b"x"] * 20], concurrency=1)
+    assert [isinstance(outcome, list) for outcome in outcomes] == [True] + [False] * 20 + [True] * 20
+
+
 def test_all_are_dead() -> None:
     fakes = [FakeTransport(ConnectionFailedError("refused")) for _ in range(3)]
     classifier = Classifier(transport=fakes, retries=2)

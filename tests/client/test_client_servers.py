@@ -1,7 +1,16 @@
 """Which of several servers is asked next: turns, rests, trials."""
 
-from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, ServerNotReadyError
-from client._servers import LATE, LONGEST_REST, Servers
+import pytest
+
+from client import (
+    ClassifierError,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidImageError,
+    ServerNotReadyError,
+)
+from client._servers import FAULTS, LONGEST_REST, Servers
 
 
 class Clock:
@@ -82,15 +91,16 @@ def test_a_trial_that_is_cancelled_leaves_the_next_one_to_others() -> None:
     assert 0 in (servers.take(), servers.take())
 
 
-def test_a_server_that_hangs_is_left_out() -> None:
+@pytest.mark.parametrize("fault", [DeadlineExceededError("late"), InferenceError("failed")])
+def test_a_server_that_hangs_or_fails_is_left_out(fault: ClassifierError) -> None:
     servers = Servers(2, Clock())
-    for _ in range(LATE - 1):
-        servers.report(0, DeadlineExceededError("late"))
+    for _ in range(FAULTS - 1):
+        servers.report(0, fault)
     servers.report(0, InvalidImageError("no picture"))  # it lives
-    for _ in range(LATE - 1):
-        servers.report(0, DeadlineExceededError("late"))
+    for _ in range(FAULTS - 1):
+        servers.report(0, fault)
     assert {servers.take(), servers.take()} == {0, 1}
-    servers.report(0, DeadlineExceededError("late"))
+    servers.report(0, fault)
     assert {servers.take(), servers.take()} == {1}
 
 
