@@ -1,5 +1,6 @@
 """The attempts for one image, over retries and servers. This module does no I/O, so threads and asyncio share it."""
 
+import logging
 import random
 import threading
 import time
@@ -20,6 +21,7 @@ from client._errors import (
 from client._request import Answer, Request, queue_timeout
 from client._servers import Servers
 
+LOG = logging.getLogger("client")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds
 NOT_READY_PAUSE = 1.0  # a stopping server says so for two or three seconds; others behind the same name may answer
 
@@ -110,10 +112,13 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
     deadline = time.monotonic() + request.timeout
     tried: set[int] = set()
     used = sent = 0
+    error: ClassifierError | None = None
     while True:
         server = servers.take(tried)
         tried.add(server)
         sent += 1
+        if error is not None:
+            LOG.info("request %s: attempt %d, after: %s", request.id, sent, error)
         left = deadline - time.monotonic()
         wait = queue_timeout(left)
         if retries and servers.has_other(tried) and budget.has_more():

@@ -1,5 +1,6 @@
 """The choice of the next of several servers. This module does no I/O: callers report how each attempt ended."""
 
+import logging
 import random
 import threading
 import time
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from client._errors import ClassifierError, DeadlineExceededError, InferenceError, ServerUnavailableError
 
+LOG = logging.getLogger("client")
 FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds that a dead server is left alone: doubled at every failure in a row
 FAULTS = 3  # timeouts and failures in a row, after which a server counts as faulty
 
@@ -56,6 +58,7 @@ class Servers:
             if error is None:
                 self._had.add((number, model))
             server = self._servers[number]
+            was_out = server.out_until is not None
             server.on_trial = False
             server.faults = server.faults + 1 if isinstance(error, (DeadlineExceededError, InferenceError)) else 0
             if isinstance(error, ServerUnavailableError) or server.faults >= FAULTS:
@@ -64,6 +67,10 @@ class Servers:
                 server.out_until = self._clock() + rest * random.uniform(0.5, 1)
             elif server.faults == 0:  # any other error is an answer of a living server
                 self._servers[number] = _Server()
+            is_out = self._servers[number].out_until is not None
+        if is_out != was_out and len(self) > 1:  # a single one is asked all the same
+            change = f"left out: {error}" if is_out else "back"
+            LOG.warning("server %d of %d is %s", number + 1, len(self), change)
 
     def had(self, number: int, model: str) -> bool:
         """Whether the server has ever answered for `model`."""

@@ -109,6 +109,29 @@ def test_retries_end(retries: int) -> None:
     assert fake.requests[0].id == "mine"
 
 
+def test_the_log_says_what_is_sent_again_and_which_server_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "client")
+    fakes = [
+        FakeTransport(replies(ConnectionFailedError("refused"), CAT)),
+        FakeTransport(replies(InferenceError("no"), CAT)),
+    ]
+    with Classifier(transport=fakes) as classifier:
+        classifier.classify(b"x", request_id="mine")
+        for server in classifier._servers._servers:  # at the end of its rest
+            server.out_until = server.out_until and 0.0
+        classifier.classify(b"x")
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("client", "WARNING", "server 1 of 2 is left out: refused"),
+        ("client", "INFO", "request mine: attempt 2, after: refused"),
+        ("client", "INFO", "request mine: attempt 3, after: no"),
+        ("client", "WARNING", "server 1 of 2 is back"),
+    ]
+    caplog.clear()
+    with pytest.raises(ConnectionFailedError):
+        Classifier(transport=FakeTransport(ConnectionFailedError("refused")), retries=0).classify(b"x")
+    assert caplog.records == []
+
+
 def test_an_unread_file_was_never_sent() -> None:
     with pytest.raises(InvalidImageError) as caught:
         Classifier(transport=FakeTransport(CAT)).classify("/no/such.png")
