@@ -23,6 +23,7 @@ from client.commands._results import Results, open_results
 from client.options import UsageError, add_server_options, open_classifier, positive, whole
 
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
+Problem: TypeAlias = tuple[str, type[ClassifierError] | None]  # an image and its kind of error; None: no folder
 REMEMBERED = 100_000  # answered images, at most, of folders that have gone
 
 
@@ -97,30 +98,34 @@ def run(options: argparse.Namespace) -> int:
     results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:
         arrivals = Arrivals(options.folder, options.new_only)
-        said = ""
+        told: Problem | None = None
         while True:
             time.sleep(options.interval)
-            said, before = _look(arrivals, classifier, options, results), said
-            if said and said != before:  # a server that is away for an hour is one line
-                print(said, file=sys.stderr, flush=True)
+            problems, line = _look(arrivals, classifier, options, results)
+            if told not in problems:  # a server that is away for an hour is one line
+                told = next(iter(problems), None)
+                if line:
+                    print(line, file=sys.stderr, flush=True)
 
 
 def _look(
     arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
-) -> str:
-    """Classify the images that are ready; return why that was not possible, else an empty string."""
+) -> tuple[list[Problem], str]:
+    """Classify the images that are ready; return what was in the way, and a line that says it."""
     if not arrivals.are_there():
-        return f"{options.folder} is gone: waiting until it is back"
+        return [("", None)], f"{options.folder} is gone: waiting until it is back"
     names = arrivals.ready()
-    put_off: list[ClassifierError] = []
+    put_off: dict[str, ClassifierError] = {}
     outcomes = classifier.classify_stream(names, options.top, options.concurrency)
     for name, outcome in zip(names, outcomes, strict=True):
         if isinstance(outcome, ClassifierError) and not isinstance(outcome, InvalidImageError):
-            put_off.append(outcome)
+            put_off[name] = outcome
         else:
             results.write(name, outcome)
             arrivals.answered(name)
-    return f"{len(put_off)} put off: {put_off[0].message}" if put_off else ""
+    first = next(iter(put_off), "")
+    line = f"{len(put_off)} put off, first {first}: {put_off[first].message}" if put_off else ""
+    return [(name, type(error)) for name, error in put_off.items()], line
 
 
 def _states(folder: Path) -> dict[str, State]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,7 @@ from typing import Any
 import pytest
 from commands_fakes import CAT
 
-from client import (
-    InvalidImageError,
-    QueueFullError,
-)
+from client import ConnectionFailedError, InferenceError, InvalidImageError, QueueFullError
 from client.commands import main, watch
 from client.testing import FakeTransport
 
@@ -129,7 +127,25 @@ def test_watch_loses_nothing_while_the_server_is_away(served: FakeTransport, cap
     assert [request.image for request in served.requests].count(b"bad") == 1
     out, err = capsys.readouterr()
     assert out == "in/a.png\t[cat]\t90.00%\n"
-    assert err.splitlines() == ["in/bad.png: no picture", "1 put off: full"]
+    assert err.splitlines() == ["in/bad.png: no picture", "1 put off, first in/a.png: full"]
+
+
+def test_watch_says_once_that_a_server_is_away_and_names_what_fails_still(
+    served: FakeTransport, capsys: pytest.CaptureFixture
+) -> None:
+    def back() -> None:
+        served.reply = lambda request: InferenceError("failed") if request.image == b"bad" else CAT
+
+    Path("in").mkdir()
+    served.reply = lambda request: ConnectionFailedError(f"refused at {request.id}")  # as by one server, then another
+    away = [write("in/9.png", b"x"), write("in/8.png", b"bad"), write("in/7.png", b"bad"), nothing]
+    mended = [write("in/7.png", b"good", 1), nothing, nothing]
+    assert watched(served, Path("in"), looks=[*away, back, nothing, *mended]) == 130
+    assert [re.sub(r"\S+-\d+$", "ID", line) for line in capsys.readouterr().err.splitlines()] == [
+        "1 put off, first in/9.png: refused at ID",
+        "2 put off, first in/7.png: failed",
+        "1 put off, first in/8.png: failed",
+    ]
 
 
 @pytest.mark.parametrize("unmounted", [False, True])
