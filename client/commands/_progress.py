@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 
-def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterable[Item]:
-    """Return `items`, with a progress bar if standard error is a terminal.
+@contextlib.contextmanager
+def progress(items: Sequence[Item], words: str, streamed: bool) -> Iterator[Iterable[Item]]:
+    """Yield `items`, with a progress bar if standard error is a terminal; the bar is gone at the end.
 
     `streamed`: standard output has a line an item; on a terminal these show the progress, and a bar would garble them.
     """
     if len(items) < 2 or not sys.stderr.isatty() or (streamed and sys.stdout.isatty()):
-        return items
-    return _track(items, words)
+        yield items
+        return
+    with _bar() as bar:
+        yield bar.track(items, description=words)
 
 
 @contextlib.asynccontextmanager
@@ -43,11 +46,6 @@ async def clock(seconds: float, words: str) -> AsyncIterator[None]:
             yield
         finally:
             ticking.cancel()
-
-
-def _track(items: Sequence[Item], words: str) -> Iterable[Item]:
-    with _bar() as bar:
-        yield from bar.track(items, description=words)
 
 
 def _bar() -> "Progress":

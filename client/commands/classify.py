@@ -55,16 +55,16 @@ def run(options: argparse.Namespace) -> int:
             results = stack.enter_context(journal)
             failed = sum(not journal.done.get(name, True) for name, _ in found)
             found = [each for each in found if each[0] not in journal.done]
-        shown = progress(found, "classifying", options.format != "table" and options.output is None)
-        tally = answer_all(
-            found,
-            lambda name, image: classifier.classify(image, options.top),
-            options.model,
-            options,
-            results,
-            shown,
-        )
-        results.finish()
+        stack.callback(results.finish)  # Ctrl-C keeps the answers that came
+        with progress(found, "classifying", options.format != "table" and options.output is None) as shown:
+            tally = answer_all(
+                found,
+                lambda name, image: classifier.classify(image, options.top),
+                options.model,
+                options,
+                results,
+                shown,
+            )
     failed += tally.failed
     if options.output is not None and failed:
         print(f"{failed} not answered: see {options.output}", file=sys.stderr)

@@ -5,6 +5,7 @@ served model must have been built with build_models.py --class-map.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -39,22 +40,21 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("PIL") is None:  # before anything is sent
         print("the overlays are drawn with Pillow, which is not installed: pip install pillow", file=sys.stderr)
         return 1
-    with open_classifier(options, Classifier) as classifier:
+    with contextlib.ExitStack() as stack:
+        classifier = stack.enter_context(open_classifier(options, Classifier))
         found = list(expand(options.paths, options.allow_urls))
         overlays = Overlays(options.output, [name for name, _ in found])
         results = open_results(options.format)
+        stack.callback(results.finish)  # Ctrl-C keeps the answers that came
+        stack.callback(overlays.finish)
 
         def explain(name: str, image: "bytes | str") -> list[Prediction]:
             explained = classifier.explain(image, options.top)
             overlays.save(name, overlay(image, explained), explained.predictions[0])
             return explained.predictions
 
-        shown = progress(found, "explaining", options.format != "table")
-        try:
+        with progress(found, "explaining", options.format != "table") as shown:
             tally = answer_all(found, explain, options.model + EXPLAINED, options, results, shown)
-        finally:
-            overlays.finish()
-    results.finish()
     if tally.answered:
         print(f"{tally.answered} overlays in {options.output}, which {TABLE_FILE} there lists", file=sys.stderr)
     if tally.unsent:

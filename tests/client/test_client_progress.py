@@ -13,6 +13,7 @@ from PIL import Image
 
 from client import Answer
 from client.commands import main
+from client.commands._results import TableResults
 from client.testing import AsyncFakeTransport, FakeTransport
 
 
@@ -58,6 +59,32 @@ def test_bar(
     if "--json" in arguments:
         written = Path("out.jsonl").read_text() if "--output" in arguments else out.getvalue()
         assert [json.loads(line)["image"] for line in written.splitlines()] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_ctrl_c_keeps_the_answers_and_ends_the_bar_before_them(
+    served: FakeTransport, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reply(request: Any) -> Any:
+        if len(served.requests) == 3:
+            raise KeyboardInterrupt
+        return explained(request)
+
+    def finish(results: TableResults) -> None:
+        err.truncate(0)
+        real(results)
+
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(name)
+    served.reply = reply
+    real, out, err = TableResults.finish, Stream(True), Stream(True)
+    monkeypatch.setattr(TableResults, "finish", finish)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main([command, "a.png", "b.png", "c.png", "--concurrency", "1"]) == 130
+    assert [name in out.getvalue() for name in ("a.png", "b.png", "c.png")] == [True, True, False]
+    assert err.getvalue() == ""
 
 
 @pytest.mark.parametrize("terminal", [True, False])
