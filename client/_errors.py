@@ -141,7 +141,8 @@ def shorten(words: str, limit: int = 300) -> str:
 def _classify(status: str, details: str, url: str, model: str, timeout: float) -> tuple[type[ClassifierError], str]:
     lower = details.lower()
     if status == "DEADLINE_EXCEEDED":
-        return DeadlineExceededError, f"no answer within {timeout:.3g} s: raise the timeout or send fewer at a time"
+        remedy = "raise the timeout or send fewer at a time; where none ever comes, check the address and the firewalls"
+        return DeadlineExceededError, f"no answer within {timeout:.3g} s: {remedy}"
     if "maximum queue size" in lower:
         return QueueFullError, "the server's queue is too long: try again later or send fewer at a time"
     if "request timeout expired" in lower:
@@ -179,6 +180,9 @@ def _classify(status: str, details: str, url: str, model: str, timeout: float) -
         return InvalidImageError, f"the server refuses the image: {details}"
     if status in ("INTERNAL", "UNKNOWN", "ABORTED", "DATA_LOSS"):
         return InferenceError, f"the server failed ({details}): its log says why"
+    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        remedy = "give the key that it wants with --header (in Python headers=)"
+        return ProtocolError, f"the server, or a gateway before it, refuses the caller, {status} ({details}): {remedy}"
     return ProtocolError, f"the server refuses the request, {status} ({details}): check the address and the model"
 
 

@@ -36,6 +36,8 @@ from client._status import ServerStatus, parse_status
 
 GRPC_STATUS = {  # HTTP's status as gRPC's, so that both protocols raise the same errors
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",

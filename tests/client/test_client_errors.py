@@ -7,6 +7,7 @@ import pytest
 import client
 from client import _errors
 from client._errors import error_from_status
+from client._wire_http import refusal
 
 UNKNOWN_MODEL = "Request for unknown model: 'm' is not found"
 
@@ -34,6 +35,7 @@ STATUSES = [
     ("INTERNAL", "Stub process 'm_0_0' is not healthy.", "InferenceError"),
     ("UNKNOWN", "", "InferenceError"),
     ("UNIMPLEMENTED", "Method not found!", "ProtocolError"),
+    ("UNAUTHENTICATED", "missing api key", "ProtocolError"),
     ("HTTP 418", "teapot", "ProtocolError"),
 ]
 
@@ -90,8 +92,22 @@ def test_long_words_are_cut_to_a_line() -> None:
     assert "\n" not in message
 
 
-def test_deadline_names_its_seconds() -> None:
-    assert "within 2.5 s" in str(error_from_status("DEADLINE_EXCEEDED", "", url="u", model="m", timeout=2.5))
+def test_deadline_names_its_seconds_and_a_way_that_is_shut() -> None:
+    message = str(error_from_status("DEADLINE_EXCEEDED", "", url="u", model="m", timeout=2.5))
+    assert "within 2.5 s" in message
+    assert "check the address and the firewalls" in message
+
+
+def test_a_caller_that_is_refused_is_told_of_the_header() -> None:
+    """A gateway's answer: gRPC itself makes these statuses of HTTP's 401 and 403."""
+    where = {"url": "https://gate:443", "model": "m", "timeout": 1.0}
+    for status, code in (("UNAUTHENTICATED", 401), ("PERMISSION_DENIED", 403)):
+        grpc_error = error_from_status(status, "no api key", **where)  # type: ignore[arg-type]
+        http_error = refusal(code, b'{"error": "no api key"}', **where)  # type: ignore[arg-type]
+        assert str(grpc_error) == str(http_error)
+        assert "refuses the caller" in str(http_error)
+        assert "with --header (in Python headers=)" in str(http_error)
+        assert "Forbidden" in str(refusal(code, b"<h1>Forbidden</h1>", **where))  # type: ignore[arg-type]
 
 
 def test_tree_is_complete_and_drawn() -> None:
