@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError
+from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError, ProtocolError
 from client._ordered import in_order
 from client._prediction import Prediction
 from client._session import Outcome
@@ -58,9 +58,11 @@ def answer_all(
                 tally.failed += 1
             else:
                 tally.answered += 1
-            if isinstance(outcome, ModelNotFoundError):
-                tally.why = f"no server has the model {model!r}"
             results.write(name, outcome)
     finally:
         patience.end()
+    if isinstance(patience.ended_by, ModelNotFoundError):
+        tally.why = f"no server has the model {model!r}"
+    elif isinstance(patience.ended_by, ProtocolError):
+        tally.why = "no server takes the requests"
     return tally

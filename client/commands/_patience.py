@@ -6,7 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from client._errors import ClassifierError, DeadlineExceededError, ModelNotFoundError, ServerUnavailableError
+from client._errors import (
+    ClassifierError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ProtocolError,
+    ServerUnavailableError,
+)
 from client._session import Outcome
 
 Item = TypeVar("Item")
@@ -18,7 +24,8 @@ class Patience(Generic[Item]):
 
     The image at which the wait ends gets its error; later ones get None, and are not sent. An image that times out is
     not asked again; if all time out for `seconds`, the servers hang, and the rest is not sent. Nor is it if the first
-    answer is that the model does not exist.
+    answer is that the model does not exist, or a `ProtocolError`, as of a wrong address or key. `ended_by`: the error
+    at which the rest was given up, None for a silence.
     """
 
     def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
@@ -26,6 +33,7 @@ class Patience(Generic[Item]):
         self._answered: float | None = None  # when a server last answered
         self._silent: float | None = None  # since when all requests have timed out
         self._told = False
+        self.ended_by: ClassifierError | None = None
         self._over = threading.Event()
         self._lock = threading.Lock()
 
@@ -37,8 +45,8 @@ class Patience(Generic[Item]):
             if isinstance(outcome, DeadlineExceededError):
                 self._note_silence(outcome, asked)
                 return outcome
-            no_model = isinstance(outcome, ModelNotFoundError) and self._answered is None
-            if isinstance(outcome, list) or not (isinstance(outcome, ServerUnavailableError) or no_model):
+            wrong = isinstance(outcome, (ModelNotFoundError, ProtocolError)) and self._answered is None
+            if isinstance(outcome, list) or not (isinstance(outcome, ServerUnavailableError) or wrong):
                 self._note(outcome)
                 return outcome
             since = since or time.monotonic()
@@ -76,6 +84,7 @@ class Patience(Generic[Item]):
                 return False
             if self._answered is None or time.monotonic() - since >= self._seconds:
                 if self._answered is None or self._answered < since:
+                    self.ended_by = error
                     self._over.set()
                 return True
             self._tell(error)

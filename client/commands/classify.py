@@ -11,8 +11,8 @@ A bad image is reported by name; the others are answered all the same.
 --output FILE --resume continues an interrupted run: what FILE holds an answer to is not sent again, nor are pictures
 that the server refused; everything else is. The exit status is that of all images.
 
-If no server answers, the rest is not sent: after --wait seconds, or at once if none was ever there or none has the
-model.
+If no server answers, the rest is not sent: after --wait seconds, or at once if none was ever there, none has the model,
+or the first answer is of no classifier or refuses the caller.
 """
 
 import argparse

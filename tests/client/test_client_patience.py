@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from client import ConnectionFailedError, DeadlineExceededError, InvalidImageError, ModelNotFoundError, _classifier
+from client import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    InvalidImageError,
+    ModelNotFoundError,
+    ProtocolError,
+    _classifier,
+)
 from client.commands import _patience, main
 from client.commands._results import JsonResults
 from client.testing import FakeTransport
@@ -94,29 +101,39 @@ def test_one_that_never_answered_is_not_waited_for(folder: Path, monkeypatch: An
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_a_model_that_was_never_there_leaves_the_rest_unsent(
-    folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture, concurrency: int
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (ModelNotFoundError("the server has no model 'classifer'"), "no server has the model 'classifer'"),
+        (ProtocolError("the gateway refuses the caller"), "no server takes the requests"),
+    ],
+)
+def test_what_every_server_refuses_leaves_the_rest_unsent(
+    folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture, refusal: Any, why: str, concurrency: int
 ) -> None:
     asked = []
-    gone = ModelNotFoundError("the server has no model 'classifer'")
     arguments = ["--model", "classifer", "--concurrency", str(concurrency)]
-    assert classify(monkeypatch, lambda request: asked.append(request) or gone, *arguments) == 1
+    assert classify(monkeypatch, lambda request: asked.append(request) or refusal, *arguments) == 1
     assert len(asked) <= concurrency
     assert len(rows("error")) == 1
     assert capsys.readouterr().err.splitlines() == [
         "1 not answered: see out.jsonl",
-        f"stopped: no server has the model 'classifer', {COUNT - 1} not sent: --resume sends them",
+        f"stopped: {why}, {COUNT - 1} not sent: --resume sends them",
     ]
 
 
-def test_a_model_that_was_there_is_asked_for_still(folder: Path, monkeypatch: Any) -> None:
-    """One of several servers may lack it."""
+@pytest.mark.parametrize("refusal", [ModelNotFoundError("no such model"), ProtocolError("no classifier")])
+def test_what_one_server_has_is_asked_for_still(
+    folder: Path, monkeypatch: Any, capsys: pytest.CaptureFixture, refusal: Any
+) -> None:
+    """One of several servers may lack the model, or be none."""
 
     def reply(request: Any) -> Any:
-        return InvalidImageError("no picture") if request.image == b"00" else ModelNotFoundError("no such model")
+        return InvalidImageError("no picture") if request.image == b"00" else refusal
 
     assert classify(monkeypatch, reply, "--concurrency", "1") == 1
     assert len(rows("error")) == COUNT
+    assert "stopped" not in capsys.readouterr().err
 
 
 def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monkeypatch: Any) -> None:
