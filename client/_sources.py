@@ -17,11 +17,14 @@ URL_SCHEMES = ("http://", "https://")
 URL_BYTES = 50_000_000
 
 
-def find_images(folder: "str | os.PathLike[str]", unread: list[OSError] | None = None) -> list[Path]:
+def find_images(
+    folder: "str | os.PathLike[str]", unread: list[OSError] | None = None, others: set[Path] | None = None
+) -> list[Path]:
     """Return every image file below `folder` by its suffix, sorted; hidden files and folders are left out.
 
     Links to folders are followed; each folder is read once. The errors of unreadable folders are appended to `unread`;
-    without it folders below `folder` are passed over, and that of `folder` itself is raised, an `OSError`.
+    without it folders below `folder` are passed over, and that of `folder` itself is raised, an `OSError`. Files of
+    another suffix are added to `others`.
     """
     name = os.fspath(folder)
 
@@ -40,14 +43,22 @@ def find_images(folder: "str | os.PathLike[str]", unread: list[OSError] | None =
         seen.add(real)
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         found += [Path(root, file) for file in names if not file.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    if others is not None:
+        others.update({*found} - {*images})
+    return images
 
 
-def expand(arguments: Iterable[str], allow_urls: bool = False) -> Iterator[tuple[str, str | None]]:
-    """Yield (name, None) once for each image, and (argument, problem) for an argument without images or unreadable."""
+def expand(
+    arguments: Iterable[str], allow_urls: bool = False, others: set[Path] | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (name, None) once for each image, and (argument, problem) for an argument without images or unreadable.
+
+    The files of folders that are no images by their suffix are added to `others`.
+    """
     seen: set[str] = set()
     for argument in arguments:
-        names, problem = _expand_one(argument, allow_urls)
+        names, problem = _expand_one(argument, allow_urls, others)
         if problem is not None:
             yield argument, problem
         for name in names:
@@ -72,7 +83,7 @@ def loader(found: Sequence[tuple[str, str | None]], timeout: float) -> "Callable
     return load
 
 
-def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]:
+def _expand_one(argument: str, allow_urls: bool, others: set[Path] | None) -> tuple[list[str], str | None]:
     if argument == STDIN and sys.stdin is None:
         return [], "standard input is closed: give it an image, or name a file"
     if argument == STDIN:
@@ -84,11 +95,11 @@ def _expand_one(argument: str, allow_urls: bool) -> tuple[list[str], str | None]
     path = Path(argument)
     unread: list[OSError] = []
     if os.path.isdir(path):  # Path.is_dir would raise if its parent may not be read
-        files, problem = find_images(path, unread), f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
+        files, problem = find_images(path, unread, others), f"the folder holds no image ({' '.join(sorted(SUFFIXES))})"
     elif not os.path.exists(path) and glob.has_magic(argument):
         files = []
         for match in map(Path, sorted(glob.glob(argument, recursive=True))):
-            files += find_images(match, unread) if os.path.isdir(match) else [match]
+            files += find_images(match, unread, others) if os.path.isdir(match) else [match]
         problem = "the pattern matches no file"
     else:  # a missing file too: it is reported like every other bad image
         files, problem = [path], ""

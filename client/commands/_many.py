@@ -1,18 +1,22 @@
 """Ask for many images, for `classify` and `explain`: results in order; a bad image does not stop the others."""
 
 import argparse
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 from client._errors import ClassifierError, InvalidImageError, ModelNotFoundError, ProtocolError
 from client._ordered import in_order
 from client._prediction import Prediction
 from client._session import Outcome
-from client._sources import loader
+from client._sources import expand, loader
 from client.commands._patience import Patience
 from client.commands._results import Results
 
+MOST_SUFFIXES = 5  # that are named
 Found: TypeAlias = tuple[str, str | None]  # an image's name, and what is wrong with it
 
 
@@ -22,6 +26,18 @@ class Tally:
     failed: int = 0
     unsent: int = 0
     why: str = "no server answers"  # why some were not sent
+
+
+def find(options: argparse.Namespace) -> list[Found]:
+    """Return the images that the command line names; say how many files of its folders are passed over."""
+    others: set[Path] = set()
+    found = list(expand(options.paths, options.allow_urls, others))
+    if others:
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in sorted(others)).most_common()
+        words = ", ".join(f"{count} {suffix}" for suffix, count in suffixes[:MOST_SUFFIXES])
+        more = ", ..." if len(suffixes) > MOST_SUFFIXES else ""
+        print(f"passed over, no image by suffix: {words}{more}", file=sys.stderr)
+    return found
 
 
 def answer_all(

@@ -21,9 +21,9 @@ import sys
 from pathlib import Path
 
 from client._classifier import Classifier
-from client._sources import STDIN, expand
+from client._sources import STDIN
 from client.commands._journal import Journal
-from client.commands._many import answer_all
+from client.commands._many import answer_all, find
 from client.commands._options import add_format_options, add_image_options
 from client.commands._progress import progress
 from client.commands._results import Results, open_results
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--resume needs the --output that it continues")
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(open_classifier(options, Classifier))
-        found = list(expand(options.paths, options.allow_urls))
+        found = find(options)
         results: Results
         failed = 0
         if options.output is None:

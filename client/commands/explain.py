@@ -14,8 +14,7 @@ from client._classifier import Classifier
 from client._errors import EXPLAINED
 from client._overlay import overlay
 from client._prediction import Prediction
-from client._sources import expand
-from client.commands._many import answer_all
+from client.commands._many import answer_all, find
 from client.commands._options import add_format_options, add_image_options
 from client.commands._overlays import TABLE_FILE, Overlays
 from client.commands._progress import progress
@@ -42,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     with contextlib.ExitStack() as stack:
         classifier = stack.enter_context(open_classifier(options, Classifier))
-        found = list(expand(options.paths, options.allow_urls))
+        found = find(options)
         overlays = Overlays(options.output, [name for name, _ in found])
         results = open_results(options.format)
         stack.callback(results.finish)  # Ctrl-C keeps the answers that came

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 import client
+from client import ConnectionFailedError
 from client import _sources as sources
 from client.commands import main
 from client.testing import FakeTransport
@@ -258,3 +259,23 @@ def test_a_folder_that_may_not_be_read_is_said(
         f"{tmp_path}/secret cannot be read (Permission denied): its images are left out"
     )
     assert answered["image"] == str(tmp_path / "good.png")
+
+
+@pytest.mark.parametrize("command", ["classify", "explain"])
+def test_what_is_no_image_by_its_suffix_is_counted(
+    served: FakeTransport, command: str, capsys: pytest.CaptureFixture
+) -> None:
+    Path("mix/sub").mkdir(parents=True)
+    for name in ("a.heic", "b.HEIC", "sub/c.heic", "c.tif", "d.tif", "README", ".hidden.tif"):
+        Path("mix", name).write_bytes(b"x")
+    served.reply = ConnectionFailedError("refused")
+    Path("a.png").write_bytes(b"a")
+    assert main([command, "a.png", "mix", "mi*", "mix/c.tif"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "passed over, no image by suffix: 3 .heic, 2 .tif, 1 no suffix"
+    for number in range(4):
+        Path(f"mix/{number}.{number}").write_bytes(b"x")
+    assert main([command, "mix"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "passed over, no image by suffix: 3 .heic, 2 .tif, 1 .0, 1 .1, 1 .2, ...\n"
+    )
