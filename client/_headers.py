@@ -55,7 +55,10 @@ def parse_headers(lines: Iterable[str]) -> dict[str, str]:
 
 def _lines_of(file: str) -> list[str]:
     try:
-        return [line for line in Path(file).read_text().splitlines() if line.strip() and not line.startswith("@")]
+        lines = [line for line in Path(file).read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"header @{file} cannot be read ({reason}): name a file of lines 'NAME: VALUE'") from None
+    if any(line.startswith("@") for line in lines):  # it might name itself
+        raise ValueError(f"header @{file} has a line that begins with @: write 'NAME: VALUE' in it, no other file")
+    return lines

@@ -140,9 +140,14 @@ def test_headers_that_cannot_be_sent(headers: Any, words: str) -> None:
 
 
 def test_lines(tmp_path: Path) -> None:
-    (tmp_path / "lines").write_text("a: 1\n@other\n")
+    (tmp_path / "lines").write_text("a: 1\n\n")
+    (tmp_path / "nested").write_text("a: 1\n@authorization: secret\n")
     assert parse_headers(["b:2", f"@{tmp_path}/lines"]) == {"b": "2", "a": "1"}
-    for line, words in ((f"@{tmp_path}", "cannot be read .*name a file of lines"), ("Bearer secret", "has no colon")):
+    for line, words in (
+        (f"@{tmp_path}", "cannot be read .*name a file of lines"),
+        (f"@{tmp_path}/nested", "nested has a line that begins with @"),
+        ("Bearer secret", "has no colon"),
+    ):
         with pytest.raises(ValueError, match=words) as caught:
             parse_headers([line])
         assert "secret" not in str(caught.value)
