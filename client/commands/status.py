@@ -5,7 +5,8 @@ included, which is most of a new server's requests; `bench` shows the times of i
 ensemble is the sum over its steps, queues are shown only at the steps, and the server counts an ensemble's failures
 twice.
 
-Each server is asked once, within --timeout; --model and --retries do nothing here.
+Each server is asked once, within --timeout; --model and --retries do nothing here. The exit status is 1 too if one of
+them is not ready.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_the_fake_is_shown_as_it_works(source: str, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {}
     exec("\n".join(line.removeprefix(example[0]) for line in example[1].splitlines()), names)
     assert len(names["fake"].requests) == 2
+
+
+def test_a_source_that_is_read_once_is_shown_as_it_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """zip(pictures, classify_stream(pictures)) fails for a generator: two threads would read it."""
+    page = (ROOT / "docs/client.md").read_text()
+    (example,) = re.findall(r"^(    from collections import deque\n.*?popleft\(\), outcome\)$)", page, re.DOTALL | re.M)
+    fake = client.testing.FakeTransport(lambda request: client.InvalidImageError(request.image.decode()))
+    monkeypatch.setattr(client._classifier, "open_transports", lambda *_: [fake])
+    camera = ((f"name {number}", f"picture {number}".encode()) for number in range(99))
+    exec(textwrap.dedent(example), {"Classifier": client.Classifier, "camera": camera})
+    assert capsys.readouterr().out.splitlines() == [
+        f"name {n} <{8 + len(str(n))} bytes>: picture {n}" for n in range(99)
+    ]
 
 
 @pytest.mark.parametrize("name", [kind.__name__ for kind in client.ClassifierError.__subclasses__()])
