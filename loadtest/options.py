@@ -32,8 +32,9 @@ def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
     given, host = host, host.removeprefix("http://").rstrip("/")
     if protocol == "http":
         return host
-    port = re.search(r":(\d+)(/.*)?$", host)
-    if not grpc_host and port and port[1] not in ("8000", "8001"):
+    found = re.search(r":(\d+)(/.*)?$", host)
+    port = found[1] if found else "443" if host.startswith("https://") else "8000"
+    if not grpc_host and port not in ("8000", "8001"):
         raise ValueError(f"--host {given} says nothing of gRPC's port: give --grpc-host HOST:PORT too")
     return grpc_host or re.sub(r"(:\d+)?((?<!/)/[^/].*)?$", "", host.replace("https://", "grpcs://"), count=1) + ":8001"
 

@@ -189,8 +189,8 @@ ADDRESSES = """
 from types import SimpleNamespace
 from loadtest.users import address
 
-hosts = (None, ""), ("http://box:8000/", ""), ("https://box", ""), ("box", ""), ("[::1]:8000", ""), ("box:9", "other:7")
-hosts += ("https://box/gate/way", ""), ("box:8000/gate/", "")
+hosts = (None, ""), ("http://box:8000/", ""), ("https://box:8000", ""), ("box", ""), ("[::1]:8000", "")
+hosts += ("box:9", "other:7"), ("https://box/gate/way", "box:7"), ("box:8000/gate/", "")
 for host, grpc_host in hosts:
     environment = SimpleNamespace(host=host, parsed_options=SimpleNamespace(grpc_host=grpc_host))
     print(*(address(protocol, environment) for protocol in ("http", "grpc")))
@@ -202,11 +202,11 @@ def test_addresses() -> None:
     assert done.stdout.splitlines() == [
         "127.0.0.1:8000 127.0.0.1:8001",
         "box:8000 box:8001",
-        "https://box grpcs://box:8001",
+        "https://box:8000 grpcs://box:8001",
         "box box:8001",
         "[::1]:8000 [::1]:8001",
         "box:9 other:7",
-        "https://box/gate/way grpcs://box:8001",
+        "https://box/gate/way box:7",
         "box:8000/gate box:8001",
     ]
 

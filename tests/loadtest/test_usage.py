@@ -61,12 +61,12 @@ def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["capacity", "--slo", "x"]])
-@pytest.mark.parametrize("protocol", ["grpc", "both"])
-def test_grpcs_port_is_not_guessed(loadtest: Loadtest, command: list[str], protocol: str) -> None:
+@pytest.mark.parametrize(("protocol", "host"), [("grpc", "http://box:9000/"), ("both", "https://gate/way")])
+def test_grpcs_port_is_not_guessed(loadtest: Loadtest, command: list[str], protocol: str, host: str) -> None:
     """Port 8001 may be another server's, which would be measured in the place of the one that was named."""
-    done = loadtest(*command, "--protocol", protocol, "--host", "http://box:9000/")
+    done = loadtest(*command, "--protocol", protocol, "--host", host)
     assert done.returncode == 2
-    assert "--host http://box:9000/ says nothing of gRPC's port: give --grpc-host HOST:PORT too" in done.stderr
+    assert f"--host {host} says nothing of gRPC's port: give --grpc-host HOST:PORT too" in done.stderr
 
 
 def test_nor_by_the_locust_command(locust: Loadtest, pictures: Path) -> None:
