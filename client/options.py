@@ -1,6 +1,7 @@
 """The options that name a server and how it is reached, for every program that asks one."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,12 +100,20 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def positive(text: str) -> float:
+    return _number(text, "more than 0", lambda value: value > 0)
+
+
+def not_negative(text: str) -> float:
+    return _number(text, "0 or more", lambda value: value >= 0)
+
+
+def _number(text: str, words: str, holds: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value <= LONGEST_TIMEOUT:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number, more than 0 and at most {LONGEST_TIMEOUT}")
+        value = math.nan
+    if not holds(value) or value > LONGEST_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number, {words} and at most {LONGEST_TIMEOUT}")
     return value
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from client.options import positive, whole
+from client.options import not_negative, whole
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--wait",
-        type=positive,
+        type=not_negative,
         default=60.0,
         metavar="SECONDS",
         help="time to wait for servers that went away (default: 60)",

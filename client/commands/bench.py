@@ -27,7 +27,7 @@ from client._status import step_times
 from client.commands._options import add_format_options
 from client.commands._progress import clock
 from client.commands._results import print_table
-from client.options import UsageError, add_server_options, open_classifier, positive, whole
+from client.options import UsageError, add_server_options, not_negative, open_classifier, positive, whole
 
 Named: TypeAlias = tuple[str, bytes]  # an image's file, and what is in it
 PERCENTILES = (50, 90, 99)
@@ -62,7 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--rate", type=positive, metavar="PER_SECOND", help="open loop of this many images a second")
     parser.add_argument("--seconds", type=positive, default=10.0, help="time that is measured (default: 10)")
     parser.add_argument(
-        "--warm-up", type=positive, default=1.0, metavar="SECONDS", help="time before that is not counted (default: 1)"
+        "--warm-up",
+        type=not_negative,
+        default=1.0,
+        metavar="SECONDS",
+        help="time before that is not counted (default: 1)",
     )
     parser.add_argument(
         "--top", type=whole(1), default=5, metavar="N", help="classes to return for each image (default: 5)"

@@ -145,6 +145,13 @@ def test_bench_goes_on_after_one_failure_of_the_warm_up(async_served: AsyncFakeT
     assert measured() == 0
 
 
+def test_bench_without_a_warm_up_counts_all(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
+    for load in (["--concurrency", "2"], ["--rate", "100"]):
+        async_served.requests.clear()
+        assert measured("--warm-up", "0", "--json", *load) == 0
+        assert json.loads(capsys.readouterr().out)["answered"] == len(async_served.requests) > 0
+
+
 def test_bench_of_no_image_is_a_failure(async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture) -> None:
     """The rate is so low that no image is due."""
     assert measured("--rate", "0.001", "--json") == 1
@@ -182,6 +189,7 @@ def test_bench_without_a_server_ends_after_the_warm_up(
         (["bench", "*.tiff"], "matches no file"),
         (["bench", "a.png", "--rate", "x"], "more than 0"),
         (["bench", "a.png", "--seconds", "1e12"], "more than 0 and at most 1000000"),
+        (["bench", "a.png", "--warm-up", "nan"], "0 or more and at most 1000000"),
         (["bench", "a.png", "--rate", "1", "--concurrency", "2"], "not allowed with"),
         (["bench", "a.png", "--tls-certificate", "c.pem"], "both or neither"),
         (["classify", "a.png", "--top", "x"], "1 or more"),

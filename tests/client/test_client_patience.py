@@ -91,6 +91,12 @@ def test_one_that_stays_away_leaves_the_rest_unsent(folder: Path, monkeypatch: A
     assert len(rows("predictions")) == COUNT
 
 
+def test_without_a_wait_the_rest_is_left_at_once(folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    assert classify(monkeypatch, server := Server(5, 10**9), "--wait", "0", "--concurrency", "1") == 1
+    assert server.refused == 1
+    assert "waiting" not in capsys.readouterr().err
+
+
 def test_one_that_never_answered_is_not_waited_for(folder: Path, monkeypatch: Any) -> None:
     Path("photos/00.png").write_bytes(b"")  # what is wrong with a file is no answer
     started = time.monotonic()
