@@ -102,6 +102,19 @@ def test_orientation_and_modes(transform, reduced, orientation, mode):
     assert 0 < np.abs(transform.preprocess(buffer.getvalue(), reduced) - full).mean() < 1
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_library_resizes_turned_ones_too(transform, reduced, monkeypatch, orientation):
+    """Pillow's pixels, without Pillow's resize."""
+    exif = Image.Exif()
+    exif[transform.EXIF_ORIENTATION] = orientation
+    data = detailed((325, 291), exif=exif)
+    with monkeypatch.context() as alone:
+        alone.setitem(transform.resize_part.__globals__, "NATIVE", None)
+        expected = transform.preprocess(data, reduced)
+    monkeypatch.setattr(Image.Image, "resize", None)
+    np.testing.assert_array_equal(transform.preprocess(data, reduced), expected)
+
+
 def test_truncated(transform, reduced):
     data = detailed((325, 291))
     with pytest.raises(transform.ImageError, match="truncated or damaged"):

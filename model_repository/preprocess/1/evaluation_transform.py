@@ -91,7 +91,8 @@ def prepare(data: bytes, settings: Settings) -> Prepared:
             turn = UPRIGHT.get(read_orientation(image))
             if turn is not None:
                 if box is not None:
-                    rgb, box = rgb.resize(size, FILTERS[settings.interpolation], box), None
+                    whole = resize_part(rgb, size, FILTERS[settings.interpolation], (0, 0, *size), box)
+                    rgb, box = Image.fromarray(whole), None
                 rgb = rgb.transpose(turn)
                 size = resized_size(rgb.size, settings)
             return resize_and_crop(rgb, size, box, settings), crop_shares(size, settings.image_size)
