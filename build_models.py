@@ -69,7 +69,7 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         "--precision",
         choices=sorted(PRECISIONS),
         default="fp32",
-        help="data type of weights and activations (default: fp32)",
+        help="data type of weights and activations (default: fp32); fp16 is for GPUs, and slow on most CPUs",
     )
     parser.add_argument(
         "--format",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.configs import ServingSpec
 from export.onnx import export_onnx
-from export.parity import check_parity, real_pixels
+from export.parity import Parity, check_parity, real_pixels
 from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
@@ -54,8 +54,10 @@ def build(options: BuildOptions) -> str:
         class_map=map_size,
     )
 
+    parities: list[Parity] = []
+
     def write_backbone(folder: Path) -> dict[str, Any]:
-        parities = [check_parity("the re-parameterised model", eager, served, pixels, options.precision)]
+        parities.append(check_parity("the re-parameterised model", eager, served, pixels, options.precision))
         if "torchscript" in options.formats:
             path = folder / "model.pt"
             save_torchscript(trace_backbone(served, size), path)
@@ -76,9 +78,11 @@ def build(options: BuildOptions) -> str:
     warmup_image = _warmup_image(pixels[0], spec.resize_size)
     version, notes = write_repository(options.output, spec, labels, write_backbone, warmup_image, options.version)
     seconds = time.perf_counter() - started
+    percent = 100 * max(1e-6, *(parity.largest_difference for parity in parities))
     return (
         f"{options.output}: {config.arch}, version {version}, {config.num_classes} classes, {size} px, "
-        f"{options.precision}, {' and '.join(options.formats)}; equal to eager on {len(pixels)} images; {seconds:.0f} s"
+        f"{options.precision}, {' and '.join(options.formats)}; within {percent:.2g} % of eager's largest "
+        f"{'value' if options.class_map else 'logit'} on {len(pixels)} crops; {seconds:.0f} s"
         + "".join(f"; {note}" for note in notes)
         + ("" if "torchscript" in options.formats else "; for the onnxruntime backend, which NVIDIA's container has")
     )

@@ -84,8 +84,8 @@ def test_onnx_alone(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     """The thread counts have the names that tritonserver's onnxruntime backend uses."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
     summary = build(BuildOptions(weights=checkpoint, output=tmp_path / "models", formats=("onnx",)))
-    named = f"{tmp_path}/models: replknet_nano, version 1, 5 classes, 64 px, fp32, onnx; equal to eager on 8 images; "
-    assert summary.startswith(named)
+    assert summary.startswith(f"{tmp_path}/models: replknet_nano, version 1, 5 classes, 64 px, fp32, onnx; within 0.0")
+    assert " % of eager's largest logit on 8 crops; " in summary
     assert summary.endswith(" s; for the onnxruntime backend, which NVIDIA's container has")
     backbone = config(tmp_path / "models", "backbone")
     assert backbone.backend == "onnxruntime"
@@ -250,10 +250,12 @@ def test_half_precision_is_half_as_large_and_answers_float32(
         return check_parity(name, eager, *rest)
 
     monkeypatch.setattr("export.build.check_parity", check)
-    build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
+    summary = build(BuildOptions(weights=checkpoint, output=tmp_path / "models", precision=precision))
     assert compared == [torch.float32] * 2
     model = tmp_path / "models/backbone/1/model.pt"
     assert torch.jit.load(str(model))(real_pixels(None, SIZE, count=2)).dtype == torch.float32
     record = json.loads(model.with_name("build.json").read_text())
     assert (record["precision"], {each["tolerance"] for each in record["parity"]}) == (precision, {tolerance})
+    largest = max(each["largest_difference"] for each in record["parity"])
+    assert f"; within {100 * largest:.2g} % of eager's largest logit on 8 crops; " in summary
     assert model.stat().st_size < 0.6 * (repository / "backbone/1/model.pt").stat().st_size
