@@ -65,7 +65,7 @@ def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[S
     ]
     yield lambda best: [replace(best, preprocess_instances=count) for count in sorted({1, 2, cores, 2 * cores})]
     yield lambda best: [replace(best, delay_us=delay) for delay in (0, 1_000, 5_000)]
-    yield lambda best: [replace(best, max_batch_size=size) for size in (4, 8) if size <= largest]
+    yield lambda best: [replace(best, max_batch_size=size) for size in sorted({4, 8, largest}) if size <= largest]
 
 
 def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, callers: int, seconds: float) -> Score:

@@ -10,12 +10,13 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from server.cores import usable_cores
 from server.errors import ServerError
 from server.model_configs import config_files, own_file, read_config
 from server.repository import BACKBONE, EMBEDDED, ENSEMBLE, PREPROCESS, SOFTMAX, replaced
 
 ENSEMBLES = (ENSEMBLE, "classifier_explained")  # the second exists only if it was asked for
-THREADS, LONE_THREADS = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT"
+THREADS, LONE_THREADS, SHARING = "INTRA_OP_THREAD_COUNT", "LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING"
 
 
 class TuneError(ServerError):
@@ -53,8 +54,8 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
             f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py --format torchscript"
         )
     return Settings(
-        sum(group.count for group in preprocess.instance_group) or 1,
-        sum(group.count for group in backbone.instance_group) or 1,
+        instances(preprocess),
+        instances(backbone),
         int(threads),
         backbone.max_batch_size,
         backbone.dynamic_batching.max_queue_delay_microseconds,
@@ -84,7 +85,6 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
         changed[f"{BACKBONE}/{file}"] = config = read(repository, BACKBONE, file)
         set_batches(config, settings)
         if file == own_file(repository, BACKBONE, embedded):
-            set_instances(config, settings.backbone_instances)
             set_threads(config, settings, embedded)
             if file == EMBEDDED:
                 set_preferred(config, settings)
@@ -119,6 +119,10 @@ def replace_all(texts: dict[Path, str]) -> None:
             draft.unlink(missing_ok=True)
 
 
+def instances(config: model_config_pb2.ModelConfig) -> int:
+    return sum(group.count for group in config.instance_group) or 1
+
+
 def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
     """Set the number of instances but not their device: without a group, tritonserver uses a GPU if there is one."""
     if config.instance_group:
@@ -142,8 +146,14 @@ def set_preferred(config: model_config_pb2.ModelConfig, settings: Settings) -> N
 
 
 def set_threads(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:
-    config.parameters[THREADS].string_value = str(settings.backbone_threads)
-    if embedded and settings.backbone_instances > 1:
-        config.parameters[LONE_THREADS].string_value = str(settings.backbone_instances * settings.backbone_threads)
+    """Set the backbone's instances and threads, and what follows from them, unless they are so already."""
+    threads = config.parameters[THREADS]
+    if (instances(config), threads.string_value) == (settings.backbone_instances, str(settings.backbone_threads)):
+        return
+    set_instances(config, settings.backbone_instances)
+    threads.string_value = str(settings.backbone_threads)
+    if embedded and settings.backbone_instances > 1:  # as build_models.py does
+        config.parameters[LONE_THREADS].string_value = str(usable_cores())
+        config.parameters[SHARING].string_value = "true"
     else:
         config.parameters.pop(LONE_THREADS, None)

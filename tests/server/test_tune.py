@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from server import cores, tune
+from export.configs import ServingSpec, configs, embedded_configs
+from server import cores, tune, tuned_settings
 from server.canary import canary_png
 from server.model_configs import read_config
 from server.repository import EMBEDDED, read_repository
@@ -66,7 +67,7 @@ def test_each_setting_is_kept_if_it_gains():
     assert len(tried) == len(set(tried))  # nothing is measured twice
 
 
-@pytest.mark.parametrize(("preprocess", "softmax", "tried"), [(16, 16, {4, 8, 16}), (16, 4, {4, 16}), (2, 8, {16})])
+@pytest.mark.parametrize(("preprocess", "softmax", "tried"), [(16, 16, {4, 8, 16}), (16, 4, {4, 16}), (2, 8, {2, 16})])
 def test_batches_that_another_step_would_refuse_are_not_tried(own, preprocess, softmax, tried):
     for name, size in (("preprocess", preprocess), ("softmax", softmax)):
         for path in (own / name).rglob("*.pbtxt"):
@@ -79,6 +80,11 @@ def test_batches_that_another_step_would_refuse_are_not_tried(own, preprocess, s
 
     choose(score, largest=largest_batch(own))
     assert sizes == tried
+
+
+def test_a_larger_batch_can_come_back():
+    best, *_ = choose(lambda s: Score(100 * s.max_batch_size, 10), now=replace(NOW, max_batch_size=4))
+    assert best.max_batch_size == 16
 
 
 @pytest.mark.parametrize(
@@ -179,9 +185,10 @@ def test_settings_are_written_and_read_again(own):
     assert "INTER_OP_THREAD_COUNT" in (own / "backbone/config.pbtxt").read_text()
 
 
-def test_the_embedded_servers_config_follows(own):
-    """A single instance gets every thread."""
-    for largest, preferred, instances, lone in ((8, [2], 1, ""), (8, [2], 3, "6"), (1, [1], 3, "6"), (8, [2], 1, "")):
+def test_the_embedded_servers_config_follows(own, monkeypatch):
+    """A single instance gets every thread; one of several gets every core while the others are idle."""
+    monkeypatch.setattr(tuned_settings, "usable_cores", lambda: 7)
+    for largest, preferred, instances, lone in ((8, [2], 1, ""), (8, [2], 3, "7"), (1, [1], 3, "7"), (8, [2], 1, "")):
         write_settings(own, Settings(2, instances, 2, largest, 0))
         plain, embedded = (read_config(own, "backbone", file) for file in ("config.pbtxt", EMBEDDED))
         assert list(embedded.dynamic_batching.preferred_batch_size) == preferred
@@ -189,7 +196,8 @@ def test_the_embedded_servers_config_follows(own):
         assert embedded.instance_group[0].count == instances
         assert plain.instance_group[0].count == 1
         assert embedded.parameters["LONE_THREAD_COUNT"].string_value == lone
-        assert "LONE_THREAD_COUNT" not in plain.parameters
+        assert embedded.parameters["ENABLE_WEIGHT_SHARING"].string_value == "true" or instances == 1
+        assert not {"LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING"} & plain.parameters.keys()
     assert read_repository(own).overridden == ()
 
 
@@ -204,7 +212,12 @@ def contents(repository):
     return {path: path.read_bytes() for path in repository.rglob("*.pbtxt")}
 
 
-def test_settings_as_they_are_change_nothing(built):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_settings_as_they_are_change_nothing(built, threads):
+    spec = ServingSpec(32, 32, "bicubic", 10, threads)
+    for file, texts in (("config.pbtxt", configs(spec)), (EMBEDDED, embedded_configs(spec))):
+        for model, text in texts.items():
+            (built / model / file).write_text(text)
     before = contents(built)
     write_settings(built, read_settings(built))
     assert contents(built) == before
