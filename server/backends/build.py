@@ -2,7 +2,7 @@
 
 `pytorch` is the backend that runs TorchScript, linked against this environment's libtorch. `python_in_process` is the
 backend that runs the preprocess step, `resize` is Pillow's resize for that step, and `fixes` is preloaded into
-tritonserver to work around three of its defects; these three need no other library. A library is rebuilt when its
+tritonserver to work around defects of its own; these three need no other library. A library is rebuilt when its
 sources, flags or PyTorch change.
 """
 
