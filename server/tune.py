@@ -11,30 +11,25 @@ images a second by more than the noise. Run it after each build, on an idle mach
 import argparse
 import shutil
 import statistics
-import struct
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from server.canary import canary_png
-from server.command_line import add_repository_option, interrupt_on_signals, positive, uninterrupted
+from server.closed_loop import closed_loop
+from server.command_line import LIBRARY, add_repository_option, interrupt_on_signals, positive, uninterrupted
 from server.cores import usable_cores
-from server.errors import ServerError
+from server.errors import ServerError, exit_code
 from server.locate import find_tritonserver
 from server.private_folder import PrivateFolder
-from server.repository import ENSEMBLE, PREPROCESS, read_repository
+from server.repository import PREPROCESS, read_repository
 from server.supervisor import TritonServer
 from server.tuned_settings import (
     Settings,
-    TuneError,
     check_writable,
     largest_batch,
     read_settings,
@@ -44,7 +39,6 @@ from server.versions import Versions
 
 LEAST_GAIN = 1.03  # in images a second: smaller differences are noise
 TURNS = 3  # of the final comparison: among a dozen settings tried once, one is best by chance
-CHANNEL = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]  # without a proxy, one for each caller
 
 
 @dataclass(frozen=True)
@@ -68,42 +62,27 @@ def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[S
     yield lambda best: [replace(best, max_batch_size=size) for size in sorted({4, 8, largest}) if size <= largest]
 
 
-def measure(repository: Path, settings: Settings, embedded: bool, image: bytes, callers: int, seconds: float) -> Score:
+def measure(
+    repository: Path,
+    settings: Settings,
+    embedded: bool,
+    image: bytes,
+    callers: int,
+    seconds: float,
+    library: str | None = None,
+    start_timeout: float = 120.0,
+) -> Score:
     """Start a server with these settings and measure a closed loop of `callers` for `seconds`."""
     with copied(repository) as copy:
         write_settings(copy, settings, embedded)
-        with TritonServer(copy, on_event=lambda _: None) as server:  # each trial would repeat the server's own warnings
+        with TritonServer(  # each trial would repeat the server's own warnings
+            copy, library=library, start_timeout=start_timeout, on_event=lambda _: None
+        ) as server:
             closed_loop(server.grpc_url, image, callers, seconds / 4)  # warm-up
             begun = time.perf_counter()
             taken = closed_loop(server.grpc_url, image, callers, seconds)
             passed = time.perf_counter() - begun
     return Score(len(taken) / passed, statistics.quantiles(taken, n=100, method="inclusive")[98] * 1e3)
-
-
-def closed_loop(address: str, image: bytes, callers: int, seconds: float) -> list[float]:
-    """Let each caller send images one after another for `seconds`; return the latency of each request in seconds."""
-    request = service_pb2.ModelInferRequest(model_name=ENSEMBLE)
-    request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
-    request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
-
-    def call(_: int) -> list[float]:
-        """Return the latencies of one caller. Raises `TuneError` with the server's reason."""
-        taken: list[float] = []
-        with grpc.insecure_channel(address, options=CHANNEL) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            passed = 0.0
-            while len(taken) < 2 or passed < seconds:
-                begun = time.perf_counter()
-                try:
-                    stub.ModelInfer(request, timeout=60)
-                except grpc.RpcError as error:
-                    raise TuneError(f"the image was not classified: {error.details()}") from None
-                taken.append(time.perf_counter() - begun)
-                passed += taken[-1]
-        return taken
-
-    with ThreadPoolExecutor(callers) as pool:
-        return [value for values in pool.map(call, range(callers)) for value in values]
 
 
 @contextmanager
@@ -151,8 +130,11 @@ def tune(
             known[settings] = measured(settings)
         return known[settings]
 
-    best = now
+    best, begun = now, time.perf_counter()
     tried(best)
+    others = {settings for alternatives in candidates(cores, largest) for settings in alternatives(now)} - {now}
+    left = len(others) + 2 * TURNS
+    say(f"at most {left} more such measurements, about {left * (time.perf_counter() - begun) / 60:.1f} minutes")
     for alternatives in candidates(cores, largest):
         for settings in alternatives(best):
             if value(tried(settings)) > LEAST_GAIN * value(known[best]):
@@ -189,6 +171,14 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="MS",
         help="prefer settings whose 99th percentile of the latency stays below this (default: no limit)",
     )
+    parser.add_argument("--library", metavar="FILE", help=LIBRARY)
+    parser.add_argument(
+        "--start-timeout",
+        type=positive,
+        default=120.0,
+        metavar="SECONDS",
+        help="time limit for the start of each server (default: %(default)g)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="measure, but do not change the configs")
     options = parser.parse_args(arguments)
     if options.callers < 1:
@@ -208,11 +198,12 @@ def main(arguments: list[str] | None = None) -> int:
         embedded = find_tritonserver().embedded
         image = own_image(repository) if image is None else image
         now = read_settings(repository, embedded)
+        load = (options.callers, options.seconds, options.library, options.start_timeout)
         best, found, before = tune(
             now,
             usable_cores(),
             largest_batch(repository, embedded),
-            lambda settings: measure(repository, settings, embedded, image, options.callers, options.seconds),
+            lambda settings: measure(repository, settings, embedded, image, *load),
             options.p99_ms,
             lambda line: print(line, flush=True),
         )
@@ -221,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
                 write_settings(repository, best, embedded)
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)
-        return 1
+        return exit_code(error)
     except KeyboardInterrupt:
         print("server.tune: stopped, nothing was written", file=sys.stderr)
         return 130

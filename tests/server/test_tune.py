@@ -65,6 +65,8 @@ def test_each_setting_is_kept_if_it_gains():
     assert (found.images_per_s, before.images_per_s) == (940, 200)
     tried = said[: said.index("the best of these and the current settings, in turns:")]
     assert len(tried) == len(set(tried))  # nothing is measured twice
+    measured = [line for line in said if ": preprocess x " in line]
+    assert said[1] == f"at most {len(measured) - 1} more such measurements, about 0.0 minutes"
 
 
 @pytest.mark.parametrize(("preprocess", "softmax", "tried"), [(16, 16, {4, 8, 16}), (16, 4, {4, 16}), (2, 8, {2, 16})])
@@ -259,19 +261,20 @@ def one_step(usable, largest):
 def test_each_measurement_is_as_the_options_say(own, tmp_path, monkeypatch):
     asked = set()
 
-    def measured(repository, settings, embedded, image, callers, seconds):
-        asked.add((image, callers, seconds))
+    def measured(repository, settings, embedded, image, *load):
+        asked.add((image, *load))
         return Score(200, 80) if settings.delay_us == 7 else Score(100, 50)
 
     monkeypatch.setattr(tune, "candidates", lambda *_: [lambda best: [replace(best, delay_us=7)]])
     monkeypatch.setattr(tune, "measure", measured)
     (tmp_path / "picture").write_bytes(b"picture")
     words = ["--model-repository", str(own), "--image", str(tmp_path / "picture"), "--callers", "3", "--seconds", "0.5"]
+    words += ["--library", "ours.so", "--start-timeout", "7"]
     assert tune.main([*words, "--p99-ms", "60"]) == 0
     assert read_settings(own).delay_us == 0
     assert tune.main(words) == 0
     assert read_settings(own).delay_us == 7
-    assert asked == {(b"picture", 3, 0.5)}
+    assert asked == {(b"picture", 3, 0.5, "ours.so", 7.0)}
 
 
 @pytest.mark.server
@@ -311,6 +314,18 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
         with pytest.raises(SystemExit):
             tune.main([word])
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["--library", "WIDEFIELD_RESIZE"])
+def test_a_library_that_is_none_is_wrong_usage(own, monkeypatch, capsys, library):
+    """As it is for the server."""
+    words = ["--model-repository", str(own)]
+    if library == "WIDEFIELD_RESIZE":
+        monkeypatch.setenv(library, "/none")
+    else:
+        words += [library, "/none"]
+    assert tune.main(words) == 2
+    assert " /none cannot be read" in capsys.readouterr().err
 
 
 def test_configs_that_cannot_be_written_are_told_before_anything_is_measured(own, monkeypatch, capsys):
