@@ -58,10 +58,10 @@ def unchecked(repository: Path) -> str:
     return f"{', '.join(names)}: served unchecked, without {RECORD}; build_models.py writes it" if names else ""
 
 
-def compare(version: Path, may_lack: bool = True) -> None:
+def compare(version: Path, suggest_removal: bool = True) -> None:
     """Raise `ChecksumError` if a file does not match its checksum. Skips a version without build.json (`unchecked`).
 
-    `may_lack`: whether the message may suggest that build.json be removed.
+    `suggest_removal`: whether the message may suggest that build.json be removed, after which a release is refused.
     """
     record = version / RECORD
     if not record.is_file():
@@ -73,7 +73,7 @@ def compare(version: Path, may_lack: bool = True) -> None:
         expected = {str(name): str(digest) for name, digest in json.loads(record.read_text())["files_sha256"].items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ChecksumError(f"{record} is damaged ({type(error).__name__}): {remedy}") from error
-    if may_lack:
+    if suggest_removal:
         remedy += f"; if the change is intended, remove {record}"
     for name, digest in expected.items():
         path = Path(os.path.normpath(version / name))  # labels.txt is in the folder above

@@ -36,7 +36,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
     """Make `built` live and return its version. Raises `ServerError`; the previous version then stays live."""
     if built.resolve() == repository.resolve():
         raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
-    read_repository(built, may_lack=False)  # checks that it is complete and unchanged
+    read_repository(built, suggest_removal=False)  # checks that it is complete and unchanged
     check_compatible(built, repository)
     source = Versions(built).newest_folder()
     if not (source / "build.json").is_file():
@@ -47,7 +47,7 @@ def release(built: Path, repository: Path, management: Management, library: str 
         before = check_live(versions, management)
         number = versions.unused_number()
         with versions.incoming(source) as incoming:
-            verify(incoming, may_lack=False)  # the copy too
+            verify(incoming, suggest_removal=False)  # the copy too
             say(f"proving version {number} ({source}) on a server of its own")
             with (
                 staged(repository, incoming, number) as stage,

@@ -65,8 +65,8 @@ def _as_repository_error() -> Iterator[None]:
 
 
 @_as_repository_error()
-def read_repository(path: str | Path, may_lack: bool = True) -> Repository:
-    """Read and check the repository. `may_lack`: see `verify`.
+def read_repository(path: str | Path, suggest_removal: bool = True) -> Repository:
+    """Read and check the repository. `suggest_removal`: see `compare`.
 
     Raises `RepositoryError` if the folder is missing, empty or unreadable, if a folder in it is no model, or if a model
     has no version, no weights, changed files or wrong labels.
@@ -92,7 +92,7 @@ def read_repository(path: str | Path, may_lack: bool = True) -> Repository:
         weights = newest / _artifact(config)
         if weights != newest and not weights.is_file():
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
-        verify(newest, may_lack)
+        verify(newest, suggest_removal)
         check_labels(folder, config)
         embedded = folder / EMBEDDED
         if embedded.is_file() and _was_edited(folder / "config.pbtxt", embedded):
@@ -119,12 +119,9 @@ def _meant(root: Path) -> str:
 
 
 @_as_repository_error()
-def verify(version: Path, may_lack: bool = True) -> None:
-    """Raise `RepositoryError` if a file of the version does not match its build.json. Skips a version without one.
-
-    `may_lack`: whether the message may suggest that build.json be removed, after which a release is refused.
-    """
-    compare(version, may_lack)
+def verify(version: Path, suggest_removal: bool = True) -> None:
+    """Run `compare`. Raises `RepositoryError`."""
+    compare(version, suggest_removal)
 
 
 @_as_repository_error()

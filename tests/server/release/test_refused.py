@@ -189,7 +189,7 @@ class NoProof:
 )
 def test_the_old_version_comes_back_by_itself(served, build, monkeypatch, classify, image, kind, message):
     monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
-    monkeypatch.setattr(release_module, "read_repository", lambda path, may_lack: None)
+    monkeypatch.setattr(release_module, "read_repository", lambda path, suggest_removal: None)
     live = served.management.ready_versions("backbone")
     old = classify(served, [image])
     with pytest.raises(ReleaseError, match=message):
@@ -232,7 +232,7 @@ def test_a_server_that_dies_of_the_new_version_comes_back_with_the_old_one(
 def test_a_version_that_cannot_be_loaded_fails_no_request(served, build, load, monkeypatch):
     """Only the live server refuses it: tritonserver keeps what it serves until the new version is up."""
     monkeypatch.setattr(release_module, "TritonServer", NoProof(served))
-    monkeypatch.setattr(release_module, "read_repository", lambda path, may_lack: None)
+    monkeypatch.setattr(release_module, "read_repository", lambda path, suggest_removal: None)
     with load(), pytest.raises(ReleaseError, match="load failed"):
         release(build("garbage"), served.folder, served.management, None, print)
 
