@@ -27,7 +27,9 @@ from neighbour import NAME
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.config = json.loads(args["model_config"])
+        self.name = args["model_name"]
+        slept = pb_utils.get_output_config_by_name(json.loads(args["model_config"]), "slept")
+        self.dtype = pb_utils.triton_string_to_numpy(slept["data_type"])
         self.local = threading.local()
 
     def execute(self, requests):
@@ -35,7 +37,7 @@ class TritonPythonModel:
         seconds = pb_utils.get_input_tensor_by_name(request, "seconds").as_numpy()
         number = int(seconds.flat[0])
         self.local.calls = getattr(self.local, "calls", 0) + 1
-        pb_utils.Logger.log_warn(f"{NAME} of {self.config['name']} has {number}, call {self.local.calls}")
+        pb_utils.Logger.log_warn(f"{NAME} of {self.name} has {number}, call {self.local.calls}")
         if number == 1:
             raise RuntimeError("one is too few")
         if number == 2:
@@ -50,7 +52,8 @@ class TritonPythonModel:
         if number == 6:
             os.abort()
         others = [pb_utils.Tensor("nobody_asks", seconds)]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", seconds.T.copy().T[:, ::-1]), *others])]
+        slept = seconds.astype(self.dtype).T.copy().T[:, ::-1]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("slept", slept), *others])]
 """
 
 

@@ -85,8 +85,10 @@ def test_each_load_is_a_module_of_its_own(bridge, tmp_path):
 
 
 def test_the_life_of_an_instance(bridge, tmp_path):
-    """Created with its config, finalized once; a name for what it lacks."""
-    (tmp_path / "model.py").write_text(
+    """Created with the Python backend's arguments, finalized once; a name for what it lacks."""
+    folder = tmp_path / "sleepy" / "3"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(
         "said = []\nclass TritonPythonModel:\n"
         "    def initialize(self, args):\n        said.append(args)\n        self.said = said\n"
         "    def finalize(self):\n        said.append('end')\n"
@@ -94,15 +96,36 @@ def test_the_life_of_an_instance(bridge, tmp_path):
     told = []
     server = bridge.Bridge(tell=bridge.Tell(lambda text, message: told.append(message)))
     models = bridge.Models(server)
-    number = models.create(str(tmp_path).encode(), b"{}", b"model_0_0", 0)
+    number = models.create(str(folder).encode(), b"{}", b"model_0_0", 0)
     said = models._models[number].said
     models.destroy(number)
-    assert said == [{"model_config": "{}", "model_instance_name": "model_0_0"}, "end"]
+    arguments = {
+        "model_config": "{}",
+        "model_instance_kind": "CPU",
+        "model_instance_name": "model_0_0",
+        "model_instance_device_id": "0",
+        "model_repository": str(tmp_path / "sleepy"),
+        "model_version": "3",
+        "model_name": "sleepy",
+    }
+    assert said == [arguments, "end"]
     assert models._models == {}
     for script, reason in (("pass", b"AttributeError: "), ("raise SystemExit('no licence')", b"SystemExit: no lic")):
-        (tmp_path / "model.py").write_text(script)
-        assert models.create(str(tmp_path).encode(), b"{}", b"model_0_0", ctypes.c_void_p(0)) == 0
+        (folder / "model.py").write_text(script)
+        assert models.create(str(folder).encode(), b"{}", b"model_0_0", ctypes.c_void_p(0)) == 0
         assert told.pop().startswith(reason)
+
+
+def test_a_model_finds_its_tensors_types(bridge):
+    """As the examples of the Python backend do."""
+    config = {"input": [{"name": "x", "data_type": "TYPE_STRING"}], "output": [{"name": "y", "data_type": "TYPE_FP16"}]}
+    utils = bridge.pb_utils
+    for get, name, dtype in (
+        (utils.get_input_config_by_name, "x", np.object_),
+        (utils.get_output_config_by_name, "y", np.float16),
+    ):
+        assert utils.triton_string_to_numpy(get(config, name)["data_type"]) is dtype
+        assert get(config, "z") is None is get({}, name)
 
 
 @pytest.fixture

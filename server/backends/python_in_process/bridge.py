@@ -82,11 +82,21 @@ class Models:
         self._loading = threading.Lock()
 
     def create(self, folder: bytes, config: bytes, instance: bytes, text: int) -> int:
+        repository, version = os.path.split(folder.decode())
+        arguments = {  # as the Python backend has them, which calls the model's folder its repository
+            "model_config": config.decode(),
+            "model_instance_kind": "CPU",
+            "model_instance_name": instance.decode(),
+            "model_instance_device_id": "0",
+            "model_repository": repository,
+            "model_version": version,
+            "model_name": os.path.basename(repository),
+        }
         try:
             with self._loading:
                 model = load(folder.decode())
             if hasattr(model, "initialize"):
-                model.initialize({"model_config": config.decode(), "model_instance_name": instance.decode()})
+                model.initialize(arguments)
         except BaseException as error:  # includes sys.exit() in model.py
             self._server.tell(text, f"{type(error).__name__}: {error}\n{traceback.format_exc()}".encode())
             return 0

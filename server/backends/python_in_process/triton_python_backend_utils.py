@@ -1,4 +1,8 @@
-"""The names and types of tritonserver's Python backend that a model.py on the CPU imports."""
+"""The names and types of tritonserver's Python backend that a model.py on the CPU imports.
+
+Left out: outputs of strings, several responses to a request, requests to other models, `auto_complete_config`, what a
+request tells beside its id and inputs, and tensors that are not numpy's.
+"""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -7,6 +11,21 @@ from typing import Any
 import numpy as np
 
 Log = Callable[[int, str, int, str], None]  # level, file, line, text
+TYPES = {
+    "TYPE_BOOL": np.bool_,
+    "TYPE_UINT8": np.uint8,
+    "TYPE_UINT16": np.uint16,
+    "TYPE_UINT32": np.uint32,
+    "TYPE_UINT64": np.uint64,
+    "TYPE_INT8": np.int8,
+    "TYPE_INT16": np.int16,
+    "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64,
+    "TYPE_FP16": np.float16,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP64": np.float64,
+    "TYPE_STRING": np.object_,
+}
 
 
 class TritonModelException(Exception):  # noqa: N818 - the Python backend's name
@@ -95,3 +114,15 @@ class Logger:
 
 def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
     return next((tensor for tensor in request.inputs() if tensor.name() == name), None)
+
+
+def get_input_config_by_name(model_config: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((each for each in model_config.get("input", ()) if each["name"] == name), None)
+
+
+def get_output_config_by_name(model_config: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((each for each in model_config.get("output", ()) if each["name"] == name), None)
+
+
+def triton_string_to_numpy(triton_type_string: str) -> type:
+    return TYPES[triton_type_string]
