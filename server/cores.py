@@ -1,4 +1,4 @@
-"""The number of cores that a server on this machine may use, and models with more threads than that.
+"""The number of cores that a server on this machine may use, and models with more threads than that or far fewer.
 
 The image has a copy of this file without the package, as of checksums.py.
 """
@@ -7,10 +7,12 @@ import contextlib
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-THREADS = re.compile(r'"(?:INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
+THREADS = re.compile(r'"(INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
+INSTANCES = re.compile(r"\binstance_group\b[^}]*?\bcount\s*:\s*(\d+)")
 
 
 def usable_cores() -> int:
@@ -25,13 +27,24 @@ def usable_cores() -> int:
     return allowed
 
 
-def configured_threads(config: str) -> int:
-    """Return the largest number of CPU threads with which a model of this config.pbtxt executes."""
-    return max([1, *map(int, THREADS.findall(config))])
+def threads_of(config: str) -> tuple[int, int]:
+    """Return the CPU threads of one execution of a model with this config.pbtxt, and of all its instances together, at
+    most; zeros if it names none."""
+    threads = {name: int(count) for name, count in THREADS.findall(config)}
+    intra_op, lone = threads.get("INTRA_OP", 0), threads.get("LONE", 0)
+    instances = sum(map(int, INSTANCES.findall(config))) or 1
+    return max(intra_op, lone), max(intra_op * instances, lone)
 
 
-def too_many(threads: int) -> str:
-    """Return a line if a model computes with more threads than there are cores; empty if not."""
-    cores = usable_cores()
+def too_many(configs: Iterable[str]) -> str:
+    """Return a line if a model of these configs computes with more threads than there are cores; empty if not."""
+    threads, cores = max((threads_of(config)[0] for config in configs), default=0), usable_cores()
     what = f"{threads} threads, but this server may use {cores} core{'s' if cores > 1 else ''}"
     return f"a model computes with {what}: build with --threads {cores}" if threads > cores else ""
+
+
+def too_few(configs: Iterable[str]) -> str:
+    """Return a line if the models of these configs leave more than half of the cores idle; empty if not."""
+    threads, cores = max((threads_of(config)[1] for config in configs), default=0), usable_cores()
+    what = f"{threads} of the {cores} cores that this server may use: build with --threads {cores}"
+    return f"the models compute on no more than {what}" if 0 < 2 * threads < cores else ""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.checksums import READABLE, ChecksumError, check_folders, compare, compare_newest, newest_version, unchecked
-from server.cores import configured_threads
 from server.errors import RepositoryError
 from server.labels import LabelsError, check_labels
 
@@ -35,8 +34,8 @@ class Repository:
     """A line about the versions without checksums; empty if there are none."""
     overridden: tuple[str, ...] = ()
     """A line for each config.pbtxt that was edited although the embedded server reads another file."""
-    threads: int = 1
-    """The largest number of CPU threads with which a model executes in the embedded server."""
+    served: tuple[str, ...] = ()
+    """The configs that the embedded server reads."""
 
     def first_of(self, backend: str) -> str | None:
         """Return the first model of a backend, or None."""
@@ -83,7 +82,7 @@ def read_repository(path: str | Path, suggest_removal: bool = True) -> Repositor
     needs_library = None
     backends = {}
     overridden = []
-    threads = 1
+    served = []
     for folder in folders:
         newest = newest_version(folder)
         if newest is None:
@@ -100,15 +99,14 @@ def read_repository(path: str | Path, suggest_removal: bool = True) -> Repositor
                 f"{folder.name}/config.pbtxt was changed, but the embedded server reads {folder.name}/{EMBEDDED} in "
                 "its place: change that too and remove its first line, or remove it"
             )
-        served = embedded.read_text(errors="replace") if embedded.is_file() else config
-        threads = max(threads, configured_threads(served))
-        backend = _backend(served)
+        served.append(embedded.read_text(errors="replace") if embedded.is_file() else config)
+        backend = _backend(served[-1])
         if backend not in ("", "ensemble") and not any(folder.rglob(f"libtriton_{backend}.so")):
             backends[folder.name] = backend
         if needs_library is None and _backend(config) == "pytorch" and _calls_operator(weights):
             needs_library = folder.name
     models = tuple(folder.name for folder in folders)
-    return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden), threads)
+    return Repository(root, models, needs_library, backends, unchecked(root), tuple(overridden), tuple(served))
 
 
 def _meant(root: Path) -> str:

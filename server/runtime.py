@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from server.backends import build as backends
-from server.cores import too_many
+from server.cores import too_few, too_many
 from server.endpoints import Endpoints
 from server.errors import InstallationError
 from server.libraries import find_library, find_resize
@@ -102,7 +102,7 @@ class Runtime:
             yield self.repository.unchecked
         if self.installation.embedded:
             yield from self.repository.overridden
-            if said := too_many(self.repository.threads):
+            for said in filter(None, (judge(self.repository.served) for judge in (too_many, too_few))):
                 yield f"{said}, or run python -m server.tune"
         build = f"run {sys.executable} {backends.__file__}"
         if self.resize is None and self.repository.resizes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from check_settings import PORTS, TLS, TOKENS, SettingError, check_settings, http_host
 from checksums import ChecksumError, compare_newest, unchecked
-from cores import configured_threads, too_many
+from cores import too_few, too_many
 from labels import LabelsError, check_all_labels
 from tritonserver_options import before, common_environment, common_options, stack_limits, tls_options
 
@@ -59,9 +59,10 @@ def warnings(models: Path, variables: Mapping[str, str]) -> Iterator[str]:
     """Yield a line for each thing that works, but badly; empty if it does not."""
     yield unchecked(models)
     if not has_gpu(variables):
-        configs = (path.read_text(errors="replace") for path in models.glob("*/config.pbtxt"))
-        if said := too_many(max(map(configured_threads, configs), default=1)):
+        configs = [path.read_text(errors="replace") for path in models.glob("*/config.pbtxt")]
+        if said := too_many(configs):
             yield f"{said}, or raise the container's CPU limit"
+        yield too_few(configs)
 
 
 def has_gpu(variables: Mapping[str, str]) -> bool:

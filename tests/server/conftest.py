@@ -89,6 +89,16 @@ def write_classifier(root):
     (folder / "labels.txt").write_text("\n".join(LABELS) + "\n")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def two_cores(tmp_path_factory):
+    """Wherever the tests run: on many cores a server warns of these models, which compute on one."""
+    folder = tmp_path_factory.mktemp("cgroup")
+    (folder / "cpu.max").write_text("200000 100000\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.cores.CGROUP", folder)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
     """The four models of the classifier."""

@@ -77,21 +77,29 @@ def test_an_edit_without_effect_is_told(light_repository, tmp_path):
         assert [line.split(",")[0] for line in events] == [f"warning: {model.name}/config.pbtxt was changed"]
 
 
-@pytest.mark.parametrize(("quota", "told"), [(100_000, True), (400_000, False)])
-def test_more_threads_than_a_container_s_quota_has_cores_are_told(light_repository, tmp_path, monkeypatch, quota, told):
+@pytest.mark.parametrize(
+    ("cores", "told"),
+    [
+        (1, ["a model computes with 4 threads, but this server may use 1 core"]),
+        (4, []),
+        (8, []),
+        (9, ["the models compute on no more than 4 of the 9 cores that this server may use"]),
+    ],
+)
+def test_more_threads_than_cores_or_far_fewer_are_told(light_repository, tmp_path, monkeypatch, cores, told):
+    """The cores are those of a container's quota."""
     root, events = shutil.copytree(light_repository, tmp_path / "repository"), []
     threads = 'parameters {\n  key: "%s"\n  value {\n    string_value: "%d"\n  }\n}\n'
     with (root / "sleepy" / "configs" / "embedded.pbtxt").open("a") as config:
         config.write(threads % ("INTRA_OP_THREAD_COUNT", 2) + threads % ("LONE_THREAD_COUNT", 4))
     (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{cores * 100_000}\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     monkeypatch.setattr("server.cores.CGROUP", tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
     with TritonServer(root, on_event=events.append):
-        said = "warning: a model computes with 4 threads, but this server may use 1 core: "
-        said += "build with --threads 1, or run python -m server.tune"
-        assert events == [said] * told
+        remedy = f"build with --threads {cores}, or run python -m server.tune"
+        assert events == [f"warning: {line}: {remedy}" for line in told]
 
 
 @pytest.mark.parametrize("built", [True, False])
