@@ -15,6 +15,7 @@ try:
     from export.build import build
     from export.source import FORMATS, BuildOptions
     from export.torchscript import PRECISIONS
+    from models.errors import SettingsError
 except (ImportError, RuntimeError) as error:  # the latter: a native library that does not load
     sys.exit(f"build_models: {error}")
 except KeyboardInterrupt:  # PyTorch's import takes seconds
@@ -22,7 +23,9 @@ except KeyboardInterrupt:  # PyTorch's import takes seconds
 
 
 def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    epilog = "Exit status: 0 built; 1 not built; 2 the value of an option cannot be used; 130 Ctrl-C; 143 SIGTERM."
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=layout)
     parser.add_argument(
         "--arch",
         metavar="NAME",
@@ -109,7 +112,7 @@ def main() -> int:
         report = build(options)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"build_models: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:
         changed = identity(options.output) != before
         outcome = f" too late: {options.output} is the new one" if changed else ", the repository is as it was"

@@ -8,6 +8,7 @@ from torch import nn
 
 from kernels import native_library
 from models import ModelConfig, classifier_config, create_model, load_checkpoint
+from models.errors import SettingsError
 from models.files import read_labels
 from models.timm_models import is_timm
 
@@ -36,31 +37,35 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions) -> None:
-    """Raise `ValueError`, `FileNotFoundError` or `RuntimeError` for options that cannot be built, before any work."""
+    """Check the options before any work. Raises `SettingsError` for one that cannot be used, `FileNotFoundError` or
+    `ValueError` for a missing file, `RuntimeError` for a missing package.
+    """
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown or not options.formats:
-        raise ValueError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
+        raise SettingsError(f"--format {','.join(options.formats) or '(empty)'}: choose from {', '.join(FORMATS)}")
     if options.weights is None and not options.random_weights:
-        raise ValueError("give --weights, or --random-weights, which is only for measuring speed")
+        raise SettingsError("give --weights, or --random-weights, which is only for measuring speed")
     if options.weights is not None and options.random_weights:
-        raise ValueError(f"--weights {options.weights} or --random-weights, not both")
+        raise SettingsError(f"--weights {options.weights} or --random-weights, not both")
     for option, path in (("--weights", options.weights), ("--labels", options.labels)):
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{option} {path} does not exist")
     if options.labels is not None and options.labels.is_dir():
         raise ValueError(f"--labels {options.labels} is a folder: name a text file with one label a line")
     if options.random_weights and options.arch is None:
-        raise ValueError("--random-weights needs --arch: random weights do not name an architecture")
+        raise SettingsError("--random-weights needs --arch: random weights do not name an architecture")
     if options.version is not None and not 1 <= options.version <= LAST_VERSION:
-        raise ValueError(f"--version {options.version}: versions are 1, 2, 3, ..., {LAST_VERSION}")
+        raise SettingsError(f"--version {options.version}: versions are 1, 2, 3, ..., {LAST_VERSION}")
     if options.threads < 0:
-        raise ValueError(f"--threads {options.threads}: at least 1, or 0 for all cores")
+        raise SettingsError(f"--threads {options.threads}: at least 1, or 0 for all cores")
     if options.image_size is not None and options.image_size < 32:
-        raise ValueError(f"--image-size {options.image_size}: the model halves its input five times, 32 is the least")
+        raise SettingsError(
+            f"--image-size {options.image_size}: the model halves its input five times, 32 is the least"
+        )
     if options.crop_pct is not None and not 0.1 <= options.crop_pct <= 1:
-        raise ValueError(f"--crop-pct {options.crop_pct}: it must be 0.1 to 1")
+        raise SettingsError(f"--crop-pct {options.crop_pct}: it must be 0.1 to 1")
     if "onnx" in options.formats and options.precision == "bf16":
-        raise ValueError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
+        raise SettingsError("ONNX in bf16: ONNX Runtime has no bf16 convolution on CPU; use --precision fp32 or fp16")
     needed = ("onnx", "onnxscript", "onnxruntime") if "onnx" in options.formats else ()
     if missing := [name for name in needed if find_spec(name) is None]:
         raise RuntimeError(f"--format onnx needs {', '.join(missing)}: pip install '.[build]' brings all of it")

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.errors import SettingsError
 from models.files import replace_file
 from models.layers import ConvBN
 from models.registry import create_model
@@ -103,17 +104,17 @@ def load_config(folder: str | Path) -> ModelConfig:
 def checkpoint_config(weights: Path | None, arch: str) -> ModelConfig | None:
     """Return the config in the checkpoint folder `weights`, or beside the file `weights`; None if there is none.
 
-    Raises `WeightsError` if `arch` is given and is not the config's, for a file whose architecture is unknown, and as
-    `load_config`.
+    Raises `SettingsError` if `arch` is given and is not the config's, and for a file whose architecture is unknown, and
+    as `load_config`.
     """
     folder = checkpoint_folder(weights)
     if folder is None:
         if weights is not None and weights.is_file() and not arch:
-            raise WeightsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
+            raise SettingsError(f"--arch is needed: no {CONFIG_FILE} that training has written lies beside {weights}")
         return None
     config = load_config(folder)
     if arch not in ("", config.arch):
-        raise WeightsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
+        raise SettingsError(f"--arch {arch}, but {folder} holds {config.arch}: leave --arch out")
     return config
 
 

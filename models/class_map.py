@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.classifier import linear_head
+from models.errors import SettingsError
 
 
 def channels_first(model: nn.Module, features: Tensor) -> Tensor:
@@ -18,20 +19,20 @@ def class_maps(model: nn.Module, features: Tensor) -> Tensor:
     """Evidence [B,classes,h,w] of features [B,C,h,w] = `model.forward_features(images)`.
 
     CAM (Zhou et al., CVPR 2016) with the bias: the mean over the positions is the logit, exactly, in the training and
-    in the deploy form, because both the mean and the head are linear. Raises `ValueError` for a network with anything
-    else between its features and its logits. NaN and infinity are passed on.
+    in the deploy form, because both the mean and the head are linear. Raises `SettingsError` for a network with
+    anything else between its features and its logits. NaN and infinity are passed on.
     """
     network: Any = model
     head, maps = linear_head(model), channels_first(model, features)
     if maps.dim() != 4 or maps.shape[1] != head.in_features:
-        raise ValueError(_no_map(model))
+        raise SettingsError(_no_map(model))
     evidence = F.conv2d(maps, head.weight[:, :, None, None], head.bias)
     logits = network.forward_head(features).detach()
     finite = logits.isfinite()
     mean, logits = evidence.detach().mean((2, 3))[finite], logits[finite]
     largest = float(logits.abs().max()) if len(logits) else 0.0
     if not torch.allclose(mean, logits, rtol=1e-2, atol=1e-2 * largest):
-        raise ValueError(_no_map(model))
+        raise SettingsError(_no_map(model))
     return evidence
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from models.errors import SettingsError
 from models.registry import input_defaults
 
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -18,7 +19,7 @@ class ModelConfig:
     """config.json: a checkpoint's architecture and how its images are prepared.
 
     Sizes in pixels, mean and std on the 0..1 scale. A value left at 0 or empty is the architecture's own. Raises
-    `ValueError` for impossible values.
+    `ValueError` for impossible values, `SettingsError` for those of the images that commands have options for.
     """
 
     arch: str
@@ -46,17 +47,17 @@ class ModelConfig:
         if self.num_classes < 1:
             raise ValueError(f"num_classes {self.num_classes}: at least 1 is needed")
         if self.image_size < 32:
-            raise ValueError(f"image_size {self.image_size}: the model halves its input five times, 32 is the least")
+            raise SettingsError(f"image_size {self.image_size}: the model halves its input five times, 32 is the least")
         if not 0.1 <= self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct {self.crop_pct}: the share that is kept must be 0.1 to 1")
+            raise SettingsError(f"crop_pct {self.crop_pct}: the share that is kept must be 0.1 to 1")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+            raise SettingsError(f"interpolation {self.interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
         if self.crop_mode not in CROP_MODES:
-            raise ValueError(f"crop_mode {self.crop_mode!r}: choose one of {', '.join(CROP_MODES)}")
+            raise SettingsError(f"crop_mode {self.crop_mode!r}: choose one of {', '.join(CROP_MODES)}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
+            raise SettingsError(f"mean {self.mean}, std {self.std}: three numbers each, std above 0")
         if not all(0 <= value <= 1 for value in (*self.mean, *self.std)):
-            raise ValueError(f"mean {self.mean}, std {self.std}: both are on the 0..1 scale; divide by 255")
+            raise SettingsError(f"mean {self.mean}, std {self.std}: both are on the 0..1 scale; divide by 255")
         if self.labels is None:
             return
         if not isinstance(self.labels, list) or not all(isinstance(label, str) for label in self.labels):

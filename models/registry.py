@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from models.errors import SettingsError
 from models.replknet import RepLKNet
 from models.timm_models import create_timm_model, is_timm, near_names, near_timm_names, timm_config
 
@@ -67,31 +68,33 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def check_arch(arch: str) -> None:
-    """Raise `ValueError`, with similar names, for a name that is neither in `ARCHITECTURES` nor timm's."""
+    """Raise `SettingsError`, with similar names, for a name that is neither in `ARCHITECTURES` nor timm's."""
     if not isinstance(arch, str):
-        raise ValueError(f"arch {arch!r} is not a name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
+        raise SettingsError(f"arch {arch!r} is not a name: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME")
     if is_timm(arch):
         timm_config(arch)
     elif arch not in ARCHITECTURES:
         exact = [arch.lower()] if arch.lower() in ARCHITECTURES else []
         if ours := exact or near_names(arch, list(ARCHITECTURES), most=2, least=0.9):
-            raise ValueError(f"arch {arch!r} is unknown: did you mean {' or '.join(ours)}?")
+            raise SettingsError(f"arch {arch!r} is unknown: did you mean {' or '.join(ours)}?")
         near = near_timm_names(arch)
-        raise ValueError(
+        raise SettingsError(
             f"arch {arch!r} is unknown: choose one of {', '.join(ARCHITECTURES)}, or timm/NAME"
             + (f", such as {', '.join(near)}" if near else "")
         )
 
 
 def input_defaults(arch: str) -> Inputs:
-    """How the images of `arch` were prepared for its published weights. Raises `ValueError` as `check_arch`."""
+    """How the images of `arch` were prepared for its published weights. Raises `SettingsError` as `check_arch`."""
     check_arch(arch)
     if not is_timm(arch):
         return ARCHITECTURES[arch]
     config = timm_config(arch)
     _, height, width = config.get("input_size", (3, 224, 224))
     if height != width:
-        raise ValueError(f"arch {arch!r} takes images of {width} x {height} pixels: only square images are supported")
+        raise SettingsError(
+            f"arch {arch!r} takes images of {width} x {height} pixels: only square images are supported"
+        )
     names = ("crop_pct", "interpolation", "crop_mode", "mean", "std")
     values = {name: config[name] for name in names if config.get(name)}
     if "crop_pct" in values:
@@ -126,7 +129,7 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
 def create_replknet(arch: str, num_classes: int = 1000, **kwargs: Any) -> RepLKNet:
     """The RepLKNet called `arch`, for what only a RepLKNet can do. Raises `ValueError` for other names."""
     if arch not in ARCHITECTURES:
-        raise ValueError(f"arch {arch!r} is not a RepLKNet: choose one of {', '.join(ARCHITECTURES)}")
+        raise SettingsError(f"arch {arch!r} is not a RepLKNet: choose one of {', '.join(ARCHITECTURES)}")
     names = ("layers", "channels", "kernel_sizes", "small_kernel", "dw_ratio")
     sizes = {name: getattr(ARCHITECTURES[arch], name) for name in names}
     return RepLKNet(**{**sizes, "num_classes": num_classes, **kwargs})

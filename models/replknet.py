@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpointing import checkpointed
+from models.errors import SettingsError
 from models.layer_groups import layer_group
 from models.layers import ConvBN, ConvFFN, ReparamLargeKernelConv, RepLKBlock
 from models.reparameterize import fold_before, is_batch_norm
@@ -201,7 +202,7 @@ def _check(
     if small_kernel is not None and small_kernel > min(kernel_sizes):
         raise ValueError(f"small_kernel {small_kernel} is larger than the kernel sizes {kernel_sizes}")
     if not 0.0 <= drop_path_rate < 1.0:
-        raise ValueError(f"drop_path_rate {drop_path_rate}: it must be a probability below 1")
+        raise SettingsError(f"drop_path_rate {drop_path_rate}: it must be a probability below 1")
 
 
 def _check_widths(channels: Sequence[int], dw_ratio: float, ffn_ratio: float, in_channels: int) -> None:

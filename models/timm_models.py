@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from models.errors import SettingsError
+
 PREFIX = "timm/"
 
 
@@ -28,16 +30,16 @@ def _timm(arch: str) -> Any:
 def timm_config(arch: str) -> dict[str, Any]:
     """Return timm's config of "timm/NAME" or "timm/NAME.TAG": input size, crop, normalisation, interpolation.
 
-    Raises `ValueError` for a name or a tag that timm does not know, with similar ones, and without timm.
+    Raises `SettingsError` for a name or a tag that timm does not know, with similar ones; `ValueError` without timm.
     """
     timm = _timm(arch)
     name = arch.removeprefix(PREFIX)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        raise ValueError(f"arch {arch!r}: timm has no model {base!r}{_near(base, timm.list_models())}")
+        raise SettingsError(f"arch {arch!r}: timm has no model {base!r}{_near(base, timm.list_models())}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(base + ".*")]
     if tag and tag not in tags:
-        raise ValueError(f"arch {arch!r}: timm's {base} has no weights {tag!r}{_near(tag, tags, least=0.0)}")
+        raise SettingsError(f"arch {arch!r}: timm's {base} has no weights {tag!r}{_near(tag, tags, least=0.0)}")
     config = timm.get_pretrained_cfg(name)
     return {} if config is None else config.to_dict()
 
@@ -72,9 +74,9 @@ def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: An
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise ValueError(f"{arch} has no drop path: set drop_path_rate to 0 (--drop-path 0)") from error
+        raise SettingsError(f"{arch} has no drop path: set drop_path_rate to 0 (--drop-path 0)") from error
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{arch} cannot be made for {image_size} px: {error}") from error
+        raise SettingsError(f"{arch} cannot be made for {image_size} px: {error}") from error
 
 
 def of_timm(model: nn.Module) -> bool:

@@ -9,16 +9,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from models.modes import evaluating
-from training.settings import SettingsError
 
 BINS = 15  # of equal width, each with its upper edge, for the calibration error (Guo et al., ICML 2017)
 EDGES = torch.arange(1, BINS) / BINS
 
 
 def answers(logits: Tensor) -> Tensor:
-    """Return the class of the highest logit, [B,classes] -> [B]. Raises `SettingsError` for a NaN or infinite logit."""
+    """Return the class of the highest logit, [B,classes] -> [B]. Raises `ValueError` for a NaN or infinite logit."""
     if broken := int((~logits.isfinite()).any(1).sum()):
-        raise SettingsError(
+        raise ValueError(
             f"{broken} of {len(logits)} images have logits that are NaN or infinite, which is no answer: take another "
             "checkpoint, or lower --tau-norm and --logit-adjustment where they are given, or --lr in training"
         )

@@ -27,7 +27,7 @@ from training.loaders import make_loader
 from training.logs import standard_output
 from training.outputs import check_folder, check_no_checkpoint
 from training.script import exit_code, parse
-from training.settings import SettingsError, check_ranges
+from training.settings import check_ranges
 
 LEAST, MOST = -14.0, 14.0  # log of 1 / temperature
 
@@ -43,7 +43,7 @@ class Config(LabelledConfig):
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the temperature of the lowest negative log-likelihood of logits [N,classes], in which 1 / it is convex.
 
-    Raises `SettingsError` if there is none: all answers are right, or the labels' logits are no higher than the others.
+    Raises `ValueError` if there is none: all answers are right, or the labels' logits are no higher than the others.
     """
     logits = logits.double()
     gaps = logits - logits.gather(1, targets[:, None])  # [N,classes], 0 for the label
@@ -54,12 +54,12 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     if slope(MOST) <= 0:
         right = int((gaps.amax(1) <= 0).sum())
-        raise SettingsError(
+        raise ValueError(
             f"{right} of {len(targets)} answers are right, and the likelihood grows without end as the temperature "
             "falls to 0: take images of which the model gets some wrong"
         )
     if slope(LEAST) >= 0:
-        raise SettingsError(
+        raise ValueError(
             "the labels' logits are on average no higher than those of the other classes, so no temperature helps: "
             "check the labels, or train further"
         )

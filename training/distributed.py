@@ -128,7 +128,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 def convert_sync_batchnorm(model: Network, device: str) -> Network:
     """Let the batch norms of `model` span all processes: PyTorch's SyncBatchNorm on GPUs, `CpuSyncBatchNorm` on CPUs.
 
-    Raises `ValueError` on CPUs for a model with batch norms that include more, such as an activation (some of timm's).
+    Raises `SettingsError` on CPUs for batch norms that include more, such as an activation (some of timm's).
     """
     if device.startswith("cuda"):
         return timm.layers.convert_sync_batchnorm(model)  # it knows norms that hold an activation, too
@@ -136,5 +136,5 @@ def convert_sync_batchnorm(model: Network, device: str) -> Network:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = CpuSyncBatchNorm
         elif isinstance(module, _BatchNorm) and not isinstance(module, CpuSyncBatchNorm):
-            raise ValueError(f"--sync-bn on CPUs: {type(model).__name__} has {type(module).__name__}; leave it out")
+            raise SettingsError(f"--sync-bn on CPUs: {type(model).__name__} has {type(module).__name__}; leave it out")
     return model

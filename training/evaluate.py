@@ -69,7 +69,7 @@ def arguments_file(checkpoint: Path) -> Path:
 def arguments(checkpoint: Path) -> dict[str, Any]:
     """Read the args.json beside a checkpoint; empty if there is none.
 
-    Raises `SettingsError` for a damaged file.
+    Raises `ValueError` for a damaged file.
     """
     path = arguments_file(checkpoint)
     return json_object(path, path.read_bytes()) if path.exists() else {}

@@ -23,7 +23,7 @@ from training.cam_scores import deletion, insertion, randomization_check
 from training.classifier import InputConfig, load_classifier
 from training.data import Unlabelled
 from training.distributed import check_device
-from training.images import Transform, read_image
+from training.images import DataError, Transform, read_image
 from training.layout import place
 from training.lists import is_list, write_csv
 from training.logs import standard_output
@@ -75,12 +75,10 @@ def overlay(picture: np.ndarray, heat: Tensor) -> Image.Image:
 def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str, Tensor]]:
     """Return the names and transformed pictures of `count` images, spread evenly over the folder.
 
-    Raises `SettingsError` for a path that does not exist, `DataError` for one without images.
+    Raises `DataError` for a path that does not exist, and for one without images.
     """
     if not path.exists():
-        raise SettingsError(
-            f"--data {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)"
-        )
+        raise DataError(f"--data {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)")
     if path.is_file() and not is_list(path):
         return [(str(path), transform(read_image(str(path), short_side=transform.short_side)))]
     found = Unlabelled(path)

@@ -25,7 +25,7 @@ from training.logs import standard_output
 from training.loop import DivergenceError, Terminated
 from training.pretrain_config import Config as PretrainConfig
 from training.samples import WRITERS
-from training.settings import one_line
+from training.settings import SettingsError, one_line
 from training.state import STATE_FILE
 
 DEFAULT_ARCH = "replknet_small"
@@ -92,7 +92,8 @@ def parse(
 
 
 def exit_code(name: str, run: Callable[[], object], output: Path | None = None) -> int:
-    """Call `run` and return 0, 130 after Ctrl-C, 143 after SIGTERM, or 1 for what cannot be trained on or saved.
+    """Call `run` and return 0; 1 for what cannot be trained on or saved, 2 for a setting that cannot be used, 130 after
+    Ctrl-C, 143 after SIGTERM.
 
     The error is reported to torchrun, which shows it as the root cause.
 
@@ -110,7 +111,7 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
         return 143
     except (ValueError, OSError, DivergenceError) as error:
         print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, SettingsError) else 1
     except RuntimeError as error:
         if not (remedy := _remedy(error, trains=output is not None)):
             raise

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import timm
 import torch
 
+from models.errors import SettingsError
+
 ARGUMENTS_FILE = "args.json"
 FREE_TO_CHANGE = frozenset(  # the data's content is compared instead, and images_per_step for both batch sizes
     (
@@ -19,10 +21,6 @@ FREE_TO_CHANGE = frozenset(  # the data's content is compared instead, and image
         *("global_batch_size", "grad_checkpointing", "pictures", "torch", "timm"),
     )
 )
-
-
-class SettingsError(ValueError):
-    """An impossible setting or pair of settings; the message names the value and the remedy."""
 
 
 Amp: TypeAlias = Literal["off", "bf16", "fp16"]
@@ -191,13 +189,13 @@ def as_json(config: LoopConfig, **more: Any) -> dict[str, Any]:
 
 
 def json_object(path: Path, content: bytes) -> dict[str, Any]:
-    """Parse `content`, all or a line of the file at `path`. Raises `SettingsError` if it is not a JSON object."""
+    """Parse `content`, all or a line of the file at `path`. Raises `ValueError` if it is not a JSON object."""
     try:
         values = json.loads(content)
     except ValueError as error:
-        raise SettingsError(f"{path} is damaged ({error}): restore it, or remove it") from error
+        raise ValueError(f"{path} is damaged ({error}): restore it, or remove it") from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} holds a {type(values).__name__}, not an object: restore it, or remove it")
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object: restore it, or remove it")
     return values
 
 

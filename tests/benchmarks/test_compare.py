@@ -83,7 +83,7 @@ def test_impossible_numbers(name: str, tmp_path: Path) -> None:
 
 def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.argv", ["compare", "--archs", "nothing", "--output", str(tmp_path / "c.json")])
-    assert script.main() == 1
+    assert script.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "c.json").exists()
 

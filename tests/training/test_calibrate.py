@@ -48,13 +48,13 @@ def test_the_fit_minimises_the_likelihoods_negative_logarithm(classes: int, temp
 def test_logits_without_a_best_temperature_are_refused() -> None:
     logits, targets = labelled(50, 4, 1.0, seed=0)
     right = F.one_hot(targets, 4) * 9.0 + logits / 9
-    with pytest.raises(SettingsError, match="50 of 50 answers are right, and the likelihood grows without end"):
+    with pytest.raises(ValueError, match="50 of 50 answers are right, and the likelihood grows without end"):
         fit_temperature(right, targets)
     right[7] = right[7].roll(1)  # a single wrong one: the optimum is finite again
     assert 0 < fit_temperature(right, targets) < 10
-    with pytest.raises(SettingsError, match="no higher than those of the other classes"):
+    with pytest.raises(ValueError, match="no higher than those of the other classes"):
         fit_temperature(-right, targets)
-    with pytest.raises(SettingsError, match="no higher than"):
+    with pytest.raises(ValueError, match="no higher than"):
         fit_temperature(-F.one_hot(targets, 4).float(), targets)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models import ModelConfig, WeightsError, create_model, save_checkpoint
+from models import ModelConfig, create_model, save_checkpoint
 from tests.training.test_splits import fill
 from training import attack, evaluate, explain
 from training.classifier import load_classifier
@@ -89,7 +89,7 @@ def test_a_part_of_the_classes_is_refused(published: Path, images: Path) -> None
 
 
 def test_what_a_file_is_must_be_said(published: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"--arch is needed: no config\.json .* lies beside .*published\.pth"):
+    with pytest.raises(SettingsError, match=r"--arch is needed: no config\.json .* lies beside .*published\.pth"):
         load_classifier(published)
     with pytest.raises(FileNotFoundError, match=r"nowhere/config\.json does not exist: a checkpoint folder holds"):
         load_classifier(tmp_path / "nowhere")

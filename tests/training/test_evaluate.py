@@ -76,7 +76,7 @@ def test_top5_is_in_the_log_the_epochs_line_and_the_evaluation(
 def test_damaged_arguments_beside_a_checkpoint_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     assert arguments(tmp_path) == {}
     (tmp_path / "args.json").write_bytes(content)
-    with pytest.raises(SettingsError, match=rf"{tmp_path}/args\.json {message}.*: restore it, or remove it"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/args\.json {message}.*: restore it, or remove it"):
         arguments(tmp_path)
 
 

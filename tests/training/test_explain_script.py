@@ -45,7 +45,7 @@ def test_overlays_among_the_images_are_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(script, "load_classifier", None)  # called, it would be a TypeError
     monkeypatch.setattr("sys.argv", ["it", "--checkpoint", "c", "--data", ".", "--output", output, "--device", "cpu"])
-    assert script.main() == 1
+    assert script.main() == 2
     assert f"--output {output} lies among the images of .: name a folder outside it" in capsys.readouterr().err
 
 
@@ -116,14 +116,14 @@ def test_script_writes_overlays(
     for score in ("insertion", "deletion", "ROAD", "ROAD of a random map", "rank correlation, random down to head"):
         assert f"{score}: " in printed
     monkeypatch.setattr("sys.argv", [*run, "--target", "z"])
-    assert script.main() == 1
+    assert script.main() == 2
     assert "--target z is not one of the 5 labels: a, b" in capsys.readouterr().err
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         script.find_images(tmp_path / "none", 3, as_it_is)
     for method in ([], ["--method", "cam"]):
         monkeypatch.setattr("sys.argv", [*run, *method, "--layer", "stages.0"])
-        assert script.main() == 1
+        assert script.main() == 2
         assert "--layer stages.0 does nothing with --method cam: take layercam" in capsys.readouterr().err
 
 
@@ -164,7 +164,7 @@ def test_a_name_as_long_as_can_be_is_shortened(model: RepLKNet, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["nope.jpg", "nowhere", "list.csv"])
 def test_images_that_are_not_there(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"--data {tmp_path / name} does not exist: name an image, a folder"):
+    with pytest.raises(DataError, match=rf"--data {tmp_path / name} does not exist: name an image, a folder"):
         script.find_images(tmp_path / name, 1, as_it_is)
 
 

@@ -208,12 +208,12 @@ def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "nowhere is not a folder: name one with train/ and val/" in error
     assert error.count("\n") == 1
     monkeypatch.setattr("sys.argv", [*arguments, "--device", "gpu"])
-    assert finetune.main() == 1
+    assert finetune.main() == 2
     error = capsys.readouterr().err
     assert error.startswith("finetune: --device gpu cannot be used (Expected one of cpu")
     assert error.count("\n") == 1
     monkeypatch.setattr("sys.argv", [*arguments, "--device", "meta"])  # one of those that PyTorch then names
-    assert finetune.main() == 1
+    assert finetune.main() == 2
     error = capsys.readouterr().err
     assert error.startswith("finetune: --device meta cannot be used (")
     assert error.endswith("): choose another\n")
@@ -261,7 +261,7 @@ def test_a_device_that_is_not_there_is_one_line(
 ) -> None:
     save_checkpoint(tmp_path, create_model("replknet_nano", 2), ModelConfig("replknet_nano", 2, image_size=32))
     monkeypatch.setattr("sys.argv", ["it", "--checkpoint", str(tmp_path), "--data", str(tmp_path), "--device", "cuda"])
-    assert script.main() == 1
+    assert script.main() == 2
     error = capsys.readouterr().err
     assert "--device cuda cannot be used" in error
     assert error.count("\n") == 1

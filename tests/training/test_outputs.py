@@ -60,7 +60,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     common = (
         [] if script is compare else ["--checkpoint", checkpoint, "--data", small_digits / "val", "--device", "cpu"]
     )
-    assert run(script, monkeypatch, *common, option, tmp_path / "file" / "x") == 1
+    assert run(script, monkeypatch, *common, option, tmp_path / "file" / "x") == 2
     error = capsys.readouterr().err
     name = script.__name__.rpartition(".")[2]
     assert (
@@ -164,7 +164,7 @@ def test_nothing_is_saved_where_the_evaluation_fails(checkpoint: Path, tmp_path:
 def test_a_correction_that_leaves_no_numbers_is_not_saved(checkpoint: Path, small_digits: Path, tmp_path: Path) -> None:
     """Rows' lengths to the power 1000 are 0 or infinite."""
     config = evaluate.Config(checkpoint, small_digits / "val", tau_norm=1000.0, save=tmp_path / "saved", device="cpu")
-    with pytest.raises(SettingsError, match=r"24 of 24 images have logits .* lower --tau-norm"):
+    with pytest.raises(ValueError, match=r"24 of 24 images have logits .* lower --tau-norm"):
         evaluate.evaluate(config)
     assert not (tmp_path / "saved").exists()
 

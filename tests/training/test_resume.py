@@ -257,10 +257,10 @@ def test_a_truncated_state_is_refused(tmp_path: Path) -> None:
 def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
     (tmp_path / "args.json").write_text('{"lr": 0.1')
     (tmp_path / "log.jsonl").touch()
-    with pytest.raises(SettingsError, match=r"args\.json is damaged \(.*: restore it, or remove it"):
+    with pytest.raises(ValueError, match=r"args\.json is damaged \(.*: restore it, or remove it"):
         metrics_of(tmp_path, {"lr": 0.1}, {})
     (tmp_path / "args.json").write_text('{"lr": 0.1}')
-    with pytest.raises(SettingsError, match=r"log\.jsonl is damaged \("):
+    with pytest.raises(ValueError, match=r"log\.jsonl is damaged \("):
         metrics_of(tmp_path, {"lr": 0.1}, {})
     (tmp_path / "log.jsonl").write_text('{"top1": 0.1}\n{"top1": 0.2}\n')
     assert metrics_of(tmp_path, {"lr": 0.1}, {}) == {"top1": 0.2}

@@ -8,7 +8,7 @@ import torch
 
 from training.images import DataError
 from training.script import exit_code
-from training.settings import one_line
+from training.settings import SettingsError, one_line
 
 
 def test_torchrun_is_told_what_ended_a_process(
@@ -27,6 +27,14 @@ def test_torchrun_is_told_what_ended_a_process(
     assert exit_code("finetune", fails) == 1
     assert "DataError: data/train is not a folder" in json.loads(told.read_text())["message"]["message"]
     assert capsys.readouterr().err == 2 * "finetune: data/train is not a folder\n"
+
+
+def test_a_setting_that_cannot_be_used_has_the_exit_status_of_wrong_usage() -> None:
+    def fails(error: ValueError) -> None:
+        raise error
+
+    assert exit_code("finetune", lambda: fails(SettingsError("--epochs 0: it must be at least 1"))) == 2
+    assert exit_code("finetune", lambda: fails(DataError("0/bad.png cannot be decoded"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_another_arch_than_the_folders_is_refused(
     script: ModuleType, preset: list[str], nano: Path, small_digits: Path, tmp_path: Path
 ) -> None:
     command = [*preset, *options(small_digits, tmp_path / "run"), "--weights", str(nano), "--arch", "replknet_small"]
-    with pytest.raises(WeightsError, match=f"--arch replknet_small, but {nano} holds replknet_nano: leave --arch out"):
+    with pytest.raises(SettingsError, match=f"--arch replknet_small, but {nano} holds replknet_nano: leave --arch out"):
         script.train(script.parse_arguments(command), QUIET)
 
 
@@ -67,13 +67,13 @@ def test_a_file_in_a_folder_brings_what_the_folder_brings(script: ModuleType, na
     config = dataclasses.replace(config, device="cpu")
     made = script.make_model(config, ["a", "b"]) if script is finetune else script.make_model(config)
     assert made[1].arch == "replknet_nano"
-    with pytest.raises(WeightsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
+    with pytest.raises(SettingsError, match=f"--arch replknet_small, but {nano} holds replknet_nano"):
         starting_config("replknet_small", nano / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     published = tmp_path / "published.safetensors"
     shutil.copy(nano / "model.safetensors", published)
     assert starting_config("replknet_31b", published).arch == "replknet_31b"
-    with pytest.raises(WeightsError, match=rf"--arch is needed: no config\.json .* beside {published}"):
+    with pytest.raises(SettingsError, match=rf"--arch is needed: no config\.json .* beside {published}"):
         starting_config("", published)
     config = dataclasses.replace(config, weights=published, arch="replknet_small")
     with pytest.raises(WeightsError, match="it belongs to another model, not to replknet_small"):
