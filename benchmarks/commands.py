@@ -50,27 +50,21 @@ def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
     parser.add_argument("--seconds", type=positive, default=default, help=said)
 
 
-def add_archs(parser: argparse.ArgumentParser, default: str) -> None:
-    said = "architectures to measure, separated by commas (default: %(default)s)"
-    parser.add_argument("--archs", default=default, help=said)
+def add_names(
+    parser: argparse.ArgumentParser, option: str, default: Iterable[str], what: str, known: Iterable[str] = ()
+) -> None:
+    """Add an option of names, separated by spaces; any name if none is `known`."""
+    names = list(default)
+    said, metavar = f"{what} (default: {' '.join(names)})", option.strip("-").removesuffix("s").upper()
+    parser.add_argument(option, nargs="+", default=names, metavar=metavar, choices=list(known) or None, help=said)
 
 
-def known_archs(text: str) -> list[str]:
-    """Parse names separated by commas. Raises `SystemExit` for an unknown architecture."""
+def check_archs(parser: argparse.ArgumentParser, *archs: str) -> None:
+    """Exit with status 2 for an unknown architecture."""
     from models import check_arch
 
-    try:
-        for name in text.split(","):
-            check_arch(name)
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-    return text.split(",")
-
-
-def chosen(text: str, known: Iterable[str], what: str) -> list[str]:
-    """Parse names separated by commas. Raises `SystemExit` for a name that is not in `known`."""
-    names, known = text.split(","), list(known)
-    for name in names:
-        if name not in known:
-            raise SystemExit(f"{what} {name!r} is unknown: choose from {', '.join(known)}")
-    return names
+    for arch in archs:
+        try:
+            check_arch(arch)
+        except ValueError as error:
+            parser.error(str(error))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import add_rounds, command_parser, known_archs, whole_numbers
+from benchmarks.commands import add_rounds, check_archs, command_parser, whole_numbers
 from benchmarks.harness import (
     cores,
     load_average_warning,
@@ -119,7 +119,7 @@ def main() -> None:
     add_rounds(parser, 10)
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")
-    known_archs(options.arch)
+    check_archs(parser, options.arch)
     require_native()
     from models import ModelConfig
 

@@ -1,6 +1,6 @@
 """Is the first request after the start as fast as the hundredth? Every step is warmed up before the server says ready.
 
-    python -m benchmarks.first_request [--archs replknet_nano,replknet_small] [--starts 5]
+    python -m benchmarks.first_request [--archs replknet_nano replknet_small] [--starts 5]
 
 The server is started again each time. Its canary, one small picture, comes first, as in production, and the client
 connects before the clock starts. Every request comes after a pause: in a loop without one the hundredth would find hot
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import add_archs, command_parser, known_archs, whole_number
+from benchmarks.commands import add_names, check_archs, command_parser, whole_number
 from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import bare_pipeline, is_right, random_checkpoint, write_served
@@ -92,15 +92,15 @@ def measure(arch: str, jpeg: bytes, starts: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    add_archs(parser, "replknet_nano,replknet_small")
+    add_names(parser, "--archs", ("replknet_nano", "replknet_small"), "architectures to measure")
     parser.add_argument("--starts", type=whole_number, default=5, help="starts of the server for each (default: 5)")
     options = parser.parse_args()
     run_as_served("benchmarks.first_request")
-    archs = known_archs(options.archs)
+    check_archs(parser, *options.archs)
     require_server()
     warning = load_average_warning()
     jpeg = photograph()
-    rows = [row for arch in archs for row in measure(arch, jpeg, options.starts)]
+    rows = [row for arch in options.archs for row in measure(arch, jpeg, options.starts)]
     write_served("first_request", jpeg, warning, rows=rows)
 
 

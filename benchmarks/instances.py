@@ -1,6 +1,6 @@
 """Two backbone instances of half the threads, as the embedded server has them, against one of all.
 
-    python -m benchmarks.instances [--models nano,small,mobilenetv3] [--repeats 8] [--seconds 2]
+    python -m benchmarks.instances [--models nano small mobilenetv3] [--repeats 8] [--seconds 2]
 
 Both servers run at once and are measured in turn, because a machine's speed varies; the ratio is the median of the
 turns' ratios. On either, a single request gets all threads (LONE_THREAD_COUNT, server/backends/pytorch/lone.h). An
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import add_seconds, chosen, command_parser, whole_number
+from benchmarks.commands import add_names, add_seconds, command_parser, whole_number
 from benchmarks.harness import cores, load_average_warning, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import expected
@@ -70,20 +70,17 @@ def measure(model: str, repeats: int, seconds: float, threads: int) -> list[dict
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--models", default=",".join(MODELS), help="networks to measure, separated by commas (default: %(default)s)"
-    )
+    add_names(parser, "--models", MODELS, "networks to measure", MODELS)
     parser.add_argument("--repeats", type=whole_number, default=8, help="turns of each load (default: 8)")
     add_seconds(parser, 2.0)
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
-    models = chosen(options.models, MODELS, "model")
     require_server()
     warning = load_average_warning()
     threads = cores()
     if threads < 2:
         raise SystemExit("one core: there are no threads to divide")
-    rows = [row for model in models for row in measure(model, options.repeats, options.seconds, threads)]
+    rows = [row for model in options.models for row in measure(model, options.repeats, options.seconds, threads)]
     publish(
         "instances",
         threads=threads,

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.commands import add_seconds, command_parser, known_archs, positive, whole_number
+from benchmarks.commands import add_seconds, check_archs, command_parser, positive, whole_number
 from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
@@ -197,7 +197,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     run_as_served("benchmarks.overload", spin=True)
-    known_archs(options.arch)
+    check_archs(parser, options.arch)
     require_server()
     warning = load_average_warning()
     threads = cores()

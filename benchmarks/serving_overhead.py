@@ -1,6 +1,6 @@
 """The time that serving adds: one image at a time through the ensemble, against the same work in one process.
 
-    python -m benchmarks.serving_overhead [--archs replknet_nano,replknet_31b] [--rounds 20]
+    python -m benchmarks.serving_overhead [--archs replknet_nano replknet_31b] [--rounds 20]
 
 The baseline decodes the same JPEG with the code of the served preprocess step and runs the same TorchScript file with
 the same number of threads; if an answer differs, nothing is timed. All candidates are timed in turn in one run. The
@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import add_archs, add_rounds, command_parser, known_archs
+from benchmarks.commands import add_names, add_rounds, check_archs, command_parser
 from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
@@ -87,16 +87,16 @@ def measure(arch: str, jpeg: bytes, rounds: int, threads: int) -> dict[str, Any]
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    add_archs(parser, "replknet_nano,replknet_31b")
+    add_names(parser, "--archs", ("replknet_nano", "replknet_31b"), "architectures to measure")
     add_rounds(parser, 20)
     options = parser.parse_args()
     run_as_served("benchmarks.serving_overhead", spin=True)
-    archs = known_archs(options.archs)
+    check_archs(parser, *options.archs)
     require_server()
     warning = load_average_warning()
     threads = cores()
     jpeg = photograph()
-    rows = [measure(arch, jpeg, options.rounds, threads) for arch in archs]
+    rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs]
     write_served("serving_overhead", jpeg, warning, threads=threads, rows=rows)
 
 

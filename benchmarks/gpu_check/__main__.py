@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one call: each part is a process with its own time limit.
 
-    python -m benchmarks.gpu_check [--seconds 480] [--only tests,native]
+    python -m benchmarks.gpu_check [--seconds 480] [--only tests native]
 
 A part that fails or runs out of time does not stop the others; without a GPU only the first is run. After every part
 benchmarks/results/gpu_check.json is written anew, so that an interrupted call keeps its results; the whole output of a
@@ -172,14 +172,14 @@ def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = 
         help="time limit for all parts together, in seconds (default: %(default)g)",
     )
     parser.add_argument(
-        "--only", default="", help="parts to run, separated by commas; device always comes first (default: all)"
+        "--only", nargs="+", metavar="PART", help="parts to run; device always comes first (default: all)"
     )
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the running part is ended too
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
-    names = options.only.split(",") if options.only else list(everything)
+    names = options.only or list(everything)
     if unknown := [name for name in names if name not in everything]:
-        parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(everything)}")
+        parser.error(f"--only {' '.join(unknown)}: the parts are {', '.join(everything)}")
     first = [name for name, part in everything.items() if part.needed]
     names = first + [name for name in names if name not in first]
     outcomes = check([everything[name] for name in names], options.seconds)

@@ -1,6 +1,6 @@
 """Faults under load, restarts and a soak of real servers on this machine, with the demo's digits network.
 
-    python -m benchmarks.resilience [--only faults|restarts|soak] [--restarts 200] [--requests 400000]
+    python -m benchmarks.resilience [--only faults restarts soak] [--restarts 200] [--requests 400000]
 
 Each part is written into results/faults.json when it is done, with its own date, machine and versions; parts that are
 not run stay as they were.
@@ -52,7 +52,7 @@ def not_held(part: str, content: dict[str, Any]) -> list[str]:
 
 def main() -> int:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="part to run; may be repeated (default: all)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run (default: all)")
     parser.add_argument(
         "--restarts",
         type=partial(whole_number, least=3),

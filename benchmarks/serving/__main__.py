@@ -1,18 +1,18 @@
 """Widefield's ensemble against FastAPI, LitServe, BentoML and Ray Serve: the same weights, JPEG in, labels out.
 
-    python -m benchmarks.serving [--models nano,small,mobilenetv3] [--peers fastapi,ray]
+    python -m benchmarks.serving [--models nano small mobilenetv3] [--peers fastapi ray]
         [--ways both|one|workers|plain|openvino] [--repeats 5] [--seconds 10]
 
 A quick answer, of all five servers and two models in about 25 minutes on two cores:
 
-    python -m benchmarks.serving --models nano,mobilenetv3 --ways workers --seconds 1.5
+    python -m benchmarks.serving --models nano mobilenetv3 --ways workers --seconds 1.5
 
 Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` and `--ways
 openvino` compare what users have without Widefield: the peers with the same weights in PyTorch's own convolutions
 (serving_plain.json) or in OpenVINO (serving_openvino.json), both in float32:
 
     python -m benchmarks.serving --ways plain --seconds 2.5
-    python -m benchmarks.serving --ways openvino --seconds 2.5 --models nano,small
+    python -m benchmarks.serving --ways openvino --seconds 2.5 --models nano small
 
 Each repeat starts every server in turn, alone on the machine. It measures the cold start until the first right answer
 and compares the answers of four images with a bare loop of the same steps. Then it measures closed loops with 1, 8 and
@@ -36,7 +36,7 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks.commands import add_seconds, chosen, command_parser, whole_number
+from benchmarks.commands import add_names, add_seconds, command_parser, whole_number
 from benchmarks.harness import cores, fingerprint, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import check, expected
@@ -118,16 +118,10 @@ def peer_versions() -> dict[str, str]:
 
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
-    parser.add_argument(
-        "--models",
-        default="nano,small,mobilenetv3",
-        help=f"networks to serve, separated by commas, of {', '.join(MODELS)} (default: %(default)s)",
+    add_names(
+        parser, "--models", ("nano", "small", "mobilenetv3"), f"networks to serve, of {', '.join(MODELS)}", MODELS
     )
-    parser.add_argument(
-        "--peers",
-        default=",".join(ONE_WORKER),
-        help="servers to compare with, separated by commas (default: %(default)s)",
-    )
+    add_names(parser, "--peers", ONE_WORKER, "servers to compare with", ONE_WORKER)
     parser.add_argument(
         "--ways",
         choices=WAYS,
@@ -147,13 +141,16 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exit that stops the running server
-    models = chosen(options.models, MODELS, "model")
-    peers = chosen(options.peers, ONE_WORKER, "peer")
-    servers = [OURS, *(peer + way for peer in peers for way in WAYS[options.ways])]
+    servers = [OURS, *(peer + way for peer in options.peers for way in WAYS[options.ways])]
     threads = cores()
     require_server()
     prepare_environment()
-    plan = [(m, s, r) for m in models for r in range(options.repeats) for s in (*servers[r % 2 :], *servers[: r % 2])]
+    plan = [
+        (m, s, r)
+        for m in options.models
+        for r in range(options.repeats)
+        for s in (*servers[r % 2 :], *servers[: r % 2])
+    ]
     found = {**versions("torch", "nvidia-pytriton"), **peer_versions()}
     made_by = fingerprint(*SOURCES, STEP, versions={**found, **versions("numpy", "pillow")}, ways=options.ways)
     runs = {

@@ -126,17 +126,36 @@ def test_a_case_that_is_none_is_not_replayed_as_another(
     ("name", "option"),
     [
         ("benchmarks.cpu_inference", "--arch"),
-        ("benchmarks.first_request", "--archs"),
+        ("benchmarks.first_request", "--archs replknet_nano"),
         ("benchmarks.overload", "--arch"),
-        ("benchmarks.serving_overhead", "--archs"),
+        ("benchmarks.serving_overhead", "--archs replknet_nano"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-def test_an_architecture_that_is_not_there_is_named(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_that_is_not_there_is_named(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("benchmarks.harness.run_as_served", lambda *_, **__: None)
-    monkeypatch.setattr(sys, "argv", [name, option, "replknet_none"])
-    with pytest.raises(SystemExit, match="arch 'replknet_none' is unknown: choose one of replknet_31b, "):
+    monkeypatch.setattr(sys, "argv", [name, *option.split(), "replknet_none"])
+    with pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 2
+    assert "arch 'replknet_none' is unknown: choose one of replknet_31b, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("benchmarks.instances", "--models"), ("benchmarks.serving", "--models"), ("benchmarks.serving", "--peers")],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_a_name_that_is_not_there_is_wrong_usage(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, option, "none"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 2
+    assert f"argument {option}: invalid choice: 'none'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["benchmarks.overload", "benchmarks.serving_overhead"])
