@@ -2,6 +2,8 @@
 
 import argparse
 import math
+import signal
+import sys
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 
@@ -48,6 +50,16 @@ def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
 def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
     said = "duration of each load in seconds (default: %(default)g)"
     parser.add_argument("--seconds", type=positive, default=default, help=said)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the process by an exit, status 143, so that what it has started is ended too."""
+
+    def end(number: int, frame: object) -> None:
+        print("ended by SIGTERM", file=sys.stderr)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def add_names(

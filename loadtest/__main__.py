@@ -8,7 +8,7 @@
 
 `run` may be left out, and takes locust's own options too (--processes 2, --master, --worker, --csv ...).
 Exit status: 0 good; 1 an objective was missed (without --slo: a request was not answered), or a file was not written; 2
-wrong usage; 3 the load generator cannot send twice the rate that was asked for; 130 stopped.
+wrong usage; 3 the load generator cannot send twice the rate that was asked for; stopped: 130 Ctrl-C, 143 SIGTERM.
 A `run` that is stopped under load shows what it has measured; with --slo its status is 1.
 """
 
@@ -64,13 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error)
         print(text if text.startswith("loadtest: ") else f"loadtest: {text}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("loadtest: stopped", file=sys.stderr)
-        return 130
+        return 128 + (stop.args or (signal.SIGINT,))[0]
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
 
 
 def run(arguments: Sequence[str]) -> int:

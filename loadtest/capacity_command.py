@@ -31,7 +31,8 @@ def capacity(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "capacity",
         "Find the highest rate of random (Poisson) requests at which the objectives hold.\n"
-        "Exit status: 0 found; 1 no rate holds, no answer came or a file was not written; 2 wrong usage; 130 stopped.",
+        "Exit status: 0 found; 1 no rate holds, no answer came or a file was not written; 2 wrong usage; stopped: "
+        "130 Ctrl-C, 143 SIGTERM.",
     )
     add_server_options(parser)
     parser.add_argument("--slo", required=True, metavar="FILE", help="TOML file of objectives")

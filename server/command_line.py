@@ -72,4 +72,9 @@ def uninterrupted() -> Iterator[None]:
 
 
 def interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
+
+
+def stopped_code(stop: KeyboardInterrupt) -> int:
+    """Return a stopped command's exit code: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    return 128 + (stop.args or (signal.SIGINT,))[0]

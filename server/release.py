@@ -18,7 +18,14 @@ from pathlib import Path
 
 from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
 from server.checksums import VERSION, newest_version
-from server.command_line import LIBRARY, add_repository_option, add_token_options, interrupt_on_signals, positive
+from server.command_line import (
+    LIBRARY,
+    add_repository_option,
+    add_token_options,
+    interrupt_on_signals,
+    positive,
+    stopped_code,
+)
 from server.compatibility import check_compatible, check_running
 from server.errors import OptionError, ReleaseError, ServerError, exit_code
 from server.management import HOW_TO_GIVE_IT, Management, read_token
@@ -119,7 +126,8 @@ def state_of(repository: Path, management: Management) -> str:
     except (ServerError, KeyboardInterrupt) as error:
         newest = newest_version(repository / BACKBONE)
         number = newest.name if newest else "none"
-        return f"version {number} is in place; {str(error) or 'what the server serves was not asked'}"
+        why = error if isinstance(error, ServerError) else "what the server serves was not asked"
+        return f"version {number} is in place; {why}"
 
 
 def check_live(versions: Versions, management: Management) -> int:
@@ -196,9 +204,8 @@ def management_of(options: argparse.Namespace) -> Management:
 
 
 def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Management, Say], str]) -> int:
-    """Run a command: print the result of `action` or the error. Return the exit code: 0, 1, 2 (wrong option) or 130.
-
-    130 is for Ctrl-C and SIGTERM; the version that is live is then printed.
+    """Run a command: print the result of `action` or the error. Return the exit code: 0, 1, 2 (wrong option), or
+    `stopped_code`; the version that is live is then printed.
     """
 
     def say(line: str) -> None:
@@ -209,9 +216,9 @@ def run(options: argparse.Namespace, name: str, done: str, action: Callable[[Man
         management = management_of(options)
         try:
             said = action(management, say)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             say(f"stopped: {state_of(options.model_repository, management)}")
-            return 130
+            return stopped_code(stop)
     except (ServerError, OSError) as error:
         say(f"not {done}: {error}")
         return exit_code(error)

@@ -21,7 +21,14 @@ from pathlib import Path
 
 from server.canary import canary_png
 from server.closed_loop import closed_loop
-from server.command_line import LIBRARY, add_repository_option, interrupt_on_signals, positive, uninterrupted
+from server.command_line import (
+    LIBRARY,
+    add_repository_option,
+    interrupt_on_signals,
+    positive,
+    stopped_code,
+    uninterrupted,
+)
 from server.cores import usable_cores
 from server.errors import ServerError, exit_code
 from server.locate import find_tritonserver
@@ -213,9 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ServerError, OSError) as error:
         print(f"server.tune: {error}", file=sys.stderr)
         return exit_code(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("server.tune: stopped, nothing was written", file=sys.stderr)
-        return 130
+        return stopped_code(stop)
     if best == now:
         print(f"nothing serves more than the current settings: {now}")
         return 0

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.commands import command_parser, positive
+from benchmarks.commands import command_parser, exit_on_sigterm, positive
 from benchmarks.gpu_check import SKIPPED
 from benchmarks.harness import ROOT, write_results
 
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None, known: Sequence[Part] | None = 
         "--only", nargs="+", metavar="PART", help="parts to run; device always comes first (default: all)"
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that the running part is ended too
+    exit_on_sigterm()
     everything: dict[str, Any] = {part.name: part for part in (parts() if known is None else known)}
     names = options.only or list(everything)
     if unknown := [name for name in names if name not in everything]:

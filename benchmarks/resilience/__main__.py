@@ -7,14 +7,13 @@ not run stay as they were.
 """
 
 import json
-import signal
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import command_parser, whole_number
+from benchmarks.commands import command_parser, exit_on_sigterm, whole_number
 from benchmarks.harness import RESULTS, circumstances, load_average_warning, require_server, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
@@ -67,7 +66,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     require_server()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exit that stops the servers
+    exit_on_sigterm()
 
     from benchmarks.resilience.digits import build_digits
     from benchmarks.resilience.faults import endure

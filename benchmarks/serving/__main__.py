@@ -32,11 +32,9 @@ import argparse
 import importlib.metadata
 import json
 import os
-import signal
-import sys
 from typing import Any
 
-from benchmarks.commands import add_names, add_seconds, command_parser, whole_number
+from benchmarks.commands import add_names, add_seconds, command_parser, exit_on_sigterm, whole_number
 from benchmarks.harness import cores, fingerprint, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import check, expected
@@ -140,7 +138,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     run_as_served("benchmarks.serving")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # an exit that stops the running server
+    exit_on_sigterm()
     servers = [OURS, *(peer + way for peer in options.peers for way in WAYS[options.ways])]
     threads = cores()
     require_server()

@@ -159,10 +159,11 @@ def end(process: subprocess.Popen) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="LIBRARY", help=f"{', '.join(LIBRARIES)} (default: all of them)")
-    for name in parser.parse_args(arguments).names or LIBRARIES:
+    names = parser.parse_args(arguments).names or list(LIBRARIES)
+    if unknown := [name for name in names if name not in LIBRARIES]:
+        parser.error(f"{unknown[0]}: no such library: choose from {', '.join(LIBRARIES)}")
+    for name in names:
         try:
-            if name not in LIBRARIES:
-                raise BuildError(f"no such library: choose from {', '.join(LIBRARIES)}")
             print(build(LIBRARIES[name]))
         except BuildError as error:
             print(f"{name}: {error}", file=sys.stderr)

@@ -111,6 +111,7 @@ def test_a_call_that_is_ended_ends_the_part_that_runs(tmp_path):
         time.sleep(0.05)
     process.terminate()
     assert "ended by SIGTERM" in process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + signal.SIGTERM
     state = Path(f"/proc/{note.read_text()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
     (slow,) = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]

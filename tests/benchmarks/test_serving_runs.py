@@ -36,9 +36,8 @@ def call(monkeypatch, tmp_path):
         serving.main()
         return measured, written
 
-    for name in ("run_as_served", "prepare_environment"):
+    for name in ("run_as_served", "prepare_environment", "exit_on_sigterm"):
         monkeypatch.setattr(serving, name, lambda *_: None)
-    monkeypatch.setattr(serving.signal, "signal", lambda *_: None)
     monkeypatch.setattr(serving, "peer_versions", dict)
     monkeypatch.setattr(serving, "publish", lambda name, **content: written.update(content))
     monkeypatch.setattr(serving, "FOLDER", tmp_path)

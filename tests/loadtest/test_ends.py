@@ -91,7 +91,7 @@ def test_a_signal_ends_all_that_was_started(
         started = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, sent)  # as a terminal does; what it started has sessions of its own
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130, error
+    assert process.returncode == 128 + sent, error
     assert error == "loadtest: stopped\n"
     assert psutil.wait_procs(started, timeout=5)[1] == []
 

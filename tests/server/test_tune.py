@@ -316,11 +316,11 @@ def test_what_cannot_be_tuned_is_one_line(own, tmp_path, capsys):
     assert "argument --seconds: 'x' is not a number above 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("library", ["--library", "WIDEFIELD_RESIZE"])
+@pytest.mark.parametrize("library", ["--library", "WIDEFIELD_LIBRARY", "WIDEFIELD_RESIZE"])
 def test_a_library_that_is_none_is_wrong_usage(own, monkeypatch, capsys, library):
     """As it is for the server."""
     words = ["--model-repository", str(own)]
-    if library == "WIDEFIELD_RESIZE":
+    if library.startswith("WIDEFIELD"):
         monkeypatch.setenv(library, "/none")
     else:
         words += [library, "/none"]
@@ -421,7 +421,7 @@ def test_sigterm_leaves_no_copy(own, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(tune, "measure", measured)
     try:
-        assert tune.main(["--model-repository", str(own)]) == 130
+        assert tune.main(["--model-repository", str(own)]) == 143
     finally:
         signal.signal(signal.SIGTERM, before)
     assert "nothing was written" in capsys.readouterr().err

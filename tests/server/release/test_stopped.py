@@ -54,7 +54,7 @@ def test_while_the_new_version_is_loaded(served, build, load, classify, image, o
     live = served.management.ready_versions("backbone")
     old = classify(served, [image])
     with load():
-        assert release_module.main([str(build("slow")), *options]) == 130
+        assert release_module.main([str(build("slow")), *options]) == 128 + number
     assert served.events == []
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == f"server.release: stopped: version {live[0]} is live"
@@ -82,7 +82,7 @@ def test_in_a_rollback(served, build, options, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(release_module, "check_answers", interrupted)
-    assert rollback_module.main(options) == 130
+    assert rollback_module.main(options) == 143
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"server.rollback: stopped: version {live[0]} is live"
     assert served.management.ready_versions("backbone") == live == Versions(served.folder).numbers()[-1:]
@@ -126,7 +126,9 @@ def test_while_a_server_that_went_away_is_waited_for(tmp_path, monkeypatch, caps
     """Or while it is asked what it serves."""
     (tmp_path / "backbone" / "3").mkdir(parents=True)
     if again:
-        monkeypatch.setattr(Management, "ready_versions", lambda management, model: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(
+            Management, "ready_versions", lambda management, model: os.kill(os.getpid(), signal.SIGTERM)
+        )
     options = ["--model-repository", str(tmp_path), "--url", "127.0.0.1:1", "--management-token", "token"]
     parsed = release_module.parser_of("server.release", None).parse_args(options)
 
