@@ -22,7 +22,7 @@ th { color: #57606a; font-weight: 600 }
 .warning { background: #fff8c5; border-left: 4px solid #d4a72c; padding: .3em .8em; font-size: 13px }
 """
 Cells = Sequence[Any]
-_COMPUTE = ("input", "infer", "output")
+_COMPUTE = ("compute_input", "compute", "compute_output")
 
 
 def render(results: Sequence[dict[str, Any]], capacity: dict[str, Any] | None = None) -> str:
@@ -75,7 +75,7 @@ def time_shares(phase: dict[str, Any], model: str) -> dict[str, float]:
     # An ensemble's own times are the sums of its steps'; another client's models are not ours.
     steps = [row for row in phase["server"] if row is not whole and row["requests"] >= whole["requests"] / 2]
     for step in steps or [whole]:
-        times = {"queue": step["queue_ms"], "compute": sum(step[f"compute_{part}_ms"] for part in _COMPUTE)}
+        times = {"queue": step["queue_ms"], "compute": sum(step[f"{part}_ms"] for part in _COMPUTE)}
         for part, milliseconds in times.items():
             if milliseconds >= 0.005:
                 shares[f"{step['model']}: {part}"] = milliseconds
@@ -185,7 +185,7 @@ def _server_table(phases: Sequence[dict[str, Any]]) -> str:
             step["requests"],
             step["failed"],
             number(step["batch"]),
-            *(number(step[f"{part}_ms"], 2) for part in ("queue", *(f"compute_{part}" for part in _COMPUTE), "total")),
+            *(number(step[f"{part}_ms"], 2) for part in ("queue", *_COMPUTE, "total")),
         )
         for phase in phases
         for step in phase["server"]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from client import Classifier, ClassifierError, ServerStatus
+from client import STEPS, Classifier, ClassifierError, ServerStatus
 
 
 def read_statistics(classifier: Classifier, timeout: float = 5.0) -> ServerStatus | ClassifierError:
@@ -23,10 +23,7 @@ def difference(before: ServerStatus | ClassifierError, after: ServerStatus | Cla
             "failed": model.failure.count,
             "batch": model.success.count / model.executions if model.executions else None,
             "total_ms": model.success.mean_ms,
-            "queue_ms": model.queue.mean_ms,
-            "compute_input_ms": model.compute_input.mean_ms,
-            "compute_infer_ms": model.compute.mean_ms,
-            "compute_output_ms": model.compute_output.mean_ms,
+            **{f"{step}_ms": getattr(model, step).mean_ms for step in STEPS},
         }
         for model in after.since(before)
         if model.success.count

@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from client._classifier import Classifier
@@ -23,7 +22,8 @@ from client.commands._options import add_format_options
 from client.commands._results import print_table
 from client.options import add_server_options, open_classifier
 
-COUNTS = ("model", "version", "images", "batches", "failed")
+COUNTS = ("images", "batches", "failed")
+COLUMNS = ("model", "version", *COUNTS, "total_ms", *(f"{step}_ms" for step in STEPS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(_as_json(url, status)))
     elif options.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["server", *COUNTS, "total_ms", *(f"{step}_ms" for step in STEPS)])
+        writer.writerow(["server", *COLUMNS])
         for status in found:
             if isinstance(status, ServerStatus):
                 writer.writerows([status.url, *_row(model)] for model in status.models)
@@ -54,17 +54,28 @@ def run(options: argparse.Namespace) -> int:
 
 def _as_json(url: str, status: "ServerStatus | ClassifierError") -> dict[str, Any]:
     if isinstance(status, ClassifierError):
-        return {"url": url, "ready": False, "error": {"type": type(status).__name__, "message": status.message}}
-    return asdict(status)
+        return {"server": url, "ready": False, "error": {"type": type(status).__name__, "message": status.message}}
+    models = [
+        {**_values(model), "requests": model.success.count, "failed_ms": _milliseconds(model.failure)}
+        for model in status.models
+    ]
+    return {"server": url, "name": status.name, "version": status.version, "ready": status.ready, "models": models}
+
+
+def _values(model: ModelStatus) -> dict[str, "str | int | float | None"]:
+    """The value of each of `COLUMNS`; None for the time of what has not happened."""
+    times = (_milliseconds(time) for time in (model.success, *(getattr(model, step) for step in STEPS)))
+    counts = (model.inferences, model.executions, model.failure.count)
+    return dict(zip(COLUMNS, (model.name, model.version, *counts, *times), strict=True))
+
+
+def _milliseconds(time: Times) -> float | None:
+    return time.mean_ms if time.count else None
 
 
 def _row(model: ModelStatus) -> list[str]:
-    times = [_milliseconds(time) for time in (model.success, *(getattr(model, step) for step in STEPS))]
-    return [model.name, model.version, *map(str, (model.inferences, model.executions, model.failure.count)), *times]
-
-
-def _milliseconds(time: Times) -> str:
-    return f"{time.mean_ms:.2f}" if time.count else ""
+    shown = (f"{value:.2f}" if isinstance(value, float) else value for value in _values(model).values())
+    return ["" if value is None else str(value) for value in shown]
 
 
 def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
@@ -76,7 +87,7 @@ def _print_table(found: "list[ServerStatus | ClassifierError]") -> None:
             continue
         ready = "ready" if status.ready else "NOT READY"
         title = Text(f"{status.url}  {status.name} {status.version}  {ready}")
-        columns = ("model", "ver", *COUNTS[2:], "total", "queue", "input", "compute", "output")
+        columns = ("model", "ver", *COUNTS, "total", "queue", "input", "compute", "output")
         table = Table(*columns, title=title, box=None, pad_edge=False, padding=(0, 1, 0, 0))  # fits into 80 columns
         table.columns[0].overflow = "fold"  # a long name takes two lines
         for column in table.columns[1:]:

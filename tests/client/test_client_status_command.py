@@ -54,15 +54,20 @@ def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatc
     assert "grpc://away:1: refused" in capsys.readouterr().err
     assert main(["status", "--json"]) == 1
     one, other = map(json.loads, capsys.readouterr().out.splitlines())
-    assert one["models"][0]["queue"] == {"count": 10, "seconds": 0.2}
+    assert list(one) == ["server", "name", "version", "ready", "models"]
+    backbone = {"model": "backbone", "version": "1", "images": 10, "batches": 5, "failed": 0, "requests": 0}
+    times = {"total": None, "queue": 20.0, "compute_input": None, "compute": 30.0, "compute_output": None}
+    ms = {f"{name}_ms": value and pytest.approx(value) for name, value in {**times, "failed": None}.items()}
+    assert one["models"][0] == backbone | ms
     assert other == {
-        "url": "grpc://away:1",
+        "server": "grpc://away:1",
         "ready": False,
         "error": {"type": "ConnectionFailedError", "message": "refused"},
     }
     assert main(["status", "--csv"]) == 1
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["queue_ms"] for row in rows] == ["20.00", ""]
+    assert set(rows[0]) - {"server"} <= one["models"][0].keys(), "the same words in both"
     monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served])
     monkeypatch.setattr(served, "status", lambda timeout: server_status(ready=False))
     assert main(["status"]) == 1

@@ -12,7 +12,7 @@ from loadtest.results import describe, print_result
 from tests.loadtest.saved import as_saved
 
 TIMES = {"mean": 1.0, "p50": 2.0, "p95": 3.0, "p99": 4.0, "p99.9": 5.0, "max": 6.0, "sent_late_p99": 7.0}
-PARTS = ("queue", "compute_input", "compute_infer", "compute_output", "total")
+PARTS = ("queue", "compute_input", "compute", "compute_output", "total")
 
 
 def result(rate: float, name: str) -> dict[str, Any]:
