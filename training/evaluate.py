@@ -56,7 +56,7 @@ class Config(LabelledConfig):
     confusion: Path | None = None
     """Write the confusion matrix to this CSV file: a row for each true label, a column for each answer"""
     predictions: Path | None = None
-    """Write each image's file, label, answer, probability and next four answers to this CSV file"""
+    """Write each image's name, label, answer, probability and next four answers to this CSV file"""
     amp: Amp = "off"
     """Automatic mixed precision; to reproduce the accuracy that a run logged, use its --amp"""
 

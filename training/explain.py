@@ -119,7 +119,7 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
         overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
         answer = labels[int(answered[number])]
         rows.append((source, labels[target], answer, float(probabilities[number, target]), name))
-    write_csv(config.output / TABLE_FILE, ("file", "label", "answer", "probability", "picture"), rows)
+    write_csv(config.output / TABLE_FILE, ("image", "label", "answer", "probability", "picture"), rows)
     table = Table("image", "explained", "probability", "answer", "picture")
     for source, label, answer, probability, name in rows:
         table.add_row(Text(source), Text(label), f"{probability:.1%}", Text(answer), Text(name))

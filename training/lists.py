@@ -12,7 +12,7 @@ from training.names import Names
 from training.settings import first_of
 
 VAL_LIST = "val.csv"
-COLUMNS = ("file", "label")
+COLUMNS = ("image", "label")
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be any bytes
 BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # with which a spreadsheet's "CSV UTF-8" begins
 
@@ -49,7 +49,7 @@ def read_list(path: Path) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
         try:
             for line in lines:
-                found.append((line["file"], line["label"]))
+                found.append((line["image"], line["label"]))
                 if None in found[-1]:
                     raise DataError(f"{path}, line {lines.line_num}, is cut short: give a file and its label")
         except (KeyError, csv.Error) as error:

@@ -13,7 +13,7 @@ CLASS_COLUMNS = ("label", "images", "right", "top1", "precision", "most_often_ta
 
 def prediction_header(num_classes: int) -> list[str]:
     others = (f"answer{place}" for place in range(2, min(5, num_classes) + 1))
-    return ["file", "label", "answer", "probability", *others]
+    return ["image", "label", "answer", "probability", *others]
 
 
 def prediction_rows(

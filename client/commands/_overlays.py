@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TABLE_FILE = "explained.csv"
-COLUMNS = ("file", "label", "probability", "picture")
+COLUMNS = ("image", "label", "probability", "picture")
 LONGEST_NAME = 200  # bytes; a file's name has 255 at most
 CONTINUED = bytes(range(0x80, 0xC0))  # UTF-8's continuation bytes
 

@@ -31,7 +31,7 @@ def table() -> list[dict[str, str]]:
 
 
 def owners() -> dict[str, str]:
-    return {row["picture"]: str(Path(row["file"]).relative_to(Path.cwd())) for row in table()}
+    return {row["picture"]: str(Path(row["image"]).relative_to(Path.cwd())) for row in table()}
 
 
 def test_another_image_of_the_same_name_does_not_take_its_picture() -> None:
@@ -63,7 +63,7 @@ def test_standard_input_is_another_image_each_time(monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(Path("one/a.png").read_bytes())))
         assert main(["explain", "-"]) == 0
-    assert [(row["file"], row["picture"]) for row in table()] == [
+    assert [(row["image"], row["picture"]) for row in table()] == [
         ("-", "stdin.explained.png"),
         ("-", "stdin.explained.2.png"),
     ]
@@ -102,5 +102,5 @@ def test_long_urls_are_cut_in_names_and_whole_in_the_table(tmp_path: Path) -> No
         overlays.save(name, Image.new("L", (1, 1)), CAT[0])
     overlays.finish()
     with (tmp_path / "explained.csv").open(newline="") as file:
-        found = {row["file"]: row["picture"] for row in csv.DictReader(file)}
+        found = {row["image"]: row["picture"] for row in csv.DictReader(file)}
     assert found == {name: f"{'x' * 199}{name[-1]}.explained.png" for name in names[1:]}

@@ -108,9 +108,9 @@ def test_predictions_and_the_confusion_matrix_are_written(
     assert script.main() == 0
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["confusion.csv", "csv.csv", "predictions.csv"]
     rows = read(tmp_path / "x/predictions.csv")
-    assert list(rows[0]) == ["file", "label", "answer", "probability", "answer2", "answer3", "answer4", "answer5"]
-    assert [row["file"] for row in rows] == [str(path) for path in sorted((small_digits / "val").glob("*/*"))]
-    assert all(row["label"] == Path(row["file"]).parent.name for row in rows)
+    assert list(rows[0]) == ["image", "label", "answer", "probability", "answer2", "answer3", "answer4", "answer5"]
+    assert [row["image"] for row in rows] == [str(path) for path in sorted((small_digits / "val").glob("*/*"))]
+    assert all(row["label"] == Path(row["image"]).parent.name for row in rows)
     confusion = read(tmp_path / "x/confusion.csv")
     pairs = Counter((row["label"], row["answer"]) for row in rows)
     assert {(row["label"], name): int(row[name]) for row in confusion for name in row if name != "label"} == {
@@ -119,7 +119,7 @@ def test_predictions_and_the_confusion_matrix_are_written(
     model = load_checkpoint(checkpoint)[0].eval()
     transform = eval_transform(load_checkpoint(checkpoint)[1])
     with torch.inference_mode():
-        shares = model(transform(load_image(rows[7]["file"]))[None]).softmax(1)[0]
+        shares = model(transform(load_image(rows[7]["image"]))[None]).softmax(1)[0]
     expected = [["0", "1", "4", "5", "6", "7"][index] for index in shares.argsort(descending=True)[:5]]
     assert [rows[7][name] for name in ("answer", "answer2", "answer3", "answer4", "answer5")] == expected
     assert float(rows[7]["probability"]) == pytest.approx(shares.max().item(), abs=1e-5)
@@ -219,6 +219,6 @@ def test_predictions_of_shards_name_their_members(checkpoint: Path, small_digits
         shard.add(tmp_path / "a.cls", "a.cls")
     evaluate(EvaluateConfig(checkpoint, tmp_path, predictions=tmp_path / "p.csv", device="cpu"))
     (row,) = read(tmp_path / "p.csv")
-    assert (row["file"], row["label"]) == (f"{tmp_path}/0.tar:a.png", "4")
+    assert (row["image"], row["label"]) == (f"{tmp_path}/0.tar:a.png", "4")
     evaluate(EvaluateConfig(checkpoint, tmp_path, predictions=Path("/dev/null"), device="cpu"))
     assert not Path("/dev/null").is_file()

@@ -103,14 +103,14 @@ def test_script_writes_overlays(
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == ["000_0_layercam.png", "001_1_layercam.png"]
     for row in rows:
-        picture = eval_transform(load_checkpoint(tmp_path / "c")[1])(load_image(row["file"]))
+        picture = eval_transform(load_checkpoint(tmp_path / "c")[1])(load_image(row["image"]))
         probabilities = model.eval()(picture[None]).softmax(1)[0].tolist()
         assert (row["label"], row["answer"]) == ("a", "abcde"[probabilities.index(max(probabilities))])
         assert row["answer"] != "a", "whose probability would be the same"
         assert float(row["probability"]) == pytest.approx(probabilities[0], rel=1e-4)
     assert Image.open(tmp_path / "out" / names[0]).size == (128, 64)
     printed = "".join(outputs[1:])
-    assert all(f" {row['file']} " in printed for row in rows), "whole paths, on one line"
+    assert all(f" {row['image']} " in printed for row in rows), "whole paths, on one line"
     assert "(lower is better)" in next(line for line in printed.splitlines() if line.startswith("deletion: "))
     assert printed.count("(higher is better)") == 2 * 2, "of a map of its own alone"
     for score in ("insertion", "deletion", "ROAD", "ROAD of a random map", "rank correlation, random down to head"):

@@ -131,7 +131,7 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
     with listed.open() as file:
         rows = list(csv.DictReader(file))
     assert Counter(row["label"] for row in rows) == {"0": 2, "1": 2, "4": 2}
-    assert all(Path(row["file"]).parent == flat / row["label"] for row in rows)
+    assert all(Path(row["image"]).parent == flat / row["label"] for row in rows)
     monkeypatch.chdir("/")
     confusion, *_ = evaluate(EvaluateConfig(tmp_path / "run", listed, device="cpu"))
     assert confusion.sum() == 6
@@ -152,7 +152,7 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
 def test_a_list_that_a_spreadsheet_saved_is_read(tmp_path: Path) -> None:
     """A spreadsheet adds a byte order mark."""
     path = tmp_path / "val.csv"
-    path.write_bytes(b"\xef\xbb\xbffile,label\r\n%s,ant\r\n" % bytes(path))
+    path.write_bytes(b"\xef\xbb\xbfimage,label\r\n%s,ant\r\n" % bytes(path))
     assert read_list(path) == [(str(path), "ant")]
 
 
@@ -169,17 +169,17 @@ def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (
-            "file,label\na.png,b\n",
+            "image,label\na.png,b\n",
             r"lists a\.png, which is not there: it is looked for in /.*, correct the list",
         ),
-        ("name,label\na,b\n", r"val\.csv is not a list of images \(no column 'file'\): line 1 is file,label"),
-        ("file,label\n", r"val\.csv lists no image"),
-        ("file,label\n{here},ant\n{here}\n", r"val\.csv, line 3, is cut short: give a file and its label"),
+        ("name,label\na,b\n", r"val\.csv is not a list of images \(no column 'image'\): line 1 is image,label"),
+        ("image,label\n", r"val\.csv lists no image"),
+        ("image,label\n{here},ant\n{here}\n", r"val\.csv, line 3, is cut short: give a file and its label"),
         (
-            "file,label\n/nowhere/a.png,ant\n",
+            "image,label\n/nowhere/a.png,ant\n",
             r"val\.csv lists /nowhere/a\.png, which is not there: if the data have moved",
         ),
-        ("file,label\n{here},bee\n", r"val\.csv: bee is not one of the 1 labels: ant"),
+        ("image,label\n{here},bee\n", r"val\.csv: bee is not one of the 1 labels: ant"),
     ],
 )
 def test_bad_lists_are_named(content: str, message: str, tmp_path: Path) -> None:
@@ -221,5 +221,5 @@ def test_an_output_among_the_images_is_refused(
 
 def write_list_of(path: Path, labels: str) -> Path:
     lines = (f"{path.parent}/data/bee/{index}.png,{label}\n" for index, label in enumerate(labels))
-    path.write_text("".join(["file,label\n", *lines]))
+    path.write_text("".join(["image,label\n", *lines]))
     return path
