@@ -1,4 +1,4 @@
-"""Finds the libraries that tritonserver is started with: the native operators and the preprocess step's resize."""
+"""Finds the libraries of tritonserver: the native operators, the preprocess step's resize and the fixes."""
 
 import os
 from collections.abc import Mapping
@@ -40,6 +40,19 @@ def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
     if named := environment.get("WIDEFIELD_RESIZE"):
         return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python server/backends/build.py resize")
     return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
+
+
+def find_fixes(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the fixes of tritonserver: $WIDEFIELD_FIXES, else the built ones; None if it is empty, or if these are
+    missing or out of date.
+
+    Raises `OptionError` if $WIDEFIELD_FIXES is not a library.
+    """
+    named = environment.get("WIDEFIELD_FIXES")
+    if named is None:
+        return backends.FIXES.output if backends.is_current(backends.FIXES) else None
+    remedy = "unset it, or run python server/backends/build.py fixes"
+    return _named(named, "WIDEFIELD_FIXES", remedy) if named else None
 
 
 def _named(named: str | Path, what: str, remedy: str) -> Path:

@@ -14,7 +14,7 @@ from server.backends import build as backends
 from server.cores import too_few, too_many
 from server.endpoints import Endpoints
 from server.errors import InstallationError
-from server.libraries import find_library, find_resize
+from server.libraries import find_fixes, find_library, find_resize
 from server.locate import Installation
 from server.preflight import (
     check_libpython,
@@ -60,8 +60,7 @@ class Runtime:
         self._private_log = PrivateLog(self.log, forward_log) if log is None else None
         try:
             self._write_preload_guard()
-            fixes = backends.FIXES.output if backends.is_current(backends.FIXES) else None
-            self.fixes = self._link("libwidefield_fixes.so", fixes)
+            self.fixes = self._link("libwidefield_fixes.so", find_fixes())
             self.operators = self._link("libwidefield.so", self.library if installation.native_libtorch else None)
             if installation.embedded:
                 self._assemble_backends()
@@ -108,7 +107,8 @@ class Runtime:
         if self.resize is None and self.repository.resizes:
             yield f"images are resized slowly: {build} resize"
         if self.fixes is None:
-            yield f"requests may wait half a second, and a release may end the server: {build} fixes"
+            why = f"{build} fixes" if os.environ.get("WIDEFIELD_FIXES") is None else "WIDEFIELD_FIXES is empty"
+            yield f"requests may wait half a second, and a release may end the server: {why}"
 
     def environment(self) -> dict[str, str]:
         """Return the variables for tritonserver and its backend processes to add to this process's environment."""

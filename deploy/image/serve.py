@@ -26,9 +26,9 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
     """Become tritonserver, with `arguments` added to its command line. Raise `SystemExit` if it cannot be started."""
     server = variables.get("TRITONSERVER") or "/opt/tritonserver/bin/tritonserver"
     models = Path(variables.get("WIDEFIELD_MODELS") or "/models")
-    fixes = variables.get("WIDEFIELD_FIXES") or str(HERE / "libwidefield_fixes.so")
-    library = variables.get("WIDEFIELD_PRELOAD") or str(HERE / "libwidefield.so")
-    for path in (server, library, fixes, models):
+    fixes = variables.get("WIDEFIELD_FIXES", str(HERE / "libwidefield_fixes.so"))  # empty: none
+    preload = [*filter(None, [fixes]), variables.get("WIDEFIELD_LIBRARY") or str(HERE / "libwidefield.so")]
+    for path in (server, *preload, models):
         if not os.path.exists(path):
             sys.exit(f"serve.py: {path} does not exist: mount the model repository, or build the image anew")
     try:
@@ -46,7 +46,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         **{name: value for name, value in variables.items() if name not in TOKENS},
         **common_environment(variables),
         "LD_LIBRARY_PATH": before([libtorch], variables.get("LD_LIBRARY_PATH")),
-        "LD_PRELOAD": before([fixes, library], variables.get("LD_PRELOAD")),
+        "LD_PRELOAD": before(preload, variables.get("LD_PRELOAD")),
         "BASH_ENV": str(HERE / "unload.sh"),  # read by bash before it starts a Python process
     }
     resource.setrlimit(resource.RLIMIT_STACK, stack_limits())

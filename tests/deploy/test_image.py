@@ -163,6 +163,15 @@ def test_tritonserver_is_preloaded_and_its_python_processes_are_not(serve, tmp_p
         assert server["LD_LIBRARY_PATH"] == stub["LD_LIBRARY_PATH"] == "/opt/tritonserver/backends/pytorch"
 
 
+def test_other_libraries_and_no_fixes(serve, tmp_path):
+    other = tmp_path / "other.so"
+    other.touch()
+    _, server, _ = serve(WIDEFIELD_LIBRARY=str(other), WIDEFIELD_FIXES="")
+    assert server["LD_PRELOAD"] == str(other)
+    _, server, _ = serve(WIDEFIELD_LIBRARY="", WIDEFIELD_FIXES=str(other))
+    assert server["LD_PRELOAD"] == f"{other}:{tmp_path / 'libwidefield.so'}"
+
+
 def test_what_is_set(serve, tmp_path):
     arguments, environment, _ = serve(WIDEFIELD_MANAGEMENT_TOKEN="secret", WIDEFIELD_SHARED_MEMORY_TOKEN="shown")
     assert (ENVIRONMENT | SPIN).items() <= environment.items()

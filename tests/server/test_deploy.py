@@ -148,7 +148,7 @@ def test_entry_point_preloads_for_tritonserver_alone(light_repository, authority
         **os.environ,
         **runtime.environment(),
         "TRITONSERVER": str(runtime.installation.executable),
-        "WIDEFIELD_PRELOAD": str(native_library()),
+        "WIDEFIELD_LIBRARY": str(native_library()),
         "WIDEFIELD_FIXES": str(backends.FIXES.output),
         "WIDEFIELD_LIBTORCH": str(Path(torch.__file__).parent / "lib"),
         "WIDEFIELD_MODELS": str(light_repository),

@@ -7,7 +7,7 @@ import pytest
 from server import InstallationError, OptionError
 from server.__main__ import main
 from server.backends import build as backends
-from server.libraries import find_library, find_resize
+from server.libraries import find_fixes, find_library, find_resize
 from server.repository import Repository
 
 PLAIN = Repository(Path("/none"), (), None, {})
@@ -69,3 +69,14 @@ def test_find_resize(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_resize({}) == backends.RESIZE.output
     monkeypatch.setattr(backends, "is_current", lambda library: False)
     assert find_resize({}) is None
+
+
+def test_find_fixes(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_fixes({"WIDEFIELD_FIXES": str(library)}) == library
+    with pytest.raises(OptionError, match=r"WIDEFIELD_FIXES /none cannot be read .*: unset it, or run .* fixes"):
+        find_fixes({"WIDEFIELD_FIXES": "/none"})
+    monkeypatch.setattr(backends, "is_current", lambda library: library is backends.FIXES)
+    assert find_fixes({}) == backends.FIXES.output
+    assert find_fixes({"WIDEFIELD_FIXES": ""}) is None, "turned off"
+    monkeypatch.setattr(backends, "is_current", lambda library: False)
+    assert find_fixes({}) is None

@@ -91,6 +91,18 @@ def test_nothing_is_preloaded_where_nothing_is_built(tmp_path, monkeypatch):
         runtime.remove()
 
 
+def test_the_fixes_can_be_turned_off(tmp_path, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_FIXES", "")
+    runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
+    try:
+        assert not {"LD_PRELOAD", "BASH_ENV"} & runtime.environment().keys()
+        assert any(
+            line.endswith("a release may end the server: WIDEFIELD_FIXES is empty") for line in runtime.warnings()
+        )
+    finally:
+        runtime.remove()
+
+
 def test_allocator_settings_give_way_to_the_users(runtime, monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
