@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
@@ -49,7 +48,7 @@ class Config(LabelledConfig):
     """Random starts of pgd and apgd; the strongest attack on each image counts"""
     count: int | None = None
     """Number of images to attack, spread evenly over the classes; None: all"""
-    save: Annotated[Path | None, tyro.conf.arg(aliases=["--output"])] = None
+    json: Path | None = None
     """Write the accuracies and settings to this JSON file"""
     seed: int = 0
     """Seed of the attacks' random starts"""
@@ -114,8 +113,8 @@ def attack_checkpoint(config: Config, progress: Callable[[str], None] = lambda _
     check_used(config, Config, USED_BY)
     check_device(config.device)
     plan = [(name, *make_attack(name, config)) for name in config.attacks]
-    if config.save is not None:
-        check_file("--save", config.save)
+    if config.json is not None:
+        check_file("--json", config.json)
     network, model_config, dataset = open_labelled(config)
     chosen = Subset(dataset, evenly(len(dataset), config.count or len(dataset)))
     loader = make_loader(chosen, config.batch_size, train=False, workers=config.workers)
@@ -159,10 +158,10 @@ def report(config: Config) -> None:
     with console.status("attacking") as status:
         results = attack_checkpoint(config, status.update if console.is_terminal else console.print)
     console.print(result_table(results))
-    if config.save is not None:
+    if config.json is not None:
         values = {"checkpoint": str(config.checkpoint), "data": str(config.data), **config.inputs, "seed": config.seed}
         text = json.dumps({**values, "results": [asdict(r) for r in results]}, indent=2) + "\n"
-        write_file(config.save, lambda path: path.write_text(text))
+        write_file(config.json, lambda path: path.write_text(text))
 
 
 def main() -> int:

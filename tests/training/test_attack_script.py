@@ -27,19 +27,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("output", ["--output", "--save"])
 def test_script_reports_accuracies_with_settings(
-    output: str,
     checkpoint: Path,
     small_digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """The file may be named by --output, as in explain and compare, or by --save."""
     saved = tmp_path / "robust.json"
     options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--steps", "2", "--count", "10"]
-    monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", output, str(saved), "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["attack", *options, "--batch-size", "4", "--json", str(saved), "--device", "cpu"])
     assert attack_script.main() == 0
     results = {entry["attack"]: entry for entry in json.loads(saved.read_text())["results"]}
     assert list(results) == ["clean", "fgsm", "pgd", "apgd"]
@@ -59,7 +56,7 @@ def test_results_that_cannot_be_saved_are_shown(
     saved = tmp_path / "robust.json"
     saved.write_text("of before")
     options = ["--checkpoint", str(checkpoint), "--data", str(small_digits / "val"), "--count", "4"]
-    monkeypatch.setattr("sys.argv", ["attack", *options, "--attacks", "fgsm", "--save", str(saved), "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["attack", *options, "--attacks", "fgsm", "--json", str(saved), "--device", "cpu"])
     with files_up_to(50):
         assert attack_script.main() == 1
     said = capsys.readouterr()

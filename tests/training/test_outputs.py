@@ -40,7 +40,7 @@ def run(script: ModuleType, patch: pytest.MonkeyPatch, *options: object) -> int:
         (evaluate, "--predictions", "count_answers"),
         (evaluate, "--save", "count_answers"),
         (calibrate, "--output", "logits_of"),
-        (attack, "--save", "seed_everything"),
+        (attack, "--json", "seed_everything"),
         (explain, "--output", "load_classifier"),
         (compare, "--output", "create_model"),
     ],
