@@ -35,7 +35,8 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         "--weights",
         type=Path,
         metavar="PATH",
-        help="checkpoint: a folder of training, the file in it, or another file of safetensors or torch.save",
+        help="checkpoint: a folder of training, the file in it, or another file of safetensors or torch.save with its "
+        "--arch; the same as --checkpoint of training.evaluate",
     )
     parser.add_argument("--random-weights", action="store_true", help="use random weights, only to measure speed")
     parser.add_argument(

@@ -42,7 +42,8 @@ class LabelledConfig(InputConfig):
     """Settings of a measurement on labelled images."""
 
     checkpoint: Path = field(kw_only=False)
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
+    """A checkpoint folder, the file in it, or a published file with its --arch.
+    The same as --weights of build_models.py and training.finetune."""
     data: Path = field(kw_only=False)
     """Folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     batch_size: int = 64

@@ -75,7 +75,9 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Architecture: replknet_31b, _31l, _xl, _small, _nano, or timm/NAME for one of timm's.
     Empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
-    """Weights to start from: a checkpoint folder, the file in it, or another file of weights.
+    """Weights to start from.
+    A checkpoint folder, the file in it, or a published file with its --arch.
+    The same as --checkpoint of training.evaluate and --weights of build_models.py.
     Their head is kept only if its labels are those of the data, or with --keep-head."""
     image_size: int = 0
     """Side of the input, pixels; 0: that of the checkpoint in --weights, else of the architecture.

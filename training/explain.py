@@ -44,7 +44,8 @@ class Config(InputConfig):
     """Explain the answers of a checkpoint."""
 
     checkpoint: Path
-    """Folder with model.safetensors and config.json, the file in it, or a published file with its --arch"""
+    """A checkpoint folder, the file in it, or a published file with its --arch.
+    The same as --weights of build_models.py and training.finetune."""
     data: Path
     """An image, a folder of images at any depth or of *.tar shards, or the val.csv of a run"""
     output: Path = Path("runs/explained")

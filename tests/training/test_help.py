@@ -80,3 +80,17 @@ def test_help_whose_reader_has_seen_enough() -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("script", [attack, calibrate, evaluate, explain, finetune])
+def test_where_else_a_checkpoint_is_taken(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.argv", ["script.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    other = "--checkpoint of training.evaluate" if script is finetune else "--weights of build_models.py"
+    assert (
+        f"A checkpoint folder, the file in it, or a published file with its --arch. The same as {other} and " in shown
+    )
