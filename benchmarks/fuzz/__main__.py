@@ -23,7 +23,7 @@ from benchmarks.commands import command_parser, whole_number
 from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
-from benchmarks.harness import load_average_warning, publish, versions
+from benchmarks.harness import load_average_warning, publish, require_server, versions
 from export.configs import PREPROCESS_INSTANCES, ServingSpec
 
 SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
@@ -129,6 +129,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.replay and not re.fullmatch(rf"({'|'.join(SHARES)})/-?\d+/\d+", options.replay):
         parser.error(f"--replay {options.replay!r}: give KIND/SEED/NUMBER, a kind of {', '.join(SHARES)}")
+    require_server()
     from export.build import BuildOptions, build
 
     warning = load_average_warning()

@@ -73,9 +73,9 @@ def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
         return [], str(failure)
 
 
-def run_cuda(seconds: float, device: str = "cuda", tuning: float = 0.0) -> int:
+def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None) -> int:
     """Measure the ceilings, RepLKNet-31B's layers with every peer, the loss, the variants and as much of the sweep as
-    fits in `seconds`; before the layers the tuner runs for `tuning` seconds. Returns the exit status."""
+    fits in `seconds`; before the layers the tuner runs for `tuning` seconds, if given. Returns the exit status."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     pin_float32()
@@ -182,7 +182,7 @@ def main() -> int:
         help="seconds after which no further layer begins, on CUDA (default: 240)",
     )
     parser.add_argument(
-        "--tune", type=float, default=0, help="seconds to tune before the layers, on CUDA; 0: do not tune (default: 0)"
+        "--tune", type=positive, help="seconds to tune before the layers, on CUDA (default: they are not tuned)"
     )
     parser.add_argument(
         "--batches",

@@ -76,6 +76,8 @@ WRONG = [
     ("benchmarks.kernels", "--batches", "a"),
     ("benchmarks.kernels", "--rounds", "-1"),
     ("benchmarks.kernels", "--seconds", "inf"),
+    ("benchmarks.kernels", "--tune", "-5"),
+    ("benchmarks.kernels", "--tune", "nan"),
     ("benchmarks.kernels.cpu_gradients", "--batch", "0"),
     ("benchmarks.kernels.cpu_gradients", "--rounds", "0"),
     ("benchmarks.masked_patch_loss", "--batches", ""),
@@ -244,7 +246,7 @@ def test_pillow_is_not_timed_in_our_place(refused: Refused, monkeypatch: pytest.
     refused(["benchmarks.preprocess"], r"Pillow's resize would be timed as Widefield's: python server/backends")
 
 
-SERVERS = ("demo", "first_request", "instances", "overload", "resilience", "serving", "serving_overhead")
+SERVERS = ("demo", "first_request", "fuzz", "instances", "overload", "resilience", "serving", "serving_overhead")
 SERVERS += ("slow_clients", "transports")
 
 
