@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from benchmarks.harness import gpu, load_average_warning, pin_float32, require_native, versions, write_document
+from benchmarks.harness import gpu, other_work_warning, pin_float32, require_native, versions, write_document
 from benchmarks.markdown import beside
 from benchmarks.published import Recommendation, Row, claims, published_figures, recommend
 from benchmarks.timing import Timing, interleaved
@@ -96,6 +96,7 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
         )
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])] if config.rounds else []
     pin_float32()
+    warning = other_work_warning() if devices else None
     timings: dict[str, dict[str, Timing]] = {}
     for device in devices:
         progress(f"timing on {device}")
@@ -110,7 +111,7 @@ def compare(config: Config, progress: Callable[[str], None] = lambda _: None) ->
         "threads": torch.get_num_threads(),
         "versions": versions("torch", "timm"),
         "gpu": gpu() if "cuda" in devices else None,
-        "warning": load_average_warning(),
+        "warning": warning,
         "latency": timings,
     }
     return rows, details

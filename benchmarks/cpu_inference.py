@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.commands import add_rounds, check_archs, command_parser, whole_numbers
 from benchmarks.harness import (
     cores,
-    load_average_warning,
     openvino_core,
+    other_work_warning,
     publish,
     require_native,
     run_as_served,
@@ -123,7 +123,7 @@ def main() -> None:
     require_native()
     from models import ModelConfig
 
-    warning, size = load_average_warning(), ModelConfig(options.arch).image_size
+    warning, size = other_work_warning(), ModelConfig(options.arch).image_size
     rows = measure(options.arch, size, options.batches, options.rounds)
     publish(
         f"cpu_inference_{options.arch}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import no_options
-from benchmarks.harness import ROOT, load_average_warning, publish, require_server, versions
+from benchmarks.harness import ROOT, other_work_warning, publish, require_server, versions
 from kernels.native.build import OUTPUT
 from server.backends import build as backends
 
@@ -65,7 +65,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     with tempfile.TemporaryDirectory() as folder:
         copy_checkout(Path(folder))
         found = measure(Path(folder))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import add_names, check_archs, command_parser, whole_number
-from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
+from benchmarks.harness import cores, other_work_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import bare_pipeline, is_right, random_checkpoint, write_served
 
@@ -98,7 +98,7 @@ def main() -> None:
     run_as_served("benchmarks.first_request")
     check_archs(parser, *options.archs)
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     jpeg = photograph()
     rows = [row for arch in options.archs for row in measure(arch, jpeg, options.starts)]
     write_served("first_request", jpeg, warning, rows=rows)

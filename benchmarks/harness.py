@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
+SAMPLE_S = 2.0
+BUSY_CORES = 0.2  # at most, before a measurement
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 
@@ -126,10 +129,27 @@ def reason(failure: BaseException) -> str:
     return f"{type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
 
 
-def load_average_warning() -> str | None:
-    """A line if other work is running, which would change the figures."""
-    load = os.getloadavg()[0]
-    return f"load average {load:.1f}: other work is running, do not publish these figures" if load > 1.5 else None
+def busy_s() -> float:
+    """Seconds, since the machine's start, in which the cores that this process may use were not idle."""
+    own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    seconds = 0.0
+    for name, *ticks in map(str.split, Path("/proc/stat").read_text().splitlines()):
+        if name in own:
+            user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
+            seconds += (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
+def other_work_warning() -> str | None:
+    """A line if the cores are busy while this process sleeps, which would change the figures.
+
+    Not by the load average: its minute has the benchmark that ran before.
+    """
+    begun, started = busy_s(), time.monotonic()
+    time.sleep(SAMPLE_S)
+    busy = (busy_s() - begun) / (time.monotonic() - started)
+    words = f"other work on {busy:.1f} of {cores()} cores: do not publish these figures"
+    return words if busy > BUSY_CORES else None
 
 
 def fingerprint(*paths: str, **known: Any) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import add_names, add_seconds, command_parser, whole_number
-from benchmarks.harness import cores, load_average_warning, publish, require_server, run_as_served, versions
+from benchmarks.harness import cores, other_work_warning, publish, require_server, run_as_served, versions
 from benchmarks.photographs import turned
 from benchmarks.served import expected
 from benchmarks.serving.load import CALLERS, Request, closed_loop
@@ -76,7 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     run_as_served("benchmarks.instances")
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     threads = cores()
     if threads < 2:
         raise SystemExit("one core: there are no threads to divide")

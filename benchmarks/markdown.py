@@ -25,7 +25,7 @@ def conditions(result: dict[str, Any]) -> str:
 
 
 def busy(result: dict[str, Any]) -> str:
-    """How high the load was, if the results file has a warning; else empty."""
+    """What else ran, if the results file has a warning; else empty."""
     return f"; the host was busy: {result['warning'].split(':')[0]}" if result.get("warning") else ""
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.commands import add_rounds, command_parser, whole_numbers
 from benchmarks.cuda_timing import captured, replayed
-from benchmarks.harness import cores, gpu, load_average_warning, pin_float32, publish, run_as_served, versions
+from benchmarks.harness import cores, gpu, other_work_warning, pin_float32, publish, run_as_served, versions
 from benchmarks.kernels.cuda import measure_bandwidths
 from benchmarks.timing import Step, Timing, interleaved
 from kernels import masked_patch_loss
@@ -171,7 +171,7 @@ def main() -> None:
         run_as_served("benchmarks.masked_patch_loss")
         torch.set_num_threads(cores())
     torch.manual_seed(0)
-    warning = load_average_warning()
+    warning = other_work_warning()
     batches = options.batches or {"cpu": [8], "cuda": [32, 128]}[options.device]
     hardware = ceiling = None
     if options.device == "cuda":

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import add_seconds, check_archs, command_parser, positive, whole_number
-from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
+from benchmarks.harness import cores, other_work_warning, require_server, run_as_served
 from benchmarks.latency import percentiles
 from benchmarks.photographs import photograph
 from benchmarks.served import bare_pipeline, difference, is_right, random_checkpoint, steps_ms, write_served
@@ -199,7 +199,7 @@ def main() -> None:
     run_as_served("benchmarks.overload", spin=True)
     check_archs(parser, options.arch)
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     threads = cores()
     jpeg = photograph()
     row = measure(options.arch, jpeg, options.seconds, options.repeats, options.deadline, threads)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import add_rounds, command_parser
-from benchmarks.harness import load_average_warning, publish, run_as_served, versions
+from benchmarks.harness import other_work_warning, publish, run_as_served, versions
 from benchmarks.photographs import files
 from benchmarks.served import STEP, load_transform
 from benchmarks.timing import interleaved
@@ -152,7 +152,7 @@ def main() -> None:
             "libwidefield_resize.so is not built, or of other sources, so that Pillow's resize would be timed as "
             "Widefield's: python server/backends/build.py resize"
         )
-    warning = load_average_warning()
+    warning = other_work_warning()
     pipelines = candidates()
     memory: dict[str, float] = {}
     rows = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import add_names, add_rounds, check_archs, command_parser
-from benchmarks.harness import cores, load_average_warning, require_server, run_as_served
+from benchmarks.harness import cores, other_work_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
 from benchmarks.timing import interleaved
@@ -93,7 +93,7 @@ def main() -> None:
     run_as_served("benchmarks.serving_overhead", spin=True)
     check_archs(parser, *options.archs)
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     threads = cores()
     jpeg = photograph()
     rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs]

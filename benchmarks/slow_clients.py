@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.commands import command_parser, positive, whole_number
-from benchmarks.harness import load_average_warning, publish, require_server, versions
+from benchmarks.harness import other_work_warning, publish, require_server, versions
 from benchmarks.resilience.footprint import tritonserver_of
 from server import RepositoryError, TritonServer
 from server.canary import CanaryError, classify_canary
@@ -156,7 +156,7 @@ def main() -> None:
         read_repository(options.repository)
     except RepositoryError as error:
         parser.error(f"--repository: {error}")
-    warning = load_average_warning()
+    warning = other_work_warning()
     rows = []
     with TritonServer(options.repository, probe_interval=3600) as server:
         process = tritonserver_of(os.getpid())

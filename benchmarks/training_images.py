@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import add_rounds, command_parser
-from benchmarks.harness import load_average_warning, publish, versions
+from benchmarks.harness import other_work_warning, publish, versions
 from benchmarks.photographs import SIZES, enlarged
 from benchmarks.timing import interleaved
 
@@ -115,7 +115,7 @@ def main() -> None:
     add_rounds(parser, 10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warning = load_average_warning()
+    warning = other_work_warning()
     rows = []
     with tempfile.TemporaryDirectory() as root:
         for name, folder in folders(Path(root)):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.commands import add_rounds, command_parser
-from benchmarks.harness import load_average_warning, publish, require_server, versions
+from benchmarks.harness import other_work_warning, publish, require_server, versions
 from benchmarks.served import IMAGE_SIZE, TOKEN, empty_ensemble
 from benchmarks.timing import Timing, host_ms
 from client import Classifier
@@ -117,7 +117,7 @@ def main() -> None:
     add_rounds(parser, 30)
     options = parser.parse_args()
     require_server()
-    warning = load_average_warning()
+    warning = other_work_warning()
     rows = measure(options.rounds)
     found = versions("nvidia-pytriton", "tritonclient", "grpcio")
     publish("transports", versions=found, warning=warning, rows=rows)

@@ -23,7 +23,7 @@ from benchmarks.commands import command_parser, whole_number
 from benchmarks.fuzz.blocks import SENDERS, Outcomes, image_case, preprocess_block, served_block
 from benchmarks.fuzz.lethal import INPUTS, try_input
 from benchmarks.fuzz.watch import Watch
-from benchmarks.harness import load_average_warning, publish, require_server, versions
+from benchmarks.harness import other_work_warning, publish, require_server, versions
 from export.configs import PREPROCESS_INSTANCES, ServingSpec
 
 SHARES = {"image in process": 0.4, "image served": 0.2, "http": 0.2, "grpc": 0.2}
@@ -132,7 +132,7 @@ def main() -> int:
     require_server()
     from export.build import BuildOptions, build
 
-    warning = load_average_warning()
+    warning = other_work_warning()
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         build(BuildOptions(arch="replknet_nano", random_weights=True, image_size=32, output=repository, threads=1))

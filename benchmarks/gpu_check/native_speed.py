@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import captured, replayed, sets_that_exceed_the_cache
 from benchmarks.gpu_check.native import check_answer
-from benchmarks.harness import ROOT, gpu, load_average_warning, name_on, pin_float32, versions, write_results
+from benchmarks.harness import ROOT, gpu, name_on, other_work_warning, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
 
 LIBRARY, BUILD = ROOT / "kernels/native/lib/libwidefield.so", ROOT / "kernels/native/build.py"
@@ -81,7 +81,7 @@ def main() -> int:
 
     pin_float32()
     hardware = gpu()
-    content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
+    content = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": other_work_warning()}
     rows = []
     with torch.cuda.stream(torch.cuda.Stream()):
         for row in measure(import_kernels):

@@ -26,8 +26,8 @@ from benchmarks.commands import command_parser, positive, whole_number, whole_nu
 from benchmarks.harness import (
     cores,
     gpu,
-    load_average_warning,
     name_on,
+    other_work_warning,
     pin_float32,
     publish,
     require_native,
@@ -83,7 +83,7 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None) 
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     hardware = gpu()
     name = name_on(hardware, "kernels")
-    content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": load_average_warning()}
+    content: Row = {"gpu": hardware, "versions": versions("torch", "triton"), "warning": other_work_warning()}
     content |= {
         "complete": False,
         "tuned": tile_files.read(tile_files.cache_file()),
@@ -155,7 +155,7 @@ def run_cpu(batches: list[int], rounds: int) -> int:
     torch.manual_seed(0)
     threads = cores()
     torch.set_num_threads(threads)
-    warning = load_average_warning()
+    warning = other_work_warning()
     rows = []
     for layer in cpu.layers(batches):
         rows.append(cpu.measure_layer(layer, rounds, threads))

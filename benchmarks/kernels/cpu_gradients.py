@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.commands import add_rounds, command_parser, whole_number
-from benchmarks.harness import cores, load_average_warning, publish, require_native, run_as_served, versions
+from benchmarks.harness import cores, other_work_warning, publish, require_native, run_as_served, versions
 from benchmarks.kernels.cpu import OURS, compared, dtypes, layers, line, ratios
 from benchmarks.kernels.layers import Layer
 from benchmarks.timing import interleaved
@@ -98,7 +98,7 @@ def measure(layers: list[Layer], arch: str, batch: int, image_size: int, rounds:
     torch.manual_seed(0)
     threads = cores()
     torch.set_num_threads(threads)
-    warning = load_average_warning()
+    warning = other_work_warning()
     rows: list[Row] = []
     for layer in layers:
         rows += measure_layer(layer, rounds)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import command_parser, exit_on_sigterm, whole_number
-from benchmarks.harness import RESULTS, circumstances, load_average_warning, require_server, versions, write_results
+from benchmarks.harness import RESULTS, circumstances, other_work_warning, require_server, versions, write_results
 
 PARTS = ("faults", "restarts", "soak")
 MOST_GROWTH = 2.0  # percent of resident memory, over the soak
@@ -77,7 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="resilience-") as folder:
         repository = build_digits(Path(folder))
         for part in options.only or PARTS:
-            warning = load_average_warning()
+            warning = other_work_warning()
             if part == "restarts":
                 content = restart(repository, options.restarts)
             elif part == "faults":
