@@ -15,6 +15,7 @@ from rich.table import Table
 
 from client import Classifier, Prediction
 from server import RepositoryError, ServerError, TritonServer
+from server.__main__ import parse_arguments
 from server.checksums import version_folders
 from server.repository import verify_newest
 
@@ -182,6 +183,7 @@ def main() -> int:
     options, for_server = parser.parse_known_args()
     if for_server and not options.serve:
         parser.error(f"{for_server[0]} is an option of the server: it goes with --serve")
+    parse_arguments(for_server)  # exits with status 2 for a wrong one, before the training
     repository = Path(os.path.relpath(options.repository.absolute(), Path(__file__).parent))
     os.chdir(Path(__file__).parent)
     try:

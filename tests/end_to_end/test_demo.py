@@ -28,3 +28,16 @@ def test_a_damaged_record_is_not_built_over(tmp_path: Path, text: str) -> None:
     record.write_text(text)
     with pytest.raises(demo.DemoError, match=r"build\.json is damaged .*: move it away, or name another folder"):
         demo.is_built(tmp_path / "checkpoint", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [["--serve", "--htp-port", "9000"], ["--serve", "--http-port", "x"], ["--http-port", "9000"]]
+)
+def test_a_wrong_option_of_the_server_is_refused_before_the_training(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo.sys, "argv", ["demo.py", *options])
+    monkeypatch.setattr(demo, "train", lambda: pytest.fail("trained"))
+    with pytest.raises(SystemExit) as ended:
+        demo.main()
+    assert ended.value.code == 2
