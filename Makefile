@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 .PHONY: setup native demo serve page test test-all test-oldest check bench bench-gpu gpu-check evidence constraints clean distclean \
-  help same-python
+  help same-python same-page-python
 
 setup: $(VENV)/.ready ## create the environment .venv with the versions in constraints.txt
 $(VENV)/.ready: pyproject.toml $(CONSTRAINTS) tools/check_system.py | same-python
@@ -31,12 +31,14 @@ help: ## list the targets
 
 # An environment that is there stays as it is: one of another Python than the one that was named is refused.
 RELEASE := -c 'import sys; print(*sys.version_info[:2])'
-same-python:
+same-python: of = $(VENV)
+same-page-python: of = $(PAGE_VENV)
+same-python same-page-python:
 ifneq ($(origin PYTHON),file)
 	@$(PYTHON) $(RELEASE) > /dev/null 2>&1 || \
 	  { echo "widefield: there is no Python $(PYTHON): 3.10 to 3.14 are supported; name one: make PYTHON=python3.11" >&2; exit 1; }
-	@test ! -x $(BIN)/python || test "$$($(PYTHON) $(RELEASE))" = "$$($(BIN)/python $(RELEASE))" || \
-	  { echo "widefield: $(VENV) is of another Python than $(PYTHON): rm -r $(VENV)" >&2; exit 1; }
+	@test ! -x $(of)/bin/python || test "$$($(PYTHON) $(RELEASE))" = "$$($(of)/bin/python $(RELEASE))" || \
+	  { echo "widefield: $(of) is of another Python than $(PYTHON): rm -r $(of)" >&2; exit 1; }
 endif
 
 native: setup ## build the native library and the server's backends
@@ -52,7 +54,7 @@ serve: native ## the same, but keep serving: ARGS="--http-port 9000" and other o
 # Gradio wants an older Pillow than the server's: an environment of its own.
 page: $(PAGE_VENV)/.ready ## run a web page to try a running server: ARGS="--url localhost:8001"
 	@$(PAGE_VENV)/bin/python -m page $(ARGS)
-$(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt
+$(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt | same-page-python
 	@test -x $(PAGE_VENV)/bin/python || $(PYTHON) -m venv $(PAGE_VENV)
 	@$(PAGE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-page.txt -e '.[page]'
 	@touch $@
