@@ -61,12 +61,17 @@ $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt | same-page-python
 
 # Three processes, a thread each, for two cores: the tests that meet a server mostly wait, the others compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
+# Apart, so that only the client's tests are traced: they are held to every line of client/.
+define run-tests
+	$(PYTEST) -m "$(1)" --ignore=tests/client
+	$(PYTEST) -m "$(1)" --cov=client tests/client
+endef
 
 test: native ## run the tests that need no GPU, without the slow ones
-	$(PYTEST) -m "not gpu and not slow"
+	$(call run-tests,not gpu and not slow)
 
 test-all: native $(PAGE_VENV)/.ready ## run the slow ones too
-	$(PYTEST) -m "not gpu"
+	$(call run-tests,not gpu)
 
 # With the oldest PyTorch and Triton that are supported; the native libraries are built for them, and anew afterwards.
 OLDEST := torch==2.11.0 torchvision==0.26.0 triton==3.6.0

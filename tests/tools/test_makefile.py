@@ -49,6 +49,13 @@ def test_a_python_that_is_not_there_is_named(target: str, environment: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(("target", "marked"), [("test", "not gpu and not slow"), ("test-all", "not gpu")])
+def test_every_test_runs_once_and_the_client_s_with_coverage(target: str, marked: str, environment: Path) -> None:
+    lines = make("-n", target, f"VENV={environment}", f"PAGE_VENV={environment}").stdout.splitlines()
+    options = [line.partition(" -m pytest -n 3 ")[2] for line in lines if " -m pytest " in line]
+    assert options == [f'-m "{marked}" --ignore=tests/client', f'-m "{marked}" --cov=client tests/client']
+
+
 def test_clean_leaves_checkpoints_and_data() -> None:
     taken = {name: " ".join(make("-n", name).stdout.split()) for name in ("clean", "distclean")}
     assert not {"runs", "data"} & set(taken["clean"].split())
