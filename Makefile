@@ -93,7 +93,6 @@ bench: native ## run the benchmarks on the CPU, and those of what serving adds
 	$(BIN)/python -m benchmarks.kernels.cpu_gradients
 	$(BIN)/python -m benchmarks.cpu_inference
 	$(BIN)/python -m benchmarks.serving_overhead
-	$(BIN)/python -m benchmarks.masked_patch_loss
 	$(BIN)/python -m benchmarks.preprocess
 
 bench-gpu: ## run the kernels' benchmark on a GPU
