@@ -43,3 +43,11 @@ def test_memory_has_a_limit_and_no_swap():
     """With swap the server slows the machine down instead of ending; without `continue` systemd would end it whole."""
     settings = dict(line.split("=", 1) for line in UNIT.read_text().splitlines() if re.match(r"(Memory|OOM)\w+=", line))
     assert settings == {"MemoryMax": "6G", "MemorySwapMax": "0", "OOMPolicy": "continue"}
+
+
+def test_the_servers_of_the_page_listen_where_its_haproxy_asks():
+    page = " ".join((DEPLOY.parent / "docs" / "operations.md").read_text().split())
+    options = parse_arguments(re.search(r"python -m server (--host .*?) # in the systemd unit", page)[1].split())
+    http, grpc = (f"{options.host}:{port}" for port in (options.http_port, options.grpc_port))
+    assert f"WIDEFIELD_HTTP_1={http} WIDEFIELD_GRPC_1={grpc}" in page
+    assert f"targets {options.metrics_host}:{options.metrics_port} and" in page
