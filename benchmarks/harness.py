@@ -17,8 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-SAMPLE_S = 2.0
-BUSY_CORES = 0.2  # at most, before a measurement
+SAMPLE_S, BUSY_CORES = 2.0, 0.2  # before a measurement: other work is looked for so long, and may use so much
 SOURCES = (".py", ".cpp", ".h", ".json", ".txt")
 
 
