@@ -61,11 +61,9 @@ $(PAGE_VENV)/.ready: pyproject.toml constraints-page.txt | same-page-python
 
 # Three processes, a thread each, for two cores: the tests that meet a server mostly wait, the others compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
-# Apart, so that only the client's tests are traced: they are held to every line of client/.
-define run-tests
-	$(PYTEST) -m "$(1)" --ignore=tests/client
-	$(PYTEST) -m "$(1)" --cov=client tests/client
-endef
+# Apart, so that only the client's tests are traced: they are held to every line of client/. Both run if one fails.
+run-tests = failed=0; $(PYTEST) -m "$(1)" --ignore=tests/client || failed=1; \
+	$(PYTEST) -m "$(1)" --cov=client tests/client || failed=1; exit $$failed
 
 test: native ## run the tests that need no GPU, without the slow ones
 	$(call run-tests,not gpu and not slow)
