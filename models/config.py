@@ -1,5 +1,6 @@
 """The config of a checkpoint, stored beside its weights."""
 
+import operator
 from dataclasses import dataclass, field
 
 from models.errors import SettingsError
@@ -33,9 +34,13 @@ class ModelConfig:
     crop_mode: str = ""
 
     def __post_init__(self) -> None:
-        for name, kind in (("num_classes", int), ("image_size", int), ("crop_pct", (int, float))):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} {getattr(self, name)!r}: a number is needed")
+        for name in ("num_classes", "image_size"):
+            try:
+                object.__setattr__(self, name, operator.index(getattr(self, name)))  # NumPy's integers are no JSON
+            except TypeError:
+                raise ValueError(f"{name} {getattr(self, name)!r}: a whole number is needed") from None
+        if not isinstance(self.crop_pct, (int, float)):
+            raise ValueError(f"crop_pct {self.crop_pct!r}: a number is needed")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if not isinstance(value, (list, tuple)) or not all(isinstance(each, (int, float)) for each in value):

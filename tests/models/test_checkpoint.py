@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nano import State, nano, same
@@ -28,8 +29,8 @@ from models import (
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     model = nano(3).to(memory_format=torch.channels_last)
     labels = ["a", "b", "c", "d", "é"]
-    preparation = {"image_size": 48, "crop_pct": 1.0, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
-    config = ModelConfig("replknet_nano", 5, labels=labels, **preparation)
+    preparation = {"image_size": np.int64(48), "crop_pct": 1.0, "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}
+    config = ModelConfig("replknet_nano", np.int64(5), labels=labels, **preparation)
     folder = tmp_path / "new" / "folder"
     umask = os.umask(0o026)
     try:
@@ -136,6 +137,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         (lambda c: c.update(std=[0.5] * 2), "three numbers each"),
         (lambda c: c.update(std=["a", "b", "c"]), "std ['a', 'b', 'c']: three numbers are needed"),
         (lambda c: c.update(crop_pct="large"), "crop_pct 'large': a number is needed"),
+        (lambda c: c.update(image_size=224.0), "image_size 224.0: a whole number is needed"),
         (lambda c: c.update(crop_pct=1.5), "crop_pct 1.5"),
         (lambda c: c.update(crop_pct=0.01), "crop_pct 0.01: the share that is kept must be 0.1 to 1"),
         (lambda c: c.update(interpolation="nearest"), "'nearest'"),
