@@ -40,7 +40,8 @@ def load_weights(model: nn.Module, path: str | Path, *, skip_head: bool = False,
     if name := sharded_name(own):
         raise WeightsError(f"{name!r} of the model is sharded: load the weights first, and call fully_shard after")
     state = read_state(path, own.keys(), prefer_average=of_timm(model))
-    target, heads = model, tuple(f"{name}." for name in head_names(model))
+    names = head_names(model) if hasattr(model, "get_classifier") else ()  # a model of one's own may have none
+    target, heads = model, tuple(f"{name}." for name in names)
     if isinstance(model, RepLKNet) and any(".lkb_reparam." in name for name in state):
         target = deepcopy(model)
         target.merge_branches()
@@ -88,7 +89,7 @@ def _checked(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, heads: tuple[str, ...], other: str
 ) -> dict[str, Tensor]:
     """Return `state` in the model's dtypes, or raise `WeightsError` for the first key, in order, that does not fit."""
-    head = f"{heads[0]}weight"
+    head = f"{heads[0]}weight" if heads else ""
     if head in state and head in expected and state[head].dim() == 2 and len(state[head]) != len(expected[head]):
         raise WeightsError(
             f"{path}: {head} has {len(state[head])} classes, the model has {len(expected[head])}: "

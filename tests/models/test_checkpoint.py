@@ -12,6 +12,7 @@ import pytest
 import torch
 from nano import State, nano, same
 from safetensors import safe_open
+from torch import nn
 
 from models import (
     ARCHITECTURES,
@@ -87,6 +88,28 @@ def test_a_model_of_its_own_sizes_is_refused_when_it_is_saved(
     alike = create_model("replknet_nano", 5, **sizes)
     load_weights(alike, tmp_path / "own.pth")
     assert same(alike.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arch", "other"), [("replknet_nano", "timm/resnet18"), ("replknet_nano", ""), ("timm/resnet18", "")]
+)
+def test_a_model_of_another_kind_is_refused_when_it_is_saved(arch: str, other: str, tmp_path: Path) -> None:
+    """The message's remedy works for a network of one's own too."""
+
+    def make() -> nn.Module:
+        return create_model(other, 5) if other else nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+
+    model = make()
+    with pytest.raises(ValueError, match=r"keep weights of a model of your own by torch\.save"):
+        save_checkpoint(tmp_path / "new", model, ModelConfig(arch, 5))
+    assert not (tmp_path / "new").exists()
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    alike = make()
+    load_weights(alike, tmp_path / "own.pth")
+    assert same(alike.state_dict(), model.state_dict())
+    torch.save(nn.Linear(12, 5).state_dict(), tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match=r"own\.pth has no '.*': it belongs to another model"):
+        load_weights(alike, tmp_path / "own.pth")
 
 
 def test_a_save_replaces_the_files_and_never_writes_into_them(tmp_path: Path) -> None:
