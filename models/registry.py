@@ -107,15 +107,17 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
 
     `num_classes` 0: no head, the output is the pooled features. `kwargs` are the architecture's own (`drop_path_rate`,
     ...), and `in_channels` for images of other than 3 (timm's name for it, `in_chans`, is accepted too). `image_size`
-    matters only to timm models that are made for one size; 0: the architecture's. Nothing is downloaded: `pretrained`
-    is False. A RepLKNet has neither timm's `features_only` (`forward_features` gives the last map) nor its
-    `global_pool` (it is the mean).
+    matters only to timm models that are made for one size; 0: the architecture's (timm's own `img_size` is refused).
+    Nothing is downloaded: `pretrained` is False. A RepLKNet has neither timm's `features_only` (`forward_features`
+    gives the last map) nor its `global_pool` (it is the mean).
 
     Raises `ValueError` as `check_arch`, and for impossible sizes.
     """
     check_arch(arch)
     if kwargs.pop("pretrained", False):
         raise ValueError(f"{arch}: pretrained=True, but nothing is downloaded: use load_weights(model, FILE)")
+    if "img_size" in kwargs:
+        raise ValueError(f"img_size={kwargs['img_size']}: name it image_size, one number of pixels")
     word, other = ("in_chans", "in_channels") if is_timm(arch) else ("in_channels", "in_chans")
     if other in kwargs:
         if word in kwargs:

@@ -93,6 +93,13 @@ def test_channels_by_either_name(arch: str) -> None:
         create_model(arch, 5, in_chans=1, in_channels=1)
 
 
+@pytest.mark.parametrize("arch", ["timm/vit_tiny_patch16_224", "timm/resnet18", "replknet_nano"])
+def test_the_image_size_has_one_name(arch: str) -> None:
+    """timm's own would be replaced by the architecture's."""
+    with pytest.raises(ValueError, match=r"img_size=\(384, 384\): name it image_size, one number of pixels"):
+        create_model(arch, 5, img_size=(384, 384))
+
+
 def test_our_own_work_without_timm_being_imported() -> None:
     code = "import models, sys; models.create_model('replknet_nano', 2); print('timm' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
