@@ -21,7 +21,6 @@ from kernels import masked_patch_loss
 from kernels.masked_patch_loss.vectorized import repeat_patches, target_statistics
 from models.layers import ConvBN, ConvFFN, RepLKBlock
 from models.replknet import RepLKNet
-from models.wrappers import bare_model
 
 MaskMode = Literal["token", "sparse"]
 STRIDE, STEM_STRIDE = 32, 4
@@ -47,8 +46,11 @@ class MaskedPretrainer(nn.Module):
         super().__init__()
         if mask_mode not in ("token", "sparse"):
             raise ValueError(f"mask_mode {mask_mode!r}: choose token or sparse")
-        if not isinstance(bare_model(encoder), RepLKNet):
-            raise ValueError(f"the encoder is a {type(encoder).__name__}: a RepLKNet is needed (create_replknet)")
+        if not isinstance(encoder, RepLKNet):
+            raise ValueError(
+                f"the encoder is a {type(encoder).__name__}: a RepLKNet is needed (create_replknet); compile or wrap "
+                "the MaskedPretrainer"
+            )
         if len(encoder.stages) != 4 or getattr(encoder, "deploy_form", False):
             raise ValueError("the encoder has other than 4 stages, or is in deploy form: its training form is needed")
         self.encoder, self.loss, self.target_norm, self.window = encoder, loss, target_norm, window
@@ -84,7 +86,7 @@ class MaskedPretrainer(nn.Module):
         """images [B,3,H,W], mask [B,h',w'] -> [B,32*32*3,H/32,W/32], before PixelShuffle.
 
         Raises `ValueError` for other shapes, an image that is no multiple of 32 pixels, patches that are no multiple of
-        4, or in sparse mode ones that neither divide 32 nor are a multiple of it.
+        4, or in sparse mode ones that neither divide 32 nor are a multiple of it, and activation checkpointing.
         """
         if images.dim() != 4 or mask.dim() != 3 or 0 in mask.shape[1:]:
             raise ValueError(
@@ -106,6 +108,11 @@ class MaskedPretrainer(nn.Module):
         if self.visible is not None:
             assert self.fill is not None
             self._check_norms()
+            if torch.is_grad_enabled() and any(stage.grad_checkpointing for stage in self.encoder.stages):
+                raise ValueError(
+                    "activation checkpointing computes blocks again when the mask is gone: sparse mode needs "
+                    "encoder.set_grad_checkpointing(False)"
+                )
             self.visible.patches = ~masked
             try:
                 features = self.encoder.forward_features(x)  # [B,C,H/32,W/32]
@@ -160,10 +167,10 @@ class Visible:
 class MaskedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over visible positions; the others become 0. Without a mask it is `nn.BatchNorm2d`."""
 
-    visible: Visible
+    visible: Visible | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.visible.patches is None:
+        if self.visible is None or self.visible.patches is None:
             return super().forward(x)
         visible = self.visible.at(x.shape[2])
         weight = visible.to(torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)

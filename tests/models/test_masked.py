@@ -168,6 +168,21 @@ def test_batch_norm_is_that_of_the_visible_positions_in_a_row(dtype, momentum):
     torch.testing.assert_close(masked.eval()(wide), plain.eval()(wide), rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_norm_of_its_own_is_a_plain_one():
+    x = torch.randn(2, 5, 8, 8)
+    assert torch.equal(MaskedBatchNorm2d(5)(x), nn.BatchNorm2d(5)(x))
+
+
+def test_activation_checkpointing_is_refused_in_sparse_mode(batch):
+    """The blocks that the backward pass computes again would see no mask."""
+    model = make("sparse")
+    model.encoder.set_grad_checkpointing()
+    with torch.no_grad():
+        model.predict(*batch)
+    with pytest.raises(ValueError, match=r"sparse mode needs encoder\.set_grad_checkpointing\(False\)"):
+        model.predict(*batch)
+
+
 def test_a_batch_with_nothing_visible_is_finite():
     model = make("sparse")
     loss = model(torch.randn(2, 3, 32, 32), torch.ones(2, 1, 1))
@@ -326,3 +341,6 @@ def test_encoders_that_cannot_be_trained_are_refused() -> None:
             MaskedPretrainer(encoder)
     with pytest.raises(ValueError, match="the encoder is a ResNet: a RepLKNet is needed"):
         MaskedPretrainer(create_model("timm/resnet18", 1))  # type: ignore[arg-type]
+    for wrap in (nn.DataParallel, torch.compile):  # the pretrainer does not call the encoder itself
+        with pytest.raises(ValueError, match=r"a RepLKNet is needed .*; compile or wrap the MaskedPretrainer"):
+            MaskedPretrainer(wrap(create_model("replknet_nano", 1)))
