@@ -4,9 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import DepthwiseConv2d, depthwise_conv2d
-from models.reparameterize import FORWARDS, fold_after, fold_before, is_batch_norm, merge_branches
-
-FORWARDS.add(DepthwiseConv2d.forward)
+from models.reparameterize import fold_after, fold_before, is_batch_norm, merge_branches
 
 
 class ConvBN(nn.Module):

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from kernels import DepthwiseConv2d
 from models.timm_models import of_timm, reparameterize_timm
 from models.wrappers import bare_model
 
 Foldable = nn.Conv2d | nn.Linear
-FORWARDS = {nn.Conv2d.forward, nn.Linear.forward}  # of layers that apply only their weight and bias
+# Of layers that apply only their weight and bias:
+FORWARDS = {nn.Conv2d.forward, nn.Linear.forward, DepthwiseConv2d.forward}
 
 
 def reparameterize(model: nn.Module) -> nn.Module:
