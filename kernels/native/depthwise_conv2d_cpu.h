@@ -15,7 +15,7 @@
 
 namespace widefield {
 
-enum class Activation { none, relu, gelu };
+enum class Activation { none = 0, relu = 1, gelu = 2 };  // the numbers of activation.ACTIVATIONS
 
 struct DepthwiseShape {
   int64_t batch, height, width, channels, kernel_height, kernel_width;

@@ -9,6 +9,7 @@ import triton.language as tl
 
 from kernels.depthwise_conv2d import kernel as taps
 from kernels.depthwise_conv2d import packing, toeplitz, whole_image
+from kernels.depthwise_conv2d.activation import ACTIVATIONS
 from kernels.depthwise_conv2d.toeplitz_kernel import toeplitz_kernel
 
 FOLDER = Path(__file__).parents[1] / "depthwise_conv2d"
@@ -33,7 +34,7 @@ ROW_ALIGNMENT = {8: 1, 16: 2, 32: 4, 64: 8}
 ANY_ROW = {True: (64, 2, 64), False: (32, 4, 64)}  # columns, rows, block_m for unaligned rows, by flat
 WHOLE_IMAGES = ((14, 27), (7, 13))  # height = width and kernel: constants of that kernel
 WHOLE_BLOCKS = (16, 64)  # images
-RELU = 1  # a value of activation.ACTIVATIONS
+RELU = ACTIVATIONS["relu"]
 ANY_ACTIVATION = -1
 
 

@@ -16,6 +16,7 @@ import torch
 from machine_code import NEW_TRITON
 
 from kernels import depthwise_conv2d, native_library
+from kernels.depthwise_conv2d.activation import ACTIVATIONS
 from kernels.depthwise_conv2d.op import SCHEMA
 from kernels.depthwise_conv2d.toeplitz import choose_tile
 from kernels.native import aot, build, variants
@@ -27,6 +28,13 @@ LIBRARY = ROOT / "kernels/native/lib/libwidefield.so"
 def test_cpp_has_the_same_schema():
     source = (ROOT / "kernels/native/ops.cpp").read_text()
     assert re.search(r'm\.def\("(.*)"\)', source).group(1) == SCHEMA  # type: ignore[union-attr]
+
+
+def test_cpp_has_the_same_numbers_of_activations():
+    """The library passes its number to the kernels that activation.py ends."""
+    source = (ROOT / "kernels/native/depthwise_conv2d_cpu.h").read_text()
+    numbers = re.search(r"enum class Activation \{ (.*) \};", source).group(1)  # type: ignore[union-attr]
+    assert numbers == ", ".join(f"{name} = {number}" for name, number in ACTIVATIONS.items())
 
 
 def test_it_links_torch_only():
