@@ -194,7 +194,8 @@ void launch_tensor_cores(const TensorCorePlan& plan, const KernelArguments& a, v
 void warn_no_kernel() {
   static std::atomic_flag warned = ATOMIC_FLAG_INIT;
   if (!warned.test_and_set())
-    std::fprintf(stderr, "widefield: no kernel is compiled for this GPU; PyTorch's convolution is used instead\n");
+    std::fprintf(stderr, "widefield: no kernel is compiled for this GPU or these sizes; "
+                         "PyTorch's convolution is used instead\n");
 }
 
 }  // namespace widefield

@@ -10,7 +10,7 @@ from kernels.depthwise_conv2d.packing import PACK_GROUP
 from kernels.depthwise_conv2d.toeplitz import choose_form, choose_tile, warps_for
 from kernels.native import variants
 
-FALLBACK = "widefield: no kernel is compiled for this GPU; PyTorch's convolution is used instead\n"
+FALLBACK = "widefield: no kernel is compiled for this GPU or these sizes; PyTorch's convolution is used instead\n"
 GELU = 2
 NUMBERS = ("N", "C", "H", "W", "KH", "KW", "offset", "planes", "log_images", "has_bias", "WINDOW", "ACTIVATION")
 WIDTHS = ((7, 7), (8, 5), (12, 7), (16, 15), (20, 9), (28, 31), (40, 5), (64, 51), (72, 31), (96, 65))  # and a filter's
