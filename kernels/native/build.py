@@ -1,8 +1,11 @@
 """Build kernels/native/lib/libwidefield.so with g++: `python kernels/native/build.py`.
 
-No GPU and no CUDA toolkit are needed. Without Triton the library is built for the CPU only, with a message. Run by its
-path, this script imports PyTorch only if there is something to build, and never loads an older library, which may not
-fit.
+No GPU and no CUDA toolkit are needed. Without Triton the library is built for the CPU only, with a message.
+WIDEFIELD_ARCHITECTURES="86 90" builds for GPUs of compute capability 8.6 and 9.0 only, in less time; a later build
+without it, or with others, is made anew.
+
+Run by its path, this script imports PyTorch only if there is something to build, and never loads an older library,
+which may not fit.
 """
 
 import argparse
@@ -51,14 +54,20 @@ def torch_folder() -> Path:
 
 
 def fingerprint(torch: Path) -> str:
-    """Return a hash of the sources, the compiler's flags and the versions of PyTorch and Triton."""
+    """Return a hash of the sources, the compiler's flags, the architectures and the versions of PyTorch and Triton."""
     digest = hashlib.sha256(" ".join(FLAGS).encode())
     inputs = sorted(path for suffix in ("cpp", "h", "py") for path in HERE.glob(f"*.{suffix}"))
     inputs += [HERE.parent / "depthwise_conv2d" / name for name in KERNELS]
     for path in [*inputs, torch / "version.py"]:
         digest.update(path.read_bytes())
     digest.update(triton_version().encode())
+    digest.update(" ".join(architectures()).encode())
     return digest.hexdigest()
+
+
+def architectures() -> list[str]:
+    """Return the architectures that $WIDEFIELD_ARCHITECTURES names; none: all of variants.ARCHITECTURES."""
+    return sorted(set(os.environ.get("WIDEFIELD_ARCHITECTURES", "").split()))
 
 
 def triton_version() -> str:
@@ -90,16 +99,24 @@ def build(output: Path = OUTPUT) -> str:
     compile_library(compiler, torch, kernels, output)
     output.with_suffix(".stamp").write_text(wanted)
     total = time.perf_counter() - started
-    gpu = f"{len(kernels)} cubins in {seconds:.0f} s" if kernels else "for the CPU only: Triton is not installed"
+    gpus = " ".join(architectures()) or "all architectures"
+    cubins = f"{len(kernels)} cubins for {gpus} in {seconds:.0f} s"
+    gpu = cubins if kernels else "for the CPU only: Triton is not installed"
     return f"built {output.name} in {total:.0f} s ({gpu}, {output.stat().st_size / 1e6:.1f} MB)"
 
 
 def compile_kernels(cache: Path) -> list:
+    """Return the cubins, none without Triton. Raises `BuildError` for an architecture that is unknown."""
     if not triton_version():
         return []
     from kernels.native.aot import compile_all
+    from kernels.native.variants import ARCHITECTURES, all_variants
 
-    return compile_all(cache)
+    named = architectures()
+    if unknown := set(named) - set(map(str, ARCHITECTURES)):
+        known = " ".join(map(str, ARCHITECTURES))
+        raise BuildError(f"WIDEFIELD_ARCHITECTURES has {min(unknown)}: choose among {known}, separated by spaces")
+    return compile_all(cache, all_variants([a for a in ARCHITECTURES if not named or str(a) in named]))
 
 
 def compile_library(compiler: str, torch: Path, kernels: list, output: Path) -> None:

@@ -1,6 +1,7 @@
 """The variants of the kernels in the native library: architectures, types, tiles, alignments."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -219,13 +220,15 @@ def shipped_forms(architecture: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def all_variants() -> list[Variant]:
-    few_taps = [Taps(a, d, m) for a in ARCHITECTURES for d in POINTER for m in ("contiguous", "channels_last")]
-    pack = [Pack(a, size) for a in TENSOR_CORE_ARCHITECTURES for size in (2, 4)]
-    toeplitz = [v for a in TENSOR_CORE_ARCHITECTURES for d in POINTER for v in toeplitz_variants(a, d)]
+def all_variants(architectures: Collection[int] = ARCHITECTURES) -> list[Variant]:
+    """Return what is compiled for GPUs of these architectures."""
+    tensor_cores = [a for a in TENSOR_CORE_ARCHITECTURES if a in {80 if gpu < 90 else gpu for gpu in architectures}]
+    few_taps = [Taps(a, d, m) for a in architectures for d in POINTER for m in ("contiguous", "channels_last")]
+    pack = [Pack(a, size) for a in tensor_cores for size in (2, 4)]
+    toeplitz = [v for a in tensor_cores for d in POINTER for v in toeplitz_variants(a, d)]
     whole = [
         WholeImage(a, dtype, size, kernel, block_n)
-        for a in TENSOR_CORE_ARCHITECTURES
+        for a in tensor_cores
         for dtype in TENSOR_CORE_DTYPES
         for size, kernel in WHOLE_IMAGES
         for block_n in WHOLE_BLOCKS

@@ -106,6 +106,11 @@ def test_a_change_of_what_they_are_made_of_is_seen(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(build, "FLAGS", (*build.FLAGS, "-DCHANGED"))
         assert differs(before) == [True, False]
+    monkeypatch.setenv("WIDEFIELD_ARCHITECTURES", "90 80")
+    assert differs(before) == [True, False]
+    before = made_of()
+    monkeypatch.setenv("WIDEFIELD_ARCHITECTURES", "80  90")
+    assert differs(before) == [False, False]
     monkeypatch.setattr(build, "triton_version", lambda: "0.0")
     monkeypatch.setattr(aot.triton, "__version__", "0.0")
     assert differs(before) == [True, True]
@@ -207,6 +212,35 @@ def test_what_is_compiled(compiled):
         for image in ((14, 27), (7, 13))
     }
     assert len(compiled) == 228  # a limit to the library's size and to what its build takes
+
+
+@pytest.mark.parametrize(
+    ("named", "few_taps", "tensor_cores"),
+    [
+        ("90", {90}, {90}),
+        (" 86  90", {86, 90}, {80, 90}),
+        ("89", {89}, {80}),
+        ("", set(variants.ARCHITECTURES), set(variants.TENSOR_CORE_ARCHITECTURES)),
+    ],
+)
+def test_some_architectures(monkeypatch, named, few_taps, tensor_cores):
+    """8.6 and 8.9 bring the tensor cores' cubins of 8.0, which they run."""
+    monkeypatch.setenv("WIDEFIELD_ARCHITECTURES", named)
+    monkeypatch.setattr(aot, "compile_all", lambda cache, chosen: chosen)
+    chosen = build.compile_kernels(Path())
+    every = [
+        v
+        for v in variants.all_variants()
+        if v.architecture in (few_taps if isinstance(v, variants.Taps) else tensor_cores)
+    ]
+    assert chosen == every
+    assert {type(variant).__name__ for variant in chosen} == set(build.KINDS), "C++ has a table of each"
+
+
+def test_an_unknown_architecture_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("WIDEFIELD_ARCHITECTURES", "90 9.0")
+    with pytest.raises(build.BuildError, match=r"WIDEFIELD_ARCHITECTURES has 9\.0: choose among 80 86 89 90 100 120,"):
+        build.build(tmp_path / "libwidefield.so")
 
 
 def test_another_number_of_warps_is_compiled_anew(monkeypatch, tmp_path):
