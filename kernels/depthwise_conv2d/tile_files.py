@@ -1,6 +1,7 @@
 """Files of tiles by shape: the user's own, which the tuner writes, and the shipped tiles.json in this folder."""
 
 import fcntl
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from kernels.depthwise_conv2d import grad_weight, pytorch, toeplitz
@@ -27,7 +29,11 @@ def _cache_file(tiles: str | None, cache_home: str | None, home: str | None) -> 
     """Return the path of the user's file, cached: every call needs it, and a small layer takes less than making it."""
     if tiles:
         return Path(tiles)
-    return Path(cache_home or os.path.expanduser("~/.cache"), "widefield", "tiles.json")  # a user may have no home
+    measured_with = hashlib.sha256(triton.__version__.encode())  # after an upgrade its times are of other kernels
+    for path in sorted(TABLE.parent.glob("*.py")):
+        measured_with.update(path.read_bytes())
+    folder = Path(cache_home or os.path.expanduser("~/.cache"), "widefield")  # a user may have no home
+    return folder / f"tiles-{measured_with.hexdigest()[:12]}.json"
 
 
 def key(operation: str, input: Tensor, kernel_size: tuple[int, ...], precision: str) -> str:

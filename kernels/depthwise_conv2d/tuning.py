@@ -1,11 +1,11 @@
 """The algorithm for a shape: the user's own measurement, else the shipped table, else the rule.
 
 WIDEFIELD_AUTOTUNE=1 measures every shape when it is first seen: our kernels, and PyTorch's convolution in both memory
-formats. The fastest, a tile or the name of another algorithm (dispatch.py), is kept in $WIDEFIELD_TILES, else in
-widefield/tiles.json of $XDG_CACHE_HOME or ~/.cache. The shipped table's tile is measured first, through the L1 cache
-and past it, then the rule's and PyTorch's algorithms, then other tiles until a shape has taken
-WIDEFIELD_AUTOTUNE_SECONDS (60). The shipped table is tiles.json in this folder: sm_90's entries were measured on an
-H200, sm_80's reasoned from them and from byte counts.
+formats. The fastest, a tile or the name of another algorithm (dispatch.py), is kept in $WIDEFIELD_TILES, else in a file
+in $XDG_CACHE_HOME/widefield or ~/.cache/widefield, whose name changes with Triton's version and the sources in this
+folder. The shipped table's tile is measured first, through the L1 cache and past it, then the rule's and PyTorch's
+algorithms, then other tiles until a shape has taken WIDEFIELD_AUTOTUNE_SECONDS (60). The shipped table is tiles.json in
+this folder: sm_90's entries were measured on an H200, sm_80's reasoned from them and from byte counts.
 """
 
 import os

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -69,7 +70,27 @@ def test_a_user_without_a_home_has_a_file(monkeypatch):
     monkeypatch.setattr(tile_files.Path, "home", no_home)
     assert tile_files._cache_file("/shared/tiles.json", None, None) == tile_files.Path("/shared/tiles.json")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it leaves what it cannot find
-    assert tile_files._cache_file(None, None, "") == tile_files.Path("~/.cache/widefield/tiles.json")
+    assert tile_files._cache_file(None, None, "").parent == tile_files.Path("~/.cache/widefield")
+
+
+def test_what_other_kernels_measured_is_not_used(tmp_path, monkeypatch):
+    """An entry may be no tile of this version, which would end a training run, or say nothing of its kernels."""
+
+    def name():
+        tile_files._cache_file.cache_clear()
+        return tile_files._cache_file(None, str(tmp_path), None).name
+
+    sources = tmp_path / "sources"
+    shutil.copytree(tile_files.TABLE.parent, sources)
+    names = [name()]
+    monkeypatch.setattr(tile_files, "TABLE", sources / "tiles.json")
+    assert name() == names[0]
+    (sources / "toeplitz.py").write_text("class Tile: ...")
+    names.append(name())
+    monkeypatch.setattr(tile_files.triton, "__version__", "0.0")
+    names.append(name())
+    assert len(set(names)) == 3
+    tile_files._cache_file.cache_clear()
 
 
 @pytest.mark.parametrize(
