@@ -2,7 +2,7 @@
 //
 // The thread that loads a model waits for the warm-up, which another thread runs, and destroys the model if it fails.
 // To do so it reads the other thread's list of models, which is filled again only a moment after the failure is
-// reported; usually the list is still empty, and tritonserver crashes (docs/serving.md). Here the wait for a failure (a
+// reported; usually the list is still empty, and tritonserver crashes (README.md). Here the wait for a failure (a
 // std::future of a Status that is not a success) returns a little later.
 #include <dlfcn.h>
 
