@@ -91,7 +91,11 @@ class Shards(Labelled):
 
     def _index(self, number: int, path: Path, labels: list[str] | None) -> Iterator[tuple[str, Member]]:
         """Yield the images of one shard with their names, and append their targets."""
-        for key, image, said in self._keys(number, path):
+        for key, image, said, unread in self._keys(number, path):
+            if image is None and unread:
+                suffix = unread.rpartition("/")[2].partition(".")[2]
+                what = f"a key ends at its first dot, so .{suffix} is not read"
+                raise DataError(f"{path}:{unread}: {what}: rename it")
             suffix = "cls" if "cls" in said else "json"  # beside a .cls a .json may hold anything
             target = self._target(*said[suffix], suffix, labels) if said else None
             if image is None and target is not None:
@@ -104,11 +108,15 @@ class Shards(Labelled):
                 self.targets.append(NO_CLASS if target is None else self._numbers.setdefault(target, target))
                 yield image
 
-    def _keys(self, number: int, path: Path) -> Iterator[tuple[str, tuple[str, Member] | None, Texts]]:
-        """Yield each key with its image and `Texts`. Members of a key are neighbours, as the format asks."""
+    def _keys(self, number: int, path: Path) -> Iterator[tuple[str, tuple[str, Member] | None, Texts, str]]:
+        """Yield each key with its image, its `Texts` and the name of another image of it, such as KEY.seg.png.
+
+        Members of a key are neighbours, as the format asks.
+        """
         key = ""
         image: tuple[str, Member] | None = None  # and its name
         said: Texts = {}
+        unread = ""
         try:
             with tarfile.open(path, "r:") as shard:
                 for member in shard:
@@ -117,19 +125,21 @@ class Shards(Labelled):
                     if not member.isfile() or not suffix or HIDDEN.search(member.name):
                         continue
                     if (stem := f"{folder}/{stem}") != key:
-                        yield key, image, said
-                        key, image, said = stem, None, {}
+                        yield key, image, said, unread
+                        key, image, said, unread = stem, None, {}, ""
                     if f".{suffix.lower()}" in IMAGE_SUFFIXES:
                         if image is not None:
                             raise DataError(f"{image[0]} and {name} are two images of one key: keep one")
                         image = f"{path}:{member.name}", Member(number, member.offset_data, member.size)
+                    elif Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                        unread = member.name
                     elif self.labelled and suffix in ("cls", "json"):
                         content = shard.extractfile(member)
                         text = content.read().decode(errors="replace") if content else ""
                         said[suffix] = text, f"{path}:{member.name}"
         except (tarfile.TarError, OSError) as error:
             raise DataError(f"{path} cannot be read ({error}): shards are whole, uncompressed tar files") from error
-        yield key, image, said
+        yield key, image, said, unread
 
     def _target(self, text: str, name: str, suffix: str, labels: list[str] | None) -> int:
         value: Any = text.strip()

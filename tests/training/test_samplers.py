@@ -184,6 +184,10 @@ def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
         ({"a.png": png(0), "a.json": b"[]"}, r'a\.json is not a JSON object with "label" or "cls"'),
         ({"a.txt": b"1"}, "hold no pair"),
         ({"a.cls": b"1", "a.gif": b"", "b.png": png(0), "b.cls": b"1"}, r"/a has a class and no image .*\.tiff"),
+        (
+            {"x/IMG_2024.05.01.JPG": png(0), "x/IMG_2024.05.01.cls": b"1", "b.png": png(0), "b.cls": b"1"},
+            r"bad\.tar:x/IMG_2024\.05\.01\.JPG: a key ends at its first dot, so \.05\.01\.JPG is not read: rename it",
+        ),
     ],
 )
 def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path: Path) -> None:
@@ -191,6 +195,14 @@ def test_bad_shards_are_named(members: dict[str, bytes], message: str, tmp_path:
     (tmp_path / "labels.txt").write_text("ant\ncat\ndog\n")
     with pytest.raises(DataError, match=message):
         open_images(tmp_path, None)
+
+
+def test_another_image_of_a_key_is_passed_over(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", {"a.depth.png": png(1), "a.jpg": png(0), "a.seg.png": png(2), "a.cls": b"0"})
+    assert list(open_images(tmp_path, None).names) == list(Unlabelled(tmp_path).names) == [f"{tmp_path}/0.tar:a.jpg"]
+    write_shard(tmp_path / "1.tar", {"a.b.png": png(0)})
+    with pytest.raises(DataError, match=r"1\.tar:a\.b\.png: a key ends at its first dot"):
+        Unlabelled(tmp_path)
 
 
 def test_a_number_that_is_no_index_is_named(tmp_path: Path) -> None:
