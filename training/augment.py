@@ -65,7 +65,8 @@ def eval_transform(config: ModelConfig) -> Transform:
 def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
     """PIL RGB -> normalised float32 [3,S,S], varied by crop or affine, RandAugment, erasing. Raises `SettingsError`."""
     size, mode = config.image_size, InterpolationMode(config.interpolation)
-    short_side = math.ceil(MARGIN * size)
+    side = math.floor(size / config.crop_pct)
+    short_side = math.ceil(MARGIN * side)
     steps: list[Any] = []
     if augment.augmentation == "crop":
         area = (augment.min_crop_area, 1.0)
@@ -73,7 +74,7 @@ def train_transform(config: ModelConfig, augment: AugmentConfig) -> Transform:
         steps += [v2.RandomHorizontalFlip()] * augment.flip
         short_side = short_side_of_crops(size, augment.min_crop_area)
     else:
-        steps += to_square(config, size)
+        steps += to_square(config, side)
     if augment.augmentation == "affine":
         fill = mean_colour(config) if augment.affine_fill == "mean" else (0, 0, 0)
         bilinear = InterpolationMode.BILINEAR

@@ -160,7 +160,7 @@ def test_transform_goes_through_all_its_steps(image: Image.Image) -> None:
     views = TwoViews(train_transform(CONFIG, everything))(image)
     assert views.shape == (2, 3, 32, 32)
     assert not torch.equal(views[0], views[1])
-    small = train_transform(CONFIG, AugmentConfig("none"))(image.resize((32, 32)))
+    small = train_transform(replace(CONFIG, crop_pct=1.0), AugmentConfig("none"))(image.resize((32, 32)))
     assert np.abs(to_picture(small, CONFIG).astype(int) - np.asarray(image.resize((32, 32)))).max() <= 1
 
 
@@ -201,10 +201,13 @@ def test_crops_are_mirrored_only_where_asked(flip: bool) -> None:
     assert len({bool(image[:, :, :16].mean() > image[:, :, 16:].mean()) for image in images}) == 1 + flip
 
 
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-def test_an_image_that_is_not_varied_is_the_evaluated_one(image: Image.Image, crop_mode: str) -> None:
-    config, wide = replace(CONFIG, crop_mode=crop_mode, crop_pct=1.0), image.resize((70, 40))
-    assert torch.equal(train_transform(config, AugmentConfig("none"))(wide), eval_transform(config)(wide))
+def test_an_image_that_is_not_varied_is_the_evaluated_one(image: Image.Image, crop_mode: str, crop_pct: float) -> None:
+    config, wide = replace(CONFIG, crop_mode=crop_mode, crop_pct=crop_pct), image.resize((70, 40))
+    plain, evaluated = train_transform(config, AugmentConfig("none")), eval_transform(config)
+    assert torch.equal(plain(wide), evaluated(wide))
+    assert plain.short_side == evaluated.short_side
 
 
 def test_mixing() -> None:
