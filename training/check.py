@@ -2,7 +2,7 @@
 
 Examples:
     python -m training.check my_images
-    python -m training.check FOLDER_OF_LABELS --workers 8
+    python -m training.check FOLDER_OF_LABELS --workers 8 --duplicates duplicates.csv
 """
 
 import sys
@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 from models.cores import usable_cores
 from training.data import LabelledFolder, folder_errors, label_errors, open_images
 from training.images import DataError, Labelled, read_image
+from training.lists import write_csv
 from training.loaders import forked
 from training.logs import standard_output
+from training.outputs import check_file
 from training.script import exit_code, parse
 from training.settings import SettingsError, check_ranges
 from training.shards import Shards, shard_files
@@ -37,6 +39,8 @@ class Config:
     """Folder with train/ and val/, a folder of LABEL/FILE or of *.tar shards, or the val.csv of a run"""
     val_folder: str = "val"
     """Name of the folder of held-out images beside train/"""
+    duplicates: Path | None = None
+    """Write the pairs of images with identical pixels, and their labels, to this CSV file"""
     workers: int = field(default_factory=lambda: min(1024, usable_cores()))
     """Processes that decode images; by default one per core that it may use"""
 
@@ -45,12 +49,14 @@ class Config:
 class Findings:
     """`errors` stop a training, `notes` do not; `parts`: what was read, in words.
 
-    `seen`: the digest of an image's pixels -> its folder, label and name.
+    `duplicates`: the name and label of an image, and of the one before it that has the same pixels. `seen`: the digest
+    of an image's pixels -> its folder, label and name.
     """
 
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
+    duplicates: list[tuple[str, str, str, str]] = field(default_factory=list)
     seen: dict[bytes, tuple[str, str, str]] = field(default_factory=dict)
 
 
@@ -73,8 +79,10 @@ class Decoded(Dataset[tuple[str, bytes]]):
 
 
 def check_data(config: Config) -> Findings:
-    """Find all that is wrong with the data. Raises `SettingsError`."""
+    """Find all that is wrong with the data. Raises `SettingsError`, and `OSError` if no list can be written."""
     check_ranges(config)
+    if config.duplicates is not None:
+        check_file("--duplicates", config.duplicates)
     findings = Findings()
     if not (config.data / "train").is_dir():
         labels = check_part(config.data, None, config.workers, findings)
@@ -138,13 +146,18 @@ def look_through(dataset: Labelled, folder: str, decoded: Iterable[tuple[str, by
             continue
         name, label = dataset.names[index], dataset.classes[dataset.targets[index]]
         where, other_label, other = findings.seen.setdefault(digest, (folder, label, name))
+        if (where, other_label, other) == (folder, label, name):  # twice in a list
+            continue
+        findings.duplicates.append((name, label, other, other_label))
         if where != folder:
             found[f"are in {where} too: accuracy on them says little of a model"].append(f"{name} = {other}")
-        elif label != other_label:
+        if label != other_label:
             found["have two labels"].append(f"{name} = {other}")
-        elif name != other:
+        elif where == folder:
             found["are there twice"].append(f"{name} = {other}")
-    findings.notes += [f"{len(pairs)} images of {folder} {what} ({pairs[0]})" for what, pairs in found.items()]
+    for what, pairs in found.items():
+        more = "; --duplicates FILE.csv lists all" if len(pairs) > 1 else ""
+        findings.notes.append(f"{len(pairs)} images of {folder} {what} ({pairs[0]}{more})")
 
 
 def label_notes(labels: Iterable[str]) -> list[str]:
@@ -159,6 +172,8 @@ def report(config: Config, console: Console) -> bool:
     """Print the findings; return whether the data can be trained on."""
     with console.status(f"decoding {config.data}"):
         findings = check_data(config)
+    if config.duplicates is not None:
+        write_csv(config.duplicates, ("image", "label", "same_as", "its_label"), findings.duplicates)
     lines = [f"error: {error}" for error in findings.errors] + [f"note: {note}" for note in findings.notes]
     summary = f"{'; '.join(findings.parts) or config.data}: {len(findings.errors)} errors, {len(findings.notes)} notes"
     for line in [*lines, summary]:

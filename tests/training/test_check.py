@@ -136,10 +136,11 @@ def test_images_that_are_there_twice(tmp_path: Path) -> None:
     findings = check_data(Config(tmp_path, workers=0))
     assert findings.errors == []
     assert findings.notes == [
-        f"2 images of {train} are there twice ({train}/bee/7.png = {train}/bee/0.png)",
+        f"2 images of {train} are there twice ({train}/bee/7.png = {train}/bee/0.png; --duplicates FILE.csv lists all)",
         f"1 images of {train} have two labels ({train}/bee/9.png = {train}/ant/2.png)",
         f"2 images of {val} are in {train} too: accuracy on them says little of a model "
-        f"({val}/ant/1.png = {train}/ant/1.png)",
+        f"({val}/ant/1.png = {train}/ant/1.png; --duplicates FILE.csv lists all)",
+        f"1 images of {val} have two labels ({val}/bee/0.bmp = {train}/ant/0.png)",
     ]
     for name, size in (("wide", (8, 2)), ("high", (2, 8))):  # the same bytes, another picture
         Image.new("RGB", size).save(tmp_path / f"train/bee/{name}.png")
@@ -150,6 +151,24 @@ def test_images_that_are_there_twice(tmp_path: Path) -> None:
     shard = tmp_path / "shards/0.tar"
     (note,) = (note for note in check_data(Config(tmp_path / "shards", workers=0)).notes if "two labels" in note)
     assert note == f"1 images of {tmp_path}/shards have two labels ({shard}:b.png = {shard}:a.png)"
+
+
+def test_all_duplicates_are_listed_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fill(Path("data"), ant=2, bee=1)
+    for copy, of in (("ant/7.png", "ant/0.png"), ("ant/8.png", "ant/0.png"), ("bee/9.png", "ant/1.png")):
+        shutil.copy(f"data/{of}", f"data/{copy}")
+    assert run(monkeypatch, capsys, "data", "--workers", 0, "--duplicates", "twice.csv")[0] == 0
+    assert Path("twice.csv").read_text().split() == [
+        "image,label,same_as,its_label",
+        "data/ant/7.png,ant,data/ant/0.png,ant",
+        "data/ant/8.png,ant,data/ant/0.png,ant",
+        "data/bee/9.png,bee,data/ant/1.png,ant",
+    ]
+    with pytest.raises(SettingsError, match="--duplicates data is a folder: name a file"):
+        check_data(Config(Path("data"), duplicates=Path("data")))
 
 
 def test_labels_that_are_empty_or_not_utf8_are_errors(tmp_path: Path) -> None:
