@@ -82,10 +82,7 @@ def train(config: Config, console: Console | None = None) -> float:
     if config.sync_bn and distributed.world_size() > 1:
         model = distributed.convert_sync_batchnorm(model, config.device)
     if config.grad_checkpointing:
-        if not isinstance(model, RepLKNet):
-            kind = type(model).__name__
-            raise SettingsError(f"--grad-checkpointing: it is for RepLKNets, not for {kind}; leave it out")
-        model.set_grad_checkpointing()
+        checkpoint_blocks(model)
     learner = make_learner(model, config, model_config, counts)
     place(learner, config.device)
     watch = None
@@ -148,6 +145,20 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
                 raise SettingsError(f"--keep-head: {what}: train a new head (--no-keep-head)")
         load_weights(model, config.weights, skip_head=not keeps_head(config, labels), arch=model_config.arch)
     return model, model_config
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Have each block keep only its input. Raises `SettingsError` for a timm model that cannot, or has batch norms."""
+    option, kind = "--grad-checkpointing", type(model).__name__
+    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if normed and not isinstance(model, RepLKNet):  # whose own checkpointing counts them once
+        raise SettingsError(
+            f"{option}: the batch norms of this {kind} would count their statistics twice; leave it out"
+        )
+    try:
+        model.set_grad_checkpointing()  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise SettingsError(f"{option}: timm has none for {kind} ({error}); leave it out") from error
 
 
 def keeps_head(config: Config, labels: list[str]) -> bool:

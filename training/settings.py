@@ -63,7 +63,8 @@ class LoopConfig:
     compile: bool = False
     """Compile the model and its loss with torch.compile"""
     grad_checkpointing: bool = False
-    """Save memory: keep only the input of each RepLKNet block and recompute the rest in the backward pass"""
+    """Save memory: keep only the input of each block and recompute the rest in the backward pass.
+    For RepLKNets, and timm models without batch norms."""
     sync_bn: bool = False
     """Compute batch norm statistics over all processes, not in each"""
     seed: int = 0

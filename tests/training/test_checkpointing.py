@@ -121,6 +121,21 @@ def test_what_it_does_not_go_with_is_refused_before_the_data_are_opened(
         script.train(config, QUIET)
 
 
-def test_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="it is for RepLKNets, not for ResNet; leave it out"):
-        finetune.train(tiny(tmp_path, arch="timm/resnet10t", drop_path=0.0, grad_checkpointing=True), QUIET)
+def test_a_timm_models_run_is_the_same(tiny: Tiny, tmp_path: Path) -> None:
+    vit = {"arch": "timm/test_vit", "epochs": 1, "drop_path": 0.2}
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        finetune.train(tiny(tmp_path / name, grad_checkpointing=checkpointed, **vit), QUIET)
+    assert_same(tmp_path / "plain", tmp_path / "checkpointed")
+    assert records(tmp_path / "plain") == records(tmp_path / "checkpointed")
+
+
+@pytest.mark.parametrize(
+    ("arch", "why"),
+    [
+        ("timm/resnet10t", "the batch norms of this ResNet would count their statistics twice"),
+        ("timm/pit_ti_224", r"timm has none for PoolingVisionTransformer \(gradient checkpointing not supported\)"),
+    ],
+)
+def test_a_model_that_cannot_is_refused(arch: str, why: str, tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{why}; leave it out"):
+        finetune.train(tiny(tmp_path, arch=arch, drop_path=0.0, grad_checkpointing=True), QUIET)
