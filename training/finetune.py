@@ -66,6 +66,8 @@ def train(config: Config, console: Console | None = None) -> float:
     if config.weights is not None:
         head = "the head is kept" if keeps_head(config, labels) else f"a new head for {len(labels)} classes"
         console.print(f"from {config.weights}: {head}", highlight=False)
+    else:
+        console.print("from random weights: --weights FILE starts from trained ones", highlight=False)
     config = replace(config, arch=model_config.arch)
     vary = train_transform(model_config, config)
     train_images.transform = TwoViews(vary) if config.loss in ("paco", "gpaco") else vary

@@ -97,7 +97,8 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
 
     The error is reported to torchrun, which shows it as the root cause.
 
-    `output`: the folder of a run that can be resumed. An unexpected error is raised, for its traceback.
+    `output`: the folder of a run that can be resumed. An unexpected error is raised, for its traceback, and with
+    WIDEFIELD_TRACEBACK=1 in the environment every error: a `ValueError` may be a defect too.
     """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         run = record(run)
@@ -110,6 +111,8 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
         print(f"{name}: {reason}", file=sys.stderr)
         return 143
     except (ValueError, OSError, DivergenceError) as error:
+        if os.environ.get("WIDEFIELD_TRACEBACK"):
+            raise
         print(f"{name}: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     except RuntimeError as error:

@@ -13,6 +13,7 @@ import timm
 import torch
 
 from models.errors import SettingsError
+from models.weights import WEIGHTS_FILE
 
 ARGUMENTS_FILE = "args.json"
 FREE_TO_CHANGE = frozenset(  # the data's content is compared instead, and images_per_step for both batch sizes
@@ -213,9 +214,11 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path, 
             index = next(i for i, (a, b) in enumerate(zip(was, is_now, strict=True)) if a != b)
             name, was, is_now = f"{name}[{index}]", was[index], is_now[index]
         shown = reprlib.repr if isinstance(is_now, list) else repr
+        trained = name == "epochs" and (folder / WEIGHTS_FILE).exists()
+        further = f", or train on from it: --weights {folder} --output ANOTHER" if trained else ""
         raise SettingsError(
             f"the run in {folder} has {name} {shown(was)}, this one {shown(is_now)}: "
-            "repeat its settings, name another --output, or start over with --resume never"
+            f"repeat its settings, name another --output, or start over with --resume never{further}"
         )
 
 

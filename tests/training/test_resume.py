@@ -221,6 +221,10 @@ def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
     assert "is finished already: --resume never trains it again" in console.file.getvalue()
     with pytest.raises(SettingsError, match=r"has lr 0\.004, this one 0\.1: .*--resume never"):
         train(dataclasses.replace(config, lr=0.1), QUIET)
+    with pytest.raises(
+        SettingsError, match=r"has epochs 1, this one 2: .*, or train on from it: --weights .*/run --out"
+    ):
+        train(dataclasses.replace(config, epochs=2), QUIET)
     other = shutil.copytree(config.data, tmp_path / "other")
     first = next((other / "val/0").iterdir())
     first.rename(first.with_stem("zz"))

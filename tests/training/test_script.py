@@ -67,6 +67,21 @@ def test_what_nobody_foresaw_has_its_traceback(words: str) -> None:
         exit_code("finetune", fails)
 
 
+def test_every_error_has_its_traceback_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Python itself raises a ValueError for many a defect."""
+
+    def fails() -> None:
+        {}["x"], _ = [1]
+
+    assert exit_code("finetune", fails) == 1
+    assert capsys.readouterr().err == "finetune: not enough values to unpack (expected 2, got 1)\n"
+    monkeypatch.setenv("WIDEFIELD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="not enough values"):
+        exit_code("finetune", fails)
+
+
 def test_the_line_of_an_error() -> None:
     assert one_line(ValueError()) == "ValueError"
     assert one_line(ValueError("ValueError: as it was said")) == "ValueError: as it was said"
