@@ -1,12 +1,11 @@
 """A classifier's answers to labelled images: how many of them are right, and how far their probabilities say so."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from models.modes import evaluating
 
@@ -53,17 +52,17 @@ class Calibration:
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, loader: DataLoader[Any], device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+def logits_of(model: nn.Module, batches: Iterable[Any], device: str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the logits of each batch of images in evaluation mode, on the CPU [B,classes], and their classes [B]."""
     with evaluating(model):
-        for images, targets in loader:
+        for images, targets in batches:
             yield model(images.to(device)).cpu(), targets
 
 
 @torch.inference_mode()
 def count_answers(
     model: nn.Module,
-    loader: DataLoader[Any],
+    batches: Iterable[Any],
     num_classes: int,
     device: str = "cpu",
     ranked: list[tuple[Tensor, Tensor]] | None = None,
@@ -79,7 +78,7 @@ def count_answers(
     if given.
     """
     counts, in_top5 = torch.zeros(2, num_classes, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
-    for logits, targets in logits_of(model, loader, device):
+    for logits, targets in logits_of(model, batches, device):
         answered, ones = answers(logits), torch.ones_like(targets)  # [B]
         counts.index_add_(1, targets, torch.stack([ones, (answered == targets).long()]))
         if confusion is not None:  # in place: to add a matrix for each batch would be slow

@@ -9,9 +9,10 @@ Example:
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -24,7 +25,7 @@ from training.distributed import check_device
 from training.evaluate import arguments, save_corrected
 from training.layout import place
 from training.loaders import make_loader
-from training.logs import standard_output
+from training.logs import shown_progress, standard_output
 from training.outputs import check_folder, check_no_checkpoint
 from training.script import exit_code, parse
 from training.settings import check_ranges
@@ -67,11 +68,14 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def calibrate(
-    config: Config, tell: Callable[[float, Calibration, Calibration], object] = lambda *found: None
+    config: Config,
+    tell: Callable[[float, Calibration, Calibration], object] = lambda *found: None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[float, Calibration, Calibration]:
     """Fold the fitted temperature into the checkpoint; return it, and the calibration before and after it.
 
-    `tell` is called with these before a file is written. Raises as `evaluate`, and `ValueError` as `linear_head`.
+    `tell` is called with these before a file is written; `watch` yields the batches that it is given. Raises as
+    `evaluate`, and `ValueError` as `linear_head`.
     """
     check_ranges(config)
     check_device(config.device)
@@ -81,7 +85,7 @@ def calibrate(
     made, head = arguments(config.checkpoint), linear_head(model)
     place(model, config.device)
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
-    logits, targets = (torch.cat(parts) for parts in zip(*logits_of(model, loader, config.device), strict=True))
+    logits, targets = (torch.cat(parts) for parts in zip(*logits_of(model, watch(loader), config.device), strict=True))
     answers(logits)  # refuses NaN
     temperature = fit_temperature(logits, targets)
     before, after = Calibration(), Calibration()
@@ -104,7 +108,7 @@ def report(config: Config) -> None:
         console.print(f"negative log-likelihood {before.nll:.4f} -> {after.nll:.4f}")
         console.print(f"expected calibration error {before.error:.2%} -> {after.error:.2%}")
 
-    calibrate(config, show)
+    calibrate(config, show, shown_progress(console, "evaluating"))
     console.print(f"written: {config.output}; measure it with training.evaluate on other images", highlight=False)
 
 

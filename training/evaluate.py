@@ -9,7 +9,7 @@ Examples:
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from training.distributed import check_device
 from training.layout import place
 from training.lists import write_csv
 from training.loaders import make_loader
-from training.logs import standard_output
+from training.logs import shown_progress, standard_output
 from training.long_tail import SHOTS, adjust_logits, shot_report, tau_normalize
 from training.outputs import check_file, check_folder, check_no_checkpoint
 from training.script import exit_code, parse
@@ -99,12 +99,14 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
 
 
 def evaluate(
-    config: Config, tell: Callable[[Tensor, list[str], dict[str, float]], object] = lambda *found: None
+    config: Config,
+    tell: Callable[[Tensor, list[str], dict[str, float]], object] = lambda *found: None,
+    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[Tensor, list[str], dict[str, float]]:
     """Return the confusion matrix, the label of each row, and the figures: `accuracies`, calibration, `shot_report`.
 
-    `tell` is called with these before any file is written, so that a full disk does not lose them. Raises `DataError`,
-    `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
+    `tell` is called with these before any file is written, so that a full disk does not lose them; `watch` yields the
+    batches that it is given. Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
     """
     check_ranges(config)
     check_device(config.device)
@@ -126,7 +128,8 @@ def evaluate(
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     calibration = Calibration()
     with autocast(config.device, config.amp):
-        counts, in_top5 = count_answers(network, loader, len(labels), config.device, ranked, confusion, calibration)
+        several = ranked, confusion, calibration
+        counts, in_top5 = count_answers(network, watch(loader), len(labels), config.device, *several)
     metrics = {**accuracies(counts, in_top5), "calibration_error": calibration.error, "nll": calibration.nll}
     if made.get("class_counts") is not None:
         metrics |= shot_report(counts, made["class_counts"])
@@ -196,7 +199,7 @@ def report(config: Config) -> None:
         if shares := [f"{name} {metrics[name]:.2%}" for name in SHOTS if name in metrics]:
             console.print("mean over classes: " + ", ".join(shares))
 
-    evaluate(config, show)
+    evaluate(config, show, shown_progress(console, "evaluating"))
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
     if written:
         console.print(f"written: {', '.join(map(str, written))}", highlight=False)

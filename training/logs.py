@@ -3,14 +3,16 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from models.files import replace_file
 from training.settings import LoopConfig, SettingsError
@@ -29,6 +31,11 @@ def standard_output() -> Console:
         sys.stdout.reconfigure(errors="backslashreplace")
     plain: dict[str, Any] = {"markup": False, "emoji": False}  # a path or a label is shown as it is
     return Console(**plain) if sys.stdout.isatty() else Console(width=UNWRAPPED, **plain)
+
+
+def shown_progress(console: Console, what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """Return a function of batches that yields them and, on a terminal, shows how many are done."""
+    return partial(track, description=what, console=console, transient=True, disable=not console.is_interactive)
 
 
 class RunLog:
@@ -69,19 +76,30 @@ class RunLog:
 
     def start_epoch(self) -> None:
         self.started, self.seen, self.speed = time.perf_counter(), 0, 0.0
+        self.waited, self.waiting = 0.0, 0.0  # for images: seconds, and their share of the epoch's steps
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches, and note the time for which the training waits for them."""
+        asked = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
 
     def step(self, epoch: int, step: int, images: int, values: dict[str, float]) -> None:
         """Report an optimiser step. `images`: their number in this step, over all processes."""
         self.seen += images
         now = time.perf_counter()
         self.speed = self.seen / (now - self.started)
+        self.waiting = self.waited / (now - self.started)
         place = f"epoch {epoch + 1}/{self.epochs}"
         shown = f"loss {values['loss']:.4f}  lr {values['lr']:.1e}  {self.speed:.0f} images/s"
         self.progress.update(self.bar, completed=step, description=f"{place}  {shown}")
         if self.main and not self.live and now - self.begun > LINE_EVERY * (self.lines + 1):
             self.lines = int((now - self.begun) / LINE_EVERY)
             left = timedelta(seconds=round((now - self.begun) / (step - self.first) * (self.total - step)))
-            self.console.print(f"{place}  step {step}/{self.total}  {shown}  {left} left", highlight=False)
+            waited = f"waited {self.waiting:.0%}"
+            self.console.print(f"{place}  step {step}/{self.total}  {shown}  {waited}  {left} left", highlight=False)
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
@@ -91,7 +109,11 @@ class RunLog:
         if not self.main:
             return
         seconds = time.perf_counter() - self.started
-        speed = {"images_per_second": round(self.speed, 1), "seconds": round(seconds, 3)}
+        speed = {
+            "images_per_second": round(self.speed, 1),
+            "waiting": round(self.waiting, 3),
+            "seconds": round(seconds, 3),
+        }
         with self.path.open("a") as file:
             print(json.dumps({**record, **metrics, **speed}), file=file)
         if self.writer:
@@ -101,6 +123,7 @@ class RunLog:
             f"{name.replace('top', 'top-')} {value:{'.4f' if name.endswith('loss') else '.2%'}}"
             for name, value in metrics.items()
         )
+        shown += f"  waited {self.waiting:.0%}"
         self.console.print(f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}  {shown}", highlight=False)
 
 

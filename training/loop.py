@@ -141,7 +141,7 @@ def fit(
             learner.train()
             learner.start_epoch(epoch, config.epochs)
             log.start_epoch()
-            loading = iter(loader)
+            loading = log.timed(loader)
             while step < last_step:
                 seed_everything(config.seed, STEP, step, distributed.rank())
                 scheduler.step_update(step)

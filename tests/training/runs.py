@@ -67,7 +67,7 @@ def before_step(number: int, act: Callable[[], object], patch: pytest.MonkeyPatc
 
 
 def records(folder: Path) -> list[dict]:
-    timings = ("images_per_second", "seconds")
+    timings = ("images_per_second", "waiting", "seconds")
     lines = (json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines())
     return [{name: value for name, value in line.items() if name not in timings} for line in lines]
 
