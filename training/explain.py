@@ -6,7 +6,9 @@ Example:
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -73,18 +75,18 @@ def overlay(picture: np.ndarray, heat: Tensor) -> Image.Image:
     return Image.fromarray(np.concatenate([picture, blend], 1))
 
 
-def find_images(path: Path, count: int, transform: Transform) -> list[tuple[str, Tensor]]:
-    """Return the names and transformed pictures of `count` images, spread evenly over the folder.
+def find_images(path: Path, count: int, transform: Transform) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and transformed pictures of `count` images, spread evenly over the folder.
 
     Raises `DataError` for a path that does not exist, and for one without images.
     """
     if not path.exists():
         raise DataError(f"--data {path} does not exist: name an image, a folder of images or *.tar, or a list (.csv)")
     if path.is_file() and not is_list(path):
-        return [(str(path), transform(read_image(str(path), short_side=transform.short_side)))]
+        return iter([(str(path), transform(read_image(str(path), short_side=transform.short_side)))])
     found = Unlabelled(path)
     places = evenly(len(found), count)
-    return [(found.names[place], transform(found.image(place, transform.short_side))) for place in places]
+    return ((found.names[place], transform(found.image(place, transform.short_side))) for place in places)
 
 
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
@@ -104,27 +106,34 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     place(model, config.device)
     if config.target and config.target not in labels:
         raise SettingsError(f"--target {config.target} is not one of the {len(labels)} labels: {first_of(labels)}")
-    names, pictures = zip(*find_images(config.data, config.count, eval_transform(model_config)), strict=True)
-    images = torch.stack(pictures).to(config.device)  # [B,3,S,S]
-    with torch.no_grad():
-        logits = torch.cat([model(part) for part in images.split(AT_ONCE)])
-    probabilities, answered = logits.softmax(1), answers(logits)
-    targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
-    maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
-    config.output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, source in enumerate(names):
-        target = int(targets[number])
-        stem = shortened(Path(source.rpartition(":")[2]).stem)  # of a member, not of its shard
-        name = f"{number:03d}_{stem}_{config.method}.png"
-        overlay(to_picture(images[number], model_config), maps[number]).save(config.output / name)
-        answer = labels[int(answered[number])]
-        rows.append((source, labels[target], answer, float(probabilities[number, target]), name))
+    found = find_images(config.data, config.count, eval_transform(model_config))
+    rows: list[tuple[str, str, str, float, str]] = []
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []  # for the scores
+    while part := list(islice(found, AT_ONCE)):
+        images = torch.stack([picture for _, picture in part]).to(config.device)  # [B,3,S,S]
+        with torch.no_grad():
+            logits = model(images)
+        probabilities, answered = logits.softmax(1), answers(logits)
+        targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
+        maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
+        config.output.mkdir(parents=True, exist_ok=True)
+        for index, (source, _) in enumerate(part):
+            target = int(targets[index])
+            stem = shortened(Path(source.rpartition(":")[2]).stem)  # of a member, not of its shard
+            name = f"{len(rows):03d}_{stem}_{config.method}.png"
+            overlay(to_picture(images[index], model_config), maps[index]).save(config.output / name)
+            answer = labels[int(answered[index])]
+            rows.append((source, labels[target], answer, float(probabilities[index, target]), name))
+        if config.scores:
+            kept.append((images, maps, targets))
     write_csv(config.output / TABLE_FILE, ("image", "label", "answer", "probability", "picture"), rows)
     table = Table("image", "explained", "probability", "answer", "picture")
     for source, label, answer, probability, name in rows:
         table.add_row(Text(source), Text(label), f"{probability:.1%}", Text(answer), Text(name))
-    return table, scores_of(model, images, maps, targets, config) if config.scores else {}
+    if not config.scores:
+        return table, {}
+    images, maps, targets = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return table, scores_of(model, images, maps, targets, config)
 
 
 def shortened(stem: str) -> str:

@@ -16,6 +16,7 @@ from models import ModelConfig, create_model, load_checkpoint, save_checkpoint
 from models.replknet import RepLKNet
 from training import explain as script
 from training.augment import eval_transform
+from training.data import Unlabelled
 from training.images import DataError, Transform, load_image
 from training.settings import SettingsError
 
@@ -62,12 +63,19 @@ def test_images_go_through_the_model_a_few_at_a_time(
     for module in (script, training.cam):
         monkeypatch.setattr(module, "AT_ONCE", 2)
     batches: list[int] = []
-    original = RepLKNet.forward_features
+    written: list[int] = []  # overlays, whenever an image is read
+    original, read = RepLKNet.forward_features, Unlabelled.image
     monkeypatch.setattr(
         RepLKNet, "forward_features", lambda self, images: batches.append(len(images)) or original(self, images)
     )
+    monkeypatch.setattr(
+        Unlabelled,
+        "image",
+        lambda *which: written.append(len([*tmp_path.glob("in_parts/*.png")])) or read(*which),
+    )
     _, in_parts = script.explain_images(dataclasses.replace(config, output=tmp_path / "in_parts"))
     assert max(batches) == 2
+    assert written == [0, 0, 2, 2, 4], "what is drawn is written, and not kept"
     for name in ("insertion", "deletion", "insertion of a random map"):
         assert in_parts[name] == pytest.approx(scores[name], rel=1e-4)
     assert in_parts.keys() == scores.keys()

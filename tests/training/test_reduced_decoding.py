@@ -64,8 +64,8 @@ def test_as_far_as_the_transform_allows(photograph, transform, part, monkeypatch
     image_folder(folder, transform)[0]
     if not isinstance(transform, TwoViews):
         MaskedImages(Unlabelled(folder), transform, MaskGenerator(32, 16, 0.5))[0]
-        find_images(folder, 1, transform)
-        find_images(photograph, 1, transform)
+        list(find_images(folder, 1, transform))
+        list(find_images(photograph, 1, transform))
     assert set(sizes) == {(WIDTH // part, HEIGHT // part)}
     assert len(sizes) == (1 if isinstance(transform, TwoViews) else 4)
 

@@ -251,7 +251,7 @@ def test_shards_and_folders_read_the_same_files(suffix: str, tmp_path: Path) -> 
     write_shard(tmp_path / "0.tar", {f"0{suffix}": buffer.getvalue(), "0.cls": b"0"})
     for source in (tmp_path, tmp_path / "folder"):
         assert [image.size for image, _ in open_images(source, None)] == [(6, 5)]
-        assert len(Unlabelled(source)) == len(find_images(source, 9, Transform([lambda picture: picture]))) == 1
+        assert len(Unlabelled(source)) == len([*find_images(source, 9, Transform([lambda it: it]))]) == 1
 
 
 def test_hidden_members_and_shards_are_not_read(tmp_path: Path) -> None:

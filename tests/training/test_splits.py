@@ -138,7 +138,7 @@ def test_a_run_lists_what_it_holds_out_and_every_script_reads_the_list(
     assert top1(by_class(confusion)) == records(tmp_path / "run")[-1]["top1"]
     (clean, _) = attack.attack_checkpoint(attack.Config(tmp_path / "run", listed, ("fgsm",), device="cpu"))
     assert (clean.accuracy, clean.images) == (top1(by_class(confusion)), 6)
-    assert len(explain.find_images(listed, 9, Transform([lambda picture: picture]))) == len(Unlabelled(listed)) == 6
+    assert len([*explain.find_images(listed, 9, Transform([lambda it: it]))]) == len(Unlabelled(listed)) == 6
 
     monkeypatch.chdir(tmp_path)
     train(config, console)
