@@ -47,7 +47,9 @@ class LabelledFolder(Labelled):
         self.classes = sorted(name for name in is_folder.keys() - hidden if is_folder[name])
         if not self.classes:
             found = f", only {self.outside} images" if self.outside else ""
-            raise DataError(f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE")
+            error = f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE"
+            others = "; training.explain answers images without labels, training.pretrain trains on them"
+            raise DataError(error + others * bool(self.outside))
         names: list[str] = []
         for index, name in enumerate(self.classes):
             files = image_files(folder / name, self.passed_over)

@@ -2,7 +2,8 @@
 
 Examples:
     python -m training.finetune --preset digits --output runs/digits-nano
-    python -m training.finetune --data my_images --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth
+    python -m training.finetune --data my_images --arch replknet_31b --weights RepLKNet-31B_ImageNet-1K_224.pth \\
+        --lr 5e-5 --layer-decay 0.7 --amp bf16
     python -m training.finetune --data FOLDER_OF_LABELS --val-share 0.2
     torchrun --standalone --nproc-per-node 8 -m training.finetune --preset replknet_31b --data imagenet
 """

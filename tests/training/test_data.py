@@ -151,7 +151,9 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"bare holds no folder: images are expected in .*bare/LABEL/FILE"):
         image_folder(tmp_path / "bare", None)
     (tmp_path / "bare" / "a.png").touch()
-    with pytest.raises(DataError, match=r"bare holds no folder, only 1 images: images are expected"):
+    with pytest.raises(
+        DataError, match=r"bare holds no folder, only 1 images: images are expected in .*; training\.explain answers"
+    ):
         image_folder(tmp_path / "bare", None)
 
 
