@@ -23,8 +23,8 @@ from training.accuracy import accuracies, count_answers
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
 from training.augment import TwoViews, eval_transform, train_transform
-from training.config import Config
 from training.data import label_errors
+from training.finetune_config import Config
 from training.images import DataError
 from training.layout import place
 from training.lists import VAL_LIST, write_list

@@ -7,7 +7,7 @@ from torch import nn
 from models import ModelConfig
 from training.adversarial import AdvProp, FastAT
 from training.augment import MixBatch
-from training.config import Config, MethodConfig
+from training.finetune_config import Config, MethodConfig
 from training.learners import CosineSupervised, HeadOnly, Supervised
 from training.long_tail import class_weights
 from training.loop import Learner

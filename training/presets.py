@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from training.config import Config
+from training.finetune_config import Config
 
 # RepLKNet-31B on ImageNet-1K (Ding et al., CVPR 2022, and the authors' scripts): 300 epochs from random weights.
 _REPLKNET_31B = Config(

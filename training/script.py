@@ -20,7 +20,7 @@ from models import ModelConfig, checkpoint_config
 from models.checkpoint import checkpoint_folder
 from models.cores import usable_cores
 from training import distributed
-from training.config import Config as FinetuneConfig
+from training.finetune_config import Config as FinetuneConfig
 from training.logs import standard_output
 from training.loop import DivergenceError, Terminated
 from training.pretrain_config import Config as PretrainConfig

@@ -4,7 +4,7 @@ import pytest
 
 import models.cores
 from server import cores
-from training.config import Config
+from training.finetune_config import Config
 from training.script import begin
 
 

@@ -11,7 +11,7 @@ from models import create_model
 from models.replknet import RepLKNet
 from tests.one_thread import _one_thread  # noqa: F401 (a fixture)
 from tests.training.runs import few_digits
-from training.config import Config
+from training.finetune_config import Config
 from training.presets import PRESETS
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import training.loop
 from models import load_checkpoint
-from training.config import Config
+from training.finetune_config import Config
 from training.randomness import STEP
 from training.samples import write_digits
 

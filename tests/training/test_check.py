@@ -14,9 +14,9 @@ from tests.training.test_samplers import png, write_shard
 from tests.training.test_splits import fill
 from training import check
 from training.check import Config, check_data, label_notes
-from training.config import Config as FinetuneConfig
 from training.data import open_images
 from training.finetune import train
+from training.finetune_config import Config as FinetuneConfig
 from training.images import DataError
 from training.lists import write_list
 from training.settings import SettingsError

@@ -11,7 +11,7 @@ from kernels import DepthwiseConv2d
 from models import ModelConfig, checkpointing, create_model
 from tests.training.runs import QUIET, Tiny, assert_same, records
 from training import finetune, pretrain
-from training.config import Config
+from training.finetune_config import Config
 from training.methods import make_learner
 from training.settings import LoopConfig, SettingsError
 

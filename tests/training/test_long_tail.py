@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from models import create_model, load_checkpoint
 from tests.training.runs import QUIET, Tiny
 from training.accuracy import by_class, top1
-from training.config import Config
 from training.evaluate import Config as EvaluateConfig
 from training.evaluate import evaluate
 from training.finetune import train
+from training.finetune_config import Config
 from training.learners import CosineSupervised, HeadOnly
 from training.long_tail import (
     adjust_logits,

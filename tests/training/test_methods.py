@@ -11,8 +11,8 @@ import torch
 from models import ModelConfig, create_model
 from tests.training.runs import QUIET, Tiny
 from training import finetune
-from training.config import Config
 from training.finetune import train
+from training.finetune_config import Config
 from training.long_tail import class_weights, log_prior
 from training.methods import check_method, make_learner
 from training.presets import PRESETS

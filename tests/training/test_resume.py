@@ -20,8 +20,8 @@ import training.finetune
 import training.state
 from models import ModelConfig, create_model, save_checkpoint
 from tests.training.runs import QUIET, Killed, Tiny, assert_same, before_step, die, records
-from training.config import Config
 from training.finetune import train
+from training.finetune_config import Config
 from training.settings import SettingsError
 from training.state import StateError, load_state, metrics_of, open_run, save_state
 

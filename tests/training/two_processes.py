@@ -16,9 +16,9 @@ from tests.training.runs import QUIET, Killed, before_step, die
 from training import distributed
 from training.adversarial import OverfittingWatch
 from training.attacks import PixelModel
-from training.config import Config
 from training.distributed import convert_sync_batchnorm
 from training.finetune import train
+from training.finetune_config import Config
 from training.loop import Learner
 from training.methods import make_learner
 from training.paco import PaCo
