@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 EXTRAS := train,build,serve,loadtest,bench,dev
-PY_DIRS := kernels models training export server client loadtest benchmarks tools
+PY_DIRS := kernels models training export server client loadtest benchmarks tools deploy/image
 PY_FILES := build_models.py demo.py page.py
 PAGE_VENV ?= .venv-page
 

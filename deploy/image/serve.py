@@ -28,7 +28,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
     models = Path(variables.get("WIDEFIELD_MODELS") or "/models")
     fixes = variables.get("WIDEFIELD_FIXES", str(HERE / "libwidefield_fixes.so"))  # empty: none
     preload = [*filter(None, [fixes]), variables.get("WIDEFIELD_LIBRARY") or str(HERE / "libwidefield.so")]
-    for path in (server, *preload, models):
+    for path in (server, *preload, str(models)):
         if not os.path.exists(path):
             sys.exit(f"serve.py: {path} does not exist: mount the model repository, or build the image anew")
     try:
