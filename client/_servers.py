@@ -7,10 +7,16 @@ import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-from client._errors import ClassifierError, DeadlineExceededError, InferenceError, ServerUnavailableError
+from client._errors import (
+    ClassifierError,
+    DeadlineExceededError,
+    InferenceError,
+    QueueFullError,
+    ServerUnavailableError,
+)
 
 LOG = logging.getLogger("client")
-FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds that a dead server is left alone: doubled at every failure in a row
+FIRST_REST, LONGEST_REST = 1.0, 30.0  # seconds that a dead or full server is left alone: doubled at each failed trial
 FAULTS = 3  # timeouts and failures in a row, after which a server counts as faulty
 
 
@@ -20,13 +26,16 @@ class _Server:
     faults: int = 0  # timeouts and failures in a row
     out_until: float | None = None  # None: alive
     on_trial: bool = False  # one request at a time finds out whether it is back
+    refusals: int = 0  # in a row, for a full queue
+    full_until: float = 0.0  # others are asked first
 
 
 class Servers:
     """Round robin over `count` servers; thread-safe.
 
     A server that cannot be reached, is not ready or is faulty is left out; after a rest one request tries it, and an
-    answer brings it back. If none is alive, the one whose rest ends first is tried all the same.
+    answer brings it back. If none is alive, the one whose rest ends first is tried all the same. One whose queue is
+    full is asked after the others for as long; if all are full they take turns.
     """
 
     def __init__(self, count: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,14 +66,19 @@ class Servers:
         with self._lock:
             if error is None:
                 self._had.add((number, model))
-            server = self._servers[number]
+            server, now = self._servers[number], self._clock()
             was_out = server.out_until is not None
             server.on_trial = False
             server.faults = server.faults + 1 if isinstance(error, (DeadlineExceededError, InferenceError)) else 0
             if isinstance(error, ServerUnavailableError) or server.faults >= FAULTS:
-                rest = min(LONGEST_REST, FIRST_REST * 2 ** min(server.rests, 30))
-                server.rests += 1
-                server.out_until = self._clock() + rest * random.uniform(0.5, 1)
+                if server.out_until is None or server.out_until <= now:  # else it was sent before
+                    server.out_until = now + rest(server.rests)
+                    server.rests += 1
+            elif isinstance(error, QueueFullError):
+                server.out_until, server.rests = None, 0
+                if server.full_until <= now:
+                    server.full_until = now + rest(server.refusals)
+                    server.refusals += 1
             elif server.faults == 0:  # any other error is an answer of a living server
                 self._servers[number] = _Server()
             is_out = self._servers[number].out_until is not None
@@ -93,8 +107,14 @@ class Servers:
 
     def _choose(self, avoid: Container[int]) -> int:
         turn = [(self._next + step) % len(self) for step in range(len(self))]
-        turn.sort(key=lambda number: number in avoid)
+        now = self._clock()
+        turn.sort(key=lambda number: (number in avoid, self._servers[number].full_until > now))
         for number in turn:
             if self._available(number):
                 return number
         return min(turn, key=lambda number: (number in avoid, self._servers[number].out_until or 0.0))
+
+
+def rest(before: int) -> float:
+    """The seconds to leave a server alone after `before` rests in a row; random, so that clients spread out."""
+    return min(LONGEST_REST, FIRST_REST * 2 ** min(before, 30)) * random.uniform(0.5, 1)

@@ -266,7 +266,15 @@ def test_a_full_queue_is_tried_elsewhere() -> None:
     classifier = Classifier(transport=fakes, retries=1)
     assert [classifier.classify(b"x")[0].label for _ in range(4)] == ["cat"] * 4
     assert len(free.requests) == 4
-    assert len(full.requests) > 1  # it answers: it stays
+    assert len(full.requests) == 1
+
+
+def test_a_server_whose_queue_stays_full_costs_nobody_an_answer() -> None:
+    """Asked as often as the others it would use up the retries of all."""
+    full, *_ = fakes = [FakeTransport(QueueFullError("full")), FakeTransport(CAT), FakeTransport(CAT)]
+    with Classifier(transport=fakes) as classifier:
+        assert all(classifier.classify(b"x") for _ in range(100))
+    assert len(full.requests) <= 3
 
 
 def test_a_server_that_fails_costs_nobody_an_answer() -> None:

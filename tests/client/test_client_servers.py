@@ -8,6 +8,7 @@ from client import (
     DeadlineExceededError,
     InferenceError,
     InvalidImageError,
+    QueueFullError,
     ServerNotReadyError,
 )
 from client._servers import FAULTS, LONGEST_REST, Servers
@@ -55,6 +56,48 @@ def test_rests_double_and_an_answer_forgets_them() -> None:
     assert 0 in {servers.take(), servers.take()}
 
 
+def test_what_fails_at_once_is_one_failure() -> None:
+    """Requests that were under way when a server stopped."""
+    clock = Clock()
+    servers = Servers(2, clock)
+    for _ in range(16):
+        servers.report(0, ConnectionFailedError("broke"))
+    clock.now += 1.01
+    assert 0 in {servers.take(), servers.take()}
+
+
+def test_one_whose_queue_is_full_is_asked_after_the_others() -> None:
+    clock = Clock()
+    servers = Servers(3, clock)
+    rests = []
+    for _ in range(3):
+        for _ in range(9):  # at once
+            servers.report(0, QueueFullError("full"))
+        started = clock.now
+        assert {servers.take() for _ in range(3)} == {1, 2}
+        assert servers.take({1, 2}) == 0  # a retry prefers it to those that it has asked
+        while 0 not in {servers.take() for _ in range(3)}:
+            clock.now += 0.05
+        rests.append(clock.now - started)
+    assert 0.5 <= rests[0] <= 1.1
+    assert 2 <= rests[2] <= 4.1
+    servers.report(0, None)
+    assert {servers.take() for _ in range(3)} == {0, 1, 2}
+    for number in range(3):
+        servers.report(number, QueueFullError("full"))
+    assert {servers.take() for _ in range(3)} == {0, 1, 2}  # all are overloaded: they take turns
+
+
+def test_a_full_queue_is_an_answer() -> None:
+    """It brings a dead server back, to which the next trial need not be the only request."""
+    clock = Clock()
+    servers = Servers(2, clock)
+    servers.report(0, ConnectionFailedError("refused"))
+    servers.report(0, QueueFullError("full"))
+    servers.report(1, ConnectionFailedError("refused"))
+    assert [servers.take(), servers.take()] == [0, 0]
+
+
 def test_after_an_outage_the_clients_do_not_come_all_at_once() -> None:
     rests = set()
     for _ in range(9):
@@ -65,16 +108,20 @@ def test_after_an_outage_the_clients_do_not_come_all_at_once() -> None:
 
 
 def test_where_none_is_alive_the_one_whose_rest_ends_first_is_tried() -> None:
-    servers = Servers(2, Clock())
-    for number in (0, 0, 0, 0, 1):
+    clock = Clock()
+    servers = Servers(2, clock)
+    for number, passed in ((0, 0.0), (0, 1.01), (1, 0.0)):
+        clock.now += passed
         servers.report(number, ConnectionFailedError("refused"))
     assert [servers.take() for _ in range(3)] == [1, 1, 1]
 
 
 def test_an_outage_may_last() -> None:
     """2**1024 is no float."""
-    servers = Servers(1, Clock())
+    clock = Clock()
+    servers = Servers(1, clock)
     for _ in range(2000):
+        clock.now += LONGEST_REST
         servers.report(0, ConnectionFailedError("refused"))
     assert servers.take() == 0
 
