@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client import AsyncClassifier, Classifier, ClassifierError, InvalidImageError, Prediction, ProtocolError
+from client import (
+    AsyncClassifier,
+    Classifier,
+    ClassifierError,
+    InferenceError,
+    InvalidImageError,
+    Prediction,
+    ProtocolError,
+)
 from client._address import parse_address
 from client._prediction import parse_predictions
 from client.testing import FakeTransport
@@ -52,7 +60,7 @@ def test_other_wire_forms_are_refused(entry: str) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "-nan", "inf"])
 def test_weights_that_have_overflowed_are_told(value: str) -> None:
-    with pytest.raises(ProtocolError, match=f"'{value}:1:cat', which is no probability: check its weights"):
+    with pytest.raises(InferenceError, match=f"'{value}:1:cat', which is no probability: check its weights"):
         parse_predictions(["0.5:0:dog", f"{value}:1:cat"])
 
 

@@ -11,6 +11,7 @@ import pytest
 from client import (
     ConnectionFailedError,
     DeadlineExceededError,
+    InferenceError,
     InvalidImageError,
     ModelNotFoundError,
     ProtocolError,
@@ -140,6 +141,17 @@ def test_what_one_server_has_is_asked_for_still(
     assert classify(monkeypatch, reply, "--concurrency", "1") == 1
     assert len(rows("error")) == COUNT
     assert "stopped" not in capsys.readouterr().err
+
+
+def test_an_image_on_which_the_model_overflows_is_one_error(folder: Path, monkeypatch: Any) -> None:
+    def reply(request: Any) -> Any:
+        if request.image == b"00":
+            return InferenceError("the model answered 'nan:0:cat', which is no probability")
+        return [("cat", 0, 0.75)]
+
+    assert classify(monkeypatch, reply, "--concurrency", "1") == 1
+    assert rows("error") == ["photos/00.png"]
+    assert len(rows("predictions")) == COUNT - 1
 
 
 def test_an_image_that_alone_gets_no_answer_holds_up_no_other(folder: Path, monkeypatch: Any) -> None:
