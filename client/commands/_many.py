@@ -1,6 +1,7 @@
 """Ask for many images, for `classify` and `explain`: results in order; a bad image does not stop the others."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -32,8 +33,9 @@ def find(options: argparse.Namespace) -> list[Found]:
     """Return the images that the command line names; say how many files of its folders are passed over."""
     others: set[Path] = set()
     found = list(expand(options.paths, options.allow_urls, others))
-    if others:
-        suffixes = Counter(path.suffix.lower() or "no suffix" for path in sorted(others)).most_common()
+    passed = {os.path.abspath(path) for path in others} - {os.path.abspath(name) for name, _ in found}
+    if passed:
+        suffixes = Counter(Path(path).suffix.lower() or "no suffix" for path in sorted(passed)).most_common()
         words = ", ".join(f"{count} {suffix}" for suffix, count in suffixes[:MOST_SUFFIXES])
         more = ", ..." if len(suffixes) > MOST_SUFFIXES else ""
         print(f"passed over, no image by suffix: {words}{more}", file=sys.stderr)
