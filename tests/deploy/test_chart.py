@@ -216,11 +216,25 @@ def test_the_notes_name_what_the_chart_made():
 
     assert "gRPC at demo-widefield-grpc.production:8001, HTTP at demo-widefield.production:8000." in notes()
     assert {("Service", "demo-widefield"), ("Service", "demo-widefield-grpc")} <= render().keys()
-    assert "nobody is let in" not in notes()
+    others = "Others than these get no answer"
+    assert (
+        f"{others} (networkPolicy.clients; a podSelector alone is of production):\n\n    - podSelector: {{}}\n"
+        in notes()
+    )
+    assert not re.search("nobody is let in|token|certificate", notes())
+    assert others not in notes(networkPolicy={"enabled": False})
     assert "serviceMonitor" not in notes()
     assert "HTTP at demo-widefield.production:80." in notes(service={"http": 80})
     tls = notes(tls={"secretName": "cert"})
     assert "gRPC at grpcs://demo-widefield-grpc.production:8001." in tls
-    assert "--url grpcs://localhost:8001 --tls-root" in tls
-    assert "nobody is let in" in notes(networkPolicy={"clients": []})
+    assert "--url grpcs://localhost:8001 --tls-root CA.crt   #" in tls
+    assert "certificate in the secret cert (--tls-root)" in tls
+    assert "--tls-certificate" not in tls
+    mutual = notes(tls={"secretName": "cert", "clientCertificates": True}, managementToken={"secretName": "mine"})
+    assert "signed (--tls-certificate, --tls-key), or get no connection" in mutual
+    assert "--tls-root CA.crt --tls-certificate ME.crt --tls-key ME.key   #" in mutual
+    assert "interfaces want that of the secret mine, key token:" in mutual
+    closed = notes(networkPolicy={"clients": []})
+    assert "nobody is let in" in closed
+    assert others not in closed
     assert "Autoscaling needs the pods' metrics" in notes(autoscaling={"enabled": True})
