@@ -27,10 +27,14 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
     server = variables.get("TRITONSERVER") or "/opt/tritonserver/bin/tritonserver"
     models = Path(variables.get("WIDEFIELD_MODELS") or "/models")
     fixes = variables.get("WIDEFIELD_FIXES", str(HERE / "libwidefield_fixes.so"))  # empty: none
-    preload = [*filter(None, [fixes]), variables.get("WIDEFIELD_LIBRARY") or str(HERE / "libwidefield.so")]
-    for path in (server, *preload, str(models)):
-        if not os.path.exists(path):
-            sys.exit(f"serve.py: {path} does not exist: mount the model repository, or build the image anew")
+    library = variables.get("WIDEFIELD_LIBRARY") or str(HERE / "libwidefield.so")
+    preload = [path for path in (fixes, library) if path]
+    for name, path in {"TRITONSERVER": server, "WIDEFIELD_FIXES": fixes, "WIDEFIELD_LIBRARY": library}.items():
+        if path and not os.path.exists(path):
+            remedy = f"mount it, or unset {name}" if variables.get(name) else "build the image anew"
+            sys.exit(f"serve.py: {path} does not exist: {remedy}")
+    if not models.exists():
+        sys.exit(f"serve.py: {models} does not exist: mount the model repository there, or set WIDEFIELD_MODELS")
     try:
         check_settings(variables)
         compare_newest(models)

@@ -170,6 +170,12 @@ def test_other_libraries_and_no_fixes(serve, tmp_path):
     assert server["LD_PRELOAD"] == str(other)
     _, server, _ = serve(WIDEFIELD_LIBRARY="", WIDEFIELD_FIXES=str(other))
     assert server["LD_PRELOAD"] == f"{other}:{tmp_path / 'libwidefield.so'}"
+    for name in ("WIDEFIELD_LIBRARY", "WIDEFIELD_FIXES", "TRITONSERVER"):
+        message, _, _ = serve(**{name: "/nowhere"})
+        assert message == f"serve.py: /nowhere does not exist: mount it, or unset {name}\n"
+    (tmp_path / "libwidefield.so").unlink()
+    message, _, _ = serve()
+    assert message == f"serve.py: {tmp_path / 'libwidefield.so'} does not exist: build the image anew\n"
 
 
 def test_what_is_set(serve, tmp_path):
@@ -320,7 +326,7 @@ def test_a_model_that_is_not_what_was_built_is_not_served(serve, tmp_path):
 
 def test_missing_models_are_named(serve, tmp_path):
     message, _, _ = serve(WIDEFIELD_MODELS="/nowhere")
-    assert message == "serve.py: /nowhere does not exist: mount the model repository, or build the image anew\n"
+    assert message == "serve.py: /nowhere does not exist: mount the model repository there, or set WIDEFIELD_MODELS\n"
     (tmp_path / "empty").mkdir()  # as a subPath that the volume does not have
     message, _, _ = serve(WIDEFIELD_MODELS=str(tmp_path / "empty"))
     assert message.startswith(f"serve.py: {tmp_path}/empty holds no model (no */config.pbtxt): is the right folder ")
