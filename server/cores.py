@@ -12,7 +12,8 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 THREADS = re.compile(r'"(INTRA_OP|LONE)_THREAD_COUNT"\s*value\s*:?\s*\{\s*string_value\s*:\s*"(\d+)"')
-INSTANCES = re.compile(r"\binstance_group\b[^}]*?\bcount\s*:\s*(\d+)")
+GROUPS = re.compile(r"\binstance_group\s*:?\s*(\{[^}]*\}|\[(?:[^][]|\[[^]]*\])*\])")  # each, or a list; gpus: [0]
+GROUP, COUNT = re.compile(r"\{[^}]*\}"), re.compile(r"\bcount\s*:\s*(\d+)")
 
 
 def usable_cores() -> int:
@@ -32,7 +33,8 @@ def threads_of(config: str) -> tuple[int, int]:
     most; zeros if it names none."""
     threads = {name: int(count) for name, count in THREADS.findall(config)}
     intra_op, lone = threads.get("INTRA_OP", 0), threads.get("LONE", 0)
-    instances = sum(map(int, INSTANCES.findall(config))) or 1
+    counts = (COUNT.search(group) for group in GROUP.findall(" ".join(GROUPS.findall(config))))
+    instances = sum(int(count[1]) if count else 1 for count in counts) or 1
     return max(intra_op, lone), max(intra_op * instances, lone)
 
 

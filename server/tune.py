@@ -57,13 +57,14 @@ class Score:
         return f"{self.images_per_s:8.1f} images/s, p99 {self.p99_ms:6.0f} ms"
 
 
-def candidates(cores: int, largest: int) -> Iterator[Callable[[Settings], list[Settings]]]:
+def candidates(cores: int, largest: int, embedded: bool) -> Iterator[Callable[[Settings], list[Settings]]]:
     """Yield functions, one for each tuned setting, that return alternatives to the best settings so far."""
-    yield lambda best: [
-        replace(best, backbone_instances=count, backbone_threads=max(1, cores // count))
-        for count in sorted({1, 2, cores})
-        if count <= cores
-    ]
+
+    def shared(best: Settings, count: int) -> Settings:
+        lone = cores if embedded and count > 1 else 0
+        return replace(best, backbone_instances=count, backbone_threads=cores // count, lone_threads=lone)
+
+    yield lambda best: [shared(best, count) for count in sorted({1, 2, cores}) if count <= cores]
     yield lambda best: [replace(best, preprocess_instances=count) for count in sorted({1, 2, cores, 2 * cores})]
     yield lambda best: [replace(best, delay_us=delay) for delay in (0, 1_000, 5_000)]
     yield lambda best: [replace(best, max_batch_size=size) for size in sorted({4, 8, largest}) if size <= largest]
@@ -115,6 +116,7 @@ def tune(
     score: Callable[[Settings], Score],
     p99_ms: float | None,
     say: Callable[[str], None],
+    embedded: bool = True,
 ) -> tuple[Settings, Score, Score]:
     """Return the best settings, and the scores of the best candidate and of `now` (medians if these differ).
 
@@ -139,11 +141,11 @@ def tune(
 
     best, begun = now, time.perf_counter()
     tried(best)
-    others = {settings for alternatives in candidates(cores, largest) for settings in alternatives(now)} - {now}
-    left = len(others) + 2 * TURNS
+    steps = list(candidates(cores, largest, embedded))
+    left = len({settings for step in steps for settings in step(now)} - {now}) + 2 * TURNS
     say(f"at most {left} more such measurements, about {left * (time.perf_counter() - begun) / 60:.1f} minutes")
-    for alternatives in candidates(cores, largest):
-        for settings in alternatives(best):
+    for step in steps:
+        for settings in step(best):
             if value(tried(settings)) > LEAST_GAIN * value(known[best]):
                 best = settings
     if best == now:
@@ -213,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
             lambda settings: measure(repository, settings, embedded, image, *load),
             options.p99_ms,
             lambda line: print(line, flush=True),
+            embedded,
         )
         if best != now and not options.dry_run:
             with uninterrupted(), Versions(repository).locked():  # a release in between would load half of them

@@ -10,7 +10,6 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from server.cores import usable_cores
 from server.errors import ServerError
 from server.model_configs import config_files, own_file, read_config
 from server.repository import BACKBONE, EMBEDDED, ENSEMBLE, PREPROCESS, SOFTMAX, replaced
@@ -28,18 +27,22 @@ read = partial(read_config, refusal=TuneError)
 
 @dataclass(frozen=True)
 class Settings:
-    """The tuned settings. `delay_us`: how long the backbone's batcher waits for more requests, in microseconds."""
+    """The tuned settings. `delay_us`: how long the backbone's batcher waits for more requests, in microseconds;
+    `lone_threads`: those of an execution that finds the other instances idle, 0 for `backbone_threads`.
+    """
 
     preprocess_instances: int
     backbone_instances: int
     backbone_threads: int
     max_batch_size: int
     delay_us: int
+    lone_threads: int = 0
 
     def __str__(self) -> str:
+        lone = f" (alone {self.lone_threads})" if self.lone_threads else ""
         return (
             f"preprocess x {self.preprocess_instances}, backbone x {self.backbone_instances} of "
-            f"{self.backbone_threads} threads, batches up to {self.max_batch_size}, delay {self.delay_us} us"
+            f"{self.backbone_threads} threads{lone}, batches up to {self.max_batch_size}, delay {self.delay_us} us"
         )
 
 
@@ -48,17 +51,17 @@ def read_settings(repository: Path, embedded: bool = True) -> Settings:
     preprocess, backbone = (
         read(repository, name, own_file(repository, name, embedded)) for name in (PREPROCESS, BACKBONE)
     )
-    threads = backbone.parameters[THREADS].string_value
-    if not (threads.isascii() and threads.isdigit()):
+    if not (threads := number(backbone, THREADS)):
         raise TuneError(
             f"{repository}/{BACKBONE}/config.pbtxt has no {THREADS}: run build_models.py --format torchscript"
         )
     return Settings(
         instances(preprocess),
         instances(backbone),
-        int(threads),
+        threads,
         backbone.max_batch_size,
         backbone.dynamic_batching.max_queue_delay_microseconds,
+        number(backbone, LONE_THREADS),
     )
 
 
@@ -83,10 +86,11 @@ def write_settings(repository: Path, settings: Settings, embedded: bool = True) 
         set_instances(config, settings.preprocess_instances)
     for file in config_files(repository, BACKBONE):
         changed[f"{BACKBONE}/{file}"] = config = read(repository, BACKBONE, file)
+        before = instances(config), config.max_batch_size
         set_batches(config, settings)
         if file == own_file(repository, BACKBONE, embedded):
-            set_threads(config, settings, embedded)
-            if file == EMBEDDED:
+            set_threads(config, settings)
+            if file == EMBEDDED and before != (settings.backbone_instances, settings.max_batch_size):
                 set_preferred(config, settings)
     texts = {file: text_format.MessageToString(config) for file, config in changed.items()}
     for file in texts:
@@ -123,6 +127,12 @@ def instances(config: model_config_pb2.ModelConfig) -> int:
     return sum(group.count for group in config.instance_group) or 1
 
 
+def number(config: model_config_pb2.ModelConfig, parameter: str) -> int:
+    """Return a parameter; 0 if it is missing or no number."""
+    text = config.parameters[parameter].string_value if parameter in config.parameters else ""
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def set_instances(config: model_config_pb2.ModelConfig, count: int) -> None:
     """Set the number of instances but not their device: without a group, tritonserver uses a GPU if there is one."""
     if config.instance_group:
@@ -145,15 +155,17 @@ def set_preferred(config: model_config_pb2.ModelConfig, settings: Settings) -> N
     config.dynamic_batching.preferred_batch_size[:] = [min(wanted, settings.max_batch_size)]
 
 
-def set_threads(config: model_config_pb2.ModelConfig, settings: Settings, embedded: bool) -> None:
+def set_threads(config: model_config_pb2.ModelConfig, settings: Settings) -> None:
     """Set the backbone's instances and threads, and what follows from them, unless they are so already."""
-    threads = config.parameters[THREADS]
-    if (instances(config), threads.string_value) == (settings.backbone_instances, str(settings.backbone_threads)):
+    wanted = (settings.backbone_instances, settings.backbone_threads, settings.lone_threads)
+    if (instances(config), number(config, THREADS), number(config, LONE_THREADS)) == wanted:
         return
     set_instances(config, settings.backbone_instances)
-    threads.string_value = str(settings.backbone_threads)
-    if embedded and settings.backbone_instances > 1:  # as build_models.py does
-        config.parameters[LONE_THREADS].string_value = str(usable_cores())
+    config.parameters[THREADS].string_value = str(settings.backbone_threads)
+    if settings.lone_threads:  # as build_models.py does
+        config.parameters[LONE_THREADS].string_value = str(settings.lone_threads)
         config.parameters[SHARING].string_value = "true"
     else:
         config.parameters.pop(LONE_THREADS, None)
+    if settings.backbone_instances == 1:
+        config.parameters.pop(SHARING, None)

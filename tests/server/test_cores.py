@@ -19,7 +19,9 @@ def test_a_build_uses_all_its_threads(form, threads):
         ("", 4),
         ("instance_group [{ kind: KIND_CPU count: 3 }]", 12),
         ("instance_group { count: 1 }\ninstance_group {\n  kind: KIND_CPU\n  count: 2\n}", 12),
-        ("instance_group [{ kind: KIND_CPU }] model_warmup [{ count: 3 }]", 4),
+        ("instance_group [{ kind: KIND_CPU count: 1 }, { kind: KIND_CPU count: 2 }] model_warmup [{ count: 9 }]", 12),
+        ("instance_group [\n  { count: 1 gpus: [ 0, 1 ] },\n  { kind: KIND_CPU }, { count: 2 }\n]", 16),
+        ("instance_group: [{ kind: KIND_CPU }] model_warmup [{ count: 3 }]", 4),
     ],
 )
 def test_instances_compute_at_the_same_time(groups, together):

@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from export.configs import ServingSpec, configs, embedded_configs
-from server import cores, tune, tuned_settings
+from server import cores, tune
 from server.canary import canary_png
 from server.model_configs import read_config
 from server.repository import EMBEDDED, read_repository
@@ -34,6 +34,7 @@ from tests.full_disk import files_up_to
 ROOT = Path(__file__).parents[2]
 
 NOW = Settings(2, 1, 2, 16, 0)
+SHARED = {"LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING"}  # parameters of instances that share the cores
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_each_setting_is_kept_if_it_gains():
         return Score(100 * s.preprocess_instances + 50 * (s.backbone_instances == 4) + (s.delay_us == 1_000) * 90, 10)
 
     best, found, before, said = choose(score)
-    assert best == Settings(8, 4, 1, 16, 1_000)
+    assert best == Settings(8, 4, 1, 16, 1_000, 4)
     assert (found.images_per_s, before.images_per_s) == (940, 200)
     tried = said[: said.index("the best of these and the current settings, in turns:")]
     assert len(tried) == len(set(tried))  # nothing is measured twice
@@ -150,7 +151,6 @@ def test_what_warms_a_server_up_is_not_counted(own, monkeypatch):
 
 
 @pytest.mark.server
-@pytest.mark.server
 def test_a_trial_does_not_repeat_the_servers_warnings(own, tmp_path, monkeypatch, caplog):
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     monkeypatch.setattr(cores, "CGROUP", tmp_path)
@@ -165,8 +165,20 @@ def test_each_caller_has_two_answers_however_slow_they_are(server):
 
 
 def test_no_more_instances_than_cores_are_tried():
-    alternatives = next(tune.candidates(1, 16))
+    alternatives = next(tune.candidates(1, 16, True))
     assert [settings.backbone_instances for settings in alternatives(NOW)] == [1]
+
+
+@pytest.mark.parametrize(("embedded", "alone"), [(True, 3), (False, 0)])
+def test_a_lone_execution_gets_all_cores(embedded, alone):
+    """Also those that the machine of the build did not have; another server's backend has no such setting."""
+    built = Settings(2, 2, 1, 16, 0, 2 if embedded else 0)
+    tried = next(tune.candidates(3, 16, embedded))(built)
+    assert [(each.backbone_instances, each.backbone_threads, each.lone_threads) for each in tried] == [
+        (1, 3, 0),
+        (2, 1, alone),
+        (3, 1, alone),
+    ]
 
 
 def test_the_repositorys_own_picture_is_sent(tmp_path):
@@ -187,19 +199,18 @@ def test_settings_are_written_and_read_again(own):
     assert "INTER_OP_THREAD_COUNT" in (own / "backbone/config.pbtxt").read_text()
 
 
-def test_the_embedded_servers_config_follows(own, monkeypatch):
-    """A single instance gets every thread; one of several gets every core while the others are idle."""
-    monkeypatch.setattr(tuned_settings, "usable_cores", lambda: 7)
-    for largest, preferred, instances, lone in ((8, [2], 1, ""), (8, [2], 3, "7"), (1, [1], 3, "7"), (8, [2], 1, "")):
-        write_settings(own, Settings(2, instances, 2, largest, 0))
+def test_the_embedded_servers_config_follows(own):
+    """A single instance gets every thread, and shares no weights."""
+    for largest, preferred, instances, lone in ((8, [2], 1, 0), (8, [2], 3, 7), (1, [1], 3, 7), (8, [2], 1, 0)):
+        write_settings(own, Settings(2, instances, 2, largest, 0, lone))
         plain, embedded = (read_config(own, "backbone", file) for file in ("config.pbtxt", EMBEDDED))
         assert list(embedded.dynamic_batching.preferred_batch_size) == preferred
         assert embedded.max_batch_size == plain.max_batch_size == largest
         assert embedded.instance_group[0].count == instances
         assert plain.instance_group[0].count == 1
-        assert embedded.parameters["LONE_THREAD_COUNT"].string_value == lone
-        assert embedded.parameters["ENABLE_WEIGHT_SHARING"].string_value == "true" or instances == 1
-        assert not {"LONE_THREAD_COUNT", "ENABLE_WEIGHT_SHARING"} & plain.parameters.keys()
+        shown = {key: value.string_value for key, value in embedded.parameters.items() if key in SHARED}
+        assert shown == ({"LONE_THREAD_COUNT": "7", "ENABLE_WEIGHT_SHARING": "true"} if lone else {})
+        assert not SHARED & plain.parameters.keys()
     assert read_repository(own).overridden == ()
 
 
@@ -223,6 +234,20 @@ def test_settings_as_they_are_change_nothing(built, threads):
     before = contents(built)
     write_settings(built, read_settings(built))
     assert contents(built) == before
+
+
+def test_what_was_written_by_hand_stays_where_nothing_follows_for_it(built):
+    path = built / "backbone" / EMBEDDED
+    path.write_text(embedded_configs(ServingSpec(32, 32, "bicubic", 10, 4))["backbone"])
+    by_hand = {"preferred_batch_size: 2": "preferred_batch_size: 8", 'string_value: "true"': 'string_value: "false"'}
+    for built_one, other in by_hand.items():
+        assert built_one in path.read_text()
+        path.write_text(path.read_text().replace(built_one, other))
+    write_settings(built, replace(read_settings(built), delay_us=7))
+    config = read_config(built, "backbone", EMBEDDED)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 7
+    assert list(config.dynamic_batching.preferred_batch_size) == [8]
+    assert config.parameters["ENABLE_WEIGHT_SHARING"].string_value == "false"
 
 
 def test_the_container_keeps_its_gpu_and_its_threads(built):
@@ -253,8 +278,8 @@ def test_no_batch_is_preferred_that_is_larger_than_the_largest(own):
     assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (2, [])
 
 
-def one_step(usable, largest):
-    assert (usable, largest) == (1, 16)
+def one_step(usable, largest, embedded):
+    assert (usable, largest, embedded) == (1, 16, True)
     yield lambda best: [replace(best, preprocess_instances=1, max_batch_size=4)]
 
 
