@@ -106,9 +106,8 @@ class Runtime:
         build = f"run {sys.executable} {backends.__file__}"
         if self.resize is None and self.repository.resizes:
             yield f"images are resized slowly: {build} resize"
-        if self.fixes is None:
-            why = f"{build} fixes" if os.environ.get("WIDEFIELD_FIXES") is None else "WIDEFIELD_FIXES is empty"
-            yield f"requests may wait half a second, and a release may end the server: {why}"
+        if self.fixes is None and os.environ.get("WIDEFIELD_FIXES") is None:  # empty: turned off
+            yield f"requests may wait half a second, and a release may end the server: {build} fixes"
 
     def environment(self) -> dict[str, str]:
         """Return the variables for tritonserver and its backend processes to add to this process's environment."""

@@ -96,9 +96,7 @@ def test_the_fixes_can_be_turned_off(tmp_path, monkeypatch):
     runtime = Runtime(find_tritonserver(), Repository(tmp_path, (), None, {}))
     try:
         assert not {"LD_PRELOAD", "BASH_ENV"} & runtime.environment().keys()
-        assert any(
-            line.endswith("a release may end the server: WIDEFIELD_FIXES is empty") for line in runtime.warnings()
-        )
+        assert not any("a release may end the server" in line for line in runtime.warnings())
     finally:
         runtime.remove()
 
