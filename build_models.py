@@ -73,7 +73,8 @@ def parse_arguments(arguments: list[str] | None = None) -> BuildOptions:
         "--precision",
         choices=sorted(PRECISIONS),
         default="fp32",
-        help="data type of weights and activations (default: fp32); fp16 is for GPUs, and slow on most CPUs",
+        help="data type of weights and activations (default: fp32); bf16 is for GPUs, and CPUs with avx512_bf16 or "
+        "amx_bf16; fp16 is for GPUs: most CPUs compute it, but slowly",
     )
     parser.add_argument(
         "--format",

@@ -26,6 +26,7 @@ from export.existing import (
 )
 from export.torchscript import save_torchscript, script_softmax
 from models.config import is_one_line
+from models.errors import SettingsError
 from models.files import lock_folder
 
 PREPROCESS_SOURCE = Path(__file__).parents[1] / "model_repository" / "preprocess" / "1"
@@ -44,7 +45,8 @@ def write_repository(
     `write_backbone(folder)` writes the version's files and returns what build.json records beside their checksums.
     The newest `KEPT_VERSIONS` versions are kept if tensors, backend, labels and the preprocessing of images are
     unchanged; otherwise the earlier ones would be served wrongly, and are removed. Raises `RepositoryError`, also while
-    another build, release or rollback is under way; after any error nothing has changed.
+    another build, release or rollback is under way, and `SettingsError` for a version or an `output` that cannot be;
+    after any error nothing has changed.
     """
     if len(labels) != spec.num_classes:
         raise RepositoryError(f"{len(labels)} labels for {spec.num_classes} classes: one line per class is needed")
@@ -55,7 +57,7 @@ def write_repository(
         unused = unused_number(stage / "backbone")
         number = version or unused
         if number < unused:  # the highest is served, the lowest are removed
-            raise RepositoryError(
+            raise SettingsError(
                 f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
                 f"choose {unused} or more, or leave --version out"
             )
@@ -144,7 +146,7 @@ def _moved_in_whole(output: Path) -> Iterator[Path]:
     backbone = output / "backbone"
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
-            raise RepositoryError(f"{path} is a file: --output {output} names a folder")
+            raise SettingsError(f"{path} is a file: --output {output} names a folder")
     if others := _no_models(output):
         named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         raise RepositoryError(

@@ -21,6 +21,7 @@ from export.build import BuildOptions, build
 from export.existing import RepositoryError
 from export.parity import ParityError
 from models import reparameterize
+from models.errors import SettingsError
 from server.errors import ReleaseError
 from server.versions import Versions
 
@@ -31,13 +32,13 @@ def test_versions_are_numbered_and_the_newest_three_stay(checkpoint: Path, tmp_p
         build(options)
     assert sorted(p.name for p in (tmp_path / "models/backbone").glob("[0-9]*")) == ["2", "3", "4"]
     for taken in (1, 3, 4):  # 1 is gone, and would be the first to go again
-        with pytest.raises(RuntimeError, match=f"--version {taken}: .* choose 5 or more"):
+        with pytest.raises(SettingsError, match=f"--version {taken}: .* choose 5 or more"):
             build(replace(options, version=taken))
     (tmp_path / "models/backbone/5.bak").mkdir()
     summary = build(replace(options, image_size=96))  # earlier versions cannot serve another input size
     assert "removed version 2, 3, 4: input UINT8 pixels[96, 96, 3] (was UINT8 pixels[64, 64, 3])" in summary
     assert {p.name for p in (tmp_path / "models/backbone").iterdir()} == {"5", "5.bak", "config.pbtxt", "configs"}
-    with pytest.raises(RuntimeError, match=r"--version 4: .* had, version 5: choose 6 or more"):
+    with pytest.raises(SettingsError, match=r"--version 4: .* had, version 5: choose 6 or more"):
         build(replace(options, image_size=96, version=4))
 
 
@@ -45,7 +46,7 @@ def test_the_number_of_a_withdrawn_version_is_not_used_again(checkpoint: Path, t
     options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
     (tmp_path / "models/backbone/.9.withdrawn").mkdir(parents=True)
     (tmp_path / "models/backbone/config.pbtxt").touch()
-    with pytest.raises(RuntimeError, match=r"--version 9: .* choose 10 or more"):
+    with pytest.raises(SettingsError, match=r"--version 9: .* choose 10 or more"):
         build(replace(options, version=9))
     assert ", version 10, " in build(options)
 
@@ -59,7 +60,7 @@ def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tm
     with pytest.raises(RepositoryError, match=r"docs is not a model repository, it holds 0\.md, .*4\.md, \.\.\.: give"):
         build(options)
     for below in ("docs/0.md", "docs/0.md/a/b"):
-        with pytest.raises(RepositoryError, match=rf"docs/0\.md is a file: --output .*{below} names a folder"):
+        with pytest.raises(SettingsError, match=rf"docs/0\.md is a file: --output .*{below} names a folder"):
             build(replace(options, output=tmp_path / below))
     assert digest(tmp_path) == before
     (tmp_path / "docs/theirs/1").mkdir(parents=True)
