@@ -1,17 +1,15 @@
 """The options that `python -m loadtest` and the locust command share."""
 
 import argparse
-import contextlib
-import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.options import add_connection_options
+from client.options import add_connection_options, not_negative, positive, whole
 from loadtest.images import SIZES, find_below, parse_sizes
 from loadtest.shapes import SHAPES
 
@@ -39,25 +37,13 @@ def server_address(protocol: str, host: str, grpc_host: str | None) -> str:
     return grpc_host or re.sub(r"(:\d+)?((?<!/)/[^/].*)?$", "", host.replace("https://", "grpcs://"), count=1) + ":8001"
 
 
-def _number(words: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError):
-            if holds(value := float(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {words}")
-
-    return parse
+at_least_one = whole(1)
 
 
-positive = _number("number above 0", lambda value: 0 < value < math.inf)
-not_negative = _number("number, 0 or more", lambda value: 0 <= value < math.inf)
-share = _number("share, above 0 and below 1", lambda value: 0 < value < 1)
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
-    return int(text)
+def share(text: str) -> float:
+    if (value := positive(text)) >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a share, above 0 and below 1")
+    return value
 
 
 def processes(text: str) -> int:

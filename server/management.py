@@ -32,8 +32,8 @@ class Management:
     def load(self, model: str) -> None:
         """Load the model's folder again. The previous version serves until then, and still does after a failure.
 
-        Waits until no version is being unloaded: a load meanwhile may crash tritonserver 2.51 (docs/serving.md). Raises
-        `ReleaseError` with tritonserver's reason.
+        Waits until no version is being unloaded: a load meanwhile may crash tritonserver 2.51
+        (server/backends/fixes/README.md). Raises `ReleaseError` with tritonserver's reason.
         """
         deadline = time.monotonic() + min(self.timeout, UNLOAD_SECONDS)
         while "UNLOADING" in self._states(model).values() and time.monotonic() < deadline:
