@@ -183,7 +183,8 @@ def main() -> int:
     options, for_server = parser.parse_known_args()
     if for_server and not options.serve:
         parser.error(f"{for_server[0]} is an option of the server: it goes with --serve")
-    parse_arguments(for_server)  # exits with status 2 for a wrong one, before the training
+    if parse_arguments(for_server).model_repository:  # exits with status 2 for a wrong one, before the training
+        parser.error("--model-repository is an option of the server alone: name the folder with --repository")
     repository = Path(os.path.relpath(options.repository.absolute(), Path(__file__).parent))
     os.chdir(Path(__file__).parent)
     try:

@@ -31,7 +31,13 @@ def test_a_damaged_record_is_not_built_over(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--serve", "--htp-port", "9000"], ["--serve", "--http-port", "x"], ["--http-port", "9000"]]
+    "options",
+    [
+        ["--serve", "--htp-port", "9000"],
+        ["--serve", "--http-port", "x"],
+        ["--serve", "--model-repository", "x"],  # the server would be given two
+        ["--http-port", "9000"],
+    ],
 )
 def test_a_wrong_option_of_the_server_is_refused_before_the_training(
     options: list[str], monkeypatch: pytest.MonkeyPatch
