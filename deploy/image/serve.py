@@ -33,7 +33,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         if path and not os.path.exists(path):
             remedy = f"mount it, or unset {name}" if variables.get(name) else "build the image anew"
             sys.exit(f"serve.py: {path} does not exist: {remedy}")
-    if not models.exists():
+    if not os.path.exists(models):
         sys.exit(f"serve.py: {models} does not exist: mount the model repository there, or set WIDEFIELD_MODELS")
     try:
         check_settings(variables)
