@@ -1,4 +1,4 @@
-"""Lists of labelled images, CSV with the columns file and label: what a run held out, or the predictions for it."""
+"""Lists of labelled images, CSV with the columns image and label: what a run held out, or the predictions for it."""
 
 import csv
 import os
@@ -13,6 +13,7 @@ from training.settings import first_of
 
 VAL_LIST = "val.csv"
 COLUMNS = ("image", "label")
+OF_ANSWERS = ("rank", "picture")  # columns of tables whose label is a model's answer: classify's and explain's
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be any bytes
 BOM: dict[str, Any] = {**TEXT, "encoding": "utf-8-sig"}  # with which a spreadsheet's "CSV UTF-8" begins
 
@@ -41,13 +42,18 @@ def write_list(path: Path, images: Labelled) -> None:
 
 
 def read_list(path: Path) -> list[tuple[str, str]]:
-    """Read the file and label of each line. Raises `DataError` for a malformed list or images that do not exist."""
+    """Read the file and label of each line. Raises `DataError` for a malformed list, one of answers, or images that do
+    not exist.
+    """
     if not path.exists():
         raise DataError(f"{path} does not exist: name a list of images, or a folder")
     with path.open(**BOM) as file:
         lines = csv.DictReader(file)
         found: list[tuple[str, str]] = []
         try:
+            if answers := [column for column in OF_ANSWERS if column in (lines.fieldnames or ())]:
+                why = f"its column {answers[0]} shows that its labels are a model's answers"
+                raise DataError(f"{path} is not a list of images: {why}; name a list of the true ones")
             for line in lines:
                 found.append((line["image"], line["label"]))
                 if None in found[-1]:

@@ -174,6 +174,8 @@ def test_a_list_that_is_not_there_is_no_folder(tmp_path: Path) -> None:
         ),
         ("name,label\na,b\n", r"val\.csv is not a list of images \(no column 'image'\): line 1 is image,label"),
         ("image,label\n", r"val\.csv lists no image"),
+        ("image,rank,label\n{here},1,ant\n", r"val\.csv is not a list .*: its column rank shows .* model's answers"),
+        ("image,label,picture\n{here},ant,a.png\n", r"val\.csv is not a list .*: its column picture shows"),
         ("image,label\n{here},ant\n{here}\n", r"val\.csv, line 3, is cut short: give a file and its label"),
         (
             "image,label\n/nowhere/a.png,ant\n",
