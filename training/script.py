@@ -98,7 +98,7 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
     The error is reported to torchrun, which shows it as the root cause.
 
     `output`: the folder of a run that can be resumed. An unexpected error is raised, for its traceback, and with
-    WIDEFIELD_TRACEBACK=1 in the environment every error: a `ValueError` may be a defect too.
+    WIDEFIELD_TRACEBACK=1 in the environment every error, which may be a defect too.
     """
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         run = record(run)
@@ -110,29 +110,28 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
     except Terminated as reason:
         print(f"{name}: {reason}", file=sys.stderr)
         return 143
-    except (ValueError, OSError, DivergenceError) as error:
-        if os.environ.get("WIDEFIELD_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError) as error:
+        remedy = _remedy(error, trains=output is not None)
+        known = remedy or not isinstance(error, RuntimeError) or isinstance(error, DivergenceError)
+        if not known or os.environ.get("WIDEFIELD_TRACEBACK"):
             raise
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
-    except RuntimeError as error:
-        if not (remedy := _remedy(error, trains=output is not None)):
-            raise
-        print(f"{name}: {one_line(error)}: {remedy}", file=sys.stderr)
-        return 1
     finally:
         distributed.shutdown()
     return 0
 
 
-def _remedy(error: RuntimeError, trains: bool) -> str:
-    """Return what to do about the error of a machine that is too small; empty for other errors."""
+def _remedy(error: Exception, trains: bool) -> str:
+    """Return what to do about the error of a machine that is too small, after a colon; empty for other errors."""
     if isinstance(error, torch.OutOfMemoryError) and trains:
-        return "take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
+        return (
+            ": take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
+        )
     if isinstance(error, torch.OutOfMemoryError):
-        return "take another --device, or a smaller --batch-size or --count where there is one"
+        return ": take another --device, or a smaller --batch-size or --count where there is one"
     if str(error).startswith("DataLoader worker") and "Segmentation fault" not in str(error):
-        return "take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
+        return ": take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
     return ""
 
 

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from training.images import DataError
+from training.loop import DivergenceError
 from training.script import exit_code
 from training.settings import SettingsError, one_line
 
@@ -80,6 +82,9 @@ def test_every_error_has_its_traceback_on_request(
     monkeypatch.setenv("WIDEFIELD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="not enough values"):
         exit_code("finetune", fails)
+    for error in (DivergenceError("nan"), torch.OutOfMemoryError("GPU"), RuntimeError("DataLoader worker"), OSError()):
+        with pytest.raises(type(error)):
+            exit_code("finetune", Mock(side_effect=error))
 
 
 def test_the_line_of_an_error() -> None:
