@@ -92,6 +92,8 @@ def find_images(path: Path, count: int, transform: Transform) -> Iterator[tuple[
 def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     """Write one overlay for each image, and explained.csv; return its table, and the scores if they are asked for.
 
+    If it is stopped, explained.csv has the overlays that are written.
+
     Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`.
     """
     check_ranges(config)
@@ -109,24 +111,27 @@ def explain_images(config: Config) -> tuple[Table, dict[str, float]]:
     found = find_images(config.data, config.count, eval_transform(model_config))
     rows: list[tuple[str, str, str, float, str]] = []
     kept: list[tuple[Tensor, Tensor, Tensor]] = []  # for the scores
-    while part := list(islice(found, AT_ONCE)):
-        images = torch.stack([picture for _, picture in part]).to(config.device)  # [B,3,S,S]
-        with torch.no_grad():
-            logits = model(images)
-        probabilities, answered = logits.softmax(1), answers(logits)
-        targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
-        maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
-        config.output.mkdir(parents=True, exist_ok=True)
-        for index, (source, _) in enumerate(part):
-            target = int(targets[index])
-            stem = shortened(Path(source.rpartition(":")[2]).stem)  # of a member, not of its shard
-            name = f"{len(rows):03d}_{stem}_{config.method}.png"
-            overlay(to_picture(images[index], model_config), maps[index]).save(config.output / name)
-            answer = labels[int(answered[index])]
-            rows.append((source, labels[target], answer, float(probabilities[index, target]), name))
-        if config.scores:
-            kept.append((images, maps, targets))
-    write_csv(config.output / TABLE_FILE, ("image", "label", "answer", "probability", "picture"), rows)
+    try:
+        while part := list(islice(found, AT_ONCE)):
+            images = torch.stack([picture for _, picture in part]).to(config.device)  # [B,3,S,S]
+            with torch.no_grad():
+                logits = model(images)
+            probabilities, answered = logits.softmax(1), answers(logits)
+            targets = torch.full_like(answered, labels.index(config.target)) if config.target else answered
+            maps = explain(model, images, targets, config.method, config.layer)  # [B,S,S]
+            config.output.mkdir(parents=True, exist_ok=True)
+            for index, (source, _) in enumerate(part):
+                target = int(targets[index])
+                stem = shortened(Path(source.rpartition(":")[2]).stem)  # of a member, not of its shard
+                name = f"{len(rows):03d}_{stem}_{config.method}.png"
+                overlay(to_picture(images[index], model_config), maps[index]).save(config.output / name)
+                answer = labels[int(answered[index])]
+                rows.append((source, labels[target], answer, float(probabilities[index, target]), name))
+            if config.scores:
+                kept.append((images, maps, targets))
+    finally:
+        if rows:
+            write_csv(config.output / TABLE_FILE, ("image", "label", "answer", "probability", "picture"), rows)
     table = Table("image", "explained", "probability", "answer", "picture")
     for source, label, answer, probability, name in rows:
         table.add_row(Text(source), Text(label), f"{probability:.1%}", Text(answer), Text(name))

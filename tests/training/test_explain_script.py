@@ -81,6 +81,32 @@ def test_images_go_through_the_model_a_few_at_a_time(
     assert in_parts.keys() == scores.keys()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, DataError])
+def test_the_table_of_a_stopped_call_has_what_is_drawn(
+    stop: type[BaseException], model: RepLKNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        Image.new("RGB", (64, 64)).save(tmp_path / "images" / f"{index}.png")
+    save_checkpoint(tmp_path / "c", model, ModelConfig("replknet_nano", 5, image_size=64, labels=list("abcde")))
+    config = script.Config(tmp_path / "c", tmp_path / "images", tmp_path / "out", device="cpu")
+    read = Unlabelled.image
+
+    def image(data: Unlabelled, index: int, short_side: int | None) -> Image.Image:
+        if index == last:
+            raise stop(data.names[index])
+        return read(data, index, short_side)
+
+    monkeypatch.setattr(script, "AT_ONCE", 1)
+    monkeypatch.setattr(Unlabelled, "image", image)
+    for last in (0, 2):
+        with pytest.raises(stop):
+            script.explain_images(config)
+        assert config.output.exists() == (last > 0)
+    rows = (config.output / "explained.csv").read_text().splitlines()[1:]
+    assert [Path(row.split(",")[0]).name for row in rows] == ["0.png", "1.png"]
+
+
 def test_stronger_evidence_is_brighter_in_the_clients_colours() -> None:
     """On a dark picture a dark red at the end of the scale was a hole in the middle of the evidence."""
     width = 256
