@@ -172,12 +172,12 @@ def report(config: Config, console: Console) -> bool:
     """Print the findings; return whether the data can be trained on."""
     with console.status(f"decoding {config.data}"):
         findings = check_data(config)
-    if config.duplicates is not None:
-        write_csv(config.duplicates, ("image", "label", "same_as", "its_label"), findings.duplicates)
     lines = [f"error: {error}" for error in findings.errors] + [f"note: {note}" for note in findings.notes]
     summary = f"{'; '.join(findings.parts) or config.data}: {len(findings.errors)} errors, {len(findings.notes)} notes"
     for line in [*lines, summary]:
         console.print(line, highlight=False, soft_wrap=True)
+    if config.duplicates is not None:  # last: a full disk does not lose what is found
+        write_csv(config.duplicates, ("image", "label", "same_as", "its_label"), findings.duplicates)
     return not findings.errors
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.full_disk import files_up_to
 from tests.training.runs import QUIET
 from tests.training.test_samplers import png, write_shard
 from tests.training.test_splits import fill
@@ -167,6 +168,10 @@ def test_all_duplicates_are_listed_on_request(
         "data/ant/8.png,ant,data/ant/0.png,ant",
         "data/bee/9.png,bee,data/ant/1.png,ant",
     ]
+    with files_up_to(5):
+        status, lines = run(monkeypatch, capsys, "data", "--workers", 0, "--duplicates", "twice.csv")
+    assert status == 1
+    assert any("2 images of data are there twice" in line for line in lines), "on a full disk too"
     with pytest.raises(SettingsError, match="--duplicates data is a folder: name a file"):
         check_data(Config(Path("data"), duplicates=Path("data")))
 
