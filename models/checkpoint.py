@@ -14,7 +14,6 @@ from models.errors import SettingsError
 from models.files import replace_file
 from models.layers import ConvBN
 from models.registry import create_model
-from models.timm_models import is_timm, of_timm
 from models.weight_files import WeightsError
 from models.weights import WEIGHTS_FILE, count_classes, load_weights
 from models.wrappers import bare_model, sharded_name
@@ -26,9 +25,8 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
     """Write `folder`/model.safetensors and config.json; each is replaced in one step, so a crash leaves the old one.
 
     Raises `ValueError` for a model that `load_checkpoint` could not load again: one whose batch norms are folded away,
-    whose head is not of `config.num_classes`, or that is not of `config.arch` (a timm model is not compared with other
-    timm models), and for one that is sharded (fully_shard); `OSError` for a file that cannot be written, such as on a
-    full disk.
+    whose head is not of `config.num_classes`, or that is not of `config.arch`, and for one that is sharded
+    (fully_shard); `OSError` for a file that cannot be written, such as on a full disk.
     """
     model = bare_model(model)
     convolutions = [module for module in model.modules() if isinstance(module, ConvBN)]
@@ -43,8 +41,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
             f"{name!r} is sharded: gather the weights (torch.distributed.checkpoint.state_dict.get_model_state_dict, "
             "full_state_dict=True) into a model of its own, and save that"
         )
-    if not (is_timm(config.arch) and of_timm(model)):  # timm 1.0.20 makes only half of its models on "meta"
-        _check_sizes(state, config)
+    _check_sizes(state, config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -57,6 +54,8 @@ def _check_sizes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     with torch.device("meta"):
         expected = create_model(config.arch, config.num_classes, config.image_size).state_dict()
     shapes, own = ({name: list(tensor.shape) for name, tensor in each.items()} for each in (expected, state))
+    counters = {name: shape for name, shape in shapes.items() if name.endswith(".num_batches_tracked")}
+    own = counters | own  # of frozen batch norms there are none, and `load_weights` needs none
     if different := [name for name in {**own, **shapes} if own.get(name) != shapes.get(name)]:
         name = different[0]
         raise ValueError(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from nano import State, nano, same
 from safetensors import safe_open
+from timm.utils.model import freeze_batch_norm_2d
 from torch import nn
 
 from models import (
@@ -91,7 +92,13 @@ def test_a_model_of_its_own_sizes_is_refused_when_it_is_saved(
 
 
 @pytest.mark.parametrize(
-    ("arch", "other"), [("replknet_nano", "timm/resnet18"), ("replknet_nano", ""), ("timm/resnet18", "")]
+    ("arch", "other"),
+    [
+        ("replknet_nano", "timm/resnet18"),
+        ("replknet_nano", ""),
+        ("timm/resnet18", ""),
+        ("timm/resnet18", "timm/resnet26"),
+    ],
 )
 def test_a_model_of_another_kind_is_refused_when_it_is_saved(arch: str, other: str, tmp_path: Path) -> None:
     """The message's remedy works for a network of one's own too."""
@@ -110,6 +117,14 @@ def test_a_model_of_another_kind_is_refused_when_it_is_saved(arch: str, other: s
     torch.save(nn.Linear(12, 5).state_dict(), tmp_path / "own.pth")
     with pytest.raises(WeightsError, match=r"own\.pth has no '.*': it belongs to another model"):
         load_weights(alike, tmp_path / "own.pth")
+
+
+def test_frozen_batch_norms_are_saved(tmp_path: Path) -> None:
+    """They count no batches, which loading does without."""
+    model = freeze_batch_norm_2d(create_model("timm/resnet18", 5))
+    save_checkpoint(tmp_path, model, ModelConfig("timm/resnet18", 5))
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(load_checkpoint(tmp_path)[0](images), model.eval()(images))
 
 
 def test_a_save_replaces_the_files_and_never_writes_into_them(tmp_path: Path) -> None:
