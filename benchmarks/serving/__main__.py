@@ -137,6 +137,8 @@ def main() -> None:
         "--fresh", action="store_true", help="measure everything again, without the finished runs of an earlier call"
     )
     options = parser.parse_args()
+    if options.ways == "openvino" and (other := [name for name in options.models if MODELS[name][1] != "fp32"]):
+        parser.error(f"--models {other[0]}: OpenVINO reads ONNX, which is exported in float32 only; leave it out")
     run_as_served("benchmarks.serving")
     exit_on_sigterm()
     servers = [OURS, *(peer + way for peer in options.peers for way in WAYS[options.ways])]

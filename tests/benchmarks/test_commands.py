@@ -111,6 +111,17 @@ def test_a_number_that_measures_nothing_is_refused_before_anything_is_written(
     assert re.search(rf"error: argument {option}: '{part}': give a (whole )?number", capsys.readouterr().err)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+def test_openvino_is_not_compared_with_another_precision(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serving", "--ways", "openvino", "--models", "nano", "small-bf16"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.serving", run_name="__main__")
+    assert ended.value.code == 2
+    assert "--models small-bf16: OpenVINO reads ONNX" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", ["nothing", "htp/0/17", "http/0/x", "http/17"])
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_a_case_that_is_none_is_not_replayed_as_another(
