@@ -37,8 +37,8 @@ class BuildOptions:
 
 
 def check_options(options: BuildOptions) -> None:
-    """Check the options before any work. Raises `SettingsError` for one that cannot be used, `FileNotFoundError` or
-    `ValueError` for a missing file, `RuntimeError` for a missing package.
+    """Check the options before any work. Raises `SettingsError` for one that cannot be used, `FileNotFoundError` for a
+    missing file, `RuntimeError` for a missing package.
     """
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown or not options.formats:
@@ -51,7 +51,7 @@ def check_options(options: BuildOptions) -> None:
         if path is not None and not path.exists():
             raise FileNotFoundError(f"{option} {path} does not exist")
     if options.labels is not None and options.labels.is_dir():
-        raise ValueError(f"--labels {options.labels} is a folder: name a text file with one label a line")
+        raise SettingsError(f"--labels {options.labels} is a folder: name a text file with one label a line")
     if options.random_weights and options.arch is None:
         raise SettingsError("--random-weights needs --arch: random weights do not name an architecture")
     if options.version is not None and not 1 <= options.version <= LAST_VERSION:

@@ -21,7 +21,7 @@ from models import ModelConfig, create_model, load_config, save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 # Of input, not of an option's value: exit status 1.
-INPUT = ("nowhere does not exist", "missing.txt", "tests is a folder: name a text", "no is not a folder")
+INPUT = ("nowhere does not exist", "missing.txt", "no is not a folder")
 
 
 @pytest.mark.parametrize(
