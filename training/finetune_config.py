@@ -78,7 +78,8 @@ class Config(LoopConfig, AugmentConfig, MethodConfig, SplitConfig):
     """Weights to start from.
     A checkpoint folder, the file in it, or a published file with its --arch.
     The same as --checkpoint of training.evaluate and --weights of build_models.py.
-    Their head is kept only if its labels are those of the data, or with --keep-head."""
+    Their head is kept only if its labels are those of the data, or with --keep-head.
+    Published weights take a lower --lr than random ones: 5e-5 for 64 images a step."""
     image_size: int = 0
     """Side of the input, pixels; 0: that of the checkpoint in --weights, else of the architecture.
     The defaults of --crop-pct, --crop-mode, --mean and --std come from there too."""

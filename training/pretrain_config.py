@@ -28,7 +28,8 @@ class Config(LoopConfig, SplitConfig):
     """Architecture: replknet_31b, _31l, _xl, _small or _nano.
     Empty: that of the checkpoint in --weights, else replknet_small."""
     weights: Path | None = None
-    """Weights of the encoder to start from: a checkpoint folder, or a .safetensors or .pth file"""
+    """Weights of the encoder to start from; their head is left out.
+    A checkpoint folder, the file in it, or a published file with its --arch."""
     image_size: int = 192
     """Side of the network's input, pixels: a multiple of 32"""
     mean: tuple[float, ...] = ()

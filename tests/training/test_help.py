@@ -82,7 +82,7 @@ def test_help_whose_reader_has_seen_enough() -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("script", [attack, calibrate, evaluate, explain, finetune])
+@pytest.mark.parametrize("script", [attack, calibrate, evaluate, explain, finetune, pretrain])
 def test_where_else_a_checkpoint_is_taken(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -91,6 +91,5 @@ def test_where_else_a_checkpoint_is_taken(
         script.main()
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     other = "--checkpoint of training.evaluate" if script is finetune else "--weights of build_models.py"
-    assert (
-        f"A checkpoint folder, the file in it, or a published file with its --arch. The same as {other} and " in shown
-    )
+    same = "" if script is pretrain else f" The same as {other} and "
+    assert f"A checkpoint folder, the file in it, or a published file with its --arch.{same}" in shown
