@@ -9,12 +9,11 @@ Example:
 
 import math
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from rich.console import Console
 from scipy.optimize import brentq
 from torch import Tensor
 
@@ -67,16 +66,13 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     return math.exp(-brentq(slope, LEAST, MOST, xtol=1e-12))
 
 
-def calibrate(
-    config: Config,
-    tell: Callable[[float, Calibration, Calibration], object] = lambda *found: None,
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> tuple[float, Calibration, Calibration]:
+def calibrate(config: Config, console: Console | None = None) -> tuple[float, Calibration, Calibration]:
     """Fold the fitted temperature into the checkpoint; return it, and the calibration before and after it.
 
-    `tell` is called with these before a file is written; `watch` yields the batches that it is given. Raises as
-    `evaluate`, and `ValueError` as `linear_head`.
+    `console` shows the progress, and these before a file is written. Raises as `evaluate`, and `ValueError` as
+    `linear_head`.
     """
+    console = console or Console(quiet=True)
     check_ranges(config)
     check_device(config.device)
     check_no_checkpoint("--output", config.output)
@@ -85,13 +81,16 @@ def calibrate(
     made, head = arguments(config.checkpoint), linear_head(model)
     place(model, config.device)
     loader = make_loader(dataset, config.batch_size, train=False, workers=config.workers)
-    logits, targets = (torch.cat(parts) for parts in zip(*logits_of(model, watch(loader), config.device), strict=True))
+    found = logits_of(model, shown_progress(loader, "evaluating", console), config.device)
+    logits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
     answers(logits)  # refuses NaN
     temperature = fit_temperature(logits, targets)
     before, after = Calibration(), Calibration()
     before.add(logits, targets)
     after.add(logits / temperature, targets)
-    tell(temperature, before, after)
+    console.print(f"temperature {temperature:.4f}, fitted to {before.images} images; on these")
+    console.print(f"negative log-likelihood {before.nll:.4f} -> {after.nll:.4f}")
+    console.print(f"expected calibration error {before.error:.2%} -> {after.error:.2%}")
     with torch.no_grad():
         head.weight.div_(temperature)
         head.bias.div_(temperature)
@@ -102,13 +101,7 @@ def calibrate(
 
 def report(config: Config) -> None:
     console = standard_output()
-
-    def show(temperature: float, before: Calibration, after: Calibration) -> None:
-        console.print(f"temperature {temperature:.4f}, fitted to {before.images} images; on these")
-        console.print(f"negative log-likelihood {before.nll:.4f} -> {after.nll:.4f}")
-        console.print(f"expected calibration error {before.error:.2%} -> {after.error:.2%}")
-
-    calibrate(config, show, shown_progress(console, "evaluating"))
+    calibrate(config, console)
     console.print(f"written: {config.output}; measure it with training.evaluate on other images", highlight=False)
 
 

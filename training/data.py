@@ -46,10 +46,11 @@ class LabelledFolder(Labelled):
         self.outside = sum(is_image(name) for name in is_folder if not is_folder[name])
         self.classes = sorted(name for name in is_folder.keys() - hidden if is_folder[name])
         if not self.classes:
-            found = f", only {self.outside} images" if self.outside else ""
-            error = f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE"
-            others = "; training.explain answers images without labels, training.pretrain trains on them"
-            raise DataError(error + others * bool(self.outside))
+            found, others = "", ""
+            if self.outside:
+                found = f", only {self.outside} images"
+                others = "; training.explain answers images without labels, training.pretrain trains on them"
+            raise DataError(f"{folder} holds no folder{found}: images are expected in {folder}/LABEL/FILE{others}")
         names: list[str] = []
         for index, name in enumerate(self.classes):
             files = image_files(folder / name, self.passed_over)
@@ -67,8 +68,9 @@ def folder_errors(dataset: LabelledFolder, labels: list[str] | None) -> list[str
     if labels is not None and set(labels).isdisjoint(dataset.classes):
         below = sorted(path for depth in ("*", "*/*") for path in Path(folder).glob(depth) if path.is_dir())
         parts = [path for path in below if any((path / label).is_dir() for label in labels)]
-        if parts := [path for path in parts if path.name != "train"] or parts:
-            return [f"{folder} holds no label, but has folders that do: give {' or '.join(map(str, parts[:4]))}"]
+        held_out = [path for path in parts if path.name != "train"]
+        if named := (held_out or parts)[:4]:
+            return [f"{folder} holds no label, but has folders that do: give {' or '.join(map(str, named))}"]
     for index, name in enumerate(dataset.classes):
         if name.encode(errors="replace").decode() != name:
             errors.append(f"{folder} has the label {os.fsencode(name)!r}, which is not UTF-8: rename that folder")

@@ -9,12 +9,12 @@ Examples:
 
 import json
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from models import ModelConfig, linear_head, reparameterize, save_checkpoint
@@ -98,16 +98,13 @@ def correct_head(model: nn.Module, config: Config, made: dict[str, Any]) -> None
         adjust_logits(linear_head(model), made["class_counts"], config.logit_adjustment)
 
 
-def evaluate(
-    config: Config,
-    tell: Callable[[Tensor, list[str], dict[str, float]], object] = lambda *found: None,
-    watch: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> tuple[Tensor, list[str], dict[str, float]]:
+def evaluate(config: Config, console: Console | None = None) -> tuple[Tensor, list[str], dict[str, float]]:
     """Return the confusion matrix, the label of each row, and the figures: `accuracies`, calibration, `shot_report`.
 
-    `tell` is called with these before any file is written, so that a full disk does not lose them; `watch` yields the
-    batches that it is given. Raises `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
+    `console` shows the progress, and these before any file is written, so that a full disk does not lose them. Raises
+    `DataError`, `SettingsError`, `WeightsError`, `FileNotFoundError`, `OSError`.
     """
+    console = console or Console(quiet=True)
     check_ranges(config)
     check_device(config.device)
     tables = written_tables(config)
@@ -128,12 +125,12 @@ def evaluate(
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64)
     calibration = Calibration()
     with autocast(config.device, config.amp):
-        several = ranked, confusion, calibration
-        counts, in_top5 = count_answers(network, watch(loader), len(labels), config.device, *several)
+        batches, several = shown_progress(loader, "evaluating", console), (ranked, confusion, calibration)
+        counts, in_top5 = count_answers(network, batches, len(labels), config.device, *several)
     metrics = {**accuracies(counts, in_top5), "calibration_error": calibration.error, "nll": calibration.nll}
     if made.get("class_counts") is not None:
         metrics |= shot_report(counts, made["class_counts"])
-    tell(confusion, labels, metrics)
+    show(console, confusion, labels, metrics)
     if config.csv is not None:
         write_csv(config.csv, CLASS_COLUMNS, per_class_rows(confusion, labels))
     if config.confusion is not None:
@@ -185,21 +182,21 @@ def save_corrected(
     replace_file(folder / ARGUMENTS_FILE, lambda path: path.write_text(text))
 
 
+def show(console: Console, confusion: Tensor, labels: list[str], metrics: dict[str, float]) -> None:
+    console.print(per_class_table(confusion, labels))
+    images, right = by_class(confusion).sum(1).tolist()
+    console.print(f"top-1 {metrics['top1']:.2%}: {right} of {images} right")
+    if "top5" in metrics:
+        console.print(f"top-5 {metrics['top5']:.2%}: {round(metrics['top5'] * images)} of {images} right")
+    error, nll = metrics["calibration_error"], metrics["nll"]
+    console.print(f"expected calibration error {error:.2%}, negative log-likelihood {nll:.4f}")
+    if shares := [f"{name} {metrics[name]:.2%}" for name in SHOTS if name in metrics]:
+        console.print("mean over classes: " + ", ".join(shares))
+
+
 def report(config: Config) -> None:
     console = standard_output()
-
-    def show(confusion: Tensor, labels: list[str], metrics: dict[str, float]) -> None:
-        console.print(per_class_table(confusion, labels))
-        images, right = by_class(confusion).sum(1).tolist()
-        console.print(f"top-1 {metrics['top1']:.2%}: {right} of {images} right")
-        if "top5" in metrics:
-            console.print(f"top-5 {metrics['top5']:.2%}: {round(metrics['top5'] * images)} of {images} right")
-        error, nll = metrics["calibration_error"], metrics["nll"]
-        console.print(f"expected calibration error {error:.2%}, negative log-likelihood {nll:.4f}")
-        if shares := [f"{name} {metrics[name]:.2%}" for name in SHOTS if name in metrics]:
-            console.print("mean over classes: " + ", ".join(shares))
-
-    evaluate(config, show, shown_progress(console, "evaluating"))
+    evaluate(config, console)
     written = [path for path in (*written_tables(config).values(), config.save) if path is not None]
     if written:
         console.print(f"written: {', '.join(map(str, written))}", highlight=False)

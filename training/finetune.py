@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from models import ModelConfig, RepLKNet, count_classes, create_model, load_weights, save_checkpoint
+from models.reparameterize import is_batch_norm
 from training import distributed
 from training.accuracy import accuracies, count_answers
 from training.adversarial import OverfittingWatch
@@ -153,8 +154,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
 def checkpoint_blocks(model: nn.Module) -> None:
     """Have each block keep only its input. Raises `SettingsError` for a timm model that cannot, or has batch norms."""
     option, kind = "--grad-checkpointing", type(model).__name__
-    normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    if normed and not isinstance(model, RepLKNet):  # whose own checkpointing counts them once
+    if any(map(is_batch_norm, model.modules())) and not isinstance(model, RepLKNet):  # its own counts them once
         raise SettingsError(
             f"{option}: the batch norms of this {kind} would count their statistics twice; leave it out"
         )

@@ -3,9 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -33,9 +32,9 @@ def standard_output() -> Console:
     return Console(**plain) if sys.stdout.isatty() else Console(width=UNWRAPPED, **plain)
 
 
-def shown_progress(console: Console, what: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
-    """Return a function of batches that yields them and, on a terminal, shows how many are done."""
-    return partial(track, description=what, console=console, transient=True, disable=not console.is_interactive)
+def shown_progress(batches: Iterable[Any], what: str, console: Console) -> Iterable[Any]:
+    """Yield the batches and, if `console` is a terminal, show how many are done."""
+    return track(batches, what, console=console, transient=True, disable=not console.is_interactive)
 
 
 class RunLog:
