@@ -77,10 +77,20 @@ def test_what_is_copied_is_readable_by_the_user_whatever_the_checkouts_umask(nam
 
 def test_the_base_has_a_libtorch_that_the_library_needs():
     """26.07 is what was reckoned with: the server's limits on requests, LibTorch 2.10 or later."""
-    bases = [rest for word, rest in instructions("Dockerfile") if word in ("ARG", "FROM")]
+    found = instructions("Dockerfile")
+    bases = [rest for word, rest in found if word == "FROM" or rest.startswith("TRITONSERVER=")]
     assert bases[1:] == ["${TRITONSERVER} AS build", "${TRITONSERVER}"]
     year, month = re.fullmatch(r"TRITONSERVER=nvcr\.io/nvidia/tritonserver:(\d\d)\.(\d\d)-py3", bases[0]).groups()
     assert (int(year), int(month)) >= (26, 7)
+
+
+def test_the_library_is_built_for_the_gpus_that_a_build_argument_names():
+    """An ARG holds for the stage in which it stands, and from its line on."""
+    found = instructions("Dockerfile")
+    argument = found.index(("ARG", 'WIDEFIELD_ARCHITECTURES=""'))
+    (build,) = [index for index, (_, rest) in enumerate(found) if rest.endswith("kernels/native/build.py")]
+    assert argument < build
+    assert "FROM" not in [word for word, _ in found[argument:build]]
 
 
 @pytest.fixture
