@@ -92,8 +92,8 @@ def is_finished(output: Path) -> bool:
 
 
 def metrics_of(output: Path, arguments: dict[str, Any], defaults: dict[str, Any]) -> dict[str, float]:
-    """Return the last record of a finished run. Raises `SettingsError` if its arguments differ from `arguments`
-    (`defaults`: see `check_same`), are missing or damaged.
+    """Return the last record of a finished run. Raises `SettingsError` if its arguments are missing or differ from
+    `arguments` (`defaults`: see `check_same`), `ValueError` if they or the log are damaged.
     """
     path, log = output / ARGUMENTS_FILE, output / LOG_FILE
     if not (path.exists() and log.exists()):
