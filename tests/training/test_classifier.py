@@ -64,7 +64,7 @@ def test_a_published_file_is_judged_at_the_size_that_it_was_published_at(
     evaluate.evaluate(evaluate.Config(published, images, predictions=tables[2], **common))
     assert tables[0].read_text() == tables[1].read_text() != tables[2].read_text()
     report = tmp_path / "attack.json"
-    attack.report(attack.Config(published, images, attacks=("fgsm",), save=report, **common, **size))
+    attack.report(attack.Config(published, images, attacks=("fgsm",), json=report, **common, **size))
     assert size.items() <= json.loads(report.read_text()).items()
     output = tmp_path / "explained"
     explain.explain_images(explain.Config(published, images, output=output, count=1, **common, **size))
