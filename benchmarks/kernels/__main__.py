@@ -5,15 +5,15 @@
     python -m benchmarks.kernels.cpu_gradients       # both gradients and a training step on the CPU
     python -m benchmarks.kernels --draw benchmarks/results/kernels_<gpu>.json     # only the roofline picture
 
-Every layer of RepLKNet-31B, a sweep over kernel, image, channels, batch and type, strips, fused activation, tf32,
-and the masked-patch loss. A layer with a wrong answer gets no speed and makes the exit status 1.
-docs/kernels.md says how it is measured.
+Every layer of RepLKNet-31B, other forms of the kernels, the masked-patch loss, strips, fused activation, tf32, and a
+sweep over kernel, image, channels, batch and type. A layer with a wrong answer gets no speed and makes the exit status
+1. docs/kernels.md says how it is measured.
 """
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -73,9 +73,10 @@ def losses(device: str, bandwidth: float) -> tuple[list[Row], str | None]:
         return [], str(failure)
 
 
-def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None) -> int:
-    """Measure the ceilings, RepLKNet-31B's layers with every peer, the loss, the variants and as much of the sweep as
-    fits in `seconds`; before the layers the tuner runs for `tuning` seconds, if given. Returns the exit status."""
+def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None, compiled: bool = True) -> int:
+    """Measure the ceilings, RepLKNet-31B's layers with every peer, the kernels' forms, the loss, the variants and as
+    much of the sweep as fits in `seconds`; before the layers the tuner runs for `tuning` seconds, if given. Returns the
+    exit status. `compiled`: torch.compile is a peer."""
     deadline = time.monotonic() + seconds
     torch.manual_seed(0)
     pin_float32()
@@ -112,16 +113,22 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None) 
         print(f"tuned: {len(content['tuned'])} shapes", flush=True)
 
         def measure(brief: bool, layer: Layer) -> list[Row]:
-            ways = (way for way in candidates(compiled=not brief) if way.brief or not brief)
+            ways = (way for way in candidates(compiled and not brief) if way.brief or not brief)
             return cuda.measure_layer(layer, ways, device, ceilings)
 
         save_rows = partial(save, "rows", line)
         left_out = cuda.measure_until(deadline, replknet_31b(64), partial(measure, False), save_rows)
+
+        def measure_variants(chosen: Iterable[variants.Variant]) -> list[str]:
+            save_variants = partial(save, "variants", variants.line)
+            return cuda.measure_until(
+                deadline, chosen, lambda variant: [variants.measure_variant(variant, device)], save_variants
+            )
+
+        left_out += measure_variants(variants.forms())
         content["losses"], failure = losses(device, ceilings.bandwidth)
-        save_variants = partial(save, "variants", variants.line)
-        skipped = cuda.measure_until(
-            deadline, variants.variants(), lambda variant: [variants.measure_variant(variant, device)], save_variants
-        )
+        write_results(name, **content)
+        skipped = measure_variants(variants.variants())
         later = cuda.measure_until(deadline, sweep(), partial(measure, True), save_rows)
     content |= {"complete": True, "left_out": left_out + skipped + later}
     content |= {"loss_failure": failure, "tuner_failures": untuned}
@@ -138,7 +145,8 @@ def run_cuda(seconds: float, device: str = "cuda", tuning: float | None = None) 
     if failure:
         print(f"masked-patch loss: {failure}")
     if left_out:
-        print(f"{seconds:.0f} s did not suffice for RepLKNet-31B's own layers: give --seconds more")
+        what = "RepLKNet-31B's own layers and the kernels' forms"
+        print(f"{seconds:.0f} s did not suffice for {what}: give --seconds more")
     return 1 if wrong or failure or untuned or left_out else 0
 
 
@@ -185,6 +193,9 @@ def main() -> int:
         "--tune", type=positive, help="seconds to tune before the layers, on CUDA (default: they are not tuned)"
     )
     parser.add_argument(
+        "--no-compile", action="store_true", help="without torch.compile, which takes seconds a shape, on CUDA"
+    )
+    parser.add_argument(
         "--batches",
         type=whole_numbers,
         default="1,8",
@@ -207,7 +218,7 @@ def main() -> int:
         return run_cpu(options.batches, options.rounds)
     if not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no GPU here")
-    return run_cuda(options.seconds, tuning=options.tune)
+    return run_cuda(options.seconds, tuning=options.tune, compiled=not options.no_compile)
 
 
 if __name__ == "__main__":

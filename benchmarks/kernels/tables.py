@@ -79,9 +79,10 @@ def variant_table(result: Result) -> list[str]:
         ways = [(way, found) for way, found in row["ways"].items() if "ms" in found and "channels_last" not in way]
         each = ", ".join(f"{way} {1000 * found['ms']['median']:.1f}" for way, found in ways)
         shape = f"{row['channels']}, {row['size']}, {row['filter'][0]} x {row['filter'][1]}"
-        rows.append([row["variant"], shape, row["dtype"], each.replace(NATIVE, "PyTorch native")])
-    title = f"**Beside these layers**, batch 64, us ({conditions(result)})"
-    return [title, "", *table(["what", "C, H, filter", "dtype", "each way"], rows)]
+        cells = [row["variant"], str(row["batch"]), shape, row["dtype"]]
+        rows.append([*cells, each.replace(NATIVE, "PyTorch native")])
+    title = f"**Beside these layers**, us ({conditions(result)})"
+    return [title, "", *table(["what", "batch", "C, H, filter", "dtype", "each way"], rows)]
 
 
 def losses(result: Result) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Variants that the sweep does not have: strips, the fused activation, tf32, and small images by both kernels.
+"""Variants that the sweep does not have: other forms of our kernels, strips, the fused activation, tf32.
 
 A variant is one call of ours beside other computations of the same answer, checked and timed as the layers are.
 """
@@ -19,7 +19,7 @@ from benchmarks.kernels.cuda import measure
 from benchmarks.kernels.layers import Layer, replknet_31b
 from benchmarks.timing import Step
 from kernels import depthwise_conv2d, float32_precision
-from kernels.depthwise_conv2d import dispatch
+from kernels.depthwise_conv2d import dispatch, tile_files, toeplitz
 from kernels.depthwise_conv2d.pytorch import convolution
 
 Row = dict[str, Any]
@@ -80,8 +80,35 @@ def by_algorithm(algorithm: Any) -> Compute:
     return lambda input, weight: dispatch.run_forward(algorithm, input, weight, None, "none", "ieee")
 
 
+def by_tile(cached: bool) -> Compute:
+    """Compute by the shipped tile for the shape, else the rule's, whatever the user's own file has."""
+
+    def compute(input: Tensor, weight: Tensor) -> Tensor:
+        (batch, _, height, width), size = input.shape, (weight.shape[2], weight.shape[3])
+        table = tile_files.shipped(tile_files.TABLE, tile_files.key("toeplitz", input, size, "ieee"))
+        rule = toeplitz.choose_tile(batch, height, width, size[1], input.element_size())
+        tile = replace(toeplitz.Tile(**table) if table else rule, cached=cached)
+        return dispatch.run_forward(tile, input, weight, None, "none", "ieee")
+
+    return compute
+
+
+def tiles() -> dict[str, Compute]:
+    names = {f"{OURS} past L1": by_tile(False), f"{OURS} through L1": by_tile(True)}
+    return names | {f"{OURS} by rule": by_algorithm("toeplitz")}
+
+
+def forms() -> Iterator[Variant]:
+    """The forms of our kernels that only a measurement can decide between (kernels/depthwise_conv2d/README.md)."""
+    stages = replknet_31b(64)
+    for layer in stages[2:]:
+        yield Variant("small image", layer, (layer.kernel, layer.kernel), small_images(layer.size))
+    for layer in (*stages[:2], *replknet_31b(64, "float16")[:2], *(replknet_31b(n)[0] for n in (256, 8, 1))):
+        yield Variant("tile", layer, (layer.kernel, layer.kernel), tiles())
+
+
 def variants() -> Iterator[Variant]:
-    """The variants, on RepLKNet-31B's largest stage and on the one where the model spends most time."""
+    """The others, on RepLKNet-31B's largest stage and on the one where the model spends most time."""
     stages = replknet_31b(64)
     for layer in (stages[0], stages[2]):
         square = (layer.kernel, layer.kernel)
@@ -95,9 +122,6 @@ def variants() -> Iterator[Variant]:
             ways[NATIVE] = convolution
             factor = TF32_FACTOR if precision == "tf32" else 4.0
             yield Variant(precision, replace(layer, dtype="float32"), square, ways, factor=factor)
-    for layer in stages[2:]:
-        ways = small_images(layer.size) | {NATIVE: convolution}
-        yield Variant("small image", layer, (layer.kernel, layer.kernel), ways)
 
 
 def error_against_float64(variant: Variant, arguments: Arguments) -> Callable[[Tensor], float]:
@@ -121,7 +145,8 @@ def measure_variant(variant: Variant, device: str) -> Row:
     sets = [variant.arguments(device) for _ in range(sets_that_exceed_the_cache(layer.bytes))]
     error_of = error_against_float64(variant, sets[0])
     chosen = {name: (compute, torch.contiguous_format) for name, compute in variant.ways.items()}
-    chosen[f"{NATIVE} channels_last"] = variant.ways[NATIVE], torch.channels_last
+    if NATIVE in variant.ways:
+        chosen[f"{NATIVE} channels_last"] = variant.ways[NATIVE], torch.channels_last
     ways = {name: measure(name.startswith(OURS), partial(calls, *way, sets), error_of) for name, way in chosen.items()}
     row: Row = {"variant": variant.name, "batch": layer.batch, "channels": layer.channels, "size": layer.size}
     row |= {"filter": list(variant.filter), "dtype": layer.dtype, "ways": ways}

@@ -156,11 +156,13 @@ def run(fake_gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(main, "measure_loss", lambda *asked: [loss | {"of_copy": 0.8, "asked": asked}])
 
     strip = variants.Variant("strip", Layer(2, 4, 7, 9), (9, 5), STRIP)
+    form = variants.Variant("tile", Layer(2, 4, 7, 9), (9, 9), {c.OURS: depthwise_conv2d})
+    monkeypatch.setattr(variants, "forms", lambda: [form])
     monkeypatch.setattr(variants, "variants", lambda: [strip])
     monkeypatch.setattr(main, "tuned_layers", lambda: [Layer(2, 4, 7, 9)])
 
-    def go(seconds=60.0, tuning=0.0):
-        status = main.run_cuda(seconds, "cpu", tuning)
+    def go(seconds=60.0, tuning=0.0, compiled=True):
+        status = main.run_cuda(seconds, "cpu", tuning, compiled)
         return status, json.loads((tmp_path / "kernels_fake_h200.json").read_text())
 
     return go
@@ -188,9 +190,17 @@ def test_the_whole_run(run, capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "of limit" in shown
     assert "not measured" in shown
-    assert "7 rows, 0 wrong; 0 layers left out" in shown
+    assert "8 rows, 0 wrong; 0 layers left out" in shown
     assert "strip" in shown
-    assert document["variants"][0]["ways"].keys() == {c.OURS, c.NATIVE, f"{c.NATIVE} channels_last"}
+    assert [row["variant"] for row in document["variants"]] == ["tile", "strip"]
+    assert document["variants"][0]["ways"].keys() == {c.OURS}
+    assert document["variants"][1]["ways"].keys() == {c.OURS, c.NATIVE, f"{c.NATIVE} channels_last"}
+
+
+def test_without_torch_compile_the_other_peers_are_left(run):
+    found = [run(compiled=compiled)[1]["rows"][0]["candidates"].keys() for compiled in (True, False)]
+    assert found[0] - found[1] == {"torch.compile nchw", "torch.compile channels_last"}
+    assert f"{c.OURS} channels_last" in found[1]
 
 
 def test_the_tuner_comes_first_and_its_algorithms_are_in_the_file(run, monkeypatch, tmp_path):
@@ -212,7 +222,7 @@ def test_a_failure_of_the_tuner_makes_the_status_1(run, monkeypatch, capsys):
 def test_a_wrong_variant_makes_the_status_1(run, monkeypatch):
     monkeypatch.setitem(STRIP, c.OURS, broken)
     status, document = run()
-    assert (status, "wrong" in document["variants"][0]) == (1, True)
+    assert (status, "wrong" in document["variants"][1]) == (1, True)
 
 
 def test_a_wrong_layer_makes_the_status_1(run, monkeypatch):
@@ -240,14 +250,14 @@ def test_a_wrong_loss_makes_the_status_1(run, monkeypatch, capsys, kind):
     monkeypatch.setattr(main, "measure_loss", wrong)
     status, document = run()
     assert (status, document["loss_failure"]) == (1, "eager differs")
-    assert len(document["variants"]) == 1
+    assert len(document["variants"]) == 2
     assert capsys.readouterr().out.splitlines()[-1] == "masked-patch loss: eager differs"  # gpu_check tells that line
 
 
 def test_no_time_for_the_layers_themselves_makes_the_status_1(run, capsys):
     status, document = run(seconds=-1.0)
     assert status == 1
-    assert len(document["left_out"]) == 3
+    assert len(document["left_out"]) == 4
     assert capsys.readouterr().out.splitlines()[-1].startswith("-1 s did not suffice for RepLKNet-31B's own layers")
 
 
@@ -261,6 +271,7 @@ def test_what_is_measured_is_on_disk_when_the_run_breaks_off(run, monkeypatch, t
     document = json.loads((tmp_path / "kernels_fake_h200.json").read_text())
     assert document["complete"] is False
     assert len(document["rows"]) == 3
+    assert [row["variant"] for row in document["variants"]] == ["tile"]
 
 
 def test_no_matplotlib_no_picture(run, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from benchmarks.kernels import tune, variants
 from benchmarks.kernels.candidates import NATIVE, OURS
 from benchmarks.kernels.layers import Layer
-from kernels.depthwise_conv2d import dispatch
+from kernels.depthwise_conv2d import dispatch, tile_files, toeplitz
 from kernels.depthwise_conv2d.pytorch import convolution
 from kernels.depthwise_conv2d.whole_image import WholeImageTile
 
@@ -18,7 +19,8 @@ SMALL = [Layer(2, 4, size, kernel) for size, kernel in ((9, 7), (7, 9), (6, 11),
 
 @pytest.mark.usefixtures("fake_gpu")
 def test_every_variant_is_right_each_way(monkeypatch):
-    monkeypatch.setattr(variants, "replknet_31b", lambda batch: SMALL)
+    monkeypatch.setattr(variants, "replknet_31b", lambda batch, dtype="bfloat16": SMALL)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     forms = {6: ((False, 16, 4), (True, 64, 4)), 5: ((True, 32, 8),)}
     monkeypatch.setattr(variants, "SMALL_IMAGES", forms)
     went = []
@@ -28,19 +30,47 @@ def test_every_variant_is_right_each_way(monkeypatch):
         return convolution(input, weight)
 
     monkeypatch.setattr(dispatch, "run_forward", run_forward)
-    rows = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
+    small, tiles = [], []
+    for variant in variants.forms():
+        went.clear()
+        kept = {"small image": small, "tile": tiles}[variant.name]
+        kept.append((variants.measure_variant(variant, "cpu"), set(went)))
+    assert [used for _, used in small] == [{"toeplitz", *(WholeImageTile(*form) for form in forms[n])} for n in (6, 5)]
+    names = {"whole image", "whole image 16x4", "packed image 64x4"}
+    assert small[0][0]["ways"].keys() == {f"{OURS} {name}" for name in names}
+    assert len(tiles) == 7
+    for row, used in tiles:
+        assert row["ways"].keys() == {f"{OURS} {name}" for name in ("past L1", "through L1", "by rule")}
+        one, other = used - {"toeplitz"}
+        assert one == replace(other, cached=one.cached)
+        assert one.cached != other.cached
+    others = [variants.measure_variant(variant, "cpu") for variant in variants.variants()]
+    rows = [row for row, _ in small + tiles] + others
     of_a_stage = ["strip", "strip", "bias and gelu", "tf32x3", "tf32"]
-    assert [row["variant"] for row in rows] == [*of_a_stage * 2, *["small image"] * 2]
-    assert set(went) == {"toeplitz", *(WholeImageTile(*form) for size in forms for form in forms[size])}
-    assert rows[-2]["ways"].keys() > {f"{OURS} whole image", f"{OURS} whole image 16x4", f"{OURS} packed image 64x4"}
+    assert [row["variant"] for row in others] == of_a_stage * 2
     for row in rows:
         assert all(way["error"] <= 1 for way in row["ways"].values()), row
         assert row["fastest"] in row["ways"]
-        assert {NATIVE, f"{NATIVE} channels_last"} < row["ways"].keys()
         assert "us" in variants.line(row)
-    assert [row["filter"] for row in rows[:3]] == [[7, 5], [5, 7], [7, 7]]
-    assert rows[2]["ways"].keys() >= {f"{OURS} fused", f"{OURS} and gelu"}
+    for row in others:
+        assert {NATIVE, f"{NATIVE} channels_last"} < row["ways"].keys()
+    assert [row["filter"] for row in others[:3]] == [[7, 5], [5, 7], [7, 7]]
+    assert others[2]["ways"].keys() >= {f"{OURS} fused", f"{OURS} and gelu"}
     json.dumps(rows, default=str)
+
+
+def test_a_shipped_tile_is_measured_and_not_the_users_own(monkeypatch, tmp_path):
+    """In the types and at the batches that it serves; the rule's where there is none."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    seen = []
+    monkeypatch.setattr(dispatch, "run_forward", lambda tile, *_: seen.append(tile))
+    table = tile_files.read(tile_files.TABLE)
+    shipped = toeplitz.Tile(**table["toeplitz sm_90 bfloat16 64x128x56x56 31x31"])
+    for batch, dtype in ((64, torch.bfloat16), (256, torch.float16), (8, torch.bfloat16)):
+        input, weight = torch.empty(batch, 128, 56, 56, dtype=dtype), torch.empty(128, 1, 31, 31, dtype=dtype)
+        variants.by_tile(True)(input, weight)
+    assert seen[:2] == [replace(shipped, cached=True)] * 2
+    assert seen[2] == replace(toeplitz.choose_tile(8, 56, 56, 31, 2), cached=True) != seen[0]
 
 
 @pytest.mark.usefixtures("fake_gpu")
