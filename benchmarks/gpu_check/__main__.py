@@ -29,6 +29,8 @@ TOTAL_SECONDS = 480.0
 LEAST_SECONDS = 5.0  # no part is started with less time left
 KILL_SECONDS = 10.0  # a process that a driver holds ends when that lets it go, or never
 NAME = "gpu_check"
+SECONDS = "SECONDS"  # in a part's command: its time, less what a layer that was begun at the end may take
+LAST_LAYER_SECONDS = 35.0
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,18 @@ def parts() -> list[Part]:
     # -v: where it is cut off, the log has the names of what failed. A file that cannot be imported stops no other.
     how = ("-v", "--durations=15", "--continue-on-collection-errors")
     without = ("-p", "no:cacheprovider", "-p", "no:benchmark")  # the latter warns in every process
+    benchmark = ("-m", "benchmarks.kernels", "--device", "cuda")
     tests = ("-m", "pytest", "-m", "gpu", *how, *without, *workers, "tests/kernels")
     return [
         Part("device", ("-m", f"{here}.device"), 40, needed=True),  # a cold start reads gigabytes
         Part("build", ("kernels/native/build.py",), 45),
         Part("native", ("-m", f"{here}.native"), 20),
-        Part("tests", tests, 120, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
-        Part("benchmark", ("-m", "benchmarks.kernels", "--device", "cuda", "--seconds", "95", "--tune", "30"), 140),
-        Part("native_speed", ("-m", f"{here}.native_speed"), 20),
-        Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
-        Part("served", ("-m", f"{here}.served"), 25),
+        Part("tests", tests, 110, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
+        Part("served", ("-m", f"{here}.served"), 20),
+        Part("benchmark", (*benchmark, "--tune", "30", "--no-compile", "--seconds", SECONDS), 115),
+        Part("end_to_end", ("-m", f"{here}.end_to_end"), 75),
+        Part("native_speed", ("-m", f"{here}.native_speed"), 30),
+        Part("served_layout", ("-m", f"{here}.served_layout"), 25),
     ]
 
 
@@ -84,7 +88,8 @@ def run_part(part: Part, seconds: float, log: IO[bytes]) -> Outcome:
     started = time.monotonic()
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths, **part.environment}
-    command = [sys.executable, *part.command]
+    own = str(max(1.0, round(seconds - LAST_LAYER_SECONDS)))
+    command = [sys.executable, *(own if argument == SECONDS else argument for argument in part.command)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
     )

@@ -67,7 +67,7 @@ def compare(
     model: nn.Module, images: Tensor, work: Work, rounds: int, optimizer: Optimizer | None = None
 ) -> dict[str, Any]:
     """Return {"ms": {name: Timing}, "speedup_over_eager", ...}. Raises `ValueError` for a wrong answer."""
-    errors, used = check(model, images[:CHECKED_IMAGES], work, optimizer)
+    errors, used = check_what_fits(model, images, work, optimizer)
     samples: dict[str, list[float]] = {name: [] for name in variants()}
     deadline = time.monotonic() + SECONDS
     for turn in range(rounds + 1):  # the first warms up
@@ -87,6 +87,20 @@ def compare(
         "speedup_over_eager": round(timings[EAGER].median / ours, 3),
         "speedup_over_eager_channels_last": round(timings[f"{EAGER} channels_last"].median / ours, 3),
     }
+
+
+def check_what_fits(
+    model: nn.Module, images: Tensor, work: Work, optimizer: Optimizer | None = None
+) -> tuple[dict[str, list[float]], int]:
+    """`check` with the batch that is timed, so that no kernel is compiled for the check alone; if float32 has no memory
+    for it, with `CHECKED_IMAGES`."""
+    try:
+        return check(model, images, work, optimizer)
+    except torch.OutOfMemoryError:
+        if len(images) <= CHECKED_IMAGES:
+            raise
+    torch.cuda.empty_cache()
+    return check(model, images[:CHECKED_IMAGES], work, optimizer)
 
 
 def check(

@@ -181,7 +181,7 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
     assert parts[0].needed
     assert sum(part.seconds for part in parts) <= runner.TOTAL_SECONDS == 480
     files = [part.command[-1].replace(".", "/") + ".py" for part in parts if "benchmarks.gpu_check" in part.command[-1]]
-    assert len(files) == 5
+    assert len(files) == 6
     assert all((runner.ROOT / file).is_file() for file in files)
     assert any("-n" in part.command for part in parts) == (runner.importlib.util.find_spec("xdist") is not None)
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)
@@ -239,6 +239,19 @@ def test_a_part_s_environment_is_set(results):
     assert results()["parts"][0]["tail"] == ["7 True"]
 
 
+def test_a_part_is_told_its_time(results):
+    """What others saved too, less a last layer's: the benchmark's sweep would leave it unused, or be killed."""
+    code = "import sys; print(sys.argv[1:])"
+    parts = [Part("told", ("-c", code, "--seconds", runner.SECONDS), 115), Part("last", ("-c", ""), 100)]
+    assert main(["--seconds", "300"], parts) == 0
+    told = results()["parts"][0]
+    assert told["tail"] == [str(["--seconds", str(round(told["budget"] - runner.LAST_LAYER_SECONDS))])]
+    assert 190 < told["budget"] <= 200
+    assert main(["--seconds", "20"], parts[:1]) == 0
+    assert results()["parts"][0]["tail"] == ["['--seconds', '1.0']"]
+    assert any(runner.SECONDS in part.command for part in runner.parts())
+
+
 def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():
     """All that gpu-check needs to start, with the packages hidden that only this project's own environment has."""
     hidden = (
@@ -256,7 +269,7 @@ def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({hidden}))  # an import of these now raises
-for name in ("device", "native", "end_to_end", "served", "__main__"):
+for name in ("device", "native", "native_speed", "end_to_end", "served", "served_layout", "__main__"):
     importlib.import_module("benchmarks.gpu_check." + name)
 importlib.import_module("benchmarks.kernels.__main__")
 print("imported")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,27 @@ def test_end_to_end_refuses_a_wrong_answer(tiny, monkeypatch):
     monkeypatch.setattr(end_to_end, "depthwise_conv2d", turned)
     with pytest.raises(ValueError, match="of the norm with the operator"):
         end_to_end.comparisons("replknet_nano", 64, "cpu", 2, (2,))["training step"]()
+
+
+def test_the_batch_that_is_timed_is_checked_and_a_part_of_it_where_float32_has_no_memory(monkeypatch):
+    """Kernels are compiled for one batch: for a second one in the check alone they would take the part's time."""
+    layer, images = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4), torch.randn(20, 4, 6, 6)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    seen = []
+
+    def work(most, model, images, precise=False):
+        seen.append(len(images))
+        if precise and len(images) > most:
+            raise torch.OutOfMemoryError
+        return end_to_end.infer(model, images)
+
+    assert end_to_end.check_what_fits(layer, images, partial(work, 20))[1] == 1
+    assert seen == [20] * 5
+    seen.clear()
+    end_to_end.check_what_fits(layer, images, partial(work, 8))
+    assert seen == [20, *[end_to_end.CHECKED_IMAGES] * 5]
+    with pytest.raises(torch.OutOfMemoryError):
+        end_to_end.check_what_fits(layer, images[:8], partial(work, 7))
 
 
 @pytest.mark.parametrize("lost", ["training step", "inference"])
