@@ -3,6 +3,8 @@
 Autocast, which may be enabled for the backward pass only, does not affect them.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,13 @@ BEFORE_ACTIVATION_SCHEMA = "depthwise_conv2d_before_activation(Tensor input, Ten
 GRAD_INPUT_SCHEMA = "depthwise_conv2d_grad_input(Tensor grad_output, Tensor weight) -> Tensor"
 GRAD_WEIGHT_SCHEMA = "depthwise_conv2d_grad_weight(Tensor grad_output, Tensor input, int[2] kernel_size) -> Tensor"
 
+AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
 _library = torch.library.Library("widefield", "FRAGMENT")
 
 
 def _before_activation_cpu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        return torch.ops.widefield.depthwise_conv2d(input, weight, bias)
+    return torch.ops.widefield.depthwise_conv2d(input, weight, bias)
 
 
 def _before_activation_cuda(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -80,6 +83,16 @@ def _grad_weight_fake(grad: Tensor, input: Tensor, kernel_size: list[int]) -> Te
     return input.new_empty(input.shape[1], 1, *kernel_size)
 
 
+def without_autocast(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `operator` with autocast disabled: PyTorch's convolution, which may compute it, would round to 16 bits."""
+
+    def call(grad: Tensor, *rest: object) -> Tensor:
+        with torch.autocast(grad.device.type, enabled=False):
+            return operator(grad, *rest)
+
+    return call
+
+
 def refuse_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> None:
     raise RuntimeError(
         "depthwise_conv2d cannot be differentiated twice. For second derivatives use "
@@ -96,5 +109,7 @@ for _schema, _cpu, _cuda, _fake in (
     _library.define(_schema)
     _library.impl(_name, _cpu, "CPU")
     _library.impl(_name, _cuda, "CUDA")
+    for _key in AUTOCAST.values():
+        _library.impl(_name, without_autocast(getattr(torch.ops.widefield, _name)), _key)
     torch.library.register_fake(f"widefield::{_name}", _fake)
     torch.library.register_autograd(f"widefield::{_name}", refuse_double_backward)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.arguments import check_tensors
-from kernels.depthwise_conv2d import dispatch, gradients, pytorch  # noqa: F401 (registers the gradients)
+from kernels.depthwise_conv2d import dispatch, gradients, pytorch
 from kernels.layout import contiguous_or_channels_last, laid_out_as
 from kernels.native import is_loaded, load_native_library, warn_if_missing
 from kernels.transforms import is_transformed
@@ -17,7 +17,6 @@ SCHEMA = "depthwise_conv2d(Tensor input, Tensor weight, Tensor? bias=None, str a
 NAME = "widefield::depthwise_conv2d"
 ACTIVATIONS = ("none", "relu", "gelu")
 DTYPES = (*dispatch.TRITON_DTYPES, torch.float64)
-AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -58,7 +57,7 @@ def computed_dtype(t: Tensor) -> torch.dtype:
     """Return the dtype in which `t` is convolved: autocast's, if enabled, for floating-point types except float64."""
     device = t.device.type
     narrow = t.dtype.is_floating_point and t.dtype != torch.float64
-    if device in AUTOCAST and narrow and torch.is_autocast_enabled(device):
+    if device in gradients.AUTOCAST and narrow and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return t.dtype
 
@@ -162,7 +161,7 @@ def _register() -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel.*depthwise_conv2d\(")
             _library.impl("depthwise_conv2d", _cuda, "CUDA", allow_override=True)
-    for key in AUTOCAST.values():
+    for key in gradients.AUTOCAST.values():
         _library.impl("depthwise_conv2d", _autocast, key)
     _library.impl("depthwise_conv2d", _transformed, "FuncTorchDynamicLayerFrontMode")
     torch.library.register_fake(NAME, _fake)
