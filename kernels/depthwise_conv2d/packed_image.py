@@ -64,7 +64,7 @@ def packed_image_kernel(
     FLIP: tl.constexpr,  # the filter turned by 180 degrees
     PRECISION: tl.constexpr,
     ACTIVATION: tl.constexpr,  # a value of activation.ACTIVATIONS
-    INDEX: tl.constexpr,  # int32 if it can index all elements
+    INDEX: tl.constexpr,  # int32 if it can index all elements of input and output
 ):
     """All pixels of BLOCK_N images of one channel, in float32; KH >= 2H-1, KW >= 2W-1. Outputs: y = H-1-oy, x = ox.
 
@@ -77,7 +77,7 @@ def packed_image_kernel(
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # [N]
     real = n < N
     image = (n.to(INDEX) * C + c) * (H * W)  # [N]
-    packed_ptr += (tl.program_id(0).to(INDEX) * C + c) * (ROW * PLANE)
+    packed_ptr += (tl.program_id(0).to(tl.int64) * C + c) * (ROW * PLANE)  # of a batch of 1 41 times the input
     pack_filter(weight_ptr + c * (KH * KW), packed_ptr, H, W, KH, KW, ROW, PLANE, BLOCK, FLIP)
 
     o = tl.arange(0, OUTPUTS)  # [O] = (oy,ox)

@@ -21,6 +21,7 @@ class MachineCode:
     registers: int
     stack: int
     shared: int
+    ir: str  # Triton's
 
     def has(self, instruction: str) -> bool:
         return re.search(rf"\b{re.escape(instruction)}\b", self.text) is not None
@@ -60,4 +61,5 @@ def machine_code(
     path.write_bytes(compiled.asm["cubin"])
     usage = run_tool("cuobjdump", "--dump-resource-usage", str(path))
     (registers,), (stack,) = re.findall(r"REG:(\d+)", usage), re.findall(r"STACK:(\d+)", usage)
-    return MachineCode(run_tool("nvdisasm", "-c", str(path)), int(registers), int(stack), compiled.metadata.shared)
+    text, shared = run_tool("nvdisasm", "-c", str(path)), compiled.metadata.shared
+    return MachineCode(text, int(registers), int(stack), shared, compiled.asm["ttir"])

@@ -140,6 +140,8 @@ def test_machine_code_of_packed_images(architecture, stage, batch, tmp_path):
     written, vectors = code.text.index("STG.E"), [each.start() for each in re.finditer(r"LDG\.E\.128", code.text)]
     assert written < code.text.index("BAR.SYNC", written) < min(vectors)
     assert not code.has("LDG.E.128.CONSTANT")
+    # The taps of 257 images of 65,535 channels of 9 x 9 are 2^31 elements, the images fewer.
+    assert re.search(r"tt\.addptr %packed_ptr\S*, %\S+ : \S+, i64", code.ir)
     assert len(re.findall("LDG", code.text)) < 70  # whole_image.py has 32 of 2 bytes in the loop alone
 
 
