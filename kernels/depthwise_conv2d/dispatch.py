@@ -14,8 +14,7 @@ TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores are used, as the tuner chos
 LARGEST_SIDE = 255  # of a filter on the tensor cores: toeplitz_kernel.window_place divides in 32 bits
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # CUDA's, on the grid's second dimension, which is the channels
-PIXEL_LIMIT = 2**31 - 128  # of an image: kernel.py indexes them in 32 bits, in blocks of 128
-COUNTABLE = 2**31  # a filter's elements in kernel.py, a channel's pixels in grad_weight_kernel.py: 32 bits too
+COUNTABLE = 2**31 - 128  # images, pixels of one or of a channel, elements of a filter: in 32 bits, by blocks up to 128
 LEAST_CAPABILITY = (8, 0)  # the least that Triton supports, and the first with bfloat16
 
 
@@ -35,9 +34,9 @@ def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
     capability = torch.cuda.get_device_capability(input.device)
     if capability < LEAST_CAPABILITY:
         warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
-    channels, height, width = input.shape[1:]
+    batch, channels, height, width = input.shape
     taps = kernel_size[0] * kernel_size[1]
-    if channels > GRID_LIMIT or height * width > PIXEL_LIMIT or channels * taps >= COUNTABLE:
+    if channels > GRID_LIMIT or max(batch, height * width, channels * taps) > COUNTABLE:
         return "pytorch"
     return choose_kernel(input.dtype, kernel_size, capability)
 
@@ -116,7 +115,7 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
         return pytorch.run_grad_weight(pytorch.algorithm_for(input), grad, input, kernel_size, precision)
     if input.numel() == 0:
         return input.new_zeros(input.shape[1], 1, *kernel_size)
-    if len(input) > 1 and input.numel() // input.shape[1] >= COUNTABLE:
+    if len(input) > 1 and input.numel() // input.shape[1] > COUNTABLE:
         half = len(input) // 2
         first = grad_weight_cuda(grad[:half], input[:half], kernel_size)
         return first + grad_weight_cuda(grad[half:], input[half:], kernel_size)

@@ -130,7 +130,7 @@ def launch(grad, input, grad_weight, precision="ieee", tile=None):
         enable_fp_fusion=True,
         maxnreg=most_registers(input.element_size()),
     )
-    reduce_kernel[(channels, triton.cdiv(kernel_height * kernel_width, BLOCK_TAPS))](
+    reduce_kernel[(triton.cdiv(kernel_height * kernel_width, BLOCK_TAPS), channels)](
         partial,
         grad,
         input,

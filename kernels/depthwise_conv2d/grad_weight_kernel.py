@@ -142,8 +142,8 @@ def reduce_kernel(
 
     Bytes: every partial sum once, the gradient once.
     """
-    c = tl.program_id(0).to(tl.int64)
-    tap = tl.program_id(1) * BLOCK_TAPS + tl.arange(0, BLOCK_TAPS)  # [T]
+    c = tl.program_id(1).to(tl.int64)
+    tap = tl.program_id(0) * BLOCK_TAPS + tl.arange(0, BLOCK_TAPS)  # [T]
     i = tap // KW - skip_y
     j = tap % KW - skip_x
     seen = (tap < KH * KW) & (i >= 0) & (i < KH - 2 * skip_y) & (j >= 0) & (j < KW - 2 * skip_x)
@@ -163,8 +163,8 @@ def reduce_kernel(
         for lane in range(BLOCK_TAPS):
             this = tl.arange(0, BLOCK_TAPS) == lane
             if tl.sum((this & (total != total)).to(tl.int32)) != 0:
-                dy = (tl.program_id(1) * BLOCK_TAPS + lane) // KW - KH // 2
-                dx = (tl.program_id(1) * BLOCK_TAPS + lane) % KW - KW // 2
+                dy = (tl.program_id(0) * BLOCK_TAPS + lane) // KW - KH // 2
+                dx = (tl.program_id(0) * BLOCK_TAPS + lane) % KW - KW // 2
                 sums = tl.zeros((BLOCK_PIXELS,), dtype=tl.float32)
                 for n in range(N):
                     image = (n * C + c) * plane

@@ -67,6 +67,11 @@ def test_more_pixels_than_int32_counts(taken, height, algorithm):
     assert dispatch.kernel_for(torch.empty(1, 1, height, 46341, dtype=torch.half, device="meta"), (3, 3)) == algorithm
 
 
+@pytest.mark.parametrize(("batch", "algorithm"), [(2**31 - 128, "toeplitz"), (2**31 - 127, "pytorch")])
+def test_more_images_than_int32_counts(taken, batch, algorithm):
+    assert dispatch.kernel_for(torch.empty(batch, 1, 1, 1, dtype=torch.half, device="meta"), (5, 5)) == algorithm
+
+
 @pytest.mark.parametrize(("channels", "algorithm"), [(2**15 - 512, "taps"), (2**15, "pytorch")])
 def test_a_filter_of_more_elements_than_int32_counts(taken, channels, algorithm):
     assert dispatch.kernel_for(torch.empty(1, channels, 8, 8, device="meta"), (257, 255)) == "taps"
@@ -107,6 +112,14 @@ def test_the_gradients_take_them_too(taken):
     assert not taken
     assert gradients._grad_weight_cuda(grad[:0], source[:0], [5, 5]).abs().sum() == 0
     assert not taken
+
+
+@pytest.mark.parametrize(("pixels", "launches"), [(2**31 - 128, 1), (2**31 - 64, 2)])
+def test_the_last_block_of_pixels_is_counted_in_int32_too(taken, pixels, launches):
+    """The filter's gradient rounds a channel's pixels up to whole blocks."""
+    grad, source = (torch.empty(pixels // 64, 1, 8, 8, dtype=torch.half, device="meta") for _ in range(2))
+    gradients._grad_weight_cuda(grad, source, [3, 3])
+    assert len(taken) == launches
 
 
 @pytest.mark.parametrize(

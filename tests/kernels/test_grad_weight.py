@@ -64,6 +64,23 @@ def test_machine_code_of_the_reduction(dtype, ones, tmp_path):
     machine_code(reduce_kernel, 90, pointers, constants, 4, 3, tmp_path).check(90, 4)
 
 
+def test_a_filter_of_more_blocks_than_the_grid_s_second_dimension_has(monkeypatch):
+    from kernels.depthwise_conv2d import grad_weight
+
+    grids = []
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    for name in ("grad_weight_kernel", "reduce_kernel"):
+        monkeypatch.setattr(grad_weight, name, Recorder())
+    image, result = (torch.empty(shape, device="meta") for shape in ((1, 3, 5, 5), (3, 1, 2**12 + 1, 2**12 + 1)))
+    grad_weight.launch(image, image, result)
+    assert [grid[1] for grid in grids] == [3, 3]
+
+
 def test_tile_of_each_stage():
     """Steps fill the powers of two that the tensor cores want; taps that no pixel sees are left out."""
     from kernels.depthwise_conv2d.grad_weight import candidates, choose_splits, choose_tile
