@@ -16,12 +16,14 @@ SCHEMA = (
 )
 BACKWARD_SCHEMA = (
     "masked_patch_loss_backward(Tensor grad_loss, Tensor unscaled_grad, Tensor scale, ScalarType dtype, "
-    "SymInt? channels=None) -> Tensor"
+    "SymInt channels) -> Tensor"
 )
 NAME = "widefield::masked_patch_loss"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MASK_DTYPES = (*TRITON_DTYPES, torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-COUNTABLE = 2**30  # elements of an image, or cells: the kernels index them in 32 bits
+# Places of an image, of a mask, or cells: the kernels index them in 32 bits. kernel_backward.py counts up to four times
+# the elements of an image of one channel, whose signs have a byte each.
+COUNTABLE = 2**29
 
 _library = torch.library.Library("widefield", "FRAGMENT")
 
@@ -83,13 +85,16 @@ def _empty_packed_grad(prediction: Tensor, image: Tensor, loss: str, gradient: b
     return torch.empty((batch, rows * stride, h, w), dtype=torch.uint8, device=prediction.device, memory_format=layout)
 
 
-def _has_kernels(prediction: Tensor, image: Tensor) -> bool:
+def _has_kernels(prediction: Tensor, image: Tensor, mask: Tensor) -> bool:
     """Whether the Triton-language kernels take these types and can index these sizes."""
     if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES:
         return False
-    extent = sum((n - 1) * step for n, step in zip(image.shape[1:], image.stride()[1:], strict=True))
+    extents = [
+        sum((n - 1) * step for n, step in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+        for tensor in (image, mask)
+    ]
     cells = prediction.shape[0] * prediction.shape[2] * prediction.shape[3]
-    return max(extent, prediction[0].numel(), cells) < COUNTABLE
+    return max(*extents, prediction[0].numel(), cells) < COUNTABLE
 
 
 def _result_dtype(prediction: Tensor, image: Tensor) -> torch.dtype:
@@ -123,7 +128,7 @@ def _cuda(
     gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_arguments(prediction, image, mask, loss, target_norm, window)
-    if not _has_kernels(prediction, image):
+    if not _has_kernels(prediction, image, mask):
         return _cpu(prediction, image, mask, loss, target_norm, window, gradient)
     from kernels.masked_patch_loss.launch import launch
 
@@ -157,21 +162,19 @@ def _fake(
     check_arguments(prediction, image, mask, loss, target_norm, window)
     dtype = _result_dtype(prediction, image)
     scalar, source = prediction.new_empty((), dtype=dtype), contiguous_or_channels_last(prediction)
-    if prediction.device.type == "cuda" and _has_kernels(prediction, image):
+    if prediction.device.type == "cuda" and _has_kernels(prediction, image, mask):
         unscaled_grad = _empty_packed_grad(source, image, loss, gradient)
     else:
         unscaled_grad = _empty_unscaled_grad(source, loss, gradient)
     return scalar, unscaled_grad, torch.empty_like(scalar)
 
 
-def _backward_cpu(
-    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
-) -> Tensor:
+def _backward_cpu(grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int) -> Tensor:
     return backward_vectorized(unscaled_grad, grad_loss * scale, dtype)
 
 
 def _backward_cuda(
-    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int
 ) -> Tensor:
     if dtype not in TRITON_DTYPES or scale.dtype not in TRITON_DTYPES:
         return backward_vectorized(unscaled_grad, grad_loss * scale, dtype)
@@ -184,10 +187,10 @@ def _backward_cuda(
 
 
 def _backward_fake(
-    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int | None = None
+    grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int
 ) -> Tensor:
     """Allocate the gradient: of `channels` channels if `unscaled_grad` packs four of them in a byte."""
-    if unscaled_grad.dtype != torch.uint8 or channels is None:
+    if unscaled_grad.dtype != torch.uint8:
         return torch.empty_like(unscaled_grad, dtype=dtype)
     batch, _, h, w = unscaled_grad.shape
     layout = torch.channels_last if unscaled_grad.stride(1) == 1 else torch.contiguous_format

@@ -121,7 +121,8 @@ def answered(problem, prediction, image, mask, check: bool = True) -> int:
         grad = op._backward_cuda(torch.tensor(64.0), unscaled_grad, scale, prediction.dtype, prediction.shape[1])
         expected, signs, scale = op._cpu(prediction, image, mask, *problem.settings)
         torch.testing.assert_close(result, expected)
-        torch.testing.assert_close(grad, op._backward_cpu(torch.tensor(64.0), signs, scale, prediction.dtype))
+        expected = op._backward_cpu(torch.tensor(64.0), signs, scale, prediction.dtype, prediction.shape[1])
+        torch.testing.assert_close(grad, expected)
     return 1
 
 

@@ -244,7 +244,7 @@ def test_opcheck(loss, layout):
     opcheck(operator.default, (prediction, image, mask), {"gradient": False})
     _, unscaled_grad, scale = operator(prediction, image, mask, loss)
     backward = torch.ops.widefield.masked_patch_loss_backward
-    opcheck(backward.default, (torch.tensor(2.0), unscaled_grad, scale, torch.float32))
+    opcheck(backward.default, (torch.tensor(2.0), unscaled_grad, scale, torch.float32, 12))
 
 
 def test_autocast_keeps_float32_arithmetic():
