@@ -69,7 +69,7 @@ def value(d, LOSS: tl.constexpr):
 @triton.jit
 def put(unscaled_grad_q, channel, valid, d, LOSS: tl.constexpr):
     """Store the derivative of smooth_l1, or half that of l2, which float16 holds: the scale has the factor 2."""
-    unscaled_grad = tl.where(tl.abs(d) < 1.0, d, tl.where(d > 0, 1.0, -1.0)) if LOSS == 1 else d
+    unscaled_grad = tl.where(d > 1.0, 1.0, tl.where(d < -1.0, -1.0, d)) if LOSS == 1 else d  # keeps a NaN
     tl.store(unscaled_grad_q + channel, unscaled_grad.to(unscaled_grad_q.dtype.element_ty), mask=valid)
 
 

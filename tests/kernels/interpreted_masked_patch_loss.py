@@ -91,6 +91,14 @@ def paths(dtype: torch.dtype) -> int:
     grad = op._backward_cuda(torch.tensor(1.0), unscaled_grad, scale, dtype, 12)
     torch.testing.assert_close(grad, prediction / 6, rtol=1e-2, atol=0)
     count += 1
+    for loss, at_nan in (("l1", 0.0), ("smooth_l1", NAN), ("l2", NAN)):  # as PyTorch's own losses
+        prediction = torch.tensor([NAN, 3.0, -3.0, 0.0]).to(dtype).view(1, 4, 1, 1)
+        _, unscaled_grad, scale = op._cuda(prediction, torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 1), loss)
+        grad = op._backward_cuda(torch.tensor(4.0), unscaled_grad, scale, dtype, 4).flatten().float()
+        slope = 6.0 if loss == "l2" else 1.0
+        expected = torch.tensor([at_nan, slope, -slope, 0.0])
+        torch.testing.assert_close(grad, expected, rtol=1e-2, atol=0, equal_nan=True)
+        count += 1
     problem = make_loss_problem(LossCase(9, 3, 3, 3, 2, 2), dtype, grad_loss=64.0)
     tiles.TILE[False], tiles.MOST_PROGRAMS, tiles.LARGEST_FINISH = 64, 4, 2  # type: ignore[assignment]
     block_k, block_q, steps = tiles.tile(3, 2, 81, False)
