@@ -14,6 +14,7 @@ from benchmarks.serving import table as serving
 
 README = ROOT / "README.md"
 WITHOUT = "Against the same weights in PyTorch's own convolutions"
+OPENVINO = "Against the same weights in OpenVINO"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 
 
@@ -136,6 +137,7 @@ def pages() -> dict[Path, list[list[str]]]:
             served.preprocess_table(load("preprocess")),
             serving.lines(load("serving"), conditions(load("serving"))),
             serving.lines(load("serving_plain"), conditions(load("serving_plain")), WITHOUT),
+            serving.lines(load("serving_openvino"), conditions(load("serving_openvino")), OPENVINO),
         ],
         ROOT / "docs" / "training.md": [
             training_images_table(load("training_images")),

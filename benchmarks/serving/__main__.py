@@ -9,7 +9,7 @@ A quick answer, of all five servers and two models in about 25 minutes on two co
 
 Every peer runs our TorchScript with our native library: what is compared is the server. `--ways plain` and `--ways
 openvino` compare what users have without Widefield: the peers with the same weights in PyTorch's own convolutions
-(serving_plain.json) or in OpenVINO (serving_openvino.json), both in float32:
+(serving_plain.json) or in OpenVINO, in float32 (serving_openvino.json):
 
     python -m benchmarks.serving --ways plain --seconds 2.5
     python -m benchmarks.serving --ways openvino --seconds 2.5 --models nano small
