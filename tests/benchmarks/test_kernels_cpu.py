@@ -142,19 +142,19 @@ def test_no_gpu_is_said(monkeypatch, capsys, arguments, message):
 def test_the_command_line_leads_to_each_run(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(main, "run_cpu", lambda batches, rounds: seen.append(("cpu", batches, rounds)) or 0)
-    monkeypatch.setattr(main, "run_cuda", lambda seconds, tuning: seen.append(("cuda", seconds, tuning)) or 1)
+    monkeypatch.setattr(main, "run_cuda", lambda seconds, **how: seen.append(("cuda", seconds, how)) or 1)
     monkeypatch.setattr(main, "draw", lambda document, name: seen.append((document, name)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     saved = tmp_path / "kernels_x.json"
     saved.write_text('{"rows": []}')
     for arguments, status in (
         (["--device", "cpu", "--batches", "1,3", "--rounds", "2"], 0),
-        (["--seconds", "7", "--tune", "40"], 1),
+        (["--seconds", "7", "--tune", "40", "--no-compile"], 1),
         (["--draw", str(saved)], 0),
     ):
         monkeypatch.setattr("sys.argv", ["kernels", *arguments])
         assert main.main() == status
-    assert seen == [("cpu", [1, 3], 2), ("cuda", 7.0, 40.0), ({"rows": []}, "kernels_x")]
+    assert seen == [("cpu", [1, 3], 2), ("cuda", 7.0, {"tuning": 40.0, "compiled": False}), ({"rows": []}, "kernels_x")]
 
 
 def test_timings_have_a_place_in_a_file(monkeypatch, tmp_path):
