@@ -112,10 +112,10 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
         return 143
     except (ValueError, OSError, RuntimeError) as error:
         remedy = _remedy(error, trains=output is not None)
-        known = remedy or not isinstance(error, RuntimeError) or isinstance(error, DivergenceError)
-        if not known or os.environ.get("WIDEFIELD_TRACEBACK"):
+        foreseen = remedy or isinstance(error, (ValueError, OSError, DivergenceError))
+        if not foreseen or os.environ.get("WIDEFIELD_TRACEBACK"):
             raise
-        print(f"{name}: {one_line(error)}{remedy}", file=sys.stderr)
+        print(": ".join(filter(None, (name, one_line(error), remedy))), file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     finally:
         distributed.shutdown()
@@ -123,15 +123,13 @@ def exit_code(name: str, run: Callable[[], object], output: Path | None = None) 
 
 
 def _remedy(error: Exception, trains: bool) -> str:
-    """Return what to do about the error of a machine that is too small, after a colon; empty for other errors."""
+    """Return what to do about the error of a machine that is too small; empty for other errors."""
     if isinstance(error, torch.OutOfMemoryError) and trains:
-        return (
-            ": take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
-        )
+        return "take a smaller --batch-size (with --global-batch-size the steps stay the same) or --grad-checkpointing"
     if isinstance(error, torch.OutOfMemoryError):
-        return ": take another --device, or a smaller --batch-size or --count where there is one"
+        return "take another --device, or a smaller --batch-size or --count where there is one"
     if str(error).startswith("DataLoader worker") and "Segmentation fault" not in str(error):
-        return ": take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
+        return "take fewer --workers, or give the machine more memory (a container: more /dev/shm)"
     return ""
 
 

@@ -4,9 +4,7 @@ This process traces the operator on the CPU. A second process loads the library 
 with float64 in every type and layout, in a CUDA graph, and from two threads on two streams.
 """
 
-import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.commands import no_options
-from benchmarks.harness import ROOT
+from benchmarks.gpu_check.alone import check_alone, run_alone
 from benchmarks.kernels.accuracy import EPS, bound, share
 
 CASES = ((8, 56, 31), (16, 28, 29), (64, 14, 27), (64, 7, 13), (32, 9, 5))  # channels, height = width, kernel
@@ -129,24 +127,19 @@ def alone(library: str, folder: str) -> int:
     """Run the checks in the second process."""
     torch.ops.load_library(library)
     count = check_all(Path(folder), "cuda")
-    if "kernels" in sys.modules:
-        raise RuntimeError("`kernels` was imported: the operator may have been Python's")
+    check_alone()
     print(f"{count} answers right, {len(CASES) * len(EPS)} graphs and pairs of threads")
     return 0
 
 
 def main() -> int:
-    from kernels import native_library
-
-    library = native_library()
-    if library is None:
-        print("the native library is not built: python kernels/native/build.py")
-        return 1
-    with tempfile.TemporaryDirectory() as folder:
+    def write_files(folder: Path) -> None:
         for index in range(len(CASES)):
-            write_case(Path(folder), index)
-        command = [sys.executable, "-m", "benchmarks.gpu_check.native", str(library), folder]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            write_case(folder, index)
+
+    done = run_alone("benchmarks.gpu_check.native", write_files, capture_output=True)
+    if done is None:
+        return 1
     print(done.stderr.strip())
     print(done.stdout.strip())
     if FELL_BACK in done.stderr:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import captured, replayed, sets_that_exceed_the_cache
+from benchmarks.gpu_check.alone import check_alone
 from benchmarks.gpu_check.native import check_answer
 from benchmarks.harness import ROOT, gpu, name_on, other_work_warning, pin_float32, versions, write_results
 from benchmarks.kernels.layers import Layer, replknet_31b
@@ -63,8 +64,7 @@ def measure(import_kernels: Callable[[], Any], device: str = "cuda") -> Iterator
         raise RuntimeError(f"{LIBRARY} is not built from these sources: python kernels/native/build.py")
     torch.ops.load_library(str(LIBRARY))
     problems = [make_problem(layer, device) for batch in BATCHES for layer in replknet_31b(batch)]
-    if "kernels" in sys.modules:
-        raise RuntimeError("`kernels` was imported: the operator may have been Python's")
+    check_alone()
     native = [problem.graph() for problem in problems]
     import_kernels()
     for problem, graph in zip(problems, native, strict=True):

@@ -4,9 +4,8 @@ This process traces both on the CPU. A second one, which never imports `kernels`
 each batch size; results: served_layout_<gpu>.json. It decides export.torchscript.ServedBackbone's layout on a GPU.
 """
 
-import subprocess
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.commands import no_options
 from benchmarks.cuda_timing import elapsed_ms
-from benchmarks.harness import ROOT, gpu, name_on, pin_float32, versions, write_results
+from benchmarks.gpu_check.alone import check_alone, run_alone
+from benchmarks.harness import gpu, name_on, pin_float32, versions, write_results
 from benchmarks.timing import interleaved
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -24,7 +24,7 @@ TRACED_SIZE = 64  # of the images: a trace serves every size, and this one takes
 TOLERANCE = 0.05  # of the norm of the logits: bfloat16 rounds otherwise in another layout
 
 
-def write_files(folder: Path, arch: str) -> None:
+def write_files(arch: str, folder: Path) -> None:
     """Write <layout>.pt, traced as export/ does."""
     from export.torchscript import ServedBackbone, trace_backbone
     from models import create_model, reparameterize
@@ -58,21 +58,12 @@ def measure(folder: Path, size: int, device: str = "cuda") -> None:
         rows.append({"batch": batch, "ms": times, "distance": distance})
         print(f"batch {batch}: " + ", ".join(f"{name} {timing.median:.2f} ms" for name, timing in times.items()))
         write_results(name_on(hardware, "served_layout"), gpu=hardware, versions=versions("torch"), rows=rows)
-    if "kernels" in sys.modules:
-        raise RuntimeError("`kernels` was imported: the operator may have been Python's")
+    check_alone()
 
 
 def main(arch: str = "replknet_31b", size: int = 224) -> int:
-    from kernels import native_library
-
-    library = native_library()
-    if library is None:
-        print("the native library is not built: python kernels/native/build.py")
-        return 1
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(Path(folder), arch)
-        command = [sys.executable, "-m", "benchmarks.gpu_check.served_layout", str(library), folder, str(size)]
-        return subprocess.run(command, cwd=ROOT).returncode
+    done = run_alone("benchmarks.gpu_check.served_layout", partial(write_files, arch), str(size))
+    return 1 if done is None else done.returncode
 
 
 if __name__ == "__main__":

@@ -20,10 +20,13 @@ KINDS = {"toeplitz": toeplitz.Tile, "grad_weight": grad_weight.GradWeightTile}
 Tiles = dict[str, Any]
 
 
-def fields(name: str, tile: Tiles) -> Tiles:
+def algorithm(path: Path, name: str) -> tile_files.Algorithm:
+    return tile_files.algorithm_in(path, name, KINDS[name.split()[0]])
+
+
+def fields(tile: toeplitz.Tile | grad_weight.GradWeightTile) -> Tiles:
     """The tile's fields in their order, without those that are as by default."""
-    kind: Any = KINDS[name.split()[0]]
-    return {key: value for key, value in asdict(kind(**tile)).items() if value != getattr(kind, key, None)}
+    return {key: value for key, value in asdict(tile).items() if value != getattr(type(tile), key, None)}
 
 
 def text(table: Tiles) -> str:
@@ -31,17 +34,17 @@ def text(table: Tiles) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(table[name])}" for name in sorted(table)) + "\n}\n"
 
 
-def ship(table: Tiles, tuned: Tiles) -> Iterator[str]:
-    """Change `table` and yield a line for each of its shapes that was tuned."""
-    for name in sorted(table.keys() & tuned.keys()):
-        found = tuned[name]
-        if not isinstance(found, dict):
+def ship(table: Tiles, path: Path) -> Iterator[str]:
+    """Change `table` and yield a line for each of its shapes that `path` has. Raises `TilesError`."""
+    for name in sorted(table.keys() & tile_files.read(path).keys()):
+        found = algorithm(path, name)
+        if isinstance(found, str):
             yield f"{name}: {found} was faster; the entry is left as it is"
-        elif fields(name, found) == fields(name, table[name]):
+        elif found == algorithm(tile_files.TABLE, name):
             yield f"{name}: as it was"
         else:
-            yield f"{name}: {json.dumps(fields(name, found))} instead of {json.dumps(fields(name, table[name]))}"
-            table[name] = fields(name, found)
+            yield f"{name}: {json.dumps(fields(found))} instead of {json.dumps(table[name])}"
+            table[name] = fields(found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{path}: there is no such file; python -m benchmarks.kernels --tune 30 writes it, on a GPU")
     try:
         table = dict(tile_files.read(tile_files.TABLE))
-        lines = list(ship(table, tile_files.read(path)))
-    except (tile_files.TilesError, TypeError) as error:
+        lines = list(ship(table, path))
+    except tile_files.TilesError as error:
         parser.error(f"{path}: no tuned tiles ({error})")
     tile_files.TABLE.write_text(text(table))
     tile_files.read.cache_clear()

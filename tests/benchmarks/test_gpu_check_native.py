@@ -1,11 +1,13 @@
 """The native part of `make gpu-check` on a faked GPU: what it holds right, and that it finds what is wrong."""
 
+import subprocess
 import sys
 
 import pytest
 import torch
 
 from benchmarks.gpu_check import native
+from benchmarks.harness import ROOT
 from benchmarks.kernels.accuracy import EPS
 
 
@@ -101,7 +103,7 @@ def test_native_reads_what_the_second_process_says(monkeypatch, small_case, erro
     class Done:
         stdout, stderr, returncode = "12 answers right", errors, status
 
-    monkeypatch.setattr(native.subprocess, "run", lambda command, **_: Done)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: Done)
     assert native.main() == expected
 
 
@@ -115,5 +117,5 @@ def test_native_needs_the_library(monkeypatch):
 def test_the_second_process_imports_no_kernels():
     """In a real process: importing the module must not import `kernels`."""
     code = "import sys, benchmarks.gpu_check.native; assert 'kernels' not in sys.modules; print('alone')"
-    done = native.subprocess.run([sys.executable, "-c", code], cwd=native.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "alone", done.stderr

@@ -13,7 +13,7 @@ from benchmarks.gpu_check import served_layout
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    served_layout.write_files(folder, "replknet_nano")
+    served_layout.write_files("replknet_nano", folder)
     return folder
 
 
