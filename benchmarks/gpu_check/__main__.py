@@ -73,12 +73,13 @@ def parts() -> list[Part]:
         Part("device", ("-m", f"{here}.device"), 40, needed=True),  # a cold start reads gigabytes
         Part("build", ("kernels/native/build.py",), 45),
         Part("native", ("-m", f"{here}.native"), 20),
-        Part("tests", tests, 110, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
-        Part("served", ("-m", f"{here}.served"), 20),
+        Part("tests", tests, 100, environment={"OMP_NUM_THREADS": "1"}),  # as many processes as cores
+        Part("served", ("-m", f"{here}.served"), 15),
         Part("benchmark", (*benchmark, "--tune", "30", "--no-compile", "--seconds", SECONDS), 115),
-        Part("end_to_end", ("-m", f"{here}.end_to_end"), 75),
+        Part("end_to_end", ("-m", f"{here}.end_to_end"), 70),
         Part("native_speed", ("-m", f"{here}.native_speed"), 30),
         Part("served_layout", ("-m", f"{here}.served_layout"), 25),
+        Part("kernel_times", ("-m", f"{here}.kernel_times"), 20),
     ]
 
 

@@ -15,7 +15,7 @@ import kernels  # noqa: F401 - loads the library, before a test sets WIDEFIELD_N
 from server.backends import build
 from server.tritonserver_options import ENVIRONMENT, SPIN
 
-PARTS = ("device", "native", "native_speed", "end_to_end", "served", "served_layout")
+PARTS = ("device", "native", "native_speed", "end_to_end", "served", "served_layout", "kernel_times")
 MODULES = ["benchmarks.report", "benchmarks.demo", "benchmarks.evidence.report", "kernels.native.build"]
 MODULES += [f"benchmarks.gpu_check.{part}" for part in PARTS]
 

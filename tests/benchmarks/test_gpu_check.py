@@ -181,7 +181,7 @@ def test_the_real_parts_fit_into_eight_minutes(monkeypatch):
     assert parts[0].needed
     assert sum(part.seconds for part in parts) <= runner.TOTAL_SECONDS == 480
     files = [part.command[-1].replace(".", "/") + ".py" for part in parts if "benchmarks.gpu_check" in part.command[-1]]
-    assert len(files) == 6
+    assert len(files) == 7
     assert all((runner.ROOT / file).is_file() for file in files)
     assert any("-n" in part.command for part in parts) == (runner.importlib.util.find_spec("xdist") is not None)
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: name == "xdist" or None)
@@ -269,7 +269,7 @@ def test_nothing_is_imported_that_a_bare_gpu_machine_lacks():
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({hidden}))  # an import of these now raises
-for name in ("device", "native", "native_speed", "end_to_end", "served", "served_layout", "__main__"):
+for name in ("device", "native", "native_speed", "end_to_end", "served", "served_layout", "kernel_times", "__main__"):
     importlib.import_module("benchmarks.gpu_check." + name)
 importlib.import_module("benchmarks.kernels.__main__")
 print("imported")
