@@ -5,6 +5,8 @@ timm is imported only when one of its models is asked for. Its models and RepLKN
 """
 
 import difflib
+import importlib
+import os
 import sys
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from models.errors import SettingsError
 
 PREFIX = "timm/"
+IMPORT = "WIDEFIELD_IMPORT"  # modules, separated by commas, that register networks of one's own with timm
+INTERFACE = ("forward_features", "forward_head", "get_classifier")
 
 
 def is_timm(arch: str) -> bool:
@@ -24,6 +28,14 @@ def _timm(arch: str) -> Any:
         import timm
     except ImportError:
         raise ValueError(f"arch {arch!r} needs timm, which is not installed: pip install timm") from None
+    for module in filter(None, os.environ.get(IMPORT, "").split(",")):
+        try:
+            importlib.import_module(module.strip())
+        except Exception as error:
+            raise SettingsError(
+                f"{IMPORT}={module}: {type(error).__name__}: {error}; a module is imported by its name, from the "
+                "folder of the script or one of PYTHONPATH"
+            ) from error
     return timm
 
 
@@ -36,7 +48,8 @@ def timm_config(arch: str) -> dict[str, Any]:
     name = arch.removeprefix(PREFIX)
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
-        raise SettingsError(f"arch {arch!r}: timm has no model {base!r}{_near(base, timm.list_models())}")
+        near = _near(base, timm.list_models()) or f" ({IMPORT} names a module of yours)"
+        raise SettingsError(f"arch {arch!r}: timm has no model {base!r}{near}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(base + ".*")]
     if tag and tag not in tags:
         raise SettingsError(f"arch {arch!r}: timm's {base} has no weights {tag!r}{_near(tag, tags, least=0.0)}")
@@ -70,17 +83,23 @@ def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: An
     if not kwargs.get("drop_path_rate"):
         kwargs.pop("drop_path_rate", None)
     try:
-        return timm.create_model(arch.removeprefix(PREFIX), pretrained=False, num_classes=num_classes, **kwargs)
+        model = timm.create_model(arch.removeprefix(PREFIX), pretrained=False, num_classes=num_classes, **kwargs)
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
         raise SettingsError(f"{arch} has no drop path: set drop_path_rate to 0 (--drop-path 0)") from error
     except (AssertionError, RuntimeError) as error:
         raise SettingsError(f"{arch} cannot be made for {image_size} px: {error}") from error
+    if missing := [name for name in INTERFACE if not hasattr(model, name)]:
+        raise SettingsError(f"{arch}: {type(model).__name__} has no {', '.join(missing)}: timm's models define it")
+    if not hasattr(model, "pretrained_cfg"):  # as timm marks what it builds
+        model.pretrained_cfg = config
+    return model
 
 
 def of_timm(model: nn.Module) -> bool:
-    return type(model).__module__.startswith("timm.")
+    """Whether timm's library, or a function registered with it, has made `model`."""
+    return type(model).__module__.startswith("timm.") or hasattr(model, "pretrained_cfg")
 
 
 def reparameterize_timm(model: nn.Module) -> None:
