@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from models.config import ModelConfig
 from models.errors import SettingsError
 from models.files import replace_file
 from models.layers import ConvBN
-from models.registry import create_model
+from models.registry import create_model, create_skeleton
 from models.weight_files import WeightsError
 from models.weights import WEIGHTS_FILE, count_classes, load_weights
 from models.wrappers import bare_model, sharded_name
@@ -51,8 +50,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, config: ModelConfig) -
 
 
 def _check_sizes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
-    with torch.device("meta"):
-        expected = create_model(config.arch, config.num_classes, config.image_size).state_dict()
+    expected = create_skeleton(config.arch, config.num_classes, config.image_size).state_dict()
     shapes, own = ({name: list(tensor.shape) for name, tensor in each.items()} for each in (expected, state))
     counters = {name: shape for name, shape in shapes.items() if name.endswith(".num_batches_tracked")}
     own = counters | own  # of frozen batch norms there are none, and `load_weights` needs none

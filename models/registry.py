@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from models.errors import SettingsError
@@ -126,6 +127,20 @@ def create_model(arch: str, num_classes: int = 1000, image_size: int = 0, **kwar
     if is_timm(arch):
         return create_timm_model(arch, num_classes, image_size or input_defaults(arch).image_size, **kwargs)
     return create_replknet(arch, num_classes, **kwargs)
+
+
+def create_skeleton(arch: str, num_classes: int = 1000, image_size: int = 0) -> nn.Module:
+    """`create_model` for the names and shapes of its weights: on the meta device, without memory, where that can be.
+
+    A network whose constructor reads values, such as `.item()` of a drop path's rates, is made on the CPU; the state of
+    the random numbers stays as it was.
+    """
+    try:
+        with torch.device("meta"):
+            return create_model(arch, num_classes, image_size)
+    except Exception:  # which one depends on how the value is read
+        with torch.random.fork_rng(devices=[]):
+            return create_model(arch, num_classes, image_size)
 
 
 def create_replknet(arch: str, num_classes: int = 1000, **kwargs: Any) -> RepLKNet:

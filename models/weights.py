@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifier import head_names
-from models.registry import create_model
+from models.registry import create_skeleton
 from models.replknet import RepLKNet
 from models.timm_models import of_timm, renamed_keys
 from models.weight_files import WeightsError, first_line, read_state
@@ -69,8 +69,7 @@ def weights_file(path: Path) -> Path:
 def count_classes(arch: str, path: str | Path) -> int | None:
     """Return the number of classes in a weights file of `arch`; None without a head. Raises as `load_weights`."""
     path = Path(path)
-    with torch.device("meta"):
-        model = create_model(arch)
+    model = create_skeleton(arch)
     state = read_state(path, model.state_dict().keys(), prefer_average=of_timm(model))
     if of_timm(model) and state.keys() != model.state_dict().keys():
         state = _translated(state, model, path)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from client import Classifier
 from export.build import BuildOptions, build
-from models import load_checkpoint
+from models import ModelConfig, count_classes, load_checkpoint, save_checkpoint
 from models.errors import SettingsError
 from models.registry import create_model
 from models.timm_models import IMPORT
@@ -102,3 +102,22 @@ def test_a_module_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPatc
 def test_an_unknown_name_tells_of_the_variable() -> None:
     with pytest.raises(SettingsError, match=r"timm has no model 'zzz' \(WIDEFIELD_IMPORT names a module of yours\)"):
         create_model("timm/zzz", 2)
+
+
+@pytest.mark.usefixtures("named")
+def test_a_constructor_may_read_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """ConvNeXt's drop path: on the meta device, where shapes are counted, there is no value."""
+    network = importlib.import_module("my_net").MyNet
+    made = network.__init__
+
+    def reads(self: Any, num_classes: int) -> None:
+        made(self, num_classes)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 4)]
+
+    monkeypatch.setattr(network, "__init__", reads)
+    model, state = create_model("timm/my_net", 2), torch.get_rng_state()
+    save_checkpoint(tmp_path, model, ModelConfig("timm/my_net", 2))
+    assert torch.equal(torch.get_rng_state(), state)  # a run that is resumed goes on as it would have
+    assert count_classes("timm/my_net", tmp_path / "model.safetensors") == 2
+    with torch.device("meta"), pytest.raises(SettingsError, match="meta"):
+        create_model("timm/my_net", 2)
