@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,13 +68,10 @@ def cases(device: str, size: int) -> Iterator[tuple[str, Step, int]]:
             calls = steps(ours, which, sets)
             yield f"{layer} {which}", partial(_each, calls), len(calls)
     for (layout, memory_format), norm in itertools.product(LAYOUTS.items(), loss.NORMS):
-
-        def tensors(memory_format: torch.memory_format = memory_format) -> tuple[Tensor, ...]:
-            return loss.inputs(BATCHES["loss"], size, torch.bfloat16, memory_format, device)
-
-        first = tensors()
+        inputs = partial(loss.inputs, BATCHES["loss"], size, torch.bfloat16, memory_format, device)
+        first = inputs()
         more = sets_that_exceed_the_cache(first[0].nbytes + first[1].nbytes) - 1
-        yield f"loss {layout} {norm}", loss.step(loss.ours, [first, *(tensors() for _ in range(more))], norm), 1 + more
+        yield f"loss {layout} {norm}", loss.step(loss.ours, [first, *(inputs() for _ in range(more))], norm), 1 + more
 
 
 def main(device: str = "cuda", size: int = loss.SIZE) -> None:

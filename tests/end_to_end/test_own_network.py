@@ -1,4 +1,4 @@
-"""The network of docs/training.md, neither ours nor timm's: trained, built and served by the page's own commands."""
+"""The network of docs/training.md, neither ours nor timm's, is trained, built and served."""
 
 import importlib
 import os
