@@ -30,13 +30,13 @@ def reference(grad, input, kernel_size):
     kernel_height, kernel_width = kernel_size
     height, width = input.shape[2:]
     pad_y, pad_x = kernel_height // 2, kernel_width // 2
-    padded = F.pad(input, (pad_x, pad_x, pad_y, pad_y))
+    padded, real = (F.pad(tensor, (pad_x, pad_x, pad_y, pad_y)) for tensor in (input, torch.ones_like(input)))
     result = input.new_empty(input.shape[1], 1, kernel_height, kernel_width)
     for i in range(kernel_height):
         for j in range(kernel_width):
             # The window's zeros are no pairs of the sum: a NaN of the gradient does not meet them.
-            seen = F.pad(torch.ones_like(input), (pad_x, pad_x, pad_y, pad_y))[:, :, i : i + height, j : j + width] > 0
-            product = torch.where(seen, grad * padded[:, :, i : i + height, j : j + width], 0)
+            seen = (slice(None), slice(None), slice(i, i + height), slice(j, j + width))
+            product = torch.where(real[seen] > 0, grad * padded[seen], 0)
             result[:, 0, i, j] = product.sum((0, 2, 3))
     return result
 

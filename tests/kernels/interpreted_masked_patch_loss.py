@@ -15,6 +15,7 @@ from kernels.masked_patch_loss.kernel_normalize import launch_normalization
 from kernels.masked_patch_loss.launch import launch, launch_backward
 
 NAN = float("nan")
+SMALL = LossCase(2, 2, 2, 2, 2, 2)  # where a window, which is slow to interpret, is computed for its layouts
 
 
 def main() -> None:
@@ -58,9 +59,7 @@ def combinations(dtype: torch.dtype) -> int:
     count = 0
     for loss, norm, empty in itertools.product(LOSSES, ("none", "window", "patch"), (False, True)):
         ratio = 0.0 if empty else 0.6
-        problem = make_loss_problem(
-            CASES[0], dtype, loss, norm, window=3, image_dtype=dtype, ratio=ratio, grad_loss=64.0
-        )
+        problem = make_loss_problem(SMALL, dtype, loss, norm, window=3, image_dtype=dtype, ratio=ratio, grad_loss=64.0)
         prediction = problem.prediction.transpose(2, 3).contiguous().transpose(2, 3)
         image = problem.image.transpose(1, 3).contiguous().transpose(1, 3)
         assert not prediction.is_contiguous()
@@ -138,7 +137,7 @@ def dispatched(dtype: torch.dtype) -> int:
     """The code that the operator runs on a GPU, on the CPU: strides, mask types, both passes."""
     torch.cuda.device = lambda device: nullcontext()  # type: ignore[assignment, misc]
     for norm in ("none", "window", "patch"):
-        problem = make_loss_problem(CASES[4], dtype, "l1", norm, window=3, grad_loss=64.0)
+        problem = make_loss_problem(SMALL, dtype, "l1", norm, window=3, grad_loss=64.0)
         prediction = problem.prediction.transpose(2, 3).contiguous().transpose(2, 3)
         image = problem.image.transpose(1, 2).contiguous().transpose(1, 2)
         result, unscaled_grad, scale = op._cuda(

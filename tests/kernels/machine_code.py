@@ -6,8 +6,13 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block
 TENSOR_CORES = {80: "HMMA", 86: "HMMA", 89: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
+ARCHITECTURES = [  # 8.6 and 8.9 have 8.0's instructions and 12.0's shared memory: they are slow
+    pytest.param(each, marks=pytest.mark.slow if each in (86, 89) else ()) for each in sorted(SHARED_LIMIT)
+]
 
 
 # What is said of the machine code holds from Triton 3.9 on. In the code of 3.6 (PyTorch 2.11) the loss takes 179 to 204

@@ -38,13 +38,13 @@ def channels_last(t):
     [
         Case(2, 32, 20, 17, 13, 13),
         Case(3, 48, 7, 7, 13, 13),  # K > H
-        Case(65, 16, 14, 14, 27, 27),
+        Case(5, 16, 14, 14, 27, 27),
         Case(2, 16, 12, 10, 31, 5),
         Case(2, 16, 12, 10, 5, 31),
         Case(1, 16, 1, 1, 3, 3),
         Case(1, 16, 40, 3, 9, 1),
         Case(70, 16, 5, 6, 7, 7),  # more images than parts of the batch
-        Case(2, 80, 19, 21, 51, 51),
+        Case(1, 80, 9, 21, 51, 51),
         *(Case(2, c, 12, 12, 13, 13) for c in (17, 24)),  # no whole blocks of channels: by PyTorch
         *(Case(2, 16, 9, 8, k, k) for k in range(1, 31, 2)),  # every width of a tile
         *(Case(2, 1, 13, 6, k, 3) for k in (25, 31)),  # one channel: oneDNN's own gradient ends the process
@@ -189,9 +189,12 @@ for channels in 16, 1:  # the filter's gradient of one channel is a convolution 
 """
 
 
-@pytest.mark.parametrize("library", ["0", "1"])
-def test_autocast_around_backward_alone_changes_nothing(library):
-    environment = os.environ | {"WIDEFIELD_NATIVE": library}
+def test_autocast_around_backward_alone_changes_nothing():
+    exec(BACKWARD_UNDER_AUTOCAST, {})
+
+
+def test_nor_without_the_native_library():
+    environment = os.environ | {"WIDEFIELD_NATIVE": "0"}
     command = [sys.executable, "-c", BACKWARD_UNDER_AUTOCAST]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 from compiled_kernels import POINTER, compile_grad_weight
 from device_stand_ins import BY_TIME, interpreted
-from machine_code import NEW_TRITON, SHARED_LIMIT, TENSOR_CORES, machine_code
+from machine_code import ARCHITECTURES, NEW_TRITON, TENSOR_CORES, machine_code
 
 ROOT = Path(__file__).parents[2]
 STAGES = {"stage1": (56, 31), "stage2": (28, 29), "stage3": (14, 27), "stage4": (7, 13), "largest": (56, 51)}
@@ -19,7 +19,7 @@ def test_interpreted(dtypes):
         assert lines == ["every_case 13", f"every_tile {tiles}", "what_is_not_finite 6"]
 
 
-@pytest.mark.parametrize("architecture", sorted(SHARED_LIMIT))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_machine_code(architecture, stage, tmp_path):
     """Tensor cores, asynchronous copies alone where rows are even, no spills, within the limits."""

@@ -8,10 +8,9 @@ import pytest
 import torch
 from device_stand_ins import BY_TIME, interpreted
 from loss_cases import CASES, LossCase, make_loss_problem
-from machine_code import NEW_TRITON
+from machine_code import ARCHITECTURES, NEW_TRITON
 
 from kernels import masked_patch_loss
-from kernels.native.variants import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
