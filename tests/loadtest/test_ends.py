@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from loadtest import capacity_command
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +35,8 @@ def test_a_signal_ends_a_run_with_the_table(
     pictures: Path, counting_server: Callable, sent: signal.Signals, more: list[str]
 ) -> None:
     server = counting_server()
-    words = ["--seconds", "60", "--warm-up", "0", "--protocol", "http", "--images", str(pictures), *more]
+    words = ["--seconds", "60", "--warm-up", "0", "--protocol", "http", "--null-check", "off", *more]
+    words += ["--images", str(pictures)]
     process = start(*words, "--host", server.address, preexec_fn=hangup(signal.SIG_DFL))
     deadline = time.monotonic() + 30
     while server.count < 20 and time.monotonic() < deadline:
@@ -114,13 +117,19 @@ def test_a_server_that_goes_has_no_capacity(pictures: Path, counting_server: Cal
     assert error == f"loadtest: no request is answered over HTTP at {server.address} (--host): is the server there?\n"
 
 
-def test_a_protocol_that_is_not_there_is_named(pictures: Path, counting_server: Callable, tmp_path: Path) -> None:
+def test_a_protocol_that_is_not_there_is_named(
+    pictures: Path,
+    counting_server: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(capacity_command, "null_rate", lambda *_: 1000.0)
     server = counting_server()
     (tmp_path / "slo.toml").write_text("[latency_ms]\np90 = 1000\n")
-    command = [sys.executable, "-m", "loadtest", "capacity", "--images", str(pictures)]
-    command += ["--slo", str(tmp_path / "slo.toml"), "--host", server.address, "--grpc-host", "127.0.0.1:1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    expected = "loadtest: no request is answered over gRPC at 127.0.0.1:1 (--grpc-host): is the server there?\n"
-    assert done.stderr == expected
-    assert "/s: " not in done.stdout, "no rate was tried"
+    command = ["--images", str(pictures), "--slo", str(tmp_path / "slo.toml")]
+    with pytest.raises(RuntimeError) as failed:
+        capacity_command.capacity([*command, "--host", server.address, "--grpc-host", "127.0.0.1:1"])
+    expected = "no request is answered over gRPC at 127.0.0.1:1 (--grpc-host): is the server there?"
+    assert str(failed.value) == expected
+    assert "/s: " not in capsys.readouterr().out, "no rate was tried"

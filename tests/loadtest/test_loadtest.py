@@ -58,7 +58,7 @@ def test_own_command(
     shown: set[str],
 ) -> None:
     arguments = ["--protocol", protocol, "--users", "2", "--seconds", "1", "--warm-up", "1", "--images", str(pictures)]
-    arguments += ["--null-check", "off"] if protocol == "http" else []
+    arguments += [] if protocol == "both" else ["--null-check", "off"]
     done = loadtest(*arguments, "--host", load_server.http_url, "--grpc-host", load_server.grpc_url)
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "steady" in line]

@@ -9,8 +9,35 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 Loadtest = Callable[..., subprocess.CompletedProcess]
+Here = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """here("--users", "1") -> the command's status and what it wrote to stderr; it measures nothing, and imports no
+    locust, which patches the standard library of its process."""
+
+    def measured(*_: object) -> None:
+        pytest.fail("the load generator was measured")
+
+    for module in ("loadtest.__main__", "loadtest.capacity_command"):
+        monkeypatch.setattr(f"{module}.null_rate", measured)
+    for module in ("locust.main", "locust.argument_parser"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("loadtest.__main__.SIGNALS", ())
+
+    def run(*arguments: str) -> tuple[int, str]:
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().err
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -28,9 +55,6 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
         ["--shape", "spike", "--peak", "0.2"],
         ["--shape", "step", "--levels", "1,x"],
         ["--shape", "step", "--levels", "4,8", "--users", "8"],
-        ["--no-such-option"],
-        ["foo"],
-        ["--csv"],
         ["--top", "0"],
         ["--top", "x"],
         ["--seconds", "x"],
@@ -52,21 +76,27 @@ Loadtest = Callable[..., subprocess.CompletedProcess]
         ["report", "no/such/results.json", "report.html"],
     ],
 )
-def test_wrong_usage(loadtest: Loadtest, arguments: list[str]) -> None:
+def test_wrong_usage(here: Here, arguments: list[str]) -> None:
     """It is refused before the load generator is measured."""
+    status, error = here(*arguments)
+    assert status == 2
+    assert not re.search(r"invalid \w+ value", error)  # argparse's, with a function's name
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["foo"], ["--csv"]])
+def test_wrong_usage_of_locust(loadtest: Loadtest, arguments: list[str]) -> None:
     done = loadtest(*arguments)
     assert done.returncode == 2
     assert "go to a server that does nothing" not in done.stderr
-    assert not re.search(r"invalid \w+ value", done.stderr)  # argparse's, with a function's name
 
 
 @pytest.mark.parametrize("command", [[], ["capacity", "--slo", "x"]])
 @pytest.mark.parametrize(("protocol", "host"), [("grpc", "http://box:9000/"), ("both", "https://gate/way")])
-def test_grpcs_port_is_not_guessed(loadtest: Loadtest, command: list[str], protocol: str, host: str) -> None:
+def test_grpcs_port_is_not_guessed(here: Here, command: list[str], protocol: str, host: str) -> None:
     """Port 8001 may be another server's, which would be measured in the place of the one that was named."""
-    done = loadtest(*command, "--protocol", protocol, "--host", host)
-    assert done.returncode == 2
-    assert f"--host {host} says nothing of gRPC's port: give --grpc-host HOST:PORT too" in done.stderr
+    status, error = here(*command, "--protocol", protocol, "--host", host)
+    assert status == 2
+    assert f"--host {host} says nothing of gRPC's port: give --grpc-host HOST:PORT too" in error
 
 
 def test_nor_by_the_locust_command(locust: Loadtest, pictures: Path) -> None:
@@ -111,19 +141,18 @@ def test_steps_of_locust_need_users(locust: Loadtest, pictures: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["--report", "--results"])
-def test_capacity_looks_for_the_folders_first(loadtest: Loadtest, tmp_path: Path, file: str) -> None:
+def test_capacity_looks_for_the_folders_first(here: Here, tmp_path: Path, file: str) -> None:
     (tmp_path / "slo.toml").write_text("[errors]\nrate = 0")
-    done = loadtest("capacity", "--slo", str(tmp_path / "slo.toml"), file, "none/r.html")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "loadtest: none/r.html cannot be written: no folder none\n"
+    told = here("capacity", "--slo", str(tmp_path / "slo.toml"), file, "none/r.html")
+    assert told == (2, "loadtest: none/r.html cannot be written: no folder none\n")
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", '{"runs": []}', "1"])
-def test_what_holds_no_results(loadtest: Loadtest, tmp_path: Path, text: str) -> None:
+def test_what_holds_no_results(here: Here, tmp_path: Path, text: str) -> None:
     (tmp_path / "saved.json").write_text(text)
-    done = loadtest("report", str(tmp_path / "saved.json"), str(tmp_path / "report.html"))
-    assert done.returncode == 2
-    assert "saved.json holds no results: name a file that --results has written" in done.stderr
+    status, error = here("report", str(tmp_path / "saved.json"), str(tmp_path / "report.html"))
+    assert status == 2
+    assert "saved.json holds no results: name a file that --results has written" in error
 
 
 @pytest.mark.parametrize(
