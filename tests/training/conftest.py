@@ -10,7 +10,8 @@ import torch
 from models import create_model
 from models.replknet import RepLKNet
 from tests.one_thread import _one_thread  # noqa: F401 (a fixture)
-from tests.training.runs import few_digits
+from tests.training.runs import QUIET, few_digits
+from training.finetune import train
 from training.finetune_config import Config
 from training.presets import PRESETS
 
@@ -42,3 +43,11 @@ def tiny(small_digits: Path) -> Callable[..., Config]:
         return dataclasses.replace(PRESETS["digits"], **{**values, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing cut off, as tiny() says."""
+    output = tmp_path_factory.mktemp("whole")
+    train(tiny(output), QUIET)
+    return output

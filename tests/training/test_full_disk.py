@@ -57,7 +57,9 @@ def test_weights(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_run(
+    tiny: Tiny, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """The disk fills up while an epoch's weights are written: one line is printed, and the same command resumes."""
     config = tiny(tmp_path / "cut")
     monkeypatch.setattr(training.finetune, "parse_arguments", lambda: config)
@@ -74,8 +76,7 @@ def test_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "last/model.safetensors cannot be written" in error
     assert error.count("\n") == 1
     assert training.finetune.main() == 0
-    train(tiny(tmp_path / "whole"), QUIET)
-    assert_same(tmp_path / "whole", config.output)
+    assert_same(whole, config.output)
 
 
 def test_publishing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,11 @@ def tiny(data: Path, output: Path, **changes: object) -> Config:
     return dataclasses.replace(PRESETS["digits"], **{**values, "warmup_epochs": 0.5, "device": "cpu", **changes})
 
 
-@pytest.fixture(scope="module", params=["token", "sparse"])
+@pytest.fixture(scope="module", params=[("token", 12), ("sparse", 6)], ids=["token", "sparse"])
 def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     output = tmp_path_factory.mktemp("run") / "out"
-    return output, train(tiny(data, output, mask_mode=request.param), QUIET)
+    mode, epochs = request.param
+    return output, train(tiny(data, output, mask_mode=mode, epochs=epochs), QUIET)
 
 
 def test_loss_falls_and_the_checkpoint_is_a_plain_encoder(run: tuple[Path, float]) -> None:

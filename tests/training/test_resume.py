@@ -48,9 +48,9 @@ def test_resumed_equals_uninterrupted(name: str, tiny: Tiny, tmp_path: Path, mon
     if name == "head_only":
         save_checkpoint(tmp_path / "start", create_model("replknet_nano", 2), ModelConfig("replknet_nano", 2))
         changes["weights"] = tmp_path / "start"
-    whole = tiny(tmp_path / "whole", **changes)
+    whole = tiny(tmp_path / "whole", **{**changes, "save_every": 0})
     train(whole, QUIET)
-    config = dataclasses.replace(whole, output=tmp_path / "cut")
+    config = tiny(tmp_path / "cut", **changes)
     total = records(whole.output)[-1]["step"]
     for step in (3, total - 1):
         with monkeypatch.context() as patch:
@@ -65,7 +65,9 @@ def test_resumed_equals_uninterrupted(name: str, tiny: Tiny, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("step", [0, 1, 6, 7])
-def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_at_any_place(
+    step: int, tiny: Tiny, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The run is cut off before the first state, right at the end of an epoch, and right after it."""
     config = tiny(tmp_path / "cut")
     with monkeypatch.context() as patch:
@@ -73,8 +75,7 @@ def test_cut_off_at_any_place(step: int, tiny: Tiny, tmp_path: Path, monkeypatch
         with pytest.raises(Killed):
             train(config, QUIET)
     train(config, QUIET)
-    train(tiny(tmp_path / "whole"), QUIET)
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(whole, tmp_path / "cut")
 
 
 @pytest.mark.parametrize("adversarial", ["none", "fast_at"])
@@ -186,7 +187,9 @@ def test_starting_over_leaves_nothing_of_the_old_run_to_resume(
     assert sorted(path.name for path in last.iterdir()) == ["args.json", "log.jsonl"]
 
 
-def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_may_move_but_not_change(
+    tiny: Tiny, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny(tmp_path / "cut", save_every=1)
     kill_in_step_2(config, monkeypatch)
     moved = dataclasses.replace(config, data=shutil.copytree(config.data, tmp_path / "moved"))
@@ -207,8 +210,7 @@ def test_the_data_may_move_but_not_change(tiny: Tiny, tmp_path: Path, monkeypatc
         train(moved, QUIET)
     renamed.rename(held_out)
     train(moved, QUIET)
-    train(tiny(tmp_path / "whole"), QUIET)
-    assert_same(tmp_path / "whole", config.output)
+    assert_same(whole, config.output)
 
 
 def test_a_finished_run_is_left_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ def test_damaged_records_of_a_finished_run_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_second_run_into_the_folder_of_one_that_trains_is_refused(
-    resume: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resume: str, tiny: Tiny, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = []
 
@@ -283,11 +285,10 @@ def test_a_second_run_into_the_folder_of_one_that_trains_is_refused(
 
     with monkeypatch.context() as patch:
         before_step(8, again, patch)
-        train(tiny(tmp_path / "run", save_every=1), QUIET)
+        train(tiny(tmp_path / "run", save_every=4), QUIET)
     assert refused
-    train(tiny(tmp_path / "alone"), QUIET)
-    assert_same(tmp_path / "run", tmp_path / "alone")
-    assert records(tmp_path / "run") == records(tmp_path / "alone")
+    assert_same(whole, tmp_path / "run")
+    assert records(tmp_path / "run") == records(whole)
 
 
 def test_a_loader_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
