@@ -1,10 +1,12 @@
 """Fixtures that several folders share: the digits checkpoint, its repository, a running server, Chromium."""
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,22 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Those of a line share servers, and run one after another: they mostly wait.
 SERVED = (
     ("tests/server/", "tests/benchmarks/test_fuzz.py"),
-    ("tests/client/", "tests/deploy/", "tests/end_to_end/", "tests/loadtest/", "tests/page/"),
+    ("tests/deploy/", "tests/end_to_end/", "tests/loadtest/", "tests/page/"),
+    ("tests/client/test_client_served", "tests/client/test_client_shared_memory"),  # they count what is in /dev/shm
+)
+# Files of few tests that take long, the longest first: one that was left for the end would be waited for alone.
+LONG = (
+    "tests/kernels/test_toeplitz.py",
+    "tests/training/test_resume.py",
+    "tests/kernels/test_grad_weight.py",
+    "tests/kernels/test_masked_patch_loss_triton.py",
+    "tests/training/test_distributed.py",
+    "tests/kernels/test_depthwise_conv2d_triton.py",
+    "tests/export/test_serve_without_python.py",
+    "tests/export/test_build_replaces.py",
+    "tests/kernels/test_native_library.py",
+    "tests/kernels/test_precision.py",
+    "tests/training/test_signals.py",
 )
 
 
@@ -28,6 +45,41 @@ def pytest_configure(config: pytest.Config) -> None:
     os.chdir(ROOT)
     # A shell that starts the tests in the background has SIGINT ignored, and so would every process that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is imported and collected stays: the garbage collector would look through it again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or extension modules would tell of leaks as the process ends
+
+
+def scope(nodeid: str) -> str:
+    """What is run in one process."""
+    file = nodeid.partition("::")[0]
+    return next((folders[0] for folders in SERVED if file.startswith(folders)), file)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The order of the scopes: what meets a server, what is long, then those of the most tests first."""
+    if not hasattr(config, "workerinput"):  # xdist's
+        return
+    first = {name: place for place, name in enumerate((*(folders[0] for folders in SERVED), *LONG))}
+    sizes = Counter(scope(item.nodeid) for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = scope(item.nodeid)
+        return first.get(name, len(first)), -sizes[name]
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,9 +92,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return next((folders[0] for folders in SERVED if file.startswith(folders)), file)
+            return scope(nodeid)
 
+    config.option.loadscopereorder = False  # pytest_collection_modifyitems has ordered them
     return Scheduling(config, log)
 
 
@@ -78,10 +130,17 @@ def digits_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def digits_repository(digits_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model repository of that checkpoint, built by the command that a user types."""
-    repository = tmp_path_factory.mktemp("built") / "model_repository"
-    command = [sys.executable, "build_models.py", "--weights", str(digits_checkpoint), "--output", str(repository)]
-    subprocess.run([*command, "--format", "torchscript,onnx"], check=True, cwd=ROOT)
+    """A model repository of that checkpoint, built by the command that a user types; the test processes share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    repository = folder / "model_repository"
+    with FileLock(folder / ".model_repository.lock"):
+        if not repository.exists():
+            built = tmp_path_factory.mktemp("built") / "model_repository"
+            command = [sys.executable, "build_models.py", "--weights", str(digits_checkpoint), "--output", str(built)]
+            subprocess.run([*command, "--format", "torchscript,onnx"], check=True, cwd=ROOT)
+            built.rename(repository)
     return repository
 
 
