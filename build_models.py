@@ -7,6 +7,7 @@ python build_models.py --arch timm/mobilenetv3_large_100 --weights mobilenetv3_l
 """
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
@@ -113,6 +114,8 @@ def main() -> int:
     try:
         report = build(options)
     except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("WIDEFIELD_TRACEBACK"):
+            raise
         print(f"build_models: {error}", file=sys.stderr)
         return 2 if isinstance(error, SettingsError) else 1
     except (KeyboardInterrupt, SystemExit) as stop:

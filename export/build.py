@@ -17,7 +17,7 @@ from export.parity import Parity, check_parity, real_pixels
 from export.repository import sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
-from models import WithClassMap, class_maps, reparameterize
+from models import WithClassMap, check_logits, class_maps, reparameterize
 from models.cores import usable_cores
 from models.weights import weights_file
 
@@ -35,6 +35,7 @@ def build(options: BuildOptions) -> str:
     model, config = load_model(options)
     labels = labels_of(options, config)
     size = config.image_size
+    check_logits(model, config.num_classes, size)
     pixels = real_pixels(options.parity_images, size)
     map_size = _map_size(model, size) if options.class_map else None
     networks = [model, reparameterize(model)]

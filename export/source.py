@@ -6,11 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from kernels import native_library
 from models import ModelConfig, classifier_config, create_model, load_checkpoint
 from models.errors import SettingsError
 from models.files import read_labels
-from models.timm_models import is_timm
 
 FORMATS = ("torchscript", "onnx")
 LAST_VERSION = 10**18  # tritonserver reads a number of 64 bits, and exits if it cannot
@@ -80,8 +78,6 @@ def load_model(options: BuildOptions) -> tuple[nn.Module, ModelConfig]:
     for name in ("image_size", "crop_pct", "crop_mode"):
         if (value := getattr(options, name)) is not None:
             config = replace(config, **{name: value})
-    if "torchscript" in options.formats and not is_timm(config.arch) and native_library() is None:
-        raise RuntimeError("the native library is not built: make native (or python kernels/native/build.py)")
     if options.weights is not None:
         return load_checkpoint(options.weights, config)
     return create_model(config.arch, config.num_classes, config.image_size).eval(), config

@@ -3,11 +3,15 @@
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kernels import native_library
+
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+NAMESPACES = {"aten", "prim", "quantized", "widefield"}  # of libtorch's operators and of the native library's
 
 
 class ServedBackbone(nn.Module):
@@ -44,7 +48,8 @@ class ServedBackbone(nn.Module):
 def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.ScriptModule:
     """Trace and freeze the backbone: weights become constants, which oneDNN's graph fusion needs to pack them once.
 
-    Raises `RuntimeError` if the trace depends on the batch size or the device that it was made with.
+    Raises `RuntimeError` if the trace depends on the batch size or the device that it was made with, or on an operator
+    that a server does not have.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, image_size, image_size, 3), dtype=torch.uint8, generator=generator)
@@ -65,7 +70,21 @@ def trace_backbone(backbone: ServedBackbone, image_size: int) -> torch.jit.Scrip
             f"the trace of {type(backbone.model).__name__} bakes in a device, so it would serve nowhere else: "
             "build it with --format onnx"
         )
+    _check_operators(traced, type(backbone.model).__name__)
     return traced
+
+
+def _check_operators(traced: torch.jit.ScriptModule, network: str) -> None:
+    graph: Any = traced.inlined_graph
+    python = {node.pyname() for node in graph.findAllNodes("prim::PythonOp")}  # autograd.Functions: cannot be saved
+    operators = [] if python else torch.jit.export_opnames(traced)
+    if foreign := python or {name for name in operators if name.partition("::")[0] not in NAMESPACES}:
+        raise RuntimeError(
+            f"the trace of {network} calls {', '.join(sorted(foreign))}, which tritonserver does not have: use those "
+            "of PyTorch or of kernels/ in its place"
+        )
+    if any(name.startswith("widefield::") for name in operators) and native_library() is None:
+        raise RuntimeError("the native library is not built: make native (or python kernels/native/build.py)")
 
 
 def save_torchscript(traced: torch.jit.ScriptModule, path: Path) -> None:

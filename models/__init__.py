@@ -2,7 +2,7 @@
 
 from models.checkpoint import checkpoint_config, classifier_config, load_checkpoint, load_config, save_checkpoint
 from models.class_map import WithClassMap, class_maps
-from models.classifier import head_names, linear_head, pooled_features
+from models.classifier import check_logits, head_names, linear_head, pooled_features
 from models.complexity import count_macs, count_parameters
 from models.config import ModelConfig
 from models.masked import MaskedBatchNorm2d, MaskedPretrainer
@@ -22,6 +22,7 @@ __all__ = [
     "WeightsError",
     "WithClassMap",
     "check_arch",
+    "check_logits",
     "checkpoint_config",
     "class_maps",
     "classifier_config",

@@ -1,8 +1,32 @@
 """The head of any classifier here, RepLKNet or one of timm's, and the features that it is given."""
 
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from models.errors import SettingsError
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, num_classes: int, image_size: int) -> None:
+    """Run a copy of the model, which is on the CPU, in evaluation mode on one image.
+
+    Raises `SettingsError` unless it answers with logits [1,num_classes], and `ValueError` if it cannot run.
+    """
+    shape, kind = [1, 3, image_size, image_size], type(model).__name__
+    try:
+        logits = deepcopy(model).eval()(torch.zeros(shape))  # a copy: timm's LeViT keeps what it computes in this mode
+    except Exception as error:
+        what = f"{kind} cannot run on images {shape}: {type(error).__name__}: {error}"
+        raise ValueError(f"{what} (WIDEFIELD_TRACEBACK=1 shows where)") from error
+    found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    if found != [1, num_classes]:
+        raise SettingsError(
+            f"{kind} answers images {shape} with {found}: a classifier of {num_classes} classes returns one tensor of "
+            f"logits, {[1, num_classes]}"
+        )
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:

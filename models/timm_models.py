@@ -60,8 +60,8 @@ def timm_config(arch: str) -> dict[str, Any]:
 def near_timm_names(arch: str) -> list[str]:
     """Return timm's names similar to `arch`, to suggest; empty if timm is not installed."""
     try:
-        import timm
-    except ImportError:
+        timm = _timm(arch)
+    except ValueError:
         return []
     return [PREFIX + name for name in near_names(arch, timm.list_models(), 3)]
 
@@ -88,12 +88,18 @@ def create_timm_model(arch: str, num_classes: int, image_size: int, **kwargs: An
         if "drop_path_rate" not in str(error):
             raise
         raise SettingsError(f"{arch} has no drop path: set drop_path_rate to 0 (--drop-path 0)") from error
+    except AttributeError as error:
+        if "_model_args" not in str(error):
+            raise
+        model = None  # to which timm gives that attribute
     except (AssertionError, RuntimeError) as error:
         raise SettingsError(f"{arch} cannot be made for {image_size} px: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"{arch}: its function returns {model!r}: a torch.nn.Module is needed")
     if missing := [name for name in INTERFACE if not hasattr(model, name)]:
         raise SettingsError(f"{arch}: {type(model).__name__} has no {', '.join(missing)}: timm's models define it")
     if not hasattr(model, "pretrained_cfg"):  # as timm marks what it builds
-        model.pretrained_cfg = config
+        model.pretrained_cfg = config  # type: ignore[assignment]
     return model
 
 

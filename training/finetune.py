@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from models import ModelConfig, RepLKNet, count_classes, create_model, load_weights, save_checkpoint
+from models import ModelConfig, RepLKNet, check_logits, count_classes, create_model, load_weights, save_checkpoint
 from models.reparameterize import is_batch_norm
 from training import distributed
 from training.accuracy import accuracies, count_answers
@@ -141,6 +141,7 @@ def make_model(config: Config, labels: list[str]) -> tuple[nn.Module, ModelConfi
         std=list(config.std) or start.std,
     )
     model = create_model(model_config.arch, len(labels), model_config.image_size, drop_path_rate=config.drop_path)
+    check_logits(model, len(labels), model_config.image_size)
     if config.weights is not None:
         if config.keep_head:
             found = start.num_classes if config.weights.is_dir() else count_classes(start.arch, config.weights)

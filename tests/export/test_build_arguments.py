@@ -18,6 +18,7 @@ from export.build import BuildOptions, build
 from export.parity import real_pixels
 from export.source import check_options, load_model
 from models import ModelConfig, create_model, load_config, save_checkpoint
+from models.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
 # Of input, not of an option's value: exit status 1.
@@ -222,3 +223,10 @@ def test_an_interrupt_after_the_exchange_says_what_is_there(
     monkeypatch.setattr("sys.argv", ["build_models.py", "--weights", str(checkpoint), "--output", str(output)])
     assert (main(), *capsys.readouterr()) == (130, "", f"build_models: stopped too late: {output} is the new one\n")
     assert (output / "backbone" / ("2" if there else "1") / "model.pt").is_file()
+
+
+def test_an_error_has_its_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["build_models.py"])
+    monkeypatch.setenv("WIDEFIELD_TRACEBACK", "1")
+    with pytest.raises(SettingsError, match="give --weights"):
+        main()

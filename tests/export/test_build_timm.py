@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import source
+from export import torchscript
 from export.build import BuildOptions, _OnnxBackbone, build
 from export.onnx import export_onnx
 from export.parity import real_pixels
@@ -51,15 +51,14 @@ def test_exported_equals_eager(arch: str, tmp_path: Path) -> None:
 def test_the_native_library_is_asked_for_where_a_trace_holds_our_operator(
     arch: str, formats: tuple[str, ...], needed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(source, "native_library", lambda: None)
-    least = {"image_size": 32, "crop_pct": 0.1, "version": 1}
-    options = BuildOptions(arch=arch, random_weights=True, formats=formats, output=tmp_path / "models", **least)
+    monkeypatch.setattr(torchscript, "native_library", lambda: None)
+    options = BuildOptions(arch=arch, random_weights=True, formats=formats, output=tmp_path / "models", image_size=32)
     if needed:
         with pytest.raises(RuntimeError, match="the native library is not built: make native"):
-            source.load_model(options)
+            build(options)
+        assert not (tmp_path / "models").exists()
     else:
-        source.check_options(options)
-        assert source.load_model(options)[1].arch == arch
+        assert f"{arch}, version 1" in build(options)
 
 
 def test_random_weights_of_an_arch(tmp_path: Path) -> None:
