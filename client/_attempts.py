@@ -14,6 +14,7 @@ from client._errors import (
     DeadlineExceededError,
     InferenceError,
     ModelNotFoundError,
+    NotFiniteError,
     QueueFullError,
     ServerNotReadyError,
     ServerUnavailableError,
@@ -139,7 +140,8 @@ def attempts(request: Request, servers: Servers, retries: int, budget: RetryBudg
             broke = isinstance(error, ConnectionBrokenError)
             if (silent or (unreachable and not broke)) and servers.has_other(tried) and time.monotonic() < deadline:
                 continue
-            safe = unreachable or (isinstance(error, (QueueFullError, InferenceError)) and budget.spend())
+            failed = isinstance(error, (QueueFullError, InferenceError)) and not isinstance(error, NotFiniteError)
+            safe = unreachable or (failed and budget.spend())
             pause = pause_before(used, error, deadline - time.monotonic())
             if not safe or used == retries or time.monotonic() + pause >= deadline:
                 if silent and sent > 1:

@@ -10,6 +10,7 @@ ClassifierError
 ├── QueueFullError
 ├── DeadlineExceededError
 ├── InferenceError
+│   └── NotFiniteError
 └── ProtocolError
 
 A wrong argument (a malformed URL, ``top=0``) is a `ValueError`; a closed `Classifier` raises `RuntimeError`.
@@ -76,6 +77,10 @@ class DeadlineExceededError(ClassifierError):
 
 class InferenceError(ClassifierError):
     """The server failed on a good request; its log says why."""
+
+
+class NotFiniteError(InferenceError):
+    """The server answered NaN or infinity for this picture, as it would again."""
 
 
 class ProtocolError(ClassifierError):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from client._errors import InferenceError, ProtocolError
+from client._errors import NotFiniteError, ProtocolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Prediction:
 def parse_predictions(entries: list[str]) -> list[Prediction]:
     """Parse ``"value:index"`` or ``"value:index:label"`` entries; most probable first.
 
-    Raises `ProtocolError` for others, and `InferenceError` for what is no probability.
+    Raises `ProtocolError` for others, and `NotFiniteError` for what is no probability.
     """
     predictions = []
     for entry in entries:
@@ -37,5 +37,5 @@ def parse_predictions(entries: list[str]) -> list[Prediction]:
             raise ProtocolError(f'the server answered {entry!r}, not "value:index:label": check the model') from None
         if not math.isfinite(predictions[-1].probability):  # it cannot be sorted, or written as JSON
             remedy = "check its weights, and what its precision can hold"
-            raise InferenceError(f"the model answered {entry!r}, which is no probability: {remedy}")
+            raise NotFiniteError(f"the model answered {entry!r}, which is no probability: {remedy}")
     return sorted(predictions, key=lambda p: (-p.probability, p.index))

@@ -14,8 +14,8 @@ from client import (
     AsyncClassifier,
     Classifier,
     ClassifierError,
-    InferenceError,
     InvalidImageError,
+    NotFiniteError,
     Prediction,
     ProtocolError,
 )
@@ -60,7 +60,7 @@ def test_other_wire_forms_are_refused(entry: str) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "-nan", "inf"])
 def test_weights_that_have_overflowed_are_told(value: str) -> None:
-    with pytest.raises(InferenceError, match=f"'{value}:1:cat', which is no probability: check its weights"):
+    with pytest.raises(NotFiniteError, match=f"'{value}:1:cat', which is no probability: check its weights"):
         parse_predictions(["0.5:0:dog", f"{value}:1:cat"])
 
 

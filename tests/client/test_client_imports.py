@@ -44,6 +44,7 @@ def test_public_names() -> None:
         "InvalidImageError",
         "ModelNotFoundError",
         "ModelStatus",
+        "NotFiniteError",
         "Outcome",
         "Prediction",
         "ProtocolError",

@@ -11,9 +11,9 @@ import pytest
 from client import (
     ConnectionFailedError,
     DeadlineExceededError,
-    InferenceError,
     InvalidImageError,
     ModelNotFoundError,
+    NotFiniteError,
     ProtocolError,
     _classifier,
 )
@@ -146,7 +146,7 @@ def test_what_one_server_has_is_asked_for_still(
 def test_an_image_on_which_the_model_overflows_is_one_error(folder: Path, monkeypatch: Any) -> None:
     def reply(request: Any) -> Any:
         if request.image == b"00":
-            return InferenceError("the model answered 'nan:0:cat', which is no probability")
+            return NotFiniteError("the model answered 'nan:0:cat', which is no probability")
         return [("cat", 0, 0.75)]
 
     assert classify(monkeypatch, reply, "--concurrency", "1") == 1

@@ -18,6 +18,7 @@ from client import (
     InferenceError,
     InvalidImageError,
     ModelNotFoundError,
+    NotFiniteError,
     ProtocolError,
     QueueFullError,
     Request,
@@ -30,7 +31,7 @@ from client.testing import FakeTransport, Reply
 
 CAT = [("cat", 3, 0.9)]
 SAFE = [ConnectionFailedError, ServerNotReadyError, QueueFullError, InferenceError]
-UNSAFE = [InvalidImageError, ModelNotFoundError, ProtocolError]
+UNSAFE = [InvalidImageError, ModelNotFoundError, NotFiniteError, ProtocolError]
 
 
 def replies(*script: Reply) -> Callable[[Request], Reply]:

@@ -22,6 +22,7 @@ from client import (
     InferenceError,
     InvalidImageError,
     ModelNotFoundError,
+    NotFiniteError,
     Prediction,
     ProtocolError,
     QueueFullError,
@@ -167,8 +168,11 @@ def test_model_without_labels(address: str, protocol: str) -> None:
 
 def test_model_that_fails(address: str, protocol: str) -> None:
     with Classifier(address, protocol, model="slow") as classifier:
-        with pytest.raises(InferenceError, match="could not convert string to float"):
+        with pytest.raises(InferenceError, match="could not convert string to float") as failed:
             classifier.classify(b"not a number")
+        with pytest.raises(NotFiniteError, match=r"'-?nan:0'") as overflowed:
+            classifier.classify(b"nan")
+        assert (failed.value.attempts, overflowed.value.attempts) == (3, 1)
         assert len(classifier.classify(b"0")) == 2
 
 
