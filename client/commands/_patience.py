@@ -23,9 +23,9 @@ class Patience(Generic[Item]):
     """A thread-safe `ask` that is repeated while no server is there, for `seconds` if one has answered before.
 
     The image at which the wait ends gets its error; later ones get None, and are not sent. An image that times out is
-    not asked again; if all time out for `seconds`, the servers hang, and the rest is not sent. Nor is it if the first
-    answer is that the model does not exist, or a `ProtocolError`, as of a wrong address or key. `ended_by`: the error
-    at which the rest was given up, None for a silence.
+    not asked again; if all, of two or more, time out for `seconds`, the servers hang, and the rest is not sent. Nor is
+    it if the first answer is that the model does not exist, or a `ProtocolError`, as of a wrong address or key.
+    `ended_by`: the error at which the rest was given up, None for a silence.
     """
 
     def __init__(self, ask: Callable[[Item], Outcome], seconds: float) -> None:
@@ -70,12 +70,12 @@ class Patience(Generic[Item]):
         with self._lock:
             if self._answered is not None and self._answered > asked:
                 return  # others were answered meanwhile
-            if self._silent is None:
-                self._silent = asked
-            if time.monotonic() - self._silent >= self._seconds:
+            if self._silent is not None and time.monotonic() - self._silent >= self._seconds:
                 self._over.set()
-            else:
-                self._tell(error)
+                return
+            if self._silent is None:  # one late image is no silence yet, even if it took `seconds`
+                self._silent = asked
+            self._tell(error)
 
     def _is_enough(self, error: ClassifierError, since: float) -> bool:
         """Whether to give up the image; if none was answered since it first failed, all others are given up too."""
@@ -91,6 +91,6 @@ class Patience(Generic[Item]):
             return False
 
     def _tell(self, error: ClassifierError) -> None:
-        if not self._told and not self._over.is_set():
+        if self._seconds and not self._told and not self._over.is_set():
             print(f"waiting for a server, {self._seconds:g} s at most: {error.message}", file=sys.stderr)
             self._told = True

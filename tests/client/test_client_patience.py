@@ -229,6 +229,24 @@ def test_servers_that_accept_and_are_silent_are_not_sent_all(
     ]
 
 
+@pytest.mark.parametrize("wait", ["0", "8"])
+def test_one_late_image_ends_no_run(folder: Path, monkeypatch: Any, capsys: Any, clock: Clock, wait: str) -> None:
+    """Not even if it takes longer than the wait; a second one in a row does."""
+
+    def reply(request: Any) -> Any:
+        clock.now += 10
+        return DeadlineExceededError("no answer") if request.image in late else [("cat", 0, 0.75)]
+
+    late = {b"00", b"04"}
+    assert classify(monkeypatch, reply, "--wait", wait, "--concurrency", "1") == 1
+    assert rows("error") == ["photos/00.png", "photos/04.png"]
+    assert len(rows("predictions")) == COUNT - 2
+    assert ("waiting" in capsys.readouterr().err) == (wait != "0")
+    late.add(b"05")
+    assert classify(monkeypatch, reply, "--wait", wait, "--concurrency", "1", output="again.jsonl") == 1
+    assert f"stopped: no server answers, {COUNT - 6} not sent" in capsys.readouterr().err
+
+
 def test_servers_that_are_silent_about_some_are_sent_all(folder: Path, monkeypatch: Any, clock: Clock) -> None:
     def reply(request: Any) -> Any:
         clock.now += 10
