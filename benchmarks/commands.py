@@ -27,11 +27,6 @@ def whole_number(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Parse whole numbers of at least 1, separated by commas, as an argparse type."""
-    return [whole_number(part) for part in text.split(",")]
-
-
 def positive(text: str) -> float:
     try:
         value = float(text)
@@ -40,6 +35,10 @@ def positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
     return value
+
+
+def add_batches(parser: argparse.ArgumentParser, default: list[int] | None, said: str) -> None:
+    parser.add_argument("--batches", type=whole_number, nargs="+", default=default, metavar="N", help=said)
 
 
 def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:

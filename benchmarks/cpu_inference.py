@@ -1,6 +1,6 @@
 """RepLKNet-31B on the CPU: the TorchScript that is served against OpenVINO, ONNX Runtime and eager PyTorch.
 
-    python -m benchmarks.cpu_inference [--arch replknet_31b] [--batches 1,8] [--rounds 10]
+    python -m benchmarks.cpu_inference [--arch replknet_31b] [--batches 1 8] [--rounds 10]
 
 One process, the same weights, pixels uint8 in and logits out, all cores. A candidate whose logits differ from eager's
 is not timed. All are measured in fp32; besides, Widefield as `--precision bf16` builds it, and OpenVINO as it comes
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import add_rounds, check_archs, command_parser, whole_numbers
+from benchmarks.commands import add_batches, add_rounds, check_archs, command_parser
 from benchmarks.harness import (
     cores,
     openvino_core,
@@ -113,9 +113,7 @@ def measure(arch: str, size: int, batches: list[int], rounds: int) -> list[dict[
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--arch", default="replknet_31b", help="architecture to measure (default: replknet_31b)")
-    parser.add_argument(
-        "--batches", type=whole_numbers, default="1,8", help="batch sizes, separated by commas (default: 1,8)"
-    )
+    add_batches(parser, [1, 8], "batch sizes (default: 1 8)")
     add_rounds(parser, 10)
     options = parser.parse_args()
     run_as_served("benchmarks.cpu_inference")

@@ -1,6 +1,6 @@
 """The masked-patch loss, forward and backward, against SimMIM's own formulation in PyTorch, eager and compiled.
 
-    python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32,128] [--rounds 15]
+    python -m benchmarks.masked_patch_loss [--device cuda] [--batches 32 128] [--rounds 15]
 
 At the published recipe: stride 32, 60 % of the 32-pixel patches masked, image in float32, prediction in float32 (on a
 CPU) or bfloat16 (on a GPU), in both memory formats. On a GPU a round replays one CUDA graph over inputs that together
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.commands import add_rounds, command_parser, whole_numbers
+from benchmarks.commands import add_batches, add_rounds, command_parser
 from benchmarks.cuda_timing import captured, replayed
 from benchmarks.harness import cores, gpu, other_work_warning, pin_float32, publish, run_as_served, versions
 from benchmarks.kernels.cuda import measure_bandwidths
@@ -160,9 +160,7 @@ def measure(
 def main() -> None:
     parser = command_parser(__doc__, __spec__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to measure on (default: cpu)")
-    parser.add_argument(
-        "--batches", type=whole_numbers, help="batch sizes, separated by commas (default: 8 on cpu, 32,128 on cuda)"
-    )
+    add_batches(parser, None, "batch sizes (default: 8 on cpu, 32 128 on cuda)")
     add_rounds(parser, 15)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.commands import command_parser, positive, whole_number, whole_numbers
+from benchmarks.commands import add_batches, command_parser, positive, whole_number
 from benchmarks.harness import (
     cores,
     gpu,
@@ -195,12 +195,7 @@ def main() -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="without torch.compile, which takes seconds a shape, on CUDA"
     )
-    parser.add_argument(
-        "--batches",
-        type=whole_numbers,
-        default="1,8",
-        help="batch sizes on the CPU, separated by commas (default: 1,8)",
-    )
+    add_batches(parser, [1, 8], "batch sizes on the CPU (default: 1 8)")
     parser.add_argument(
         "--rounds", type=whole_number, default=15, help="rounds of interleaved calls on the CPU (default: 15)"
     )

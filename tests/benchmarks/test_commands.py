@@ -64,7 +64,8 @@ def test_a_gpu_that_is_not_there_is_named(
 
 
 WRONG = [
-    ("benchmarks.cpu_inference", "--batches", "1,0"),
+    ("benchmarks.cpu_inference", "--batches", "1 0"),
+    ("benchmarks.cpu_inference", "--batches", "1,8"),
     ("benchmarks.cpu_inference", "--rounds", "0"),
     ("benchmarks.evidence", "--jobs", "0"),
     ("benchmarks.evidence", "--seeds", "0"),
@@ -103,11 +104,12 @@ WRONG = [
 def test_a_number_that_measures_nothing_is_refused_before_anything_is_written(
     name: str, option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [name, option, value])
+    parts = value.split(" ")
+    monkeypatch.setattr(sys, "argv", [name, option, *parts])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__")
     assert ended.value.code == 2
-    part = value.split(",")[-1]
+    part = parts[-1]
     assert re.search(rf"error: argument {option}: '{part}': give a (whole )?number", capsys.readouterr().err)
 
 

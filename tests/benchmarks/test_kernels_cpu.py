@@ -148,7 +148,7 @@ def test_the_command_line_leads_to_each_run(monkeypatch, tmp_path):
     saved = tmp_path / "kernels_x.json"
     saved.write_text('{"rows": []}')
     for arguments, status in (
-        (["--device", "cpu", "--batches", "1,3", "--rounds", "2"], 0),
+        (["--device", "cpu", "--batches", "1", "3", "--rounds", "2"], 0),
         (["--seconds", "7", "--tune", "40", "--no-compile"], 1),
         (["--draw", str(saved)], 0),
     ):
