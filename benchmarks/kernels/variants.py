@@ -85,10 +85,9 @@ def by_tile(cached: bool) -> Compute:
 
     def compute(input: Tensor, weight: Tensor) -> Tensor:
         (batch, _, height, width), size = input.shape, (weight.shape[2], weight.shape[3])
-        table = tile_files.shipped(tile_files.TABLE, tile_files.key("toeplitz", input, size, "ieee"))
-        rule = toeplitz.choose_tile(batch, height, width, size[1], input.element_size())
-        tile = replace(toeplitz.Tile(**table) if table else rule, cached=cached)
-        return dispatch.run_forward(tile, input, weight, None, "none", "ieee")
+        shipped = tile_files.shipped_tile(tile_files.key("toeplitz", input, size, "ieee"), toeplitz.Tile)
+        tile = shipped or toeplitz.choose_tile(batch, height, width, size[1], input.element_size())
+        return dispatch.run_forward(replace(tile, cached=cached), input, weight, None, "none", "ieee")
 
     return compute
 

@@ -91,6 +91,12 @@ def remember(name: str, algorithm: Algorithm) -> None:
         read.cache_clear()
 
 
+def shipped_tile(name: str, kind: type) -> Any:
+    """Return the shipped table's tile for the key `name`, as a `kind`, or None."""
+    found = shipped(TABLE, name)
+    return kind(**found) if found else None
+
+
 @cache
 def shipped(table: Path, name: str) -> dict[str, Any] | None:
     """Return the tile in `table` for the key `name`, else that of the next smaller batch, else None.

@@ -31,8 +31,7 @@ def find(
     plain: str, details: str, kind: type, options: Callable[[], Iterator[Algorithm]], run: Run
 ) -> Algorithm | None:
     """Return the algorithm to use, or None for the rule's. A tile for `plain` serves calls that differ in `details`."""
-    path, name, table = tile_files.cache_file(), plain + details, tile_files.shipped(tile_files.TABLE, plain)
-    tile = kind(**table) if table else None
+    path, name, tile = tile_files.cache_file(), plain + details, tile_files.shipped_tile(plain, kind)
     tunes = autotunes() and not torch.cuda.is_current_stream_capturing()
     if tunes and name not in tile_files.read(path):
         tile_files.remember(name, fastest(dict.fromkeys(both_cached([*([tile] if tile else []), *options()])), run))
