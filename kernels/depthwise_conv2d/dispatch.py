@@ -1,6 +1,5 @@
 """Choose the implementation of a call on the GPU, and run it."""
 
-import warnings
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from kernels.depthwise_conv2d import pytorch
 from kernels.depthwise_conv2d.precision import precision_of
+from kernels.devices import runs_kernels
 from kernels.layout import contiguous_or_channels_last
 
 TOEPLITZ_TAPS = 25  # from 5 x 5 on the tensor cores are used, as the tuner chose for most layers on an H200 (README.md)
@@ -15,30 +15,27 @@ LARGEST_SIDE = 255  # of a filter on the tensor cores: toeplitz_kernel.window_pl
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GRID_LIMIT = 65535  # CUDA's, on the grid's second dimension, which is the channels
 COUNTABLE = 2**31 - 128  # images, pixels of one or of a channel, elements of a filter: in 32 bits, by blocks up to 128
-LEAST_CAPABILITY = (8, 0)  # the least that Triton supports, and the first with bfloat16
 
 
-def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int], capability: tuple[int, int]) -> str:
+def choose_kernel(dtype: torch.dtype, kernel_size: tuple[int, int]) -> str:
     """Return "toeplitz" (tensor cores), "taps" (few taps or very many, no tensor cores) or "pytorch" (no kernel).
 
     "toeplitz" and "taps" differ only in forward and grad_input: grad_weight has one kernel for both.
     """
-    if dtype not in TRITON_DTYPES or capability < LEAST_CAPABILITY:
+    if dtype not in TRITON_DTYPES:
         return "pytorch"
     few = kernel_size[0] * kernel_size[1] < TOEPLITZ_TAPS
     return "taps" if few or max(kernel_size) > LARGEST_SIDE else "toeplitz"
 
 
 def kernel_for(input: Tensor, kernel_size: tuple[int, int]) -> str:
-    """Return `choose_kernel`'s answer for the device and sizes of `input`; warn if the device is too old."""
-    capability = torch.cuda.get_device_capability(input.device)
-    if capability < LEAST_CAPABILITY:
-        warnings.warn(f"no kernel for compute capability {capability}: PyTorch's convolution is used", stacklevel=2)
+    """Return `choose_kernel`'s answer for the device and sizes of `input`."""
     batch, channels, height, width = input.shape
     taps = kernel_size[0] * kernel_size[1]
-    if channels > GRID_LIMIT or max(batch, height * width, channels * taps) > COUNTABLE:
+    uncountable = channels > GRID_LIMIT or max(batch, height * width, channels * taps) > COUNTABLE
+    if not runs_kernels(input.device) or uncountable:
         return "pytorch"
-    return choose_kernel(input.dtype, kernel_size, capability)
+    return choose_kernel(input.dtype, kernel_size)
 
 
 def forward_cuda(
@@ -48,8 +45,6 @@ def forward_cuda(
 
     `flip` turns the filter by 180 degrees, as the input's gradient needs it.
     """
-    from kernels.depthwise_conv2d import tuning
-
     source, precision = contiguous_or_channels_last(input), precision_of(input.dtype)
     size = (weight.shape[2], weight.shape[3])
     kernel = kernel_for(source, size)
@@ -57,6 +52,7 @@ def forward_cuda(
         return run_forward(pytorch.algorithm_for(source), source, weight, bias, activation, precision, flip)
     if source.numel() == 0:
         return torch.empty_like(source)
+    from kernels.depthwise_conv2d import tuning
 
     def run(algorithm: Any) -> Tensor:
         return run_forward(algorithm, source, weight, bias, activation, precision, flip)
@@ -108,8 +104,6 @@ def run_forward(
 
 def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     """Return the filter's gradient [C,1,Kh,Kw] from `grad` and `input` [N,C,H,W] of any strides."""
-    from kernels.depthwise_conv2d import grad_weight, transpose, tuning
-
     precision = precision_of(input.dtype)
     if kernel_for(input, kernel_size) == "pytorch":
         return pytorch.run_grad_weight(pytorch.algorithm_for(input), grad, input, kernel_size, precision)
@@ -119,6 +113,7 @@ def grad_weight_cuda(grad: Tensor, input: Tensor, kernel_size: tuple[int, int]) 
         half = len(input) // 2
         first = grad_weight_cuda(grad[:half], input[:half], kernel_size)
         return first + grad_weight_cuda(grad[half:], input[half:], kernel_size)
+    from kernels.depthwise_conv2d import grad_weight, transpose, tuning
 
     def run(algorithm: Any) -> Tensor:
         if algorithm in pytorch.MEMORY_FORMATS:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.arguments import differ, holds
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LOSSES = ("l1", "smooth_l1", "l2")
 TARGET_NORMS = ("none", "window", "patch")
@@ -19,17 +21,17 @@ def check_arguments(prediction: Tensor, image: Tensor, mask: Tensor, loss: str, 
         if name != "mask" and tensor.dtype not in DTYPES:
             raise ValueError(f"{name} is {tensor.dtype}: float32, float16, bfloat16 or float64 is expected")
     batch, channels, height, width = image.shape
-    if 0 in image.shape or 0 in prediction.shape or 0 in mask.shape:
+    if any(holds(size == 0, unknown=False) for tensor in (image, prediction, mask) for size in tensor.shape):
         shapes = ", ".join(str(list(t.shape)) for t in (prediction, image, mask))
         raise ValueError(f"prediction, image, mask have shapes {shapes}: none may be empty")
     stride = height // prediction.shape[2]
     expected = [batch, channels * stride**2, height // max(stride, 1), width // max(stride, 1)]
-    if stride == 0 or list(prediction.shape) != expected or height % stride or width % stride:
+    if stride == 0 or differ(prediction.shape, expected) or height % stride or width % stride:
         raise ValueError(
             f"prediction has shape {list(prediction.shape)}, image {list(image.shape)}: [B,C*s*s,H/s,W/s] is expected"
         )
     patch = height // mask.shape[1]
-    if patch == 0 or list(mask.shape) != [batch, height // patch, width // patch] or height % patch or width % patch:
+    if patch == 0 or differ(mask.shape, (batch, height // patch, width // patch)) or height % patch or width % patch:
         raise ValueError(
             f"mask has shape {list(mask.shape)}, image {list(image.shape)}: [{batch},H/p,W/p] is expected for square "
             "patches of p pixels"

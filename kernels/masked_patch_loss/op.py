@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels.arguments import check_tensors
+from kernels.arguments import check_tensors, holds
+from kernels.devices import runs_kernels
 from kernels.layout import contiguous_or_channels_last
 from kernels.masked_patch_loss.arguments import check_arguments
 from kernels.masked_patch_loss.reference import masked_patch_loss_reference
@@ -86,15 +87,25 @@ def _empty_packed_grad(prediction: Tensor, image: Tensor, loss: str, gradient: b
 
 
 def _has_kernels(prediction: Tensor, image: Tensor, mask: Tensor) -> bool:
-    """Whether the Triton-language kernels take these types and can index these sizes."""
-    if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES:
+    """Whether the Triton-language kernels run on this GPU, take these types and can index these sizes."""
+    if prediction.dtype not in TRITON_DTYPES or image.dtype not in TRITON_DTYPES or not _runs_on(prediction):
         return False
     extents = [
         sum((n - 1) * step for n, step in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
         for tensor in (image, mask)
     ]
-    cells = prediction.shape[0] * prediction.shape[2] * prediction.shape[3]
-    return max(*extents, prediction[0].numel(), cells) < COUNTABLE
+    if max(*extents, prediction.shape[1:].numel()) >= COUNTABLE:
+        return False
+    few = prediction.shape[0] * prediction.shape[2] * prediction.shape[3] < COUNTABLE
+    countable = holds(few, unknown=True)
+    if countable:  # compiled code then holds for these sizes only
+        torch._check(few, lambda: f"a compiled masked_patch_loss takes fewer than {COUNTABLE} cells")
+    return countable
+
+
+def _runs_on(t: Tensor) -> bool:
+    """`runs_kernels` for the GPU of `t`; a fake tensor's, where there is no GPU, is taken for one that does."""
+    return not (t.is_cuda and torch.cuda.is_available()) or runs_kernels(t.device)
 
 
 def _result_dtype(prediction: Tensor, image: Tensor) -> torch.dtype:
@@ -176,7 +187,7 @@ def _backward_cpu(grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype
 def _backward_cuda(
     grad_loss: Tensor, unscaled_grad: Tensor, scale: Tensor, dtype: torch.dtype, channels: int
 ) -> Tensor:
-    if dtype not in TRITON_DTYPES or scale.dtype not in TRITON_DTYPES:
+    if not (dtype in TRITON_DTYPES and scale.dtype in TRITON_DTYPES and _runs_on(unscaled_grad)):
         return backward_vectorized(unscaled_grad, grad_loss * scale, dtype)
     from kernels.masked_patch_loss.launch import launch_backward
 

@@ -144,6 +144,31 @@ def test_the_loss_is_compiled_once_for_any_batch_and_image():
     assert len(counter.graphs) == 1
 
 
+def test_a_batch_that_only_the_run_knows():
+    """Its size is in no guard: the images whose mask holds anything, or a dimension that was marked."""
+
+    def of_the_masked(prediction, image, mask):
+        kept = mask.any((1, 2)).nonzero().squeeze(1)
+        return Loss()(prediction[kept], image[kept], mask[kept])
+
+    arguments = loss_arguments()
+    arguments[2][1] = False
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(of_the_masked, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*arguments), of_the_masked(*arguments), rtol=0, atol=0)
+    marked = [t.clone() for t in arguments]
+    for t in marked:
+        torch._dynamo.decorators.mark_unbacked(t, 0)
+    marked[0].requires_grad_()
+    compiled = torch.compile(Loss(), fullgraph=True, backend="aot_eager")
+    loss = compiled(*marked)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), Loss()(*arguments), rtol=0, atol=0)
+    assert marked[0].grad.count_nonzero() > 0
+    with pytest.raises(ValueError, match="prediction has shape"):  # the operator still looks when it runs
+        compiled(marked[0], marked[1][:4], marked[2][:4])
+
+
 def test_compiled_gradients_of_the_loss_are_eager_ones():
     image, mask = torch.randn(2, 3, 8, 8), torch.rand(2, 4, 4) < 0.6
 
