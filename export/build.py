@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.configs import ServingSpec
 from export.onnx import export_onnx
 from export.parity import Parity, check_parity, real_pixels
-from export.repository import sha256, write_repository
+from export.repository import check_output, sha256, write_repository
 from export.source import BuildOptions, check_options, labels_of, load_model
 from export.torchscript import ServedBackbone, load_torchscript, save_torchscript, trace_backbone
 from models import WithClassMap, check_logits, class_maps, reparameterize
@@ -31,6 +31,7 @@ def build(options: BuildOptions) -> str:
     `RepositoryError`), and leaves the repository as it was before.
     """
     check_options(options)
+    check_output(options.output, options.version)
     started = time.perf_counter()
     model, config = load_model(options)
     labels = labels_of(options, config)

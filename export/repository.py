@@ -54,13 +54,7 @@ def write_repository(
         if not is_one_line(label):
             raise RepositoryError(f"label {index} is {label!r}: a label is one line and not empty")
     with _moved_in_whole(output) as stage:
-        unused = unused_number(stage / "backbone")
-        number = version or unused
-        if number < unused:  # the highest is served, the lowest are removed
-            raise SettingsError(
-                f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
-                f"choose {unused} or more, or leave --version out"
-            )
+        number = _version_number(output, stage, version)
         config, embedded, notes = kept_limits(output, spec)
         versions = version_numbers(stage / "backbone")
         if versions and (reason := misfit(output, spec, labels)):
@@ -81,6 +75,32 @@ def write_repository(
                 "and have python -m server.release prove it and put it live"
             )
     return number, notes
+
+
+def check_output(output: Path, version: int | None = None) -> None:
+    """Raise what `write_repository` would for a folder or a version that cannot be, before the work of a build."""
+    output = output.resolve()
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise SettingsError(f"{path} is a file: --output {output} names a folder")
+    if others := _no_models(output):
+        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+        raise RepositoryError(
+            f"{output} is not a model repository, it holds {named}: give --output a folder of models, or a new one"
+        )
+    _version_number(output, output, version)
+
+
+def _version_number(output: Path, copy: Path, version: int | None) -> int:
+    """`version`, or the next one, of `output` as its `copy` is. Raises `SettingsError` for one that is or was taken."""
+    unused = unused_number(copy / "backbone")
+    number = version or unused
+    if number < unused:  # the highest is served, the lowest are removed
+        raise SettingsError(
+            f"--version {number}: {output}/backbone has, or had, version {unused - 1}: "
+            f"choose {unused} or more, or leave --version out"
+        )
+    return number
 
 
 def _write_constant_parts(
@@ -142,16 +162,9 @@ def _replace(path: Path, content: bytes) -> None:
 @contextmanager
 def _moved_in_whole(output: Path) -> Iterator[Path]:
     """Yield a staging folder beside `output` that holds hard links to its files; exchange the two at the end."""
+    check_output(output)
     output = output.resolve()
     backbone = output / "backbone"
-    for path in (output, *output.parents):
-        if path.exists() and not path.is_dir():
-            raise SettingsError(f"{path} is a file: --output {output} names a folder")
-    if others := _no_models(output):
-        named = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
-        raise RepositoryError(
-            f"{output} is not a model repository, it holds {named}: give --output a folder of models, or a new one"
-        )
     stage = output.parent / f".{output.name}.building-{secrets.token_hex(4)}"
     lock = _lock(backbone) if backbone.is_dir() else None
     making: int | None = None

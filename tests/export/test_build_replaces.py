@@ -51,6 +51,19 @@ def test_the_number_of_a_withdrawn_version_is_not_used_again(checkpoint: Path, t
     assert ", version 10, " in build(options)
 
 
+def test_what_stands_in_the_way_is_told_before_the_weights_are_loaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "load_model", lambda options: pytest.fail("the weights were loaded"))
+    options = BuildOptions(weights=checkpoint, output=tmp_path / "models", threads=1)
+    (tmp_path / "models/backbone/3").mkdir(parents=True)
+    (tmp_path / "models/backbone/config.pbtxt").touch()
+    with pytest.raises(SettingsError, match=r"--version 3: .*backbone has, or had, version 3: choose 4 or more"):
+        build(replace(options, version=3))
+    with pytest.raises(SettingsError, match=r"config\.pbtxt is a file: --output .* names a folder"):
+        build(replace(options, output=tmp_path / "models/backbone/config.pbtxt"))
+
+
 def test_a_folder_that_is_no_repository_is_not_written_into(checkpoint: Path, tmp_path: Path) -> None:
     options = BuildOptions(weights=checkpoint, output=tmp_path / "docs", threads=1)
     (tmp_path / "docs/img").mkdir(parents=True)
