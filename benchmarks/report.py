@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks import charts
 from benchmarks import served_tables as served
 from benchmarks.commands import no_options
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, name_on
 from benchmarks.kernels import tables as kernels
 from benchmarks.markdown import beside, conditions, table
 from benchmarks.serving import table as serving
@@ -100,12 +100,18 @@ def comparison_table(result: dict[str, Any]) -> list[str]:
 
 
 def gpu_tables(newest: dict[str, Any], before: dict[str, Any]) -> list[list[str]]:
-    """A GPU's tables. `before`, an earlier run, has batch 1 and the variants; only NaN and bias handling differ."""
+    """A GPU's tables. `before`, an earlier run, has batch 1; only NaN and bias handling differ.
+
+    The variants are of the run that has more of them. What is not measured yet has no table.
+    """
+    others = {"native": kernels.native_table, "served_layout": kernels.layout_table}
+    measured = {make: RESULTS / f"{name_on(newest['gpu'], name)}.json" for name, make in others.items()}
     return [
         kernels.stage_table(newest),
         kernels.goal_table(newest, before),
         kernels.batch_one_table(before),
-        kernels.variant_table(before),
+        kernels.variant_table(max(newest, before, key=lambda result: len(result["variants"]))),
+        *(make(json.loads(path.read_text())) for make, path in measured.items() if path.exists()),
         kernels.loss_table(newest),
         kernels.end_to_end_table(load("end_to_end_nvidia_h200")),
     ]

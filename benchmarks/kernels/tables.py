@@ -85,6 +85,29 @@ def variant_table(result: Result) -> list[str]:
     return [title, "", *table(["what", "batch", "C, H, filter", "dtype", "each way"], rows)]
 
 
+def native_table(result: Result) -> list[str]:
+    """The native library's kernels beside Python's."""
+    rows = [
+        [
+            str(row["batch"]),
+            name(row),
+            *(f"{1000 * row['ms'][way]['median']:.1f}" for way in ("native", "python")),
+            f"{row['native_over_python']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    title = f"**The native library's kernels**, bias and ReLU, bfloat16, us ({conditions(result)})"
+    return [title, "", *table(["batch", "C, H, K", "native", "Python's", "native / Python's"], rows)]
+
+
+def layout_table(result: Result) -> list[str]:
+    """The served file in both memory formats."""
+    ways = list(result["rows"][0]["ms"])
+    rows = [[str(row["batch"]), *(f"{row['ms'][way]['median']:.2f}" for way in ways)] for row in result["rows"]]
+    title = f"**The file that a server loads**, RepLKNet-31B, bfloat16, ms by memory format ({conditions(result)})"
+    return [title, "", *table(["batch", *ways], rows)]
+
+
 def losses(result: Result) -> list[Result]:
     """The losses' rows, with their share of the run's own ceiling: older files have a CUDA graph's copy, 7 % more."""
     ceiling = result["ceilings"]["bandwidth"]

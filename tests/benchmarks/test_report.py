@@ -34,6 +34,34 @@ def test_the_readme_counts_the_requests_that_met_faults() -> None:
     assert f"{answered:,} of {sent:,}" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
+def test_what_a_gpu_has_measured_since_gets_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, before = (report.load(f"kernels_nvidia_h200{run}") for run in ("", "_before"))
+    without = report.gpu_tables(newest, before)
+    (tmp_path / "end_to_end_nvidia_h200.json").write_text(json.dumps(report.load("end_to_end_nvidia_h200")))
+    about = {name: newest[name] for name in ("gpu", "versions", "date")}
+    layer = {"batch": 8, "channels": 128, "size": 56, "kernel": 31, "native_over_python": 1.25}
+    times = {"native": {"median": 0.05}, "python": {"median": 0.04}}
+    (tmp_path / "native_nvidia_h200.json").write_text(json.dumps(about | {"rows": [layer | {"ms": times}]}))
+    layouts = {"batch": 8, "ms": {"channels_last": {"median": 3.0}, "contiguous": {"median": 2.5}}}
+    (tmp_path / "served_layout_nvidia_h200.json").write_text(json.dumps(about | {"rows": [layouts]}))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    tables = report.gpu_tables(newest, before)
+    added = [lines for lines in tables if lines not in without]
+    assert len(tables) == len(without) + 2
+    assert [lines[-1] for lines in added] == ["| 8 | 128, 56, 31 | 50.0 | 40.0 | 1.25 |", "| 8 | 3.00 | 2.50 |"]
+    assert "channels_last | contiguous" in added[1][2]
+
+
+def test_the_variants_are_of_the_run_that_has_more() -> None:
+    newest, before = (report.load(f"kernels_nvidia_h200{run}") for run in ("", "_before"))
+    fewer, more = newest["variants"][:1], before["variants"]
+    for ours, theirs in ((fewer, more), (more, more), (more, fewer)):
+        tables = report.gpu_tables(newest | {"variants": ours, "date": "2027-01-01"}, before | {"variants": theirs})
+        (shown,) = (lines for lines in tables if lines[0].startswith("**Beside these layers"))
+        assert len(shown) == 4 + len(more)
+        assert ("; 2027-01-01" in shown[0]) == (ours is more)
+
+
 def test_what_is_not_published_or_not_timed_has_no_figure() -> None:
     result = json.loads((report.RESULTS / "compare.json").read_text())
     row = next(row for row in result["rows"] if row["published"])
