@@ -70,6 +70,7 @@ def test_lint():
         {"rollingUpdate": {"maxSurge": "one"}},
         {"modelRepository": {"inImage": True, "subPath": "2026-11-24"}},
         {"modelRepository": {"inImage": True, "volume": {"emptyDir": {}}}},
+        {"monitoring": {"runbookBase": "wiki"}},
         {"extraManifests": [{"kind": "GRPCRoute"}]},
         {"resources": None},
     ],
@@ -118,7 +119,7 @@ def test_names_as_they_are_given():
         ({"nameOverride": "demo"}, "demo"),
     ):
         manifests = render(values)
-        assert {each for _, each in manifests} == {name, f"{name}-grpc", f"{name}-metrics"}
+        assert {each for _, each in manifests} == {name, *(f"{name}-{part}" for part in ("grpc", "metrics", "test"))}
         labels = one(manifests, "Deployment")["metadata"]["labels"]
         assert labels == one(render(), "Deployment")["metadata"]["labels"]  # the alerts' job
 
@@ -196,6 +197,18 @@ def test_rules_and_dashboard_are_the_files():
     assert one(manifests, "ConfigMap")["metadata"]["labels"]["grafana_dashboard"] == "1"  # Grafana's sidecar selects it
     for kind in ("ServiceMonitor", "PrometheusRule"):  # Prometheus selects by what is given
         assert one(manifests, kind)["metadata"]["labels"]["release"] == "stack"
+
+
+@pytest.mark.parametrize(
+    "base", ["https://git.example/widefield/blob/main", "https://git.example/widefield/blob/main/"]
+)
+def test_alerts_link_to_the_runbook(base):
+    spec = one(render({"monitoring": {"prometheusRule": True, "runbookBase": base}}), "PrometheusRule")["spec"]
+    annotations = [rule["annotations"] for group in spec["groups"] for rule in group["rules"]]
+    linked = f"{base.rstrip('/')}/docs/operations.md#what-to-alert-on"
+    assert len(annotations) > 10
+    assert {tuple(sorted(each)) for each in annotations} == {("runbook_url", "summary")}
+    assert {each["runbook_url"] for each in annotations} == {linked}
 
 
 def test_labels_that_prometheus_selects_by_may_be_the_charts_own():
