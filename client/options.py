@@ -32,20 +32,8 @@ def add_server_options(parser: argparse.ArgumentParser, retries: int = 2, timeou
     parser.add_argument(
         "--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)"
     )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=timeout,
-        metavar="SECONDS",
-        help=f"time limit for one image, retries included (default: {timeout:g})",
-    )
-    parser.add_argument(
-        "--retries",
-        type=whole(0),
-        default=retries,
-        metavar="N",
-        help=f"further attempts after a failure that may pass (default: {retries})",
-    )
+    add_number(parser, "--timeout", positive, timeout, "SECONDS", "time limit for one image, retries included")
+    add_number(parser, "--retries", whole(0), retries, "N", "further attempts after a failure that may pass")
     add_connection_options(parser)
     parser.add_argument("--tls-key", metavar="FILE", help="private key of --tls-certificate (PEM file)")
     parser.add_argument(
@@ -69,6 +57,16 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
         metavar="'NAME: VALUE'",
         help="header to send with every request, as for a gateway; may be repeated; @FILE: read one per line",
     )
+
+
+def add_number(
+    parser: argparse._ActionsContainer, name: str, parse: Callable[[str], float], default: float, unit: str, words: str
+) -> None:
+    parser.add_argument(name, type=parse, default=default, metavar=unit, help=f"{words} (default: {default:g})")
+
+
+def add_top(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--top", whole(1), 5, "N", "classes to return for each image")
 
 
 def open_classifier(options: argparse.Namespace, kind: type[Kind]) -> Kind:

@@ -28,6 +28,7 @@ from loadtest.options import (
     SECONDS,
     SIGNALS,
     USERS,
+    add_image_options,
     add_load_options,
     add_server_options,
     add_target_options,
@@ -162,10 +163,7 @@ def _locust(options: argparse.Namespace, of_locust: Sequence[str]) -> int:
 
 def null(arguments: Sequence[str]) -> int:
     parser = command_parser("null", f"Measure how many requests a second this machine can send, to {NULL_SERVER}.")
-    parser.add_argument(
-        "--images", default="", metavar="DIR", help="folder of images to send (default: photographs, resized)"
-    )
-    parser.add_argument("--sizes", default="", metavar="PIXELS:COUNT,...", help="as for run")
+    add_image_options(parser)
     options = parser.parse_args(arguments)
     rate = null_rate(options.protocol, options.processes, image_options(options))
     print(f"{rate:.0f} requests/s to {NULL_SERVER}; up to {math.floor(rate / 2)}/s can be trusted")

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from client.options import add_number
 from loadtest.capacity import find_capacity
 from loadtest.null_check import NULL_SERVER, null_rate, run_load
 from loadtest.options import (
     USERS,
+    add_file_options,
     add_server_options,
     as_words,
     at_least_one,
@@ -36,36 +38,18 @@ def capacity(arguments: Sequence[str]) -> int:
     )
     add_server_options(parser)
     parser.add_argument("--slo", required=True, metavar="FILE", help="TOML file of objectives")
-    parser.add_argument("--seconds", type=positive, default=20.0, help="least duration of each run (default: 20)")
-    parser.add_argument(
-        "--warm-up",
-        type=not_negative,
-        default=3.0,
-        metavar="SECONDS",
-        help="time before that is not counted (default: 3)",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=at_least_one,
-        default=3,
-        metavar="N",
-        help="runs at each rate, most of which must meet the objectives (default: 3)",
-    )
-    parser.add_argument(
-        "--precision",
-        type=share,
-        default=0.05,
-        metavar="SHARE",
-        help="precision of the rate that is found, as a share of it (default: 0.05)",
-    )
+    add_number(parser, "--seconds", positive, 20.0, "SECONDS", "least duration of each run")
+    add_number(parser, "--warm-up", not_negative, 3.0, "SECONDS", "time before that is not counted")
+    most = "runs at each rate, most of which must meet the objectives"
+    add_number(parser, "--repeats", at_least_one, 3, "N", most)
+    add_number(parser, "--precision", share, 0.05, "SHARE", "precision of the rate that is found, as a share of it")
     parser.add_argument(
         "--from-rate",
         type=positive,
         metavar="PER_S",
         help="first rate to try (default: that of a closed loop of 8 users)",
     )
-    parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report to this file")
-    parser.add_argument("--results", default="", metavar="FILE", help="write all measurements to this JSON file")
+    add_file_options(parser)
     options = parser.parse_args(arguments)
     check_writable(options.report, options.results)
     check_target(options)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client.options import add_connection_options, not_negative, positive, whole
+from client.options import add_connection_options, add_number, add_top, not_negative, positive, whole
 from loadtest.images import SIZES, find_below, parse_sizes
 from loadtest.shapes import SHAPES
 
@@ -120,9 +120,7 @@ def command_parser(command: str, description: str) -> argparse.ArgumentParser:
         help="protocol of the requests; both: half of the load each (default: both)",
     )
     count = processes if command == "run" else at_least_one  # locust's own option takes -1
-    parser.add_argument(
-        "--processes", type=count, default=1, metavar="N", help="processes that send, on this machine (default: 1)"
-    )
+    add_number(parser, "--processes", count, 1, "N", "processes that send, on this machine")
     return parser
 
 
@@ -146,6 +144,16 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="gRPC address of the server (default: --host's host, port 8001; needed if --host's is not 8000)",
     )
+    add_image_options(parser)
+    parser.add_argument(
+        "--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)"
+    )
+    add_top(parser)
+    add_number(parser, "--request-timeout", positive, 10.0, "SECONDS", "time limit for one request")
+    add_connection_options(parser)
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", default="", metavar="DIR", help="folder of images to send (default: photographs, resized)"
     )
@@ -155,20 +163,6 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS:COUNT,...",
         help=f"longer sides that images are resized to, with their shares (default: {SIZES})",
     )
-    parser.add_argument(
-        "--model", default="classifier", metavar="NAME", help="served model to ask (default: classifier)"
-    )
-    parser.add_argument(
-        "--top", type=at_least_one, default=5, metavar="N", help="classes to return for each image (default: 5)"
-    )
-    parser.add_argument(
-        "--request-timeout",
-        type=positive,
-        default=10.0,
-        metavar="SECONDS",
-        help="time limit for one request (default: 10)",
-    )
-    add_connection_options(parser)
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -199,9 +193,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slo", default="", metavar="FILE", help="TOML file of objectives; exit status 1 if one is missed"
     )
+    add_file_options(parser)
+    parser.add_argument("--null-rate", type=positive, default=None, help=argparse.SUPPRESS)  # for the report
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", default="", metavar="FILE", help="write an HTML report to this file")
     parser.add_argument("--results", default="", metavar="FILE", help="write what was measured to this JSON file")
-    parser.add_argument("--null-rate", type=positive, default=None, help=argparse.SUPPRESS)  # for the report
 
 
 def image_options(options: argparse.Namespace) -> list[str]:

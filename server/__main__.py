@@ -48,41 +48,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="file for tritonserver's log; -: standard error (default: one in $TMPDIR, removed at the end)",
     )
-    parser.add_argument(
-        "--start-timeout",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        help="time from the start until the first image must be classified (default: 120)",
-    )
-    parser.add_argument(
-        "--drain-seconds",
-        type=int,
-        default=30,
-        metavar="SECONDS",
-        help="time at the end for requests in flight and open HTTP connections (default: 30)",
-    )
-    parser.add_argument(
-        "--probe-interval",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help="time between two canary images, which test that the server classifies (default: 10)",
-    )
-    parser.add_argument(
-        "--probe-timeout",
-        type=float,
-        default=10.0,
-        metavar="SECONDS",
-        help="time limit for a canary image (default: 10)",
-    )
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=5,
-        metavar="N",
-        help="restarts of a failed server within five minutes before the command gives up (default: 5)",
-    )
+    for name, kind, default, unit, what in (
+        ("start-timeout", float, 120.0, "SECONDS", "time from the start until the first image must be classified"),
+        ("drain-seconds", int, 30, "SECONDS", "time at the end for requests in flight and open HTTP connections"),
+        ("probe-interval", float, 10.0, "SECONDS", "time between two canary images, which test that it classifies"),
+        ("probe-timeout", float, 10.0, "SECONDS", "time limit for a canary image"),
+        ("max-restarts", int, 5, "N", "restarts of a failed server within five minutes before the command gives up"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=kind, default=default, metavar=unit, help=f"{what} (default: {default:g})"
+        )
     for name in VARIABLES:
         add_token_options(parser, name)
     tls = parser.add_argument_group(

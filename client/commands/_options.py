@@ -2,25 +2,19 @@
 
 import argparse
 
-from client.options import not_negative, whole
+from client.options import add_number, add_top, not_negative, whole
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder of images, quoted pattern, - or URL")
     parser.add_argument("--allow-urls", action="store_true", help="fetch a PATH that is an http:// or https:// URL")
-    parser.add_argument(
-        "--top", type=whole(1), default=5, metavar="N", help="classes to return for each image (default: 5)"
-    )
-    parser.add_argument(
-        "--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight at a time (default: 8)"
-    )
-    parser.add_argument(
-        "--wait",
-        type=not_negative,
-        default=60.0,
-        metavar="SECONDS",
-        help="time to wait for servers that went away (default: 60)",
-    )
+    add_top(parser)
+    add_concurrency(parser)
+    add_number(parser, "--wait", not_negative, 60.0, "SECONDS", "time to wait for servers that went away")
+
+
+def add_concurrency(parser: argparse.ArgumentParser) -> None:
+    add_number(parser, "--concurrency", whole(1), 8, "N", "requests in flight at a time")
 
 
 def add_format_options(parser: argparse.ArgumentParser) -> None:

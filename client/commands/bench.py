@@ -27,7 +27,16 @@ from client._status import step_times
 from client.commands._options import add_format_options
 from client.commands._progress import clock
 from client.commands._results import print_table
-from client.options import UsageError, add_server_options, not_negative, open_classifier, positive, whole
+from client.options import (
+    UsageError,
+    add_number,
+    add_server_options,
+    add_top,
+    not_negative,
+    open_classifier,
+    positive,
+    whole,
+)
 
 Named: TypeAlias = tuple[str, bytes]  # an image's file, and what is in it
 PERCENTILES = (50, 90, 99)
@@ -56,21 +65,11 @@ class Run:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, folders or patterns, sent in turn")
     load = parser.add_mutually_exclusive_group()
-    load.add_argument(
-        "--concurrency", type=whole(1), default=8, metavar="N", help="closed loop of this many callers (default: 8)"
-    )
+    add_number(load, "--concurrency", whole(1), 8, "N", "closed loop of this many callers")
     load.add_argument("--rate", type=positive, metavar="PER_SECOND", help="open loop of this many images a second")
-    parser.add_argument("--seconds", type=positive, default=10.0, help="time that is measured (default: 10)")
-    parser.add_argument(
-        "--warm-up",
-        type=not_negative,
-        default=1.0,
-        metavar="SECONDS",
-        help="time before that is not counted (default: 1)",
-    )
-    parser.add_argument(
-        "--top", type=whole(1), default=5, metavar="N", help="classes to return for each image (default: 5)"
-    )
+    add_number(parser, "--seconds", positive, 10.0, "SECONDS", "time that is measured")
+    add_number(parser, "--warm-up", not_negative, 1.0, "SECONDS", "time before that is not counted")
+    add_top(parser)
     add_format_options(parser)
     add_server_options(parser, retries=0)
 

@@ -18,9 +18,9 @@ from client._classifier import Classifier
 from client._errors import ClassifierError, InvalidImageError
 from client._session import Outcome
 from client._sources import find_images
-from client.commands._options import add_format_options
+from client.commands._options import add_concurrency, add_format_options
 from client.commands._results import Results, open_results
-from client.options import UsageError, add_server_options, open_classifier, positive, whole
+from client.options import UsageError, add_number, add_server_options, open_classifier, positive, whole
 
 State: TypeAlias = tuple[int, int, bool]  # modification time in nanoseconds, size, whether it may be read
 Problem: TypeAlias = tuple[str, type[ClassifierError] | None]  # an image and its kind of error; None: no folder
@@ -71,22 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to watch, at any depth")
     add_format_options(parser)
     parser.add_argument("--new-only", action="store_true", help="skip the images that are there at the start")
-    parser.add_argument(
-        "--interval",
-        type=positive,
-        default=1.0,
-        metavar="SECONDS",
-        help="time between two looks at the folder (default: 1)",
-    )
+    add_number(parser, "--interval", positive, 1.0, "SECONDS", "time between two looks at the folder")
     parser.add_argument(
         "--top",
         type=whole(1),
         metavar="N",
         help="classes to return for each image (default: 1, with --json and --csv 5)",
     )
-    parser.add_argument(
-        "--concurrency", type=whole(1), default=8, metavar="N", help="requests in flight at a time (default: 8)"
-    )
+    add_concurrency(parser)
     add_server_options(parser)
 
 
