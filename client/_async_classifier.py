@@ -1,46 +1,28 @@
 """`Classifier` for asyncio."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 
 from client._attempts import Pause, Send, drive_async
 from client._errors import ClassifierError
-from client._headers import Headers
 from client._images import ImageLike, describe, encode
 from client._ordered import async_in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
 from client._session import Outcome, Session, explanation
 from client._status import ServerStatus
-from client._tls import TLSLike
-from client._transport import AsyncTransport, open_transports
+from client._transport import AsyncTransport
 
 
-class AsyncClassifier(Session):
+class AsyncClassifier(Session[AsyncTransport]):
     """`Classifier`'s interface for asyncio: the same arguments, answers, errors, retries and servers.
 
     It belongs to the event loop of its first request. Cancelling the task that waits for an answer ends the
     request. Files are read, and PIL images and arrays encoded, in a thread.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str] | None = None,
-        protocol: str = "grpc",
-        model: str = "classifier",
-        timeout: float = 30.0,
-        retries: int = 2,
-        *,
-        tls: TLSLike = None,
-        shared_memory_token: str | None = None,
-        headers: Headers = None,
-        transport: AsyncTransport | Sequence[AsyncTransport] | None = None,
-    ) -> None:
-        transports = transport
-        if transports is None:
-            transports = open_transports(url, protocol, tls, shared_memory_token, headers, asynchronous=True)
-        super().__init__(transports, model, timeout, retries)
-        self._loop: asyncio.AbstractEventLoop | None = None
+    _asynchronous = True
+    _loop: asyncio.AbstractEventLoop | None = None
 
     async def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
@@ -79,7 +61,7 @@ class AsyncClassifier(Session):
 
     async def close(self) -> None:
         """Close the connections; pending requests raise `RuntimeError`. Closing twice is harmless."""
-        self._closed = True
+        self._closed.set()
         for transport in self._transports:
             await transport.close()
 

@@ -1,22 +1,19 @@
 """The client for applications with threads; `AsyncClassifier` is its counterpart for asyncio."""
 
-import threading
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 
 from client._attempts import Pause, Send, drive
 from client._errors import ClassifierError
-from client._headers import Headers
 from client._images import ImageLike, describe, encode
 from client._ordered import in_order
 from client._prediction import Prediction
 from client._request import Answer, Explanation
 from client._session import Outcome, Session, explanation
 from client._status import ServerStatus
-from client._tls import TLSLike
-from client._transport import Transport, open_transports
+from client._transport import Transport
 
 
-class Classifier(Session):
+class Classifier(Session[Transport]):
     """A client that classifies images on Widefield servers. Threads may share it; it connects at the first request.
 
     An image is a path, encoded bytes, a PIL image or a uint8 array, [H,W,3] RGB or [H,W] grey.
@@ -44,24 +41,7 @@ class Classifier(Session):
         ValueError: an argument cannot be used; the message names it. Nothing is sent yet.
     """
 
-    def __init__(
-        self,
-        url: str | Sequence[str] | None = None,
-        protocol: str = "grpc",
-        model: str = "classifier",
-        timeout: float = 30.0,
-        retries: int = 2,
-        *,
-        tls: TLSLike = None,
-        shared_memory_token: str | None = None,
-        headers: Headers = None,
-        transport: Transport | Sequence[Transport] | None = None,
-    ) -> None:
-        transports = transport
-        if transports is None:
-            transports = open_transports(url, protocol, tls, shared_memory_token, headers)
-        super().__init__(transports, model, timeout, retries)
-        self._closing = threading.Event()
+    _asynchronous = False
 
     def classify(
         self, image: ImageLike, top: int = 5, *, timeout: float | None = None, request_id: str | None = None
@@ -115,8 +95,7 @@ class Classifier(Session):
 
     def close(self) -> None:
         """Close the connections; pending requests and retries raise `RuntimeError`. Closing twice is harmless."""
-        self._closed = True
-        self._closing.set()
+        self._closed.set()
         for transport in self._transports:
             transport.close()
 
@@ -139,7 +118,7 @@ class Classifier(Session):
         self._check_open()
         if isinstance(step, Send):
             return self._transports[step.server].infer(step.request)
-        self._closing.wait(step.seconds)
+        self._closed.wait(step.seconds)
         return None
 
     def _outcome(self, image: ImageLike, top: int) -> Outcome:

@@ -2,28 +2,47 @@
 
 import itertools
 import secrets
+import threading
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from client._attempts import RetryBudget, Steps, attempts
 from client._errors import EXPLAINED, ClassifierError, ProtocolError
+from client._headers import Headers
 from client._images import describe, is_one
 from client._prediction import Prediction
 from client._request import Answer, Explanation, Request
 from client._servers import Servers
-from client._transport import check_timeout
+from client._tls import TLSLike
+from client._transport import AsyncTransport, Transport, check_timeout, open_transports
 
+AnyTransport = TypeVar("AnyTransport", Transport, AsyncTransport)
 Outcome: TypeAlias = "list[Prediction] | ClassifierError"
 MOST_CLASSES = 2**31 - 1  # gRPC's server drops what is above 32 bits
 
 
-class Session:
+class Session(Generic[AnyTransport]):
     """A client's settings: `timeout` (seconds), `model` and `retries` may be changed between requests."""
 
-    def __init__(self, transports: Any, model: str, timeout: float, retries: int) -> None:
-        """`transports`: one, or a sequence of one for each server. Raises `ValueError`."""
-        self._transports = list(transports) if isinstance(transports, Sequence) else [transports]
+    _asynchronous: ClassVar[bool]
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        protocol: str = "grpc",
+        model: str = "classifier",
+        timeout: float = 30.0,
+        retries: int = 2,
+        *,
+        tls: TLSLike = None,
+        shared_memory_token: str | None = None,
+        headers: Headers = None,
+        transport: AnyTransport | Sequence[AnyTransport] | None = None,
+    ) -> None:
+        if transport is None:
+            transport = open_transports(url, protocol, tls, shared_memory_token, headers, self._asynchronous)
+        self._transports: list[AnyTransport] = list(transport) if isinstance(transport, Sequence) else [transport]
         if not self._transports:
             raise ValueError("transport is an empty list: give one or more, or leave it out and give a URL")
         self.model = _check_text("model", model)
@@ -33,7 +52,7 @@ class Session:
         self._budget = RetryBudget()
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
-        self._closed = False
+        self._closed = threading.Event()
 
     @property
     def urls(self) -> list[str]:
@@ -69,7 +88,7 @@ class Session:
             raise TypeError(f"{describe(images)} is one image: use classify, or give a list")
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closed.is_set():
             raise RuntimeError(f"this {type(self).__name__} is closed: make a new one")
 
 

@@ -54,7 +54,7 @@ def open_transports(
     tls: TLSLike,
     shared_memory_token: str | None,
     headers: Headers,
-    asynchronous: bool = False,
+    asynchronous: bool,
 ) -> list[Any]:
     """Create a transport for each server, an `AsyncTransport` if `asynchronous`; nothing is sent yet.
 

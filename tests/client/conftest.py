@@ -17,7 +17,7 @@ from stub_http import HttpStub
 from tiny_repository import write_tiny_repository
 from tritonclient.grpc import service_pb2_grpc
 
-from client import Classifier, ClassifierError, Request, _async_classifier, _classifier
+from client import Classifier, ClassifierError, Request, _session
 from client.testing import AsyncFakeTransport, FakeTransport
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
@@ -118,7 +118,7 @@ def regions(tiny_server: "TritonServer") -> Iterator[Regions]:  # noqa: F821
 def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTransport:
     monkeypatch.chdir(tmp_path)
     fake = FakeTransport(CAT)
-    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [fake])
+    monkeypatch.setattr(_session, "open_transports", lambda *arguments: [fake])
     return fake
 
 
@@ -127,5 +127,5 @@ def async_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncFakeTr
     monkeypatch.chdir(tmp_path)
     Path("a.png").write_bytes(b"a")
     fake = AsyncFakeTransport(CAT)
-    monkeypatch.setattr(_async_classifier, "open_transports", lambda *arguments, asynchronous: [fake])
+    monkeypatch.setattr(_session, "open_transports", lambda *arguments: [fake])
     return fake

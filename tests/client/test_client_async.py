@@ -36,7 +36,7 @@ def labels(outcomes: list) -> list[str]:
 
 
 def test_the_interface_is_the_same() -> None:
-    for name in ("__init__", "classify", "explain", "classify_many", "classify_stream", "status", "close"):
+    for name in ("classify", "explain", "classify_many", "classify_stream", "status", "close"):
         one, other = (inspect.signature(getattr(kind, name)) for kind in (Classifier, AsyncClassifier))
         assert list(one.parameters) == list(other.parameters)
         assert [p.default for p in one.parameters.values()] == [p.default for p in other.parameters.values()]

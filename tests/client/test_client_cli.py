@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from client import _classifier
+from client import _session
 from client._sources import expand, find_images
 from client.commands import bench, classify, explain, main, watch
 from client.commands import status as status_command
@@ -34,7 +34,7 @@ def opened(fake: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None,
     """(url, protocol) of every connection; all lead to the fake."""
     calls: list[tuple[str | None, str]] = []
     monkeypatch.setattr(
-        _classifier, "open_transports", lambda url, protocol, *more: calls.append((url, protocol)) or [fake]
+        _session, "open_transports", lambda url, protocol, *more: calls.append((url, protocol)) or [fake]
     )
     return calls
 

@@ -116,7 +116,7 @@ def test_a_source_that_is_read_once_is_shown_as_it_works(
     page = (ROOT / "docs/client.md").read_text()
     (example,) = re.findall(r"^(    from collections import deque\n.*?popleft\(\), outcome\)$)", page, re.DOTALL | re.M)
     fake = client.testing.FakeTransport(lambda request: client.InvalidImageError(request.image.decode()))
-    monkeypatch.setattr(client._classifier, "open_transports", lambda *_: [fake])
+    monkeypatch.setattr(client._session, "open_transports", lambda *_: [fake])
     camera = ((f"name {number}", f"picture {number}".encode()) for number in range(99))
     exec(textwrap.dedent(example), {"Classifier": client.Classifier, "camera": camera})
     assert capsys.readouterr().out.splitlines() == [

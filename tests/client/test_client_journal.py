@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 from stub_grpc import GrpcStub, serve
 
-from client import InvalidImageError, QueueFullError, _classifier
+from client import InvalidImageError, QueueFullError, _session
 from client.commands import main
 from client.commands._journal import Journal
 from client.options import UsageError
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
     fake = FakeTransport(lambda request: [(request.image.decode(), 0, 0.75), ("other", 1, 0.25)])
-    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [fake])
+    monkeypatch.setattr(_session, "open_transports", lambda *arguments: [fake])
     return fake
 
 

@@ -15,7 +15,7 @@ from client import (
     ModelNotFoundError,
     NotFiniteError,
     ProtocolError,
-    _classifier,
+    _session,
 )
 from client.commands import _patience, main
 from client.commands._results import JsonResults
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def classify(monkeypatch: pytest.MonkeyPatch, reply: Any, *arguments: str, output: str = "out.jsonl") -> int:
-    monkeypatch.setattr(_classifier, "open_transports", lambda *given: [FakeTransport(reply)])
+    monkeypatch.setattr(_session, "open_transports", lambda *given: [FakeTransport(reply)])
     return main(["classify", "photos", "--retries", "0", "--output", output, *arguments])
 
 

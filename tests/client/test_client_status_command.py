@@ -11,7 +11,7 @@ from commands_fakes import server_status
 
 from client import (
     ConnectionFailedError,
-    _classifier,
+    _session,
 )
 from client.commands import main
 from client.testing import FakeTransport
@@ -49,7 +49,7 @@ def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatc
     assert max(map(len, wide.splitlines())) <= 80
     monkeypatch.setattr(served, "status", lambda timeout: server_status())
     assert err == ""
-    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served, away])
+    monkeypatch.setattr(_session, "open_transports", lambda *arguments: [served, away])
     assert main(["status"]) == 1
     assert "grpc://away:1: refused" in capsys.readouterr().err
     assert main(["status", "--json"]) == 1
@@ -68,7 +68,7 @@ def test_status(served: FakeTransport, capsys: pytest.CaptureFixture, monkeypatc
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert [row["queue_ms"] for row in rows] == ["20.00", ""]
     assert set(rows[0]) - {"server"} <= one["models"][0].keys(), "the same words in both"
-    monkeypatch.setattr(_classifier, "open_transports", lambda *arguments: [served])
+    monkeypatch.setattr(_session, "open_transports", lambda *arguments: [served])
     monkeypatch.setattr(served, "status", lambda timeout: server_status(ready=False))
     assert main(["status"]) == 1
     assert "NOT READY" in capsys.readouterr().out
