@@ -1,9 +1,9 @@
 """`Classifier` for asyncio."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable
 
-from client._attempts import Pause, Send, drive_async
+from client._attempts import Pause, Result, Send, drive_async
 from client._errors import ClassifierError
 from client._images import ImageLike, describe, encode
 from client._ordered import async_in_order
@@ -50,13 +50,13 @@ class AsyncClassifier(Session[AsyncTransport]):
         Closing the iterator early (``aclose``) cancels the requests in flight.
         """
         self._check_many(images, top, concurrency)
-        return async_in_order(lambda image: self._outcome(image, top), images, concurrency)
+        return async_in_order(lambda image: _or_error(self.classify(image, top)), images, concurrency)
 
     async def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
         """See `Classifier.status`."""
         self._check(1, timeout)
         self._check_loop()
-        asked = (self._status(transport, timeout or self.timeout) for transport in self._transports)
+        asked = (_or_error(transport.status(timeout or self.timeout)) for transport in self._transports)
         return list(await asyncio.gather(*asked))
 
     async def close(self) -> None:
@@ -98,15 +98,9 @@ class AsyncClassifier(Session[AsyncTransport]):
         await asyncio.sleep(step.seconds)
         return None
 
-    async def _outcome(self, image: ImageLike, top: int) -> Outcome:
-        try:
-            return await self.classify(image, top)
-        except ClassifierError as error:
-            return error
 
-    @staticmethod
-    async def _status(transport: AsyncTransport, timeout: float) -> "ServerStatus | ClassifierError":
-        try:
-            return await transport.status(timeout)
-        except ClassifierError as error:
-            return error
+async def _or_error(answer: Awaitable[Result]) -> Result | ClassifierError:
+    try:
+        return await answer
+    except ClassifierError as error:
+        return error

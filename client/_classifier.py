@@ -1,8 +1,9 @@
 """The client for applications with threads; `AsyncClassifier` is its counterpart for asyncio."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
-from client._attempts import Pause, Send, drive
+from client._attempts import Pause, Result, Send, drive
 from client._errors import ClassifierError
 from client._images import ImageLike, describe, encode
 from client._ordered import in_order
@@ -85,13 +86,13 @@ class Classifier(Session[Transport]):
         Closing the iterator early (``close``) drops what has not been sent.
         """
         self._check_many(images, top, concurrency)
-        return in_order(lambda image: self._outcome(image, top), images, concurrency)
+        return in_order(lambda image: _or_error(self.classify, image, top), images, concurrency)
 
     def status(self, timeout: float | None = None) -> "list[ServerStatus | ClassifierError]":
         """Return each server's readiness, models and time statistics, or its error. All servers are asked at once."""
         self._check(1, timeout)
         seconds = timeout or self.timeout
-        return list(in_order(lambda each: self._status(each, seconds), self._transports, len(self._transports)))
+        return list(in_order(lambda each: _or_error(each.status, seconds), self._transports, len(self._transports)))
 
     def close(self) -> None:
         """Close the connections; pending requests and retries raise `RuntimeError`. Closing twice is harmless."""
@@ -121,15 +122,9 @@ class Classifier(Session[Transport]):
         self._closed.wait(step.seconds)
         return None
 
-    def _outcome(self, image: ImageLike, top: int) -> Outcome:
-        try:
-            return self.classify(image, top)
-        except ClassifierError as error:
-            return error
 
-    @staticmethod
-    def _status(transport: Transport, timeout: float) -> "ServerStatus | ClassifierError":
-        try:
-            return transport.status(timeout)
-        except ClassifierError as error:
-            return error
+def _or_error(function: Callable[..., Result], *arguments: Any) -> Result | ClassifierError:
+    try:
+        return function(*arguments)
+    except ClassifierError as error:
+        return error

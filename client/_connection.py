@@ -28,17 +28,14 @@ class Connection(http.client.HTTPConnection):
         self._context, self._connect_timeout = context, connect_timeout
         self._looked_up: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
         self._aborted = False
-        self._idle_since = 0.0
+        self.idle_since = 0.0  # monotonic seconds
         self.made = False
-
-    def lay_idle(self) -> None:
-        self._idle_since = time.monotonic()
 
     def is_stale(self) -> bool:
         """Whether the server has closed it while it was idle (end-of-file can be read), or may have."""
         if self.sock is None:  # it will connect again
             return False
-        if time.monotonic() - self._idle_since > IDLE_SECONDS:
+        if time.monotonic() - self.idle_since > IDLE_SECONDS:
             return True
         poll = select.poll()  # not select: a process may have more than 1024 files open
         poll.register(self.sock.fileno(), select.POLLIN)

@@ -2,18 +2,13 @@
 
 import os
 import weakref
-from typing import Protocol
+from typing import Any
+
+_ALL: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-class Forgets(Protocol):
-    def forget(self) -> None:
-        """Reset this object in a forked process: all that it holds is still in use by the parent."""
-
-
-_ALL: "weakref.WeakSet[Forgets]" = weakref.WeakSet()
-
-
-def forget_when_forked(each: Forgets) -> None:
+def forget_when_forked(each: Any) -> None:
+    """Have a forked process call `each.forget()`: all that it holds is still in use by the parent."""
     _ALL.add(each)
 
 

@@ -93,7 +93,7 @@ class HttpTransport:
             raise
         finally:
             self._busy.discard(connection)
-        connection.lay_idle()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)  # if the server has closed it, it connects again
         if self._closed:
             self.close()

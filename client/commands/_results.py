@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 class Results(Protocol):
     def write(self, image: str, outcome: Outcome) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        return None  # most write each result at once
 
 
-class JsonResults:
+class JsonResults(Results):
     """One object a line, in order."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -37,11 +38,8 @@ class JsonResults:
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 
-    def finish(self) -> None:
-        pass
 
-
-class CsvResults:
+class CsvResults(Results):
     """One row a prediction; for an image that was not answered, one row with the error's type and message."""
 
     COLUMNS = ("image", "rank", "label", "index", "probability", "error", "message", "request_id")
@@ -57,9 +55,6 @@ class CsvResults:
             return
         self._write([(image, rank, *astuple(p), "", "", "") for rank, p in enumerate(outcome, start=1)])
 
-    def finish(self) -> None:
-        pass
-
     def _write(self, rows: list[tuple[Any, ...]]) -> None:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
@@ -67,7 +62,7 @@ class CsvResults:
         self._stream.flush()
 
 
-class TableResults:
+class TableResults(Results):
     """A table at the end; errors on standard error."""
 
     def __init__(self) -> None:

@@ -57,7 +57,7 @@ class Arrivals:
         self._answered[name] = self._seen[name]
 
 
-class LineResults:
+class LineResults(Results):
     """For people: one line an image."""
 
     def write(self, image: str, outcome: Outcome) -> None:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise UsageError(f"{options.folder} is not a folder: name one that exists")
     options.top = options.top or (1 if options.format == "table" else 5)
-    results: Results | LineResults = LineResults() if options.format == "table" else open_results(options.format)
+    results = LineResults() if options.format == "table" else open_results(options.format)
     with open_classifier(options, Classifier) as classifier:
         arrivals = Arrivals(options.folder, options.new_only)
         told: Problem | None = None
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _look(
-    arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: "Results | LineResults"
+    arrivals: Arrivals, classifier: Classifier, options: argparse.Namespace, results: Results
 ) -> tuple[list[Problem], str]:
     """Classify the images that are ready; return what was in the way, and a line that says it."""
     if not arrivals.are_there():
