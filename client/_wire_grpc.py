@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from client._address import Address
 from client._errors import CUT_OFF, ClassifierError, error_from_status
@@ -126,7 +127,9 @@ def decode_answer(message: service_pb2.ModelInferResponse, request: Request, url
     pairs = zip(message.outputs, message.raw_output_contents, strict=False)
     outputs = {output.name: (output, raw) for output, raw in pairs}
     try:
-        predictions = parse_predictions(split_bytes_tensor(outputs[OUTPUT][1]))
+        predictions = parse_predictions(
+            [entry.decode(errors="replace") for entry in deserialize_bytes_tensor(outputs[OUTPUT][1])]
+        )
         evidence = [_array(*outputs[name]) for name in EVIDENCE] if request.class_map else []
         return answer_of(predictions, *evidence)
     except (KeyError, ValueError, struct.error):
@@ -145,18 +148,6 @@ def decode_status(url: str, metadata: Any, ready: Any, statistics: Any) -> Serve
     """Parse the answers to `STATUS_CALLS`; 64-bit numbers become strings, as they are in the server's own JSON."""
     answer = json_format.MessageToDict(statistics, preserving_proto_field_name=True)
     return parse_status(url, {"name": metadata.name, "version": metadata.version}, ready.ready, answer)
-
-
-def split_bytes_tensor(data: bytes) -> list[str]:
-    """Split a string tensor: each element follows its 4-byte little-endian length. Raises `struct.error`."""
-    elements, start = [], 0
-    while start < len(data):
-        (length,) = struct.unpack_from("<I", data, start)
-        start += 4 + length
-        if start > len(data):
-            raise struct.error("an element is cut off")
-        elements.append(data[start - length : start].decode(errors="replace"))
-    return elements
 
 
 def _array(output: Any, raw: bytes) -> np.ndarray:

@@ -32,7 +32,7 @@ from client import (
 from client._address import Address
 from client._request import Request
 from client._transport_grpc import GrpcTransport
-from client._wire_grpc import channel_arguments, encode_request, split_bytes_tensor
+from client._wire_grpc import channel_arguments, encode_request
 
 
 @pytest.fixture
@@ -142,9 +142,11 @@ def test_answer_that_is_none(stub: GrpcStub, transport: GrpcTransport, raw: list
         ask(transport)
 
 
-def test_split() -> None:
-    assert split_bytes_tensor(b"") == []
-    assert split_bytes_tensor(b"\x00\x00\x00\x00\x02\x00\x00\x00a\xff") == ["", "a\N{REPLACEMENT CHARACTER}"]
+def test_labels_that_are_not_utf8(stub: GrpcStub, transport: GrpcTransport) -> None:
+    stub.raw = [b"".join(struct.pack("<I", len(entry)) + entry for entry in (b"0.5:0:a\xff", b"0.25:1"))]
+    assert [each.label for each in ask(transport)] == ["a\N{REPLACEMENT CHARACTER}", "1"]
+    stub.raw = [b""]
+    assert list(ask(transport)) == []
 
 
 def test_no_server() -> None:
