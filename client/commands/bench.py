@@ -204,10 +204,11 @@ def _flat(report: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _print_table(report: dict[str, Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", "", show_header=False)
     for name, value in _flat(report).items():
         group, _, rest = name.partition(".")
         words = WORDS.get(name) or WORDS.get(group, group).format(rest.replace(".compute_", " ").replace(".", " "))
-        table.add_row(words, "" if value is None else str(value))
+        table.add_row(Text(words), "" if value is None else str(value))  # Text: a model's name is no markup
     print_table(table)

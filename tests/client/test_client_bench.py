@@ -65,6 +65,19 @@ def test_bench_closed_loop(
     ]
 
 
+def test_a_models_name_is_shown_as_it_is(
+    async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = iter([server_status(10, name="net[v2]"), server_status(30, name="net[v2]")])
+
+    async def status(timeout: float) -> ServerStatus:
+        return next(statuses)
+
+    monkeypatch.setattr(async_served, "status", status)
+    assert measured() == 0
+    assert "server: net[v2] queue, ms" in capsys.readouterr().out
+
+
 def test_bench_open_loop_counts_from_when_each_was_due(
     async_served: AsyncFakeTransport, capsys: pytest.CaptureFixture
 ) -> None:
