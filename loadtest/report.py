@@ -22,6 +22,12 @@ th { color: #57606a; font-weight: 600 }
 .warning { background: #fff8c5; border-left: 4px solid #d4a72c; padding: .3em .8em; font-size: 13px }
 """
 Cells = Sequence[Any]
+
+
+class Html(str):
+    """A cell's content that is HTML already."""
+
+
 _COMPUTE = ("compute_input", "compute", "compute_output")
 
 
@@ -121,10 +127,10 @@ def _facts(result: dict[str, Any]) -> list[str]:
 
 
 def _table(names: Sequence[str], rows: Iterable[Cells], words: int = 1) -> str:
-    """The first `words` columns are text, the others numbers; a cell that begins with < is HTML already."""
+    """The first `words` columns are text, the others numbers."""
 
     def cell(kind: str, index: int, value: Any) -> str:
-        text = value if isinstance(value, str) and value.startswith("<") else escape(value)
+        text = value if isinstance(value, Html) else escape(value)
         return f"<{kind}{' class=n' * (index >= words)}>{text}</{kind}>"
 
     lines = [[cell("th", index, name) for index, name in enumerate(names)]]
@@ -160,7 +166,7 @@ def _limits(phases: Iterable[dict[str, Any]]) -> dict[str, str]:
 def _judged(line: dict[str, Any], shown: bool) -> str:
     """A cell with the measured value, and with its limit if `shown`."""
     value = shown_value(line) + (f" ({line['limit']:g})" if shown else "")
-    return f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>'
+    return Html(f'<span class="met">{value}</span>' if line["met"] else f'<span class="missed">✗ {value}</span>')
 
 
 def _client_table(phases: Sequence[dict[str, Any]]) -> str:

@@ -46,6 +46,13 @@ def test_each_column_has_its_own_figure() -> None:
     ]
 
 
+def test_a_models_name_is_no_html() -> None:
+    saved = result(3.0, "steady")
+    saved["phases"][0]["server"][0]["model"] = "<b>net</b>"
+    (row,) = rows(report.render([saved]), "The server's measurements")
+    assert row["model"] == "&lt;b&gt;net&lt;/b&gt;"
+
+
 def test_no_warning_of_a_search_is_left_out() -> None:
     """The runs of a search print none: the report is all that shows them."""
     results = [result(float(rate), f"{rate}/s") for rate in range(1, 7)]
