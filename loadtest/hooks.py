@@ -24,6 +24,7 @@ from loadtest.options import (
     SECONDS,
     SIGNALS,
     WARM_UP,
+    add_image_options,
     add_load_options,
     add_target_options,
     check_shape,
@@ -32,10 +33,11 @@ from loadtest.options import (
 )
 from loadtest.recorder import Recorder
 from loadtest.schedule import Schedule
-from loadtest.server_statistics import read_statistics
 from loadtest.shapes import Phase, plan, whole_users
 from loadtest.slo import Slo, load_slo
 from loadtest.users import ClassifierUser, Clock, address, open_classifier
+
+STATISTICS_SECONDS = 5.0  # time limit for the server's statistics
 
 
 def install() -> None:
@@ -49,8 +51,7 @@ def add_options(parser: ArgumentParser) -> None:
     add_load_options(parser)
     # Load the images now, which takes seconds: before locust forks, and before a worker reports that it is ready.
     early = ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--images", default="")
-    early.add_argument("--sizes", default="")
+    add_image_options(early)
     options, others = early.parse_known_args()
     if not {"-h", "--help"} & set(others):
         with contextlib.suppress(OSError, ValueError):  # reported when the test begins
@@ -72,6 +73,7 @@ class LoadTest:
         check_writable(self.options.report, self.options.results)
         self.kinds = cast("list[type[ClassifierUser]]", environment.user_classes)
         self.protocol = max(kind.protocol for kind in self.kinds)  # that asks for statistics: HTTP, if both
+        self.address = address(self.protocol, environment)
         self._prepare()
         self.server: list[ServerStatus | ClassifierError] = []  # at the start of each phase, and at the end
         self.ended: float | None = None
@@ -90,7 +92,9 @@ class LoadTest:
         environment.events.test_stop.add_listener(test.on_test_stop)
         runner: Any = environment.runner
         if isinstance(runner, WorkerRunner):
-            environment.events.report_to_master.add_listener(test.on_report_to_master)
+            environment.events.report_to_master.add_listener(
+                lambda client_id, data: data.update(loadtest=test.recorder.take())
+            )
         else:
             # Ctrl-C must interrupt locust's main greenlet, not the user that happens to run.
             loop, main = gevent.get_hub().loop, gevent.getcurrent()
@@ -101,7 +105,9 @@ class LoadTest:
                 gevent.signal_handler(number, loop.run_callback, main.throw, KeyboardInterrupt)
             loop.update_now()  # else the time that has passed would count as the run's
             if isinstance(runner, MasterRunner):
-                environment.events.worker_report.add_listener(test.on_worker_report)
+                environment.events.worker_report.add_listener(
+                    lambda client_id, data: test.recorder.merge(data.get("loadtest", []))
+                )
                 runner.register_message("loadtest", lambda msg, **_: test.recorder.merge(msg.data["cells"]))
             environment.events.quitting.add_listener(test.on_quitting)
 
@@ -137,7 +143,7 @@ class LoadTest:
     def on_test_start(self, environment: Environment, **_: Any) -> None:
         if not isinstance(environment.runner, WorkerRunner):
             self.asking = open_classifier(self.protocol, environment)
-            self.server = [read_statistics(self.asking)]
+            self.server = [self._status()]
             gevent.spawn(self._watch_server)
         if isinstance(environment.runner, WorkerRunner):
             self._prepare()  # again: the master's options have arrived
@@ -155,24 +161,18 @@ class LoadTest:
             self.environment.runner.send_message("loadtest", {"cells": self.recorder.take()})
             self.environment.stop_timeout = 0.0
         elif self.server:  # the test has begun
-            self.server = [*self.server[: len(self.phases)], read_statistics(self.asking)]
+            self.server = [*self.server[: len(self.phases)], self._status()]
             self.asking.close()
+
+    def _status(self) -> ServerStatus | ClassifierError:
+        return self.asking.status(STATISTICS_SECONDS)[0]
 
     def _watch_server(self) -> None:
         for phase in self.phases[1:]:
             gevent.sleep(max(0.0, phase.start - ClassifierUser.clock.now()))
             if self.ended is not None:
                 return
-            self.server.append(read_statistics(self.asking))
-
-    def address(self) -> str:
-        return address(self.protocol, self.environment)
-
-    def on_report_to_master(self, client_id: str, data: dict[str, Any]) -> None:
-        data["loadtest"] = self.recorder.take()
-
-    def on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
-        self.recorder.merge(data.get("loadtest", []))
+            self.server.append(self._status())
 
     def on_quitting(self, environment: Environment, **_: Any) -> None:
         result = results.summarise(self)

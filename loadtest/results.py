@@ -62,7 +62,7 @@ def summarise(test: "LoadTest") -> dict[str, Any]:
     return {
         "open_loop": options.rate is not None,
         "shape": options.shape or ("steady" if options.rate else "locust"),
-        "host": test.address(),
+        "host": test.address,
         "model": options.model,
         "images": {
             "count": len(kinds[0].images),

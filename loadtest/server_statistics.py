@@ -2,13 +2,7 @@
 
 from typing import Any
 
-from client import STEPS, Classifier, ClassifierError, ServerStatus
-
-
-def read_statistics(classifier: Classifier, timeout: float = 5.0) -> ServerStatus | ClassifierError:
-    """Return the server's statistics or its error, within `timeout` seconds."""
-    (status,) = classifier.status(timeout)
-    return status
+from client import STEPS, ClassifierError, ServerStatus
 
 
 def difference(before: ServerStatus | ClassifierError, after: ServerStatus | ClassifierError) -> list[dict[str, Any]]:
