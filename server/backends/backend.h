@@ -8,8 +8,11 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "tritonbackend.h"
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
 
 namespace widefield {
 
@@ -82,6 +85,16 @@ inline std::set<std::string> requested_outputs(TRITONBACKEND_Request* request) {
     names.insert(name);
   }
   return names;
+}
+
+inline std::string_view input_buffer(TRITONBACKEND_Input* input, uint32_t index, const std::string& name) {
+  auto memory = MEMORY_CPU;
+  int64_t memory_id = 0;
+  const void* data = nullptr;
+  uint64_t size = 0;
+  check(TRITONBACKEND_InputBuffer(input, index, &data, &size, &memory, &memory_id));
+  if (memory == MEMORY_GPU) throw std::invalid_argument("input '" + name + "' lies in GPU memory");
+  return {static_cast<const char*>(data), size};
 }
 
 // Copies `bytes` of host memory into an output of the response.

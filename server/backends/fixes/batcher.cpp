@@ -1,10 +1,8 @@
 // Preloaded into tritonserver: its dynamic batcher checks its queue every millisecond instead of every half second.
 //
-// With a queue policy (default_timeout_microseconds, allow_timeout_override or max_queue_size) the batcher dispatches a
-// request only to an idle instance, and sometimes misses the wake-up for it. A request that comes while all instances
-// are busy, or just as one finishes, then waits for the next request or for the end of the batcher's sleep of half a
-// second (README.md). This splits that sleep: pthread_cond_clockwait may return early at any time, so its caller
-// checks its condition again. A thread that was not woken for a second checks less often.
+// With a queue policy (default_timeout_microseconds, allow_timeout_override or max_queue_size) the batcher sometimes
+// misses the wake-up for a request (README.md). This splits its sleep: pthread_cond_clockwait may return early at any
+// time, so its caller checks its condition again. A thread that was not woken for a second checks less often.
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>

@@ -1,9 +1,7 @@
 // Preloaded into tritonserver: memory to which it still writes after it has deleted it is kept for a while.
 //
-// It unlocks two kinds of mutex in deleted memory. That of a ModelInfo, if a load is held up (unload.cpp). And that of a
-// Payload: the batcher's thread replaces its payload while it holds the payload's mutex. If no other thread still has
-// the payload, this deletes the mutex, which is then unlocked: zeros in the thread's list of free blocks, and soon
-// "malloc(): unaligned tcache chunk" (README.md). Both are known by their size.
+// It unlocks two kinds of mutex in deleted memory: that of a ModelInfo, if a load is held up (unload.cpp), and that of
+// the batcher's Payload (README.md). Both are known by their size.
 #include <link.h>
 
 #include <atomic>

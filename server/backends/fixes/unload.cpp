@@ -3,10 +3,8 @@
 // tritonserver destroys a model in a separate thread, which marks the model's entry (a ModelInfo) in the server's table
 // as unloaded, then looks the entry up by its address and removes it. A load that replaces the same version (as each
 // load of a backbone does with its ensemble) deletes a marked entry itself, while it holds the entry's mutex: it then
-// unlocks a mutex in freed memory, and the thread may remove the next entry that has the same address. tritonserver
-// crashes or hangs permanently (README.md). Two remedies: the thread starts a tenth of a second later, when the
-// load finds no mark, unless it was held up for longer on a busy machine; and the memory of deleted entries is kept for
-// a while (deleted.cpp), so that neither does harm.
+// unlocks a mutex in freed memory, and the thread may remove the next entry that has the same address (README.md). Here
+// the thread starts a tenth of a second later, when the load finds no mark.
 #include <dlfcn.h>
 
 #include <chrono>

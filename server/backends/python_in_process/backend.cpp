@@ -11,8 +11,6 @@
 
 #include "request.h"
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
 namespace widefield {
 
 std::string message_of(const std::exception& error) { return error.what(); }

@@ -18,20 +18,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 STRINGS = 13
-TYPES = {  # TRITONSERVER_DataType
-    1: np.dtype(np.bool_),
-    2: np.dtype(np.uint8),
-    3: np.dtype(np.uint16),
-    4: np.dtype(np.uint32),
-    5: np.dtype(np.uint64),
-    6: np.dtype(np.int8),
-    7: np.dtype(np.int16),
-    8: np.dtype(np.int32),
-    9: np.dtype(np.int64),
-    10: np.dtype(np.float16),
-    11: np.dtype(np.float32),
-    12: np.dtype(np.float64),
-}
+# TRITONSERVER_DataType, whose order is that of pb_utils.TYPES
+TYPES = {number: np.dtype(kind) for number, kind in enumerate(pb_utils.TYPES.values(), 1) if number != STRINGS}
 NUMBERS = {dtype: number for number, dtype in TYPES.items()}
 
 

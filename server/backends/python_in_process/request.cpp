@@ -27,12 +27,9 @@ Tensor read(Work& work, uint32_t index) {
   std::string joined;
   if (buffers > 1) joined.reserve(tensor.bytes);
   for (uint32_t buffer = 0; buffer < buffers; ++buffer) {
-    auto memory = MEMORY_CPU;
-    int64_t memory_id = 0;
-    uint64_t size = 0;
-    check(TRITONBACKEND_InputBuffer(input, buffer, &tensor.data, &size, &memory, &memory_id));
-    if (memory == MEMORY_GPU) throw std::invalid_argument("input '" + std::string(tensor.name) + "' lies on a GPU");
-    if (buffers > 1) joined.append(static_cast<const char*>(tensor.data), size);
+    const auto piece = input_buffer(input, buffer, tensor.name);
+    tensor.data = piece.data();
+    if (buffers > 1) joined.append(piece);
   }
   if (buffers > 1) tensor.data = work.pieces.emplace_back(std::move(joined)).data();
   return tensor;

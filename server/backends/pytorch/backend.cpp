@@ -17,8 +17,6 @@
 #include "model.h"
 #include "request.h"
 
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-
 namespace widefield {
 namespace {
 

@@ -79,22 +79,6 @@ std::vector<at::Tensor> flatten(const c10::IValue& result) {
 
 }  // namespace
 
-at::ScalarType scalar_type(TRITONSERVER_DataType type) {
-  switch (type) {
-    case TYPE_BOOL: return at::kBool;
-    case TYPE_UINT8: return at::kByte;
-    case TYPE_INT8: return at::kChar;
-    case TYPE_INT16: return at::kShort;
-    case TYPE_INT32: return at::kInt;
-    case TYPE_INT64: return at::kLong;
-    case TYPE_FP16: return at::kHalf;
-    case TYPE_BF16: return at::kBFloat16;
-    case TYPE_FP32: return at::kFloat;
-    case TYPE_FP64: return at::kDouble;
-    default: throw std::invalid_argument("a tensor of data type " + std::to_string(type) + " is not supported");
-  }
-}
-
 std::shared_ptr<torch::jit::Module> ModuleLoader::load(at::Device device) {
   if (!settings_.share_weights) return read(device);
   const std::lock_guard lock(mutex_);
@@ -215,10 +199,9 @@ c10::IValue TorchModel::forward(std::vector<c10::IValue> arguments, int64_t batc
 void TorchModel::check(const std::vector<at::Tensor>& outputs, int64_t batch) const {
   for (size_t i = 0; i < outputs.size(); ++i) {
     const auto& setting = settings_.outputs[i];
-    const auto wanted = scalar_type(setting.type);
-    if (outputs[i].scalar_type() != wanted)
+    if (outputs[i].scalar_type() != setting.scalar)
       throw std::invalid_argument("output '" + setting.name + "' is " + c10::toString(outputs[i].scalar_type()) +
-                                  " and config.pbtxt says " + c10::toString(wanted) + ": correct one of them");
+                                  " and config.pbtxt says " + c10::toString(setting.scalar) + ": correct one of them");
     if (settings_.max_batch_size > 0 && outputs[i].size(0) != batch)
       throw std::invalid_argument("output '" + setting.name + "' has batch size " +
                                   std::to_string(outputs[i].size(0)) + " for a batch of " + std::to_string(batch) +

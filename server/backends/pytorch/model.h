@@ -13,8 +13,6 @@
 
 namespace widefield {
 
-at::ScalarType scalar_type(TRITONSERVER_DataType type);
-
 // Loads a version's weights. With ENABLE_WEIGHT_SHARING, the instances on a device share one module.
 class ModuleLoader {
  public:

@@ -30,36 +30,25 @@ at::Tensor read_input(TRITONBACKEND_Request* request, const TensorSetting& setti
   const int64_t* shape = nullptr;
   uint32_t dims = 0, buffers = 0;
   uint64_t bytes = 0;
-  auto type = TYPE_INVALID;
-  check(TRITONBACKEND_InputProperties(input, nullptr, &type, &shape, &dims, &bytes, &buffers));
+  check(TRITONBACKEND_InputProperties(input, nullptr, nullptr, &shape, &dims, &bytes, &buffers));
   if (dims != setting.rank)  // the server treats a batch of 0 as no batch
     throw RequestError("input '" + setting.name + "' has no batch: the first number of its shape must be 1 or more");
-  const auto options = at::TensorOptions(scalar_type(type));
-  const auto read = [&](uint32_t index, uint64_t* size) {
-    auto memory = MEMORY_CPU;
-    int64_t memory_id = 0;
-    const void* data = nullptr;
-    check(TRITONBACKEND_InputBuffer(input, index, &data, size, &memory, &memory_id));
-    if (memory == MEMORY_GPU) throw std::invalid_argument("input '" + setting.name + "' lies in GPU memory");
-    return static_cast<const char*>(data);
-  };
+  const auto options = at::TensorOptions(setting.scalar);
   const at::IntArrayRef sizes(shape, dims);
   if (static_cast<uint64_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize() != bytes)
     throw RequestError("input '" + setting.name + "' has " + std::to_string(bytes) +
                        " bytes, which do not fill its shape");
   if (buffers == 1) {
-    uint64_t size = 0;
-    const char* data = read(0, &size);
+    const char* data = input_buffer(input, 0, setting.name).data();
     if (reinterpret_cast<uintptr_t>(data) % options.dtype().itemsize() == 0)
       return at::from_blob(const_cast<char*>(data), sizes, options);
   }
   at::Tensor tensor = at::empty(sizes, options);
   auto* target = static_cast<char*>(tensor.data_ptr());
   for (uint32_t index = 0; index < buffers; ++index) {
-    uint64_t size = 0;
-    const char* data = read(index, &size);
-    std::memcpy(target, data, size);
-    target += size;
+    const auto piece = input_buffer(input, index, setting.name);
+    std::memcpy(target, piece.data(), piece.size());
+    target += piece.size();
   }
   return tensor;
 }

@@ -8,10 +8,12 @@
 namespace widefield {
 namespace {
 
-const std::map<std::string, TRITONSERVER_DataType> kTypes{
-    {"TYPE_BOOL", TYPE_BOOL},   {"TYPE_UINT8", TYPE_UINT8}, {"TYPE_INT8", TYPE_INT8}, {"TYPE_INT16", TYPE_INT16},
-    {"TYPE_INT32", TYPE_INT32}, {"TYPE_INT64", TYPE_INT64}, {"TYPE_FP16", TYPE_FP16}, {"TYPE_BF16", TYPE_BF16},
-    {"TYPE_FP32", TYPE_FP32},   {"TYPE_FP64", TYPE_FP64},
+const std::map<std::string, std::pair<TRITONSERVER_DataType, at::ScalarType>> kTypes{
+    {"TYPE_BOOL", {TYPE_BOOL, at::kBool}},    {"TYPE_UINT8", {TYPE_UINT8, at::kByte}},
+    {"TYPE_INT8", {TYPE_INT8, at::kChar}},    {"TYPE_INT16", {TYPE_INT16, at::kShort}},
+    {"TYPE_INT32", {TYPE_INT32, at::kInt}},   {"TYPE_INT64", {TYPE_INT64, at::kLong}},
+    {"TYPE_FP16", {TYPE_FP16, at::kHalf}},    {"TYPE_BF16", {TYPE_BF16, at::kBFloat16}},
+    {"TYPE_FP32", {TYPE_FP32, at::kFloat}},   {"TYPE_FP64", {TYPE_FP64, at::kDouble}},
 };
 
 std::vector<TensorSetting> tensors(const std::string& kind, const Json& list, bool batched) {
@@ -22,7 +24,8 @@ std::vector<TensorSetting> tensors(const std::string& kind, const Json& list, bo
     if (found == kTypes.end())
       throw std::invalid_argument(kind + " '" + name + "' has data_type " + type + ", which is not supported");
     const Json& shape = item["reshape"].members.empty() ? item["dims"] : item["reshape"]["shape"];
-    settings.push_back({name, found->second, shape.items.size() + batched});
+    const auto [server, scalar] = found->second;
+    settings.push_back({name, server, scalar, shape.items.size() + batched});
   }
   return settings;
 }

@@ -1,6 +1,8 @@
 // The settings of a TorchScript model in its config.pbtxt, by the native LibTorch backend's rules.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -14,6 +16,7 @@ namespace widefield {
 struct TensorSetting {
   std::string name;
   TRITONSERVER_DataType type;
+  at::ScalarType scalar;  // the same as PyTorch's
   size_t rank;  // of forward()'s tensor, with the batch dimension
 };
 
