@@ -27,15 +27,8 @@ class CanaryUnreachedError(CanaryError):
     """The server cannot be reached, or does not speak HTTP."""
 
 
-class CanaryTimeoutError(CanaryError):
-    """No answer in time: the server hangs, or is busy with others."""
-
-
-class CanaryRefusedError(CanaryError):
-    """HTTP 503: a queue was full, or the model is not served."""
-
-
-PERHAPS_BUSY = (CanaryTimeoutError, CanaryRefusedError)  # harmless while others are answered
+class CanaryBusyError(CanaryError):
+    """No answer in time, or HTTP 503 (a full queue, a model that is not served): harmless while others are answered."""
 
 
 def canary_png() -> bytes:
@@ -52,7 +45,7 @@ def canary_png() -> bytes:
 def classify_canary(address: str, model: str, timeout: float) -> list[dict[str, Any]]:
     """Send one image to `model` over HTTP; return its outputs, each with "name", "shape" and "data".
 
-    Raises `CanaryError`; one of `PERHAPS_BUSY` if load may be the reason.
+    Raises `CanaryError`; `CanaryBusyError` if load may be the reason.
     """
     element = canary_png()
     body = struct.pack("<I", len(element)) + element  # a one-element BYTES tensor
@@ -109,11 +102,11 @@ def ask(
             response = connection.getresponse()
             text = response.read()
     except TimeoutError as error:
-        raise CanaryTimeoutError(f"no answer to {path} in {timeout:g} s") from error
+        raise CanaryBusyError(f"no answer to {path} in {timeout:g} s") from error
     except (OSError, UnicodeError, http.client.HTTPException) as error:  # UnicodeError: a host such as a..b
         raise CanaryUnreachedError(f"{path}: {error!r}") from error  # repr: it may hold binary data
     if response.status != 200:
-        kind = CanaryRefusedError if response.status == 503 else CanaryError
+        kind = CanaryBusyError if response.status == 503 else CanaryError
         reason = _reason(text)
         said = " ".join((reason or text[:500].decode(errors="replace")).split())
         raise kind(f"{path}: HTTP {response.status}: {said}", response.status, reason)

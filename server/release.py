@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from server.canary import PERHAPS_BUSY, CanaryError, classify_canary
+from server.canary import CanaryBusyError, CanaryError, classify_canary
 from server.checksums import VERSION, newest_version
 from server.command_line import (
     LIBRARY,
@@ -150,7 +150,7 @@ def check_answers(address: str) -> None:
         try:
             outputs = classify_canary(address, ENSEMBLE, BUSY_SECONDS)
             break
-        except PERHAPS_BUSY as error:
+        except CanaryBusyError as error:
             if time.monotonic() > deadline:
                 raise ReleaseError(f"the canary image got no answer: {error}") from None
             time.sleep(0.2)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
+from server.canary import CanaryBusyError, CanaryError, classify_canary, is_ready, success_count
 from server.errors import StartError
 from server.log import failure_reasons
 from server.memory import KILLED, memory_kills
@@ -77,7 +77,7 @@ class Run:
             except CanaryError as error:
                 reason = str(error)
                 answered = self._answered(timeout)
-                busy = isinstance(error, PERHAPS_BUSY) and None not in (before, answered) and answered != before
+                busy = isinstance(error, CanaryBusyError) and None not in (before, answered) and answered != before
                 misses = 0 if busy else misses + 1
             else:
                 misses, answered, self.kills = 0, self._answered(timeout), memory_kills()

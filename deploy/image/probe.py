@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from canary import PERHAPS_BUSY, CanaryError, classify_canary, is_ready, success_count
+from canary import CanaryBusyError, CanaryError, classify_canary, is_ready, success_count
 from check_settings import PORTS, http_host
 
 MODEL = "classifier"
@@ -36,7 +36,7 @@ def check(question: str, address: str) -> None:
     try:
         classify_canary(address, MODEL, INFERENCE_SECONDS)
     except CanaryError as error:
-        if not isinstance(error, PERHAPS_BUSY):
+        if not isinstance(error, CanaryBusyError):
             raise
         while success_count(address, MODEL, STATUS_SECONDS) <= before:
             if time.monotonic() > deadline:

@@ -12,9 +12,8 @@ from PIL import Image
 
 from server import ReleaseError
 from server.canary import (
+    CanaryBusyError,
     CanaryError,
-    CanaryRefusedError,
-    CanaryTimeoutError,
     canary_png,
     classify_canary,
     is_ready,
@@ -128,13 +127,13 @@ def test_a_token_is_refused_by_the_status_alone(status, body, message):
 def test_a_full_queue_is_perhaps_busy():
     with (
         answering(503, b"Exceeds maximum queue size") as (address, _),
-        pytest.raises(CanaryRefusedError, match="queue"),
+        pytest.raises(CanaryBusyError, match="queue"),
     ):
         classify_canary(address, "classifier", 5)
 
 
 def test_no_answer_in_time():
-    with answering(200, b"{}", delay=1.0) as (address, _), pytest.raises(CanaryTimeoutError, match=r"in 0\.2 s"):
+    with answering(200, b"{}", delay=1.0) as (address, _), pytest.raises(CanaryBusyError, match=r"in 0\.2 s"):
         classify_canary(address, "classifier", 0.2)
 
 

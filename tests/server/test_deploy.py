@@ -21,7 +21,7 @@ from server_models import in_process
 from kernels import native_library
 from server import TritonServer
 from server.backends import build as backends
-from server.canary import CanaryError, CanaryRefusedError, classify_canary, is_ready
+from server.canary import CanaryBusyError, CanaryError, classify_canary, is_ready
 from server.endpoints import free_ports
 from server.locate import find_tritonserver
 from server.repository import read_repository
@@ -128,8 +128,8 @@ def test_a_full_queue_is_busy_not_dead(tmp_path):
                     try:
                         classify_canary(server.http_url, "classifier", 10)
                     except CanaryError as error:
-                        refusals.add(type(error))
-                assert refusals == {CanaryRefusedError}
+                        refusals.add((type(error), error.status))
+                assert refusals == {(CanaryBusyError, 503)}
                 assert probe(server, "alive").returncode == 0
             finally:
                 done.set()

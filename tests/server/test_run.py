@@ -10,7 +10,7 @@ import pytest
 
 from server import StartError
 from server import run as run_module
-from server.canary import CanaryError, CanaryRefusedError, CanaryTimeoutError
+from server.canary import CanaryBusyError, CanaryError
 from server.process import ServerProcess
 from server.run import Run
 
@@ -72,9 +72,9 @@ def make(monkeypatch):
     return build
 
 
-TIMEOUT, REFUSED = CanaryTimeoutError("no answer in 1 s"), CanaryError("HTTP 500")
+TIMEOUT, REFUSED = CanaryBusyError("no answer in 1 s"), CanaryError("HTTP 500")
 UNKNOWN = CanaryError("x")
-TURNED_AWAY = CanaryRefusedError("HTTP 503: Exceeds maximum queue size")
+TURNED_AWAY = CanaryBusyError("HTTP 503: Exceeds maximum queue size")
 
 
 def test_ready_after_a_real_inference(make):

@@ -13,7 +13,7 @@ import pytest
 from server import ReleaseError, RepositoryError, ServerError
 from server import release as release_module
 from server import rollback as rollback_module
-from server.canary import PERHAPS_BUSY, CanaryError
+from server.canary import CanaryBusyError, CanaryError
 from server.compatibility import check_compatible, check_running
 from server.management import Management
 from server.release import release
@@ -345,7 +345,7 @@ def test_what_a_command_says_when_it_cannot(served, build, tmp_path, repository,
         ([float("nan"), 1.0], "not probabilities"),
         (["NaN", 1.0], "not probabilities"),
         (CanaryError("it is grey"), "was not classified: it is grey"),
-        (PERHAPS_BUSY[0]("busy"), None),
+        (CanaryBusyError("busy"), None),
     ],
 )
 def test_the_canary_images_answer(monkeypatch, values, refused):
@@ -361,12 +361,12 @@ def test_the_canary_images_answer(monkeypatch, values, refused):
     monkeypatch.setattr(release_module, "classify_canary", classify_canary)
     with nullcontext() if refused is None else pytest.raises(ReleaseError, match=refused):
         release_module.check_answers("127.0.0.1:1")
-    assert len(answers) == (0 if isinstance(values, PERHAPS_BUSY) else 1)
+    assert len(answers) == (0 if isinstance(values, CanaryBusyError) else 1)
 
 
 def test_a_server_that_stays_busy_is_not_asked_for_ever(monkeypatch):
     def busy(address, model, timeout):
-        raise PERHAPS_BUSY[1]("Exceeds maximum queue size")
+        raise CanaryBusyError("Exceeds maximum queue size")
 
     monkeypatch.setattr(release_module, "BUSY_SECONDS", 0.3)
     monkeypatch.setattr(release_module, "classify_canary", busy)
