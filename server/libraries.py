@@ -1,7 +1,6 @@
 """Finds the libraries of tritonserver: the native operators, the preprocess step's resize and the fixes."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from server.backends import build as backends
@@ -12,14 +11,12 @@ DEFAULT_LIBRARY = Path(__file__).resolve().parents[1] / "kernels" / "native" / "
 ELF = b"\x7fELF"
 
 
-def find_library(
-    library: str | Path | None, repository: Repository, environment: Mapping[str, str] = os.environ
-) -> Path | None:
+def find_library(library: str | Path | None, repository: Repository) -> Path | None:
     """Return the native library: `library`, else $WIDEFIELD_LIBRARY, else the built one; None if no model needs it.
 
     Raises `OptionError` if the given file is not a library, `InstallationError` if a model needs one and there is none.
     """
-    named = library if library is not None else environment.get("WIDEFIELD_LIBRARY") or None
+    named = library if library is not None else os.environ.get("WIDEFIELD_LIBRARY") or None
     if named is not None:
         return _named(named, "native library", "run python kernels/native/build.py")
     if DEFAULT_LIBRARY.is_file():
@@ -32,27 +29,21 @@ def find_library(
     return None
 
 
-def find_resize(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the resize library: $WIDEFIELD_RESIZE, else the built one; None if that is missing or out of date.
-
-    Raises `OptionError` if $WIDEFIELD_RESIZE is not a library.
-    """
-    if named := environment.get("WIDEFIELD_RESIZE"):
-        return _named(named, "WIDEFIELD_RESIZE", "unset it, or run python server/backends/build.py resize")
-    return backends.RESIZE.output if backends.is_current(backends.RESIZE) else None
+def find_resize() -> Path | None:
+    """Return the resize library. Raises `OptionError` if $WIDEFIELD_RESIZE is not a library."""
+    return _find(backends.RESIZE, "WIDEFIELD_RESIZE")
 
 
-def find_fixes(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the fixes of tritonserver: $WIDEFIELD_FIXES, else the built ones; None if it is empty, or if these are
-    missing or out of date.
+def find_fixes() -> Path | None:
+    """Return the fixes of tritonserver; none for an empty $WIDEFIELD_FIXES. Raises `OptionError` as `find_resize`."""
+    return None if os.environ.get("WIDEFIELD_FIXES") == "" else _find(backends.FIXES, "WIDEFIELD_FIXES")
 
-    Raises `OptionError` if $WIDEFIELD_FIXES is not a library.
-    """
-    named = environment.get("WIDEFIELD_FIXES")
-    if named is None:
-        return backends.FIXES.output if backends.is_current(backends.FIXES) else None
-    remedy = "unset it, or run python server/backends/build.py fixes"
-    return _named(named, "WIDEFIELD_FIXES", remedy) if named else None
+
+def _find(library: backends.Library, variable: str) -> Path | None:
+    """Return the library that `variable` names, else the built one; None if that is missing or out of date."""
+    if named := os.environ.get(variable):
+        return _named(named, variable, f"unset it, or run python server/backends/build.py {library.folder.name}")
+    return library.output if backends.is_current(library) else None
 
 
 def _named(named: str | Path, what: str, remedy: str) -> Path:

@@ -3,7 +3,6 @@
 import os
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,7 @@ class Management:
             raise ReleaseError(f"the server at {self.address} says: {said}") from None
 
 
-def read_token(
-    token: str | None,
-    file: str | Path | None,
-    environment: Mapping[str, str] = os.environ,
-    name: str = "management",
-) -> str | None:
+def read_token(token: str | None, file: str | Path | None, name: str = "management") -> str | None:
     """Return `token`, else the first line of `file`, else the environment's token, else None. Raises `OptionError`."""
     if token is None and file is not None:
         try:
@@ -87,7 +81,7 @@ def read_token(
             ) from None
         if not token:
             raise OptionError(f"--{name}-token-file {file} is empty: write the token on its first line")
-    token = token if token is not None else environment.get(VARIABLES[name]) or None
+    token = token if token is not None else os.environ.get(VARIABLES[name]) or None
     if token is not None and not TOKEN.fullmatch(token):
         raise OptionError(
             f"the {name} token is empty, or has spaces or non-ASCII characters: `openssl rand -hex 16` makes one"

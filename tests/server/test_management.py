@@ -79,7 +79,7 @@ def test_grpc_asks_for_the_key(secured_server, tokens, authority, name):
 @pytest.mark.server
 @pytest.mark.parametrize("token", ["abc==", "a:b,c=d", string.punctuation])
 def test_signs_that_part_tritonservers_option_are_a_tokens_too(light_repository, token):
-    assert read_token(token, None, {}) == token
+    assert read_token(token, None) == token
     with TritonServer(light_repository, management_token=token, shared_memory_token=token[::-1]) as server:
         assert Management(server.http_url, token, 10).ready_versions("sleepy") == [1]
         with grpc.insecure_channel(server.grpc_url) as channel:
@@ -97,31 +97,35 @@ def test_signs_that_part_tritonservers_option_are_a_tokens_too(light_repository,
                     stub.RepositoryIndex(messages.RepositoryIndexRequest(), metadata=wrong)
 
 
-def test_where_the_token_comes_from(tmp_path):
+def test_where_the_token_comes_from(tmp_path, monkeypatch):
     file = tmp_path / "token"
     file.write_text("from-file\n")
-    assert read_token(None, None, {}) is None
-    assert read_token(None, None, {VARIABLE: ""}) is None
-    assert read_token(None, None, {VARIABLE: "from-environment"}) == "from-environment"
-    assert read_token(None, file, {VARIABLE: "from-environment"}) == "from-file"
-    assert read_token("given", None, {VARIABLE: "from-environment"}) == "given"
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert read_token(None, None) is None
+    monkeypatch.setenv(VARIABLE, "")
+    assert read_token(None, None) is None
+    monkeypatch.setenv(VARIABLE, "from-environment")
+    assert read_token(None, None) == "from-environment"
+    assert read_token(None, file) == "from-file"
+    assert read_token("given", None) == "given"
 
 
-def test_the_other_token(tmp_path):
+def test_the_other_token(tmp_path, monkeypatch):
     (tmp_path / "token").write_text("\n")
-    environment = {VARIABLE: "management", SHARED_MEMORY_VARIABLE: "memory"}
-    assert read_token(None, None, environment, name="shared-memory") == "memory"
+    monkeypatch.setenv(VARIABLE, "management")
+    monkeypatch.setenv(SHARED_MEMORY_VARIABLE, "memory")
+    assert read_token(None, None, name="shared-memory") == "memory"
     with pytest.raises(OptionError, match=r"--shared-memory-token-file .*token is empty"):
-        read_token(None, tmp_path / "token", environment, name="shared-memory")
+        read_token(None, tmp_path / "token", name="shared-memory")
     with pytest.raises(OptionError, match="the shared-memory token is empty, or has spaces"):
-        read_token("two words", None, environment, name="shared-memory")
+        read_token("two words", None, name="shared-memory")
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two words", "a\tb", "a\x7f", "\u00e4"])
 def test_a_token_that_cannot_be_used(tmp_path, text):
     (tmp_path / "token").write_text(text, encoding="utf-8")
     with pytest.raises(OptionError, match="token"):
-        read_token(None, tmp_path / "token", {})
+        read_token(None, tmp_path / "token")
 
 
 def test_a_token_file_that_is_not_there(tmp_path):
@@ -129,7 +133,7 @@ def test_a_token_file_that_is_not_there(tmp_path):
         OptionError,
         match=r"--management-token-file .*none cannot be read \(No such file or directory\): name",
     ):
-        read_token(None, tmp_path / "none", {})
+        read_token(None, tmp_path / "none")
 
 
 @pytest.mark.server
