@@ -35,9 +35,9 @@ def check_compatible(built: Path, served: Path) -> None:
         if name == PREPROCESS and (differences := _prepared_otherwise(new, old)):
             raise ReleaseError(f"{built}/{name}: it does not prepare images as {served} does ({differences}): {REMEDY}")
         for path in (folder / "labels.txt", *sorted(folder.glob("1/*.py"))):
-            file = path.relative_to(folder)
-            if path.is_file() and not _same(built / name / file, path):
-                raise ReleaseError(f"{built}/{name}/{file} differs from the one that {served} serves: {REMEDY}")
+            new_file = built / name / path.relative_to(folder)
+            if path.is_file() and not (new_file.is_file() and new_file.read_bytes() == path.read_bytes()):
+                raise ReleaseError(f"{new_file} differs from the one that {served} serves: {REMEDY}")
 
 
 def check_running(repository: Path, running: Callable[[str], dict[str, Any]]) -> None:
@@ -74,10 +74,3 @@ def _prepared_otherwise(new: model_config_pb2.ModelConfig, old: model_config_pb2
     names = sorted({*new.parameters, *old.parameters} - {*LIMITS})
     values = [(name, *(each.parameters[name].string_value or "not set" for each in (new, old))) for name in names]
     return ", ".join(f"{name} {ours}, not {theirs}" for name, ours, theirs in values if ours != theirs)
-
-
-def _same(a: Path, b: Path) -> bool:
-    try:
-        return a.read_bytes() == b.read_bytes()
-    except OSError:
-        return False

@@ -63,14 +63,8 @@ class Launch:
         return f"the server's private folder {lost.folder} was removed: it is made anew"
 
     def spawn(self) -> ServerProcess:
-        command = self.runtime.command(
-            self.endpoints,
-            self.drain_seconds,
-            self.management_token,
-            self.tritonserver_args,
-            tls=self.tls,
-            shared_memory_token=self.shared_memory_token,
-        )
+        tokens = (self.management_token, self.shared_memory_token)
+        command = self.runtime.command(self.endpoints, self.drain_seconds, tokens, self.tritonserver_args, self.tls)
         return ServerProcess(command, self.runtime, self.drain_seconds)
 
     def _make_runtime(self, installation: Installation, repository: Repository) -> Runtime:

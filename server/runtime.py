@@ -59,7 +59,8 @@ class Runtime:
         self._release_repository = hold(self, repository.path)  # tells build_models.py that it is served
         self._private_log = PrivateLog(self.log, forward_log) if log is None else None
         try:
-            self._write_preload_guard()
+            # bash reads it before it starts a stub, so that only tritonserver has LD_PRELOAD.
+            (self.folder / MARK).write_text("unset LD_PRELOAD BASH_ENV\n")
             self.fixes = self._link("libwidefield_fixes.so", find_fixes())
             self.operators = self._link("libwidefield.so", self.library if installation.native_libtorch else None)
             if installation.embedded:
@@ -68,13 +69,6 @@ class Runtime:
             self.remove()
             raise
 
-    def hold_repository(self) -> None:
-        """Lock the repository's present folder: each build replaces the folder."""
-        before = self._release_repository
-        with contextlib.suppress(OSError):  # it was removed
-            self._release_repository = hold(self, self.repository.path)
-            before()
-
     @property
     def lost(self) -> bool:
         """Whether the private folder was removed, such as by somebody who emptied /tmp."""
@@ -82,7 +76,10 @@ class Runtime:
 
     def tend(self) -> Iterator[str]:
         """Keep the repository locked; yield a line once if the private folder was removed. Called each tick."""
-        self.hold_repository()
+        before = self._release_repository
+        with contextlib.suppress(OSError):  # it was removed
+            self._release_repository = hold(self, self.repository.path)  # each build replaces the folder
+            before()
         if self.lost and not self._told_lost:
             self._told_lost = True
             yield f"{self.folder} was removed: no model can be loaded until the server restarts"
@@ -134,13 +131,11 @@ class Runtime:
         self,
         endpoints: Endpoints,
         drain_seconds: int,
-        management_token: str | None = None,
+        tokens: Sequence[str | None] = (None, None),
         extra: Sequence[str] = (),
         tls: Tls | None = None,
-        shared_memory_token: str | None = None,
     ) -> list[str]:
-        """Return tritonserver's command line. `extra` comes last and so overrides the other options."""
-        tokens = (management_token, shared_memory_token)
+        """Return tritonserver's command line. `tokens`: see `common_options`; `extra` overrides the other options."""
         encryption = {} if tls is None else tls.options()
         arguments = common_options(
             self._repository_path(), endpoints.hosts, endpoints.ports, drain_seconds, tokens, encryption, has_gpu()
@@ -148,8 +143,8 @@ class Runtime:
         arguments += [f"--backend-config=python,shm-region-prefix-name={self.shm_prefix}"]
         if self.installation.embedded:  # the server then reads <model>/configs/embedded.pbtxt if it exists
             arguments += [f"--backend-directory={self.folder / 'backends'}", "--model-config-name=embedded"]
-        arguments += [f"--model-control-mode={'explicit' if management_token else 'none'}"]
-        if management_token:
+        arguments += [f"--model-control-mode={'explicit' if tokens[0] else 'none'}"]
+        if tokens[0]:
             arguments += ["--load-model=*"]
         return [str(self.installation.executable), *arguments, *extra]
 
@@ -219,10 +214,6 @@ class Runtime:
             (folder / LIBPYTHON).symlink_to(own)
         else:
             check_libpython(LIBPYTHON)
-
-    def _write_preload_guard(self) -> None:
-        """Write the file that bash reads before it starts a stub, so that only tritonserver has LD_PRELOAD."""
-        (self.folder / MARK).write_text("unset LD_PRELOAD BASH_ENV\n")
 
     def _repository_path(self) -> str:
         path = str(self.repository.path)

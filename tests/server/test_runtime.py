@@ -129,14 +129,14 @@ def test_command(runtime):
 
 
 def test_the_tokens_are_random_unless_named(runtime):
-    def restricted(**tokens):
-        command = runtime.command(ENDPOINTS, 7, **tokens)
+    def restricted(*tokens):
+        command = runtime.command(ENDPOINTS, 7, *tokens)
         options = [each.partition("=")[2] for each in command if each.startswith("--http-restricted-api=")]
         assert options == [each.partition("=")[2] for each in command if each.startswith("--grpc-restricted-protocol=")]
         return options
 
     assert not set(restricted()) & set(restricted())
-    assert restricted(management_token="open", shared_memory_token="shown") == [
+    assert restricted(("open", "shown")) == [
         "model-config,model-repository,trace,logging:widefield-management=open",
         "shared-memory:widefield-shared-memory=shown",
     ]
