@@ -43,6 +43,10 @@ def add_repository_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seconds_option(parser: argparse.ArgumentParser, name: str, default: float, what: str) -> None:
+    parser.add_argument(name, type=positive, default=default, metavar="SECONDS", help=f"{what} (default: {default:g})")
+
+
 def positive(text: str) -> float:
     try:
         value = float(text)

@@ -29,12 +29,10 @@ def prctl(option: int, value: int) -> None:
 
 
 def read_order() -> dict:
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            sys.exit(0)  # the supervisor died first: there is nothing to guard
-        line += byte
+    with open(0, "rb", buffering=0, closefd=False) as orders:  # unbuffered: what follows the line is for `_listen`
+        line = orders.readline()
+    if not line.endswith(b"\n"):
+        sys.exit(0)  # the supervisor died first: there is nothing to guard
     return json.loads(line)
 
 

@@ -21,9 +21,9 @@ from server.checksums import VERSION, newest_version
 from server.command_line import (
     LIBRARY,
     add_repository_option,
+    add_seconds_option,
     add_token_options,
     interrupt_on_signals,
-    positive,
     stopped_code,
 )
 from server.compatibility import check_compatible, check_running
@@ -45,7 +45,8 @@ def release(built: Path, repository: Path, management: Management, library: str 
         raise ReleaseError(f"{built} is the served repository: build into a folder of its own (--output)")
     read_repository(built, suggest_removal=False)  # checks that it is complete and unchanged
     check_compatible(built, repository)
-    source = Versions(built).newest_folder()
+    new = Versions(built)
+    source = new.folder(new.numbers()[-1])
     if not (source / "build.json").is_file():
         raise ReleaseError(
             f"{source} has no build.json, so no checksums to compare it with: build it with build_models.py"
@@ -185,13 +186,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--url", default="127.0.0.1:8000", metavar="HOST:PORT", help="HTTP address of the server (default: %(default)s)"
     )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=300.0,
-        metavar="SECONDS",
-        help="time limit for loading a version (default: %(default)g)",
-    )
+    add_seconds_option(parser, "--timeout", 300.0, "time limit for loading a version")
     add_token_options(parser, asks=True)
     return parser
 

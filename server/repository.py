@@ -88,8 +88,8 @@ def read_repository(path: str | Path, suggest_removal: bool = True) -> Repositor
         if newest is None:
             raise RepositoryError(f"model {folder.name} in {root} has no version folder: {BUILD}")
         config = (folder / "config.pbtxt").read_text(errors="replace")
-        weights = newest / _artifact(config)
-        if weights != newest and not weights.is_file():
+        weights = newest / (_value("default_model_filename", config) or FILES.get(_backend(config), ""))
+        if weights != newest and not weights.is_file():  # equal: an ensemble, or a backend that is not known
             raise RepositoryError(f"model {folder.name} has no {newest.name}/{weights.name}, it is not built: {BUILD}")
         verify(newest, suggest_removal)
         check_labels(folder, config)
@@ -126,11 +126,6 @@ def verify(version: Path, suggest_removal: bool = True) -> None:
 def verify_newest(repository: Path) -> None:
     """Verify the newest version of each model, which tritonserver loads. Raises `RepositoryError`."""
     compare_newest(repository)
-
-
-def _artifact(config: str) -> str:
-    """Return the name of the file that a version must have; empty for an ensemble or an unknown backend."""
-    return _value("default_model_filename", config) or FILES.get(_backend(config), "")
 
 
 def _backend(config: str) -> str:

@@ -1,15 +1,16 @@
 """One run of tritonserver: waits for the first inference, then watches the server until it must be restarted."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from server.canary import CanaryBusyError, CanaryError, classify_canary, is_ready, success_count
 from server.errors import StartError
 from server.log import failure_reasons
-from server.memory import KILLED, memory_kills
 from server.process import ServerProcess
 from server.repository import ENSEMBLE
 
@@ -17,6 +18,19 @@ TICK = 0.5  # seconds between checks of the backend processes
 POLL = 0.05  # seconds between checks while starting
 LONGER = "give it longer with --start-timeout, a release with --timeout"
 MISSES = 3  # failed canaries in a row that cause a restart
+VMSTAT = Path("/proc/vmstat")  # counts for the whole machine, whichever limit was reached
+KILLED = (
+    "the kernel has killed a process for lack of memory: raise the memory limit, or lower max_pixels or the number of "
+    "instances"
+)
+
+
+def memory_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since it booted; 0 if it does not say."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE):
+            return int(found.group(1))
+    return 0
 
 
 @dataclass

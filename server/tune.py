@@ -24,6 +24,7 @@ from server.closed_loop import closed_loop
 from server.command_line import (
     LIBRARY,
     add_repository_option,
+    add_seconds_option,
     interrupt_on_signals,
     positive,
     stopped_code,
@@ -171,9 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--callers", type=int, default=8, metavar="N", help="callers that send at the same time (default: 8)"
     )
-    parser.add_argument(
-        "--seconds", type=positive, default=6.0, help="duration of each measurement (default: %(default)g)"
-    )
+    add_seconds_option(parser, "--seconds", 6.0, "duration of each measurement")
     parser.add_argument(
         "--p99-ms",
         type=positive,
@@ -181,13 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="prefer settings whose 99th percentile of the latency stays below this (default: no limit)",
     )
     parser.add_argument("--library", metavar="FILE", help=LIBRARY)
-    parser.add_argument(
-        "--start-timeout",
-        type=positive,
-        default=120.0,
-        metavar="SECONDS",
-        help="time limit for the start of each server (default: %(default)g)",
-    )
+    add_seconds_option(parser, "--start-timeout", 120.0, "time limit for the start of each server")
     parser.add_argument("--dry-run", action="store_true", help="measure, but do not change the configs")
     options = parser.parse_args(arguments)
     if options.callers < 1:

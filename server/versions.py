@@ -32,9 +32,6 @@ class Versions:
             raise ReleaseError(f"{self.model} holds no version: run build_models.py")
         return found
 
-    def newest_folder(self) -> Path:
-        return self.folder(self.numbers()[-1])
-
     def unused_number(self) -> int:
         """Return a number higher than any used one, so that a number always means the same weights."""
         return max([*self.numbers(), *self._withdrawn()]) + 1

@@ -181,7 +181,7 @@ def kills(monkeypatch, tmp_path):
         counted = "" if count is None else f"oom_kill {count}\n"
         (tmp_path / "vmstat").write_text(f"pgfault 7\n{counted}oom_kill_x 9\n")
 
-    monkeypatch.setattr("server.memory.VMSTAT", tmp_path / "vmstat")
+    monkeypatch.setattr("server.run.VMSTAT", tmp_path / "vmstat")
     return write
 
 
