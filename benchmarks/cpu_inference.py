@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.commands import add_batches, add_rounds, check_archs, command_parser
 from benchmarks.harness import (
     cores,
+    name_here,
     openvino_core,
     other_work_warning,
     publish,
@@ -124,7 +125,7 @@ def main() -> None:
     warning, size = other_work_warning(), ModelConfig(options.arch).image_size
     rows = measure(options.arch, size, options.batches, options.rounds)
     publish(
-        f"cpu_inference_{options.arch}",
+        name_here(f"cpu_inference_{options.arch}"),
         arch=options.arch,
         image_size=size,
         dtype="fp32",

@@ -66,6 +66,11 @@ def name_on(hardware: dict[str, Any], name: str) -> str:
     return f"{name}_" + re.sub(r"\W+", "_", hardware["name"].lower()).strip("_")
 
 
+def name_here(name: str) -> str:
+    """The name of this processor's results file: one with AMX has its own, "kernels_cpu" -> kernels_cpu_amx."""
+    return f"{name}_amx" if "amx_bf16" in machine()["instructions"] else name
+
+
 def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 

@@ -26,6 +26,7 @@ from benchmarks.commands import add_batches, command_parser, positive, whole_num
 from benchmarks.harness import (
     cores,
     gpu,
+    name_here,
     name_on,
     other_work_warning,
     pin_float32,
@@ -171,7 +172,7 @@ def run_cpu(batches: list[int], rounds: int) -> int:
     found = versions("torch", "openvino", "onnxruntime")
     slower = [row for row in rows if row.get("ratio_to_best_peer", 0) > 1.05]
     print(f"more than 5 % slower than the best peer on {len(slower)} of {len(rows)} layers")
-    publish("kernels_cpu", warning=warning, threads=threads, versions=found, rows=rows)
+    publish(name_here("kernels_cpu"), warning=warning, threads=threads, versions=found, rows=rows)
     return 1 if any("wrong" in row for row in rows) else 0
 
 

@@ -58,6 +58,7 @@ def test_a_signal_after_openvino_was_used_twice():
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(main, "run_as_served", lambda module: None)
+    monkeypatch.setattr(main, "name_here", str)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # seconds a layer
     monkeypatch.setattr(cpu, "layers", lambda batches: [Layer(batch, 16, 9, 13, "float32") for batch in batches])
     return lambda: json.loads((tmp_path / "kernels_cpu.json").read_text())
