@@ -15,6 +15,7 @@ from benchmarks.serving import table as serving
 README = ROOT / "README.md"
 WITHOUT = "Against the same weights in PyTorch's own convolutions"
 OPENVINO = "Against the same weights in OpenVINO"
+PROCESSORS = ("", "_amx")  # as harness.name_here names their files
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 
 
@@ -22,15 +23,21 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def inference_table(result: dict[str, Any]) -> list[str]:
-    what = f"{result['arch']} at {result['image_size']} px on the CPU, fp32 or as named"
-    lines = [f"**{what}** ({conditions(result)})", ""]
+def inference_table(results: list[dict[str, Any]]) -> list[str]:
+    """The whole network by runtime, two columns for each processor."""
+    what = f"{results[0]['arch']} at {results[0]['image_size']} px on the CPU, fp32 or as named"
     rows = []
-    for row in result["rows"]:
-        ms = row["ms"]
-        cell = f"{ms['median']:.0f} ({ms['p20']:.0f} to {ms['p80']:.0f})"
-        rows.append([row["runtime"], str(row["batch"]), cell, f"{row['ratio_to_openvino_fp32']:.2f}"])
-    return lines + table(["runtime", "batch", "ms, median (p20 to p80)", "x OpenVINO fp32"], rows)
+    for same in zip(*(result["rows"] for result in results), strict=True):
+        ((runtime, batch),) = {(row["runtime"], row["batch"]) for row in same}
+        cells = [runtime, str(batch)]
+        for row in same:
+            times = "{median:.0f} ({p20:.0f} to {p80:.0f})".format(**row["ms"])
+            cells += [times, f"{row['ratio_to_openvino_fp32']:.2f}"]
+        rows.append(cells)
+    processors = [result["machine"]["cpu"].partition("(")[0].split()[0] for result in results]
+    columns = [column for cpu in processors for column in (f"{cpu}: ms, median (p20 to p80)", "x OpenVINO fp32")]
+    title = f"**{what}** ({'. '.join(map(conditions, results))})"
+    return [title, "", *table(["runtime", "batch", *columns], rows)]
 
 
 def depthwise_table(result: dict[str, Any]) -> list[str]:
@@ -123,12 +130,12 @@ def pages() -> dict[Path, list[list[str]]]:
     return {
         README: [
             kernels.stage_table(h200),
-            inference_table(load("cpu_inference_replknet_31b")),
+            inference_table([load(f"cpu_inference_replknet_31b{processor}") for processor in PROCESSORS]),
             served.serving_table(load("serving_overhead")),
             served.demo_line(load("demo")),
         ],
         ROOT / "docs" / "kernels.md": [
-            depthwise_table(load("kernels_cpu")),
+            *(depthwise_table(load(f"kernels_cpu{processor}")) for processor in PROCESSORS),
             gradients_table(load("gradients_cpu")),
             *gpu_tables(h200, load("kernels_nvidia_h200_before")),
         ],

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import add_names, add_rounds, check_archs, command_parser
-from benchmarks.harness import cores, other_work_warning, require_server, run_as_served
+from benchmarks.harness import cores, name_here, other_work_warning, require_server, run_as_served
 from benchmarks.photographs import photograph
 from benchmarks.served import TOKEN, bare_pipeline, check, empty_ensemble, random_checkpoint, steps_ms, write_served
 from benchmarks.timing import interleaved
@@ -97,7 +97,7 @@ def main() -> None:
     threads = cores()
     jpeg = photograph()
     rows = [measure(arch, jpeg, options.rounds, threads) for arch in options.archs]
-    write_served("serving_overhead", jpeg, warning, threads=threads, rows=rows)
+    write_served(name_here("serving_overhead"), jpeg, warning, threads=threads, rows=rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,12 @@ intr 1 2 3
 """
 
 
+@pytest.mark.parametrize(("flags", "name"), [("avx2 amx_bf16 amx_tile", "kernels_cpu_amx"), ("avx2", "kernels_cpu")])
+def test_a_processor_with_amx_has_its_own_files(flags: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: f"model name : one\nflags : fpu {flags} movbe\n")
+    assert harness.name_here("kernels_cpu") == name
+
+
 def test_the_cores_of_this_process_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2})
     monkeypatch.setattr(os, "sysconf", {"SC_CLK_TCK": 100}.__getitem__)

@@ -75,6 +75,21 @@ def test_what_is_not_published_or_not_timed_has_no_figure() -> None:
     assert (cells[3], cells[5]) == (f"{row['macs'] / 1e9:.3f}", "none")
 
 
+def test_a_row_of_the_networks_table_is_one_runtime_on_each_processor() -> None:
+    result = report.load("cpu_inference_replknet_31b")
+    intel = {**result, "machine": {**result["machine"], "cpu": "Intel(R) Xeon(R)"}}
+    intel["rows"] = [{**row, "ms": {**row["ms"], "median": 7.0}} for row in result["rows"]]
+    _, _, header, _, *rows = report.inference_table([result, intel])
+    assert header.split("|")[3].strip() == "AMD: ms, median (p20 to p80)"
+    assert header.split("|")[5].strip() == "Intel: ms, median (p20 to p80)"
+    assert len(rows) == len(result["rows"])
+    for row, cells in zip(result["rows"], (line.split("|") for line in rows), strict=True):
+        assert (cells[1].strip(), cells[5].split()[0]) == (row["runtime"], "7")
+    for other in (intel["rows"][1:], intel["rows"][::-1]):
+        with pytest.raises(ValueError, match="too many values"):
+            report.inference_table([result, {**intel, "rows": other}])
+
+
 def test_a_busy_host_is_told_beside_the_machine() -> None:
     result = json.loads((report.RESULTS / "serving_overhead.json").read_text())
     assert report.conditions({**result, "warning": None}).endswith(f"; {result['date']}")
